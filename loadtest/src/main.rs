@@ -1,0 +1,2 @@
+//! The open-loop load test of Shardgate.
+fn main() {}

@@ -1,0 +1,291 @@
+//! The flat head of a request or an answer: one buffer of bytes and a list of offsets into it.
+//!
+//! HTTP/1.1 hands over the buffer that it read the head into, HTTP/2 fills one of its own; every floor above edits and
+//! reads the same type. An edit appends bytes and moves offsets; it never shifts what is there.
+
+/// A stretch of a head's bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Span {
+    /// Offset of the first byte.
+    pub start: u32,
+    /// Offset past the last byte.
+    pub end: u32,
+}
+
+impl Span {
+    /// The bytes themselves; empty when the span does not lie within `bytes`.
+    #[inline]
+    pub fn of(self, bytes: &[u8]) -> &[u8] {
+        bytes.get(self.start as usize..self.end as usize).unwrap_or_default()
+    }
+
+    /// Whether it spans nothing.
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.start >= self.end
+    }
+}
+
+/// The fields that the gateway itself reads, sets or drops, known once by name when the head is parsed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "each is the field of that name")]
+pub enum Known {
+    Other,
+    Host,
+    ContentLength,
+    TransferEncoding,
+    Connection,
+    KeepAlive,
+    ProxyConnection,
+    ProxyAuthenticate,
+    ProxyAuthorization,
+    Te,
+    Trailer,
+    Upgrade,
+    Expect,
+    Authorization,
+    Date,
+    Via,
+    Forwarded,
+    XForwardedFor,
+    XForwardedProto,
+    XForwardedHost,
+    /// `X-Forwarded-Port`, `X-Real-IP` and other claims about the hop before, which only a trusted peer may make.
+    XForwardedOther,
+    XRequestId,
+    Traceparent,
+    Tracestate,
+    /// `X-User-Id`, `X-User-Role`, `X-Session-Id`, and each of them written with `_`.
+    Identity,
+    Origin,
+    /// Any `Access-Control-*`.
+    AccessControl,
+    Vary,
+    RetryAfter,
+    SetCookie,
+    ContentType,
+}
+
+/// One field line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Field {
+    /// The name as it came.
+    pub name: Span,
+    /// The value, without the white space around it.
+    pub value: Span,
+    /// Which field it is, if the gateway cares.
+    pub known: Known,
+}
+
+/// Version of the message as received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the version of that name")]
+pub enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// A request method. Names are case-sensitive (RFC 9110 §9.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the method of that name")]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Options,
+    Patch,
+    Connect,
+    Trace,
+    /// Any other token; its text is `RequestHead::method_text`.
+    Other,
+}
+
+impl Method {
+    /// The method of that name.
+    pub fn of(name: &[u8]) -> Self {
+        match name {
+            b"GET" => Self::Get,
+            b"HEAD" => Self::Head,
+            b"POST" => Self::Post,
+            b"PUT" => Self::Put,
+            b"DELETE" => Self::Delete,
+            b"OPTIONS" => Self::Options,
+            b"PATCH" => Self::Patch,
+            b"CONNECT" => Self::Connect,
+            b"TRACE" => Self::Trace,
+            _ => Self::Other,
+        }
+    }
+
+    /// Whether repeating it has the effect of doing it once (RFC 9110 §9.2.2).
+    pub const fn is_idempotent(self) -> bool {
+        matches!(self, Self::Get | Self::Head | Self::Put | Self::Delete | Self::Options | Self::Trace)
+    }
+}
+
+/// How the length of a message's body is known (RFC 9112 §6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Framing {
+    /// There is no body.
+    None,
+    /// Exactly so many bytes.
+    Length(u64),
+    /// The chunked transfer coding.
+    Chunked,
+    /// Until the connection closes; answers only.
+    UntilClose,
+}
+
+/// The form of a request target (RFC 9112 §3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetForm {
+    /// `/path?query`
+    Origin,
+    /// `http://host/path?query`
+    Absolute,
+    /// `host:port`, for CONNECT only
+    Authority,
+    /// `*`, for OPTIONS only
+    Asterisk,
+}
+
+/// The head of a request.
+#[derive(Debug)]
+pub struct RequestHead {
+    /// What all spans point into.
+    pub bytes: Vec<u8>,
+    /// The field lines in their order.
+    pub fields: Vec<Field>,
+    /// The method.
+    pub method: Method,
+    /// The method as written.
+    pub method_text: Span,
+    /// The request target as written.
+    pub target: Span,
+    /// Its form.
+    pub form: TargetForm,
+    /// The path within the target, up to `?`; `/` is understood where it is empty.
+    pub path: Span,
+    /// What follows `?`; `None` when there is no `?`.
+    pub query: Option<Span>,
+    /// Host and port that the request is for: `Host`, or the authority of an absolute target; empty for an HTTP/1.0
+    /// request without either.
+    pub authority: Span,
+    /// The version as received.
+    pub version: Version,
+    /// How its body is framed.
+    pub framing: Framing,
+    /// Whether the client wants the connection kept after the answer.
+    pub keep_alive: bool,
+    /// Whether it waits for `100 Continue`.
+    pub expect_continue: bool,
+    /// Whether it asks for another protocol: `Connection: upgrade` with an `Upgrade` field.
+    pub upgrade: bool,
+}
+
+/// The head of an answer.
+#[derive(Debug)]
+pub struct ResponseHead {
+    /// What all spans point into.
+    pub bytes: Vec<u8>,
+    /// The field lines in their order.
+    pub fields: Vec<Field>,
+    /// The status code, 100 to 999.
+    pub status: u16,
+    /// The reason phrase; may be empty.
+    pub reason: Span,
+    /// The version as received.
+    pub version: Version,
+    /// How its body is framed.
+    pub framing: Framing,
+    /// Whether the upstream keeps the connection after this answer.
+    pub keep_alive: bool,
+    /// The `timeout` of `Keep-Alive`, in seconds.
+    pub keep_alive_timeout_s: Option<u32>,
+}
+
+/// What both heads can do with their fields.
+macro_rules! fields {
+    ($head:ty) => {
+        impl $head {
+            /// The bytes of a span.
+            #[inline]
+            pub fn text(&self, span: Span) -> &[u8] {
+                span.of(&self.bytes)
+            }
+
+            /// The value of the first field of this kind.
+            #[inline]
+            pub fn value(&self, known: Known) -> Option<&[u8]> {
+                self.fields.iter().find(|field| field.known == known).map(|field| field.value.of(&self.bytes))
+            }
+
+            /// The value of the first field of this name, in any case.
+            pub fn value_of(&self, name: &[u8]) -> Option<&[u8]> {
+                let found = self.fields.iter().find(|field| field.name.of(&self.bytes).eq_ignore_ascii_case(name))?;
+                Some(found.value.of(&self.bytes))
+            }
+
+            /// Appends bytes that a span can point to.
+            #[inline]
+            pub fn append(&mut self, parts: &[&[u8]]) -> Span {
+                let start = offset(self.bytes.len());
+                for part in parts {
+                    self.bytes.extend_from_slice(part);
+                }
+                Span { start, end: offset(self.bytes.len()) }
+            }
+
+            /// Appends a field line. Name and value must be legal: they are written as they are.
+            #[inline]
+            pub fn push(&mut self, known: Known, name: &[u8], value: &[u8]) {
+                let name = self.append(&[name]);
+                let value = self.append(&[value]);
+                self.fields.push(Field { name, value, known });
+            }
+
+            /// Drops every field of these kinds.
+            #[inline]
+            pub fn remove(&mut self, unwanted: impl Fn(Known) -> bool) {
+                self.fields.retain(|field| !unwanted(field.known));
+            }
+
+            /// Drops every field of this name, in any case.
+            pub fn remove_named(&mut self, name: &[u8]) {
+                let bytes = &self.bytes;
+                self.fields.retain(|field| !field.name.of(bytes).eq_ignore_ascii_case(name));
+            }
+        }
+    };
+}
+
+fields!(RequestHead);
+fields!(ResponseHead);
+
+/// Heads are bounded far below 4 GiB; past it offsets saturate and spans come out empty.
+#[inline]
+fn offset(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+impl ResponseHead {
+    /// An answer of the gateway's own, with no fields and no body yet, built in a lent buffer.
+    pub fn new(status: u16, mut bytes: Vec<u8>, mut fields: Vec<Field>) -> Self {
+        bytes.clear();
+        fields.clear();
+        Self {
+            bytes,
+            fields,
+            status,
+            reason: Span::default(),
+            version: Version::Http11,
+            framing: Framing::None,
+            keep_alive: true,
+            keep_alive_timeout_s: None,
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! Pure protocol cores: bytes in, events out. No sockets, clocks, threads, logs or other modules.
+//!
+//! Nothing here can be made to panic by a peer's bytes, and the compiler helps to keep it so.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
+
+pub mod head;
