@@ -4,3 +4,4 @@
 //! (`tests/it/tidy.rs` checks that). `ARCHITECTURE.md` is the map.
 
 pub mod proto;
+pub mod telemetry;

@@ -1,0 +1,97 @@
+//! What a request pays for being recorded: its log line, its ids, its counters.
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use shardgate::telemetry::ids::{RequestId, TRACEPARENT_LENGTH, TraceContext};
+use shardgate::telemetry::metrics::{Counters, Finished};
+use shardgate::telemetry::record::{Record, TimestampCache};
+use shardgate::telemetry::slots::Slots;
+
+fn record() -> Record<'static> {
+    Record {
+        unix_ms: 1_795_428_969_007,
+        request_id: b"4bf92f3577b34da6a3ce929d0e",
+        trace_id: [0xab; 16],
+        client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+        method: b"GET",
+        host: b"api.example.com",
+        path: b"/api/events/carts/1234567/items",
+        route: "events",
+        upstream: "ingestion",
+        instance: b"10.0.12.7:8081",
+        protocol: "HTTP/1.1",
+        status: 200,
+        request_bytes: 0,
+        response_bytes: 1024,
+        total_us: 812,
+        gateway_us: 41,
+        upstream_us: 771,
+        connect_us: None,
+        attempts: 1,
+        reused: true,
+        reason: "",
+        shard: 3,
+        user_agent:
+            b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
+    }
+}
+
+fn lines(criterion: &mut Criterion) {
+    let mut out = Vec::with_capacity(64 * 1024);
+    let mut times = TimestampCache::default();
+    let mut bench = |name: &str, record: Record<'_>| {
+        criterion.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                out.clear();
+                black_box(&record).write_line(&mut times, &mut out);
+                black_box(out.len())
+            });
+        });
+    };
+    bench("line", record());
+    bench("line, hostile bytes", Record { path: &[b'"'; 2048], user_agent: &[0xff; 256], ..record() });
+}
+
+fn ids(criterion: &mut Criterion) {
+    let mut rng = fastrand::Rng::with_seed(1);
+    criterion.bench_function("request id, new", |bencher| bencher.iter(|| RequestId::generate(black_box(&mut rng))));
+    criterion.bench_function("request id, accepted", |bencher| {
+        bencher.iter(|| RequestId::accept(black_box(b"0b2f6f3e-3d4c-4c43-9f0b-8f5b1c0e6a55")));
+    });
+    criterion.bench_function("traceparent, continued", |bencher| {
+        let mut out = [0; TRACEPARENT_LENGTH];
+        bencher.iter(|| {
+            let incoming = black_box(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+            if let Some(context) = TraceContext::parse_traceparent(incoming, true) {
+                context.child(&mut rng).write(&mut out);
+            }
+            black_box(out)
+        });
+    });
+}
+
+fn counters(criterion: &mut Criterion) {
+    let mut counters = Counters::default();
+    let route = Slots::default().claim("events");
+    counters.make_room(2, 2);
+    let mut total_us = 0;
+    criterion.bench_function("counters", |bencher| {
+        bencher.iter(|| {
+            total_us = (total_us + 77) % 100_000;
+            counters.finish(black_box(&Finished {
+                route,
+                status: 200,
+                total_us,
+                gateway_us: 41,
+                request_bytes: 0,
+                response_bytes: 1024,
+            }));
+        });
+    });
+    black_box(counters);
+}
+
+criterion_group!(benches, lines, ids, counters);
+criterion_main!(benches);

@@ -1,0 +1,98 @@
+//! The operator's log on standard error: start, stop, reload and trouble, never a line for a request.
+//!
+//! A terminal gets text, everything else one JSON object a line. Whatever a message quotes from outside, a line stays
+//! one line and holds no control character.
+
+use std::io::{self, IsTerminal as _, Write};
+
+use tracing::Subscriber;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use super::escape::push_line;
+
+/// Why the log did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// The level means nothing.
+    #[error(
+        "log level is {level:?}; it is error, warn, info, debug, trace or a list such as info,shardgate::shard=debug"
+    )]
+    Level {
+        /// As configured.
+        level: String,
+        /// What the filter's parser says.
+        source: ParseError,
+    },
+    /// Somebody was first.
+    #[error("the log was started twice")]
+    Twice(#[from] TryInitError),
+}
+
+/// Starts the log of the process, once.
+pub fn init(level: &str) -> Result<(), InitError> {
+    let format = if io::stderr().is_terminal() { Format::Text } else { Format::Json };
+    match format {
+        Format::Text => text(level, io::stderr)?.try_init()?,
+        Format::Json => json(level, io::stderr)?.try_init()?,
+    }
+    Ok(())
+}
+
+enum Format {
+    Text,
+    Json,
+}
+
+fn filter(level: &str) -> Result<EnvFilter, InitError> {
+    EnvFilter::try_new(level).map_err(|source| InitError::Level { level: level.to_owned(), source })
+}
+
+fn json<M>(level: &str, output: M) -> Result<impl Subscriber + Send + Sync, InitError>
+where
+    M: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = tracing_subscriber::fmt().json().flatten_event(true).with_current_span(false).with_span_list(false);
+    Ok(lines.with_env_filter(filter(level)?).with_writer(Harmless(output)).finish())
+}
+
+fn text<M>(level: &str, output: M) -> Result<impl Subscriber + Send + Sync, InitError>
+where
+    M: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    // No colours: they are control characters, and none get through.
+    let lines = tracing_subscriber::fmt().with_ansi(false);
+    Ok(lines.with_env_filter(filter(level)?).with_writer(Harmless(output)).finish())
+}
+
+/// Escapes what the formatters leave in a line.
+struct Harmless<W>(W);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Harmless<M> {
+    type Writer = Harmless<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Harmless(self.0.make_writer())
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
+        Harmless(self.0.make_writer_for(meta))
+    }
+}
+
+impl<W: Write> Write for Harmless<W> {
+    /// Takes whole lines, as the formatters write them: one call for each event.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut harmless = Vec::with_capacity(line.len() + 1);
+        push_line(&mut harmless, line.strip_suffix(b"\n").unwrap_or(line));
+        harmless.push(b'\n');
+        self.0.write_all(&harmless)?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}

@@ -1,0 +1,14 @@
+//! What Shardgate remembers of its own work: counters, access-log lines, ids, the log of what operators should know.
+//!
+//! Everything on a request's path is plain memory of its shard: nothing here locks, sends over a network or allocates
+//! for a request. Who asks for the numbers and who ships the records are matters of the floors above.
+
+pub mod access_log;
+pub mod escape;
+pub mod exposition;
+pub mod histogram;
+pub mod ids;
+pub mod log;
+pub mod metrics;
+pub mod record;
+pub mod slots;

@@ -1,0 +1,423 @@
+//! One access-log line: everything that is known of a request when its answer is complete.
+//!
+//! It writes bytes into the caller's buffer; where lines go is `access_log`'s business. `docs/access-log.md` explains
+//! each field to readers of the log.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::escape::{push_json, push_json_bounded};
+use super::ids::write_hex;
+
+/// Longest path in a line, in bytes as it came; more is cut and marked.
+pub const PATH_MAX: usize = 2048;
+/// Longest `User-Agent` in a line.
+pub const USER_AGENT_MAX: usize = 256;
+/// Longest host in a line: a DNS name and a port fit.
+pub const HOST_MAX: usize = 262;
+/// Longest of the short fields: methods, names of routes and upstreams, instances.
+pub const NAME_MAX: usize = 128;
+/// No line is longer, whatever came from outside: six bytes for each that needs an escape.
+pub const LINE_MAX: usize = 6 * (PATH_MAX + USER_AGENT_MAX + HOST_MAX + 6 * NAME_MAX) + 1024;
+
+/// What one access-log line says. It borrows everything, and lives as long as it takes to write it.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// When the answer was complete, in milliseconds since 1970.
+    pub unix_ms: u64,
+    /// The id that the answer carries.
+    pub request_id: &'a [u8],
+    /// The trace that the request belongs to; all zero says none.
+    pub trace_id: [u8; 16],
+    /// Who asked: the peer, or whom a trusted peer named.
+    pub client: IpAddr,
+    /// The request's method.
+    pub method: &'a [u8],
+    /// The authority that was asked for.
+    pub host: &'a [u8],
+    /// The path without the query, which may hold secrets.
+    pub path: &'a [u8],
+    /// The route that took it; empty when none did.
+    pub route: &'a str,
+    /// The upstream it went to; empty when it went to none, and then no field about upstreams is written.
+    pub upstream: &'a str,
+    /// `host:port` of the instance that was asked last; empty when none was reached.
+    pub instance: &'a [u8],
+    /// `HTTP/1.1`, `HTTP/2`, …
+    pub protocol: &'static str,
+    /// The answer's status; 0 when no answer was begun.
+    pub status: u16,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the answer's body.
+    pub response_bytes: u64,
+    /// From the request's first byte to the answer's last.
+    pub total_us: u64,
+    /// The part of it that the gateway added.
+    pub gateway_us: u64,
+    /// The part of it spent waiting for the upstream.
+    pub upstream_us: u64,
+    /// How long the connect took, when a connection was opened for it.
+    pub connect_us: Option<u64>,
+    /// How often it was sent; more than 1 after a retry.
+    pub attempts: u32,
+    /// Whether it went over an upstream connection that had been used before.
+    pub reused: bool,
+    /// Why it failed: a refusal's code, `client_closed` and the like; empty when it did not.
+    pub reason: &'static str,
+    /// The shard that served it.
+    pub shard: u16,
+    /// The client's `User-Agent`.
+    pub user_agent: &'a [u8],
+}
+
+impl Record<'_> {
+    /// Appends the record as one line of JSON, its newline included.
+    ///
+    /// Whatever the bytes are, the line is valid UTF-8 and JSON, holds no control character and is no longer than
+    /// [`LINE_MAX`].
+    pub fn write_line(&self, times: &mut TimestampCache, out: &mut Vec<u8>) {
+        let mut number = itoa::Buffer::new();
+        out.extend_from_slice(b"{\"time\":\"");
+        out.extend_from_slice(times.at(self.unix_ms));
+        out.extend_from_slice(b"\",\"request_id\":\"");
+        push_json_bounded(out, self.request_id, NAME_MAX);
+        if self.trace_id != [0; 16] {
+            let mut digits = [0; 32];
+            write_hex(&self.trace_id, &mut digits);
+            out.extend_from_slice(b"\",\"trace_id\":\"");
+            out.extend_from_slice(&digits);
+        }
+        out.extend_from_slice(b"\",\"client\":\"");
+        push_address(out, self.client);
+        out.extend_from_slice(b"\",\"method\":\"");
+        push_json_bounded(out, self.method, NAME_MAX);
+        out.extend_from_slice(b"\",\"host\":\"");
+        push_json_bounded(out, self.host, HOST_MAX);
+        out.extend_from_slice(b"\",\"path\":\"");
+        push_json_bounded(out, self.path, PATH_MAX);
+        out.extend_from_slice(b"\",\"protocol\":\"");
+        push_json(out, self.protocol.as_bytes());
+        out.extend_from_slice(b"\",\"status\":");
+        out.extend_from_slice(number.format(self.status).as_bytes());
+        if !self.reason.is_empty() {
+            out.extend_from_slice(b",\"reason\":\"");
+            push_json_bounded(out, self.reason.as_bytes(), NAME_MAX);
+            out.push(b'"');
+        }
+        if !self.route.is_empty() {
+            out.extend_from_slice(b",\"route\":\"");
+            push_json_bounded(out, self.route.as_bytes(), NAME_MAX);
+            out.push(b'"');
+        }
+        if !self.upstream.is_empty() {
+            self.push_upstream(out, &mut number);
+        }
+        out.extend_from_slice(b",\"request_bytes\":");
+        out.extend_from_slice(number.format(self.request_bytes).as_bytes());
+        out.extend_from_slice(b",\"response_bytes\":");
+        out.extend_from_slice(number.format(self.response_bytes).as_bytes());
+        out.extend_from_slice(b",\"total_us\":");
+        out.extend_from_slice(number.format(self.total_us).as_bytes());
+        out.extend_from_slice(b",\"gateway_us\":");
+        out.extend_from_slice(number.format(self.gateway_us).as_bytes());
+        out.extend_from_slice(b",\"shard\":");
+        out.extend_from_slice(number.format(self.shard).as_bytes());
+        out.extend_from_slice(b",\"user_agent\":\"");
+        push_json_bounded(out, self.user_agent, USER_AGENT_MAX);
+        out.extend_from_slice(b"\"}\n");
+    }
+
+    fn push_upstream(&self, out: &mut Vec<u8>, number: &mut itoa::Buffer) {
+        out.extend_from_slice(b",\"upstream\":\"");
+        push_json_bounded(out, self.upstream.as_bytes(), NAME_MAX);
+        if !self.instance.is_empty() {
+            out.extend_from_slice(b"\",\"instance\":\"");
+            push_json_bounded(out, self.instance, NAME_MAX);
+        }
+        out.extend_from_slice(b"\",\"upstream_us\":");
+        out.extend_from_slice(number.format(self.upstream_us).as_bytes());
+        if let Some(connect_us) = self.connect_us {
+            out.extend_from_slice(b",\"connect_us\":");
+            out.extend_from_slice(number.format(connect_us).as_bytes());
+        }
+        out.extend_from_slice(b",\"attempts\":");
+        out.extend_from_slice(number.format(self.attempts).as_bytes());
+        out.extend_from_slice(if self.reused { b",\"reused\":true" } else { b",\"reused\":false" });
+    }
+}
+
+/// Length of `2026-11-23T10:15:00.000Z`.
+const TIMESTAMP_LENGTH: usize = 24;
+
+/// Writes RFC 3339 times in UTC; all but the milliseconds are computed once a second. One per shard.
+#[derive(Clone, Debug)]
+pub struct TimestampCache {
+    second: u64,
+    text: [u8; TIMESTAMP_LENGTH],
+}
+
+impl Default for TimestampCache {
+    fn default() -> Self {
+        Self { second: 0, text: *b"1970-01-01T00:00:00.000Z" }
+    }
+}
+
+impl TimestampCache {
+    /// The time as text; years past 9999 are shown as 1970, since four digits cannot say them.
+    #[inline]
+    pub fn at(&mut self, unix_ms: u64) -> &[u8; TIMESTAMP_LENGTH] {
+        let second = unix_ms / 1000;
+        if second != self.second {
+            self.begin_second(second);
+        }
+        let [hundreds, tens, ones] = digits::<3>(unix_ms % 1000);
+        self.text[20] = hundreds;
+        self.text[21] = tens;
+        self.text[22] = ones;
+        &self.text
+    }
+
+    #[cold]
+    fn begin_second(&mut self, second: u64) {
+        let timestamp = i64::try_from(second).ok().and_then(|second| jiff::Timestamp::from_second(second).ok());
+        let date = jiff::tz::Offset::UTC.to_datetime(timestamp.unwrap_or_default());
+        let part = |value: i8| digits::<2>(u64::from(value.unsigned_abs()));
+        self.second = second;
+        self.text[0..4].copy_from_slice(&digits::<4>(u64::from(date.year().unsigned_abs())));
+        self.text[5..7].copy_from_slice(&part(date.month()));
+        self.text[8..10].copy_from_slice(&part(date.day()));
+        self.text[11..13].copy_from_slice(&part(date.hour()));
+        self.text[14..16].copy_from_slice(&part(date.minute()));
+        self.text[17..19].copy_from_slice(&part(date.second()));
+    }
+}
+
+/// The last `N` decimal digits of `value`.
+#[inline]
+fn digits<const N: usize>(mut value: u64) -> [u8; N] {
+    let mut text = [b'0'; N];
+    for digit in text.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+    text
+}
+
+/// Appends an address as RFC 5952 writes it; an IPv4 address that came through an IPv6 socket is shown as IPv4.
+fn push_address(out: &mut Vec<u8>, address: IpAddr) {
+    match address.to_canonical() {
+        IpAddr::V4(address) => push_ipv4(out, address),
+        IpAddr::V6(address) => push_ipv6(out, address),
+    }
+}
+
+fn push_ipv4(out: &mut Vec<u8>, address: Ipv4Addr) {
+    let mut number = itoa::Buffer::new();
+    for (index, octet) in address.octets().into_iter().enumerate() {
+        if index > 0 {
+            out.push(b'.');
+        }
+        out.extend_from_slice(number.format(octet).as_bytes());
+    }
+}
+
+fn push_ipv6(out: &mut Vec<u8>, address: Ipv6Addr) {
+    let segments = address.segments();
+    // RFC 5952 §4.2: the longest run of two or more zero segments is shortened, the first of equals.
+    let (mut zeros_start, mut zeros_length) = (segments.len(), 1);
+    let mut run = 0;
+    for (index, segment) in segments.into_iter().enumerate() {
+        run = if segment == 0 { run + 1 } else { 0 };
+        if run > zeros_length {
+            (zeros_start, zeros_length) = (index + 1 - run, run);
+        }
+    }
+    let mut index = 0;
+    while index < segments.len() {
+        if index == zeros_start {
+            out.extend_from_slice(b"::");
+            index += zeros_length;
+            continue;
+        }
+        if index > 0 && index != zeros_start + zeros_length {
+            out.push(b':');
+        }
+        push_segment(out, segments[index]);
+        index += 1;
+    }
+}
+
+/// Four hexadecimal digits without leading zeros.
+fn push_segment(out: &mut Vec<u8>, segment: u16) {
+    let mut digits = [0; 4];
+    write_hex(&segment.to_be_bytes(), &mut digits);
+    let leading = (segment.leading_zeros() / 4).min(3) as usize;
+    out.extend_from_slice(&digits[leading..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    fn record() -> Record<'static> {
+        Record {
+            unix_ms: 1_795_428_969_007,
+            request_id: b"req-00000001",
+            trace_id: [0xab; 16],
+            client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+            method: b"GET",
+            host: b"api.example.com",
+            path: b"/api/events/1",
+            route: "events",
+            upstream: "ingestion",
+            instance: b"127.0.0.1:8081",
+            protocol: "HTTP/1.1",
+            status: 200,
+            request_bytes: 0,
+            response_bytes: 1024,
+            total_us: 812,
+            gateway_us: 41,
+            upstream_us: 771,
+            connect_us: Some(90),
+            attempts: 1,
+            reused: false,
+            reason: "",
+            shard: 3,
+            user_agent: b"curl/8.5.0",
+        }
+    }
+
+    fn line(record: &Record<'_>) -> String {
+        let mut out = Vec::new();
+        record.write_line(&mut TimestampCache::default(), &mut out);
+        String::from_utf8(out).expect("always UTF-8")
+    }
+
+    fn parsed(record: &Record<'_>) -> serde_json::Map<String, serde_json::Value> {
+        serde_json::from_str(&line(record)).expect("always JSON")
+    }
+
+    fn check(record: &Record<'_>, expected: &Expect) {
+        expected.assert_eq(&line(record));
+    }
+
+    #[test]
+    fn a_proxied_request() {
+        check(&record(), &expect![[r#"
+            {"time":"2026-11-23T10:16:09.007Z","request_id":"req-00000001","trace_id":"abababababababababababababababab","client":"192.0.2.7","method":"GET","host":"api.example.com","path":"/api/events/1","protocol":"HTTP/1.1","status":200,"route":"events","upstream":"ingestion","instance":"127.0.0.1:8081","upstream_us":771,"connect_us":90,"attempts":1,"reused":false,"request_bytes":0,"response_bytes":1024,"total_us":812,"gateway_us":41,"shard":3,"user_agent":"curl/8.5.0"}
+        "#]]);
+        check(&Record { connect_us: None, reused: true, attempts: 2, ..record() }, &expect![[r#"
+            {"time":"2026-11-23T10:16:09.007Z","request_id":"req-00000001","trace_id":"abababababababababababababababab","client":"192.0.2.7","method":"GET","host":"api.example.com","path":"/api/events/1","protocol":"HTTP/1.1","status":200,"route":"events","upstream":"ingestion","instance":"127.0.0.1:8081","upstream_us":771,"attempts":2,"reused":true,"request_bytes":0,"response_bytes":1024,"total_us":812,"gateway_us":41,"shard":3,"user_agent":"curl/8.5.0"}
+        "#]]);
+    }
+
+    #[test]
+    fn a_refused_request_says_nothing_of_upstreams() {
+        let refused = Record { route: "", upstream: "", status: 404, reason: "not_found", ..record() };
+        check(&Record { trace_id: [0; 16], ..refused }, &expect![[r#"
+            {"time":"2026-11-23T10:16:09.007Z","request_id":"req-00000001","client":"192.0.2.7","method":"GET","host":"api.example.com","path":"/api/events/1","protocol":"HTTP/1.1","status":404,"reason":"not_found","request_bytes":0,"response_bytes":1024,"total_us":812,"gateway_us":41,"shard":3,"user_agent":"curl/8.5.0"}
+        "#]]);
+    }
+
+    #[test]
+    fn hostile_bytes_stay_inside_their_strings() {
+        let hostile = Record {
+            path: b"/\",\"status\":200}\n{\"a\":\"\x1b[2J\xff",
+            user_agent: "\u{2028}\u{202e}\x7f☕".as_bytes(),
+            ..record()
+        };
+        check(&hostile, &expect![[r#"
+            {"time":"2026-11-23T10:16:09.007Z","request_id":"req-00000001","trace_id":"abababababababababababababababab","client":"192.0.2.7","method":"GET","host":"api.example.com","path":"/\",\"status\":200}\n{\"a\":\"\u001b[2J�","protocol":"HTTP/1.1","status":200,"route":"events","upstream":"ingestion","instance":"127.0.0.1:8081","upstream_us":771,"connect_us":90,"attempts":1,"reused":false,"request_bytes":0,"response_bytes":1024,"total_us":812,"gateway_us":41,"shard":3,"user_agent":"\u2028\u202e\u007f☕"}
+        "#]]);
+    }
+
+    #[test]
+    fn long_fields_are_cut_and_marked() {
+        let long = [b'a'; 5000];
+        let parsed = parsed(&Record { path: &long, user_agent: &long, host: &long, method: &long, ..record() });
+        let length = |field: &str| {
+            let text = parsed[field].as_str().expect("a string");
+            assert!(text.ends_with('…'), "{field} is marked");
+            text.trim_end_matches('…').len()
+        };
+        assert_eq!((length("path"), length("user_agent")), (PATH_MAX, USER_AGENT_MAX));
+        assert_eq!((length("host"), length("method")), (HOST_MAX, NAME_MAX));
+    }
+
+    #[test]
+    fn the_documentation_names_each_field() {
+        let full = Record { reason: "client_closed", ..record() };
+        let mut written: Vec<String> = parsed(&full).into_iter().map(|(name, _)| name).collect();
+        let docs = include_str!("../../docs/access-log.md");
+        let mut documented: Vec<String> =
+            docs.lines().filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned())).collect();
+        written.sort();
+        documented.sort();
+        assert_eq!(documented, written, "docs/access-log.md has one row for each field of a line");
+    }
+
+    #[test]
+    fn times() {
+        let mut times = TimestampCache::default();
+        let mut check = |unix_ms, expected: &Expect| expected.assert_eq(&String::from_utf8_lossy(times.at(unix_ms)));
+        check(0, &expect!["1970-01-01T00:00:00.000Z"]);
+        check(1_709_164_800_999, &expect!["2024-02-29T00:00:00.999Z"]);
+        check(1_709_164_800_001, &expect!["2024-02-29T00:00:00.001Z"]);
+        check(1_709_164_799_001, &expect!["2024-02-28T23:59:59.001Z"]);
+        check(253_402_300_799_999, &expect!["1970-01-01T00:00:00.999Z"]);
+        check(u64::MAX, &expect!["1970-01-01T00:00:00.615Z"]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_make_one_line_of_json(
+            path in prop::collection::vec(any::<u8>(), 0..3000),
+            other in prop::collection::vec(any::<u8>(), 0..400),
+            numbers: [u64; 5],
+        ) {
+            let [request_bytes, response_bytes, total_us, gateway_us, upstream_us] = numbers;
+            let record = Record {
+                path: &path, host: &other, user_agent: &other, method: &other, instance: &other, request_id: &other,
+                request_bytes, response_bytes, total_us, gateway_us, upstream_us, connect_us: Some(total_us),
+                ..record()
+            };
+            let line = line(&record);
+            prop_assert!(line.len() <= LINE_MAX);
+            prop_assert_eq!(line.find(|c: char| c.is_control()), Some(line.len() - 1));
+            let parsed = parsed(&record);
+            for (field, number) in [("request_bytes", request_bytes), ("upstream_us", upstream_us), ("connect_us", total_us)] {
+                prop_assert_eq!(parsed[field].as_u64(), Some(number));
+            }
+            if path.len() <= PATH_MAX {
+                prop_assert_eq!(parsed["path"].as_str(), Some(&*String::from_utf8_lossy(&path)));
+            }
+        }
+
+        #[test]
+        fn printable_text_round_trips(path in "\\PC{0,300}", user_agent in "[ -~]{0,256}") {
+            let parsed = parsed(&Record { path: path.as_bytes(), user_agent: user_agent.as_bytes(), ..record() });
+            prop_assert_eq!(parsed["path"].as_str(), Some(&*path));
+            prop_assert_eq!(parsed["user_agent"].as_str(), Some(&*user_agent));
+        }
+
+        #[test]
+        fn addresses_read_as_the_standard_library_writes_them(
+            v4: [u8; 4], v6 in prop::array::uniform8(prop_oneof![Just(0_u16), 0_u16..20, any::<u16>()]),
+        ) {
+            for address in [IpAddr::from(v4), IpAddr::from(v6), IpAddr::V6(Ipv4Addr::from(v4).to_ipv6_mapped())] {
+                let mut out = Vec::new();
+                push_address(&mut out, address);
+                prop_assert_eq!(String::from_utf8_lossy(&out), address.to_canonical().to_string());
+            }
+        }
+
+        #[test]
+        fn times_agree_with_jiff(unix_ms in 0_u64..253_402_300_800_000) {
+            let text = *TimestampCache::default().at(unix_ms);
+            let read: jiff::Timestamp = str::from_utf8(&text).expect("ASCII").parse().expect("RFC 3339");
+            prop_assert_eq!(u64::try_from(read.as_millisecond()), Ok(unix_ms));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The tests that look at Shardgate from outside, in one binary.
+
+mod tidy;
