@@ -1,0 +1,345 @@
+//! Who and where: networks, instances and host patterns. Each is read from text that says what is wrong with itself and is
+//! written back as it was. Resolving names is for discovery.
+
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr};
+use std::str::FromStr;
+
+/// A network in CIDR form: `10.0.0.0/8`, `fd00::/8`; a bare address is a network of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpNet {
+    address: IpAddr,
+    bits: u8,
+}
+
+impl IpNet {
+    /// Whether the address lies in the network. An IPv4 address that came through an IPv6 socket counts as IPv4.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address.to_canonical()) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
+                (network.to_bits() ^ address.to_bits()) & mask == 0
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
+                (network.to_bits() ^ address.to_bits()) & mask == 0
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it holds every address of its family.
+    pub fn is_everybody(&self) -> bool {
+        self.bits == 0
+    }
+}
+
+impl FromStr for IpNet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "write a network as \"10.0.0.0/8\" or an address as \"10.1.2.3\"";
+        let (address, bits) = text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
+        let address: IpAddr = address.parse().map_err(|_| FORM.to_owned())?;
+        if address.to_canonical() != address {
+            return Err(format!("write IPv4 networks in IPv4 form, like \"{}\"", address.to_canonical()));
+        }
+        let bits_max = if address.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            None => bits_max,
+            Some(bits) => plain_number(bits)
+                .filter(|bits| *bits <= u32::from(bits_max))
+                .and_then(|bits| u8::try_from(bits).ok())
+                .ok_or_else(|| format!("the bits after the slash go from 0 to {bits_max}"))?,
+        };
+        let network = Self { address: masked(address, bits), bits };
+        if network.address != address {
+            return Err(format!("the address has bits beyond the network; write \"{network}\""));
+        }
+        Ok(network)
+    }
+}
+
+impl fmt::Display for IpNet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.bits)
+    }
+}
+
+fn masked(address: IpAddr, bits: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(bits)).unwrap_or(0);
+            IpAddr::V4((v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(bits)).unwrap_or(0);
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+    }
+}
+
+/// One server of an upstream: `127.0.0.1:4001`, `[::1]:4001`, `events.internal:80`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instance {
+    /// A name in lower case or an address; an IPv6 address stands without its brackets.
+    pub host: String,
+    /// Its port, never 0.
+    pub port: u16,
+}
+
+impl FromStr for Instance {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "write an instance as \"host:port\", like \"127.0.0.1:4001\" or \"[::1]:4001\"";
+        if text.contains("://") {
+            return Err(format!("{FORM}, without a scheme"));
+        }
+        let (host, port) = text.rsplit_once(':').ok_or_else(|| FORM.to_owned())?;
+        let port = plain_number(port)
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| *port != 0)
+            .ok_or_else(|| format!("{FORM}; ports go from 1 to 65535"))?;
+        let host = match host.strip_prefix('[') {
+            Some(rest) => rest
+                .strip_suffix(']')
+                .and_then(|address| address.parse::<Ipv6Addr>().ok())
+                .map(|address| address.to_string())
+                .ok_or_else(|| FORM.to_owned())?,
+            None => host_name(host).ok_or_else(|| FORM.to_owned())?,
+        };
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// Which hosts a route answers for. Ports are no part of it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostPattern {
+    /// This host and no other, in lower case; an IPv6 address keeps its brackets, as `Host` has it.
+    Exact(String),
+    /// `*.example.com`, held as `example.com`: every host that ends in it with one label more or several.
+    Subdomains(String),
+}
+
+impl FromStr for HostPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        const FORM: &str = "write a host as \"shop.example.com\" or \"*.example.com\"";
+        if !text.is_ascii() {
+            return Err("write the name in its ASCII form (xn--…), as clients send it".to_owned());
+        }
+        if let Some(address) = text.strip_prefix('[') {
+            let address = address.strip_suffix(']').and_then(|address| address.parse::<Ipv6Addr>().ok());
+            return address.map(|address| Self::Exact(format!("[{address}]"))).ok_or_else(|| FORM.to_owned());
+        }
+        if text.contains(':') {
+            return Err(format!("{FORM}, without a scheme or a port"));
+        }
+        match text.strip_prefix("*.") {
+            Some(parent) => host_name(parent).map(Self::Subdomains),
+            None => host_name(text).map(Self::Exact),
+        }
+        .ok_or_else(|| FORM.to_owned())
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(host) => f.write_str(host),
+            Self::Subdomains(parent) => write!(f, "*.{parent}"),
+        }
+    }
+}
+
+/// A host name (RFC 1123, and `_` as service names of container networks have it) or an IPv4 address, in lower case.
+fn host_name(text: &str) -> Option<String> {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    // A last label of digits makes an address of it (RFC 1123 §2.1), and then it must be a whole one.
+    let ends_in_digits = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()));
+    let fits = text.len() <= 253 && text.split('.').all(label);
+    (fits && (!ends_in_digits || text.parse::<std::net::Ipv4Addr>().is_ok())).then(|| text.to_ascii_lowercase())
+}
+
+/// Digits only: `parse` alone would take a plus sign.
+fn plain_number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+impl Serialize for IpNet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for Instance {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Serialize for HostPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::{Expect, expect};
+
+    /// Each line read as `T` and written back, or what it says is wrong.
+    fn check<T: FromStr<Err = String> + fmt::Display>(texts: &[&str], expected: &Expect) {
+        let mut outcome = String::new();
+        for text in texts {
+            let read = text.parse::<T>().map_or_else(|wrong| format!("! {wrong}"), |value| value.to_string());
+            outcome += &format!("{text:?} -> {read}\n");
+        }
+        expected.assert_eq(&outcome);
+    }
+
+    #[test]
+    fn networks() {
+        check::<IpNet>(
+            &[
+                "10.0.0.0/8",
+                "127.0.0.1",
+                "::1",
+                "fd00::/8",
+                "0.0.0.0/0",
+                "::/0",
+                "10.1.0.0/8",
+                "10.0.0.0/33",
+                "10.0.0.0/+8",
+                "::ffff:10.0.0.1",
+                "localhost",
+                "",
+            ],
+            &expect![[r#"
+                "10.0.0.0/8" -> 10.0.0.0/8
+                "127.0.0.1" -> 127.0.0.1/32
+                "::1" -> ::1/128
+                "fd00::/8" -> fd00::/8
+                "0.0.0.0/0" -> 0.0.0.0/0
+                "::/0" -> ::/0
+                "10.1.0.0/8" -> ! the address has bits beyond the network; write "10.0.0.0/8"
+                "10.0.0.0/33" -> ! the bits after the slash go from 0 to 32
+                "10.0.0.0/+8" -> ! the bits after the slash go from 0 to 32
+                "::ffff:10.0.0.1" -> ! write IPv4 networks in IPv4 form, like "10.0.0.1"
+                "localhost" -> ! write a network as "10.0.0.0/8" or an address as "10.1.2.3"
+                "" -> ! write a network as "10.0.0.0/8" or an address as "10.1.2.3"
+            "#]],
+        );
+    }
+
+    #[test]
+    fn a_network_contains_its_addresses_and_no_others() {
+        for (network, inside, outside) in [
+            ("10.0.0.0/8", "10.255.1.2", "11.0.0.0"),
+            ("10.0.0.0/8", "::ffff:10.1.2.3", "::1"),
+            ("127.0.0.1", "127.0.0.1", "127.0.0.2"),
+            ("0.0.0.0/0", "255.255.255.255", "2001:db8::1"),
+            ("::/0", "2001:db8::1", "10.0.0.1"),
+            ("fd00::/8", "fdff::1", "fe00::1"),
+            ("2001:db8::7", "2001:db8::7", "2001:db8::8"),
+        ] {
+            let network: IpNet = network.parse().expect("a network");
+            assert!(network.contains(inside.parse().expect("an address")), "{network} holds {inside}");
+            assert!(!network.contains(outside.parse().expect("an address")), "{network} does not hold {outside}");
+        }
+    }
+
+    #[test]
+    fn instances() {
+        check::<Instance>(
+            &[
+                "127.0.0.1:4001",
+                "[::1]:4001",
+                "Events.Internal:80",
+                "my_service:80",
+                "::1:80",
+                "127.0.0.1",
+                "host:0",
+                "host:65536",
+                "host:+80",
+                "http://host:80",
+                "host:80/path",
+                "bad host:80",
+                "1.2.3:80",
+                ":80",
+                "",
+            ],
+            &expect![[r#"
+                "127.0.0.1:4001" -> 127.0.0.1:4001
+                "[::1]:4001" -> [::1]:4001
+                "Events.Internal:80" -> events.internal:80
+                "my_service:80" -> my_service:80
+                "::1:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+                "127.0.0.1" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+                "host:0" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
+                "host:65536" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
+                "host:+80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
+                "http://host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme
+                "host:80/path" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
+                "bad host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+                "1.2.3:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+                ":80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+                "" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+            "#]],
+        );
+    }
+
+    #[test]
+    fn hosts() {
+        check::<HostPattern>(
+            &[
+                "Shop.Example.com",
+                "*.example.com",
+                "[::1]",
+                "10.0.0.1",
+                "*",
+                "*example.com",
+                "a.*.com",
+                "example.com:443",
+                "https://example.com",
+                "bücher.example",
+                "example..com",
+                "example.com.",
+                "-a.com",
+                "",
+            ],
+            &expect![[r#"
+                "Shop.Example.com" -> shop.example.com
+                "*.example.com" -> *.example.com
+                "[::1]" -> [::1]
+                "10.0.0.1" -> 10.0.0.1
+                "*" -> ! write a host as "shop.example.com" or "*.example.com"
+                "*example.com" -> ! write a host as "shop.example.com" or "*.example.com"
+                "a.*.com" -> ! write a host as "shop.example.com" or "*.example.com"
+                "example.com:443" -> ! write a host as "shop.example.com" or "*.example.com", without a scheme or a port
+                "https://example.com" -> ! write a host as "shop.example.com" or "*.example.com", without a scheme or a port
+                "bücher.example" -> ! write the name in its ASCII form (xn--…), as clients send it
+                "example..com" -> ! write a host as "shop.example.com" or "*.example.com"
+                "example.com." -> ! write a host as "shop.example.com" or "*.example.com"
+                "-a.com" -> ! write a host as "shop.example.com" or "*.example.com"
+                "" -> ! write a host as "shop.example.com" or "*.example.com"
+            "#]],
+        );
+    }
+}

@@ -1,0 +1,383 @@
+//! The one table of what a configuration can say. The check for unknown keys, the types and ranges, the defaults,
+//! `docs/config.md` and the JSON schema follow from it; turning what is written into values is for `read` and `resolve`.
+
+/// A table of the file and its keys.
+#[derive(Debug)]
+pub struct Section {
+    /// `http`, `upstreams.<name>`, `routes`, `routes.request_headers`.
+    pub name: &'static str,
+    /// How often it stands in the file.
+    pub shape: Shape,
+    /// What it is for, a sentence.
+    pub about: &'static str,
+    /// Its keys, in the order in which they are documented and printed.
+    pub keys: &'static [Key],
+}
+
+/// How often a section stands in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Once: `[http]`. Only its keys have environment variables.
+    Once,
+    /// Once for each name that the user chose: `[upstreams.<name>]`.
+    Named,
+    /// Any number of times, in order: `[[routes]]`.
+    Listed,
+    /// Once inside each entry of a listed section: `[routes.request_headers]`.
+    Inside,
+}
+
+/// One key.
+#[derive(Debug)]
+pub struct Key {
+    /// As written.
+    pub name: &'static str,
+    /// What may be written.
+    pub kind: Kind,
+    /// What holds when it is not written.
+    pub default: Fallback,
+    /// A value that is not the default, as TOML; the schema shows it and the tests prove with it that the key acts.
+    pub example: &'static str,
+    /// What its number counts for.
+    pub scope: Scope,
+    /// Whether a reload applies it.
+    pub reload: Reload,
+    /// What it does, in Markdown, one line.
+    pub about: &'static str,
+}
+
+/// What may be written for a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// `true` or `false`.
+    Boolean,
+    /// A port; 0 is for the key to explain.
+    Port,
+    /// A whole number in this range, both ends included.
+    Number(u64, u64),
+    /// A size in this range: `"32KiB"` or a number of bytes.
+    Size(u64, u64),
+    /// A duration in this range of milliseconds: `"10s"`.
+    Duration(u64, u64),
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// Text of this form, which the key's type checks.
+    Text(&'static str),
+    /// A list of texts of this form.
+    List(&'static str),
+    /// A table of field names and values.
+    Fields,
+}
+
+/// What holds when a key is not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fallback {
+    /// This, as TOML.
+    Value(&'static str),
+    /// Something else, told in words.
+    Unset(&'static str),
+    /// Nothing: it must be written.
+    Required,
+}
+
+/// What a number counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Each connection, request or answer by itself.
+    Each,
+    /// Each shard by itself.
+    Shard,
+    /// All shards of the process together.
+    Process,
+}
+
+impl Scope {
+    /// As the documentation writes it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Each => "each",
+            Self::Shard => "shard",
+            Self::Process => "process",
+        }
+    }
+}
+
+/// Whether a reload applies a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// From the next connection or request on.
+    Live,
+    /// It needs a new process; a reload says so and goes on with the old value.
+    Restart,
+}
+
+impl Reload {
+    /// As the documentation writes it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Live => "reload",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// The section of that name.
+pub fn section(name: &str) -> Option<&'static Section> {
+    SECTIONS.iter().find(|section| section.name == name)
+}
+
+impl Section {
+    /// The key of that name.
+    pub fn key(&self, name: &str) -> Option<&'static Key> {
+        self.keys.iter().find(|key| key.name == name)
+    }
+
+    /// The name of the sections inside it, as its entries write them: `request_headers` in `routes`.
+    pub fn inside(&self) -> impl Iterator<Item = &'static str> {
+        let name = self.name;
+        let inside = SECTIONS.iter().filter(|section| section.shape == Shape::Inside);
+        inside.filter_map(move |section| section.name.strip_prefix(name)?.strip_prefix('.'))
+    }
+
+    /// The environment variable of a key; only keys of sections that stand once have one.
+    pub fn variable(&self, key: &Key) -> Option<String> {
+        let variable = || format!("SHARDGATE_{}_{}", self.name, key.name).to_ascii_uppercase();
+        (self.shape == Shape::Once).then(variable)
+    }
+}
+
+const SECOND: u64 = 1_000;
+const MINUTE: u64 = 60 * SECOND;
+const HOUR: u64 = 60 * MINUTE;
+const DAY: u64 = 24 * HOUR;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// Longer would be a slip; shorter than a millisecond cannot be written.
+const TIME: Kind = Kind::Duration(1, DAY);
+const COUNT: Kind = Kind::Number(0, u32::MAX as u64);
+const PERCENT: Kind = Kind::Number(0, 100);
+const ADDRESS: Kind = Kind::Text("IP address");
+const NETWORKS: Kind = Kind::List("network, as `10.0.0.0/8` or `::1`");
+const CLIENT_CLOSE: Kind = Kind::Choice(&["cancel", "finish"]);
+
+/// name: kind = default, another value, scope, reload, what it does
+macro_rules! keys {
+    ($($name:ident: $kind:expr, $default:expr, $example:literal, $scope:ident, $reload:ident, $about:literal;)*) => {
+        &[$(Key {
+            name: stringify!($name),
+            kind: $kind,
+            default: $default,
+            example: $example,
+            scope: Scope::$scope,
+            reload: Reload::$reload,
+            about: $about,
+        }),*]
+    };
+}
+
+use self::Fallback::{Required, Unset, Value};
+
+/// Everything that can be configured, in the order in which it is documented and printed.
+pub const SECTIONS: &[Section] = &[
+    Section { name: "runtime", shape: Shape::Once, about: "Threads and how they wait for I/O.", keys: RUNTIME },
+    Section { name: "listener", shape: Shape::Once, about: "The public listener.", keys: LISTENER },
+    Section { name: "admin", shape: Shape::Once, about: "The operator's listener.", keys: ADMIN },
+    Section { name: "http", shape: Shape::Once, about: "Limits and times of clients' requests.", keys: HTTP },
+    Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
+    Section {
+        name: "metrics",
+        shape: Shape::Once,
+        about: "Who may read `/metrics` on the public listener.",
+        keys: METRICS,
+    },
+    Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
+    Section { name: "log", shape: Shape::Once, about: "What is written where.", keys: LOG },
+    Section {
+        name: "upstreams.<name>",
+        shape: Shape::Named,
+        about: "A group of servers that answer the same requests. Its name is up to 64 of `a-z`, `0-9`, `-` and `_`, and \
+                begins with a letter.",
+        keys: UPSTREAMS,
+    },
+    Section {
+        name: "routes",
+        shape: Shape::Listed,
+        about: "Which requests go where. The most specific route wins, whatever the order in the file: an exact host \
+                before a `*.` one before any host; then an exact path before one with parameters before a prefix, a longer \
+                prefix before a shorter one; then a route that names the method before one that takes any. Two routes that \
+                take the same requests are a mistake.",
+        keys: ROUTES,
+    },
+    Section {
+        name: "routes.request_headers",
+        shape: Shape::Inside,
+        about: "Changes to the fields that the upstream sees, after the gateway's own.",
+        keys: HEADERS,
+    },
+    Section {
+        name: "routes.response_headers",
+        shape: Shape::Inside,
+        about: "Changes to the fields that the client sees, after the gateway's own.",
+        keys: HEADERS,
+    },
+];
+
+const RUNTIME: &[Key] = keys! {
+    shards: Kind::Number(0, 1024), Value("0"), "2", Process, Restart,
+        "How many shards, each with a thread of its own. 0: one per core that the process may use (the least of cgroup quota, affinity and cores).";
+    driver: Kind::Choice(&["epoll", "io_uring"]), Value("\"epoll\""), "\"io_uring\"", Process, Restart,
+        "How shards wait for I/O. `io_uring` falls back to `epoll` where the kernel refuses it.";
+    pin: Kind::Boolean, Value("true"), "false", Shard, Restart,
+        "Whether each shard's thread stays on its core.";
+};
+
+const LISTENER: &[Key] = keys! {
+    address: ADDRESS, Value("\"0.0.0.0\""), "\"::\"", Process, Restart,
+        "The address that the public listener binds.";
+    port: Kind::Port, Value("3000"), "8080", Process, Restart,
+        "Its port. 0 takes any free port. `PORT` sets it too.";
+    backlog: Kind::Number(1, 65_535), Value("4096"), "1024", Shard, Restart,
+        "Connections that the kernel holds for a shard until it accepts them; the kernel's `somaxconn` caps it.";
+    connections_max: Kind::Number(0, 10_000_000), Value("0"), "10000", Process, Live,
+        "Client connections open at once; more are refused. 0: half of the process's file descriptors.";
+    accept_budget: Kind::Number(1, 4096), Value("64"), "16", Shard, Live,
+        "Connections accepted in one go before the shard turns to those that it has.";
+    hand_over: Kind::Boolean, Value("true"), "false", Process, Live,
+        "Whether a shard that has clearly more connections than the least loaded one hands fresh ones over to it.";
+};
+
+const ADMIN: &[Key] = keys! {
+    enabled: Kind::Boolean, Value("true"), "false", Process, Restart,
+        "Whether there is an operator's listener.";
+    address: ADDRESS, Value("\"127.0.0.1\""), "\"::1\"", Process, Restart,
+        "The address that it binds.";
+    port: Kind::Port, Value("3001"), "9000", Process, Restart,
+        "Its port. 0 takes any free port.";
+};
+
+const HTTP: &[Key] = keys! {
+    header_timeout: TIME, Value("\"10s\""), "\"5s\"", Each, Live,
+        "From a request's first byte to the end of its head (`408 request_timeout`).";
+    request_timeout: TIME, Value("\"60s\""), "\"30s\"", Each, Live,
+        "From a request's first byte to the end of its body (`408 request_timeout`). Uploads that take longer need a route with a longer one.";
+    keep_alive_timeout: TIME, Value("\"75s\""), "\"20s\"", Each, Live,
+        "How long a client's connection may idle between two requests.";
+    head_bytes_max: Kind::Size(KIB, MIB), Value("\"32KiB\""), "\"16KiB\"", Each, Live,
+        "Bytes of a request's head (`431 header_too_large`).";
+    fields_max: Kind::Number(1, 256), Value("100"), "64", Each, Live,
+        "Fields of a request's head (`431 header_too_large`).";
+    target_bytes_max: Kind::Size(64, MIB), Value("\"8KiB\""), "\"4KiB\"", Each, Live,
+        "Bytes of a request's target (`414 uri_too_long`); not more than `head_bytes_max`.";
+    body_bytes_max: Kind::Size(0, TIB), Value("\"1MiB\""), "\"10MiB\"", Each, Live,
+        "Bytes of a request's body (`413 body_too_large`). 0 allows no body. A route may say otherwise.";
+    stream_idle_timeout: TIME, Value("\"5m\""), "\"1m\"", Each, Live,
+        "How long an answer may stand still while it streams, because its upstream sends nothing or its client reads nothing. A route may say otherwise.";
+    on_client_close: CLIENT_CLOSE, Value("\"cancel\""), "\"finish\"", Each, Live,
+        "What becomes of the upstream's request when its client leaves before the answer is complete. A route may say otherwise.";
+    requests_per_connection_max: COUNT, Value("0"), "1000", Each, Live,
+        "Requests on one client connection before it is closed. 0: no limit.";
+};
+
+const TRUST: &[Key] = keys! {
+    proxies: NETWORKS, Value("[]"), "[\"10.0.0.0/8\"]", Process, Live,
+        "Peers (load balancers before the gateway) whose `X-Forwarded-*` is appended to; from anybody else it is replaced.";
+};
+
+const METRICS: &[Key] = keys! {
+    allow: NETWORKS, Value("[]"), "[\"127.0.0.1/32\"]", Process, Live,
+        "Peers that may read `/metrics` on the public listener; anybody else gets 404. The operator's listener always has it.";
+};
+
+const DRAIN: &[Key] = keys! {
+    notice: Kind::Duration(0, HOUR), Value("\"5s\""), "\"1s\"", Process, Live,
+        "From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can turn away.";
+    max: Kind::Duration(0, DAY), Value("\"30s\""), "\"1m\"", Process, Live,
+        "From the signal on: after this long what is left is cut. Not less than `notice`.";
+};
+
+const LOG: &[Key] = keys! {
+    level: Kind::Text("level, or `target=level` pairs with commas"), Value("\"info\""), "\"warn,shardgate=debug\"", Process, Restart,
+        "What the process tells of itself: `off`, `error`, `warn`, `info`, `debug` or `trace`, for all of it or by target.";
+    access: Kind::Text("`off`, `stdout` or a path with a slash"), Value("\"stdout\""), "\"/var/log/shardgate/access.log\"", Process, Restart,
+        "Where the access log goes, one JSON line per request.";
+    buffer_bytes: Kind::Size(4 * KIB, GIB), Value("\"256KiB\""), "\"1MiB\"", Shard, Restart,
+        "Access-log bytes that wait to be written. When it is full, lines are dropped and counted; no request waits.";
+    flush_interval: Kind::Duration(1, MINUTE), Value("\"200ms\""), "\"1s\"", Shard, Restart,
+        "How long an access-log line may wait.";
+};
+
+const UPSTREAMS: &[Key] = keys! {
+    instances: Kind::List("`host:port`"), Required, "[\"127.0.0.1:4001\"]", Process, Live,
+        "Its servers; at least one.";
+    connect_timeout: TIME, Value("\"1s\""), "\"250ms\"", Each, Live,
+        "To open a connection; then the next instance is tried (`502 upstream_unreachable` when none is left).";
+    response_timeout: TIME, Value("\"15s\""), "\"5s\"", Each, Live,
+        "From the request's last byte to the head of the answer (`504 upstream_timeout`). A route may say otherwise.";
+    idle_timeout: TIME, Value("\"4s\""), "\"2s\"", Each, Live,
+        "How long an idle connection is kept for reuse; shorter when the upstream's `Keep-Alive` says so. Keep it below what the upstream itself waits.";
+    idle_max: Kind::Number(0, 65_536), Value("64"), "16", Shard, Live,
+        "Idle connections kept for reuse, per instance.";
+    connections_max: COUNT, Value("0"), "500", Process, Live,
+        "Connections open at once to all instances. 0: no limit.";
+    requests_max: Kind::Number(1, u32::MAX as u64), Value("1024"), "256", Process, Live,
+        "Requests in flight at once to all instances; more are refused (`503 circuit_open`).";
+    retries_max: Kind::Number(0, 10), Value("2"), "1", Each, Live,
+        "Attempts beyond the first, for requests that are safe to repeat. A route may say otherwise.";
+    retry_budget_percent: PERCENT, Value("20"), "10", Shard, Live,
+        "Retries as a share of requests, in percent; what goes beyond fails at once instead of making an outage worse.";
+    retry_budget_min_per_s: COUNT, Value("3"), "10", Process, Live,
+        "Retries per second that are allowed whatever the share says.";
+    outlier_failures: COUNT, Value("5"), "10", Shard, Live,
+        "Failures in a row that eject an instance. 0 ejects none.";
+    outlier_ejection: TIME, Value("\"30s\""), "\"10s\"", Shard, Live,
+        "How long an ejected instance stays out, times how often it was ejected.";
+    outlier_percent_max: PERCENT, Value("50"), "30", Shard, Live,
+        "At most this share of the instances is out at once, in percent.";
+};
+
+const ROUTES: &[Key] = keys! {
+    name: Kind::Text("up to 64 of `A-Za-z0-9._-`"), Unset("the path as written"), "\"orders\"", Process, Live,
+        "What logs and metrics call it; unique.";
+    hosts: Kind::List("host, as `shop.example.com` or `*.example.com`"), Value("[]"), "[\"shop.example.com\"]", Process, Live,
+        "Hosts it answers for, without ports. `*.` stands for one label or more. Empty: any.";
+    path: Kind::Text("path"), Required, "\"/shop/*\"", Process, Live,
+        "Paths it answers for: `/health` is that path alone, `/api/*` is `/api` and all below it, `/users/{id}/orders` takes one segment as `id`, and `/users/{id}/*` all below. Paths are normalised before they are compared.";
+    methods: Kind::List("method, as `GET`"), Value("[]"), "[\"GET\", \"HEAD\"]", Process, Live,
+        "Methods it answers for. Empty: any.";
+    upstream: Kind::Text("name of an upstream"), Required, "\"shop\"", Process, Live,
+        "Where its requests go.";
+    strip_prefix: Kind::Text("path"), Unset("nothing is stripped"), "\"/shop\"", Process, Live,
+        "Whole segments taken from the front of the path before the upstream sees it.";
+    rewrite: Kind::Text("path of whole segments with `{parameter}` and `{rest}`"), Unset("the path stays"), "\"/v2/{rest}\"", Process, Live,
+        "The path that the upstream sees, made of the parameters of `path`; `{rest}` is what its `/*` took. Not together with `strip_prefix`.";
+    preserve_host: Kind::Boolean, Value("false"), "true", Process, Live,
+        "Whether the upstream sees the client's `Host` instead of its own authority.";
+    forward_authorization: Kind::Boolean, Value("true"), "false", Process, Live,
+        "Whether the upstream sees the client's `Authorization`.";
+    allow_encoded_slash: Kind::Boolean, Value("false"), "true", Process, Live,
+        "Whether `%2F` and `%5C` may stand in a path; otherwise it is refused (`400 bad_request`).";
+    body_bytes_max: Kind::Size(0, TIB), Unset("`http.body_bytes_max`"), "\"10MiB\"", Each, Live,
+        "Bytes of a request's body (`413 body_too_large`).";
+    response_timeout: TIME, Unset("the upstream's"), "\"30s\"", Each, Live,
+        "From the request's last byte to the head of the answer (`504 upstream_timeout`).";
+    request_timeout: TIME, Unset("`http.request_timeout`"), "\"10m\"", Each, Live,
+        "From a request's first byte to the end of its body (`408 request_timeout`).";
+    stream_idle_timeout: TIME, Unset("`http.stream_idle_timeout`"), "\"1h\"", Each, Live,
+        "How long an answer may stand still while it streams.";
+    on_client_close: CLIENT_CLOSE, Unset("`http.on_client_close`"), "\"finish\"", Each, Live,
+        "What becomes of the upstream's request when its client leaves.";
+    retries_max: Kind::Number(0, 10), Unset("the upstream's"), "0", Each, Live,
+        "Attempts beyond the first.";
+};
+
+const HEADERS: &[Key] = keys! {
+    remove: Kind::List("field name"), Value("[]"), "[\"X-Debug\"]", Each, Live,
+        "Fields to take out, before the rest is done.";
+    set: Kind::Fields, Value("{}"), "{ X-Tier = \"gold\" }", Each, Live,
+        "Fields to have once, with this value.";
+    add: Kind::Fields, Value("{}"), "{ X-Seen-By = \"edge\" }", Each, Live,
+        "Fields to have besides those that are there.";
+};

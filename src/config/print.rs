@@ -1,0 +1,99 @@
+//! The effective configuration as TOML, section by section in the order of the table of keys.
+
+use super::Config;
+use super::keys::{Reload, SECTIONS, Section, Shape};
+use std::fmt::Write as _;
+use toml::{Table, Value};
+
+impl Config {
+    /// The TOML that gives this configuration again. It says what holds now: numbers that the gateway derives at start
+    /// are written as 0, and keys that fall back to another are left out.
+    pub fn to_toml(&self) -> String {
+        let mut root = self.as_table();
+        root.iter_mut().for_each(|(_, value)| double_dollars(value));
+        let mut text = String::new();
+        if self.routes.is_empty() {
+            // Without this line the built-in routes would apply. It stands before the first section, or it would be in one.
+            text.push_str("routes = []\n\n");
+        }
+        for section in SECTIONS {
+            let tables = root.get(section.name.trim_end_matches(".<name>"));
+            match (section.shape, tables) {
+                (Shape::Once, Some(Value::Table(table))) => {
+                    print(&mut text, section, &format!("[{}]", section.name), table)
+                }
+                (Shape::Named, Some(Value::Table(tables))) => {
+                    for (name, table) in tables.iter().filter_map(|(name, table)| Some((name, table.as_table()?))) {
+                        print(&mut text, section, &format!("[upstreams.{name}]"), table);
+                    }
+                }
+                (Shape::Listed, Some(Value::Array(tables))) => {
+                    for table in tables.iter().filter_map(Value::as_table) {
+                        print(&mut text, section, &format!("[[{}]]", section.name), table);
+                        print_inside(&mut text, section, table);
+                    }
+                }
+                // Inside ones are printed with what they are in.
+                _ => {}
+            }
+        }
+        text.truncate(text.trim_end().len());
+        text.push('\n');
+        text
+    }
+
+    /// The keys in which `next` differs and which only a new process applies: `listener.port`.
+    pub fn restart_needed(&self, next: &Self) -> Vec<String> {
+        let (ours, theirs) = (self.as_table(), next.as_table());
+        let value = |root: &Table, section: &str, key: &str| root.get(section)?.get(key).cloned();
+        let once = SECTIONS.iter().filter(|section| section.shape == Shape::Once);
+        once.flat_map(|section| section.keys.iter().map(move |key| (section.name, key)))
+            .filter(|(_, key)| key.reload == Reload::Restart)
+            .filter(|(section, key)| value(&ours, section, key.name) != value(&theirs, section, key.name))
+            .map(|(section, key)| format!("{section}.{}", key.name))
+            .collect()
+    }
+
+    fn as_table(&self) -> Table {
+        Table::try_from(self).expect("every value of a configuration can be written")
+    }
+}
+
+fn print(text: &mut String, section: &Section, header: &str, table: &Table) {
+    text.push_str(header);
+    text.push('\n');
+    for key in section.keys {
+        if let Some(value) = table.get(key.name) {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{} = {value}", key.name);
+        }
+    }
+    text.push('\n');
+}
+
+fn print_inside(text: &mut String, listed: &Section, table: &Table) {
+    for name in listed.inside() {
+        let path = format!("{}.{name}", listed.name);
+        let section = SECTIONS.iter().find(|section| section.name == path);
+        if let (Some(section), Some(Value::Table(rules))) = (section, table.get(name)) {
+            let is_empty = |value: &Value| match value {
+                Value::Array(list) => list.is_empty(),
+                Value::Table(table) => table.is_empty(),
+                _ => false,
+            };
+            if !rules.values().all(is_empty) {
+                print(text, section, &format!("[{path}]"), rules);
+            }
+        }
+    }
+}
+
+/// A dollar would begin a variable.
+fn double_dollars(value: &mut Value) {
+    match value {
+        Value::String(text) if text.contains('$') => *text = text.replace('$', "$$"),
+        Value::Array(list) => list.iter_mut().for_each(double_dollars),
+        Value::Table(table) => table.iter_mut().for_each(|(_, value)| double_dollars(value)),
+        _ => {}
+    }
+}

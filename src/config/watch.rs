@@ -1,0 +1,214 @@
+//! Tells when the file has other content than before. It is asked (the control thread asks each second); reading the
+//! configuration anew is for who asked.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+/// Watches one file. It follows the path anew each time, so that a file renamed over it and a directory of symlinks
+/// swapped under it (as Kubernetes does) are seen.
+#[derive(Debug)]
+pub struct Watch {
+    path: PathBuf,
+    /// What the configuration in use was read from.
+    seen: Option<Print>,
+    /// New content that was seen once. It counts when it is seen again: a file that is being written changes meanwhile.
+    pending: Option<Print>,
+}
+
+/// A file as it was when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Print {
+    mark: Mark,
+    /// Of the content. The marks alone would not do: two writes in one tick of the kernel's clock can look the same.
+    hash: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+/// As much of the file as is compared; more is no configuration.
+const BYTES_MAX: u64 = 2 << 20;
+
+impl Watch {
+    /// Watches this path, from what it holds now on; made before the configuration is read, it misses nothing. A file that
+    /// cannot be read now counts as changed once it can be.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let mut watch = Self { path: path.into(), seen: None, pending: None };
+        watch.seen = watch.look().ok().flatten();
+        watch
+    }
+
+    /// Whether the content is another than when this last said so (or than at the beginning). It says so once, and only
+    /// when the file was the same in two looks; an empty file, which is what is left of one cut off to be written anew,
+    /// is passed over. While the file is away or cannot be read that is the error, and what was in use stays.
+    pub fn changed(&mut self) -> io::Result<bool> {
+        let pending = self.pending.take();
+        let Some(now) = self.look()? else { return Ok(false) };
+        if self.seen.is_some_and(|seen| seen.hash == now.hash) {
+            return Ok(false);
+        }
+        if pending != Some(now) {
+            self.pending = Some(now);
+            return Ok(false);
+        }
+        self.seen = Some(now);
+        Ok(true)
+    }
+
+    /// Nothing comes of an empty file, and of what can be read only once (a pipe) or might block.
+    fn look(&self) -> io::Result<Option<Print>> {
+        if !fs::metadata(&self.path)?.is_file() {
+            return Ok(None);
+        }
+        let file = File::open(&self.path)?;
+        let mark = Mark::of(&file.metadata()?);
+        let mut content = Vec::new();
+        file.take(BYTES_MAX).read_to_end(&mut content)?;
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&content);
+        Ok((!content.is_empty()).then(|| Print { mark, hash: hasher.finish() }))
+    }
+}
+
+impl Mark {
+    fn of(metadata: &fs::Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::OpenOptions;
+    use std::io::Write as _;
+    use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
+
+    struct Scene {
+        dir: TempDir,
+        watch: Watch,
+    }
+
+    fn scene(content: &str) -> Scene {
+        let dir = TempDir::new().expect("a directory");
+        fs::write(dir.path().join("f.toml"), content).expect("written");
+        let watch = Watch::new(dir.path().join("f.toml"));
+        Scene { dir, watch }
+    }
+
+    impl Scene {
+        fn file(&self) -> PathBuf {
+            self.dir.path().join("f.toml")
+        }
+
+        /// What three looks in a row say.
+        fn looks(&mut self) -> [bool; 3] {
+            [(); 3].map(|()| self.watch.changed().expect("a file"))
+        }
+    }
+
+    const CHANGED_ONCE: [bool; 3] = [false, true, false];
+    const UNCHANGED: [bool; 3] = [false; 3];
+
+    #[test]
+    fn new_content_is_told_once_when_it_has_settled() {
+        let mut scene = scene("a = 1");
+        assert_eq!(scene.looks(), UNCHANGED);
+        fs::write(scene.file(), "a = 2").expect("written");
+        assert_eq!(scene.looks(), CHANGED_ONCE);
+        fs::write(scene.file(), "a = 3").expect("written");
+        assert_eq!(scene.looks(), CHANGED_ONCE);
+    }
+
+    #[test]
+    fn the_same_content_written_again_is_no_change() {
+        let mut scene = scene("a = 1");
+        fs::write(scene.file(), "a = 1").expect("written");
+        assert_eq!(scene.looks(), UNCHANGED);
+        // And back again before it was told.
+        fs::write(scene.file(), "a = 2").expect("written");
+        assert!(!scene.watch.changed().expect("a file"));
+        fs::write(scene.file(), "a = 1").expect("written");
+        assert_eq!(scene.looks(), UNCHANGED);
+    }
+
+    #[test]
+    fn a_file_renamed_over_it_is_seen_even_with_the_old_times() {
+        let mut scene = scene("a = 1");
+        let other = scene.dir.path().join("other");
+        fs::write(&other, "a = 2").expect("written");
+        let modified = fs::metadata(scene.file()).and_then(|metadata| metadata.modified()).expect("a time");
+        File::open(&other).and_then(|file| file.set_modified(modified)).expect("set");
+        fs::rename(&other, scene.file()).expect("renamed");
+        assert_eq!(scene.looks(), CHANGED_ONCE);
+    }
+
+    #[test]
+    fn a_directory_of_symlinks_swapped_under_it_is_seen() {
+        let mut scene = scene("unused");
+        let root = scene.dir.path().to_owned();
+        for (version, content) in [("v1", "a = 1"), ("v2", "a = 2")] {
+            fs::create_dir(root.join(version)).expect("a directory");
+            fs::write(root.join(version).join("c.toml"), content).expect("written");
+        }
+        symlink("v1", root.join("data")).expect("a link");
+        symlink("data/c.toml", root.join("c.toml")).expect("a link");
+        scene.watch = Watch::new(root.join("c.toml"));
+        assert_eq!(scene.looks(), UNCHANGED);
+        symlink("v2", root.join("data_new")).expect("a link");
+        fs::rename(root.join("data_new"), root.join("data")).expect("swapped");
+        fs::remove_dir_all(root.join("v1")).expect("removed");
+        assert_eq!(scene.looks(), CHANGED_ONCE);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_told_when_it_is_whole() {
+        let mut scene = scene("a = 1");
+        let mut file = OpenOptions::new().write(true).truncate(true).open(scene.file()).expect("open");
+        assert_eq!(scene.looks(), UNCHANGED, "cut off");
+        for part in ["a = ", "2\n", "b = 3\n"] {
+            file.write_all(part.as_bytes()).expect("written");
+            assert!(!scene.watch.changed().expect("a file"), "still growing");
+        }
+        assert!(scene.watch.changed().expect("a file"));
+        assert_eq!(scene.looks(), UNCHANGED);
+    }
+
+    #[test]
+    fn a_file_that_is_away_is_an_error_until_it_is_back() {
+        let mut scene = scene("a = 1");
+        fs::remove_file(scene.file()).expect("removed");
+        assert_eq!(scene.watch.changed().expect_err("away").kind(), io::ErrorKind::NotFound);
+        fs::write(scene.file(), "a = 1").expect("written");
+        assert_eq!(scene.looks(), UNCHANGED);
+        fs::remove_file(scene.file()).expect("removed");
+        assert!(scene.watch.changed().is_err());
+        fs::write(scene.file(), "a = 2").expect("written");
+        assert_eq!(scene.looks(), CHANGED_ONCE);
+    }
+
+    #[test]
+    fn a_file_that_was_not_there_at_first_is_a_change() {
+        let dir = TempDir::new().expect("a directory");
+        let mut watch = Watch::new(dir.path().join("f.toml"));
+        assert!(watch.changed().is_err());
+        fs::write(dir.path().join("f.toml"), "a = 1").expect("written");
+        assert!(!watch.changed().expect("a file"));
+        assert!(watch.changed().expect("a file"));
+    }
+}
