@@ -3,24 +3,22 @@
 //! A shard never waits: a buffer is handed over whole, and when the writer is behind its lines are dropped and
 //! counted. What a line says is `record`'s business.
 
+use std::error::Error;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, poll};
-
+use super::lines::{Lines, Lost, Patient, newlines};
 use super::record::{LINE_MAX, Record, TimestampCache};
 
 /// A buffer past this size is handed over: about 70 lines, so that waking the writer costs a request little.
 const BATCH_BYTES: usize = 32 * 1024;
 /// Batches under way for each shard: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
 const BATCHES_PER_SHARD: usize = 64;
-/// Requests to the writer that wait; one of a kind says all, so a full channel loses nothing.
-const COMMANDS: usize = 4;
 /// The writer gives way to the shards when both want a core.
 const NICENESS: i32 = 5;
 
@@ -41,7 +39,6 @@ pub struct AccessLog {
     link: Option<Link>,
     times: TimestampCache,
     buffer: Vec<u8>,
-    lines: u64,
     dropped: u64,
 }
 
@@ -56,14 +53,13 @@ struct Link {
 #[derive(Debug)]
 enum Message {
     Batch(Batch),
-    /// Look at the commands.
+    /// The handle wants something.
     Wake,
 }
 
 #[derive(Debug)]
 struct Batch {
     shard: usize,
-    lines: u64,
     bytes: Vec<u8>,
 }
 
@@ -83,7 +79,6 @@ impl AccessLog {
             return;
         }
         record.write_line(&mut self.times, &mut self.buffer);
-        self.lines += 1;
         if self.buffer.len() >= BATCH_BYTES {
             self.flush();
         }
@@ -98,19 +93,18 @@ impl AccessLog {
             next = returned.bytes;
         }
         if self.buffer.is_empty() {
-            self.buffer = next;
             return;
         }
         if next.capacity() == 0 {
             next.reserve_exact(BATCH_BYTES + LINE_MAX);
         }
         let bytes = std::mem::replace(&mut self.buffer, next);
-        let batch = Batch { shard: link.shard, lines: std::mem::take(&mut self.lines), bytes };
+        let batch = Batch { shard: link.shard, bytes };
         if let Err(
             TrySendError::Full(Message::Batch(mut batch)) | TrySendError::Disconnected(Message::Batch(mut batch)),
         ) = link.messages.try_send(Message::Batch(batch))
         {
-            self.dropped += batch.lines;
+            self.dropped += newlines(&batch.bytes);
             batch.bytes.clear();
             self.buffer = batch.bytes;
         }
@@ -133,7 +127,7 @@ impl Drop for AccessLog {
     }
 }
 
-/// The writer's handle. One per process, with the main thread.
+/// The writer's handle. One per process, with the main thread; without it the writer ends.
 #[derive(Debug)]
 pub struct Writer {
     running: Option<Running>,
@@ -141,17 +135,12 @@ pub struct Writer {
 
 #[derive(Debug)]
 struct Running {
-    commands: SyncSender<Command>,
+    /// Dropped to close.
+    reopen: SyncSender<()>,
     messages: SyncSender<Message>,
     /// Never sent to: it ends when the thread does.
     ended: Receiver<()>,
     thread: JoinHandle<()>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Command {
-    Reopen,
-    Close,
 }
 
 /// Opens the target and starts the writer, with one [`AccessLog`] for each shard.
@@ -172,7 +161,8 @@ fn open(path: &PathBuf) -> io::Result<File> {
 
 fn start(output: File, path: Option<PathBuf>, shards: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
     let (messages, message_queue) = sync_channel(BATCHES_PER_SHARD * shards.max(1));
-    let (commands, command_queue) = sync_channel(COMMANDS);
+    // One that waits says all.
+    let (reopen, reopen_asked) = sync_channel(1);
     let (end, ended) = sync_channel(0);
     let mut logs = Vec::with_capacity(shards);
     let mut returns = Vec::with_capacity(shards);
@@ -181,61 +171,53 @@ fn start(output: File, path: Option<PathBuf>, shards: usize) -> io::Result<(Writ
         logs.push(AccessLog::new(Some(Link { shard, messages: messages.clone(), returned })));
         returns.push(Return { give_back, lost: 0 });
     }
-    let mut writing =
-        Writing { output, path, messages: message_queue, commands: command_queue, returns, torn: false, failing: None };
+    let output = Lines::new(Patient(output));
+    let mut writing = Writing { output, path, messages: message_queue, reopen: reopen_asked, returns, failing: None };
     let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || {
         // Being refused a lower priority changes nothing that matters.
         let _ = rustix::process::nice(NICENESS);
         writing.run();
         drop(end);
     })?;
-    Ok((Writer { running: Some(Running { commands, messages, ended, thread }) }, logs))
+    Ok((Writer { running: Some(Running { reopen, messages, ended, thread }) }, logs))
 }
 
 impl AccessLog {
     fn new(link: Option<Link>) -> Self {
-        Self { link, times: TimestampCache::default(), buffer: Vec::new(), lines: 0, dropped: 0 }
+        Self { link, times: TimestampCache::default(), buffer: Vec::new(), dropped: 0 }
     }
 }
 
 impl Writer {
     /// Opens the file anew, after whoever rotates logs has moved the old one away. Never waits.
     pub fn reopen(&self) {
-        if let Some(running) = &self.running {
-            running.command(Command::Reopen);
-        }
+        let Some(running) = &self.running else { return };
+        // When either channel is full the writer has yet to look at one like it.
+        let _ = running.reopen.try_send(());
+        let _ = running.messages.try_send(Message::Wake);
     }
 
     /// Writes what the shards handed over before and ends the thread; `false` when that took longer than `bound`, and
     /// then the thread is left behind.
     #[must_use]
     pub fn close(self, bound: Duration) -> bool {
-        let Some(running) = self.running else { return true };
-        running.command(Command::Close);
-        match running.ended.recv_timeout(bound) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => running.thread.join().is_ok(),
+        let Some(Running { reopen, messages, ended, thread }) = self.running else { return true };
+        drop(reopen);
+        let _ = messages.try_send(Message::Wake);
+        match ended.recv_timeout(bound) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => thread.join().is_ok(),
             Err(RecvTimeoutError::Timeout) => false,
         }
     }
 }
 
-impl Running {
-    fn command(&self, command: Command) {
-        // When either channel is full the writer is about to look at its commands, and an equal one waits there.
-        let _ = self.commands.try_send(command);
-        let _ = self.messages.try_send(Message::Wake);
-    }
-}
-
 /// What the thread owns.
 struct Writing {
-    output: File,
+    output: Lines<Patient>,
     path: Option<PathBuf>,
     messages: Receiver<Message>,
-    commands: Receiver<Command>,
+    reopen: Receiver<()>,
     returns: Vec<Return>,
-    /// Whether the last line was written in part.
-    torn: bool,
     /// Lines lost since writing began to fail.
     failing: Option<u64>,
 }
@@ -247,37 +229,33 @@ struct Return {
 }
 
 impl Writing {
-    /// Runs until it is closed, or every shard and the handle are gone.
+    /// Runs until the handle is gone, or every shard.
     fn run(&mut self) {
         while let Ok(message) = self.messages.recv() {
-            // Commands come first, also when batches never pause.
-            if let Ok(command) = self.commands.try_recv() {
-                match command {
-                    Command::Reopen => self.reopen(),
-                    Command::Close => {
-                        self.handle(message);
-                        self.finish();
-                        return;
-                    }
-                }
+            // The handle comes first, also when batches never pause.
+            let handle = self.reopen.try_recv();
+            if handle.is_ok() {
+                self.reopen();
             }
             self.handle(message);
+            if handle == Err(TryRecvError::Disconnected) {
+                self.finish();
+                return;
+            }
         }
     }
 
     /// Writes what had been handed over; no more, lest a busy shard keep the thread for ever.
     fn finish(&mut self) {
         for _ in 0..BATCHES_PER_SHARD * self.returns.len() {
-            match self.messages.try_recv() {
-                Ok(message) => self.handle(message),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return,
-            }
+            let Ok(message) = self.messages.try_recv() else { return };
+            self.handle(message);
         }
     }
 
     fn handle(&mut self, message: Message) {
-        let Message::Batch(Batch { shard, lines, mut bytes }) = message else { return };
-        let lost = self.write(&bytes, lines);
+        let Message::Batch(Batch { shard, mut bytes }) = message else { return };
+        let lost = self.write(&bytes);
         bytes.clear();
         let Some(back) = self.returns.get_mut(shard) else { return };
         let lost = std::mem::take(&mut back.lost) + lost;
@@ -288,71 +266,196 @@ impl Writing {
     }
 
     /// Writes a batch and returns how many of its lines are lost.
-    fn write(&mut self, bytes: &[u8], lines: u64) -> u64 {
-        let (written, error) = match self.write_from(bytes) {
-            Ok(()) => (bytes.len(), None),
-            Err((written, error)) => (written, Some(error)),
-        };
-        let Some(error) = error else {
+    fn write(&mut self, bytes: &[u8]) -> u64 {
+        let Err(Lost { lines, cause }) = self.output.write(bytes) else {
             if let Some(lost) = self.failing.take() {
                 tracing::info!(lost, "access log: writing again");
             }
             return 0;
         };
-        let (whole, rest) = bytes.split_at(written);
-        self.torn = if whole.is_empty() { self.torn } else { whole.last() != Some(&b'\n') };
-        let lost = memchr::memchr_iter(b'\n', rest).count() as u64;
-        debug_assert!(lost <= lines, "each line has one newline");
         // One report for a burst: a full disk must not fill another log.
         if self.failing.is_none() {
-            tracing::error!(error = &error as &dyn std::error::Error, "access log: cannot write; lines are dropped");
+            tracing::error!(error = &cause as &dyn Error, "access log: cannot write; lines are dropped");
         }
-        *self.failing.get_or_insert(0) += lost;
-        lost
-    }
-
-    /// Writes all bytes, or says how many were written before what went wrong.
-    fn write_from(&mut self, bytes: &[u8]) -> Result<(), (usize, io::Error)> {
-        if self.torn {
-            // What was left of a line ends here, so that the next one can be read.
-            self.write_some(b"\n").map_err(|error| (0, error))?;
-            self.torn = false;
-        }
-        let mut written = 0;
-        while let Some(rest) = bytes.get(written..).filter(|rest| !rest.is_empty()) {
-            written += self.write_some(rest).map_err(|error| (written, error))?;
-        }
-        Ok(())
-    }
-
-    /// One successful write, however often that must be tried.
-    fn write_some(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match self.output.write(bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(written) => return Ok(written),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // Standard output may be a pipe that another process made non-blocking.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    poll(&mut [PollFd::new(&self.output, PollFlags::OUT)], None)?;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        *self.failing.get_or_insert(0) += lines;
+        lines
     }
 
     fn reopen(&mut self) {
         let Some(path) = &self.path else { return };
         match open(path) {
-            Ok(output) => {
-                self.output = output;
-                self.torn = false;
+            Ok(file) => {
+                self.output = Lines::new(Patient(file));
                 tracing::info!(path = %path.display(), "access log: file reopened");
             }
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
+                let error = &error as &dyn Error;
                 tracing::error!(error, path = %path.display(), "access log: cannot reopen; the old file goes on");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+
+    /// Long enough for any machine: reached only by a test that fails.
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    fn record(path: &[u8]) -> Record<'_> {
+        Record {
+            unix_ms: 0,
+            request_id: b"req-00000001",
+            trace_id: [0; 16],
+            client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            method: b"GET",
+            host: b"localhost",
+            path,
+            route: "",
+            upstream: "",
+            instance: b"",
+            protocol: "HTTP/1.1",
+            status: 200,
+            request_bytes: 0,
+            response_bytes: 0,
+            total_us: 0,
+            gateway_us: 0,
+            upstream_us: 0,
+            connect_us: None,
+            attempts: 0,
+            reused: false,
+            reason: "",
+            shard: 0,
+            user_agent: b"",
+        }
+    }
+
+    /// The paths of the lines, each of which must be whole.
+    fn paths(lines: &str) -> Vec<String> {
+        let path = |line: &str| -> Option<String> {
+            let fields: serde_json::Value = serde_json::from_str(line).ok()?;
+            Some(fields.get("path")?.as_str()?.to_owned())
+        };
+        lines.lines().map(|line| path(line).unwrap_or_else(|| format!("no line: {line}"))).collect()
+    }
+
+    /// Hands over what there is and waits until the writer is done with it; returns the lines it lost.
+    fn flush_and_wait(log: &mut AccessLog) -> u64 {
+        log.flush();
+        log.link.as_ref().expect("on").returned.recv_timeout(PATIENCE).expect("the buffer comes back").lost
+    }
+
+    #[test]
+    fn a_writer_that_nobody_reads_from_never_blocks_a_shard() {
+        const LINES: u64 = 40_000;
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1).expect("a thread");
+        let mut log = logs.pop().expect("one shard");
+        // Some 8 MiB: past what the pipe and the queue take together. That this ends is the point.
+        for number in 0..LINES {
+            log.line(&record(number.to_string().as_bytes()));
+        }
+        log.flush();
+        let dropped = log.dropped();
+        assert!(dropped > LINES / 4, "{dropped} lines dropped");
+
+        // Now somebody reads: what was not dropped is all there, in order.
+        let reading = thread::spawn(move || {
+            let mut text = String::new();
+            BufReader::new(reader).read_to_string(&mut text).map(|_| text)
+        });
+        assert!(writer.close(PATIENCE), "the writer ends once it can write");
+        let text = reading.join().expect("no panic").expect("UTF-8");
+        let numbers: Vec<u64> = paths(&text).iter().map(|path| path.parse().expect("a number")).collect();
+        assert_eq!(numbers.len() as u64, LINES - dropped);
+        assert!(numbers.is_sorted_by(|one, next| one < next));
+    }
+
+    #[test]
+    fn closing_has_a_bound() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1).expect("a thread");
+        for _ in 0..1000 {
+            logs[0].line(&record(&[b'a'; 1000]));
+        }
+        logs[0].flush();
+        assert!(!writer.close(Duration::from_millis(1)), "1 MB does not fit into the pipe");
+        drop(reader);
+    }
+
+    #[test]
+    fn lines_of_all_shards_arrive_and_buffers_come_back() {
+        let (reader, writer) = io::pipe().expect("a pipe");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 4).expect("a thread");
+        let mut reader = BufReader::new(reader);
+        for (shard, log) in logs.iter_mut().enumerate() {
+            log.line(&record(format!("/{shard}").as_bytes()));
+            assert_eq!(flush_and_wait(log), 0);
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("a line");
+            assert_eq!(paths(&line), [format!("/{shard}")]);
+        }
+        // What is not flushed yet goes out when the shard ends.
+        logs[2].line(&record(b"/last"));
+        drop(logs);
+        assert!(writer.close(PATIENCE));
+        let mut rest = String::new();
+        reader.read_to_string(&mut rest).expect("the rest");
+        assert_eq!(paths(&rest), ["/last"]);
+    }
+
+    #[test]
+    fn a_file_is_appended_to_and_reopened_after_a_rotation() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, rotated) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+        std::fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
+        let (writer, mut logs) = spawn(&Target::File(path.clone()), 1).expect("a file");
+        logs[0].line(&record(b"/before"));
+        flush_and_wait(&mut logs[0]);
+        std::fs::rename(&path, &rotated).expect("rotated");
+        writer.reopen();
+        logs[0].line(&record(b"/after"));
+        flush_and_wait(&mut logs[0]);
+        assert!(writer.close(PATIENCE));
+        let read = |path| paths(&std::fs::read_to_string(path).expect("a log"));
+        assert_eq!(read(&rotated), ["/older", "/before"]);
+        assert_eq!(read(&path), ["/after"]);
+    }
+
+    #[test]
+    fn what_the_system_refuses_is_counted() {
+        let (writer, mut logs) = spawn(&Target::File("/dev/full".into()), 1).expect("a device");
+        let log = &mut logs[0];
+        log.line(&record(b"/1"));
+        log.line(&record(b"/2"));
+        assert_eq!(flush_and_wait(log), 2);
+        // A shard learns of it with the buffer that comes back.
+        log.line(&record(b"/3"));
+        log.flush();
+        assert!(writer.close(PATIENCE));
+        log.flush();
+        assert_eq!(log.dropped(), 1);
+        log.line(&record(b"/4"));
+        log.flush();
+        assert_eq!(log.dropped(), 2, "nobody writes any more");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_is_said_at_the_start() {
+        let error = spawn(&Target::File("/nowhere/access.log".into()), 1).map(drop).expect_err("no such folder");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn off_costs_nothing() {
+        let (writer, mut logs) = spawn(&Target::Off, 2).expect("nothing to open");
+        logs[1].line(&record(b"/"));
+        assert!(logs[1].is_off() && logs[1].buffer.capacity() == 0);
+        assert!(writer.close(Duration::ZERO));
     }
 }

@@ -5,9 +5,8 @@
 use std::fmt::Write as _;
 
 use super::histogram::{Histogram, Ladder};
-use super::metrics::{
-    Counters, Kind, Metric, Names, Per, ProcessCounters, RouteCounters, UpstreamCounters, Value, Values,
-};
+use super::metrics::{Counters, Names, ProcessCounters, RouteCounters, UpstreamCounters};
+use super::table::{Kind, Metric, Per, Value, Values};
 
 /// The `Content-Type` of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -148,6 +147,228 @@ fn push_escaped(out: &mut String, text: &str, in_label: bool) {
             '\n' => out.push_str("\\n"),
             '"' if in_label => out.push_str("\\\""),
             _ => out.push(character),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+    use std::process::{Command, Stdio};
+
+    use expect_test::expect;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::telemetry::metrics::{Finished, Outcome, Refusal, Reload};
+
+    /// Two shards that counted something of everything, with names that need escapes.
+    fn scraped() -> String {
+        let mut names = Names { reject_codes: &["not_found", "rate_limited"], ..Names::default() };
+        let route = names.routes.claim("events");
+        let upstream = names.upstreams.claim("in\"ges\\ti\non");
+        let shards = [0, 1].map(|shard| {
+            let mut counters = Counters::default();
+            counters.connections_accepted = 3;
+            counters.connections_refused[Refusal::Limit.index()] = 1;
+            counters.connections_open = 2;
+            counters.loop_lag.observe_us(7);
+            counters.reject(1);
+            for (status, total_us) in [(200, 150), (503, 2_000_001), (0, 90_000_000)] {
+                let bytes = u64::from(status);
+                counters.finish(&Finished {
+                    route,
+                    status,
+                    total_us,
+                    gateway_us: 12,
+                    request_bytes: bytes,
+                    response_bytes: bytes,
+                });
+            }
+            counters.upstream(upstream).requests[Outcome::TimedOut.index()] += 1;
+            counters.upstream(upstream).requests_in_flight -= i64::from(shard);
+            ShardCounters { shard, counters }
+        });
+        let mut process = ProcessCounters::default();
+        process.config_reloads[Reload::Refused.index()] = 2;
+        let mut out = String::new();
+        write_prometheus(&shards, &process, &names, &mut out);
+        out
+    }
+
+    /// One sample: the name, the labels as they stand, the value.
+    fn sample(line: &str) -> (&str, &str, f64) {
+        let (series, value) = line.rsplit_once(' ').expect("a value");
+        let (name, labels) =
+            series.strip_suffix('}').map_or((series, ""), |open| open.split_once('{').expect("a brace"));
+        (name, labels, value.parse().unwrap_or_else(|_| panic!("{line}: a number")))
+    }
+
+    /// The labels one by one, their values unescaped; panics at anything that the format does not allow.
+    fn labels(mut text: &str) -> Vec<(String, String)> {
+        let mut labels = Vec::new();
+        while !text.is_empty() {
+            let (name, rest) = text.split_once("=\"").expect("a quoted value");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}");
+            let (mut value, mut characters) = (String::new(), rest.chars());
+            loop {
+                match characters.next().expect("a closing quote") {
+                    '"' => break,
+                    '\\' => value.push(match characters.next() {
+                        Some('n') => '\n',
+                        Some(plain @ ('\\' | '"')) => plain,
+                        other => panic!("{rest}: escape of {other:?}"),
+                    }),
+                    character => value.push(character),
+                }
+            }
+            labels.push((name.to_owned(), value));
+            text = characters.as_str();
+            text = text.strip_prefix(',').unwrap_or(text);
+        }
+        labels
+    }
+
+    /// What the format asks of a text; returns all series.
+    fn check_format(text: &str) -> HashMap<String, f64> {
+        let mut seen = HashMap::new();
+        let mut families = HashSet::new();
+        let (mut family, mut kind, mut cumulative) = (String::new(), String::new(), 0.0);
+        let mut lines = text.strip_suffix('\n').expect("a last newline").lines();
+        while let Some(line) = lines.next() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                family = help.split_once(' ').expect("a sentence").0.to_owned();
+                assert!(families.insert(family.clone()), "{family} in one group only");
+                let next = lines.next().unwrap_or_default();
+                kind = next.strip_prefix(&format!("# TYPE {family} ")).unwrap_or_else(|| panic!("{next}")).to_owned();
+                assert!(["counter", "gauge", "histogram"].contains(&&*kind), "{kind}");
+                continue;
+            }
+            let (name, written, value) = sample(line);
+            let labels = labels(written);
+            let bound = labels.iter().find(|(name, _)| name == "le").map(|(_, bound)| &**bound);
+            match (name.strip_prefix(&*family), &*kind) {
+                (Some(""), "counter" | "gauge") | (Some("_sum"), "histogram") => assert_eq!(bound, None),
+                (Some("_bucket"), "histogram") => {
+                    assert!(value >= cumulative, "{line}: buckets are cumulative");
+                    cumulative = if bound == Some("+Inf") { 0.0 } else { value };
+                }
+                (Some("_count"), "histogram") => {
+                    let owner = if written.is_empty() { String::new() } else { format!("{written},") };
+                    assert_eq!(Some(&value), seen.get(&format!("{family}_bucket{{{owner}le=\"+Inf\"}}")), "{line}");
+                }
+                other => panic!("{line} belongs to {family}: {other:?}"),
+            }
+            let series = line.rsplit_once(' ').expect("a value").0;
+            assert_eq!(seen.insert(series.to_owned(), value), None, "{series} once only");
+        }
+        seen
+    }
+
+    #[test]
+    fn the_text_keeps_the_format() {
+        let seen = check_format(&scraped());
+        let value = |series: &str| seen.get(series).copied();
+        assert_eq!(value("shardgate_connections_accepted_total"), Some(6.0), "shards are added up");
+        assert_eq!(value(r#"shardgate_connections_open{shard="1"}"#), Some(2.0), "or stand apart");
+        assert_eq!(value(r#"shardgate_loop_lag_seconds_bucket{shard="0",le="0.00001"}"#), Some(1.0));
+        assert_eq!(value(r#"shardgate_rejects_total{code="rate_limited"}"#), Some(2.0));
+        assert_eq!(value(r#"shardgate_requests_total{route="events",status="none"}"#), Some(2.0));
+        assert_eq!(value(r#"shardgate_request_duration_seconds_sum{route="events"}"#), Some(184.000_302));
+        assert_eq!(value(r#"shardgate_upstream_requests_in_flight{upstream="in\"ges\\ti\non"}"#), Some(-1.0));
+        assert_eq!(value(r#"shardgate_config_reloads_total{result="refused"}"#), Some(2.0));
+    }
+
+    #[test]
+    fn one_family_in_full() {
+        let text = scraped();
+        let family: Vec<_> = text.lines().filter(|line| line.contains("shardgate_request_duration_seconds")).collect();
+        expect![[r#"
+            # HELP shardgate_request_duration_seconds Time from a request's first byte to its answer's last.
+            # TYPE shardgate_request_duration_seconds histogram
+            shardgate_request_duration_seconds_bucket{route="other",le="0.0001"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.0002"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.0005"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.001"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.002"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.005"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.01"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.02"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.05"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.1"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.2"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="0.5"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="1"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="2"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="5"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="10"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="20"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="60"} 0
+            shardgate_request_duration_seconds_bucket{route="other",le="+Inf"} 0
+            shardgate_request_duration_seconds_sum{route="other"} 0
+            shardgate_request_duration_seconds_count{route="other"} 0
+            shardgate_request_duration_seconds_bucket{route="events",le="0.0001"} 0
+            shardgate_request_duration_seconds_bucket{route="events",le="0.0002"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.0005"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.001"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.002"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.005"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.01"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.02"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.05"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.1"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.2"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="0.5"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="1"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="2"} 2
+            shardgate_request_duration_seconds_bucket{route="events",le="5"} 4
+            shardgate_request_duration_seconds_bucket{route="events",le="10"} 4
+            shardgate_request_duration_seconds_bucket{route="events",le="20"} 4
+            shardgate_request_duration_seconds_bucket{route="events",le="60"} 4
+            shardgate_request_duration_seconds_bucket{route="events",le="+Inf"} 6
+            shardgate_request_duration_seconds_sum{route="events"} 184.000302
+            shardgate_request_duration_seconds_count{route="events"} 6"#]]
+        .assert_eq(&family.join("\n"));
+    }
+
+    #[test]
+    fn prometheus_own_parser_reads_the_text() {
+        const PARSE: &str = "import sys; from prometheus_client.parser import text_string_to_metric_families as parse; \
+            print(sum(len(family.samples) for family in parse(sys.stdin.read())))";
+        let python = |code: &str| {
+            let mut command = Command::new("python3");
+            command.args(["-c", code]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+            command
+        };
+        if !python("import prometheus_client.parser").status().is_ok_and(|status| status.success()) {
+            return; // The checker above stands alone where Python has no such parser.
+        }
+        let text = scraped();
+        let mut parser = python(PARSE).spawn().expect("it ran a moment ago");
+        let written = std::io::Write::write_all(&mut parser.stdin.take().expect("piped"), text.as_bytes());
+        written.expect("it reads");
+        let output = parser.wait_with_output().expect("it ends");
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), check_format(&text).len().to_string());
+    }
+
+    #[test]
+    fn times_are_exact() {
+        let times = [0, 1, 10, 200, 1_000_000, 1_000_001, 60_000_000].map(seconds);
+        expect!["0 0.000001 0.00001 0.0002 1 1.000001 60"].assert_eq(&times.join(" "));
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_is_read_back(name in any::<String>()) {
+            let mut names = Names::default();
+            names.routes.claim(&name);
+            let mut counters = Counters::default();
+            counters.make_room(2, 1);
+            let mut out = String::new();
+            write_prometheus(&[ShardCounters { shard: 0, counters }], &ProcessCounters::default(), &names, &mut out);
+            let line = out.split('\n').rfind(|line| line.starts_with("shardgate_request_body_bytes_total"));
+            let (_, written, _) = sample(line.expect("a series"));
+            prop_assert_eq!(labels(written), [("route".to_owned(), names.routes.names().last().cloned().expect("one"))]);
         }
     }
 }

@@ -236,15 +236,33 @@ mod tests {
     fn traceparents_from_outside() {
         const ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
         let known = |flags| format!("{ID}-{flags}");
-        check_trace(&format!("00-{}", known("01")), &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]]);
-        check_trace(&format!("00-{}", known("00")), &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")"#]]);
+        check_trace(
+            &format!("00-{}", known("01")),
+            &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]],
+        );
+        check_trace(
+            &format!("00-{}", known("00")),
+            &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")"#]],
+        );
         // Flags that version 00 does not define are not passed on.
-        check_trace(&format!("00-{}", known("ff")), &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]]);
-        check_trace(&format!("00-{}", known("02")), &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")"#]]);
+        check_trace(
+            &format!("00-{}", known("ff")),
+            &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]],
+        );
+        check_trace(
+            &format!("00-{}", known("02")),
+            &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")"#]],
+        );
         // Ours says nothing behind its flags; a later version may, behind a dash.
         check_trace(&format!("00-{}-more", known("01")), &expect!["None"]);
-        check_trace(&format!("cc-{}-more", known("01")), &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]]);
-        check_trace(&format!("cc-{}", known("01")), &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]]);
+        check_trace(
+            &format!("cc-{}-more", known("01")),
+            &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]],
+        );
+        check_trace(
+            &format!("cc-{}", known("01")),
+            &expect![[r#"Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")"#]],
+        );
         check_trace(&format!("cc-{}.more", known("01")), &expect!["None"]);
         check_trace(&format!("ff-{}", known("01")), &expect!["None"]);
         check_trace(&format!("0-{}", known("01")), &expect!["None"]);

@@ -6,172 +6,7 @@
 
 use super::histogram::{Histogram, Own, Requests};
 use super::slots::{SLOTS_MAX, Slot, Slots};
-
-/// What Prometheus is told a metric is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only rises, until the process ends.
-    Counter,
-    /// Rises and falls.
-    Gauge,
-    /// Durations counted into buckets.
-    Histogram,
-}
-
-impl Kind {
-    /// The word in `# TYPE`.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-        }
-    }
-}
-
-/// What has a series of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Per {
-    /// One for the process: the shards are added up.
-    Process,
-    /// One for each shard, label `shard`.
-    Shard,
-    /// One for each route, label `route`, the shards added up.
-    Route,
-    /// One for each upstream, label `upstream`, the shards added up.
-    Upstream,
-}
-
-impl Per {
-    /// The label that tells one series from another.
-    pub const fn label(self) -> Option<&'static str> {
-        match self {
-            Self::Process => None,
-            Self::Shard => Some("shard"),
-            Self::Route => Some("route"),
-            Self::Upstream => Some("upstream"),
-        }
-    }
-}
-
-/// The values of a further label, in the order of an array's elements.
-#[derive(Clone, Copy, Debug)]
-pub enum Values {
-    /// Known here.
-    Fixed(&'static [&'static str]),
-    /// The codes of refusals, which a floor above lists in [`Names::reject_codes`].
-    RejectCodes,
-}
-
-/// One row of the table.
-#[derive(Clone, Copy, Debug)]
-pub struct Metric {
-    /// The published name, its unit last.
-    pub name: &'static str,
-    /// Counter, gauge or histogram.
-    pub kind: Kind,
-    /// What it counts.
-    pub help: &'static str,
-    /// What has a series of its own.
-    pub per: Per,
-    /// A further label and its values.
-    pub by: Option<(&'static str, Values)>,
-}
-
-/// One field of the counters as `exposition` sees it.
-#[derive(Clone, Copy, Debug)]
-pub enum Value<'a> {
-    /// A counter.
-    Count(u64),
-    /// A gauge.
-    Level(i64),
-    /// A counter for each value of a label.
-    Counts(&'a [u64]),
-    /// Durations of whole requests.
-    Requests(&'a Histogram<Requests>),
-    /// Durations of the gateway's own work.
-    Own(&'a Histogram<Own>),
-}
-
-/// What a field of the counters can do.
-trait Field {
-    fn value(&self) -> Value<'_>;
-    fn add(&mut self, other: &Self);
-}
-
-impl Field for u64 {
-    fn value(&self) -> Value<'_> {
-        Value::Count(*self)
-    }
-    fn add(&mut self, other: &Self) {
-        *self += other;
-    }
-}
-
-impl Field for i64 {
-    fn value(&self) -> Value<'_> {
-        Value::Level(*self)
-    }
-    fn add(&mut self, other: &Self) {
-        *self += other;
-    }
-}
-
-impl<const N: usize> Field for [u64; N] {
-    fn value(&self) -> Value<'_> {
-        Value::Counts(self)
-    }
-    fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.iter_mut().zip(other) {
-            *mine += theirs;
-        }
-    }
-}
-
-impl Field for Histogram<Requests> {
-    fn value(&self) -> Value<'_> {
-        Value::Requests(self)
-    }
-    fn add(&mut self, other: &Self) {
-        self.merge(other);
-    }
-}
-
-impl Field for Histogram<Own> {
-    fn value(&self) -> Value<'_> {
-        Value::Own(self)
-    }
-    fn add(&mut self, other: &Self) {
-        self.merge(other);
-    }
-}
-
-/// Counters that can be added up, field by field.
-trait Merge {
-    fn merge_fields(&mut self, other: &Self);
-}
-
-/// Declares an enum whose variants are the values of a label, and index an array of counters.
-macro_rules! label {
-    ($(#[$meta:meta])* $Label:ident { $(#[doc = $help:literal] $Variant:ident = $value:literal,)+ }) => {
-        $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $Label { $(#[doc = $help] $Variant,)+ }
-
-        impl $Label {
-            /// The label's values in the order of the variants.
-            pub const VALUES: &'static [&'static str] = &[$($value),+];
-            /// How many there are.
-            pub const COUNT: usize = Self::VALUES.len();
-
-            /// The place in an array of counters.
-            #[inline]
-            pub const fn index(self) -> usize {
-                self as usize
-            }
-        }
-    };
-}
+use super::table::{Field as _, Kind, Merge, Metric, Per, Value, Values, label, table};
 
 label! {
     /// Why a fresh connection was closed unserved.
@@ -219,49 +54,6 @@ label! {
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
 /// Room for the codes of refusals.
 pub const REJECT_CODES_MAX: usize = 64;
-
-/// Declares a struct of counters and the rows that publish them, so that neither can be without the other.
-macro_rules! table {
-    (
-        $(#[$meta:meta])*
-        $Counters:ident {
-            $(#[doc = $help:literal]
-              $field:ident: $type:ty = $kind:ident $name:literal per $per:ident $(by $label:literal in $values:expr)?;)*
-        }
-        $(also { $($(#[$also_meta:meta])* $also:ident: $also_type:ty,)* })?
-    ) => {
-        $(#[$meta])*
-        #[derive(Clone, Debug)]
-        pub struct $Counters {
-            $(#[doc = $help] pub $field: $type,)*
-            $($($(#[$also_meta])* $also: $also_type,)*)?
-        }
-
-        impl $Counters {
-            /// The rows of the table, in the order of [`Self::values`].
-            pub const METRICS: &'static [Metric] = &[$(Metric {
-                name: $name,
-                kind: Kind::$kind,
-                help: $help.trim_ascii(),
-                per: Per::$per,
-                by: table!(@by $($label in $values)?),
-            }),*];
-
-            /// What the fields hold, in the order of [`Self::METRICS`].
-            pub fn values(&self) -> [Value<'_>; Self::METRICS.len()] {
-                [$(self.$field.value()),*]
-            }
-        }
-
-        impl Merge for $Counters {
-            fn merge_fields(&mut self, other: &Self) {
-                $(self.$field.add(&other.$field);)*
-            }
-        }
-    };
-    (@by) => { None };
-    (@by $label:literal in $values:expr) => { Some(($label, $values)) };
-}
 
 table! {
     /// What one shard counts. One per shard; copies answer a scrape.
@@ -503,4 +295,138 @@ pub struct Names {
     pub upstreams: Slots,
     /// Codes of refusals by the number that [`Counters::reject`] takes.
     pub reject_codes: &'static [&'static str],
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::telemetry::slots::OTHER;
+
+    fn tables() -> [(&'static str, &'static [Metric]); 4] {
+        [
+            ("Connections, requests, shards", Counters::METRICS),
+            ("Routes", RouteCounters::METRICS),
+            ("Upstreams", UpstreamCounters::METRICS),
+            ("The process", ProcessCounters::METRICS),
+        ]
+    }
+
+    /// `docs/metrics.md` as the table has it, below what `found` says before its first table.
+    fn documentation(found: &str) -> String {
+        let mut text = found.split_once("\n## ").map_or(found, |(opening, _)| opening).to_owned();
+        for (title, metrics) in tables() {
+            let _ =
+                write!(text, "\n## {title}\n\n| metric | type | labels | what it says |\n| --- | --- | --- | --- |\n");
+            for metric in metrics {
+                let values = match metric.by {
+                    Some((label, Values::Fixed(values))) => Some(format!("`{label}`: {}", values.join(", "))),
+                    Some((label, Values::RejectCodes)) => Some(format!("`{label}`: the codes of `docs/errors.md`")),
+                    None => None,
+                };
+                let labels: Vec<_> =
+                    metric.per.label().map(|label| format!("`{label}`")).into_iter().chain(values).collect();
+                let (name, kind, help) = (metric.name, metric.kind.word(), metric.help);
+                let _ = writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join("; "));
+            }
+        }
+        text
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a switch for whoever runs the tests, not configuration")]
+    fn the_documentation_follows_the_table() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        let found = std::fs::read_to_string(&path).expect("docs/metrics.md");
+        let expected = documentation(&found);
+        if std::env::var("UPDATE_DOCS").is_ok_and(|value| value == "1") {
+            std::fs::write(&path, &expected).expect("docs/ is writable");
+            return;
+        }
+        assert!(found == expected, "docs/metrics.md is not what the table says; UPDATE_DOCS=1 cargo test rewrites it");
+    }
+
+    #[test]
+    fn names_keep_prometheus_conventions() {
+        let mut seen = std::collections::HashSet::new();
+        for metric in tables().into_iter().flat_map(|(_, metrics)| metrics) {
+            let name = metric.name;
+            assert!(seen.insert(name), "{name} is declared twice");
+            assert!(name.starts_with("shardgate_"), "{name} starts with shardgate_");
+            assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}: [a-z_] only");
+            assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}: counters end in _total");
+            assert!(metric.kind != Kind::Histogram || name.ends_with("_seconds"), "{name}: the unit is last");
+            assert!(metric.help.ends_with('.'), "{name}: the help is a sentence");
+        }
+    }
+
+    #[test]
+    fn kinds_suit_their_fields() {
+        fn check<const N: usize>(metrics: &[Metric], values: [Value<'_>; N]) {
+            for (metric, value) in metrics.iter().zip(values) {
+                let suits = match value {
+                    Value::Count(_) => metric.kind == Kind::Counter && metric.by.is_none(),
+                    Value::Level(_) => metric.kind == Kind::Gauge && metric.by.is_none(),
+                    Value::Counts(counts) => match metric.by {
+                        Some((_, Values::Fixed(values))) => counts.len() == values.len(),
+                        Some((_, Values::RejectCodes)) => counts.len() == REJECT_CODES_MAX,
+                        None => false,
+                    },
+                    Value::Requests(_) | Value::Own(_) => metric.kind == Kind::Histogram && metric.by.is_none(),
+                };
+                assert!(suits, "{}: {:?} of {value:?}", metric.name, metric.kind);
+            }
+        }
+        check(Counters::METRICS, Counters::default().values());
+        check(RouteCounters::METRICS, RouteCounters::default().values());
+        check(UpstreamCounters::METRICS, UpstreamCounters::default().values());
+        check(ProcessCounters::METRICS, ProcessCounters::default().values());
+    }
+
+    #[test]
+    fn a_request_is_counted_where_it_belongs() {
+        let mut slots = Slots::default();
+        let events = slots.claim("events");
+        let mut counters = Counters::default();
+        let finished = |route, status| Finished {
+            route,
+            status,
+            total_us: 500,
+            gateway_us: 20,
+            request_bytes: 3,
+            response_bytes: 5,
+        };
+        for status in [101, 200, 204, 302, 404, 599, 0, 600, 999] {
+            counters.finish(&finished(events, status));
+        }
+        counters.finish(&finished(OTHER, 404));
+        counters.reject(0);
+        counters.reject(REJECT_CODES_MAX);
+        assert_eq!(counters.requests, 10);
+        assert_eq!(counters.route(events).requests, [1, 2, 1, 1, 1, 3]);
+        assert_eq!(counters.route(OTHER).requests, [0, 0, 0, 1, 0, 0]);
+        assert_eq!((counters.route(events).duration.count(), counters.gateway_duration.count()), (9, 10));
+        assert_eq!((counters.route(events).request_bytes, counters.route(events).response_bytes), (27, 45));
+        assert_eq!(counters.rejects.iter().sum::<u64>(), 1, "an unknown code is no reason to panic");
+    }
+
+    #[test]
+    fn shards_that_know_different_names_add_up() {
+        let mut slots = Slots::default();
+        let (first, second) = (slots.claim("first"), slots.claim("second"));
+        let (mut one, mut other) = (Counters::default(), Counters::default());
+        one.upstream(first).retries = 1;
+        one.connections_open = 4;
+        other.upstream(first).retries = 2;
+        other.upstream(second).retries = 5;
+        other.connections_open = 3;
+        let mut backwards = other.clone();
+        backwards.merge(&one);
+        one.merge(&other);
+        assert_eq!([one.upstream(first).retries, one.upstream(second).retries], [3, 5]);
+        assert_eq!(one.connections_open, 7);
+        assert_eq!(format!("{one:?}"), format!("{backwards:?}"));
+    }
 }
