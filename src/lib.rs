@@ -3,6 +3,26 @@
 //! The modules stand in the order in which a request meets them; each uses only those below it
 //! (`tests/it/tidy.rs` checks that). `ARCHITECTURE.md` is the map.
 
-pub mod config;
-pub mod proto;
+pub mod demo;
+
+pub mod server;
+
+pub mod gateway;
+
+pub mod admin;
+
+pub mod exchange;
+
+pub mod bus;
+
+pub mod upstream;
+
+pub mod net;
+
+pub mod shard;
+
 pub mod telemetry;
+
+pub mod config;
+
+pub mod proto;

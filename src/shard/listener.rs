@@ -1,0 +1,314 @@
+//! Where connections come from: one listening socket per shard on one port, and the loop that accepts from it.
+//!
+//! What happens to a connection is the callback's business: serve it here, hand it to a less loaded shard, or refuse it.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::UnixDatagram;
+use std::pin::pin;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use rustix::net::{Shutdown, SocketFlags};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::timer;
+
+/// The sockets of one address, ready to be given out, and the claim on its port.
+#[derive(Debug)]
+pub struct Bound {
+    /// One listening socket for each shard.
+    pub sockets: Vec<TcpListener>,
+    /// The address, with the port that was picked if it was asked for port 0.
+    pub address: SocketAddr,
+    /// The claim.
+    pub claim: PortClaim,
+}
+
+/// Keeps other gateways off the port for as long as it lives. One per listening address.
+#[derive(Debug)]
+pub struct PortClaim {
+    _lock: UnixDatagram,
+}
+
+/// Binds `shards` sockets to `address`; all of them listen before any connection can arrive at the first.
+///
+/// `SO_REUSEPORT` would let a second gateway share the port without a word and take half of the connections. So the port
+/// is tried without it first, and a lock named after the address covers the time between.
+pub fn bind(address: SocketAddr, backlog: i32, shards: usize) -> io::Result<Bound> {
+    let taken = |error: io::Error| explain(address, &error);
+    let claimed = if address.port() == 0 { None } else { Some(claim(address)?) };
+    if claimed.is_some() {
+        let probe = socket(address).map_err(taken)?;
+        // Only a listening socket excludes another one with SO_REUSEADDR.
+        probe.bind(&address.into()).and_then(|()| probe.listen(1)).map_err(taken)?;
+    }
+    let mut sockets = Vec::with_capacity(shards);
+    let mut address = address;
+    for _ in 0..shards.max(1) {
+        let socket = socket(address)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&address.into()).map_err(|error| explain(address, &error))?;
+        let bound = socket.local_addr()?;
+        address =
+            bound.as_socket().ok_or_else(|| io::Error::other(format!("bound to {bound:?}, which is no IP address")))?;
+        sockets.push(socket);
+    }
+    let claim = match claimed {
+        Some(claim) => claim,
+        None => claim(address)?,
+    };
+    for socket in &sockets {
+        socket.listen(backlog).map_err(|error| explain(address, &error))?;
+    }
+    Ok(Bound { sockets: sockets.into_iter().map(TcpListener::from).collect(), address, claim })
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    // Connections of the process before, in TIME_WAIT, do not keep this one from starting.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(!address.ip().is_unspecified())?;
+    }
+    Ok(socket)
+}
+
+/// A lock in the abstract namespace: it has no file to clean up, goes with the process however that ends, and reaches as
+/// far as the port does, one network namespace.
+fn claim(address: SocketAddr) -> io::Result<PortClaim> {
+    let name = format!("shardgate/listener/{address}");
+    let lock = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
+    let lock = UnixDatagram::bind_addr(&lock).map_err(|error| explain(address, &error))?;
+    Ok(PortClaim { _lock: lock })
+}
+
+fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
+    let advice = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "another process (perhaps a second gateway) listens there; stop it or set another listener.port"
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine has no such address; set listener.address to one that it has",
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 take CAP_NET_BIND_SERVICE; grant it or set a higher listener.port"
+        }
+        _ => "check listener.address and listener.port",
+    };
+    let (host, port) = (address.ip(), address.port());
+    io::Error::new(error.kind(), format!("cannot listen on {host} port {port}: {error}; {advice}"))
+}
+
+/// Connections accepted in one go, before the shard's other tasks get their turn.
+const BUDGET: usize = 64;
+/// The turn that the others get. A task that woke itself instead would starve all of them.
+const BREATH: Duration = Duration::from_millis(1);
+/// First and longest wait when the process is out of descriptors; it doubles in between.
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What an acceptor counted. Plain numbers of one shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AcceptCounts {
+    /// Connections given to the callback.
+    pub accepted: u64,
+    /// Connections closed at once because no descriptor was left for them.
+    pub turned_away: u64,
+    /// Times that the process ran out of descriptors or memory; one burst counts once.
+    pub exhausted: u64,
+}
+
+/// Accepts from one listening socket. One per shard and address.
+pub struct Acceptor {
+    /// Ours, to accept from and to shut.
+    socket: TcpListener,
+    /// The runtime's descriptor of the same socket, to wait on.
+    watched: monoio::net::TcpListener,
+    /// Freed when there are no descriptors left, to accept and close one connection with.
+    reserve: Cell<Option<OwnedFd>>,
+    stopping: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+    counts: Cell<AcceptCounts>,
+}
+
+impl Acceptor {
+    /// Takes over a listening, non-blocking socket, on the thread of the shard that will accept from it.
+    pub fn new(socket: TcpListener) -> io::Result<Self> {
+        let watched = monoio::net::TcpListener::from_std(socket.try_clone()?)?;
+        Ok(Self {
+            reserve: Cell::new(Some(spare_descriptor()?)),
+            socket,
+            watched,
+            stopping: Cell::new(false),
+            waker: Cell::new(None),
+            counts: Cell::new(AcceptCounts::default()),
+        })
+    }
+
+    /// Gives every connection to `take` until [`Acceptor::stop`], then empties the accept queue, closes the socket and
+    /// completes. An error means that the socket itself is broken.
+    ///
+    /// Dropping the future stops accepting and loses nothing; the queue stays until the acceptor is dropped.
+    pub async fn run(&self, mut take: impl FnMut(OwnedFd, SocketAddr)) -> io::Result<()> {
+        let mut pressure = Pressure::default();
+        // Connections go on arriving while the queue is emptied. Whoever comes this late is refused as after the end.
+        let mut last_turns = 1_024;
+        loop {
+            let stopping = self.stopping.get();
+            let mut accepted = 0;
+            let end = turn(
+                BUDGET,
+                || self.accept(),
+                |(fd, address)| {
+                    accepted += 1;
+                    take(fd, address);
+                },
+            );
+            self.count(|counts| counts.accepted += accepted);
+            if accepted > 0 {
+                pressure.relieved();
+            }
+            if stopping {
+                last_turns -= 1;
+                if last_turns == 0 || matches!(end, Turn::Empty) {
+                    break;
+                }
+            }
+            match end {
+                Turn::Empty => {
+                    self.unless_stopped(self.watched.readable(false)).await.transpose()?;
+                }
+                Turn::Budget => timer::sleep(BREATH).await,
+                Turn::Exhausted(error) => {
+                    if pressure.begins() {
+                        self.count(|counts| counts.exhausted += 1);
+                        tracing::warn!(%error, "cannot accept: raise the limit on open files or lower the connection limit");
+                    }
+                    self.turn_one_away();
+                    self.unless_stopped(timer::sleep(pressure.pause())).await;
+                }
+                Turn::Failed(error) => return Err(error.into()),
+            }
+        }
+        // Closes it for good, whatever descriptors of it the driver still holds.
+        rustix::net::shutdown(&self.socket, Shutdown::Both)?;
+        Ok(())
+    }
+
+    /// Makes [`Acceptor::run`] take what is in the queue and end.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// What it counted so far.
+    pub fn counts(&self) -> AcceptCounts {
+        self.counts.get()
+    }
+
+    /// The address it listens on.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn accept(&self) -> Result<(OwnedFd, SocketAddr), Errno> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (fd, address) = rustix::net::acceptfrom_with(&self.socket, flags)?;
+        // A peer without an IP address is gone already.
+        let address = address.and_then(|address| SocketAddr::try_from(address).ok()).ok_or(Errno::CONNABORTED)?;
+        Ok((fd, address))
+    }
+
+    /// A client in the queue would wait for nothing; with the reserve one of them at least learns it at once. The rest
+    /// stays queued for when descriptors are free again.
+    fn turn_one_away(&self) {
+        drop(self.reserve.take());
+        if self.accept().is_ok() {
+            self.count(|counts| counts.turned_away += 1);
+        }
+        self.reserve.set(spare_descriptor().ok());
+    }
+
+    fn count(&self, change: impl FnOnce(&mut AcceptCounts)) {
+        let mut counts = self.counts.get();
+        change(&mut counts);
+        self.counts.set(counts);
+    }
+
+    /// Waits for `event`; `None` when the acceptor is stopped first.
+    async fn unless_stopped<F: Future>(&self, event: F) -> Option<F::Output> {
+        let mut event = pin!(event);
+        poll_fn(|cx| {
+            if self.stopping.get() {
+                return Poll::Ready(None);
+            }
+            self.waker.set(Some(cx.waker().clone()));
+            event.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+}
+
+/// Any descriptor will do.
+fn spare_descriptor() -> io::Result<OwnedFd> {
+    Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?)
+}
+
+/// How a turn of accepting ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// Nobody waits.
+    Empty,
+    /// There may be more; others first.
+    Budget,
+    /// No descriptor or no memory for the next one.
+    Exhausted(Errno),
+    /// The socket is of no use any more.
+    Failed(Errno),
+}
+
+fn turn<S>(budget: usize, mut accept: impl FnMut() -> Result<S, Errno>, mut take: impl FnMut(S)) -> Turn {
+    for _ in 0..budget {
+        match accept() {
+            Ok(connection) => take(connection),
+            Err(Errno::AGAIN) => return Turn::Empty,
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => return Turn::Exhausted(error),
+            Err(error @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::FAULT)) => return Turn::Failed(error),
+            // accept(2): errors of the network, a firewall or a client that left belong to that one connection.
+            Err(_) => {}
+        }
+    }
+    Turn::Budget
+}
+
+/// How long to leave a process alone that is out of descriptors. Trying on at once is 100,000 errors in 100 ms.
+#[derive(Debug, Default)]
+struct Pressure {
+    pause: Option<Duration>,
+}
+
+impl Pressure {
+    /// Whether this is the first failure since the last success.
+    fn begins(&self) -> bool {
+        self.pause.is_none()
+    }
+
+    /// The wait before the next try, twice the last one.
+    fn pause(&mut self) -> Duration {
+        let pause = self.pause.map_or(PAUSE, |last| (last * 2).min(PAUSE_MAX));
+        self.pause = Some(pause);
+        pause
+    }
+
+    fn relieved(&mut self) {
+        self.pause = None;
+    }
+}
