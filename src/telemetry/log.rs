@@ -96,3 +96,73 @@ impl<W: Write> Write for Harmless<W> {
         self.0.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use expect_test::expect;
+
+    use super::*;
+
+    /// Sends what is written, one message a call.
+    struct Sending(Sender<Vec<u8>>);
+
+    impl Write for Sending {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(io::Error::other)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn output() -> (impl for<'a> MakeWriter<'a> + Send + Sync + 'static, Receiver<Vec<u8>>) {
+        let (sender, written) = channel();
+        (move || Sending(sender.clone()), written)
+    }
+
+    const HOSTILE: &str = "a\"\n{}\u{1b}[2J\u{7f}\u{9b}\u{2028}z";
+
+    fn lines(written: &Receiver<Vec<u8>>) -> Vec<String> {
+        written.try_iter().map(|line| String::from_utf8(line).expect("always UTF-8")).collect()
+    }
+
+    #[test]
+    fn json_lines_hold_what_was_said_and_nothing_harmful() {
+        let (output, written) = output();
+        let subscriber = json("info,shardgate::telemetry::quiet=error", output).expect("a level");
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(path = HOSTILE, "{HOSTILE}");
+            tracing::debug!("below the level");
+            tracing::warn!(target: "shardgate::telemetry::quiet", "below its own level");
+        });
+        let lines = lines(&written);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert_eq!(lines[0].find(char::is_control), Some(lines[0].len() - 1), "one line, its newline last");
+        let fields: serde_json::Value = serde_json::from_str(&lines[0]).expect("JSON");
+        assert_eq!((fields["path"].as_str(), fields["message"].as_str()), (Some(HOSTILE), Some(HOSTILE)));
+        assert_eq!(fields["level"], "INFO");
+    }
+
+    #[test]
+    fn text_lines_stay_one_line() {
+        let (output, written) = output();
+        let subscriber = text("info", output).expect("a level");
+        tracing::subscriber::with_default(subscriber, || tracing::info!("{HOSTILE}"));
+        let lines = lines(&written);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert_eq!(lines[0].find(char::is_control), Some(lines[0].len() - 1), "{lines:?}");
+        assert!(lines[0].contains("a\"") && lines[0].ends_with("z\n"), "{lines:?}");
+    }
+
+    #[test]
+    fn a_level_that_means_nothing_is_refused() {
+        let (output, _) = output();
+        let error = json("shardgate=loud", output).map(drop).expect_err("no level");
+        expect![[r#"log level is "shardgate=loud"; it is error, warn, info, debug, trace or a list such as info,shardgate::shard=debug"#]].assert_eq(&error.to_string());
+        assert!(std::error::Error::source(&error).is_some());
+    }
+}
