@@ -8,6 +8,7 @@
 //! them in short: "reload" means that a reload applies it, "restart" that it needs a new process.
 
 mod address;
+pub mod docs;
 pub mod env;
 pub mod keys;
 mod path;
@@ -16,6 +17,8 @@ mod raw;
 mod read;
 mod resolve;
 mod routes;
+#[cfg(test)]
+mod tests;
 mod units;
 pub mod watch;
 

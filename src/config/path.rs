@@ -134,6 +134,9 @@ fn segments(path: &str) -> Result<Vec<Segment>, String> {
     for segment in path.strip_prefix('/').ok_or(NO_SLASH)?.split('/') {
         plain.push('/');
         let Some(name) = segment.strip_prefix('{').and_then(|segment| segment.strip_suffix('}')) else {
+            if segment.contains(['{', '}']) {
+                return Err("a parameter is a whole segment: \"/users/{id}/orders\"".to_owned());
+            }
             plain.push_str(segment);
             segments.push(Segment::Literal(segment.to_owned()));
             continue;
@@ -160,12 +163,18 @@ fn segments(path: &str) -> Result<Vec<Segment>, String> {
     Ok(segments)
 }
 
+/// Routes are named after their paths in logs and metrics.
+const PATH_BYTES_MAX: usize = 1024;
+
 const NO_SLASH: &str = "a path begins with a slash";
 
 /// Whether the path is in normal form, so that a request can ever match it.
 pub(super) fn check_path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') {
         return Err(NO_SLASH.to_owned());
+    }
+    if path.len() > PATH_BYTES_MAX {
+        return Err(format!("a path has at most {PATH_BYTES_MAX} bytes"));
     }
     if path.contains("//") {
         return Err("two slashes in a row never match; paths are normalised first".to_owned());
@@ -310,11 +319,18 @@ mod tests {
             "/{id}/{id}" -> ! {id} stands there twice; name each parameter once
             "/{rest}/x" -> ! {rest} is the name of what "/*" takes; name the parameter otherwise
             "/{Id}" -> ! {Id} is no parameter; a name is a lower-case letter, then letters, digits or _
-            "/x{id}" -> ! this byte does not stand in a path; percent-encode it, as in %20
+            "/x{id}" -> ! a parameter is a whole segment: "/users/{id}/orders"
             "/{}" -> ! {} is no parameter; a name is a lower-case letter, then letters, digits or _
             "/{id}/" -> ! a path with parameters does not end in a slash
             "{id}" -> ! a path begins with a slash
         "#]].assert_eq(&outcome);
+    }
+
+    #[test]
+    fn paths_are_bounded() {
+        let path = |bytes: usize| format!("/{}", "a".repeat(bytes - 1)).parse::<PathPattern>();
+        assert!(path(1024).is_ok());
+        assert_eq!(path(1025), Err("a path has at most 1024 bytes".to_owned()));
     }
 
     fn path(text: &str) -> PathPattern {

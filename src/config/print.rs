@@ -54,6 +54,16 @@ impl Config {
             .collect()
     }
 
+    /// Takes over from `old`, which is what the process runs with, the values of all keys that need a new one.
+    pub fn keep_until_restart(&mut self, old: &Self) {
+        self.runtime.clone_from(&old.runtime);
+        self.admin.clone_from(&old.admin);
+        self.log.clone_from(&old.log);
+        self.listener.address = old.listener.address;
+        self.listener.port = old.listener.port;
+        self.listener.backlog = old.listener.backlog;
+    }
+
     fn as_table(&self) -> Table {
         Table::try_from(self).expect("every value of a configuration can be written")
     }

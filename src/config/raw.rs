@@ -264,7 +264,8 @@ mod tests {
             ${} -> ! the name of a variable has letters, digits and _: ${NAME} or ${NAME:-default}
             ${A-b} -> ! the name of a variable has letters, digits and _: ${NAME} or ${NAME:-default}
             ${NONE:-${HOST}} -> ! a default is plain text; it holds no other variable
-        "#]].assert_eq(&outcome);
+        "#]]
+        .assert_eq(&outcome);
     }
 
     #[test]
@@ -288,7 +289,8 @@ mod tests {
             .routes[1].a.b Line(11)
             .routes[1].x Line(12)
             .routes[1].x.y Line(13)
-        "#]].assert_eq(&outcome);
+        "#]]
+        .assert_eq(&outcome);
     }
 
     fn lines(node: &Node, path: &str, outcome: &mut String) {

@@ -107,6 +107,11 @@ impl Report {
         });
     }
 
+    /// Whether something is wrong there, so that the default stands in for what is written.
+    fn has_mistake_at(&self, place: &Place) -> bool {
+        self.mistakes.iter().any(|mistake| mistake.place == *place)
+    }
+
     pub(super) fn is_clean(&self) -> bool {
         self.mistakes.is_empty()
     }
@@ -174,6 +179,11 @@ impl<'a> Fields<'a> {
         self.node(name).map_or_else(|| self.place.clone(), |node| node.place.clone())
     }
 
+    /// Whether the key is as written or not written, so that it can be compared with others.
+    pub(super) fn is_sound(&self, name: &str, report: &Report) -> bool {
+        self.node(name).is_none_or(|node| !report.has_mistake_at(&node.place))
+    }
+
     fn key(&self, name: &str) -> &'static Key {
         self.section.key(name).expect("the table of keys has it")
     }
@@ -193,7 +203,9 @@ pub(super) fn suggestion(wrong: &str, known: &[&str], prefix: &str) -> String {
     let near = known.iter().map(|known| (distance(wrong, known), known)).min();
     match near {
         // A third of a word mistyped is still that word.
-        Some((distance, near)) if distance <= 1.max(near.len() / 3) => format!("did you mean {prefix}{near}?"),
+        Some((distance, near)) if distance <= 1.max(near.len() / 3) && distance < near.len() => {
+            format!("did you mean {prefix}{near}?")
+        }
         _ => format!("there are {}", known.join(", ")),
     }
 }
@@ -239,8 +251,9 @@ pub(super) fn right(kind: Kind) -> String {
             format!("write a duration from \"{min}\" to \"{max}\", like \"250ms\", \"10s\" or \"5m\"")
         }
         Kind::Choice(words) => one_of(words),
-        Kind::Text(form) => format!("it is text: {form}"),
-        Kind::List(form) => format!("it is a list of texts: {form}"),
+        // Forms are written as Markdown.
+        Kind::Text(form) => format!("it is text: {}", form.replace('`', "\"")),
+        Kind::List(form) => format!("it is a list of texts: {}", form.replace('`', "\"")),
         Kind::Fields => "it is a table of field names and values: { X-Name = \"value\" }".to_owned(),
     }
 }

@@ -217,7 +217,7 @@ fn check_listeners(config: &Config, listener: &Fields<'_>, admin: &Fields<'_>, r
     if !operator.enabled {
         return;
     }
-    if !operator.address.to_canonical().is_loopback() {
+    if !operator.address.to_canonical().is_loopback() && admin.is_sound("address", report) {
         let what = format!("admin.address is \"{}\"", operator.address);
         let right =
             "the operator's listener asks for no token, so it binds loopback addresses only, like \"127.0.0.1\"";
@@ -225,7 +225,8 @@ fn check_listeners(config: &Config, listener: &Fields<'_>, admin: &Fields<'_>, r
     }
     let (public_address, operator_address) = (public.address.to_canonical(), operator.address.to_canonical());
     let overlap = public_address.is_unspecified() || public_address == operator_address;
-    if public.port == operator.port && public.port != 0 && overlap {
+    let sound = admin.is_sound("port", report) && listener.is_sound("port", report);
+    if sound && public.port == operator.port && public.port != 0 && overlap {
         let place = if admin.node("port").is_some() { admin.place_of("port") } else { listener.place_of("port") };
         let what = format!("admin.port is {}, and so is listener.port", operator.port);
         report.push(place, what, "give each listener a port of its own");
@@ -234,7 +235,8 @@ fn check_listeners(config: &Config, listener: &Fields<'_>, admin: &Fields<'_>, r
 
 fn check_limits(config: &Config, http: &Fields<'_>, drain: &Fields<'_>, report: &mut Report) {
     let Http { head_bytes_max, target_bytes_max, .. } = config.http;
-    if target_bytes_max > head_bytes_max {
+    let sound = ["target_bytes_max", "head_bytes_max"].iter().all(|key| http.is_sound(key, report));
+    if sound && target_bytes_max > head_bytes_max {
         let [target, head] = [target_bytes_max, head_bytes_max].map(|bytes| super::written_size(bytes as u64));
         let place =
             http.node("target_bytes_max").map_or_else(|| http.place_of("head_bytes_max"), |node| node.place.clone());
@@ -242,7 +244,8 @@ fn check_limits(config: &Config, http: &Fields<'_>, drain: &Fields<'_>, report: 
         report.push(place, format!("http.target_bytes_max is \"{target}\""), &right);
     }
     let Drain { notice, max } = config.drain;
-    if max < notice {
+    let sound = ["max", "notice"].iter().all(|key| drain.is_sound(key, report));
+    if sound && max < notice {
         let [notice, max] = [notice, max].map(super::written_duration);
         let place = drain.node("max").map_or_else(|| drain.place_of("notice"), |node| node.place.clone());
         let right = format!("it is not less than drain.notice, which is \"{notice}\"");

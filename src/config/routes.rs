@@ -65,7 +65,7 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
     let mut headers = |name: &str| read_headers(fields, name, report);
     let [request_headers, response_headers] = ["request_headers", "response_headers"].map(&mut headers);
     Route {
-        name: read_name(fields, report).unwrap_or_else(|| path.to_string()),
+        name: read_name(fields, &path, report),
         hosts: read_hosts(fields, report),
         path,
         methods: read_methods(fields, report),
@@ -86,14 +86,16 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
     }
 }
 
-fn read_name(fields: &Fields<'_>, report: &mut Report) -> Option<String> {
-    let name: String = fields.take_written("name", report)?;
+fn read_name(fields: &Fields<'_>, path: &PathPattern, report: &mut Report) -> String {
+    let path = path.to_string();
+    let Some(name): Option<String> = fields.take_written("name", report) else { return path };
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
-    if !(1..=64).contains(&name.len()) || !name.bytes().all(is_plain) {
+    // The path is a name too: the effective configuration writes it.
+    if name != path && (!(1..=64).contains(&name.len()) || !name.bytes().all(is_plain)) {
         let what = format!("{}.name is {}", fields.path, quoted(&name));
         report.push(fields.place_of("name"), what, "a name is up to 64 of A-Z, a-z, 0-9, ., _ and -");
     }
-    Some(name)
+    name
 }
 
 fn read_hosts(fields: &Fields<'_>, report: &mut Report) -> Vec<HostPattern> {
@@ -236,10 +238,12 @@ fn read_headers(route: &Fields<'_>, name: &str, report: &mut Report) -> HeaderRu
 }
 
 fn check_field_name(name: &str, key: &str, fields: &Fields<'_>, report: &mut Report) {
-    // Framing, hop-by-hop fields (RFC 9110 §7.6.1) and identity: a rule for one of these would undo a check.
-    const OURS: [&str; 14] = [
+    // Framing, hop-by-hop fields (RFC 9110 §7.6.1), identity and the id that every answer carries: a rule for one of
+    // these would undo a check or a promise.
+    const OURS: [&str; 16] = [
         "connection",
         "content-length",
+        "expect",
         "host",
         "keep-alive",
         "proxy-authenticate",
@@ -249,6 +253,7 @@ fn check_field_name(name: &str, key: &str, fields: &Fields<'_>, report: &mut Rep
         "trailer",
         "transfer-encoding",
         "upgrade",
+        "x-request-id",
         "x-session-id",
         "x-user-id",
         "x-user-role",

@@ -4,14 +4,14 @@ use serde::Serializer;
 use std::time::Duration;
 
 const DURATION_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
-const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZE_UNITS: [(&str, u64); 5] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Reads `"10s"`, `"250ms"`, `"5m"`, `"1h"`, `"30d"`: one whole number and one unit.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     scaled(text, &DURATION_UNITS).map(Duration::from_millis)
 }
 
-/// Reads `"512B"`, `"32KiB"`, `"1MiB"`, `"2GiB"`: one whole number and one unit.
+/// Reads `"512B"`, `"32KiB"`, `"1MiB"`, `"2GiB"`, `"1TiB"`: one whole number and one unit.
 pub fn parse_size(text: &str) -> Option<u64> {
     scaled(text, &SIZE_UNITS)
 }
@@ -116,6 +116,7 @@ mod tests {
             ("32KB", None),
             ("32k", None),
             ("32", None),
+            ("1TiB", Some(1 << 40)),
             ("99999999999999GiB", None),
         ] {
             assert_eq!(parse_size(text), bytes, "{text:?}");
