@@ -1,6 +1,123 @@
 //! Arguments → configuration → `server::run` → exit code.
 
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use shardgate::{
+    config::{self, Config, Mistakes, env},
+    demo,
+    server::{self, Ended},
+    telemetry::log,
+};
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() {}
+/// A thread-per-core API gateway and WebSocket hub.
+///
+/// Exit codes: 0 it ended as asked; 1 it could not start or go on; 2 the arguments or the configuration are wrong;
+/// 3 it ended with connections cut off.
+#[derive(Debug, Parser)]
+#[command(name = "shardgate", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway until SIGTERM. SIGHUP reloads the configuration; a second SIGTERM ends at once.
+    Run {
+        /// The configuration file. Without it: $SHARDGATE_CONFIG, else ./shardgate.toml if there is one, else defaults.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Run the gateway on port 3000 in front of three sample services, and say what to try.
+    Demo,
+    /// Check a configuration and report every mistake in it.
+    Check {
+        /// The configuration file; see `run` for the one that is taken without it.
+        file: Option<PathBuf>,
+    },
+    /// Print the configuration in force, defaults and environment included.
+    Config {
+        /// The configuration file; see `run` for the one that is taken without it.
+        file: Option<PathBuf>,
+        /// Print the JSON schema of configuration files instead.
+        #[arg(long)]
+        schema: bool,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// The exit code for wrong arguments and configurations, as clap has it.
+const WRONG: u8 = 2;
+/// The exit code of an end that cut connections off.
+const CUT: u8 = 3;
+
+fn main() -> ExitCode {
+    match Arguments::parse().command {
+        Command::Run { config } => with_config(config, serve),
+        Command::Demo => match config::resolve(None, &env::process()) {
+            Ok(config) => finish(demo::run(config)),
+            Err(mistakes) => wrong(&mistakes),
+        },
+        Command::Check { file } => with_config(file, |config, path| {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            let source = path.map_or_else(|| "the defaults and the environment".to_owned(), |path| path.display().to_string());
+            print(&format!("{source}: no mistakes; {} routes, {} upstreams\n", config.routes.len(), config.upstreams.len()))
+        }),
+        Command::Config { schema: true, .. } => print(&format!("{:#}\n", config::docs::schema())),
+        Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),
+        Command::Version => print(concat!("shardgate ", env!("CARGO_PKG_VERSION"), "\n")),
+    }
+}
+
+fn serve(config: Config, path: Option<PathBuf>) -> ExitCode {
+    if let Err(error) = log::init(&config.log.level) {
+        eprintln!("shardgate: {error}");
+        return ExitCode::from(WRONG);
+    }
+    finish(server::run(config, path))
+}
+
+/// Finds and loads the configuration, or reports every mistake in it.
+fn with_config(file: Option<PathBuf>, act: impl FnOnce(Config, Option<PathBuf>) -> ExitCode) -> ExitCode {
+    let path = config::find(file, &env::process());
+    match config::load(path.as_deref()) {
+        Ok(config) => act(config, path),
+        Err(mistakes) => wrong(&mistakes),
+    }
+}
+
+fn wrong(mistakes: &Mistakes) -> ExitCode {
+    eprintln!("{mistakes}");
+    ExitCode::from(WRONG)
+}
+
+/// Reports an error with what led to it.
+fn finish(outcome: anyhow::Result<Ended>) -> ExitCode {
+    match outcome {
+        Ok(Ended::Drained) => ExitCode::SUCCESS,
+        Ok(Ended::Cut) => ExitCode::from(CUT),
+        Err(error) => {
+            eprintln!("shardgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints to standard output; a reader that left early is no failure of ours.
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}

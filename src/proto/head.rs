@@ -65,6 +65,7 @@ pub enum Known {
     RetryAfter,
     SetCookie,
     ContentType,
+    UserAgent,
 }
 
 /// One field line.

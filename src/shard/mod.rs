@@ -15,6 +15,12 @@ pub mod task;
 pub(crate) mod testing;
 pub mod timer;
 
+pub use clock::Instant;
+pub use local::Local;
+pub use snapshot::Snapshot;
+pub use stream::TcpStream;
+pub use timer::Deadline;
+
 use std::future::Future;
 use std::io;
 use std::sync::mpsc;

@@ -12,6 +12,10 @@ use monoio::time::Sleep;
 
 use super::clock::{self, Instant};
 
+/// How long a task that has done much at once stands back for the others. The runtime has no fair way for a task to wake
+/// itself (decision 2), and this is the shortest sleep that it has.
+pub const TURN: Duration = Duration::from_millis(1);
+
 /// Completes when `duration` has passed, to the runtime's millisecond.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(clock::now() + duration)

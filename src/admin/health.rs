@@ -1,0 +1,175 @@
+//! Many parts, one answer: what `/health` and `/health/ready` say, from what is known already. It probes nothing.
+
+use serde_json::{Map, Value, json};
+
+use crate::upstream::Report;
+
+/// What the control thread knows when it is asked.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Each upstream's name, and how it stands on each shard that has told.
+    pub upstreams: Vec<(String, Vec<Report>)>,
+    /// Seconds since the process began.
+    pub uptime_s: u64,
+    /// Now, as RFC 3339 has it.
+    pub timestamp: String,
+    /// When the shards last told.
+    pub checked_at: String,
+    /// Shards that run the current configuration.
+    pub shards_ready: usize,
+    /// All shards.
+    pub shards: usize,
+    /// The listeners are open and nobody has asked the process to end.
+    pub is_accepting: bool,
+}
+
+/// `GET /health`: 503 only when no route can be served.
+pub fn whole(known: &Known) -> (u16, Vec<u8>) {
+    let mut services = Map::new();
+    let mut up = 0;
+    let mut down = 0;
+    for (name, reports) in &known.upstreams {
+        let entry = entry(reports, &known.checked_at);
+        up += usize::from(entry["status"] == "up");
+        down += usize::from(entry["status"] == "down");
+        services.insert(camel_case(name), entry);
+    }
+    let absent = json!({"status": "disabled"});
+    services.insert("databases".to_owned(), json!({"redis": absent, "postgres": absent, "clickhouse": absent}));
+    let total = known.upstreams.len();
+    let (status, word) = match () {
+        () if total > 0 && down == total => (503, "unhealthy"),
+        () if up == total && known.shards_ready == known.shards => (200, "healthy"),
+        () => (200, "degraded"),
+    };
+    let document = json!({
+        "status": word,
+        "services": services,
+        "timestamp": known.timestamp,
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptimeSeconds": known.uptime_s,
+    });
+    (status, document.to_string().into_bytes())
+}
+
+/// `GET /health/ready`: whether traffic should come here. Upstreams and databases are no part of it.
+pub fn ready(known: &Known) -> (u16, Vec<u8>) {
+    let is_ready = known.is_accepting && known.shards_ready == known.shards;
+    let document = json!({
+        "status": if is_ready { "ready" } else { "not ready" },
+        "shards": {"ready": known.shards_ready, "total": known.shards},
+        "draining": !known.is_accepting,
+    });
+    (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
+}
+
+/// One upstream: the worst that any shard sees of it.
+fn entry(reports: &[Report], checked_at: &str) -> Value {
+    let worst = |value: fn(&Report) -> usize| reports.iter().map(value).min().unwrap_or(0);
+    let (healthy, total) = (worst(|report| report.healthy), worst(|report| report.total));
+    let is_open = reports.iter().any(|report| report.is_open);
+    let latency_us = reports.iter().map(|report| report.latency_us).max().unwrap_or(0);
+    let status = match healthy {
+        0 => "down",
+        _ if healthy < total || is_open => "degraded",
+        _ => "up",
+    };
+    let mut entry = json!({
+        "status": status,
+        "latencyMs": f64::from(latency_us) / 1000.0,
+        "instances": {"healthy": healthy, "total": total},
+        "circuit": if is_open { "open" } else { "closed" },
+        "checkedAt": checked_at,
+    });
+    if let Some(error) = reports.iter().find_map(|report| report.error) {
+        entry["error"] = Value::from(error);
+    }
+    entry
+}
+
+/// `ai-engine` is `aiEngine` in the document, as the platform's clients know it.
+fn camel_case(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    let mut is_next_upper = false;
+    for character in name.chars() {
+        match character {
+            '-' | '_' | '.' | ' ' => is_next_upper = !out.is_empty(),
+            _ if is_next_upper => {
+                out.extend(character.to_uppercase());
+                is_next_upper = false;
+            }
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(healthy: usize, total: usize) -> Report {
+        let error = (healthy < total).then_some("refused");
+        Report { healthy, total, error, ..Report::default() }
+    }
+
+    fn known(upstreams: &[(&str, &[(usize, usize)])]) -> Known {
+        let upstream = |(name, reports): &(&str, &[(usize, usize)])| {
+            ((*name).to_owned(), reports.iter().map(|(healthy, total)| report(*healthy, *total)).collect())
+        };
+        Known {
+            upstreams: upstreams.iter().map(upstream).collect(),
+            uptime_s: 5,
+            timestamp: "2026-11-24T10:00:00Z".to_owned(),
+            checked_at: "2026-11-24T09:59:59Z".to_owned(),
+            shards_ready: 2,
+            shards: 2,
+            is_accepting: true,
+        }
+    }
+
+    fn outcome(known: &Known) -> (u16, Value) {
+        let (status, body) = whole(known);
+        (status, serde_json::from_slice(&body).expect("a JSON document"))
+    }
+
+    #[test]
+    fn the_whole_is_as_well_as_its_parts() {
+        for (upstreams, status, word) in [
+            (&[("a", &[(1, 1), (1, 1)][..]), ("b", &[(2, 2)])][..], 200, "healthy"),
+            (&[("a", &[(1, 1), (0, 1)]), ("b", &[(2, 2)])], 200, "degraded"),
+            (&[("a", &[(1, 2)])], 200, "degraded"),
+            (&[("a", &[(0, 1)]), ("b", &[(0, 2)])], 503, "unhealthy"),
+        ] {
+            let (found, document) = outcome(&known(upstreams));
+            assert_eq!((found, &document["status"]), (status, &Value::from(word)), "{upstreams:?}");
+        }
+    }
+
+    #[test]
+    fn a_part_is_as_bad_as_its_worst_shard_sees_it() {
+        let (_, document) = outcome(&known(&[("ai-engine", &[(2, 2), (1, 2)])]));
+        let entry = &document["services"]["aiEngine"];
+        assert_eq!(entry["status"], "degraded");
+        assert_eq!(entry["instances"], json!({"healthy": 1, "total": 2}));
+        assert_eq!(entry["error"], "refused");
+    }
+
+    #[test]
+    fn readiness_is_about_the_shards_alone() {
+        let mut known = known(&[("a", &[(0, 1)])]);
+        assert_eq!(ready(&known).0, 200);
+        known.shards_ready = 1;
+        assert_eq!(ready(&known).0, 503);
+        known.shards_ready = 2;
+        known.is_accepting = false;
+        assert_eq!(ready(&known).0, 503);
+    }
+
+    #[test]
+    fn names_become_camel_case() {
+        for (name, key) in [("ingestion", "ingestion"), ("ai-engine", "aiEngine"), ("a_b.c", "aBC"), ("-x", "x")] {
+            assert_eq!(camel_case(name), key);
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! One request and its answer, from the first byte to the last: its ids, its caller, what was tried; counted and logged
+//! exactly once, whatever happens to it.
+
+use std::{net::IpAddr, rc::Rc, time::Duration};
+
+use super::{Code, Ledger, Reject};
+use crate::{
+    net::{Cut, Finish, Peer, Sent},
+    proto::head::{Known, RequestHead, ResponseHead, Version},
+    shard::{Instant, Local, buffers, clock},
+    telemetry::{
+        ids::{RequestId, TraceContext},
+        metrics::{Finished, Outcome},
+        record::Record,
+        slots::{OTHER, Slot},
+    },
+    upstream::Trail,
+};
+
+/// What logs and metrics call a route and its upstream. One per route and shard.
+#[derive(Debug)]
+pub struct Labels {
+    /// The route's name.
+    pub route: Box<str>,
+    /// The route's place in the metrics.
+    pub route_slot: Slot,
+    /// The upstream's name; empty when the gateway answers itself.
+    pub upstream: Box<str>,
+    /// The upstream's place in the metrics.
+    pub upstream_slot: Slot,
+}
+
+/// One request under way.
+#[derive(Debug)]
+pub struct Exchange {
+    ledger: Rc<Local<Ledger>>,
+    /// The request's head; edited on its way to a backend, its spans still name what came.
+    pub head: RequestHead,
+    /// Who is at the other end of the connection.
+    pub peer: Peer,
+    /// Whether the peer's word about the client counts.
+    pub is_trusted: bool,
+    /// Whom the request is from: the peer, or whom a trusted peer named.
+    pub client: IpAddr,
+    /// When its first byte was seen.
+    pub began: Instant,
+    /// What every answer and log line of it carries.
+    pub request_id: RequestId,
+    /// Its place in a trace, as the backend is told.
+    pub trace: TraceContext,
+    /// What was tried at its upstream.
+    pub trail: Trail,
+    labels: Option<Rc<Labels>>,
+    status: u16,
+    reason: &'static str,
+    request_bytes: u64,
+    answered_at: Option<Instant>,
+    is_finished: bool,
+}
+
+impl Exchange {
+    /// A request has come. `is_trusted`: the peer is a proxy whose word counts.
+    pub fn begin(
+        ledger: &Rc<Local<Ledger>>,
+        peer: &Peer,
+        head: RequestHead,
+        began: Instant,
+        is_trusted: bool,
+        client: IpAddr,
+    ) -> Self {
+        let (request_id, trace) = ledger.with(|ledger| {
+            ledger.counters.requests_in_flight += 1;
+            let rng = &mut ledger.rng;
+            let request_id = head.value(Known::XRequestId).and_then(RequestId::accept);
+            let parent = head.value(Known::Traceparent);
+            let trace = parent.and_then(|parent| TraceContext::parse_traceparent(parent, is_trusted));
+            let trace = match trace {
+                Some(trace) => trace.child(rng),
+                None => TraceContext::begin(rng),
+            };
+            (request_id.unwrap_or_else(|| RequestId::generate(rng)), trace)
+        });
+        Self {
+            ledger: Rc::clone(ledger),
+            head,
+            peer: *peer,
+            is_trusted,
+            client,
+            began,
+            request_id,
+            trace,
+            trail: Trail::default(),
+            labels: None,
+            status: 0,
+            reason: "",
+            request_bytes: 0,
+            answered_at: None,
+            is_finished: false,
+        }
+    }
+
+    /// It is known which route takes it.
+    pub fn routed(&mut self, labels: &Rc<Labels>) {
+        self.labels = Some(Rc::clone(labels));
+    }
+
+    /// Refuses it: the answer, and the reason for the log. The cause goes to the log of the process, at a level that
+    /// tells nothing unless it is asked for.
+    pub fn refuse(&mut self, reject: &Reject) -> (ResponseHead, Vec<u8>) {
+        self.reason = reject.code.name();
+        self.ledger.with(|ledger| ledger.counters.reject(reject.code as usize));
+        if let Some(cause) = &reject.cause {
+            tracing::debug!(
+                request_id = self.request_id.as_str(),
+                code = reject.code.name(),
+                cause = %Chain(cause.as_ref()),
+                "refused"
+            );
+        }
+        reject.to_response(self.request_id.as_bytes())
+    }
+
+    /// Its answer is ready to be written: the fields that every answer carries.
+    pub fn answered(&mut self, head: &mut ResponseHead, request_bytes: u64) {
+        self.status = head.status;
+        self.request_bytes = request_bytes;
+        self.answered_at = Some(clock::now());
+        head.push(Known::XRequestId, b"X-Request-Id", self.request_id.as_bytes());
+    }
+
+    /// It ended without an answer: the client left.
+    pub fn abandoned(&mut self) {
+        self.status = Code::ClientClosed.status();
+        self.reason = Code::ClientClosed.name();
+    }
+
+    /// Counts and logs it.
+    fn record(&mut self, response_bytes: u64) {
+        self.is_finished = true;
+        let now = clock::now();
+        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let total_us = us(now.since(self.began));
+        let upstream_us = us(self.trail.waited);
+        let to_answer = self.answered_at.unwrap_or(now).since(self.began);
+        let gateway_us = us(to_answer).saturating_sub(upstream_us);
+        let Self { ledger, head, trail, labels, .. } = self;
+        let labels = labels.as_deref();
+        ledger.with(|ledger| {
+            let counters = &mut ledger.counters;
+            counters.requests_in_flight -= 1;
+            counters.finish(&Finished {
+                route: labels.map_or(OTHER, |labels| labels.route_slot),
+                status: self.status,
+                total_us,
+                gateway_us,
+                request_bytes: self.request_bytes,
+                response_bytes,
+            });
+            if let Some(labels) = labels.filter(|_| trail.attempts > 0) {
+                let upstream = counters.upstream(labels.upstream_slot);
+                upstream.requests[outcome(self.status, self.reason).index()] += 1;
+                upstream.duration.observe_us(upstream_us);
+                upstream.connections_opened += u64::from(trail.opened);
+                upstream.connections_reused += u64::from(trail.reused);
+                upstream.retries += u64::from(trail.attempts - 1);
+                upstream.ejections += u64::from(trail.ejected);
+            }
+            ledger.access_log.line(&Record {
+                unix_ms: u64::try_from(clock::unix_now().as_millis()).unwrap_or(u64::MAX),
+                request_id: self.request_id.as_bytes(),
+                trace_id: self.trace.trace_id,
+                client: self.client,
+                method: head.text(head.method_text),
+                host: head.text(head.authority),
+                path: head.text(head.path),
+                route: labels.map_or("", |labels| &labels.route),
+                upstream: labels.map_or("", |labels| &labels.upstream),
+                instance: trail.backend.as_ref().map_or(&[], |backend| backend.authority().as_bytes()),
+                protocol: match head.version {
+                    Version::Http10 => "HTTP/1.0",
+                    Version::Http11 => "HTTP/1.1",
+                    Version::Http2 => "HTTP/2",
+                },
+                status: self.status,
+                request_bytes: self.request_bytes,
+                response_bytes,
+                total_us,
+                gateway_us,
+                upstream_us,
+                connect_us: (trail.opened > 0).then(|| us(trail.connect)),
+                attempts: trail.attempts,
+                reused: trail.reused,
+                reason: self.reason,
+                shard: ledger.shard,
+                user_agent: head.value(Known::UserAgent).unwrap_or_default(),
+            });
+        });
+        buffers::give(std::mem::take(&mut head.bytes));
+        buffers::give_fields(std::mem::take(&mut head.fields));
+    }
+}
+
+/// How the last attempt at an upstream ended, by what the exchange was answered and why.
+fn outcome(status: u16, reason: &str) -> Outcome {
+    match reason {
+        "" if status < 500 => Outcome::Answered,
+        "" => Outcome::ServerError,
+        "upstream_timeout" | "upstream_stalled" => Outcome::TimedOut,
+        "upstream_bad_response" | "upstream_malformed" => Outcome::Malformed,
+        "upstream_unreachable" | "upstream_broken" => Outcome::Closed,
+        _ => Outcome::Cancelled,
+    }
+}
+
+impl Finish for Exchange {
+    fn finish(mut self, sent: Sent) {
+        if let Some(cut) = sent.cut {
+            self.reason = match cut {
+                Cut::ClientGone => "client_gone",
+                Cut::ClientStalled => "client_stalled",
+                Cut::Upload => "upload_failed",
+                Cut::UpstreamBroken => "upstream_broken",
+                Cut::UpstreamMalformed => "upstream_malformed",
+                Cut::UpstreamStalled => "upstream_stalled",
+            };
+        }
+        self.record(sent.body_bytes);
+    }
+}
+
+impl Drop for Exchange {
+    /// The connection's task ended under it: it panicked, or the shard stopped.
+    fn drop(&mut self) {
+        if !self.is_finished {
+            self.reason = "aborted";
+            self.record(0);
+        }
+    }
+}
+
+/// An error and what led to it, on one line.
+struct Chain<'e>(&'e (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(cause) = source {
+            write!(formatter, ": {cause}")?;
+            source = cause.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,16 @@
+//! A shard's books: what it counts and logs of the requests that end on it, and the ids it gives them.
+
+use crate::telemetry::{access_log::AccessLog, metrics::Counters};
+
+/// One per shard.
+#[derive(Debug)]
+pub struct Ledger {
+    /// The shard's number.
+    pub shard: u16,
+    /// What it counted.
+    pub counters: Counters,
+    /// Its lines on the way to the log.
+    pub access_log: AccessLog,
+    /// Where its ids come from.
+    pub rng: fastrand::Rng,
+}

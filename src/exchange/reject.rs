@@ -1,0 +1,193 @@
+//! Every refusal: its status, its code, its wording. One table; `docs/errors.md` is checked against it.
+
+use std::error::Error;
+
+use crate::{
+    net::{BodyFailure, Mistake},
+    proto::{
+        head::{Framing, Known, ResponseHead},
+        http1::RequestError,
+    },
+    shard::buffers,
+    upstream::Failure,
+};
+
+/// Defines the codes, so that a code, its status and its wording stand on one line.
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $code:literal, $status:literal, $title:literal, $detail:literal;)*) => {
+        /// What a refusal is called in the API, in logs and in metrics.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// Every code, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// Their names, in the same order.
+            pub const NAMES: &'static [&'static str] = &[$($code,)*];
+
+            /// The name, as clients and operators see it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $code,)* }
+            }
+
+            /// The status of the answer.
+            pub const fn status(self) -> u16 {
+                match self { $(Self::$name => $status,)* }
+            }
+
+            /// The title of the problem document: the same for every refusal with this code.
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+
+            /// The sentence for the client: what happened, and what would help. Never echoes what came in.
+            pub const fn detail(self) -> &'static str {
+                match self { $(Self::$name => $detail,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// The request line, a field, the framing or the path is malformed or ambiguous.
+    BadRequest = "bad_request", 400, "Bad request", "the request is malformed or ambiguous";
+    /// No route matches.
+    NotFound = "not_found", 404, "Not found", "nothing is served at this host and path";
+    /// A route matches, but not with this method.
+    MethodNotAllowed = "method_not_allowed", 405, "Method not allowed", "this path does not support the method; see Allow";
+    /// The request did not arrive in time.
+    RequestTimeout = "request_timeout", 408, "Request timeout", "the request did not arrive in time; send it faster or in parts";
+    /// The body is larger than the route allows.
+    BodyTooLarge = "body_too_large", 413, "Body too large", "the request body is larger than this path accepts";
+    /// The request target is too long.
+    UriTooLong = "uri_too_long", 414, "URI too long", "the request target is longer than the gateway accepts";
+    /// An expectation other than `100-continue`.
+    ExpectationFailed = "expectation_failed", 417, "Expectation failed", "the only expectation supported is 100-continue";
+    /// The head is too large or has too many fields.
+    HeaderTooLarge = "header_too_large", 431, "Header too large", "the request head has too many or too large fields";
+    /// A transfer coding or a method that the gateway does not implement.
+    NotImplemented = "not_implemented", 501, "Not implemented", "the request asks for something that the gateway does not implement";
+    /// What the backend sent is no HTTP answer.
+    UpstreamBadResponse = "upstream_bad_response", 502, "Bad response from upstream", "the service answered with something that is not valid HTTP";
+    /// No connection to the backend, or it closed before it answered.
+    UpstreamUnreachable = "upstream_unreachable", 502, "Upstream unreachable", "the service could not be reached, or closed before it answered";
+    /// Every backend is ejected.
+    NoHealthyUpstream = "no_healthy_upstream", 503, "No healthy upstream", "no instance of the service is healthy; try again shortly";
+    /// The upstream has as many requests under way as it may.
+    CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";
+    /// The gateway has as many connections as it may.
+    Overloaded = "overloaded", 503, "Overloaded", "the gateway has no room for another connection; try again shortly";
+    /// The backend did not answer in time.
+    UpstreamTimeout = "upstream_timeout", 504, "Upstream timeout", "the service did not answer in time";
+    /// An HTTP version other than 1.0 and 1.1 on a plain connection.
+    VersionNotSupported = "http_version_not_supported", 505, "HTTP version not supported", "HTTP/1.1 and HTTP/1.0 are supported here";
+    /// The client left before it was answered. No answer is sent: the status is for the log, as nginx has it.
+    ClientClosed = "client_closed", 499, "Client closed", "the client closed its connection before it was answered";
+}
+
+/// How long a client should wait after a refusal that passes by itself, in seconds.
+const RETRY_AFTER: &str = "1";
+
+/// A refusal: what the client is told, and why, for the log.
+#[derive(Debug)]
+pub struct Reject {
+    /// Its place in the table.
+    pub code: Code,
+    /// A more precise sentence than the table's, still without anything of the input.
+    pub detail: Option<&'static str>,
+    /// The methods that a path supports, for `Allow`.
+    pub allow: Option<String>,
+    /// What led to it. Never shown to the client.
+    pub cause: Option<Box<dyn Error>>,
+}
+
+impl Reject {
+    /// A refusal with the table's wording.
+    pub const fn new(code: Code) -> Self {
+        Self { code, detail: None, allow: None, cause: None }
+    }
+
+    /// A refusal with a more precise sentence.
+    pub const fn because(code: Code, detail: &'static str) -> Self {
+        Self { code, detail: Some(detail), allow: None, cause: None }
+    }
+
+    /// The sentence for the client.
+    pub fn detail(&self) -> &'static str {
+        self.detail.unwrap_or(self.code.detail())
+    }
+
+    /// The answer: a problem document (RFC 9457).
+    pub fn to_response(&self, request_id: &[u8]) -> (ResponseHead, Vec<u8>) {
+        let mut body = buffers::take();
+        for part in [
+            br#"{"type":"about:blank","title":""#.as_slice(),
+            self.code.title().as_bytes(),
+            br#"","status":"#,
+            itoa::Buffer::new().format(self.code.status()).as_bytes(),
+            br#","code":""#,
+            self.code.name().as_bytes(),
+            br#"","detail":""#,
+            self.detail().as_bytes(),
+            br#"","requestId":""#,
+            // Its alphabet needs no escapes.
+            request_id,
+            br#""}"#,
+        ] {
+            body.extend_from_slice(part);
+        }
+        let mut head = ResponseHead::new(self.code.status(), buffers::take(), buffers::take_fields());
+        head.framing = Framing::Length(body.len() as u64);
+        head.push(Known::ContentType, b"Content-Type", b"application/problem+json");
+        head.push(Known::Other, b"Cache-Control", b"no-store");
+        if let Some(allow) = &self.allow {
+            head.push(Known::Other, b"Allow", allow.as_bytes());
+        }
+        if matches!(self.code.status(), 429 | 503) {
+            head.push(Known::RetryAfter, b"Retry-After", RETRY_AFTER.as_bytes());
+        }
+        (head, body)
+    }
+}
+
+impl From<Failure> for Reject {
+    fn from(failure: Failure) -> Self {
+        let code = match &failure {
+            Failure::NoBackend => Code::NoHealthyUpstream,
+            Failure::CircuitOpen => Code::CircuitOpen,
+            Failure::Connect(_) | Failure::Broken(_) => Code::UpstreamUnreachable,
+            Failure::BadAnswer(_) => Code::UpstreamBadResponse,
+            Failure::TimedOut => Code::UpstreamTimeout,
+            Failure::Request(BodyFailure::TimedOut) => Code::RequestTimeout,
+            Failure::Request(BodyFailure::TooLarge) => Code::BodyTooLarge,
+            Failure::Request(BodyFailure::Malformed(_)) => Code::BadRequest,
+            Failure::Request(BodyFailure::ClientGone) | Failure::ClientGone => Code::ClientClosed,
+        };
+        Self { code, detail: None, allow: None, cause: Some(Box::new(failure)) }
+    }
+}
+
+impl From<Mistake> for Reject {
+    fn from(mistake: Mistake) -> Self {
+        match mistake {
+            Mistake::TimedOut => Self::new(Code::RequestTimeout),
+            Mistake::Head(error) => Self::from(error),
+        }
+    }
+}
+
+impl From<RequestError> for Reject {
+    fn from(error: RequestError) -> Self {
+        let code = match error.status() {
+            414 => Code::UriTooLong,
+            417 => Code::ExpectationFailed,
+            431 => Code::HeaderTooLarge,
+            501 => Code::NotImplemented,
+            505 => Code::VersionNotSupported,
+            _ => Code::BadRequest,
+        };
+        Self { code, detail: Some(error.sentence()), allow: None, cause: None }
+    }
+}

@@ -1,0 +1,90 @@
+//! The bodies of the gateway's answers: its own few bytes, or a stream from a backend.
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use crate::{
+    net::{AnswerBody, ClientConnection, Cut, RequestBody},
+    shard::buffers,
+    upstream::Streaming,
+};
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum Body {
+    /// The gateway's own.
+    Own(OwnBytes),
+    /// A backend's.
+    Upstream(Streaming),
+}
+
+/// A few bytes that are all here. The buffer goes back to the shard.
+#[derive(Debug)]
+pub struct OwnBytes {
+    bytes: Vec<u8>,
+    consumed: usize,
+}
+
+impl From<Vec<u8>> for OwnBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, consumed: 0 }
+    }
+}
+
+impl Drop for OwnBytes {
+    fn drop(&mut self) {
+        buffers::give(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl AnswerBody for Body {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
+        match self {
+            Self::Own(own) => Poll::Ready(Ok(own.consumed < own.bytes.len())),
+            Self::Upstream(streaming) => streaming.poll_fill(cx, request),
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match self {
+            Self::Own(own) => &own.bytes[own.consumed..],
+            Self::Upstream(streaming) => streaming.chunk(),
+        }
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        match self {
+            Self::Own(own) => own.consumed = (own.consumed + bytes).min(own.bytes.len()),
+            Self::Upstream(streaming) => streaming.consume(bytes),
+        }
+    }
+
+    fn trailers(&self) -> &[u8] {
+        match self {
+            Self::Own(_) => &[],
+            Self::Upstream(streaming) => streaming.trailers(),
+        }
+    }
+
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut> {
+        match self {
+            Self::Own(_) => Poll::Pending,
+            Self::Upstream(streaming) => streaming.poll_meanwhile(cx, request),
+        }
+    }
+
+    fn into_tunnel(self) -> Option<(ClientConnection, Duration)> {
+        match self {
+            Self::Own(_) => None,
+            Self::Upstream(streaming) => streaming.into_tunnel(),
+        }
+    }
+
+    fn abandon(self) {
+        if let Self::Upstream(streaming) = self {
+            streaming.abandon();
+        }
+    }
+}

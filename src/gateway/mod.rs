@@ -1,0 +1,326 @@
+//! A request's journey: every step of it, in order, in one place.
+
+mod body;
+mod path;
+mod plan;
+mod proxy;
+mod router;
+
+use std::{
+    net::IpAddr,
+    rc::Rc,
+    sync::Arc,
+};
+
+use body::Body;
+pub use plan::{Plan, PlanError};
+use plan::{OwnPage, Target};
+use router::NoRoute;
+
+use crate::{
+    exchange::{Code, Exchange, Labels, Ledger, Reject},
+    net::{HttpLimits, Mistake, Peer, Request, RequestBody, Response, Service},
+    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
+    shard::{Instant, Local, buffers},
+    telemetry::slots::OTHER,
+    upstream::{Report, Upstream},
+};
+
+/// One per shard: what it routes by, and the upstreams as it knows them.
+#[derive(Debug)]
+pub struct Gateway {
+    ledger: Rc<Local<Ledger>>,
+    live: Local<Rc<Live>>,
+}
+
+/// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
+#[derive(Debug)]
+struct Live {
+    plan: Arc<Plan>,
+    http: Rc<HttpLimits>,
+    /// In the order of the plan's.
+    upstreams: Vec<Rc<Upstream>>,
+    /// For each route.
+    labels: Vec<Rc<Labels>>,
+    pages: Rc<Pages>,
+}
+
+/// What the gateway says of its health on the public listener: written by the control thread, shown by every shard.
+#[derive(Clone, Debug, Default)]
+pub struct Pages {
+    /// `GET /health`.
+    pub health: Page,
+    /// `GET /health/ready`.
+    pub ready: Page,
+}
+
+/// A status and a JSON document.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The status.
+    pub status: u16,
+    /// The document.
+    pub body: Vec<u8>,
+}
+
+impl Gateway {
+    /// A gateway that works by this plan.
+    pub fn new(plan: Arc<Plan>, ledger: Rc<Local<Ledger>>) -> Self {
+        let live = Live::new(plan, &[], &ledger, Rc::default());
+        Self { ledger, live: Local::new(Rc::new(live)) }
+    }
+
+    /// Takes a new plan. Requests under way end by the old one; upstreams and backends that stay keep their connections.
+    pub fn adopt(&self, plan: Arc<Plan>) {
+        let old = self.live();
+        let known: Vec<_> =
+            old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
+        let live = Rc::new(Live::new(plan, &known, &self.ledger, Rc::clone(&old.pages)));
+        let replaced = self.live.with(|current| std::mem::replace(current, live));
+        drop(replaced);
+    }
+
+    /// Shows what the control thread says of the gateway's health from now on.
+    pub fn show(&self, pages: Pages) {
+        self.live.with(|current| {
+            let Live { plan, http, upstreams, labels, .. } = &**current;
+            *current = Rc::new(Live {
+                plan: Arc::clone(plan),
+                http: Rc::clone(http),
+                upstreams: upstreams.clone(),
+                labels: labels.clone(),
+                pages: Rc::new(pages),
+            });
+        });
+    }
+
+    /// Closes connections to backends that have been idle for too long.
+    pub fn sweep(&self, now: Instant) {
+        for upstream in &self.live().upstreams {
+            upstream.sweep(now);
+        }
+    }
+
+    /// How each upstream stands on this shard, in the order of the plan's.
+    pub fn report(&self, now: Instant) -> Vec<Report> {
+        self.live().upstreams.iter().map(|upstream| upstream.report(now)).collect()
+    }
+
+    /// The plan in force.
+    pub fn plan(&self) -> Arc<Plan> {
+        Arc::clone(&self.live().plan)
+    }
+
+    fn live(&self) -> Rc<Live> {
+        self.live.with(|live| Rc::clone(live))
+    }
+}
+
+impl Live {
+    fn new(plan: Arc<Plan>, known: &[(&str, &Rc<Upstream>)], ledger: &Local<Ledger>, pages: Rc<Pages>) -> Self {
+        let upstreams = plan.upstreams.iter().map(|wanted| {
+            let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
+            let seed = || ledger.with(|ledger| ledger.rng.u64(..));
+            let upstream = known.unwrap_or_else(|| Rc::new(Upstream::new(wanted.settings.clone(), seed())));
+            upstream.update(wanted.settings.clone(), &wanted.backends);
+            upstream
+        });
+        let upstreams: Vec<_> = upstreams.collect();
+        let labels = plan.routes.iter().map(|route| {
+            let upstream = match &route.target {
+                Target::Proxy(proxy) => Some(&plan.upstreams[proxy.upstream]),
+                Target::Own(_) => None,
+            };
+            Rc::new(Labels {
+                route: route.name.as_str().into(),
+                route_slot: route.slot,
+                upstream: upstream.map_or("", |upstream| &upstream.name).into(),
+                upstream_slot: upstream.map_or(OTHER, |upstream| upstream.slot),
+            })
+        });
+        let labels = labels.collect();
+        ledger.with(|ledger| {
+            let slots = |slots: &mut dyn Iterator<Item = usize>| slots.max().map_or(0, |slot| slot + 1);
+            ledger.counters.make_room(
+                slots(&mut plan.routes.iter().map(|route| route.slot.index())),
+                slots(&mut plan.upstreams.iter().map(|upstream| upstream.slot.index())),
+            );
+            ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
+        });
+        Self { http: Rc::new(plan.http.clone()), plan, upstreams, labels, pages }
+    }
+}
+
+impl Service for Gateway {
+    type Body = Body;
+    type Exchange = Exchange;
+
+    fn limits(&self) -> Rc<HttpLimits> {
+        self.live.with(|live| Rc::clone(&live.http))
+    }
+
+    async fn serve<'i>(&self, peer: &Peer, request: Request<'i>) -> (Option<Response<'i, Body>>, Exchange) {
+        let Request { head, mut body, began } = request;
+        let live = self.live();
+        let (client, is_trusted) = live.client(peer, &head);
+        let mut exchange = Exchange::begin(&self.ledger, peer, head, began, is_trusted, client);
+        let (mut head, answer) = match live.answer(&mut exchange, &mut body).await {
+            Ok(answer) => answer,
+            Err(reject) if reject.code == Code::ClientClosed => {
+                exchange.abandoned();
+                return (None, exchange);
+            }
+            Err(reject) => {
+                let (head, bytes) = exchange.refuse(&reject);
+                (head, Body::Own(bytes.into()))
+            }
+        };
+        exchange.answered(&mut head, body.received_bytes());
+        (Some(Response { head, body: answer, request: body }), exchange)
+    }
+
+    fn refuse<'i>(
+        &self,
+        peer: &Peer,
+        mistake: Mistake,
+        body: RequestBody<'i>,
+        began: Instant,
+    ) -> (Response<'i, Body>, Exchange) {
+        let head = unknown_head();
+        let mut exchange = Exchange::begin(&self.ledger, peer, head, began, false, peer.address.ip());
+        let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
+        exchange.answered(&mut head, 0);
+        (Response { head, body: Body::Own(bytes.into()), request: body }, exchange)
+    }
+}
+
+impl Live {
+    /// Every step of a request's journey, in order.
+    async fn answer(
+        &self,
+        exchange: &mut Exchange,
+        body: &mut RequestBody<'_>,
+    ) -> Result<(ResponseHead, Body), Reject> {
+        if let Some(answer) = own_method(&exchange.head)? {
+            return Ok(answer);
+        }
+        let has_encoded_slash = normalise_path(&mut exchange.head)?;
+        let head = &exchange.head;
+        let found = self
+            .plan
+            .router
+            .find(head.text(head.authority), head.text(head.path), head.method, head.text(head.method_text))
+            .map_err(no_route)?;
+        exchange.routed(&self.labels[found.route]);
+        match &self.plan.routes[found.route].target {
+            Target::Proxy(route) => {
+                if has_encoded_slash && !route.allow_encoded_slash {
+                    return Err(Reject::because(Code::BadRequest, "the path has an escaped slash"));
+                }
+                let upstream = &self.upstreams[route.upstream];
+                let (head, body) = proxy::forward(exchange, route, upstream, &found.captures, body).await?;
+                Ok((head, Body::Upstream(body)))
+            }
+            Target::Own(page) => Ok(self.own_page(*page)),
+        }
+    }
+
+    /// Whom a request is from, and whether the peer's word about it counts: the last address of `X-Forwarded-For` that
+    /// no trusted peer has added.
+    fn client(&self, peer: &Peer, head: &RequestHead) -> (IpAddr, bool) {
+        let is_trusted = |address: IpAddr| self.plan.trusted.iter().any(|net| net.contains(address));
+        let mut client = peer.address.ip();
+        if self.plan.trusted.is_empty() || !is_trusted(client) {
+            return (client, false);
+        }
+        let fields = head.fields.iter().filter(|field| field.known == Known::XForwardedFor);
+        let hops = fields.rev().flat_map(|field| field.value.of(&head.bytes).rsplit(|byte| *byte == b','));
+        for hop in hops {
+            let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse().ok()) else { break };
+            client = address;
+            if !is_trusted(address) {
+                break;
+            }
+        }
+        (client, true)
+    }
+
+    fn own_page(&self, page: OwnPage) -> (ResponseHead, Body) {
+        match page {
+            OwnPage::Health => json(&self.pages.health),
+            OwnPage::Ready => json(&self.pages.ready),
+            OwnPage::Live => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
+        }
+    }
+}
+
+/// An answer of the gateway's own.
+fn json(page: &Page) -> (ResponseHead, Body) {
+    let mut head = ResponseHead::new(page.status, buffers::take(), buffers::take_fields());
+    head.framing = Framing::Length(page.body.len() as u64);
+    head.push(Known::ContentType, b"Content-Type", b"application/json");
+    head.push(Known::Other, b"Cache-Control", b"no-store");
+    (head, Body::Own(page.body.clone().into()))
+}
+
+/// What no route is asked about: `OPTIONS *` is about the gateway, and some methods it does not do for anybody.
+fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject> {
+    match (head.method, head.form) {
+        // RFC 9110 §9.3.7: it asks for nothing but an answer.
+        (Method::Options, TargetForm::Asterisk) => {
+            let mut answer = ResponseHead::new(204, buffers::take(), buffers::take_fields());
+            answer.push(Known::Other, b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+            Ok(Some((answer, Body::Own(Vec::new().into()))))
+        }
+        // RFC 9110 §9.3.6 and §9.3.8: a tunnel to anywhere, and an echo of what clients keep secret.
+        (Method::Connect | Method::Trace, _) => {
+            Err(Reject::because(Code::NotImplemented, "the gateway does not serve CONNECT and TRACE"))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Brings the path into normal form, in place where it is already. Says whether it has an escaped slash.
+fn normalise_path(head: &mut RequestHead) -> Result<bool, Reject> {
+    let normal =
+        path::normalise(head.path.of(&head.bytes)).map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
+    let has_encoded_slash = normal.has_encoded_slash;
+    let changed = match normal.path {
+        std::borrow::Cow::Borrowed(path) if !head.path.is_empty() => {
+            debug_assert_eq!(path.len(), (head.path.end - head.path.start) as usize);
+            None
+        }
+        path => Some(path.into_owned()),
+    };
+    if let Some(path) = changed {
+        head.path = head.append(&[&path]);
+    }
+    Ok(has_encoded_slash)
+}
+
+fn no_route(reason: NoRoute) -> Reject {
+    match reason {
+        NoRoute::NotFound => Reject::new(Code::NotFound),
+        NoRoute::Method(allow) => Reject { allow: Some(allow), ..Reject::new(Code::MethodNotAllowed) },
+    }
+}
+
+/// Stands for a head that was refused: nothing of it is known.
+fn unknown_head() -> RequestHead {
+    RequestHead {
+        bytes: Vec::new(),
+        fields: Vec::new(),
+        method: Method::Other,
+        method_text: Span::default(),
+        target: Span::default(),
+        form: TargetForm::Origin,
+        path: Span::default(),
+        query: None,
+        authority: Span::default(),
+        version: Version::Http11,
+        framing: Framing::None,
+        keep_alive: false,
+        expect_continue: false,
+        upgrade: false,
+    }
+}

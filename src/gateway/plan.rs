@@ -1,0 +1,323 @@
+//! A configuration made ready for the shards: compiled once on the control thread, immutable from then on.
+
+use std::{net::ToSocketAddrs, time::Duration};
+
+use super::router::{CAPTURES_MAX, Router};
+use crate::{
+    config::{ClientClose, Config, HeaderRules, IpNet, PathPattern},
+    net::HttpLimits,
+    proto::http1::HeadLimits,
+    telemetry::{metrics::Names, slots::Slot},
+    upstream::{BackendAddress, OutlierPolicy, Settings},
+};
+
+/// What every shard routes by. Crosses to each shard as one `Arc`.
+#[derive(Debug)]
+pub struct Plan {
+    /// Counts up with every configuration that is taken.
+    pub generation: u64,
+    /// Limits of clients' connections.
+    pub http: HttpLimits,
+    /// Client connections of the process.
+    pub connections_max: usize,
+    /// Connections that are accepted in one go.
+    pub accept_budget: usize,
+    /// Whether fresh connections go to clearly less loaded shards.
+    pub hands_over: bool,
+    /// Peers whose word about the client counts.
+    pub trusted: Vec<IpNet>,
+    pub(super) router: Router,
+    pub(super) routes: Vec<Route>,
+    /// The groups of backends, in the order that routes refer to.
+    pub upstreams: Vec<UpstreamPlan>,
+}
+
+/// An upstream as every shard sets it up.
+#[derive(Debug)]
+pub struct UpstreamPlan {
+    /// Its name.
+    pub name: String,
+    /// Its place in the metrics.
+    pub slot: Slot,
+    /// How it is used.
+    pub settings: Settings,
+    /// Its backends.
+    pub backends: Vec<BackendAddress>,
+}
+
+/// A route, compiled.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) name: String,
+    pub(super) slot: Slot,
+    pub(super) target: Target,
+}
+
+/// Who answers a route's requests.
+#[derive(Debug)]
+pub(super) enum Target {
+    Proxy(Box<ProxyRoute>),
+    /// The gateway itself.
+    Own(OwnPage),
+}
+
+/// What the gateway answers itself on the public listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum OwnPage {
+    Health,
+    Live,
+    Ready,
+}
+
+/// How a route's requests are proxied.
+#[derive(Debug)]
+pub(super) struct ProxyRoute {
+    pub(super) upstream: usize,
+    pub(super) rewrite: Rewrite,
+    pub(super) preserve_host: bool,
+    pub(super) forward_authorization: bool,
+    pub(super) allow_encoded_slash: bool,
+    pub(super) body_bytes_max: u64,
+    pub(super) request_timeout: Duration,
+    pub(super) response_timeout: Duration,
+    pub(super) stream_idle_timeout: Duration,
+    pub(super) retries_max: u32,
+    pub(super) cancels_on_close: bool,
+    pub(super) request_headers: Rules,
+    pub(super) response_headers: Rules,
+}
+
+/// What becomes of the path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Rewrite {
+    Keep,
+    /// So many bytes are taken from its front.
+    Strip(usize),
+    /// It is put together anew.
+    Template(Vec<Piece>),
+}
+
+/// A piece of a rewritten path.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Piece {
+    Text(Vec<u8>),
+    /// What the n-th parameter took.
+    Capture(usize),
+}
+
+/// Changes to a head's fields, in the order in which they are made.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) remove: Vec<Vec<u8>>,
+    pub(super) add: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// Why a checked configuration cannot be put to work.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A backend's name does not resolve.
+    #[error("upstreams.{upstream}.instances: {host} does not resolve; give an address, or a name that DNS knows")]
+    Resolve {
+        /// The upstream's name.
+        upstream: String,
+        /// The host as written.
+        host: String,
+        /// What the resolver said.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// A route has more parameters than the router keeps.
+    #[error("routes: {route} has {count} parameters; a path has at most {CAPTURES_MAX}")]
+    Parameters {
+        /// The route's name.
+        route: String,
+        /// How many it has.
+        count: usize,
+    },
+}
+
+/// The routes that the gateway answers itself, under the names that logs and metrics show.
+const OWN_PAGES: [(&str, OwnPage); 3] = [
+    ("/health", OwnPage::Health),
+    ("/health/live", OwnPage::Live),
+    ("/health/ready", OwnPage::Ready),
+];
+
+impl Plan {
+    /// Compiles a configuration for this many shards. Looks up the backends' names, so it may block for as long as DNS
+    /// does.
+    pub fn compile(
+        config: &Config,
+        generation: u64,
+        shards: usize,
+        descriptors: u64,
+        names: &mut Names,
+    ) -> Result<Self, PlanError> {
+        let upstreams = config
+            .upstreams
+            .iter()
+            .map(|(name, upstream)| UpstreamPlan::compile(name, upstream, shards, names))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut router = Router::default();
+        let mut routes = Vec::with_capacity(config.routes.len() + OWN_PAGES.len());
+        for route in &config.routes {
+            let count = route.path.parameters().count();
+            if count > CAPTURES_MAX {
+                return Err(PlanError::Parameters { route: route.name.clone(), count });
+            }
+            router.add(routes.len(), &route.hosts, &route.path, &route.methods);
+            routes.push(Route {
+                name: route.name.clone(),
+                slot: names.routes.claim(&route.name),
+                target: Target::Proxy(Box::new(ProxyRoute::compile(config, route, &upstreams))),
+            });
+        }
+        for (path, page) in OWN_PAGES {
+            router.add(routes.len(), &[], &PathPattern::Exact(path.to_owned()), &["GET".to_owned()]);
+            routes.push(Route {
+                name: path.to_owned(),
+                slot: names.routes.claim(path),
+                target: Target::Own(page),
+            });
+        }
+        Ok(Self {
+            generation,
+            http: http_limits(config),
+            connections_max: config.listener.connections_allowed(descriptors),
+            accept_budget: config.listener.accept_budget,
+            hands_over: config.listener.hand_over,
+            trusted: config.trust.proxies.clone(),
+            router,
+            routes,
+            upstreams,
+        })
+    }
+}
+
+fn http_limits(config: &Config) -> HttpLimits {
+    let http = &config.http;
+    HttpLimits {
+        head: HeadLimits {
+            head_bytes_max: http.head_bytes_max,
+            fields_max: http.fields_max,
+            target_bytes_max: http.target_bytes_max,
+        },
+        header_timeout: http.header_timeout,
+        request_timeout: http.request_timeout,
+        keep_alive_timeout: http.keep_alive_timeout,
+        body_bytes_max: http.body_bytes_max,
+        write_timeout: http.stream_idle_timeout,
+        requests_max: http.requests_per_connection_max,
+    }
+}
+
+impl UpstreamPlan {
+    fn compile(
+        name: &str,
+        upstream: &crate::config::Upstream,
+        shards: usize,
+        names: &mut Names,
+    ) -> Result<Self, PlanError> {
+        let mut backends = Vec::new();
+        for instance in &upstream.instances {
+            let host = instance.host.trim_matches(['[', ']']);
+            let failed = |cause| PlanError::Resolve { upstream: name.to_owned(), host: instance.host.clone(), cause };
+            let mut addresses = (host, instance.port).to_socket_addrs().map_err(failed)?;
+            let address = addresses.next().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+            backends.push(BackendAddress { authority: instance.to_string().into(), address });
+        }
+        // A limit of the process is shared out; rounding up, so that each shard may do something.
+        let share = |limit: u32| limit.div_ceil(u32::try_from(shards).unwrap_or(1));
+        Ok(Self {
+            name: name.to_owned(),
+            slot: names.upstreams.claim(name),
+            settings: Settings {
+                connect_timeout: upstream.connect_timeout,
+                idle_timeout: upstream.idle_timeout,
+                idle_max: upstream.idle_max,
+                requests_max: share(upstream.requests_max),
+                retries_at_once_max: RETRIES_AT_ONCE_MAX,
+                retry_percent: upstream.retry_budget_percent,
+                retry_min_per_s: share(upstream.retry_budget_min_per_s),
+                outlier: OutlierPolicy {
+                    failures: upstream.outlier_failures,
+                    ejection: upstream.outlier_ejection,
+                    percent_max: upstream.outlier_percent_max,
+                },
+            },
+            backends,
+        })
+    }
+}
+
+/// Retries under way at once, for each upstream and shard: as many as Envoy's breaker has.
+const RETRIES_AT_ONCE_MAX: u32 = 3;
+
+impl ProxyRoute {
+    fn compile(config: &Config, route: &crate::config::Route, upstreams: &[UpstreamPlan]) -> Self {
+        let upstream = &config.upstreams[&route.upstream];
+        let rewrite = match (&route.strip_prefix, &route.rewrite) {
+            (_, Some(template)) => Rewrite::Template(template_pieces(template, &route.path)),
+            (Some(prefix), None) => Rewrite::Strip(prefix.len()),
+            (None, None) => Rewrite::Keep,
+        };
+        Self {
+            upstream: upstreams.iter().position(|plan| plan.name == route.upstream).expect("the configuration is checked"),
+            rewrite,
+            preserve_host: route.preserve_host,
+            forward_authorization: route.forward_authorization,
+            allow_encoded_slash: route.allow_encoded_slash,
+            body_bytes_max: route.body_bytes_max.unwrap_or(config.http.body_bytes_max),
+            request_timeout: route.request_timeout.unwrap_or(config.http.request_timeout),
+            response_timeout: route.response_timeout.unwrap_or(upstream.response_timeout),
+            stream_idle_timeout: route.stream_idle_timeout.unwrap_or(config.http.stream_idle_timeout),
+            retries_max: route.retries_max.unwrap_or(upstream.retries_max),
+            cancels_on_close: route.on_client_close.unwrap_or(config.http.on_client_close) == ClientClose::Cancel,
+            request_headers: Rules::compile(&route.request_headers),
+            response_headers: Rules::compile(&route.response_headers),
+        }
+    }
+}
+
+/// Cuts `/v2/{id}/{rest}` at its braces.
+fn template_pieces(template: &str, path: &PathPattern) -> Vec<Piece> {
+    let mut pieces = Vec::new();
+    let mut rest = template;
+    while let Some((text, tail)) = rest.split_once('{') {
+        let (name, tail) = tail.split_once('}').unwrap_or((tail, ""));
+        let place = path.parameters().position(|parameter| parameter == name).expect("the configuration is checked");
+        pieces.push(Piece::Text(text.as_bytes().to_vec()));
+        pieces.push(Piece::Capture(place));
+        rest = tail;
+    }
+    pieces.push(Piece::Text(rest.as_bytes().to_vec()));
+    pieces
+}
+
+impl Rules {
+    /// `set` is a removal and an addition.
+    fn compile(rules: &HeaderRules) -> Self {
+        let bytes = |text: &String| text.as_bytes().to_vec();
+        let pairs = rules.set.iter().chain(&rules.add);
+        Self {
+            remove: rules.remove.iter().chain(rules.set.keys()).map(bytes).collect(),
+            add: pairs.map(|(name, value)| (bytes(name), bytes(value))).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn templates_are_cut_at_their_braces() {
+        let path: PathPattern = "/users/{id}/*".parse().expect("a path");
+        let text = |text: &str| Piece::Text(text.as_bytes().to_vec());
+        assert_eq!(
+            template_pieces("/v2/{id}/x/{rest}", &path),
+            [text("/v2/"), Piece::Capture(0), text("/x/"), Piece::Capture(1), text("")]
+        );
+        assert_eq!(template_pieces("/fixed", &path), [text("/fixed")]);
+    }
+}

@@ -1,0 +1,170 @@
+//! The gateway's side of an HTTP/1.1 connection to a backend: writes requests, reads answers.
+//!
+//! Pooling, retries and deadlines are `upstream/`'s; this drives the core in `proto/http1` over one stream.
+
+use std::{
+    io,
+    net::SocketAddr,
+    task::{Context, Poll, ready},
+};
+
+use super::{
+    Io,
+    reader::{Reader, Step},
+};
+use crate::{
+    proto::{
+        head::{Method, ResponseHead},
+        http1::{BodyError, HeadLimits, ResponseError, ResponseScanner, parse_response},
+    },
+    shard::{Instant, TcpStream, buffers},
+};
+
+/// Bounds of an answer's head. Wider than a request's: the backend is ours, and cookies are long.
+pub const ANSWER_LIMITS: HeadLimits = HeadLimits { head_bytes_max: 64 * 1024, fields_max: 256, target_bytes_max: 0 };
+
+/// Interim answers (RFC 9110 §15.2) that one request may get before its final one.
+const INTERIM_MAX: u8 = 16;
+
+/// A connection to a backend, idle or in use by one exchange.
+#[derive(Debug)]
+pub struct ClientConnection {
+    io: Io,
+    reader: Reader,
+    /// How far the search for the end of the next head has come.
+    scanner: ResponseScanner,
+    interim: u8,
+    has_answered: bool,
+}
+
+/// What a backend's connection did wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// It was closed, or broke.
+    #[error("the connection to the backend was closed or broke")]
+    Broken(#[source] Option<io::Error>),
+    /// Its head is malformed.
+    #[error("the head of the answer is malformed")]
+    Head(#[source] ResponseError),
+    /// Its body is malformed, or ended early.
+    #[error("the body of the answer is malformed")]
+    Body(#[source] BodyError),
+    /// It sent more interim answers than any backend needs.
+    #[error("more than {INTERIM_MAX} interim answers")]
+    Interim,
+}
+
+impl ClientConnection {
+    /// Connects before the deadline. Dropping the future closes the socket.
+    pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Self> {
+        let stream = TcpStream::connect(address, deadline).await?;
+        Ok(Self { io: Io::new(stream), reader: Reader::new(), scanner: ResponseScanner::new(), interim: 0, has_answered: false })
+    }
+
+    /// Whether an idle connection can take another request: the backend has neither closed it nor sent anything unasked.
+    pub fn is_reusable(&self) -> bool {
+        self.reader.bytes().is_empty() && self.io.is_quiet()
+    }
+
+    /// Whether a byte of an answer to the current request has come: from there on the request was acted upon.
+    pub fn has_answered(&self) -> bool {
+        self.has_answered
+    }
+
+    /// The stream, for writing requests and for tunnels.
+    pub fn io(&self) -> &Io {
+        &self.io
+    }
+
+    /// Takes what was read beyond the answer's head: the first bytes of a tunnel.
+    pub fn take_rest(&mut self) -> Vec<u8> {
+        self.reader.take_rest()
+    }
+
+    /// Forgets the last exchange before the next one.
+    pub fn begin(&mut self) {
+        self.has_answered = false;
+        self.interim = 0;
+    }
+
+    /// Reads until the head of the final answer is complete, or that of a 101. Other interim answers are passed over.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, method: Method) -> Poll<Result<ResponseHead, ClientError>> {
+        loop {
+            let scanned = self.scanner.scan(self.reader.bytes(), &ANSWER_LIMITS).map_err(ClientError::Head)?;
+            if let Some(head_bytes) = scanned {
+                let head = self.take_head(head_bytes, method)?;
+                if head.status >= 200 || head.status == 101 {
+                    return Poll::Ready(Ok(head));
+                }
+                recycle(head);
+                self.interim += 1;
+                if self.interim > INTERIM_MAX {
+                    return Poll::Ready(Err(ClientError::Interim));
+                }
+                continue;
+            }
+            match ready!(self.reader.poll_read(&self.io, cx)) {
+                Ok(0) => return Poll::Ready(Err(ClientError::Broken(None))),
+                Ok(_) => self.has_answered = true,
+                Err(error) => return Poll::Ready(Err(ClientError::Broken(Some(error)))),
+            }
+        }
+    }
+
+    fn take_head(&mut self, head_bytes: usize, method: Method) -> Result<ResponseHead, ClientError> {
+        self.scanner = ResponseScanner::new();
+        let bytes = self.reader.split_head(head_bytes);
+        match parse_response(bytes, head_bytes, buffers::take_fields(), method, &ANSWER_LIMITS) {
+            Ok(head) => {
+                self.reader.begin_body(head.framing);
+                Ok(head)
+            }
+            Err((error, bytes, fields)) => {
+                buffers::give(bytes);
+                buffers::give_fields(fields);
+                Err(ClientError::Head(error))
+            }
+        }
+    }
+
+    /// Makes a chunk of the answer's body available: `true` when there is one, `false` when the body is complete.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, ClientError>> {
+        loop {
+            match self.reader.step().map_err(ClientError::Body)? {
+                Step::Chunk => return Poll::Ready(Ok(true)),
+                Step::Done => return Poll::Ready(Ok(false)),
+                Step::More => match ready!(self.reader.poll_read(&self.io, cx)) {
+                    Ok(0) => self.reader.finish_at_eof().map_err(ClientError::Body)?,
+                    Ok(_) => {}
+                    Err(error) => return Poll::Ready(Err(ClientError::Broken(Some(error)))),
+                },
+            }
+        }
+    }
+
+    /// The chunk that `poll_fill` made available, or what is left of it.
+    pub fn chunk(&self) -> &[u8] {
+        self.reader.chunk()
+    }
+
+    /// Drops the first bytes of the chunk.
+    pub fn consume(&mut self, bytes: usize) {
+        self.reader.consume(bytes);
+    }
+
+    /// Whether the answer has been consumed in full.
+    pub fn is_done(&self) -> bool {
+        self.reader.is_done()
+    }
+
+    /// The trailer fields of a chunked answer, checked; empty until it is done.
+    pub fn trailers(&self) -> &[u8] {
+        self.reader.trailers()
+    }
+}
+
+/// Gives a head's memory back to the shard.
+pub fn recycle(head: ResponseHead) {
+    buffers::give(head.bytes);
+    buffers::give_fields(head.fields);
+}

@@ -1,0 +1,360 @@
+//! The reading half of a client's HTTP/1.1 connection: heads, bodies, and whether the client is still there.
+//!
+//! It holds a buffer only while there are bytes, and keeps the one timer of the connection: every wait of the connection,
+//! whatever it is for, moves that timer.
+
+use std::{
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use super::{
+    Io,
+    reader::{Reader, Step},
+    writer::Chunks,
+};
+use crate::{
+    proto::{
+        head::{Framing, RequestHead},
+        http1::{BodyError, HeadLimits, HeadScanner, RequestError, parse_request},
+    },
+    shard::{Deadline, Instant, buffers, clock},
+};
+
+/// What a client's connection may ask of us, in sizes and times. From the configuration, replaced by a reload.
+#[derive(Clone, Debug)]
+pub struct HttpLimits {
+    /// Bounds of a head.
+    pub head: HeadLimits,
+    /// From a request's first byte to the end of its head.
+    pub header_timeout: Duration,
+    /// From a request's first byte to the end of its body.
+    pub request_timeout: Duration,
+    /// Between two requests.
+    pub keep_alive_timeout: Duration,
+    /// Bytes of a body, unless its route says otherwise.
+    pub body_bytes_max: u64,
+    /// For a write that the client does not read.
+    pub write_timeout: Duration,
+    /// Requests on one connection; 0 is no limit.
+    pub requests_max: u32,
+}
+
+/// Bytes of the next requests that are read ahead while an answer is under way. Past it the client has to wait, and
+/// that it left shows only when its answer is written.
+const READ_AHEAD_MAX: usize = 4096;
+
+/// A request's body that the answer did not wait for is read over up to this many bytes, to keep the connection.
+const DISCARD_MAX: u64 = 64 * 1024;
+
+/// What `100 Continue` looks like on the wire.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The reading half of a connection.
+#[derive(Debug)]
+pub struct Inbound {
+    io: Rc<Io>,
+    reader: Reader,
+    /// How far the search for the end of the next head has come.
+    scanner: HeadScanner,
+    deadline: Deadline,
+    /// What is left to write of `100 Continue`, when the client waits for it.
+    interim: &'static [u8],
+    /// The client has sent its FIN, or the connection broke.
+    has_ended: bool,
+    /// When the body has to be complete.
+    body_due: Instant,
+    body_bytes: u64,
+    body_bytes_max: u64,
+    /// What the head says of the body's length.
+    framing: Framing,
+}
+
+/// Why there is no further request on a connection.
+#[derive(Debug)]
+pub enum NoRequest {
+    /// The client closed, fell silent between requests, or the shard drains: nothing to say.
+    Closed,
+    /// The head did not come in time.
+    TimedOut,
+    /// The head is refused.
+    Refused(RequestError),
+}
+
+/// Why a request's body did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyFailure {
+    /// The client closed, or the connection broke.
+    #[error("the client closed before its request was complete")]
+    ClientGone,
+    /// It took longer than the request timeout.
+    #[error("the request body took too long")]
+    TimedOut,
+    /// It is larger than the route allows.
+    #[error("the request body is too large")]
+    TooLarge,
+    /// Its chunked coding is malformed.
+    #[error("the request body is malformed")]
+    Malformed(#[source] BodyError),
+}
+
+impl Inbound {
+    /// A new connection's reading half.
+    pub fn new(io: Rc<Io>) -> Self {
+        Self {
+            io,
+            reader: Reader::new(),
+            scanner: HeadScanner::new(),
+            deadline: Deadline::new(),
+            interim: &[],
+            has_ended: false,
+            body_due: Instant::NEVER,
+            body_bytes: 0,
+            body_bytes_max: 0,
+            framing: Framing::None,
+        }
+    }
+
+    /// Whether bytes of a next request are here already.
+    pub fn has_bytes(&self) -> bool {
+        !self.reader.bytes().is_empty()
+    }
+
+    /// The connection's timer, for whoever waits on its behalf.
+    pub fn deadline(&mut self) -> &mut Deadline {
+        &mut self.deadline
+    }
+
+    /// Waits for the first bytes of a request: `Ready(false)` when the client closed or the deadline passed.
+    pub fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if self.has_bytes() {
+            return Poll::Ready(true);
+        }
+        match self.reader.poll_read(&self.io, cx) {
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(false),
+            Poll::Ready(Ok(_)) => Poll::Ready(true),
+            Poll::Pending => self.deadline.poll(cx).map(|()| false),
+        }
+    }
+
+    /// Reads on until a request's head is complete, or its deadline, which the caller has set, has passed.
+    pub fn poll_head(&mut self, cx: &mut Context<'_>, limits: &HttpLimits) -> Poll<Result<RequestHead, NoRequest>> {
+        loop {
+            if let Some(head_bytes) = self.scanner.scan(self.reader.bytes(), &limits.head).map_err(NoRequest::Refused)? {
+                return Poll::Ready(self.take_head(head_bytes, limits));
+            }
+            match self.reader.poll_read(&self.io, cx) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(NoRequest::Closed)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return self.deadline.poll(cx).map(|()| Err(NoRequest::TimedOut)),
+            }
+        }
+    }
+
+    fn take_head(&mut self, head_bytes: usize, limits: &HttpLimits) -> Result<RequestHead, NoRequest> {
+        self.scanner = HeadScanner::new();
+        let bytes = self.reader.split_head(head_bytes);
+        match parse_request(bytes, head_bytes, buffers::take_fields(), &limits.head) {
+            Ok(head) => {
+                self.reader.begin_body(head.framing);
+                self.framing = head.framing;
+                self.body_bytes = 0;
+                self.body_bytes_max = limits.body_bytes_max;
+                self.interim = if head.expect_continue && !self.has_bytes() { CONTINUE } else { &[] };
+                Ok(head)
+            }
+            Err((error, bytes, fields)) => {
+                buffers::give(bytes);
+                buffers::give_fields(fields);
+                Err(NoRequest::Refused(error))
+            }
+        }
+    }
+
+    /// Whether the body of the current request has been consumed in full.
+    pub fn is_body_done(&self) -> bool {
+        self.reader.is_done()
+    }
+
+    /// Whether the client still waits to be told to send its body.
+    fn awaits_continue(&self) -> bool {
+        self.interim.len() == CONTINUE.len()
+    }
+
+    /// Takes what was read beyond the head: the first bytes of a tunnel.
+    pub fn take_rest(&mut self) -> Vec<u8> {
+        self.reader.take_rest()
+    }
+
+    /// Reads over the rest of a body that is within reach: `true` when the connection can go on.
+    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        self.body_bytes_max = u64::MAX;
+        loop {
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(true)) => self.consume(usize::MAX),
+                Poll::Ready(Ok(false)) => return Poll::Ready(true),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => return self.deadline.poll(cx).map(|()| false),
+            }
+        }
+    }
+
+    /// Reads and drops whatever still comes on a connection that is being closed, until the client closes too, the
+    /// deadline passes or `bytes_max` have come: a client that still writes then reads our answer, not a reset.
+    pub fn poll_linger(&mut self, cx: &mut Context<'_>, bytes_max: &mut usize) -> Poll<()> {
+        loop {
+            drop(self.reader.take_rest());
+            match self.reader.poll_read(&self.io, cx) {
+                Poll::Ready(Ok(read)) if read > 0 && read < *bytes_max => *bytes_max -= read,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return self.deadline.poll(cx),
+            }
+        }
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.reader.chunk().len());
+        self.reader.consume(bytes);
+        self.body_bytes = self.body_bytes.saturating_add(bytes as u64);
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyFailure>> {
+        loop {
+            match self.reader.step().map_err(BodyFailure::Malformed)? {
+                Step::Done => return Poll::Ready(Ok(false)),
+                Step::Chunk => {
+                    let received = self.body_bytes.saturating_add(self.reader.chunk().len() as u64);
+                    let fits = received <= self.body_bytes_max;
+                    return Poll::Ready(if fits { Ok(true) } else { Err(BodyFailure::TooLarge) });
+                }
+                Step::More => ready!(self.poll_more_body(cx))?,
+            }
+        }
+    }
+
+    /// Reads further bytes of the body, after the client has been told to go on if it waits for that.
+    fn poll_more_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFailure>> {
+        while !self.interim.is_empty() {
+            match self.io.poll_write(cx, self.interim) {
+                Poll::Ready(Ok(written)) => self.interim = &self.interim[written..],
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(BodyFailure::ClientGone)),
+                Poll::Pending => break,
+            }
+        }
+        match self.reader.poll_read(&self.io, cx) {
+            Poll::Ready(Ok(0) | Err(_)) => {
+                self.has_ended = true;
+                Poll::Ready(Err(BodyFailure::ClientGone))
+            }
+            Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
+            Poll::Pending if self.body_due <= clock::now() => Poll::Ready(Err(BodyFailure::TimedOut)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Ready when the client has closed or the connection broke; until then the next requests are read ahead, within
+    /// bounds.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.has_ended {
+            if self.reader.bytes().len() >= READ_AHEAD_MAX {
+                return Poll::Pending;
+            }
+            if let Ok(0) | Err(_) = ready!(self.reader.poll_read(&self.io, cx)) {
+                self.has_ended = true;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// The body of a request, as whoever forwards or reads it sees it: chunks that are looked at where they were received.
+///
+/// Dropping it leaves the rest of the body on the connection, which then reads over it or closes.
+#[derive(Debug)]
+pub struct RequestBody<'i> {
+    inbound: &'i mut Inbound,
+}
+
+impl Chunks for RequestBody<'_> {
+    type Failure = BodyFailure;
+
+    /// Tells a client that waits for it to go on (RFC 9110 §10.1.1).
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyFailure>> {
+        self.inbound.poll_fill(cx)
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.inbound.reader.chunk()
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.inbound.consume(bytes);
+    }
+
+    fn trailers(&self) -> &[u8] {
+        self.inbound.reader.trailers()
+    }
+}
+
+impl<'i> RequestBody<'i> {
+    pub(super) fn new(inbound: &'i mut Inbound) -> Self {
+        Self { inbound }
+    }
+
+    /// Whether the connection can go on to its next request soon: the body is done, or its rest is short and known to be
+    /// on its way. A client that waits to be told to send may or may not send; only closing is unambiguous then.
+    pub fn is_within_reach(&self) -> bool {
+        let rest = match self.inbound.framing {
+            Framing::Length(bytes) => bytes.saturating_sub(self.inbound.body_bytes),
+            _ => u64::MAX,
+        };
+        self.is_done() || (rest <= DISCARD_MAX && !self.inbound.awaits_continue())
+    }
+
+    /// Whether every byte has been consumed.
+    pub fn is_done(&self) -> bool {
+        self.inbound.is_body_done()
+    }
+
+    /// Bytes of content consumed so far.
+    pub fn received_bytes(&self) -> u64 {
+        self.inbound.body_bytes
+    }
+
+    /// Replaces the bound on the body's size.
+    pub fn set_bytes_max(&mut self, bytes_max: u64) {
+        self.inbound.body_bytes_max = bytes_max;
+    }
+
+    /// The bound on the body's size.
+    pub fn bytes_max(&self) -> u64 {
+        self.inbound.body_bytes_max
+    }
+
+    /// States when the whole body has to be here.
+    pub fn set_due(&mut self, due: Instant) {
+        self.inbound.body_due = due;
+    }
+
+    /// When the whole body has to be here.
+    pub fn due(&self) -> Instant {
+        self.inbound.body_due
+    }
+
+    /// Sets the connection's timer to when the whole body has to be here.
+    pub fn wait_until_due(&mut self) {
+        self.inbound.deadline.set(self.inbound.body_due);
+    }
+
+    /// Ready when the client has closed, or its connection broke. Only once the body is done: until then `poll_fill`
+    /// tells.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inbound.poll_gone(cx)
+    }
+
+    /// The connection's timer: whoever waits on behalf of this request sets and polls it.
+    pub fn deadline(&mut self) -> &mut Deadline {
+        &mut self.inbound.deadline
+    }
+}

@@ -1,0 +1,69 @@
+//! A connection's stream, shared by the half that reads and the half that writes within one task.
+
+use std::{
+    future::Future,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
+
+use tokio::io::{AsyncReadExt, AsyncWrite};
+
+use crate::shard::{Local, TcpStream, buffers};
+
+/// One per connection. Both halves borrow it; neither keeps it across an await.
+#[derive(Debug)]
+pub struct Io {
+    stream: Local<TcpStream>,
+}
+
+impl Io {
+    /// Takes the stream over.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream: Local::new(stream) }
+    }
+
+    /// Reads into the buffer's spare capacity, borrowing one from the shard when there is none. `Ok(0)` is the end of
+    /// the stream. The caller bounds the buffer: a full one is never grown here, so it must have room.
+    #[inline]
+    pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        if buffer.capacity() == 0 {
+            *buffer = buffers::take();
+        }
+        debug_assert!(buffer.len() < buffer.capacity(), "a full buffer would be grown by the read");
+        let read = self.stream.with(|stream| pin!(stream.read_buf(buffer)).poll(cx));
+        if buffer.is_empty() {
+            // Nothing came: an idle connection holds no buffer.
+            buffers::give(std::mem::take(buffer));
+        }
+        read
+    }
+
+    /// Whether the peer is silent and still there: no byte and no end of stream is waiting. Leaves no waker behind that
+    /// anybody hears.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let mut probe = [0_u8; 1];
+        self.stream.with(|stream| pin!(stream.read(&mut probe)).poll(&mut cx).is_pending())
+    }
+
+    /// Writes what the kernel takes of `bytes`.
+    #[inline]
+    pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream.with(|stream| Pin::new(stream).poll_write(cx, bytes))
+    }
+
+    /// Writes what the kernel takes of several pieces, in one system call.
+    #[inline]
+    pub fn poll_write_vectored(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.stream.with(|stream| Pin::new(stream).poll_write_vectored(cx, pieces))
+    }
+
+    /// Ends our direction (FIN); the peer may still send.
+    pub fn shut_down_writes(&self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        // A peer that is gone already has nothing to be told.
+        let _ = self.stream.with(|stream| Pin::new(stream).poll_shutdown(&mut cx));
+    }
+}

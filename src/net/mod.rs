@@ -1,0 +1,182 @@
+//! The only floor that moves bytes: each file drives one pure core over a stream.
+//!
+//! It knows neither routes nor upstreams: whoever answers requests is given to it as a [`Service`].
+
+mod connections;
+mod http1_server;
+mod http_client;
+mod inbound;
+mod io;
+mod outbound;
+mod reader;
+mod tunnel;
+mod writer;
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+pub use connections::{Connections, Slot};
+pub use http_client::{ClientConnection, ClientError, recycle};
+pub use http1_server::serve_connection;
+pub use inbound::{BodyFailure, HttpLimits, RequestBody};
+pub use io::Io;
+pub use writer::{Chunks, Progress, Writer};
+
+use crate::{
+    proto::{
+        head::{RequestHead, ResponseHead},
+        http1::RequestError,
+    },
+    shard::Instant,
+};
+
+/// Who is at the other end of a client's connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// Its address as the socket has it.
+    pub address: SocketAddr,
+    /// The IP address as text, written once per connection: every proxied request carries it.
+    text: ([u8; IP_TEXT_MAX], u8),
+}
+
+/// An IPv6 address with an IPv4 address in it, in full.
+const IP_TEXT_MAX: usize = 45;
+
+impl Peer {
+    /// The peer at this address.
+    pub fn new(address: SocketAddr) -> Self {
+        // An IPv4 client of a dual-stack listener is an IPv4 client.
+        let ip = address.ip().to_canonical();
+        let mut text = [0; IP_TEXT_MAX];
+        let mut rest = &mut text[..];
+        let _ = write!(rest, "{ip}");
+        let left = rest.len();
+        let length = u8::try_from(IP_TEXT_MAX - left).unwrap_or(0);
+        Self { address: SocketAddr::new(ip, address.port()), text: (text, length) }
+    }
+
+    /// The IP address as text.
+    pub fn text(&self) -> &[u8] {
+        &self.text.0[..usize::from(self.text.1)]
+    }
+}
+
+/// A request whose head is complete.
+#[derive(Debug)]
+pub struct Request<'i> {
+    /// Its head.
+    pub head: RequestHead,
+    /// Its body, on the way.
+    pub body: RequestBody<'i>,
+    /// When its first byte was seen.
+    pub began: Instant,
+}
+
+/// An answer whose body is on the way.
+#[derive(Debug)]
+pub struct Response<'i, B> {
+    /// Its head. `framing` says how the body's length is known; the writer chooses the coding.
+    pub head: ResponseHead,
+    /// Its body.
+    pub body: B,
+    /// The request's body, which may still be on its way too, and the connection's timer.
+    pub request: RequestBody<'i>,
+}
+
+/// Whoever answers requests. One per shard.
+pub trait Service: 'static {
+    /// The bodies of its answers.
+    type Body: AnswerBody;
+    /// What it keeps of an exchange until its last byte is sent.
+    type Exchange: Finish;
+
+    /// The limits in force.
+    fn limits(&self) -> Rc<HttpLimits>;
+
+    /// Answers a request; no answer closes the connection: the client has left. Dropping the future abandons the exchange.
+    fn serve<'i>(
+        &self,
+        peer: &Peer,
+        request: Request<'i>,
+    ) -> impl Future<Output = (Option<Response<'i, Self::Body>>, Self::Exchange)>;
+
+    /// Answers a request whose head is refused before it is one. The connection closes after it.
+    fn refuse<'i>(
+        &self,
+        peer: &Peer,
+        mistake: Mistake,
+        body: RequestBody<'i>,
+        began: Instant,
+    ) -> (Response<'i, Self::Body>, Self::Exchange);
+}
+
+/// Why a head never became a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// The codec refuses it.
+    Head(RequestError),
+    /// It did not come in time.
+    TimedOut,
+}
+
+/// What an exchange does at its end: count and log, once. Dropping it instead means that it was abandoned.
+pub trait Finish {
+    /// The answer was sent, or cut off.
+    fn finish(self, sent: Sent);
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Bytes of content written, without framing.
+    pub body_bytes: u64,
+    /// Why it ended early, if it did.
+    pub cut: Option<Cut>,
+}
+
+/// Why an answer ended before it was complete. The client sees its connection break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// The client closed or reset its connection.
+    ClientGone,
+    /// The client did not read for as long as `http.write_timeout`.
+    ClientStalled,
+    /// The request's body failed while the answer was on its way.
+    Upload,
+    /// The backend's connection broke.
+    UpstreamBroken,
+    /// The backend's body was malformed.
+    UpstreamMalformed,
+    /// The backend sent nothing for as long as the stream may be idle.
+    UpstreamStalled,
+}
+
+/// The body of an answer: chunks that are looked at where they are, so that a stream is never copied whole.
+pub trait AnswerBody {
+    /// Makes a chunk available: `true` when there is one, `false` when the body is complete. The request's body goes on
+    /// meanwhile, and its timer is this wait's.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>>;
+
+    /// What `poll_fill` made available, or what is left of it.
+    fn chunk(&self) -> &[u8];
+
+    /// Drops the first bytes of the chunk.
+    fn consume(&mut self, bytes: usize);
+
+    /// Trailer fields, each with its line end; known when the body is complete.
+    fn trailers(&self) -> &[u8];
+
+    /// What goes on while the client does not read: the request's body, and whether the client is still there.
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut>;
+
+    /// For an answer with status 101: the backend's connection, and how long the tunnel may be silent.
+    fn into_tunnel(self) -> Option<(ClientConnection, Duration)>;
+
+    /// The answer was cut off because of the client: the rest of it is nobody's.
+    fn abandon(self);
+}

@@ -1,0 +1,156 @@
+//! Writes one answer to an HTTP/1.1 client, with the coding that the client understands, and says what follows it.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{
+    AnswerBody, Cut, Io, Response, Sent,
+    http_client::recycle,
+    inbound::RequestBody,
+    writer::{Chunks, Progress, Writer},
+};
+use crate::{
+    proto::{
+        head::{Framing, Version},
+        http1::{ConnectionToken, encode_response},
+    },
+    shard::timer,
+};
+
+/// What follows an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// The connection takes the next request.
+    Keep,
+    /// The connection closes.
+    Close,
+    /// The connection becomes a tunnel.
+    Tunnel,
+}
+
+/// An answer on its way to the client.
+pub(super) struct Answer<'i, B> {
+    body: B,
+    request: RequestBody<'i>,
+    writer: Writer,
+    ending: Ending,
+    write_timeout: Duration,
+    /// The timer is set for a write that waits for the client.
+    is_blocked: bool,
+}
+
+/// An answer's body while the request's goes on.
+struct Meanwhile<'a, 'i, B> {
+    body: &'a mut B,
+    request: &'a mut RequestBody<'i>,
+}
+
+impl<B: AnswerBody> Chunks for Meanwhile<'_, '_, B> {
+    type Failure = Cut;
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Cut>> {
+        self.body.poll_fill(cx, self.request)
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.body.chunk()
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        self.body.consume(bytes);
+    }
+
+    fn trailers(&self) -> &[u8] {
+        self.body.trailers()
+    }
+}
+
+impl<'i, B: AnswerBody> Answer<'i, B> {
+    /// Encodes the head. `to_head`: it answers a HEAD request. `keeps`: client and shard want the connection kept.
+    pub(super) fn new(
+        response: Response<'i, B>,
+        to_head: bool,
+        version: Version,
+        keeps: bool,
+        write_timeout: Duration,
+    ) -> Self {
+        let Response { head, body, request } = response;
+        let is_bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
+        let framing = match head.framing {
+            _ if is_bodiless => Framing::None,
+            // RFC 9112 §6.1: an HTTP/1.0 client does not know chunks.
+            Framing::Chunked | Framing::UntilClose if version == Version::Http10 => Framing::UntilClose,
+            Framing::Chunked | Framing::UntilClose => Framing::Chunked,
+            framing => framing,
+        };
+        let ending = match head.status {
+            101 => Ending::Tunnel,
+            _ if keeps && request.is_within_reach() && framing != Framing::UntilClose => Ending::Keep,
+            _ => Ending::Close,
+        };
+        let token = match (ending, version) {
+            (Ending::Tunnel, _) => ConnectionToken::Upgrade,
+            (Ending::Close, _) => ConnectionToken::Close,
+            (Ending::Keep, Version::Http10) => ConnectionToken::KeepAlive,
+            (Ending::Keep, _) => ConnectionToken::None,
+        };
+        let writer = Writer::new(framing == Framing::Chunked, is_bodiless, |out| {
+            // An answer to HEAD says how long its body would be, with the field that the backend sent.
+            encode_response(&head, framing, token, out);
+        });
+        recycle(head);
+        Self { body, request, writer, ending, write_timeout, is_blocked: false }
+    }
+
+    /// What follows once it is sent.
+    pub(super) fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// The body, for the tunnel that it becomes.
+    pub(super) fn into_body(self) -> B {
+        self.body
+    }
+
+    /// Writes all of it.
+    pub(super) async fn send(&mut self, io: &Io) -> Sent {
+        let cut = loop {
+            match poll_fn(|cx| self.poll_send(io, cx)).await {
+                Ok(true) => break None,
+                // The runtime has no fair way for a task to wake itself; a short sleep is one (decision 2).
+                Ok(false) => timer::sleep(timer::TURN).await,
+                Err(cut) => break Some(cut),
+            }
+        };
+        Sent { body_bytes: self.writer.content_bytes(), cut }
+    }
+
+    /// `true` when all is written, `false` when it has had its turn.
+    fn poll_send(&mut self, io: &Io, cx: &mut Context<'_>) -> Poll<Result<bool, Cut>> {
+        if let Poll::Ready(cut) = self.body.poll_meanwhile(cx, &mut self.request) {
+            return Poll::Ready(Err(cut));
+        }
+        let mut body = Meanwhile { body: &mut self.body, request: &mut self.request };
+        match self.writer.poll(io, cx, &mut body) {
+            Progress::Done => Poll::Ready(Ok(true)),
+            Progress::Turn => Poll::Ready(Ok(false)),
+            Progress::BodyFailed(cut) => Poll::Ready(Err(cut)),
+            Progress::Broken => Poll::Ready(Err(Cut::ClientGone)),
+            Progress::Waiting => {
+                self.is_blocked = false;
+                Poll::Pending
+            }
+            Progress::Blocked => {
+                let deadline = self.request.deadline();
+                if !self.is_blocked {
+                    self.is_blocked = true;
+                    deadline.set_after(self.write_timeout);
+                }
+                deadline.poll(cx).map(|()| Err(Cut::ClientStalled))
+            }
+        }
+    }
+}

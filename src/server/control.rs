@@ -1,0 +1,422 @@
+//! The control thread: signals, reloads, health, the operator's listener. It builds plans and pages and sends them to the
+//! shards; nothing here is on a request's path.
+
+use std::{future::poll_fn, path::PathBuf, sync::Arc, task::Poll, time::Duration};
+
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    letter::{Letter, Scraped},
+    worker::endpoint,
+};
+use crate::{
+    admin::{self, HealthPage, Question, health},
+    bus::{self, Bus, Pump, mesh::Endpoint},
+    config::{self, Config, watch::Watch},
+    gateway::{Page, Pages, Plan},
+    shard::clock,
+    telemetry::{
+        access_log,
+        exposition::{ShardCounters, write_prometheus},
+        metrics::{Names, ProcessCounters, Reload},
+    },
+};
+
+/// How often the shards are asked how they are, and the configuration file is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// A scrape is answered without the shards that have not told by then.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the control thread is given.
+pub(super) struct Equipment {
+    pub(super) config: Config,
+    pub(super) config_path: Option<PathBuf>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) names: Names,
+    pub(super) shards: usize,
+    pub(super) descriptors: u64,
+    pub(super) endpoint: Endpoint<Letter>,
+    pub(super) admin: Option<std::net::TcpListener>,
+    pub(super) writer: access_log::Writer,
+}
+
+/// How the process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything that was under way was finished.
+    Drained,
+    /// The drain's time was up, or a second signal cut it short.
+    Cut,
+}
+
+/// The control thread's state.
+struct Control {
+    config: Config,
+    config_path: Option<PathBuf>,
+    watch: Option<Watch>,
+    plan: Arc<Plan>,
+    names: Names,
+    shards: Vec<Shard>,
+    descriptors: u64,
+    bus: Bus<Letter>,
+    process: ProcessCounters,
+    drain: Option<Drain>,
+    scrapes: Vec<oneshot::Sender<String>>,
+    scrape_due: Option<Instant>,
+    writer: access_log::Writer,
+}
+
+/// What is known of a shard.
+#[derive(Default)]
+struct Shard {
+    /// The generation that it runs.
+    applied: u64,
+    /// What it told last.
+    scraped: Option<Box<Scraped>>,
+    /// It was asked, and has not told.
+    is_asked: bool,
+    has_drained: bool,
+}
+
+/// An end that is under way.
+#[derive(Clone, Copy)]
+struct Drain {
+    closes_at: Instant,
+    cut_at: Instant,
+    has_closed: bool,
+}
+
+/// Runs until the process is to end.
+pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
+    let Equipment { config, config_path, plan, names, shards, descriptors, endpoint, admin, writer } = equipment;
+    let (bus, pump) = bus::on_tokio(endpoint)?;
+    let watch = config_path.as_deref().map(Watch::new);
+    let process = ProcessCounters {
+        start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
+        shards: i64::try_from(shards).unwrap_or(i64::MAX),
+        ..ProcessCounters::default()
+    };
+    let control = Control {
+        config,
+        config_path,
+        watch,
+        plan,
+        names,
+        shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
+        descriptors,
+        bus,
+        process,
+        drain: None,
+        scrapes: Vec::new(),
+        scrape_due: None,
+        writer,
+    };
+    let (ask, questions) = mpsc::channel(64);
+    if let Some(listener) = admin {
+        listener.set_nonblocking(true)?;
+        tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, ask.clone()));
+    }
+    control.run(pump, questions).await
+}
+
+impl Control {
+    async fn run(
+        mut self,
+        mut pump: Pump<Letter>,
+        mut questions: mpsc::Receiver<Question>,
+    ) -> anyhow::Result<(Ended, access_log::Writer)> {
+        let mut signals = Signals::new()?;
+        let mut look = interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let due = self.due();
+            tokio::select! {
+                letters = receive(&mut pump) => {
+                    for (from, letter) in letters {
+                        self.take(from, letter);
+                    }
+                }
+                Some(question) = questions.recv() => self.answer(question),
+                signal = signals.next() => if self.signalled(signal) {
+                    return Ok(self.end(Ended::Cut));
+                },
+                _ = look.tick() => self.look(),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+            }
+            self.answer_scrapes();
+            if let Some(ended) = self.advance_drain() {
+                return Ok(self.end(ended));
+            }
+            self.bus.flush();
+        }
+    }
+
+    /// When something is to be done even if nothing happens.
+    fn due(&self) -> Option<Instant> {
+        let drain = self.drain.map(|drain| if drain.has_closed { drain.cut_at } else { drain.closes_at });
+        [drain, self.scrape_due].into_iter().flatten().min()
+    }
+
+    /// A letter from a shard.
+    fn take(&mut self, from: usize, letter: Letter) {
+        let Some(shard) = from.checked_sub(endpoint(0)).and_then(|index| self.shards.get_mut(index)) else { return };
+        match letter {
+            Letter::Applied(generation) => {
+                shard.applied = generation;
+                if self.is_applied() {
+                    tracing::info!(generation = self.plan.generation, "every shard runs the configuration");
+                    self.show_pages();
+                }
+            }
+            Letter::Scraped(scraped) => {
+                shard.scraped = Some(scraped);
+                shard.is_asked = false;
+                if self.shards.iter().all(|shard| !shard.is_asked) {
+                    self.show_pages();
+                }
+            }
+            Letter::Drained => shard.has_drained = true,
+            letter => unreachable!("{letter:?} goes to shards only"),
+        }
+    }
+
+    fn is_applied(&self) -> bool {
+        self.shards.iter().all(|shard| shard.applied == self.plan.generation)
+    }
+
+    fn broadcast(&mut self, letter: impl Fn() -> Letter) {
+        for shard in 0..self.shards.len() {
+            self.bus.send(endpoint(shard), letter());
+        }
+    }
+
+    /// What is done every second.
+    fn look(&mut self) {
+        self.ask_shards();
+        let changed = match self.watch.as_mut().map(Watch::changed) {
+            Some(Ok(changed)) => changed,
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the configuration file cannot be read; the configuration stays as it is");
+                false
+            }
+            None => false,
+        };
+        if changed {
+            self.reload("the file changed");
+        }
+    }
+
+    fn ask_shards(&mut self) {
+        for index in 0..self.shards.len() {
+            if !std::mem::replace(&mut self.shards[index].is_asked, true) {
+                self.bus.send(endpoint(index), Letter::Scrape);
+            }
+        }
+    }
+
+    /// Takes the configuration file anew: whole, or not at all.
+    fn reload(&mut self, why: &str) {
+        let Some(path) = &self.config_path else {
+            tracing::info!("there is no configuration file to reload");
+            return;
+        };
+        let mut config = match config::load(Some(path)) {
+            Ok(config) => config,
+            Err(mistakes) => return self.refuse_reload(&mistakes),
+        };
+        let generation = self.plan.generation + 1;
+        match Plan::compile(&config, generation, self.shards.len(), self.descriptors, &mut self.names) {
+            Ok(plan) => self.plan = Arc::new(plan),
+            Err(error) => return self.refuse_reload(&error),
+        }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let restart_needed = self.config.restart_needed(&config);
+        if !restart_needed.is_empty() {
+            tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
+        }
+        config.keep_until_restart(&self.config);
+        self.config = config;
+        self.process.config_reloads[Reload::Applied.index()] += 1;
+        tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
+        let plan = Arc::clone(&self.plan);
+        self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
+    }
+
+    fn refuse_reload(&mut self, mistakes: &dyn std::fmt::Display) {
+        self.process.config_reloads[Reload::Refused.index()] += 1;
+        tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
+    }
+
+    /// Whether the signal ends the process at once.
+    fn signalled(&mut self, signal: Signalled) -> bool {
+        match signal {
+            Signalled::Reload => {
+                self.writer.reopen();
+                self.reload("SIGHUP");
+                false
+            }
+            Signalled::End if self.drain.is_some() => {
+                tracing::warn!("a second signal: ending at once");
+                true
+            }
+            Signalled::End => {
+                let now = Instant::now();
+                let drain = &self.config.drain;
+                tracing::info!(
+                    notice_s = drain.notice.as_secs_f64(),
+                    max_s = drain.max.as_secs_f64(),
+                    "draining: not ready from now on; a second signal ends at once"
+                );
+                self.drain = Some(Drain { closes_at: now + drain.notice, cut_at: now + drain.max, has_closed: false });
+                self.broadcast(|| Letter::EndConnections);
+                self.show_pages();
+                false
+            }
+        }
+    }
+
+    /// Brings an end that is under way further; says when it has come.
+    fn advance_drain(&mut self) -> Option<Ended> {
+        let mut drain = self.drain?;
+        let now = Instant::now();
+        if !drain.has_closed && now >= drain.closes_at {
+            drain.has_closed = true;
+            tracing::info!("closing the listeners; requests under way go on");
+            self.broadcast(|| Letter::StopAccepting);
+        }
+        self.drain = Some(drain);
+        if drain.has_closed && self.shards.iter().all(|shard| shard.has_drained) {
+            return Some(Ended::Drained);
+        }
+        (now >= drain.cut_at).then_some(Ended::Cut)
+    }
+
+    /// Stops the shards.
+    fn end(mut self, ended: Ended) -> (Ended, access_log::Writer) {
+        self.broadcast(|| Letter::Stop);
+        self.bus.flush();
+        (ended, self.writer)
+    }
+
+    fn answer(&mut self, question: Question) {
+        match question {
+            Question::Metrics(sender) => {
+                self.scrapes.push(sender);
+                self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
+                for shard in &mut self.shards {
+                    shard.scraped = None;
+                    shard.is_asked = false;
+                }
+                self.ask_shards();
+            }
+            Question::Health(page, sender) => {
+                let known = self.known();
+                // Whoever asked may have left.
+                let _ = sender.send(match page {
+                    HealthPage::Whole => health::whole(&known),
+                    HealthPage::Ready => health::ready(&known),
+                });
+            }
+        }
+    }
+
+    /// Answers scrapes once every shard has told, or the time is up.
+    fn answer_scrapes(&mut self) {
+        let Some(due) = self.scrape_due else { return };
+        let answered = self.shards.iter().filter(|shard| shard.scraped.is_some()).count();
+        if answered < self.shards.len() && Instant::now() < due {
+            return;
+        }
+        self.scrape_due = None;
+        self.process.shards_answered = i64::try_from(answered).unwrap_or(i64::MAX);
+        let shards: Vec<_> = self
+            .shards
+            .iter()
+            .enumerate()
+            .filter_map(|(index, shard)| {
+                let counters = shard.scraped.as_ref()?.counters.clone();
+                Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
+            })
+            .collect();
+        let mut text = String::with_capacity(64 * 1024);
+        write_prometheus(&shards, &self.process, &self.names, &mut text);
+        for sender in self.scrapes.drain(..) {
+            let _ = sender.send(text.clone());
+        }
+    }
+
+    fn show_pages(&mut self) {
+        let known = self.known();
+        let page = |(status, body)| Page { status, body };
+        let pages = Pages { health: page(health::whole(&known)), ready: page(health::ready(&known)) };
+        self.broadcast(|| Letter::Pages(pages.clone()));
+    }
+
+    fn known(&self) -> health::Known {
+        let generation = self.plan.generation;
+        let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
+        let current = || told().filter(|scraped| scraped.generation == generation);
+        let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
+            (upstream.name.clone(), current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect())
+        });
+        let now = jiff::Timestamp::now();
+        health::Known {
+            upstreams: upstreams.collect(),
+            uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
+            timestamp: format!("{now:.3}"),
+            checked_at: format!("{now:.3}"),
+            shards_ready: self.shards.iter().filter(|shard| shard.applied == generation).count(),
+            shards: self.shards.len(),
+            is_accepting: self.drain.is_none(),
+        }
+    }
+}
+
+/// The letters that have come, at least one.
+async fn receive(pump: &mut Pump<Letter>) -> Vec<(usize, Letter)> {
+    poll_fn(|cx| {
+        let mut letters = Vec::new();
+        // It is never ready by itself.
+        let _ = pump.poll(cx, |from, letter| letters.push((from, letter)));
+        if letters.is_empty() { Poll::Pending } else { Poll::Ready(letters) }
+    })
+    .await
+}
+
+/// What a signal asks for.
+enum Signalled {
+    Reload,
+    End,
+}
+
+/// The signals of SPEC, Annex C.
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Signalled {
+        tokio::select! {
+            _ = self.hangup.recv() => Signalled::Reload,
+            _ = self.terminate.recv() => Signalled::End,
+            _ = self.interrupt.recv() => Signalled::End,
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Puts the house together: binds, starts the shards and the control thread, waits, ends.
+
+mod control;
+mod letter;
+mod worker;
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+pub use control::Ended;
+use letter::Letter;
+
+use crate::{
+    bus::{load::LoadBoard, mesh},
+    config::{self, Config},
+    exchange::Code,
+    gateway::Plan,
+    shard::{self, Driver, cores, listener},
+    telemetry::{access_log, metrics::Names},
+};
+
+/// Letters that a ring between two threads holds; more are kept aside by the sender.
+const RING_LETTERS: usize = 1024;
+
+/// How long the access log may take to be written out when the process ends.
+const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
+
+/// Runs the gateway until a signal ends it. `config_path` is watched for changes.
+///
+/// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
+pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let descriptors = raise_descriptor_limit();
+    let cores = cores::shard_count(config.runtime.shards);
+    let shards = cores.count;
+    let driver = shard::probe_driver(match config.runtime.driver {
+        config::Driver::Epoll => Driver::Epoll,
+        config::Driver::IoUring => Driver::IoUring,
+    });
+    let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
+    let plan = Arc::new(Plan::compile(&config, 1, shards, descriptors, &mut names)?);
+
+    let public = SocketAddr::new(config.listener.address, config.listener.port);
+    let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
+    let bound = listener::bind(public, backlog, shards)?;
+    let admin = bind_admin(&config)?;
+    let target = match &config.log.access {
+        config::AccessLog::Off => access_log::Target::Off,
+        config::AccessLog::Stdout => access_log::Target::Stdout,
+        config::AccessLog::File(path) => access_log::Target::File(path.clone()),
+    };
+    let (writer, access_logs) = access_log::spawn(&target, shards).context("the access log cannot be written")?;
+
+    let mut endpoints = mesh::build::<Letter>(shards + 1, RING_LETTERS)?.into_iter();
+    let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");
+    let board = Arc::new(LoadBoard::new(shards));
+    let mut threads = Vec::with_capacity(shards);
+    let parts = bound.sockets.into_iter().zip(access_logs).zip(endpoints).enumerate();
+    for (index, ((socket, access_log), endpoint)) in parts {
+        let equipment = worker::Equipment {
+            index,
+            plan: Arc::clone(&plan),
+            endpoint,
+            board: Arc::clone(&board),
+            socket,
+            access_log,
+            flush_interval: config.log.flush_interval,
+            seed: fastrand::u64(..),
+        };
+        let cpu = cores.cpus.get(index).copied().filter(|_| config.runtime.pin);
+        let thread = shard::spawn_shard(index, cpu, driver, move || worker::run(equipment))
+            .with_context(|| format!("shard {index} could not be started"))?;
+        threads.push(thread);
+    }
+    tracing::info!(
+        address = %bound.address,
+        shards,
+        why = cores.why,
+        driver = driver.name(),
+        version = env!("CARGO_PKG_VERSION"),
+        "listening on {}",
+        bound.address
+    );
+    let control = control::Equipment {
+        config,
+        config_path,
+        plan,
+        names,
+        shards,
+        descriptors,
+        endpoint: control_end,
+        admin,
+        writer,
+    };
+    let (ended, writer) = run_control(control)?;
+    for thread in threads {
+        // A shard's panic has ended the process already.
+        let _ = thread.join();
+    }
+    if !writer.close(LOG_CLOSE_MAX) {
+        tracing::warn!("the access log could not be written out in time; its last lines are lost");
+    }
+    drop(bound.claim);
+    match ended {
+        Ended::Drained => tracing::info!("ended: every request under way was finished"),
+        Ended::Cut => tracing::warn!("ended: connections that were still open were cut"),
+    }
+    Ok(ended)
+}
+
+/// Runs the control thread's work on the thread that called: it has nothing else to do.
+fn run_control(equipment: control::Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, control::run(equipment))
+}
+
+/// Binds the operator's listener, before anything is served.
+fn bind_admin(config: &Config) -> anyhow::Result<Option<std::net::TcpListener>> {
+    if !config.admin.enabled {
+        return Ok(None);
+    }
+    let address = SocketAddr::new(config.admin.address, config.admin.port);
+    let listener = std::net::TcpListener::bind(address)
+        .with_context(|| format!("cannot listen on {address} for operators; set admin.port to a free port"))?;
+    let bound = listener.local_addr()?;
+    tracing::info!(address = %bound, "operators: http://{bound}/health and /metrics");
+    Ok(Some(listener))
+}
+
+/// Raises the limit on open files as far as it may be: each proxied request takes two.
+fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    }
+    .unwrap_or(u64::MAX)
+}

@@ -1,0 +1,264 @@
+//! What one shard runs: it accepts, serves, and does what letters say.
+
+use std::{
+    cell::Cell,
+    future::poll_fn,
+    net::{SocketAddr, TcpListener},
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use rustix::net::SendFlags;
+
+use super::letter::{Letter, Scraped};
+use crate::{
+    bus::{
+        self, Bus, Pump,
+        load::{LoadBoard, should_hand_over},
+        mesh::Endpoint,
+    },
+    exchange::{Code, Ledger, Reject},
+    gateway::{Gateway, Plan},
+    net::{Connections, Peer, Slot, serve_connection},
+    shard::{Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
+    telemetry::{access_log::AccessLog, metrics::{Counters, Refusal}},
+};
+
+/// How often idle connections to backends are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a shard is given when its thread begins.
+pub(super) struct Equipment {
+    pub(super) index: usize,
+    pub(super) plan: Arc<Plan>,
+    pub(super) endpoint: Endpoint<Letter>,
+    pub(super) board: Arc<LoadBoard>,
+    pub(super) socket: TcpListener,
+    pub(super) access_log: AccessLog,
+    pub(super) flush_interval: Duration,
+    pub(super) seed: u64,
+}
+
+/// One shard's working parts.
+struct Worker {
+    index: usize,
+    gateway: Rc<Gateway>,
+    ledger: Rc<Local<Ledger>>,
+    connections: Connections,
+    bus: Bus<Letter>,
+    board: Arc<LoadBoard>,
+    acceptor: Acceptor,
+    is_stopping: Cell<bool>,
+}
+
+/// The endpoint of the control thread.
+const CONTROL: usize = 0;
+
+/// A shard's endpoint.
+pub(super) const fn endpoint(shard: usize) -> usize {
+    shard + 1
+}
+
+/// Runs a shard until it is told to stop.
+pub(super) async fn run(equipment: Equipment) {
+    let Equipment { index, plan, endpoint, board, socket, access_log, flush_interval, seed } = equipment;
+    let ledger = Rc::new(Local::new(Ledger {
+        shard: u16::try_from(index).unwrap_or(u16::MAX),
+        counters: Counters::default(),
+        access_log,
+        rng: fastrand::Rng::with_seed(seed),
+    }));
+    let acceptor = match Acceptor::new(socket) {
+        Ok(acceptor) => acceptor,
+        Err(error) => {
+            tracing::error!(shard = index, %error, "the listener cannot be used");
+            return;
+        }
+    };
+    let (bus, pump) = match bus::on_shard(endpoint) {
+        Ok(ends) => ends,
+        Err(error) => {
+            tracing::error!(shard = index, %error, "the shard cannot be reached by the others");
+            return;
+        }
+    };
+    let generation = plan.generation;
+    let worker = Rc::new(Worker {
+        index,
+        gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger))),
+        ledger,
+        connections: Connections::new(),
+        bus,
+        board,
+        acceptor,
+        is_stopping: Cell::new(false),
+    });
+    task::spawn("acceptor", Rc::clone(&worker).accept());
+    task::spawn("sweeper", Rc::clone(&worker).sweep());
+    task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
+    task::spawn("stall watch", stall::watch());
+    worker.bus.send(CONTROL, Letter::Applied(generation));
+    worker.receive(pump).await;
+    worker.ledger.with(|ledger| ledger.access_log.flush());
+}
+
+impl Worker {
+    /// Takes letters until one says stop.
+    async fn receive(self: &Rc<Self>, mut pump: Pump<Letter>) {
+        poll_fn(|cx| {
+            // It is never ready by itself.
+            let _ = pump.poll(cx, |_, letter| self.take(letter));
+            if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn take(self: &Rc<Self>, letter: Letter) {
+        match letter {
+            Letter::Plan(plan) => {
+                let generation = plan.generation;
+                self.gateway.adopt(plan);
+                self.bus.send(CONTROL, Letter::Applied(generation));
+            }
+            Letter::Pages(pages) => self.gateway.show(pages),
+            Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
+            Letter::EndConnections => self.connections.end_after_answers(),
+            Letter::StopAccepting => self.acceptor.stop(),
+            Letter::Stop => self.is_stopping.set(true),
+            Letter::Connection(fd, address) => self.serve(fd, address),
+            Letter::Applied(_) | Letter::Scraped(_) | Letter::Drained => {
+                unreachable!("letters to the control thread go to no shard")
+            }
+        }
+    }
+
+    fn scraped(&self) -> Scraped {
+        let mut counters = self.ledger.with(|ledger| {
+            ledger.counters.access_log_dropped = ledger.access_log.dropped();
+            ledger.counters.loop_lag.observe_us(u64::try_from(stall::lag().as_micros()).unwrap_or(u64::MAX));
+            ledger.counters.clone()
+        });
+        let accepts = self.acceptor.counts();
+        counters.connections_refused[Refusal::Descriptors.index()] = accepts.turned_away;
+        counters.accept_errors = accepts.exhausted;
+        counters.connections_open = i64::try_from(self.connections.open()).unwrap_or(i64::MAX);
+        counters.panics = task::panics();
+        counters.mesh_spilled = self.bus.counts().spilled;
+        counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
+        let plan = self.gateway.plan();
+        let reports = self.gateway.report(clock::now());
+        for (upstream, report) in plan.upstreams.iter().zip(&reports) {
+            let upstream = counters.upstream(upstream.slot);
+            upstream.requests_in_flight = i64::from(report.in_flight);
+            upstream.connections_idle = i64::try_from(report.idle).unwrap_or(i64::MAX);
+        }
+        Scraped { counters, generation: plan.generation, reports }
+    }
+
+    /// Accepts until a drain; then closes what is idle, and says when nothing is left.
+    async fn accept(self: Rc<Self>) {
+        if let Err(error) = self.acceptor.run(|fd, address| self.admit(fd, address)).await {
+            tracing::error!(shard = self.index, %error, "the listener broke; this shard accepts no more");
+            return;
+        }
+        self.connections.close_when_idle();
+        while self.connections.open() > 0 {
+            timer::sleep(DRAIN_LOOK).await;
+        }
+        self.bus.send(CONTROL, Letter::Drained);
+        self.bus.flush();
+    }
+
+    /// A connection has come: it is served here, by a less loaded shard, or refused.
+    fn admit(self: &Rc<Self>, fd: OwnedFd, address: SocketAddr) {
+        self.ledger.with(|ledger| ledger.counters.connections_accepted += 1);
+        let plan = self.gateway.plan();
+        if self.board.total() >= plan.connections_max {
+            self.ledger.with(|ledger| {
+                ledger.counters.connections_refused[Refusal::Limit.index()] += 1;
+                ledger.counters.reject(Code::Overloaded as usize);
+            });
+            refuse(&fd);
+            return;
+        }
+        if plan.hands_over {
+            let (least_loaded, least) = self.board.least_loaded();
+            if least_loaded != self.index && should_hand_over(self.connections.open(), least) {
+                self.ledger.with(|ledger| ledger.counters.connections_handed_over += 1);
+                // It counts there from now on, so that a burst is not handed to one shard whole.
+                self.board.add(least_loaded);
+                self.bus.send(endpoint(least_loaded), Letter::Connection(fd, address));
+                self.bus.flush();
+                return;
+            }
+        }
+        self.board.add(self.index);
+        self.serve(fd, address);
+    }
+
+    /// Serves a connection that the board counts here already.
+    fn serve(self: &Rc<Self>, fd: OwnedFd, address: SocketAddr) {
+        let place = Place { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
+        let stream = match TcpStream::from_fd(fd) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::debug!(%error, "a fresh connection broke before it was served");
+                return;
+            }
+        };
+        let gateway = Rc::clone(&self.gateway);
+        task::spawn(address, async move {
+            serve_connection(gateway, stream, Peer::new(address), &place.slot).await;
+        });
+    }
+
+    async fn sweep(self: Rc<Self>) {
+        loop {
+            timer::sleep(SWEEP_INTERVAL).await;
+            self.gateway.sweep(clock::now());
+        }
+    }
+
+    async fn flush_log(self: Rc<Self>, interval: Duration) {
+        loop {
+            timer::sleep(interval).await;
+            self.ledger.with(|ledger| ledger.access_log.flush());
+        }
+    }
+}
+
+/// How often a draining shard looks whether its last connection is gone.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// A connection's place on its shard and on the board of all shards.
+struct Place {
+    slot: Slot,
+    board: Arc<LoadBoard>,
+    shard: usize,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.board.sub(self.shard);
+    }
+}
+
+/// Tells a client that there is no room, as far as its socket takes that at once, and closes.
+fn refuse(fd: &OwnedFd) {
+    let reject = Reject::new(Code::Overloaded);
+    let (head, body) = reject.to_response(b"");
+    let mut answer = Vec::with_capacity(512);
+    crate::proto::http1::encode_response(
+        &head,
+        head.framing,
+        crate::proto::http1::ConnectionToken::Close,
+        &mut answer,
+    );
+    answer.extend_from_slice(&body);
+    // Whoever is not told is closed on all the same.
+    let _ = rustix::net::send(fd.as_fd(), &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    let _ = rustix::net::shutdown(fd.as_fd(), rustix::net::Shutdown::Both);
+}

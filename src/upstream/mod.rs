@@ -1,0 +1,359 @@
+//! The services behind the gateway: which backend takes a request, over which connection, and what is tried when it fails.
+//!
+//! Everything here belongs to one shard. What was decided about a request is told by its [`Trail`]; counting and logging
+//! are left to the floors above.
+
+mod balance;
+mod outlier;
+mod pool;
+mod retry;
+mod send;
+mod streaming;
+
+use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+
+use balance::Candidate;
+use outlier::Outlier;
+pub use outlier::OutlierPolicy;
+use pool::Pool;
+use retry::RetryBudget;
+pub use send::Call;
+pub use streaming::Streaming;
+
+use crate::{
+    net::{BodyFailure, ClientConnection, ClientError},
+    shard::{Instant, Local, clock},
+};
+
+/// How an upstream is used. From the configuration; limits of the process are this shard's share already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// For the TCP handshake.
+    pub connect_timeout: Duration,
+    /// How long a connection may be idle before it is closed.
+    pub idle_timeout: Duration,
+    /// Idle connections kept for each backend.
+    pub idle_max: usize,
+    /// Requests under way on the upstream; past it the circuit is open.
+    pub requests_max: u32,
+    /// Retries under way at once.
+    pub retries_at_once_max: u32,
+    /// Share of the requests that may be retried.
+    pub retry_percent: u32,
+    /// Retries a second that are always allowed.
+    pub retry_min_per_s: u32,
+    /// When a failing backend is left out.
+    pub outlier: OutlierPolicy,
+}
+
+/// One server of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendAddress {
+    /// As configured, `host:port`: what its requests carry as `Host`.
+    pub authority: Box<str>,
+    /// Where to connect to.
+    pub address: SocketAddr,
+}
+
+/// A named group of backends. One per shard; it outlives a reload that keeps its name.
+#[derive(Debug)]
+pub struct Upstream {
+    state: Local<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    settings: Settings,
+    backends: Vec<Rc<Backend>>,
+    budget: RetryBudget,
+    in_flight: u32,
+    retrying: u32,
+    latency_us: u32,
+    rng: fastrand::Rng,
+}
+
+/// One server of an upstream, as this shard knows it. Kept across a reload that keeps its address.
+#[derive(Debug)]
+pub struct Backend {
+    at: BackendAddress,
+    state: Local<BackendState>,
+}
+
+#[derive(Debug, Default)]
+struct BackendState {
+    pool: Pool,
+    outlier: Outlier,
+    in_flight: u32,
+    last_error: Option<&'static str>,
+}
+
+/// What happened to a request on its way to a backend.
+#[derive(Clone, Debug, Default)]
+pub struct Trail {
+    /// The backend that was tried last.
+    pub backend: Option<Rc<Backend>>,
+    /// How often it was sent, or tried to be.
+    pub attempts: u32,
+    /// Connections that were opened for it.
+    pub opened: u32,
+    /// Whether the last attempt went over a connection that had served before.
+    pub reused: bool,
+    /// Time spent on TCP handshakes.
+    pub connect: Duration,
+    /// Backends that were ejected because of it.
+    pub ejected: u32,
+    /// Time spent on attempts, until each failed or the head of its answer was complete.
+    pub waited: Duration,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// Every backend is ejected, or there is none.
+    #[error("no backend is healthy")]
+    NoBackend,
+    /// As many requests are under way as the upstream may have.
+    #[error("the upstream has as many requests under way as it may")]
+    CircuitOpen,
+    /// No connection to the backend.
+    #[error("connecting to the backend failed")]
+    Connect(#[source] io::Error),
+    /// The backend did not take the request, or did not answer it, in time.
+    #[error("the backend did not answer in time")]
+    TimedOut,
+    /// The connection broke before the answer's head was complete.
+    #[error("the backend closed the connection before it answered")]
+    Broken(#[source] ClientError),
+    /// What the backend sent is no answer.
+    #[error("the backend's answer is malformed")]
+    BadAnswer(#[source] ClientError),
+    /// The client did not deliver its request.
+    #[error("the request did not arrive")]
+    Request(#[source] BodyFailure),
+    /// The client left while the backend worked.
+    #[error("the client closed before it was answered")]
+    ClientGone,
+}
+
+impl Failure {
+    fn of(error: ClientError) -> Self {
+        match error {
+            ClientError::Broken(_) => Self::Broken(error),
+            ClientError::Head(_) | ClientError::Body(_) | ClientError::Interim => Self::BadAnswer(error),
+        }
+    }
+
+    /// What the backend did wrong, in a word; none if it was not the backend.
+    fn class(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect(_) => Some("refused"),
+            Self::TimedOut => Some("timeout"),
+            Self::Broken(_) => Some("closed"),
+            Self::BadAnswer(_) => Some("malformed"),
+            Self::NoBackend | Self::CircuitOpen | Self::Request(_) | Self::ClientGone => None,
+        }
+    }
+}
+
+/// What an operator sees of an upstream on one shard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Backends that are neither ejected nor failing in a row.
+    pub healthy: usize,
+    /// All backends.
+    pub total: usize,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// Idle connections.
+    pub idle: usize,
+    /// Whether the circuit is open now.
+    pub is_open: bool,
+    /// How long answers took of late: a moving average, in microseconds.
+    pub latency_us: u32,
+    /// The class of the last failure, while a backend fails: `refused`, `timeout`, `closed` or `malformed`.
+    pub error: Option<&'static str>,
+}
+
+impl Upstream {
+    /// An upstream without backends; `update` gives them. The seed makes the balancer's choices repeatable.
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        let budget = RetryBudget::new(settings.retry_percent, settings.retry_min_per_s, clock::now());
+        let rng = fastrand::Rng::with_seed(seed);
+        let state = State { settings, backends: Vec::new(), budget, in_flight: 0, retrying: 0, latency_us: 0, rng };
+        Self { state: Local::new(state) }
+    }
+
+    /// Takes a new configuration. Backends that stay keep their connections and what is known of their health.
+    pub fn update(&self, settings: Settings, backends: &[BackendAddress]) {
+        let replaced = self.state.with(|state| {
+            let kept = |at: &BackendAddress| state.backends.iter().find(|backend| backend.at == *at).map(Rc::clone);
+            let backends = backends
+                .iter()
+                .map(|at| kept(at).unwrap_or_else(|| Rc::new(Backend { at: at.clone(), state: Local::default() })))
+                .collect();
+            state.budget.set(settings.retry_percent, settings.retry_min_per_s);
+            state.settings = settings;
+            std::mem::replace(&mut state.backends, backends)
+        });
+        drop(replaced);
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub fn sweep(&self, now: Instant) {
+        let backends = self.state.with(|state| state.backends.clone());
+        for backend in backends {
+            backend.state.with(|backend| backend.pool.sweep(now));
+        }
+    }
+
+    /// How it stands on this shard.
+    pub fn report(&self, now: Instant) -> Report {
+        self.state.with(|state| {
+            let mut report = Report {
+                total: state.backends.len(),
+                in_flight: state.in_flight,
+                is_open: state.in_flight >= state.settings.requests_max,
+                latency_us: state.latency_us,
+                ..Report::default()
+            };
+            let policy = state.settings.outlier;
+            for backend in &state.backends {
+                backend.state.with(|backend| {
+                    let is_healthy = !backend.outlier.is_out(now) && !backend.outlier.is_failing(&policy);
+                    report.healthy += usize::from(is_healthy);
+                    report.idle += backend.pool.len();
+                    report.error = report.error.or(backend.last_error.filter(|_| !is_healthy));
+                });
+            }
+            report
+        })
+    }
+
+    /// Takes a place among the requests under way.
+    fn enter(self: &Rc<Self>) -> Result<Place, Failure> {
+        self.state.with(|state| {
+            if state.in_flight >= state.settings.requests_max {
+                return Err(Failure::CircuitOpen);
+            }
+            state.in_flight += 1;
+            state.budget.deposit();
+            Ok(())
+        })?;
+        Ok(Place { upstream: Rc::clone(self), is_retrying: false })
+    }
+
+    /// Chooses a backend, other than the one that just failed if there is a choice.
+    fn choose(&self, now: Instant, failed: Option<&Rc<Backend>>) -> Option<Rc<Backend>> {
+        self.state.with(|state| {
+            let State { backends, rng, .. } = state;
+            let candidate = |place: usize, avoid_failed: bool| {
+                let backend: &Rc<Backend> = &backends[place];
+                let is_failed = avoid_failed && failed.is_some_and(|failed| Rc::ptr_eq(failed, backend));
+                backend.state.with(|state| Candidate {
+                    in_flight: state.in_flight,
+                    is_usable: !is_failed && !state.outlier.is_out(now),
+                })
+            };
+            let place = balance::choose(rng, backends.len(), |place| candidate(place, true))
+                .or_else(|| balance::choose(rng, backends.len(), |place| candidate(place, false)))?;
+            Some(Rc::clone(&backends[place]))
+        })
+    }
+
+    /// Counts a failure of a backend; says whether it is left out from now on.
+    fn failed(&self, backend: &Backend, failure: &Failure, now: Instant) -> bool {
+        self.state.with(|state| {
+            let is_out = |backend: &Rc<Backend>| backend.state.with(|backend| backend.outlier.is_out(now));
+            let out = state.backends.iter().filter(|backend| is_out(backend)).count();
+            let policy = state.settings.outlier;
+            let may_eject = outlier::may_eject(&policy, state.backends.len(), out);
+            backend.state.with(|backend| {
+                backend.last_error = failure.class();
+                backend.outlier.failed(now, &policy, may_eject)
+            })
+        })
+    }
+
+    /// Counts an answer of a backend.
+    fn succeeded(&self, backend: &Backend, waited: Duration) {
+        backend.state.with(|backend| backend.outlier.succeeded());
+        let waited_us = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
+        self.state.with(|state| state.latency_us = state.latency_us - state.latency_us / 8 + waited_us / 8);
+    }
+}
+
+impl Backend {
+    /// `host:port`, as configured.
+    pub fn authority(&self) -> &str {
+        &self.at.authority
+    }
+}
+
+/// A place among an upstream's requests under way. Dropping it gives it back.
+#[derive(Debug)]
+struct Place {
+    upstream: Rc<Upstream>,
+    is_retrying: bool,
+}
+
+impl Place {
+    /// Whether the request may be sent once more.
+    fn may_retry(&mut self, now: Instant) -> bool {
+        let was_retrying = self.is_retrying;
+        let allowed = self.upstream.state.with(|state| {
+            if !was_retrying && state.retrying >= state.settings.retries_at_once_max || !state.budget.withdraw(now) {
+                return false;
+            }
+            state.retrying += u32::from(!was_retrying);
+            true
+        });
+        self.is_retrying |= allowed;
+        allowed
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.upstream.state.with(|state| {
+            state.in_flight -= 1;
+            state.retrying -= u32::from(self.is_retrying);
+        });
+    }
+}
+
+/// A connection in use by one exchange, and its backend's count of requests under way. Dropping it closes the connection.
+#[derive(Debug)]
+struct Lease {
+    backend: Rc<Backend>,
+    connection: Option<ClientConnection>,
+    idle_timeout: Duration,
+    idle_max: usize,
+}
+
+impl Lease {
+    fn connection(&mut self) -> &mut ClientConnection {
+        self.connection.as_mut().expect("a lease has its connection until it ends")
+    }
+
+    /// Ends the lease and keeps the connection for later, for as long as the backend said that it keeps it, less a
+    /// margin for the way.
+    fn give_back(mut self, keep_alive: Option<Duration>) {
+        let margin = Duration::from_secs(1);
+        let idle = keep_alive.map_or(self.idle_timeout, |hint| self.idle_timeout.min(hint.saturating_sub(margin)));
+        if let Some(connection) = self.connection.take_if(|_| !idle.is_zero()) {
+            let until = clock::now() + idle;
+            self.backend.state.with(|state| state.pool.give(connection, until, self.idle_max));
+        }
+    }
+
+    /// Ends the lease; the connection goes to somebody else.
+    fn into_connection(mut self) -> Option<ClientConnection> {
+        self.connection.take()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.backend.state.with(|state| state.in_flight -= 1);
+    }
+}

@@ -1,0 +1,232 @@
+//! One request to an upstream: a backend, a connection, the request out and the answer's head in; again if that is safe.
+
+use std::{
+    future::poll_fn,
+    io,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{Backend, Failure, Lease, Streaming, Trail, Upstream};
+use crate::{
+    net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer},
+    proto::{
+        head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
+        http1::encode_request,
+    },
+    shard::{Instant, clock, timer},
+};
+
+/// What an upstream is asked, besides the head and the body. The route's.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// The target that the backend sees: a span of the head's bytes.
+    pub target: Span,
+    /// Whether the client's `Host` is kept; otherwise the backend's authority takes its place.
+    pub preserve_host: bool,
+    /// From the request's last byte to the end of the answer's head.
+    pub response_timeout: Duration,
+    /// How long the answer's body may pause.
+    pub stream_idle_timeout: Duration,
+    /// Attempts beyond the first.
+    pub retries_max: u32,
+    /// Whether a client that leaves takes its request with it.
+    pub cancels_on_close: bool,
+}
+
+/// How the answer to one attempt stands.
+enum Waited {
+    Answered(ResponseHead),
+    Turn,
+}
+
+impl Upstream {
+    /// Sends a request and waits for the answer's head. The trail says what was tried, also when it fails.
+    ///
+    /// It is sent again only if that is safe: the method is idempotent or no byte of it was taken by a backend, no byte of
+    /// an answer has come, no byte of its body is gone, and the retry budget allows it. Dropping the future closes the
+    /// connection in use.
+    pub async fn send(
+        self: &Rc<Self>,
+        head: &mut RequestHead,
+        body: &mut RequestBody<'_>,
+        call: &Call,
+        trail: &mut Trail,
+    ) -> Result<(ResponseHead, Streaming), Failure> {
+        let mut place = self.enter()?;
+        loop {
+            let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
+            let failure = match self.attempt(&mut attempt, head, body, call, trail).await {
+                Ok((answer, lease, upload)) => {
+                    let streaming = Streaming::new(lease, place, upload, &answer, call);
+                    return Ok((answer, streaming));
+                }
+                Err(failure) => failure,
+            };
+            let now = clock::now();
+            trail.waited += now.since(attempt.began);
+            if let Some(backend) = trail.backend.as_ref().filter(|_| failure.class().is_some()) {
+                trail.ejected += u32::from(self.failed(backend, &failure, now));
+            }
+            let is_safe = matches!(failure, Failure::Connect(_) | Failure::Broken(_))
+                && attempt.is_repeatable(head.method)
+                && body.received_bytes() == 0;
+            if !is_safe || trail.attempts > call.retries_max || !place.may_retry(now) {
+                return Err(failure);
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        attempt: &mut Attempt,
+        head: &mut RequestHead,
+        body: &mut RequestBody<'_>,
+        call: &Call,
+        trail: &mut Trail,
+    ) -> Result<(ResponseHead, Lease, Option<Writer>), Failure> {
+        let now = attempt.began;
+        let backend = self.choose(now, trail.backend.as_ref()).ok_or(Failure::NoBackend)?;
+        let is_retry = trail.attempts > 0;
+        trail.attempts += 1;
+        trail.backend = Some(Rc::clone(&backend));
+        let mut lease = self.lease(&backend, is_retry, now, trail).await?;
+
+        if !call.preserve_host {
+            head.remove(|known| known == Known::Host);
+            head.push(Known::Host, b"Host", backend.authority().as_bytes());
+        }
+        let is_chunked = head.framing == Framing::Chunked;
+        let writer = attempt.writer.insert(Writer::new(is_chunked, head.framing == Framing::None, |out| {
+            encode_request(head, head.text(call.target), head.framing, out);
+        }));
+        lease.connection().begin();
+        body.wait_until_due();
+        let mut wait = Wait { method: head.method, call, is_uploaded: false, is_broken: false, is_blocked: false };
+        let answer = loop {
+            let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
+            attempt.has_answered = lease.connection().has_answered();
+            match waited? {
+                Waited::Answered(answer) => break answer,
+                Waited::Turn => timer::sleep(timer::TURN).await,
+            }
+        };
+        let waited = clock::now().since(now);
+        trail.waited += waited;
+        self.succeeded(&backend, waited);
+        let upload = attempt.writer.take().filter(|_| !wait.is_uploaded && !wait.is_broken);
+        Ok((answer, lease, upload))
+    }
+
+    /// A connection to the backend: one that is warm, or a new one. A retry does not trust the warm ones.
+    async fn lease(
+        &self,
+        backend: &Rc<Backend>,
+        is_retry: bool,
+        now: Instant,
+        trail: &mut Trail,
+    ) -> Result<Lease, Failure> {
+        let (connect_timeout, idle_timeout, idle_max) = self
+            .state
+            .with(|state| (state.settings.connect_timeout, state.settings.idle_timeout, state.settings.idle_max));
+        let warm = backend.state.with(|state| {
+            state.in_flight += 1;
+            if is_retry { None } else { state.pool.take(now) }
+        });
+        // From here on the lease counts the request off again, whatever happens.
+        let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max };
+        trail.reused = lease.connection.is_some();
+        if lease.connection.is_none() {
+            trail.opened += 1;
+            let connected = ClientConnection::connect(backend.at.address, now + connect_timeout).await;
+            trail.connect += clock::now().since(now);
+            let failure = |error: io::Error| match error.kind() {
+                io::ErrorKind::TimedOut => Failure::TimedOut,
+                _ => Failure::Connect(error),
+            };
+            lease.connection = Some(connected.map_err(failure)?);
+        }
+        Ok(lease)
+    }
+}
+
+/// What one attempt has done, for the decision whether there may be another.
+struct Attempt {
+    began: Instant,
+    writer: Option<Writer>,
+    has_answered: bool,
+}
+
+impl Attempt {
+    /// RFC 9110 §9.2.2: a request that is not idempotent is never sent again once a backend may have it.
+    fn is_repeatable(&self, method: Method) -> bool {
+        let was_sent = self.writer.as_ref().is_some_and(Writer::has_written);
+        !self.has_answered && (method.is_idempotent() || !was_sent)
+    }
+}
+
+/// The wait for an answer's head while the request goes out.
+struct Wait<'a> {
+    method: Method,
+    call: &'a Call,
+    is_uploaded: bool,
+    /// The backend takes no more; it may still have answered.
+    is_broken: bool,
+    /// The timer is set for a write that waits for the backend.
+    is_blocked: bool,
+}
+
+impl Wait<'_> {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        connection: &mut ClientConnection,
+        writer: &mut Writer,
+        body: &mut RequestBody<'_>,
+    ) -> Poll<Result<Waited, Failure>> {
+        let mut has_had_its_turn = false;
+        if !self.is_uploaded && !self.is_broken {
+            match writer.poll(connection.io(), cx, body) {
+                Progress::Done => {
+                    self.is_uploaded = true;
+                    self.is_blocked = false;
+                    body.deadline().set_after(self.call.response_timeout);
+                }
+                Progress::Turn => has_had_its_turn = true,
+                Progress::Blocked => {
+                    if !std::mem::replace(&mut self.is_blocked, true) {
+                        let due = clock::now() + self.call.response_timeout;
+                        let due = due.min(body.due());
+                        body.deadline().set(due);
+                    }
+                }
+                Progress::Waiting => {
+                    if std::mem::take(&mut self.is_blocked) {
+                        body.wait_until_due();
+                    }
+                }
+                Progress::BodyFailed(failure) => return Poll::Ready(Err(Failure::Request(failure))),
+                Progress::Broken => {
+                    self.is_broken = true;
+                    body.deadline().set_after(self.call.response_timeout);
+                }
+            }
+        }
+        match connection.poll_head(cx, self.method) {
+            Poll::Ready(Ok(head)) => return Poll::Ready(Ok(Waited::Answered(head))),
+            Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::of(error))),
+            Poll::Pending => {}
+        }
+        if has_had_its_turn {
+            return Poll::Ready(Ok(Waited::Turn));
+        }
+        if self.is_uploaded && self.call.cancels_on_close && body.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Failure::ClientGone));
+        }
+        let is_the_clients = !self.is_uploaded && !self.is_blocked && !self.is_broken;
+        body.deadline().poll(cx).map(|()| {
+            Err(if is_the_clients { Failure::Request(BodyFailure::TimedOut) } else { Failure::TimedOut })
+        })
+    }
+}

@@ -1,0 +1,191 @@
+//! An answer's body on its way from a backend, and what goes on beside it: the rest of the request, and the client.
+
+use std::{
+    future::poll_fn,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{Call, Lease, Place};
+use crate::{
+    net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Writer},
+    proto::head::ResponseHead,
+    shard::{Deadline, task, timer},
+};
+
+/// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
+const CHUNKS_PER_TURN: u32 = 64;
+
+/// The body of an answer. Its connection goes back to the pool with its last byte, and closes if it is dropped before.
+#[derive(Debug)]
+pub struct Streaming {
+    /// The connection and the place among the requests under way, until the body is complete.
+    hold: Option<Hold>,
+    /// What is left of the request.
+    upload: Option<Upload>,
+    is_reusable: bool,
+    keep_alive: Option<Duration>,
+    idle_timeout: Duration,
+    cancels_on_close: bool,
+    /// The timer is set for the body's pause.
+    is_waiting: bool,
+    trailers: Vec<u8>,
+}
+
+/// What an answer holds of its upstream.
+#[derive(Debug)]
+struct Hold {
+    lease: Lease,
+    _place: Place,
+}
+
+/// The rest of a request whose answer began before it was complete.
+#[derive(Debug)]
+struct Upload {
+    writer: Writer,
+    /// Lets other tasks run when much was moved at once.
+    pause: Option<Deadline>,
+}
+
+impl Streaming {
+    pub(super) fn new(lease: Lease, place: Place, upload: Option<Writer>, answer: &ResponseHead, call: &Call) -> Self {
+        Self {
+            hold: Some(Hold { lease, _place: place }),
+            upload: upload.map(|writer| Upload { writer, pause: None }),
+            is_reusable: answer.keep_alive,
+            keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
+            idle_timeout: call.stream_idle_timeout,
+            cancels_on_close: call.cancels_on_close,
+            is_waiting: false,
+            trailers: Vec::new(),
+        }
+    }
+}
+
+impl Streaming {
+    /// The last byte is here: the connection is free for another request.
+    fn complete(&mut self) {
+        let Some(Hold { mut lease, .. }) = self.hold.take() else { return };
+        let connection = lease.connection();
+        if !connection.trailers().is_empty() {
+            self.trailers.extend_from_slice(connection.trailers());
+        }
+        if self.is_reusable && self.upload.is_none() {
+            lease.give_back(self.keep_alive);
+        }
+    }
+
+    /// Moves the rest of the request on.
+    fn poll_upload(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Option<Cut> {
+        let (Some(upload), Some(hold)) = (&mut self.upload, &mut self.hold) else { return None };
+        if upload.pause.as_mut().is_some_and(|pause| pause.poll(cx).is_pending()) {
+            return None;
+        }
+        upload.pause = None;
+        match upload.writer.poll(hold.lease.connection().io(), cx, request) {
+            Progress::Done => self.upload = None,
+            Progress::Turn => {
+                let mut pause = Deadline::new();
+                pause.set_after(timer::TURN);
+                // Registers the waker; a fresh timer is never due.
+                let _ = pause.poll(cx);
+                upload.pause = Some(pause);
+            }
+            Progress::Blocked | Progress::Waiting => {}
+            Progress::BodyFailed(_) => return Some(Cut::Upload),
+            Progress::Broken => {
+                // It reads no further; its answer is still good.
+                self.is_reusable = false;
+                self.upload = None;
+            }
+        }
+        None
+    }
+}
+
+impl AnswerBody for Streaming {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
+        let Some(hold) = &mut self.hold else { return Poll::Ready(Ok(false)) };
+        match hold.lease.connection().poll_fill(cx) {
+            Poll::Ready(Ok(true)) => {
+                self.is_waiting = false;
+                Poll::Ready(Ok(true))
+            }
+            Poll::Ready(Ok(false)) => {
+                self.complete();
+                Poll::Ready(Ok(false))
+            }
+            Poll::Ready(Err(ClientError::Broken(_))) => Poll::Ready(Err(Cut::UpstreamBroken)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::UpstreamMalformed)),
+            Poll::Pending => {
+                if !std::mem::replace(&mut self.is_waiting, true) {
+                    request.deadline().set_after(self.idle_timeout);
+                }
+                request.deadline().poll(cx).map(|()| Err(Cut::UpstreamStalled))
+            }
+        }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        let connection = self.hold.as_ref().and_then(|hold| hold.lease.connection.as_ref());
+        connection.map_or(&[], ClientConnection::chunk)
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        if let Some(hold) = &mut self.hold {
+            hold.lease.connection().consume(bytes);
+        }
+    }
+
+    fn trailers(&self) -> &[u8] {
+        &self.trailers
+    }
+
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut> {
+        if let Some(cut) = self.poll_upload(cx, request) {
+            return Poll::Ready(cut);
+        }
+        if self.upload.is_none() && self.cancels_on_close && request.is_done() {
+            return request.poll_gone(cx).map(|()| Cut::ClientGone);
+        }
+        Poll::Pending
+    }
+
+    fn into_tunnel(mut self) -> Option<(ClientConnection, Duration)> {
+        let Hold { lease, .. } = self.hold.take()?;
+        Some((lease.into_connection()?, self.idle_timeout))
+    }
+
+    /// With `on_client_close = "finish"` the backend gets to send the rest of its answer, to nobody.
+    fn abandon(mut self) {
+        if self.cancels_on_close || self.upload.is_some() {
+            return;
+        }
+        task::spawn("abandoned answer", async move {
+            let mut silence = Deadline::new();
+            silence.set_after(self.idle_timeout);
+            while !poll_fn(|cx| self.poll_discard(cx, &mut silence)).await {
+                timer::sleep(timer::TURN).await;
+            }
+        });
+    }
+}
+
+impl Streaming {
+    /// Reads over the rest of the answer: `true` when there is none left, `false` when others should run first.
+    fn poll_discard(&mut self, cx: &mut Context<'_>, silence: &mut Deadline) -> Poll<bool> {
+        for _ in 0..CHUNKS_PER_TURN {
+            let Some(hold) = &mut self.hold else { return Poll::Ready(true) };
+            match hold.lease.connection().poll_fill(cx) {
+                Poll::Ready(Ok(true)) => {
+                    hold.lease.connection().consume(usize::MAX);
+                    silence.set_after(self.idle_timeout);
+                }
+                Poll::Ready(Ok(false)) => self.complete(),
+                Poll::Ready(Err(_)) => return Poll::Ready(true),
+                Poll::Pending => return silence.poll(cx).map(|()| true),
+            }
+        }
+        Poll::Ready(false)
+    }
+}
