@@ -5,7 +5,7 @@ use super::keys::SECTIONS;
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::routes::read_routes;
-use super::{Admin, Config, Drain, Http, Instance, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
+use super::{Admin, Config, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -187,7 +187,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_listeners(&config, &listener, &admin, report);
     check_limits(&config, &http, &drain, report);
     check_log_level(&config.log.level, &log, report);
-    if config.trust.proxies.iter().any(|net| net.is_everybody()) {
+    if config.trust.proxies.iter().any(IpNet::is_everybody) {
         report.warn(&trust.place_of("proxies"), "trust.proxies trusts every peer to say where a request came from");
     }
     config
