@@ -333,3 +333,27 @@ fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Rep
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_connections_than_half_the_descriptors_are_worth_a_warning() {
+        let warnings = |connections_max, descriptors| {
+            let mut config = Config::default();
+            config.listener.connections_max = connections_max;
+            warn_about_descriptors(&mut config, descriptors);
+            config.warnings
+        };
+        assert_eq!(warnings(None, 16), Vec::<String>::new());
+        assert_eq!(warnings(Some(512), 1024), Vec::<String>::new());
+        assert_eq!(
+            warnings(Some(10_000), 1024),
+            [
+                "listener.connections_max is 10000, but the process may hold 1024 file descriptors and a proxied request \
+              takes two; raise the limit (ulimit -n, LimitNOFILE) to 20000 or more"
+            ]
+        );
+    }
+}

@@ -344,3 +344,18 @@ fn files_that_cannot_be_read() {
         DIR: the file cannot be read: Is a directory (os error 21); name a readable file, or none"#]]
     .assert_eq(&outcome);
 }
+
+#[test]
+fn depth_is_bounded() {
+    let deep = 100_000;
+    for text in [
+        format!("a = {}", "[".repeat(deep)),
+        format!("a = {}{}", "[".repeat(deep), "]".repeat(deep)),
+        format!("a = {}1{}", "{ a = ".repeat(deep), " }".repeat(deep)),
+        format!("a{} = 1", ".a".repeat(deep)),
+        format!("[a{}]", ".a".repeat(deep)),
+        format!("[[a{}]]", ".a".repeat(deep)),
+    ] {
+        assert!(resolve_text(&text).is_err());
+    }
+}
