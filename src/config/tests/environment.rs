@@ -72,7 +72,7 @@ fn mistakes_in_the_environment() {
 }
 
 #[test]
-fn what_kubernetes_sets_for_its_services_is_passed_over() {
+fn what_others_set_is_passed_over() {
     let pairs = [
         ("SHARDGATE_SERVICE_HOST", "10.0.0.1"),
         ("SHARDGATE_SERVICE_PORT", "3000"),
@@ -82,6 +82,7 @@ fn what_kubernetes_sets_for_its_services_is_passed_over() {
         ("SHARDGATE_PORT_3000_TCP_ADDR", "10.0.0.1"),
         ("SHARDGATE_ADMIN_PORT", "tcp://10.0.0.1:3001"),
         ("SHARDGATE_CONFIG", "/etc/shardgate.toml"),
+        ("SHARDGATE_TEST_SLOW", "1"),
     ];
     assert_eq!(resolve(None, &env(&pairs)).expect("a configuration"), Config::default());
 }
