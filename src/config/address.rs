@@ -209,7 +209,7 @@ mod tests {
         let mut outcome = String::new();
         for text in texts {
             let read = text.parse::<T>().map_or_else(|wrong| format!("! {wrong}"), |value| value.to_string());
-            outcome += &format!("{text:?} -> {read}\n");
+            outcome.extend([format!("{text:?} -> {read}\n")]);
         }
         expected.assert_eq(&outcome);
     }

@@ -10,6 +10,9 @@ pub(super) const FILE: &str = "SHARDGATE_CONFIG";
 
 const PREFIX: &str = "SHARDGATE_";
 
+/// The tests steer themselves by variables of this prefix, which the gateways that they start inherit.
+const TESTS_PREFIX: &str = "SHARDGATE_TEST_";
+
 /// The variables of this process. One that is no Unicode can be none of ours and is left out.
 pub fn process() -> BTreeMap<String, String> {
     std::env::vars_os()
@@ -62,7 +65,7 @@ pub(super) fn variables() -> impl Iterator<Item = String> {
 }
 
 fn is_known(name: &str) -> bool {
-    name == FILE || variables().any(|variable| variable == name)
+    name == FILE || name.starts_with(TESTS_PREFIX) || variables().any(|variable| variable == name)
 }
 
 /// Kubernetes tells every pod of a service named `shardgate-…` by variables with our prefix; these are not ours:

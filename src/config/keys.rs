@@ -207,7 +207,8 @@ pub const SECTIONS: &[Section] = &[
         shape: Shape::Listed,
         about: "Which requests go where. The most specific route wins, whatever the order in the file: an exact host \
                 before a `*.` one before any host; then an exact path before one with parameters before a prefix, a longer \
-                prefix before a shorter one; then a route that names the method before one that takes any. Two routes that \
+                prefix before a shorter one (of two with parameters, the one with text where the other has its first \
+                parameter); then a route that names the method before one that takes any. Two routes that \
                 take the same requests are a mistake.",
         keys: ROUTES,
     },

@@ -290,7 +290,7 @@ mod tests {
                 assert_eq!(path.to_string(), text);
             }
             let read = read.map_or_else(|wrong| format!("! {wrong}"), |path| format!("{path:?}"));
-            outcome += &format!("{text:?} -> {read}\n");
+            outcome.extend([format!("{text:?} -> {read}\n")]);
         }
         expect![[r#"
             "/health" -> Exact("/health")

@@ -20,7 +20,7 @@ impl Config {
             let tables = root.get(section.name.trim_end_matches(".<name>"));
             match (section.shape, tables) {
                 (Shape::Once, Some(Value::Table(table))) => {
-                    print(&mut text, section, &format!("[{}]", section.name), table)
+                    print(&mut text, section, &format!("[{}]", section.name), table);
                 }
                 (Shape::Named, Some(Value::Table(tables))) => {
                     for (name, table) in tables.iter().filter_map(|(name, table)| Some((name, table.as_table()?))) {

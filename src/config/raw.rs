@@ -212,6 +212,7 @@ fn interpolate(text: &str, env: &BTreeMap<String, String>) -> Result<Text, Strin
 }
 
 #[cfg(test)]
+#[expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 mod tests {
     use super::*;
     use expect_test::expect;
@@ -243,7 +244,7 @@ mod tests {
             "${NONE:-${HOST}}",
         ] {
             let filled = interpolate(text, &env).map_or_else(|wrong| format!("! {wrong}"), |text| text.text);
-            outcome += &format!("{text} -> {filled}\n");
+            outcome.extend([format!("{text} -> {filled}\n")]);
         }
         expect![[r#"
             plain -> plain
@@ -294,11 +295,11 @@ mod tests {
     }
 
     fn lines(node: &Node, path: &str, outcome: &mut String) {
-        *outcome += &format!("{path} {:?}\n", node.place);
+        outcome.extend([format!("{path} {:?}\n", node.place)]);
         match &node.value {
             Value::Table(table) => table.iter().for_each(|(key, node)| lines(node, &format!("{path}.{key}"), outcome)),
             Value::List(list) => {
-                list.iter().enumerate().for_each(|(i, node)| lines(node, &format!("{path}[{i}]"), outcome))
+                list.iter().enumerate().for_each(|(i, node)| lines(node, &format!("{path}[{i}]"), outcome));
             }
             _ => {}
         }

@@ -5,7 +5,7 @@ use super::keys::SECTIONS;
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::routes::read_routes;
-use super::{Admin, Config, Drain, Http, Instance, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
+use super::{Admin, Config, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -187,7 +187,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_listeners(&config, &listener, &admin, report);
     check_limits(&config, &http, &drain, report);
     check_log_level(&config.log.level, &log, report);
-    if config.trust.proxies.iter().any(|net| net.is_everybody()) {
+    if config.trust.proxies.iter().any(IpNet::is_everybody) {
         report.warn(&trust.place_of("proxies"), "trust.proxies trusts every peer to say where a request came from");
     }
     config
@@ -331,5 +331,29 @@ fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Rep
         if instances[..index].contains(instance) {
             report.push(node.place.clone(), format!("{path} has {instance} twice"), "name each instance once");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_connections_than_half_the_descriptors_are_worth_a_warning() {
+        let warnings = |connections_max, descriptors| {
+            let mut config = Config::default();
+            config.listener.connections_max = connections_max;
+            warn_about_descriptors(&mut config, descriptors);
+            config.warnings
+        };
+        assert_eq!(warnings(None, 16), Vec::<String>::new());
+        assert_eq!(warnings(Some(512), 1024), Vec::<String>::new());
+        assert_eq!(
+            warnings(Some(10_000), 1024),
+            [
+                "listener.connections_max is 10000, but the process may hold 1024 file descriptors and a proxied request \
+              takes two; raise the limit (ulimit -n, LimitNOFILE) to 20000 or more"
+            ]
+        );
     }
 }

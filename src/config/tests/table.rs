@@ -1,0 +1,313 @@
+//! The table of keys, the example and the effective configuration agree; and nothing that is written panics.
+
+use super::*;
+use crate::config::keys::{Fallback, Key, Reload, SECTIONS, Section, Shape};
+use expect_test::expect;
+use proptest::prelude::*;
+use std::fs;
+
+#[test]
+fn the_defaults_are_those_that_were_promised() {
+    expect![[r#"
+        [runtime]
+        shards = 0
+        driver = "epoll"
+        pin = true
+
+        [listener]
+        address = "0.0.0.0"
+        port = 3000
+        backlog = 4096
+        connections_max = 0
+        accept_budget = 64
+        hand_over = true
+
+        [admin]
+        enabled = true
+        address = "127.0.0.1"
+        port = 3001
+
+        [http]
+        header_timeout = "10s"
+        request_timeout = "1m"
+        keep_alive_timeout = "75s"
+        head_bytes_max = "32KiB"
+        fields_max = 100
+        target_bytes_max = "8KiB"
+        body_bytes_max = "1MiB"
+        stream_idle_timeout = "5m"
+        on_client_close = "cancel"
+        requests_per_connection_max = 0
+
+        [trust]
+        proxies = []
+
+        [metrics]
+        allow = []
+
+        [drain]
+        notice = "5s"
+        max = "30s"
+
+        [log]
+        level = "info"
+        access = "stdout"
+        buffer_bytes = "256KiB"
+        flush_interval = "200ms"
+
+        [upstreams.ai-engine]
+        instances = ["127.0.0.1:4003"]
+        connect_timeout = "1s"
+        response_timeout = "15s"
+        idle_timeout = "4s"
+        idle_max = 64
+        connections_max = 0
+        requests_max = 1024
+        retries_max = 2
+        retry_budget_percent = 20
+        retry_budget_min_per_s = 3
+        outlier_failures = 5
+        outlier_ejection = "30s"
+        outlier_percent_max = 50
+
+        [upstreams.ingestion]
+        instances = ["127.0.0.1:4001"]
+        connect_timeout = "1s"
+        response_timeout = "15s"
+        idle_timeout = "4s"
+        idle_max = 64
+        connections_max = 0
+        requests_max = 1024
+        retries_max = 2
+        retry_budget_percent = 20
+        retry_budget_min_per_s = 3
+        outlier_failures = 5
+        outlier_ejection = "30s"
+        outlier_percent_max = 50
+
+        [upstreams.prediction]
+        instances = ["127.0.0.1:4002"]
+        connect_timeout = "1s"
+        response_timeout = "15s"
+        idle_timeout = "4s"
+        idle_max = 64
+        connections_max = 0
+        requests_max = 1024
+        retries_max = 2
+        retry_budget_percent = 20
+        retry_budget_min_per_s = 3
+        outlier_failures = 5
+        outlier_ejection = "30s"
+        outlier_percent_max = 50
+
+        [[routes]]
+        name = "ingestion"
+        hosts = []
+        path = "/api/events/*"
+        methods = []
+        upstream = "ingestion"
+        strip_prefix = "/api"
+        preserve_host = false
+        forward_authorization = true
+        allow_encoded_slash = false
+
+        [[routes]]
+        name = "prediction"
+        hosts = []
+        path = "/api/predict/*"
+        methods = []
+        upstream = "prediction"
+        strip_prefix = "/api"
+        preserve_host = false
+        forward_authorization = true
+        allow_encoded_slash = false
+
+        [[routes]]
+        name = "ai-engine"
+        hosts = []
+        path = "/api/ai/*"
+        methods = []
+        upstream = "ai-engine"
+        strip_prefix = "/api"
+        preserve_host = false
+        forward_authorization = true
+        allow_encoded_slash = false
+    "#]]
+    .assert_eq(&Config::default().to_toml());
+}
+
+#[test]
+fn the_built_in_routes_take_the_users_upstreams() {
+    let config =
+        good("[upstreams.ingestion]\nresponse_timeout = \"1s\"\n[upstreams.ai-engine]\ninstances = [\"ai:1\"]\n");
+    let ingestion = &config.upstreams["ingestion"];
+    assert_eq!(ingestion.response_timeout, Duration::from_secs(1));
+    assert_eq!(ingestion.instances[0].to_string(), "127.0.0.1:4001");
+    assert_eq!(config.upstreams["ai-engine"].instances[0].to_string(), "ai:1");
+    assert_eq!(config.upstreams["prediction"].instances[0].to_string(), "127.0.0.1:4002");
+    assert_eq!(config.routes, Config::default().routes);
+    let config = good(ONE_ROUTE);
+    assert_eq!(config.upstreams.keys().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(config.routes.len(), 1);
+    assert!(good("routes = []").routes.is_empty());
+}
+
+/// A file in which this key has its example for a value.
+fn file_with(section: &Section, key: &Key) -> String {
+    let line = format!("{} = {}\n", key.name, key.example);
+    let shop = "[upstreams.shop]\ninstances = [\"h:1\"]\n";
+    let path = if key.name == "path" { "" } else { "path = \"/shop/*\"\n" };
+    let upstream = if key.name == "upstream" { "" } else { "upstream = \"shop\"\n" };
+    match section.shape {
+        Shape::Once => format!("[{}]\n{line}", section.name),
+        Shape::Named if key.name == "instances" => format!("[upstreams.shop]\n{line}"),
+        Shape::Named => format!("{shop}{line}"),
+        Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
+        Shape::Inside => format!("{shop}[[routes]]\n{path}{upstream}[{}]\n{line}", section.name),
+    }
+}
+
+fn every_key() -> impl Iterator<Item = (&'static Section, &'static Key)> {
+    SECTIONS.iter().flat_map(|section| section.keys.iter().map(move |key| (section, key)))
+}
+
+#[test]
+fn every_key_of_the_table_acts_and_is_written_back() {
+    for (section, key) in every_key() {
+        let config = good(&file_with(section, key));
+        let written: toml::Table = config.to_toml().parse().expect("TOML");
+        let table = match section.shape {
+            Shape::Once => written[section.name].clone(),
+            Shape::Named => written["upstreams"]["shop"].clone(),
+            Shape::Listed => written["routes"][0].clone(),
+            Shape::Inside => written["routes"][0][section.name.trim_start_matches("routes.")].clone(),
+        };
+        let example: toml::Table = format!("value = {}", key.example).parse().expect("TOML");
+        assert_eq!(table[key.name], example["value"], "{}.{}", section.name, key.name);
+        if let Fallback::Value(default) = key.default {
+            assert_ne!(default, key.example, "{}.{}", section.name, key.name);
+        }
+    }
+}
+
+#[test]
+fn a_reload_names_the_keys_that_need_a_new_process() {
+    let old = Config::default();
+    for (section, key) in every_key() {
+        let mut next = good(&file_with(section, key));
+        let expected = match key.reload {
+            Reload::Restart => vec![format!("{}.{}", section.name, key.name)],
+            Reload::Live => Vec::new(),
+        };
+        assert_eq!(old.restart_needed(&next), expected);
+        let live = next.clone();
+        next.keep_until_restart(&old);
+        assert_eq!(old.restart_needed(&next), Vec::<String>::new());
+        assert_eq!(next == live, key.reload == Reload::Live, "{}.{}", section.name, key.name);
+    }
+}
+
+fn example() -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("shardgate.example.toml");
+    fs::read_to_string(path).expect("the example is there")
+}
+
+#[test]
+fn the_example_is_valid_and_says_the_defaults() {
+    let config = good(&example());
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let default = Config::default();
+    let sections = Config { upstreams: default.upstreams.clone(), routes: default.routes.clone(), ..config.clone() };
+    assert_eq!(sections, default);
+    let shop = &config.upstreams["shop"];
+    assert_eq!(*shop, Upstream::new(shop.instances.clone()));
+}
+
+#[test]
+fn the_example_shows_every_key() {
+    let written: toml::Table = example().parse().expect("TOML");
+    let has = |table: Option<&toml::Value>, key: &str| table.is_some_and(|table| table.get(key).is_some());
+    for (section, key) in every_key() {
+        let routes = written["routes"].as_array().expect("routes");
+        let shown = match section.shape {
+            Shape::Once => has(written.get(section.name), key.name),
+            Shape::Named => has(written["upstreams"].get("shop"), key.name),
+            Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
+            Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
+        };
+        assert!(shown, "the example does not show {} of {}", key.name, section.name);
+    }
+}
+
+#[test]
+fn a_configuration_written_and_read_again_is_the_same() {
+    let dollar = format!("{ONE_ROUTE}[routes.request_headers]\nset = {{ X-Price = \"$$5 \\\"a\\\" ${{A:-b}}\" }}\n");
+    for text in ["", "routes = []\n[upstreams.a]\ninstances = [\"[::1]:1\"]", ONE_ROUTE, &dollar, &example()] {
+        let config = good(text);
+        let again = good(&config.to_toml());
+        assert_eq!(Config { warnings: config.warnings.clone(), ..again }, config, "{text}");
+    }
+}
+
+#[test]
+fn constructors_give_the_defaults() {
+    let config = good(ONE_ROUTE);
+    assert_eq!(Upstream::new(config.upstreams["a"].instances.clone()), config.upstreams["a"]);
+    assert_eq!(Route::new(PathPattern::Exact("/".to_owned()), "a"), config.routes[0]);
+}
+
+#[test]
+fn connections_come_from_the_descriptors_unless_configured() {
+    let mut listener = Config::default().listener;
+    assert_eq!(listener.connections_allowed(1024), 512);
+    assert_eq!(listener.connections_allowed(0), 1);
+    listener.connections_max = Some(7);
+    assert_eq!(listener.connections_allowed(1024), 7);
+}
+
+#[test]
+fn a_file_with_a_byte_order_mark_is_read() {
+    assert_eq!(good("\u{feff}[http]\nfields_max = 7\n").http.fields_max, 7);
+}
+
+/// Lines that are nearly right, so that more is reached than the parser.
+fn line() -> impl Strategy<Value = String> {
+    let keys: Vec<String> = every_key().map(|(_, key)| key.name.to_owned()).collect();
+    let headers: Vec<String> = SECTIONS.iter().map(|section| section.name.replace("<name>", "a")).collect();
+    let values =
+        ["0", "-1", "\"\"", "\"${A}\"", "\"/{a}/*\"", "[]", "[\"*.a\"]", "{}", "{ a = \"b\" }", "\"10s\"", "true"];
+    prop_oneof![
+        (prop::sample::select(keys), prop::sample::select(values.to_vec()))
+            .prop_map(|(key, value)| format!("{key} = {value}")),
+        (prop::sample::select(headers.clone())).prop_map(|name| format!("[{name}]")),
+        prop::sample::select(headers).prop_map(|name| format!("[[{name}]]")),
+        ".{0,20}",
+    ]
+}
+
+proptest! {
+    #[test]
+    fn nothing_that_is_written_panics(text: String, value: String) {
+        let _ = resolve(Some((Path::new("f"), &text)), &env(&[("PORT", &value), ("SHARDGATE_TRUST_PROXIES", &value)]));
+    }
+
+    #[test]
+    fn nothing_nearly_right_panics_and_what_is_taken_comes_back(lines in prop::collection::vec(line(), 0..12), a: String) {
+        let text = lines.join("\n");
+        if let Ok(config) = resolve(Some((Path::new("f"), &text)), &env(&[("A", &a)])) {
+            let again = good(&config.to_toml());
+            prop_assert_eq!(Config { warnings: config.warnings.clone(), ..again }, config);
+        }
+    }
+
+    #[test]
+    fn values_of_any_text_never_panic(value: String, key in prop::sample::select(every_key().collect::<Vec<_>>())) {
+        let (section, key) = key;
+        let written = toml::Value::String(value.replace('$', "$$")).to_string();
+        let list = format!("[{written}]");
+        for value in [written, list] {
+            let changed = Key { example: Box::leak(value.into_boxed_str()), ..*key };
+            let _ = resolve_text(&file_with(section, &changed));
+        }
+    }
+}
