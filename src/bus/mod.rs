@@ -1,0 +1,270 @@
+//! Letters from thread to thread: the mesh, with somebody who waits for letters and passes them on.
+//!
+//! Each thread has one [`Bus`] to send with and one [`Pump`] that receives. A thread is woken by its doorbell and by
+//! nothing else: wakers sent to single tasks of a shard starve its I/O on the io_uring driver. What a letter is, is
+//! decided above.
+
+pub mod load;
+pub mod mesh;
+
+mod doorbell;
+#[cfg(all(test, not(mesh_loom)))]
+mod tests;
+
+use std::convert::Infallible;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use monoio::io::IntoPollIo;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::shard::local::Local;
+use crate::shard::timer;
+
+use mesh::{Endpoint, Inbox, Outbox, OutboxCounts};
+
+/// Letters handled in one go, before the thread's other tasks get their turn.
+const BUDGET: usize = 256;
+/// How soon a sender with a spill looks again for room in the rings. Nothing else may wake it: the reader that makes the
+/// room does not know of the spill.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// This thread's end of the mesh, for sending. Cheap to clone; stays on its thread.
+pub struct Bus<L> {
+    shared: Rc<Local<Shared<L>>>,
+}
+
+struct Shared<L> {
+    outbox: Outbox<L>,
+    pump: Attention,
+}
+
+/// Who sees to it that letters go out.
+enum Attention {
+    /// The pump has not run yet; it will flush when it does.
+    Unborn,
+    /// The pump runs right now and flushes before it rests.
+    Running,
+    /// The pump has been woken and will flush.
+    Called,
+    /// The pump rests.
+    Resting(Waker),
+}
+
+impl<L> Clone for Bus<L> {
+    fn clone(&self) -> Self {
+        Self { shared: Rc::clone(&self.shared) }
+    }
+}
+
+impl<L> fmt::Debug for Bus<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bus").finish_non_exhaustive()
+    }
+}
+
+/// Takes an endpoint into use on a shard.
+pub fn on_shard<L>(endpoint: Endpoint<L>) -> io::Result<(Bus<L>, Pump<L>)> {
+    start(endpoint, |ear| {
+        Ok(Ear::Shard(monoio::net::UnixStream::from_std(ear)?.try_into_poll_io().map_err(|(error, _)| error)?))
+    })
+}
+
+/// Takes an endpoint into use on a tokio thread, within its runtime (I/O and time enabled).
+pub fn on_tokio<L>(endpoint: Endpoint<L>) -> io::Result<(Bus<L>, Pump<L>)> {
+    start(endpoint, |ear| Ok(Ear::Tokio(tokio::net::UnixStream::from_std(ear)?)))
+}
+
+fn start<L>(
+    endpoint: Endpoint<L>,
+    listen: impl FnOnce(std::os::unix::net::UnixStream) -> io::Result<Ear>,
+) -> io::Result<(Bus<L>, Pump<L>)> {
+    let (outbox, mut inbox) = endpoint.split();
+    let ear = inbox.ear.take().ok_or_else(|| io::Error::other("this endpoint is in use already"))?;
+    let bus = Bus { shared: Rc::new(Local::new(Shared { outbox, pump: Attention::Unborn })) };
+    let pump = Pump { inbox, ear: listen(ear)?, retry: None, bus: bus.clone() };
+    Ok((bus, pump))
+}
+
+impl<L> Bus<L> {
+    /// This thread's number in the mesh.
+    pub fn me(&self) -> usize {
+        self.shared.with(|shared| shared.outbox.me())
+    }
+
+    /// How many threads the mesh has, this one included.
+    pub fn len(&self) -> usize {
+        self.shared.with(|shared| shared.outbox.len())
+    }
+
+    /// Whether the mesh has no threads; never so for one that has a bus.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Sends a letter to a thread, which may be this one. It never waits, and letters to one thread keep their order.
+    ///
+    /// The reader's bell is rung by the pump once this thread's tasks have had their turn, so a batch rings once.
+    /// [`Bus::flush`] does it now.
+    #[inline]
+    pub fn send(&self, to: usize, letter: L) {
+        let pump = self.shared.with(|shared| {
+            shared.outbox.send(to, letter);
+            shared.call_pump()
+        });
+        // Outside the closure: waking runs code of the runtime's.
+        if let Some(pump) = pump {
+            pump.wake();
+        }
+    }
+
+    /// Sends one letter to every other thread.
+    pub fn broadcast(&self, make: impl FnMut(usize) -> L) {
+        let pump = self.shared.with(|shared| {
+            shared.outbox.broadcast(make);
+            shared.call_pump()
+        });
+        if let Some(pump) = pump {
+            pump.wake();
+        }
+    }
+
+    /// Rings the bells now.
+    pub fn flush(&self) {
+        self.shared.with(|shared| shared.outbox.flush());
+    }
+
+    /// Letters that found their ring full and still wait for room.
+    pub fn waiting(&self) -> usize {
+        self.shared.with(|shared| shared.outbox.waiting())
+    }
+
+    /// What was sent so far.
+    pub fn counts(&self) -> OutboxCounts {
+        self.shared.with(|shared| shared.outbox.counts())
+    }
+}
+
+impl<L> Shared<L> {
+    /// The pump's waker, if somebody has to wake it. A pump that runs is never woken: a task that wakes itself starves
+    /// its thread.
+    fn call_pump(&mut self) -> Option<Waker> {
+        if !matches!(self.pump, Attention::Resting(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut self.pump, Attention::Called) {
+            Attention::Resting(waker) => Some(waker),
+            _ => None,
+        }
+    }
+}
+
+/// Receives this thread's letters, and sees to it that what it sends goes out. One per thread; run it in a task of its
+/// own for as long as the thread lives.
+pub struct Pump<L> {
+    inbox: Inbox<L>,
+    ear: Ear,
+    retry: Option<Retry>,
+    bus: Bus<L>,
+}
+
+impl<L> fmt::Debug for Pump<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pump").finish_non_exhaustive()
+    }
+}
+
+impl<L> Pump<L> {
+    /// Gives every letter to `handle`, with its sender's number, for ever. `handle` may send.
+    ///
+    /// Dropping the future drops the endpoint: letters to it are dropped from then on.
+    pub async fn run(mut self, mut handle: impl FnMut(usize, L)) -> Infallible {
+        poll_fn(|cx| self.poll(cx, &mut handle)).await
+    }
+
+    /// Handles what there is, within a budget, sends what there is to send, and arranges to be woken. Never ready.
+    pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(usize, L)) -> Poll<Infallible> {
+        self.bus.shared.with(|shared| shared.pump = Attention::Running);
+        let mut left = BUDGET;
+        loop {
+            left -= self.inbox.drain(left, &mut handle);
+            self.bus.flush();
+            if left == 0 {
+                // Through our own bell rather than our own waker: the other tasks and all I/O come first. The ear must
+                // be empty before, else the ring would be swallowed with what is still in it.
+                while self.ear.poll(cx).is_ready() {}
+                self.inbox.bell.ring();
+                break;
+            }
+            if !self.inbox.bell.armed.may_sleep(|| self.inbox.has_letters()) {
+                continue;
+            }
+            // A byte heard now may be for a letter that came after the rings were looked at: look again.
+            if self.ear.poll(cx).is_pending() {
+                break;
+            }
+            // Also counts, so that a storm of rings cannot keep this loop going.
+            left -= 1;
+        }
+        while self.bus.waiting() > 0 && self.poll_retry(cx).is_ready() {
+            self.bus.flush();
+        }
+        let waker = cx.waker().clone();
+        self.bus.shared.with(|shared| shared.pump = Attention::Resting(waker));
+        Poll::Pending
+    }
+
+    /// Letters received so far.
+    pub fn received(&self) -> u64 {
+        self.inbox.received()
+    }
+
+    fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let retry = self.retry.get_or_insert_with(|| match self.ear {
+            Ear::Shard(_) => Retry::Shard(Box::pin(timer::sleep(RETRY))),
+            Ear::Tokio(_) => Retry::Tokio(Box::pin(tokio::time::sleep(RETRY))),
+        });
+        let polled = match retry {
+            Retry::Shard(sleep) => sleep.as_mut().poll(cx),
+            Retry::Tokio(sleep) => sleep.as_mut().poll(cx),
+        };
+        if polled.is_ready() {
+            self.retry = None;
+        }
+        polled
+    }
+}
+
+/// A reader's end of its bell, registered where it runs.
+enum Ear {
+    Shard(<monoio::net::UnixStream as IntoPollIo>::PollIo),
+    Tokio(tokio::net::UnixStream),
+}
+
+impl Ear {
+    /// Ready when the bell was rung; reads what rang it.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; 64];
+        let mut heard = ReadBuf::new(&mut bytes);
+        let polled = match self {
+            Self::Shard(socket) => Pin::new(socket).poll_read(cx, &mut heard),
+            Self::Tokio(socket) => Pin::new(socket).poll_read(cx, &mut heard),
+        };
+        match polled {
+            Poll::Ready(Ok(())) if !heard.filled().is_empty() => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+            // We hold both ends, so neither an end nor an error can come; a deaf thread would be half alive.
+            Poll::Ready(end) => panic!("the doorbell broke: {end:?}"),
+        }
+    }
+}
+
+enum Retry {
+    Shard(Pin<Box<monoio::time::Sleep>>),
+    Tokio(Pin<Box<tokio::time::Sleep>>),
+}
