@@ -10,3 +10,4 @@
 )]
 
 pub mod head;
+pub mod http1;
