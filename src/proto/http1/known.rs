@@ -1,0 +1,221 @@
+//! The name of a field, told apart once, by its length first.
+
+use crate::proto::head::Known;
+
+/// Which field of those that the gateway cares for has this name, in any case.
+///
+/// Names that say who the caller is, or where a request came from, also count when `_` or any other sign stands for
+/// their `-`: many servers make both the same variable (`HTTP_X_USER_ID`), so neither may slip through.
+#[inline]
+pub fn known(name: &[u8]) -> Known {
+    match name.len() {
+        2 if is(name, b"te") => Known::Te,
+        3 if is(name, b"via") => Known::Via,
+        4 => of_four(name),
+        6 if is(name, b"expect") => Known::Expect,
+        6 if is(name, b"origin") => Known::Origin,
+        7 if is(name, b"upgrade") => Known::Upgrade,
+        7 if is(name, b"trailer") => Known::Trailer,
+        9 => of_nine(name),
+        10 => of_ten(name),
+        11 => of_eleven(name),
+        12 => of_twelve(name),
+        13 if is(name, b"authorization") => Known::Authorization,
+        14 if is(name, b"content-length") => Known::ContentLength,
+        16 if is(name, b"proxy-connection") => Known::ProxyConnection,
+        17 if is(name, b"transfer-encoding") => Known::TransferEncoding,
+        18 if is(name, b"proxy-authenticate") => Known::ProxyAuthenticate,
+        19 if is(name, b"proxy-authorization") => Known::ProxyAuthorization,
+        13.. => of_long(name),
+        _ => Known::Other,
+    }
+}
+
+/// Whether a server that takes `_` for `-` would read this name as one that frames the body. `known` says `Other`.
+pub(super) fn looks_like_framing(name: &[u8]) -> bool {
+    match name.len() {
+        14 => reads_as(name, b"content-length"),
+        17 => reads_as(name, b"transfer-encoding"),
+        _ => false,
+    }
+}
+
+fn of_four(name: &[u8]) -> Known {
+    if is(name, b"host") {
+        Known::Host
+    } else if is(name, b"date") {
+        Known::Date
+    } else if is(name, b"vary") {
+        Known::Vary
+    } else {
+        Known::Other
+    }
+}
+
+fn of_nine(name: &[u8]) -> Known {
+    if reads_as(name, b"x-user-id") {
+        Known::Identity
+    } else if reads_as(name, b"x-real-ip") {
+        Known::XForwardedOther
+    } else if is(name, b"forwarded") {
+        Known::Forwarded
+    } else {
+        Known::Other
+    }
+}
+
+fn of_ten(name: &[u8]) -> Known {
+    if is(name, b"connection") {
+        Known::Connection
+    } else if is(name, b"keep-alive") {
+        Known::KeepAlive
+    } else if is(name, b"set-cookie") {
+        Known::SetCookie
+    } else if is(name, b"tracestate") {
+        Known::Tracestate
+    } else {
+        Known::Other
+    }
+}
+
+fn of_eleven(name: &[u8]) -> Known {
+    if reads_as(name, b"x-user-role") {
+        Known::Identity
+    } else if reads_as(name, b"x-forwarded") || reads_as(name, b"x-client-ip") {
+        Known::XForwardedOther
+    } else if is(name, b"traceparent") {
+        Known::Traceparent
+    } else if is(name, b"retry-after") {
+        Known::RetryAfter
+    } else {
+        Known::Other
+    }
+}
+
+fn of_twelve(name: &[u8]) -> Known {
+    if reads_as(name, b"x-session-id") {
+        Known::Identity
+    } else if reads_as(name, b"x-request-id") {
+        Known::XRequestId
+    } else if is(name, b"content-type") {
+        Known::ContentType
+    } else {
+        Known::Other
+    }
+}
+
+/// Families of names, and rarer claims about the hop before.
+fn of_long(name: &[u8]) -> Known {
+    match name.first().map(u8::to_ascii_lowercase) {
+        Some(b'a') if begins(name, b"access-control-") => Known::AccessControl,
+        Some(b'x') if begins(name, b"x-forwarded-") => match name.get(12..).unwrap_or_default() {
+            rest if is(rest, b"for") => Known::XForwardedFor,
+            rest if is(rest, b"host") => Known::XForwardedHost,
+            rest if is(rest, b"proto") => Known::XForwardedProto,
+            _ => Known::XForwardedOther,
+        },
+        Some(b'c' | b'f' | b't' | b'x') if CLAIMS.iter().any(|claim| reads_as(name, claim)) => Known::XForwardedOther,
+        _ => Known::Other,
+    }
+}
+
+/// What other proxies and networks tell a service about the client or the original target.
+const CLAIMS: [&[u8]; 9] = [
+    b"true-client-ip",
+    b"x-original-url",
+    b"x-rewrite-url",
+    b"x-original-uri",
+    b"x-original-host",
+    b"cf-connecting-ip",
+    b"fastly-client-ip",
+    b"x-cluster-client-ip",
+    b"x-original-forwarded-for",
+];
+
+/// Compares with a lower-case name in any case. Only letters have a partner 0x20 away that may stand in a name.
+#[inline]
+fn is(name: &[u8], lower: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(lower)
+}
+
+/// As [`is`], and any sign that is no letter or digit may stand for `-`.
+#[inline]
+fn reads_as(name: &[u8], lower: &[u8]) -> bool {
+    name.len() == lower.len()
+        && name.iter().zip(lower).all(|(&byte, &wanted)| {
+            byte.to_ascii_lowercase() == wanted || (wanted == b'-' && !byte.is_ascii_alphanumeric())
+        })
+}
+
+#[inline]
+fn begins(name: &[u8], lower: &[u8]) -> bool {
+    name.get(..lower.len()).is_some_and(|start| reads_as(start, lower))
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::known;
+
+    #[test]
+    fn names_are_told_apart_in_any_case_and_look_alikes_with_them() {
+        let names = [
+            "Host",
+            "hOST",
+            "Hosts",
+            "TE",
+            "Via",
+            "Content-Length",
+            "content-length",
+            "Content_Length",
+            "Transfer-Encoding",
+            "Connection",
+            "Keep-Alive",
+            "Proxy-Connection",
+            "Proxy-Authenticate",
+            "Proxy-Authorization",
+            "Trailer",
+            "Upgrade",
+            "Expect",
+            "Authorization",
+            "Date",
+            "Forwarded",
+            "X-Forwarded-For",
+            "X_Forwarded_For",
+            "x_forwarded-for",
+            "X-Forwarded-Proto",
+            "X_FORWARDED_HOST",
+            "X-Forwarded-Port",
+            "X_Forwarded_Client_Cert",
+            "X-Forwarded",
+            "X-Forwarded-",
+            "X_Real_IP",
+            "X-Request-ID",
+            "X_Request_Id",
+            "traceparent",
+            "Tracestate",
+            "X-User-Id",
+            "X_User_Id",
+            "x-user_role",
+            "X.Session.Id",
+            "XxUserxId",
+            "X-User-Ids",
+            "Origin",
+            "Access-Control-Allow-Origin",
+            "access_control_allow_origin",
+            "Access-Control",
+            "Vary",
+            "Retry-After",
+            "Set-Cookie",
+            "Content-Type",
+            "True-Client-IP",
+            "X-Original-URL",
+            "",
+            "X",
+            "X-Custom",
+        ];
+        let told: String = names.iter().map(|name| format!("{name}: {:?}\n", known(name.as_bytes()))).collect();
+        expect![[r#""#]].assert_eq(&told);
+    }
+}

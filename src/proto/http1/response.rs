@@ -1,0 +1,147 @@
+//! The head of an answer: status line and fields, checked as strictly as a request's (RFC 9112 §4, §6.3).
+//!
+//! Any mistake is the upstream's: the gateway answers 502 and does not use the connection again.
+
+use super::bytes::{VALUE, all};
+use super::connection::elements;
+use super::error::{HeadError, ResponseError};
+use super::fields::{FIELDS_MAX, Survey, first_mistake, require_line_end, room, span_in};
+use super::scan::HeadLimits;
+use crate::proto::head::{Field, Framing, Method, ResponseHead, Span, Version};
+
+/// Reads the head of the answer to a request of this method; see [`parse_request`](super::parse_request).
+///
+/// Interim answers (1xx) come out like any other; a 101 has [`Framing::None`], and what follows it is not HTTP.
+/// `Content-Length` stays among the fields of an answer to HEAD and of a 304, whose framing is none either.
+pub fn parse_response(
+    bytes: Vec<u8>,
+    head_len: usize,
+    mut fields: Vec<Field>,
+    request_method: Method,
+    limits: &HeadLimits,
+) -> Result<ResponseHead, (ResponseError, Vec<u8>, Vec<Field>)> {
+    fields.clear();
+    match read(bytes.get(..head_len).unwrap_or_default(), &mut fields, request_method, limits) {
+        Ok(parts) => Ok(ResponseHead {
+            bytes,
+            fields,
+            status: parts.status,
+            reason: parts.reason,
+            version: parts.version,
+            framing: parts.framing,
+            keep_alive: parts.keep_alive,
+            keep_alive_timeout_s: parts.keep_alive_timeout_s,
+        }),
+        Err(error) => {
+            fields.clear();
+            Err((error, bytes, fields))
+        }
+    }
+}
+
+/// A head without what it points into.
+struct Parts {
+    status: u16,
+    reason: Span,
+    version: Version,
+    framing: Framing,
+    keep_alive: bool,
+    keep_alive_timeout_s: Option<u32>,
+}
+
+/// `HTTP/1.1 200`, after which a space and the reason may follow.
+const STATUS_BYTES: usize = 12;
+
+#[inline]
+fn read(
+    head: &[u8],
+    fields: &mut Vec<Field>,
+    request_method: Method,
+    limits: &HeadLimits,
+) -> Result<Parts, ResponseError> {
+    if head.len() > limits.head_bytes_max || u32::try_from(head.len()).is_err() {
+        return Err(HeadError::TooLarge.into());
+    }
+    let mut room = room();
+    let room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
+    let mut response = httparse::Response::new(&mut []);
+    let parser = httparse::ParserConfig::default();
+    match parser.parse_response_with_uninit_headers(&mut response, head, room) {
+        Ok(httparse::Status::Complete(end)) if end == head.len() && head.ends_with(b"\r\n\r\n") => {}
+        Ok(_) => return Err(mistake(head, None)),
+        Err(error) => return Err(mistake(head, Some(error))),
+    }
+    let (Some(version), Some(status)) = (response.version, response.code) else {
+        return Err(ResponseError::BadStatusLine);
+    };
+    let reason = reason(head)?;
+    if status < 100 {
+        return Err(ResponseError::BadStatus);
+    }
+    let version = if version == 0 { Version::Http10 } else { Version::Http11 };
+    let survey = Survey::of(head, response.headers, fields)?;
+    let announced = survey.framing(head, version)?;
+    let framing = match (status, announced) {
+        // RFC 9112 §6.1: neither field may be sent. What would the bytes be that follow? The final answer, or a body?
+        (100..=199, Some(Framing::Length(1..) | Framing::Chunked)) => return Err(ResponseError::BodyNotAllowed),
+        (100..=199 | 204 | 304, _) => Framing::None,
+        _ if request_method == Method::Head => Framing::None,
+        (200..=299, _) if request_method == Method::Connect => Framing::None,
+        (_, Some(framing)) => framing,
+        (_, None) => Framing::UntilClose,
+    };
+    // A 204 that announces a body may well send one, which would be taken for the next answer.
+    let is_clean = status != 204 || !matches!(announced, Some(Framing::Length(1..) | Framing::Chunked));
+    Ok(Parts {
+        status,
+        reason,
+        version,
+        framing,
+        keep_alive: survey.keeps_alive(version) && framing != Framing::UntilClose && is_clean,
+        keep_alive_timeout_s: survey.keep_alive_parameters.and_then(|span| timeout_s(span.of(head))),
+    })
+}
+
+/// The reason phrase as it came: httparse hides one with obs-text. The head is known to be complete.
+#[inline]
+fn reason(head: &[u8]) -> Result<Span, ResponseError> {
+    let after = head.get(STATUS_BYTES..).unwrap_or_default();
+    let end = memchr::memchr(b'\r', after).ok_or(ResponseError::BadStatusLine)?;
+    let line = after.get(..end).unwrap_or_default();
+    let phrase = line.strip_prefix(b" ").unwrap_or(line);
+    if !head.starts_with(b"HTTP/1.") || !all(line, VALUE) {
+        return Err(ResponseError::BadStatusLine);
+    }
+    let phrase = span_in(head, phrase);
+    require_line_end(head, phrase.end)?;
+    Ok(phrase)
+}
+
+/// The `timeout` parameter of `Keep-Alive`; a hint, so what is malformed is passed over.
+fn timeout_s(parameters: &[u8]) -> Option<u32> {
+    elements(parameters).find_map(|parameter| {
+        let (name, value) = parameter.split_at_checked(8)?;
+        if !name.eq_ignore_ascii_case(b"timeout=") || value.is_empty() {
+            return None;
+        }
+        value.iter().try_fold(0_u32, |seconds, byte| {
+            let digit = byte.is_ascii_digit().then(|| u32::from(byte & 0x0f))?;
+            seconds.checked_mul(10)?.checked_add(digit)
+        })
+    })
+}
+
+/// Names the mistake in a head that httparse refused.
+#[cold]
+fn mistake(head: &[u8], error: Option<httparse::Error>) -> ResponseError {
+    let mut lines = head.splitn(2, |&byte| byte == b'\n');
+    let line = lines.next().unwrap_or_default();
+    let rest = lines.next().unwrap_or_default();
+    match error {
+        Some(httparse::Error::Version) => ResponseError::BadVersion,
+        Some(httparse::Error::TooManyHeaders) => HeadError::TooManyFields.into(),
+        _ if !line.ends_with(b"\r") => HeadError::BareLf.into(),
+        Some(httparse::Error::Status) => ResponseError::BadStatusLine,
+        _ => first_mistake(rest).map_or(ResponseError::BadStatusLine, ResponseError::Head),
+    }
+}
