@@ -7,6 +7,7 @@ use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
@@ -156,7 +157,8 @@ pub fn spawn(target: &Target, shards: usize) -> io::Result<(Writer, Vec<AccessLo
 }
 
 fn open(path: &PathBuf) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+    // Not for everybody to read: lines hold people's addresses.
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
 fn start(output: File, path: Option<PathBuf>, shards: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
@@ -301,6 +303,7 @@ mod tests {
     use std::io::{BufRead as _, BufReader, Read as _};
     use std::net::{IpAddr, Ipv4Addr};
     use std::os::fd::OwnedFd;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -425,6 +428,8 @@ mod tests {
         let read = |path| paths(&std::fs::read_to_string(path).expect("a log"));
         assert_eq!(read(&rotated), ["/older", "/before"]);
         assert_eq!(read(&path), ["/after"]);
+        let mode = std::fs::metadata(&path).expect("a log").permissions().mode();
+        assert_eq!(mode & 0o007, 0, "strangers may not read it");
     }
 
     #[test]

@@ -11,15 +11,33 @@ const BLOCK: usize = 16;
 /// Whether every byte may stand in a JSON string as it is: printable ASCII without `"` and `\`.
 #[inline]
 pub fn is_plain(bytes: &[u8]) -> bool {
-    // No early exit within a block, so that the compiler compares a block in a few instructions.
     let (blocks, rest) = bytes.as_chunks::<BLOCK>();
-    blocks.iter().all(|block| block.iter().fold(true, |plain, &byte| plain & is_plain_byte(byte)))
-        && rest.iter().fold(true, |plain, &byte| plain & is_plain_byte(byte))
+    if !blocks.iter().all(is_plain_block) {
+        return false;
+    }
+    // What is left is looked at as one more block: the last bytes once again, or filled up when there are too few.
+    bytes.last_chunk().map_or_else(|| is_plain_block(&filled_up(rest)), is_plain_block)
+}
+
+/// No early exit and no branch, so that the compiler looks at a block in a few instructions.
+#[inline]
+fn is_plain_block(block: &[u8; BLOCK]) -> bool {
+    block.iter().fold(0, |found, &byte| found | needs_escape(byte)) == 0
 }
 
 #[inline]
-const fn is_plain_byte(byte: u8) -> bool {
-    byte.wrapping_sub(b' ') < 0x5f && byte != b'"' && byte != b'\\'
+fn filled_up(rest: &[u8]) -> [u8; BLOCK] {
+    let mut block = [b' '; BLOCK];
+    for (place, byte) in block.iter_mut().zip(rest) {
+        *place = *byte;
+    }
+    block
+}
+
+/// 1 for whatever is not printable ASCII, `"` and `\`; else 0.
+#[inline]
+const fn needs_escape(byte: u8) -> u8 {
+    (byte.wrapping_sub(b' ') >= 0x5f) as u8 | (byte == b'"') as u8 | (byte == b'\\') as u8
 }
 
 /// Appends `bytes` as the inside of a JSON string.
@@ -161,7 +179,7 @@ mod tests {
 
         #[test]
         fn plain_is_what_needs_no_escape(bytes in prop::collection::vec(b' '..=0x80, 0..80)) {
-            prop_assert_eq!(is_plain(&bytes), bytes.iter().all(|&byte| is_plain_byte(byte)));
+            prop_assert_eq!(is_plain(&bytes), bytes.iter().all(|&byte| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\'));
             if is_plain(&bytes) {
                 let mut out = Vec::new();
                 push_escaped(&mut out, &bytes, Quotes::Escaped);

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::escape::{push_json, push_json_bounded};
+use super::escape::{is_plain, push_json_bounded};
 use super::ids::write_hex;
 
 /// Longest path in a line, in bytes as it came; more is cut and marked.
@@ -42,7 +42,7 @@ pub struct Record<'a> {
     pub upstream: &'a str,
     /// `host:port` of the instance that was asked last; empty when none was reached.
     pub instance: &'a [u8],
-    /// `HTTP/1.1`, `HTTP/2`, …
+    /// `HTTP/1.1`, `HTTP/2`; a word of ours, written as it is.
     pub protocol: &'static str,
     /// The answer's status; 0 when no answer was begun.
     pub status: u16,
@@ -62,7 +62,7 @@ pub struct Record<'a> {
     pub attempts: u32,
     /// Whether it went over an upstream connection that had been used before.
     pub reused: bool,
-    /// Why it failed: a refusal's code, `client_closed` and the like; empty when it did not.
+    /// Why it failed: a refusal's code, `client_closed` and the like, written as it is; empty when it did not.
     pub reason: &'static str,
     /// The shard that served it.
     pub shard: u16,
@@ -76,6 +76,7 @@ impl Record<'_> {
     /// Whatever the bytes are, the line is valid UTF-8 and JSON, holds no control character and is no longer than
     /// [`LINE_MAX`].
     pub fn write_line(&self, times: &mut TimestampCache, out: &mut Vec<u8>) {
+        debug_assert!(is_plain(self.protocol.as_bytes()) && is_plain(self.reason.as_bytes()), "words of our own");
         let mut number = itoa::Buffer::new();
         out.extend_from_slice(b"{\"time\":\"");
         out.extend_from_slice(times.at(self.unix_ms));
@@ -96,12 +97,12 @@ impl Record<'_> {
         out.extend_from_slice(b"\",\"path\":\"");
         push_json_bounded(out, self.path, PATH_MAX);
         out.extend_from_slice(b"\",\"protocol\":\"");
-        push_json(out, self.protocol.as_bytes());
+        out.extend_from_slice(self.protocol.as_bytes());
         out.extend_from_slice(b"\",\"status\":");
         out.extend_from_slice(number.format(self.status).as_bytes());
         if !self.reason.is_empty() {
             out.extend_from_slice(b",\"reason\":\"");
-            push_json_bounded(out, self.reason.as_bytes(), NAME_MAX);
+            out.extend_from_slice(self.reason.as_bytes());
             out.push(b'"');
         }
         if !self.route.is_empty() {
