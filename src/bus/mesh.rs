@@ -247,3 +247,99 @@ impl<L> Inbox<L> {
         self.received
     }
 }
+
+#[cfg(all(test, not(mesh_loom)))]
+mod tests {
+    use super::*;
+    use crate::shard::testing;
+
+    /// Two halves of one direction, `0` to `1`.
+    fn pair(capacity: usize) -> (Outbox<u32>, Inbox<u32>) {
+        let mut mesh = build(2, capacity).expect("a mesh");
+        let reader = mesh.pop().expect("two ends");
+        let writer = mesh.pop().expect("two ends");
+        (writer.split().0, reader.split().1)
+    }
+
+    fn drained(inbox: &mut Inbox<u32>, budget: usize) -> Vec<(usize, u32)> {
+        let mut letters = Vec::new();
+        let taken = inbox.drain(budget, |from, letter| letters.push((from, letter)));
+        assert_eq!(taken, letters.len());
+        letters
+    }
+
+    #[test]
+    fn letters_that_do_not_fit_wait_and_keep_their_order() {
+        let (mut outbox, mut inbox) = pair(4);
+        for letter in 0..10 {
+            outbox.send(1, letter);
+        }
+        outbox.flush();
+        assert_eq!((outbox.waiting(), outbox.counts().spilled), (6, 6));
+        let mut seen = Vec::new();
+        for turn in 0..4 {
+            seen.extend(drained(&mut inbox, 3));
+            if turn == 0 {
+                // There is room in the ring again, but others were first.
+                outbox.send(1, 10);
+            }
+            outbox.flush();
+        }
+        assert_eq!(seen, (0..11).map(|letter| (0, letter)).collect::<Vec<_>>());
+        assert_eq!((outbox.waiting(), outbox.counts().sent, inbox.received()), (0, 11, 11));
+    }
+
+    #[test]
+    fn no_sender_is_heard_late_because_of_another() {
+        let mut mesh = build::<u32>(3, 1024).expect("a mesh");
+        let (_, mut inbox) = mesh.pop().expect("three ends").split();
+        let (mut quiet, _one) = mesh.pop().expect("three ends").split();
+        let (mut loud, _zero) = mesh.pop().expect("three ends").split();
+        (0..1000).for_each(|letter| loud.send(2, letter));
+        quiet.send(2, 7);
+        let first = drained(&mut inbox, BATCH + 1);
+        assert_eq!(first.last(), Some(&(1, 7)));
+        assert_eq!(drained(&mut inbox, usize::MAX).len(), 1000 - BATCH);
+        assert!(!inbox.has_letters());
+    }
+
+    #[test]
+    fn a_broadcast_reaches_everybody_else() {
+        let mesh = build::<usize>(3, 4).expect("a mesh");
+        let (mut outboxes, mut inboxes): (Vec<_>, Vec<_>) = mesh.into_iter().map(Endpoint::split).unzip();
+        outboxes[1].broadcast(|to| to * 10);
+        outboxes[1].flush();
+        let mut seen = Vec::new();
+        for inbox in &mut inboxes {
+            inbox.drain(usize::MAX, |from, letter| seen.push((from, letter)));
+        }
+        assert_eq!(seen, [(1, 0), (1, 20)]);
+    }
+
+    #[test]
+    fn letters_to_a_thread_that_has_ended_are_dropped_and_counted() {
+        let (mut outbox, inbox) = pair(2);
+        (0..5).for_each(|letter| outbox.send(1, letter));
+        drop(inbox);
+        outbox.flush();
+        assert_eq!((outbox.waiting(), outbox.counts().undeliverable), (0, 3));
+        outbox.send(1, 5);
+        assert_eq!(outbox.counts().undeliverable, 4);
+    }
+
+    #[test]
+    fn a_reader_that_is_stuck_ends_the_process() {
+        let Some(output) = testing::in_child("bus::mesh::tests::a_reader_that_is_stuck_ends_the_process") else {
+            let (mut outbox, _stuck) = pair(1);
+            let last = u32::try_from(SPILL_MAX).expect("it is small") + 1;
+            (0..last).for_each(|letter| outbox.send(1, letter));
+            assert_eq!(outbox.waiting(), SPILL_MAX);
+            eprintln!("the spill is full");
+            outbox.send(1, last);
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(testing::signal(&output), Some(libc::SIGABRT), "{said}");
+        assert!(said.contains("the spill is full") && said.contains("thread 1 has not taken"), "{said}");
+    }
+}

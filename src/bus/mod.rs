@@ -23,7 +23,7 @@ use std::time::Duration;
 use monoio::io::IntoPollIo;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use crate::shard::local::Local;
+use crate::shard::local::{AbortOnUnwind, Local};
 use crate::shard::timer;
 
 use mesh::{Endpoint, Inbox, Outbox, OutboxCounts};
@@ -188,7 +188,10 @@ impl<L> Pump<L> {
     }
 
     /// Handles what there is, within a budget, sends what there is to send, and arranges to be woken. Never ready.
+    ///
+    /// A panic in `handle` ends the process, whatever task it happens in: a thread that takes no letters is half alive.
     pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(usize, L)) -> Poll<Infallible> {
+        let guard = AbortOnUnwind("a panic while letters were handled");
         self.bus.shared.with(|shared| shared.pump = Attention::Running);
         let mut left = BUDGET;
         loop {
@@ -216,6 +219,7 @@ impl<L> Pump<L> {
         }
         let waker = cx.waker().clone();
         self.bus.shared.with(|shared| shared.pump = Attention::Resting(waker));
+        guard.disarm();
         Poll::Pending
     }
 
@@ -258,7 +262,7 @@ impl Ear {
         match polled {
             Poll::Ready(Ok(())) if !heard.filled().is_empty() => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
-            // We hold both ends, so neither an end nor an error can come; a deaf thread would be half alive.
+            // We hold both ends, so neither an end nor an error can come; if it does, the pump's guard ends the process.
             Poll::Ready(end) => panic!("the doorbell broke: {end:?}"),
         }
     }

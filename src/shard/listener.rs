@@ -312,3 +312,214 @@ impl Pressure {
         self.pause = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::rc::Rc;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    use super::*;
+    use crate::shard::local::Local;
+    use crate::shard::{task, testing};
+
+    const LOCAL: &str = "127.0.0.1:0";
+
+    fn bound(shards: usize) -> Bound {
+        bind(LOCAL.parse().expect("an address"), 128, shards).expect("a free port")
+    }
+
+    /// Runs an acceptor in a task of its own; the clients that it accepted, and whether it has ended.
+    struct Running {
+        acceptor: Rc<Acceptor>,
+        clients: Rc<Local<Vec<(OwnedFd, SocketAddr)>>>,
+        ended: Rc<Cell<bool>>,
+    }
+
+    fn run(socket: TcpListener) -> Running {
+        let running = Running {
+            acceptor: Rc::new(Acceptor::new(socket).expect("an acceptor")),
+            clients: Rc::default(),
+            ended: Rc::default(),
+        };
+        let (acceptor, clients) = (Rc::clone(&running.acceptor), Rc::clone(&running.clients));
+        let ended = Rc::clone(&running.ended);
+        task::spawn("acceptor", async move {
+            let take = |fd, address| clients.with(|clients| clients.push((fd, address)));
+            acceptor.run(take).await.expect("it was stopped");
+            ended.set(true);
+        });
+        running
+    }
+
+    impl Running {
+        fn accepted(&self) -> usize {
+            self.clients.with(|clients| clients.len())
+        }
+    }
+
+    #[test]
+    fn all_shards_share_one_port_and_every_connection_arrives() {
+        testing::on_both_drivers(|| async {
+            let bound = bound(3);
+            let address = bound.address;
+            assert_ne!(address.port(), 0);
+            let running: Vec<_> = bound.sockets.into_iter().map(run).collect();
+            let clients: Vec<_> = (0..100).map(|_| TcpStream::connect(address).expect("connected")).collect();
+            testing::until(|| running.iter().map(Running::accepted).sum::<usize>() == clients.len()).await;
+            for running in &running {
+                assert!(running.accepted() > 0, "the kernel spreads 100 connections over 3 sockets");
+                assert_eq!(running.acceptor.counts().accepted, running.accepted() as u64);
+            }
+            let mut known: Vec<_> = clients.iter().map(|client| client.local_addr().expect("known")).collect();
+            let mut seen: Vec<_> = running
+                .iter()
+                .flat_map(|running| running.clients.with(std::mem::take))
+                .map(|(_, address)| address)
+                .collect();
+            known.sort_unstable();
+            seen.sort_unstable();
+            assert_eq!(known, seen);
+        });
+    }
+
+    #[test]
+    fn stopping_takes_what_is_queued_and_then_refuses() {
+        testing::on_both_drivers(|| async {
+            let mut bound = bound(1);
+            // More than one turn's budget, all queued before anybody accepts.
+            let clients: Vec<_> =
+                (0..BUDGET + 10).map(|_| TcpStream::connect(bound.address).expect("connected")).collect();
+            let running = run(bound.sockets.pop().expect("one socket"));
+            running.acceptor.stop();
+            testing::until(|| running.ended.get()).await;
+            assert_eq!(running.accepted(), clients.len());
+            let refused = TcpStream::connect(bound.address).expect_err("nobody listens any more");
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
+
+    #[test]
+    fn stopping_an_acceptor_that_waits_ends_it() {
+        testing::on_both_drivers(|| async {
+            let mut bound = bound(1);
+            let running = run(bound.sockets.pop().expect("one socket"));
+            let client = TcpStream::connect(bound.address).expect("connected");
+            testing::until(|| running.accepted() == 1).await;
+            running.acceptor.stop();
+            testing::until(|| running.ended.get()).await;
+            drop(client);
+        });
+    }
+
+    #[test]
+    fn a_port_that_a_gateway_holds_is_refused_loudly() {
+        let first = bound(2);
+        let error = bind(first.address, 128, 2).expect_err("it is taken").to_string();
+        let (host, port) = (first.address.ip(), first.address.port());
+        assert!(error.contains(&format!("cannot listen on {host} port {port}: ")), "{error}");
+        assert!(error.contains("second gateway"), "{error}");
+        // Without the claim, as in another network namespace's view or a foreign program with SO_REUSEPORT.
+        let Bound { address, sockets, claim } = first;
+        drop(claim);
+        assert_eq!(bind(address, 128, 2).expect_err("it is taken").kind(), io::ErrorKind::AddrInUse);
+        drop(sockets);
+        assert_eq!(bind(address, 128, 2).expect("it is free again").address, address);
+    }
+
+    #[test]
+    fn connections_of_the_process_before_do_not_keep_the_port() {
+        let first = bound(1);
+        let client = TcpStream::connect(first.address).expect("connected");
+        let (server, _) = loop {
+            // The socket does not block; the connection is on its way.
+            if let Ok(accepted) = first.sockets[0].accept() {
+                break accepted;
+            }
+        };
+        let address = first.address;
+        drop(first);
+        // This side closes first and is left in TIME_WAIT.
+        drop(server);
+        drop(client);
+        bind(address, 128, 1).expect("a restart binds at once");
+    }
+
+    #[test]
+    fn without_descriptors_it_backs_off_and_recovers() {
+        let Some(output) = testing::in_child("shard::listener::tests::without_descriptors_it_backs_off_and_recovers")
+        else {
+            testing::on_both_drivers(|| async {
+                let mut bound = bound(1);
+                let mut clients: Vec<_> =
+                    (0..20).map(|_| TcpStream::connect(bound.address).expect("connected")).collect();
+                let before = getrlimit(Resource::Nofile);
+                let running = run(bound.sockets.pop().expect("one socket"));
+                // The lowest free number, plus room for five.
+                let free = std::fs::read_dir("/proc/self/fd").expect("procfs").count() as u64;
+                setrlimit(Resource::Nofile, Rlimit { current: Some(free + 5), ..before }).expect("lowered");
+                testing::until(|| running.acceptor.counts().turned_away >= 3).await;
+                let counts = running.acceptor.counts();
+                assert_eq!(counts.exhausted, 1, "one burst counts once");
+                assert!((1..20).contains(&counts.accepted), "{counts:?}");
+                setrlimit(Resource::Nofile, before).expect("raised");
+                let all = clients.len() as u64;
+                testing::until(|| {
+                    let counts = running.acceptor.counts();
+                    counts.accepted + counts.turned_away == all
+                })
+                .await;
+                let turned_away = running.acceptor.counts().turned_away;
+                running.acceptor.stop();
+                testing::until(|| running.ended.get()).await;
+                running.clients.with(Vec::clear);
+                let closed =
+                    clients.iter_mut().filter_map(|client| client.read(&mut [0]).ok()).filter(|&read| read == 0);
+                assert_eq!(closed.count(), clients.len(), "{turned_away} of them early");
+                eprintln!("recovered");
+            });
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.matches("recovered").count(), testing::drivers().len(), "{said}");
+    }
+
+    #[track_caller]
+    fn check_turn(script: &[Result<u8, Errno>], expected: Turn, taken: &[u8]) {
+        let mut script = script.iter().copied();
+        let mut seen = Vec::new();
+        let end = turn(3, || script.next().expect("it asked too often"), |one| seen.push(one));
+        assert_eq!((end, &seen[..]), (expected, taken));
+    }
+
+    #[test]
+    fn a_turn_ends_as_accept_says() {
+        check_turn(&[Err(Errno::AGAIN)], Turn::Empty, &[]);
+        check_turn(&[Ok(1), Ok(2), Err(Errno::AGAIN)], Turn::Empty, &[1, 2]);
+        check_turn(&[Ok(1), Ok(2), Ok(3)], Turn::Budget, &[1, 2, 3]);
+        check_turn(&[Err(Errno::CONNABORTED), Ok(1), Err(Errno::AGAIN)], Turn::Empty, &[1]);
+        // A peer that aborts every connection does not keep the shard busy for ever.
+        check_turn(&[Err(Errno::CONNABORTED); 3], Turn::Budget, &[]);
+        check_turn(&[Err(Errno::INTR), Err(Errno::PERM), Err(Errno::HOSTUNREACH)], Turn::Budget, &[]);
+        check_turn(&[Ok(1), Err(Errno::MFILE)], Turn::Exhausted(Errno::MFILE), &[1]);
+        for error in [Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            check_turn(&[Err(error)], Turn::Exhausted(error), &[]);
+        }
+        check_turn(&[Err(Errno::INVAL)], Turn::Failed(Errno::INVAL), &[]);
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_half_a_second_and_starts_anew() {
+        let mut pressure = Pressure::default();
+        assert!(pressure.begins());
+        let waits: Vec<_> = (0..7).map(|_| pressure.pause().as_millis()).collect();
+        assert_eq!(waits, [20, 40, 80, 160, 320, 500, 500]);
+        assert!(!pressure.begins());
+        pressure.relieved();
+        assert!(pressure.begins());
+        assert_eq!(pressure.pause(), PAUSE);
+    }
+}

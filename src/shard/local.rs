@@ -48,13 +48,13 @@ impl<T> Local<T> {
     }
 }
 
-/// Ends the process if a panic unwinds through it.
-pub(super) struct AbortOnUnwind(pub(super) &'static str);
+/// Ends the process if a panic unwinds through it. For what a shard cannot live without.
+pub(crate) struct AbortOnUnwind(pub(crate) &'static str);
 
 impl AbortOnUnwind {
     /// The dangerous part is over.
     #[inline]
-    pub(super) fn disarm(self) {
+    pub(crate) fn disarm(self) {
         std::mem::forget(self);
     }
 }

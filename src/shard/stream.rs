@@ -146,3 +146,173 @@ impl AsyncWrite for TcpStream {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::shard::{clock, testing};
+
+    const LOCAL: &str = "127.0.0.1:0";
+
+    fn soon() -> Instant {
+        clock::now() + Duration::from_secs(30)
+    }
+
+    /// A connection over loopback, both ends on this shard.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(LOCAL).expect("a port");
+        let address = listener.local_addr().expect("its address");
+        let client = TcpStream::connect(address, soon()).await.expect("connected");
+        let (server, _) = listener.accept().expect("accepted");
+        (client, TcpStream::from_fd(server.into()).expect("registered"))
+    }
+
+    #[test]
+    fn bytes_go_both_ways_and_end_with_a_fin() {
+        testing::on_both_drivers(|| async {
+            let (mut client, mut server) = pair().await;
+            assert_eq!(client.peer_addr().ok(), server.local_addr().ok());
+            assert!(client.io.nodelay().expect("known") && server.io.nodelay().expect("known"));
+            let slices = [IoSlice::new(b"one "), IoSlice::new(b"write")];
+            assert_eq!(client.write_vectored(&slices).await.expect("written"), 9);
+            client.shutdown().await.expect("ended");
+            let mut heard = String::new();
+            server.read_to_string(&mut heard).await.expect("read to the end");
+            assert_eq!(heard, "one write");
+            server.write_all(b"still here").await.expect("the other direction goes on");
+            let mut answer = [0; 10];
+            client.read_exact(&mut answer).await.expect("read");
+            assert_eq!(&answer, b"still here");
+        });
+    }
+
+    #[test]
+    fn more_than_the_socket_holds_waits_for_the_reader() {
+        testing::on_both_drivers(|| async {
+            const BYTES: usize = 8 << 20;
+            let (mut client, mut server) = pair().await;
+            crate::shard::task::spawn("writer", async move {
+                client.write_all(&vec![7; BYTES]).await.expect("written");
+            });
+            let mut heard = Vec::new();
+            server.read_to_end(&mut heard).await.expect("read");
+            assert_eq!(heard.len(), BYTES);
+        });
+    }
+
+    #[test]
+    fn a_refused_connect_says_so() {
+        testing::on_both_drivers(|| async {
+            let address = TcpListener::bind(LOCAL).and_then(|gone| gone.local_addr()).expect("a port that was free");
+            let error = TcpStream::connect(address, soon()).await.expect_err("nobody listens");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        });
+    }
+
+    /// A listener whose accept queue is full: further handshakes hang.
+    fn full_listener() -> (Socket, SocketAddr, Vec<std::net::TcpStream>) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&LOCAL.parse::<SocketAddr>().expect("an address").into()).expect("a port");
+        socket.listen(0).expect("it listens");
+        let address = socket.local_addr().ok().and_then(|address| address.as_socket()).expect("its address");
+        let mut waiting = Vec::new();
+        while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+            waiting.push(stream);
+            assert!(waiting.len() < 100, "the queue of a backlog of 0 has no end");
+        }
+        (socket, address, waiting)
+    }
+
+    fn open_descriptors() -> usize {
+        std::fs::read_dir("/proc/self/fd").expect("procfs").count()
+    }
+
+    #[test]
+    fn a_connect_cut_off_or_dropped_leaks_no_descriptor() {
+        // Alone in a process, so that nobody else's descriptors are counted.
+        let Some(output) = testing::in_child("shard::stream::tests::a_connect_cut_off_or_dropped_leaks_no_descriptor")
+        else {
+            testing::on_both_drivers(|| async {
+                let (_listener, address, _waiting) = full_listener();
+                let before = open_descriptors();
+                for _ in 0..20 {
+                    let deadline = clock::now() + Duration::from_millis(2);
+                    let error = TcpStream::connect(address, deadline).await.expect_err("it hangs");
+                    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                    // Dropped by whoever waits, not by its own deadline.
+                    let dropped = timer::within(deadline, TcpStream::connect(address, soon())).await;
+                    assert!(dropped.is_none());
+                }
+                assert_eq!(open_descriptors(), before);
+                for _ in 0..20 {
+                    drop(pair().await);
+                }
+                assert_eq!(open_descriptors(), before);
+                eprintln!("nothing leaked");
+            });
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        assert_eq!(said.matches("nothing leaked").count(), testing::drivers().len(), "{said}");
+    }
+
+    #[test]
+    fn an_idle_connection_that_ended_or_spoke_is_unfit() {
+        testing::on_both_drivers(|| async {
+            let (mut quiet, server) = pair().await;
+            assert!(!quiet.is_unfit());
+            drop(server);
+            poll_fn(|cx| quiet.poll_unfit(cx)).await;
+            assert!(quiet.is_unfit());
+
+            let (mut quiet, mut server) = pair().await;
+            assert!(!quiet.is_unfit());
+            server.write_all(b"unasked").await.expect("written");
+            testing::until(|| quiet.is_unfit()).await;
+        });
+    }
+
+    #[test]
+    fn a_reset_is_seen_as_one() {
+        testing::on_both_drivers(|| async {
+            let (mut client, server) = pair().await;
+            if server.reset().is_ok() {
+                let error = client.read_u8().await.expect_err("it was reset");
+                assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+            } else {
+                let error = client.read_u8().await.expect_err("it was closed");
+                assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+            }
+        });
+    }
+
+    #[test]
+    fn a_socket_moves_to_another_shard_before_it_is_registered() {
+        for driver in testing::drivers() {
+            let listener = TcpListener::bind(LOCAL).expect("a port");
+            let address = listener.local_addr().expect("its address");
+            let (hand_over, taken) = std::sync::mpsc::channel::<OwnedFd>();
+            let other = std::thread::spawn(move || {
+                testing::on(driver, move || async move {
+                    let fd = taken.recv().expect("a socket is handed over");
+                    let mut stream = TcpStream::from_fd(fd).expect("registered");
+                    stream.write_all(b"from the other shard").await.expect("written");
+                });
+            });
+            testing::on(driver, move || async move {
+                let mut client = TcpStream::connect(address, soon()).await.expect("connected");
+                let (server, _) = listener.accept().expect("accepted");
+                hand_over.send(server.into()).expect("the other shard waits");
+                let mut heard = String::new();
+                client.read_to_string(&mut heard).await.expect("read");
+                assert_eq!(heard, "from the other shard");
+            });
+            other.join().expect("it ended well");
+        }
+    }
+}
