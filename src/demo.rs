@@ -33,11 +33,9 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// Starts the sample services and runs the gateway in front of them until a signal ends it.
 pub fn run(mut config: Config) -> anyhow::Result<Ended> {
     log::init(&config.log.level)?;
-    for (name, service) in [
-        ("ingestion", Service::Ingestion),
-        ("prediction", Service::Prediction),
-        ("ai-engine", Service::AiEngine),
-    ] {
+    for (name, service) in
+        [("ingestion", Service::Ingestion), ("prediction", Service::Prediction), ("ai-engine", Service::AiEngine)]
+    {
         let address = start(name, service)?;
         let upstream = config
             .upstreams

@@ -1,10 +1,6 @@
 //! Arguments → configuration → `server::run` → exit code.
 
-use std::{
-    io::Write as _,
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use shardgate::{
@@ -32,7 +28,7 @@ struct Arguments {
 enum Command {
     /// Run the gateway until SIGTERM. SIGHUP reloads the configuration; a second SIGTERM ends at once.
     Run {
-        /// The configuration file. Without it: $SHARDGATE_CONFIG, else ./shardgate.toml if there is one, else defaults.
+        /// The configuration file. Without it: `$SHARDGATE_CONFIG`, else ./shardgate.toml if there is one, else defaults.
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
@@ -71,8 +67,13 @@ fn main() -> ExitCode {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
             }
-            let source = path.map_or_else(|| "the defaults and the environment".to_owned(), |path| path.display().to_string());
-            print(&format!("{source}: no mistakes; {} routes, {} upstreams\n", config.routes.len(), config.upstreams.len()))
+            let source =
+                path.map_or_else(|| "the defaults and the environment".to_owned(), |path| path.display().to_string());
+            print(&format!(
+                "{source}: no mistakes; {} routes, {} upstreams\n",
+                config.routes.len(),
+                config.upstreams.len()
+            ))
         }),
         Command::Config { schema: true, .. } => print(&format!("{:#}\n", config::docs::schema())),
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),

@@ -98,9 +98,9 @@ async fn answer(
         return response;
     }
     let answered = match request.uri().path() {
-        "/metrics" => ask(questions, Question::Metrics).await.map(|metrics| {
-            page(StatusCode::OK, exposition::CONTENT_TYPE, metrics.into_bytes())
-        }),
+        "/metrics" => ask(questions, Question::Metrics)
+            .await
+            .map(|metrics| page(StatusCode::OK, exposition::CONTENT_TYPE, metrics.into_bytes())),
         "/health" => health(questions, HealthPage::Whole).await,
         "/health/ready" => health(questions, HealthPage::Ready).await,
         "/health/live" => Some(page(StatusCode::OK, "application/json", br#"{"status":"up"}"#.to_vec())),

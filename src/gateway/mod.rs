@@ -6,15 +6,11 @@ mod plan;
 mod proxy;
 mod router;
 
-use std::{
-    net::IpAddr,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{net::IpAddr, rc::Rc, sync::Arc};
 
 use body::Body;
-pub use plan::{Plan, PlanError};
 use plan::{OwnPage, Target};
+pub use plan::{Plan, PlanError};
 use router::NoRoute;
 
 use crate::{
@@ -282,8 +278,8 @@ fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject
 
 /// Brings the path into normal form, in place where it is already. Says whether it has an escaped slash.
 fn normalise_path(head: &mut RequestHead) -> Result<bool, Reject> {
-    let normal =
-        path::normalise(head.path.of(&head.bytes)).map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
+    let normal = path::normalise(head.path.of(&head.bytes))
+        .map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
     let has_encoded_slash = normal.has_encoded_slash;
     let changed = match normal.path {
         std::borrow::Cow::Borrowed(path) if !head.path.is_empty() => {

@@ -4,16 +4,16 @@ use std::borrow::Cow;
 
 /// A path in normal form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Normal<'p> {
+pub(super) struct Normal<'p> {
     /// The path: dot segments resolved, slashes merged, needless escapes undone, escapes in upper case.
-    pub path: Cow<'p, [u8]>,
+    pub(super) path: Cow<'p, [u8]>,
     /// It holds `%2F` or `%5C`: a backend may see other segments than the router did.
-    pub has_encoded_slash: bool,
+    pub(super) has_encoded_slash: bool,
 }
 
 /// Why a path has no normal form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PathError {
+pub(super) enum PathError {
     /// It does not begin with a slash.
     #[error("the path does not begin with a slash")]
     Relative,
@@ -30,7 +30,7 @@ pub enum PathError {
 
 impl PathError {
     /// The sentence for the client.
-    pub const fn detail(self) -> &'static str {
+    pub(super) const fn detail(self) -> &'static str {
         match self {
             Self::Relative => "the path does not begin with a slash",
             Self::Escape => "the path has an incomplete percent-escape",
@@ -41,7 +41,7 @@ impl PathError {
 }
 
 /// Brings a path into normal form. An empty one is `/`. Nothing is copied when it is in normal form already.
-pub fn normalise(path: &[u8]) -> Result<Normal<'_>, PathError> {
+pub(super) fn normalise(path: &[u8]) -> Result<Normal<'_>, PathError> {
     if path.is_empty() {
         return Ok(Normal { path: Cow::Borrowed(b"/"), has_encoded_slash: false });
     }

@@ -71,6 +71,7 @@ pub(super) enum OwnPage {
 
 /// How a route's requests are proxied.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key of the configuration")]
 pub(super) struct ProxyRoute {
     pub(super) upstream: usize,
     pub(super) rewrite: Rewrite,
@@ -137,11 +138,8 @@ pub enum PlanError {
 }
 
 /// The routes that the gateway answers itself, under the names that logs and metrics show.
-const OWN_PAGES: [(&str, OwnPage); 3] = [
-    ("/health", OwnPage::Health),
-    ("/health/live", OwnPage::Live),
-    ("/health/ready", OwnPage::Ready),
-];
+const OWN_PAGES: [(&str, OwnPage); 3] =
+    [("/health", OwnPage::Health), ("/health/live", OwnPage::Live), ("/health/ready", OwnPage::Ready)];
 
 impl Plan {
     /// Compiles a configuration for this many shards. Looks up the backends' names, so it may block for as long as DNS
@@ -174,11 +172,7 @@ impl Plan {
         }
         for (path, page) in OWN_PAGES {
             router.add(routes.len(), &[], &PathPattern::Exact(path.to_owned()), &["GET".to_owned()]);
-            routes.push(Route {
-                name: path.to_owned(),
-                slot: names.routes.claim(path),
-                target: Target::Own(page),
-            });
+            routes.push(Route { name: path.to_owned(), slot: names.routes.claim(path), target: Target::Own(page) });
         }
         Ok(Self {
             generation,
@@ -262,7 +256,10 @@ impl ProxyRoute {
             (None, None) => Rewrite::Keep,
         };
         Self {
-            upstream: upstreams.iter().position(|plan| plan.name == route.upstream).expect("the configuration is checked"),
+            upstream: upstreams
+                .iter()
+                .position(|plan| plan.name == route.upstream)
+                .expect("the configuration is checked"),
             rewrite,
             preserve_host: route.preserve_host,
             forward_authorization: route.forward_authorization,

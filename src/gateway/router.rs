@@ -12,7 +12,7 @@ use crate::{
 
 /// What is routed: which route answers for which requests. The routes themselves are the caller's, by their index.
 #[derive(Debug, Default)]
-pub struct Router {
+pub(super) struct Router {
     exact: BTreeMap<Box<[u8]>, Node>,
     /// `*.example.com` as `.example.com`, the longest first.
     wildcard: Vec<(Box<[u8]>, Node)>,
@@ -23,8 +23,8 @@ pub struct Router {
 #[derive(Debug, Default)]
 struct Node {
     /// Sorted by the text.
-    literals: Vec<(Box<[u8]>, Node)>,
-    parameter: Option<Box<Node>>,
+    literals: Vec<(Box<[u8]>, Self)>,
+    parameter: Option<Box<Self>>,
     /// Routes for exactly this path.
     here: Vec<Entry>,
     /// Routes for this path and all below it.
@@ -40,26 +40,26 @@ struct Entry {
 
 /// A route that answers for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub(super) struct Found {
     /// Its index.
-    pub route: usize,
+    pub(super) route: usize,
     /// What its parameters took.
-    pub captures: Captures,
+    pub(super) captures: Captures,
 }
 
 /// Parameters that a route may have, its `/*` included.
-pub const CAPTURES_MAX: usize = 16;
+pub(super) const CAPTURES_MAX: usize = 16;
 
 /// What a route's parameters took of the path, in order, and at last what its `/*` took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Captures {
+pub(super) struct Captures {
     spans: [Span; CAPTURES_MAX],
     len: usize,
 }
 
 impl Captures {
     /// The n-th, as a span of the path; empty when there is none.
-    pub fn nth(&self, n: usize) -> Span {
+    pub(super) fn nth(&self, n: usize) -> Span {
         if n < self.len { self.spans[n] } else { Span::default() }
     }
 
@@ -78,7 +78,7 @@ impl Captures {
 
 /// No route answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoRoute {
+pub(super) enum NoRoute {
     /// Not for this host and path.
     NotFound,
     /// Not with this method; with these.
@@ -87,7 +87,7 @@ pub enum NoRoute {
 
 impl Router {
     /// Adds a route. Among routes that are equally specific the one that was added first wins.
-    pub fn add(&mut self, route: usize, hosts: &[HostPattern], path: &PathPattern, methods: &[String]) {
+    pub(super) fn add(&mut self, route: usize, hosts: &[HostPattern], path: &PathPattern, methods: &[String]) {
         let entry = Entry { route, methods: methods.iter().map(|method| method.as_bytes().into()).collect() };
         if hosts.is_empty() {
             self.any.add(path, entry);
@@ -116,7 +116,13 @@ impl Router {
 
     /// The route for a request. `authority` may carry a port; `path` is in normal form; `method_text` is the method as
     /// it came.
-    pub fn find(&self, authority: &[u8], path: &[u8], method: Method, method_text: &[u8]) -> Result<Found, NoRoute> {
+    pub(super) fn find(
+        &self,
+        authority: &[u8],
+        path: &[u8],
+        method: Method,
+        method_text: &[u8],
+    ) -> Result<Found, NoRoute> {
         let mut search = Search { path, method, method_text, captures: Captures::default(), allowed: Vec::new() };
         let mut found = None;
         if !self.exact.is_empty() || !self.wildcard.is_empty() {
@@ -254,6 +260,8 @@ impl Search<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use expect_test::{Expect, expect};
 
     use super::*;
@@ -288,7 +296,7 @@ mod tests {
                 Err(NoRoute::NotFound) => "not found".to_owned(),
                 Err(NoRoute::Method(allow)) => format!("allow {allow}"),
             };
-            outcome += &format!("{request} → {found}\n");
+            writeln!(outcome, "{request} → {found}").expect("a string takes it");
         }
         expected.assert_eq(&outcome);
     }
@@ -362,7 +370,7 @@ mod tests {
                 "GET other /only",
                 "GET x.example.com /only",
             ],
-            &expect![[r#"
+            &expect![[r"
                 GET shop.example.com /a → 0 []
                 GET SHOP.example.com:8080 /a → 0 []
                 GET x.example.com /a → 1 []
@@ -372,7 +380,7 @@ mod tests {
                 GET [::1]:3000 /a → 4 []
                 GET other /only → not found
                 GET x.example.com /only → not found
-            "#]],
+            "]],
         );
     }
 

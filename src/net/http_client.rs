@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Bounds of an answer's head. Wider than a request's: the backend is ours, and cookies are long.
-pub const ANSWER_LIMITS: HeadLimits = HeadLimits { head_bytes_max: 64 * 1024, fields_max: 256, target_bytes_max: 0 };
+const ANSWER_LIMITS: HeadLimits = HeadLimits { head_bytes_max: 64 * 1024, fields_max: 256, target_bytes_max: 0 };
 
 /// Interim answers (RFC 9110 §15.2) that one request may get before its final one.
 const INTERIM_MAX: u8 = 16;
@@ -58,7 +58,13 @@ impl ClientConnection {
     /// Connects before the deadline. Dropping the future closes the socket.
     pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Self> {
         let stream = TcpStream::connect(address, deadline).await?;
-        Ok(Self { io: Io::new(stream), reader: Reader::new(), scanner: ResponseScanner::new(), interim: 0, has_answered: false })
+        Ok(Self {
+            io: Io::new(stream),
+            reader: Reader::new(),
+            scanner: ResponseScanner::new(),
+            interim: 0,
+            has_answered: false,
+        })
     }
 
     /// Whether an idle connection can take another request: the backend has neither closed it nor sent anything unasked.

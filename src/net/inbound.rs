@@ -53,7 +53,7 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The reading half of a connection.
 #[derive(Debug)]
-pub struct Inbound {
+pub(super) struct Inbound {
     io: Rc<Io>,
     reader: Reader,
     /// How far the search for the end of the next head has come.
@@ -73,7 +73,7 @@ pub struct Inbound {
 
 /// Why there is no further request on a connection.
 #[derive(Debug)]
-pub enum NoRequest {
+pub(super) enum NoRequest {
     /// The client closed, fell silent between requests, or the shard drains: nothing to say.
     Closed,
     /// The head did not come in time.
@@ -101,7 +101,7 @@ pub enum BodyFailure {
 
 impl Inbound {
     /// A new connection's reading half.
-    pub fn new(io: Rc<Io>) -> Self {
+    pub(super) fn new(io: Rc<Io>) -> Self {
         Self {
             io,
             reader: Reader::new(),
@@ -117,17 +117,17 @@ impl Inbound {
     }
 
     /// Whether bytes of a next request are here already.
-    pub fn has_bytes(&self) -> bool {
+    pub(super) fn has_bytes(&self) -> bool {
         !self.reader.bytes().is_empty()
     }
 
     /// The connection's timer, for whoever waits on its behalf.
-    pub fn deadline(&mut self) -> &mut Deadline {
+    pub(super) fn deadline(&mut self) -> &mut Deadline {
         &mut self.deadline
     }
 
     /// Waits for the first bytes of a request: `Ready(false)` when the client closed or the deadline passed.
-    pub fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    pub(super) fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.has_bytes() {
             return Poll::Ready(true);
         }
@@ -139,9 +139,15 @@ impl Inbound {
     }
 
     /// Reads on until a request's head is complete, or its deadline, which the caller has set, has passed.
-    pub fn poll_head(&mut self, cx: &mut Context<'_>, limits: &HttpLimits) -> Poll<Result<RequestHead, NoRequest>> {
+    pub(super) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &HttpLimits,
+    ) -> Poll<Result<RequestHead, NoRequest>> {
         loop {
-            if let Some(head_bytes) = self.scanner.scan(self.reader.bytes(), &limits.head).map_err(NoRequest::Refused)? {
+            if let Some(head_bytes) =
+                self.scanner.scan(self.reader.bytes(), &limits.head).map_err(NoRequest::Refused)?
+            {
                 return Poll::Ready(self.take_head(head_bytes, limits));
             }
             match self.reader.poll_read(&self.io, cx) {
@@ -173,7 +179,7 @@ impl Inbound {
     }
 
     /// Whether the body of the current request has been consumed in full.
-    pub fn is_body_done(&self) -> bool {
+    pub(super) fn is_body_done(&self) -> bool {
         self.reader.is_done()
     }
 
@@ -183,12 +189,12 @@ impl Inbound {
     }
 
     /// Takes what was read beyond the head: the first bytes of a tunnel.
-    pub fn take_rest(&mut self) -> Vec<u8> {
+    pub(super) fn take_rest(&mut self) -> Vec<u8> {
         self.reader.take_rest()
     }
 
     /// Reads over the rest of a body that is within reach: `true` when the connection can go on.
-    pub fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         self.body_bytes_max = u64::MAX;
         loop {
             match self.poll_fill(cx) {
@@ -202,7 +208,7 @@ impl Inbound {
 
     /// Reads and drops whatever still comes on a connection that is being closed, until the client closes too, the
     /// deadline passes or `bytes_max` have come: a client that still writes then reads our answer, not a reset.
-    pub fn poll_linger(&mut self, cx: &mut Context<'_>, bytes_max: &mut usize) -> Poll<()> {
+    pub(super) fn poll_linger(&mut self, cx: &mut Context<'_>, bytes_max: &mut usize) -> Poll<()> {
         loop {
             drop(self.reader.take_rest());
             match self.reader.poll_read(&self.io, cx) {

@@ -38,12 +38,7 @@ pub(super) enum Step {
 
 impl Reader {
     pub(super) fn new() -> Self {
-        Self {
-            buffer: Vec::new(),
-            taken: 0,
-            chunk: (0, 0),
-            decoder: BodyDecoder::new(Framing::None),
-        }
+        Self { buffer: Vec::new(), taken: 0, chunk: (0, 0), decoder: BodyDecoder::new(Framing::None) }
     }
 
     /// All bytes that are here.

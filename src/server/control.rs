@@ -391,6 +391,7 @@ async fn receive(pump: &mut Pump<Letter>) -> Vec<(usize, Letter)> {
 }
 
 /// What a signal asks for.
+#[derive(Clone, Copy)]
 enum Signalled {
     Reload,
     End,

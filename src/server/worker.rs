@@ -24,7 +24,10 @@ use crate::{
     gateway::{Gateway, Plan},
     net::{Connections, Peer, Slot, serve_connection},
     shard::{Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
-    telemetry::{access_log::AccessLog, metrics::{Counters, Refusal}},
+    telemetry::{
+        access_log::AccessLog,
+        metrics::{Counters, Refusal},
+    },
 };
 
 /// How often idle connections to backends are looked through.
@@ -251,12 +254,7 @@ fn refuse(fd: &OwnedFd) {
     let reject = Reject::new(Code::Overloaded);
     let (head, body) = reject.to_response(b"");
     let mut answer = Vec::with_capacity(512);
-    crate::proto::http1::encode_response(
-        &head,
-        head.framing,
-        crate::proto::http1::ConnectionToken::Close,
-        &mut answer,
-    );
+    crate::proto::http1::encode_response(&head, head.framing, crate::proto::http1::ConnectionToken::Close, &mut answer);
     answer.extend_from_slice(&body);
     // Whoever is not told is closed on all the same.
     let _ = rustix::net::send(fd.as_fd(), &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::shard::Instant;
 
 /// A backend's ejections never last longer than this.
-const EJECTION_MAX: Duration = Duration::from_secs(300);
+const EJECTION_MAX: Duration = Duration::from_mins(5);
 
 /// When a backend is left out. From the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +95,12 @@ mod tests {
         for seconds in [30, 60, 90] {
             assert!(fail(&mut outlier, now, 5));
             assert!(outlier.is_out(now + Duration::from_secs(seconds - 1)));
-            now = now + Duration::from_secs(seconds);
+            now += Duration::from_secs(seconds);
             assert!(!outlier.is_out(now));
         }
         for _ in 0..50 {
             fail(&mut outlier, now, 5);
-            now = now + EJECTION_MAX;
+            now += EJECTION_MAX;
             assert!(!outlier.is_out(now));
         }
     }

@@ -92,7 +92,7 @@ mod tests {
         for _ in 0..1_000_000 {
             budget.deposit();
         }
-        let later = start + Duration::from_secs(86_400);
+        let later = start + Duration::from_hours(24);
         let allowed = (0..1000).filter(|_| budget.withdraw(later)).count();
         assert_eq!(allowed, 30);
     }

@@ -225,8 +225,8 @@ impl Wait<'_> {
             return Poll::Ready(Err(Failure::ClientGone));
         }
         let is_the_clients = !self.is_uploaded && !self.is_blocked && !self.is_broken;
-        body.deadline().poll(cx).map(|()| {
-            Err(if is_the_clients { Failure::Request(BodyFailure::TimedOut) } else { Failure::TimedOut })
-        })
+        body.deadline()
+            .poll(cx)
+            .map(|()| Err(if is_the_clients { Failure::Request(BodyFailure::TimedOut) } else { Failure::TimedOut }))
     }
 }

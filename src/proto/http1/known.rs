@@ -73,6 +73,8 @@ fn of_ten(name: &[u8]) -> Known {
         Known::SetCookie
     } else if is(name, b"tracestate") {
         Known::Tracestate
+    } else if is(name, b"user-agent") {
+        Known::UserAgent
     } else {
         Known::Other
     }
