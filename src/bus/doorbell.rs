@@ -32,11 +32,12 @@ impl Armed {
     /// The reader asks whether it may wait for its bell. `has_letters` looks into its rings.
     #[inline]
     pub(super) fn may_sleep(&self, has_letters: impl FnOnce() -> bool) -> bool {
-        self.0.store(true, Ordering::Relaxed);
+        // Swaps, not stores: they stand in one order with the writers' swaps, which loom otherwise does not know of.
+        self.0.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if has_letters() {
             // A writer may have rung already; its byte is then read for nothing at the next wait.
-            self.0.store(false, Ordering::Relaxed);
+            self.0.swap(false, Ordering::Relaxed);
             return false;
         }
         true
