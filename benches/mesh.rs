@@ -43,7 +43,7 @@ fn acknowledge(mut outbox: Outbox<Letter>, mut inbox: Inbox<Letter>) {
             } else if letter[0] == BATCH - 1 {
                 outbox.send(from, letter);
             }
-            black_box(letter);
+            _ = black_box(letter);
         });
         outbox.flush();
     }
@@ -59,7 +59,7 @@ fn one_way(c: &mut Criterion) {
                 outbox.send(1, [number; 6]);
             }
             outbox.flush();
-            while inbox.drain(1, |_, letter| drop(black_box(letter))) == 0 {
+            while inbox.drain(1, |_, letter| _ = black_box(letter)) == 0 {
                 std::hint::spin_loop();
             }
         });
@@ -76,7 +76,7 @@ fn there_and_back(c: &mut Criterion) {
         b.iter(|| {
             outbox.send(1, [BATCH - 1; 6]);
             outbox.flush();
-            while inbox.drain(1, |_, letter| drop(black_box(letter))) == 0 {
+            while inbox.drain(1, |_, letter| _ = black_box(letter)) == 0 {
                 std::hint::spin_loop();
             }
         });

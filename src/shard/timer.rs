@@ -8,7 +8,8 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use monoio::time::Sleep;
+/// A timer of the runtime's.
+pub use monoio::time::Sleep;
 
 use super::clock::{self, Instant};
 
