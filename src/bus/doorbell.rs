@@ -139,7 +139,9 @@ mod tests {
                     model.bell.wait();
                 }
             }
-            threads.into_iter().for_each(|thread| thread.join().expect("a writer ends well"));
+            for thread in threads {
+                thread.join().expect("a writer ends well");
+            }
         });
     }
 

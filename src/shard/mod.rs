@@ -2,6 +2,7 @@
 //!
 //! Nothing outside this folder names the runtime. What a shard runs is handed in by `server/`.
 
+mod alarms;
 pub mod buffers;
 pub mod clock;
 pub mod cores;
