@@ -8,10 +8,15 @@ use std::os::unix::net::UnixStream;
 use rustix::net::SendFlags;
 
 #[cfg(all(mesh_loom, test))]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
+use loom::sync::atomic::{Ordering, fence};
 #[cfg(not(all(mesh_loom, test)))]
-#[expect(clippy::disallowed_types, reason = "the bell's flag is what atomics are allowed here for")]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{Ordering, fence};
+
+#[cfg(all(mesh_loom, test))]
+type Flag = loom::sync::atomic::AtomicBool;
+#[cfg(not(all(mesh_loom, test)))]
+#[expect(clippy::disallowed_types, reason = "a bell's flag is what atomics are allowed in this folder for")]
+type Flag = std::sync::atomic::AtomicBool;
 
 /// Whether the reader sleeps, or is about to. Shared by one reader and its writers.
 ///
@@ -20,23 +25,22 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 /// letter and stays awake, or the writer rings.
 #[derive(Debug)]
 #[repr(align(128))] // On a cache line of its own: writers on other cores read it after each batch.
-#[expect(clippy::disallowed_types, reason = "the bell's flag is what atomics are allowed here for")]
-pub(super) struct Armed(AtomicBool);
+pub(super) struct Armed(Flag);
 
 impl Armed {
     pub(super) fn new() -> Self {
-        #[expect(clippy::disallowed_types, reason = "the bell's flag is what atomics are allowed here for")]
-        Self(AtomicBool::new(false))
+        Self(Flag::new(false))
     }
 
     /// The reader asks whether it may wait for its bell. `has_letters` looks into its rings.
     #[inline]
     pub(super) fn may_sleep(&self, has_letters: impl FnOnce() -> bool) -> bool {
-        self.0.store(true, Ordering::Relaxed);
+        // Swaps, not stores: they stand in one order with the writers' swaps, which loom otherwise does not know of.
+        self.0.swap(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         if has_letters() {
             // A writer may have rung already; its byte is then read for nothing at the next wait.
-            self.0.store(false, Ordering::Relaxed);
+            self.0.swap(false, Ordering::Relaxed);
             return false;
         }
         true
@@ -135,7 +139,9 @@ mod tests {
                     model.bell.wait();
                 }
             }
-            threads.into_iter().for_each(|thread| thread.join().expect("a writer ends well"));
+            for thread in threads {
+                thread.join().expect("a writer ends well");
+            }
         });
     }
 

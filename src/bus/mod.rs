@@ -20,10 +20,10 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use monoio::io::IntoPollIo;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::shard::local::{AbortOnUnwind, Local};
+use crate::shard::stream::LocalStream;
 use crate::shard::timer;
 
 use mesh::{Endpoint, Inbox, Outbox, OutboxCounts};
@@ -70,9 +70,7 @@ impl<L> fmt::Debug for Bus<L> {
 
 /// Takes an endpoint into use on a shard.
 pub fn on_shard<L>(endpoint: Endpoint<L>) -> io::Result<(Bus<L>, Pump<L>)> {
-    start(endpoint, |ear| {
-        Ok(Ear::Shard(monoio::net::UnixStream::from_std(ear)?.try_into_poll_io().map_err(|(error, _)| error)?))
-    })
+    start(endpoint, |ear| Ok(Ear::Shard(LocalStream::from_std(ear)?)))
 }
 
 /// Takes an endpoint into use on a tokio thread, within its runtime (I/O and time enabled).
@@ -246,7 +244,7 @@ impl<L> Pump<L> {
 
 /// A reader's end of its bell, registered where it runs.
 enum Ear {
-    Shard(<monoio::net::UnixStream as IntoPollIo>::PollIo),
+    Shard(LocalStream),
     Tokio(tokio::net::UnixStream),
 }
 
@@ -269,6 +267,6 @@ impl Ear {
 }
 
 enum Retry {
-    Shard(Pin<Box<monoio::time::Sleep>>),
+    Shard(Pin<Box<timer::Sleep>>),
     Tokio(Pin<Box<tokio::time::Sleep>>),
 }

@@ -2,6 +2,7 @@
 //!
 //! Nothing outside this folder names the runtime. What a shard runs is handed in by `server/`.
 
+mod alarms;
 pub mod buffers;
 pub mod clock;
 pub mod cores;
@@ -134,5 +135,79 @@ fn pin_to(index: usize, cpu: usize) {
     }
     if let Err(error) = sched_setaffinity(None, &mask) {
         tracing::warn!(shard = index, cpu, %error, "the shard could not be pinned and will wander between CPUs");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    use rustix::thread::sched_getaffinity;
+
+    use super::*;
+
+    #[test]
+    fn a_shard_has_its_name_its_cpu_and_its_tasks() {
+        let allowed = sched_getaffinity(None).expect("known");
+        let cpu = (0..CpuSet::MAX_CPU).rfind(|&cpu| allowed.is_set(cpu)).expect("one at least");
+        for driver in testing::drivers() {
+            let (tell, told) = mpsc::channel();
+            let shard = spawn_shard(3, Some(cpu), driver, move || async move {
+                let ran = Rc::new(Cell::new(false));
+                let done = Rc::clone(&ran);
+                task::spawn("a task", async move { done.set(true) });
+                testing::until(|| ran.get()).await;
+                let mask = sched_getaffinity(None).expect("known");
+                let name = std::thread::current().name().map(str::to_owned);
+                tell.send((name, mask.count(), mask.is_set(cpu))).expect("somebody listens");
+            });
+            shard.expect("it starts").join().expect("it ends well");
+            assert_eq!(told.recv().expect("it ran"), (Some("shard-3".to_owned()), 1, true));
+        }
+    }
+
+    #[test]
+    fn a_cpu_that_is_refused_does_not_keep_a_shard_from_running() {
+        for cpu in [CpuSet::MAX_CPU - 1, usize::MAX] {
+            let shard = spawn_shard(0, Some(cpu), Driver::Epoll, || async {});
+            shard.expect("it starts").join().expect("it ends well");
+        }
+    }
+
+    #[test]
+    fn a_panic_outside_any_task_ends_the_process() {
+        let Some(output) = testing::in_child("shard::tests::a_panic_outside_any_task_ends_the_process") else {
+            let shard = spawn_shard(0, None, Driver::Epoll, || async { panic!("the accept loop is broken") });
+            let _ = shard.expect("it starts").join();
+            return;
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(testing::signal(&output), Some(libc::SIGABRT), "{said}");
+        assert!(said.contains("the accept loop is broken") && said.contains("a panic outside any task"), "{said}");
+    }
+
+    #[test]
+    fn a_refused_ring_means_epoll_and_a_refused_runtime_is_an_error() {
+        let Some(output) =
+            testing::in_child("shard::tests::a_refused_ring_means_epoll_and_a_refused_runtime_is_an_error")
+        else {
+            let before = getrlimit(Resource::Nofile);
+            setrlimit(Resource::Nofile, Rlimit { current: Some(0), ..before }).expect("lowered");
+            let driver = probe_driver(Driver::IoUring);
+            let shard = spawn_shard(0, None, driver, || async {});
+            setrlimit(Resource::Nofile, before).expect("raised");
+            assert_eq!(driver, Driver::Epoll);
+            assert_eq!(shard.expect_err("no descriptors").raw_os_error(), Some(libc::EMFILE));
+            return;
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[test]
+    fn epoll_is_taken_as_asked() {
+        assert_eq!(probe_driver(Driver::Epoll), Driver::Epoll);
+        assert_eq!([Driver::Epoll.name(), Driver::IoUring.name()], ["epoll", "io_uring"]);
     }
 }

@@ -1,4 +1,4 @@
-//! A TCP connection of a shard, over the runtime's poll I/O: the same on epoll and io_uring, and safe to drop at any time.
+//! A shard's connections, over the runtime's poll I/O: the same on epoll and io_uring, and safe to drop at any time.
 //!
 //! What bytes mean is left to `net/`.
 
@@ -144,6 +144,27 @@ impl AsyncWrite for TcpStream {
     #[inline]
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
+
+/// The reading end of a pair of local sockets; what a doorbell is heard through.
+#[derive(Debug)]
+pub struct LocalStream {
+    io: <monoio::net::UnixStream as IntoPollIo>::PollIo,
+}
+
+impl LocalStream {
+    /// Takes over a non-blocking socket and registers it with this thread's driver.
+    pub fn from_std(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        let io = monoio::net::UnixStream::from_std(socket)?.try_into_poll_io().map_err(|(error, _closed)| error)?;
+        Ok(Self { io })
+    }
+}
+
+impl AsyncRead for LocalStream {
+    #[inline]
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer)
     }
 }
 

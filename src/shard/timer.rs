@@ -4,19 +4,27 @@
 //! descriptor on io_uring; `shard::stream` and `shard::listener` do both by readiness.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::marker::PhantomData;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use monoio::time::Sleep;
+/// A timer of the runtime's.
+pub use monoio::time::Sleep;
 
+use super::alarms::{self, Alarms};
 use super::clock::{self, Instant};
+use super::local::{AbortOnUnwind, Local};
+use super::task;
 
 /// How long a task that has done much at once stands back for the others. The runtime has no fair way for a task to wake
 /// itself (decision 2), and this is the shortest sleep that it has.
 pub const TURN: Duration = Duration::from_millis(1);
 
 /// Completes when `duration` has passed, to the runtime's millisecond.
+///
+/// To be polled by one task only: the runtime's timers keep the first waker that they see. A [`Deadline`] may move.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(clock::now() + duration)
 }
@@ -26,24 +34,24 @@ pub fn sleep_until(instant: Instant) -> Sleep {
     monoio::time::sleep_until(to_runtime(instant))
 }
 
-/// The runtime's wheel turns once in about two years; nothing here waits for longer than one.
+/// The runtime's wheel turns once in about two years; whoever waits for longer than one is woken early, or never.
 fn to_runtime(instant: Instant) -> monoio::time::Instant {
     const YEAR: Duration = Duration::from_hours(366 * 24);
-    let instant = if instant == Instant::NEVER { clock::now() + YEAR } else { instant };
-    monoio::time::Instant::from_std(clock::to_std(instant))
+    monoio::time::Instant::from_std(clock::to_std(instant.min(clock::now() + YEAR)))
 }
 
-/// One deadline that is moved often and seldom met. One per connection.
+/// One deadline that is moved often and seldom met. One per connection; stays on its shard.
 ///
-/// Moving it later, or clearing it, is a plain store: the timer that is armed fires early, sees that there is time left
-/// and arms itself again. It costs a timer operation per period, not per request.
+/// Moving it later, or clearing it, is a plain store: the alarm that is set goes off early, sees that there is time left
+/// and is set again. It costs a timer operation per period, not per request.
 #[derive(Debug)]
 pub struct Deadline {
     /// When it is due; `NEVER` when it is clear.
     at: Instant,
-    /// When the timer fires; means nothing without one.
+    /// What the alarm was last set to; means nothing without one.
     armed: Instant,
-    timer: Option<Pin<Box<Sleep>>>,
+    alarm: Option<alarms::Id>,
+    here: PhantomData<Rc<()>>,
 }
 
 impl Default for Deadline {
@@ -53,9 +61,9 @@ impl Default for Deadline {
 }
 
 impl Deadline {
-    /// A clear deadline; it holds no timer until it is polled with a time set.
+    /// A clear deadline; it holds no alarm until it is polled with a time set.
     pub const fn new() -> Self {
-        Self { at: Instant::NEVER, armed: Instant::NEVER, timer: None }
+        Self { at: Instant::NEVER, armed: Instant::NEVER, alarm: None, here: PhantomData }
     }
 
     /// Due at `at`.
@@ -84,29 +92,107 @@ impl Deadline {
 
     /// Ready once the deadline has passed, and again at every later poll until it is moved.
     ///
-    /// It must be polled after it was set, else nothing wakes the task, and always by the same task: the runtime's timers
-    /// keep the first waker that they see.
+    /// It must be polled after it was set, else nothing wakes the task.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.at == Instant::NEVER {
             return Poll::Pending;
         }
-        loop {
-            match &mut self.timer {
-                Some(timer) if self.armed <= self.at => {
-                    if timer.as_mut().poll(cx).is_pending() {
-                        return Poll::Pending;
-                    }
-                    if self.armed == self.at {
-                        return Poll::Ready(());
-                    }
-                    timer.as_mut().reset(to_runtime(self.at));
-                }
-                Some(timer) => timer.as_mut().reset(to_runtime(self.at)),
-                None => self.timer = Some(Box::pin(sleep_until(self.at))),
+        let (polled, keeper) = ALARMS.with(|shard| shard.with(|shard| self.poll_alarm(shard, cx.waker())));
+        // Outside the closure: starting and waking run code of the runtime's.
+        match keeper {
+            Some(Keeper::Waits(waker)) => waker.wake(),
+            Some(Keeper::Unborn) => task::spawn("the keeper of deadlines", keep_time()),
+            Some(Keeper::Runs) | None => {}
+        }
+        polled
+    }
+
+    /// Also returns the keeper if it has to be told of an alarm sooner than the one that it waits for.
+    fn poll_alarm(&mut self, shard: &mut ShardAlarms, waker: &Waker) -> (Poll<()>, Option<Keeper>) {
+        let alarm = *self.alarm.get_or_insert_with(|| {
+            self.armed = Instant::NEVER;
+            shard.alarms.open()
+        });
+        if self.armed <= self.at {
+            if shard.alarms.is_ticking(alarm, waker) {
+                return (Poll::Pending, None);
             }
-            self.armed = self.at;
+            if self.armed == self.at {
+                return (Poll::Ready(()), None);
+            }
+        }
+        shard.alarms.set(alarm, self.at, waker);
+        self.armed = self.at;
+        if self.at >= shard.next {
+            return (Poll::Pending, None);
+        }
+        shard.next = self.at;
+        (Poll::Pending, Some(std::mem::replace(&mut shard.keeper, Keeper::Runs)))
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        if let Some(alarm) = self.alarm {
+            // An error means that the thread is ending and its alarms are gone.
+            let _ = ALARMS.try_with(|shard| shard.with(|shard| shard.alarms.close(alarm)));
         }
     }
+}
+
+thread_local! {
+    static ALARMS: Local<ShardAlarms> = const {
+        Local::new(ShardAlarms { alarms: Alarms::new(), next: Instant::NEVER, keeper: Keeper::Unborn })
+    };
+}
+
+struct ShardAlarms {
+    alarms: Alarms,
+    /// When the keeper looks next.
+    next: Instant,
+    keeper: Keeper,
+}
+
+/// The task that lets alarms go off.
+enum Keeper {
+    /// No deadline was ever set on this shard.
+    Unborn,
+    /// It has been started or woken, and will look at all alarms before it waits.
+    Runs,
+    /// It waits until `next`, or to be told of a sooner one.
+    Waits(Waker),
+}
+
+/// Lets this shard's alarms go off, with one timer of the runtime's, for as long as the shard lives.
+async fn keep_time() {
+    // One task, so that the timer's first waker stays the right one.
+    let mut timer = pin!(sleep_until(Instant::START));
+    poll_fn(|cx| {
+        let guard = AbortOnUnwind("a panic while deadlines were kept");
+        loop {
+            let now = clock::now();
+            while let Some(due) = ALARMS.with(|shard| shard.with(|shard| shard.alarms.go_off(now))) {
+                due.wake();
+            }
+            let next = ALARMS.with(|shard| {
+                shard.with(|shard| {
+                    shard.next = shard.alarms.next().unwrap_or(Instant::NEVER);
+                    shard.keeper = Keeper::Waits(cx.waker().clone());
+                    shard.next
+                })
+            });
+            if next == Instant::NEVER {
+                break;
+            }
+            timer.as_mut().reset(to_runtime(next));
+            if timer.as_mut().poll(cx).is_pending() {
+                break;
+            }
+        }
+        guard.disarm();
+        Poll::<()>::Pending
+    })
+    .await;
 }
 
 /// Drives `future` until `deadline`; `None` when time ran out first.
@@ -125,6 +211,7 @@ pub async fn within<F: Future>(deadline: Instant, future: F) -> Option<F::Output
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
     use std::future::pending;
 
     use super::*;
@@ -182,6 +269,38 @@ mod tests {
             deadline.clear();
             assert!(poll_once(&mut deadline).await.is_pending());
             assert_eq!(deadline.at(), None);
+        });
+    }
+
+    #[test]
+    fn the_task_that_polled_last_is_woken() {
+        testing::on_both_drivers(|| async {
+            let mut deadline = Deadline::new();
+            deadline.set_after(Duration::from_millis(5));
+            assert!(deadline.poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            passed(&mut deadline).await;
+        });
+    }
+
+    #[test]
+    fn many_deadlines_share_one_timer_and_none_comes_early() {
+        testing::on_both_drivers(|| async {
+            let met = Rc::new(Cell::new(0));
+            for number in 0..500_u64 {
+                let met = Rc::clone(&met);
+                task::spawn(number, async move {
+                    // Neither in order nor all different.
+                    let due = clock::now() + Duration::from_micros(number * 7919 % 30_000);
+                    let mut deadline = Deadline::new();
+                    deadline.set(due);
+                    passed(&mut deadline).await;
+                    assert!(clock::now() >= due);
+                    met.set(met.get() + 1);
+                });
+            }
+            testing::until(|| met.get() == 500).await;
+            assert_eq!(task::panics(), 0);
+            assert_eq!(size_of::<Deadline>(), 24, "one for each idle connection");
         });
     }
 
