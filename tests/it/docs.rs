@@ -51,20 +51,22 @@ fn errors_md_says_of_every_code_when_it_comes_and_whether_to_repeat() {
 
 // ---- sentences go into JSON as they are ----
 
-/// Files that hold sentences for clients beside the table of codes, and what stands before each of them.
-const SENTENCES: [(&str, &str); 3] =
-    [("src/proto/http1/error.rs", ""), ("src/gateway/path.rs", "=> "), ("src/gateway/mod.rs", "Reject::because(")];
+/// Files with a table of sentences for clients, and what stands before each of them.
+const TABLES: [(&str, &str); 2] = [("src/proto/http1/error.rs", ""), ("src/gateway/path.rs", "=> ")];
 
 #[test]
 fn sentences_for_clients_need_no_escapes() {
-    let codes = Code::ALL.iter().flat_map(|code| [code.name(), code.title(), code.detail()]).map(str::to_owned);
-    let mut sentences: Vec<String> = codes.collect();
-    for (path, start) in SENTENCES {
-        let before = sentences.len();
-        sentences.extend(literals(&read(path), start));
-        assert!(sentences.len() > before, "{path} has sentences");
+    let codes = Code::ALL.iter().flat_map(|code| [code.name(), code.title(), code.detail()]);
+    let mut sentences: Vec<String> = codes.map(str::to_owned).collect();
+    for (path, start) in TABLES {
+        let found = literals(&read(path), start);
+        assert!(!found.is_empty(), "{path} has sentences");
+        sentences.extend(found);
     }
-    none(&sentences.iter().filter(|sentence| needs_escapes(sentence)).cloned().collect::<Vec<_>>());
+    let given: Vec<String> = files("src", "rs").iter().flat_map(|path| given_to_rejects(&read(path))).collect();
+    assert!(!given.is_empty(), "some refusals are more precise than their code");
+    sentences.extend(given);
+    none(&sentences.into_iter().filter(|sentence| needs_escapes(sentence)).collect::<Vec<_>>());
 }
 
 /// The literals of the lines that hold `start`, behind it; comments are passed over.
@@ -72,6 +74,17 @@ fn literals(text: &str, start: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));
     let behind = lines.filter_map(|line| line.split_once(start).map(|(_, rest)| rest));
     behind.flat_map(|rest| rest.split('"').skip(1).step_by(2)).map(str::to_owned).collect()
+}
+
+/// The sentences that refusals are made with where they are made.
+fn given_to_rejects(code: &str) -> Vec<String> {
+    let calls = code.split("Reject::because(").skip(1);
+    let literal = |call: &str| {
+        let (before, rest) = call.split_once('"')?;
+        // The call ended before: its sentence is no literal.
+        if before.contains(')') { None } else { rest.split('"').next().map(str::to_owned) }
+    };
+    calls.filter_map(literal).collect()
 }
 
 fn needs_escapes(sentence: &str) -> bool {
@@ -82,8 +95,9 @@ fn needs_escapes(sentence: &str) -> bool {
 fn a_sentence_that_needs_escapes_is_found() {
     assert_eq!(["a \u{20ac}", "a\\", "a\"b", "tab\t", ""].map(needs_escapes), [true; 5]);
     assert!(!needs_escapes("the path has an escaped slash; see /docs (RFC 9110)"));
-    let text = "// because(\"no\")\nx(because(Code::A, \"one \\\"two\"))\nlet other = \"no\";";
-    assert_eq!(literals(text, "because("), ["one \\", ""], "an escape shows as a backslash");
+    assert_eq!(literals("// A => \"no\"\nA => \"one\",\nlet b = \"no\";", "=> "), ["one"]);
+    let code = "Reject::because(A, b.c()); \"no\"; Reject::because(\n    A,\n    \"one (1) \\\"two\",\n)";
+    assert_eq!(given_to_rejects(code), ["one (1) \\"], "an escape shows as a backslash");
 }
 
 // ---- commands in the README are those that the demo prints ----
@@ -106,22 +120,32 @@ fn the_readme_shows_the_commands_of_the_demo() {
 
 // ---- links and paths lead somewhere ----
 
-/// Every document for people: its path from the root.
+/// Every document for people.
 fn documents() -> Vec<PathBuf> {
+    let top = fs::read_dir(root()).expect("the root").map(|entry| entry.expect("an entry").path());
+    let top = top.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let mut found: Vec<PathBuf> =
+        top.map(|path| path.strip_prefix(root()).expect("below the root").to_owned()).collect();
+    found.extend(files("docs", "md"));
+    assert!(found.len() > 5, "the walk finds the documents");
+    found
+}
+
+/// All files below a folder with this ending, by their paths from the root.
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    let mut waiting = vec![root().to_owned(), root().join("docs")];
+    let mut waiting = vec![PathBuf::from(folder)];
     while let Some(folder) = waiting.pop() {
-        for entry in fs::read_dir(&folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() && folder != root() {
+        for entry in fs::read_dir(root().join(&folder)).expect("a folder") {
+            let path = folder.join(entry.expect("an entry").file_name());
+            if root().join(&path).is_dir() {
                 waiting.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "md") {
-                found.push(path.strip_prefix(root()).expect("below the root").to_owned());
+            } else if path.extension().is_some_and(|extension| extension == ending) {
+                found.push(path);
             }
         }
     }
     found.sort();
-    assert!(found.len() > 5, "the walk finds the documents");
     found
 }
 
