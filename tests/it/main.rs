@@ -1,3 +1,4 @@
 //! The tests that look at Shardgate from outside, in one binary.
 
+mod docs;
 mod tidy;
