@@ -89,12 +89,12 @@ impl Answer {
         if self.partial.len() > HEAD_BYTES_MAX + bytes.len() {
             return Err("a head over 64 KiB");
         }
-        if memchr::memchr(b'\n', bytes).is_some() {
-            if let Some((length, head)) = parse(&self.partial, self.to_head)? {
-                self.partial.clear();
-                self.begin(head);
-                return Ok(length - before);
-            }
+        if memchr::memchr(b'\n', bytes).is_some()
+            && let Some((length, head)) = parse(&self.partial, self.to_head)?
+        {
+            self.partial.clear();
+            self.begin(head);
+            return Ok(length - before);
         }
         Ok(bytes.len())
     }

@@ -83,8 +83,8 @@ fn shorter(length: usize, left: u64) -> usize {
 
 fn step(state: Chunk, byte: u8) -> Result<Chunk, &'static str> {
     Ok(match (state, byte) {
-        (Chunk::Size { value, digits: 1.. }, b'\r') => Chunk::SizeLf { value },
-        (Chunk::Size { value, digits: 1.. }, b';') => Chunk::Extension { value },
+        (Chunk::Size { value, digits: 1.. } | Chunk::Extension { value }, b'\r') => Chunk::SizeLf { value },
+        (Chunk::Size { value, digits: 1.. }, b';') | (Chunk::Extension { value }, _) => Chunk::Extension { value },
         (Chunk::Size { value, digits }, byte) => {
             let digit = char::from(byte).to_digit(16).ok_or("a chunk size that is not hexadecimal")?;
             if digits == 16 {
@@ -92,16 +92,12 @@ fn step(state: Chunk, byte: u8) -> Result<Chunk, &'static str> {
             }
             Chunk::Size { value: value << 4 | u64::from(digit), digits: digits + 1 }
         }
-        (Chunk::Extension { value }, b'\r') => Chunk::SizeLf { value },
-        (Chunk::Extension { value }, _) => Chunk::Extension { value },
-        (Chunk::SizeLf { value: 0 }, b'\n') => Chunk::LineStart,
+        (Chunk::SizeLf { value: 0 } | Chunk::Trailer, b'\n') => Chunk::LineStart,
         (Chunk::SizeLf { value }, b'\n') => Chunk::Data { left: value },
         (Chunk::DataCr, b'\r') => Chunk::DataLf,
         (Chunk::DataLf, b'\n') => Chunk::Size { value: 0, digits: 0 },
         (Chunk::LineStart, b'\r') => Chunk::LastLf,
-        (Chunk::LineStart, _) => Chunk::Trailer,
-        (Chunk::Trailer, b'\n') => Chunk::LineStart,
-        (Chunk::Trailer, _) => Chunk::Trailer,
+        (Chunk::LineStart | Chunk::Trailer, _) => Chunk::Trailer,
         (Chunk::LastLf, b'\n') => Chunk::Done,
         _ => return Err("a chunk that does not end with CR LF"),
     })

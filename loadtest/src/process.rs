@@ -26,8 +26,9 @@ pub(crate) fn cpu_us(root: u32) -> u64 {
 
 /// Memory now. Reads every mapping, which takes milliseconds: not for the middle of a measurement.
 pub(crate) fn memory(root: u32) -> Memory {
-    let mut memory = Memory { rss_kib: rss_kib(root), pss_kib: 0 };
-    for pid in tree(root).into_keys() {
+    let members = members(root);
+    let mut memory = Memory { rss_kib: rss_kib(&members), pss_kib: 0 };
+    for pid in members {
         if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) {
             memory.pss_kib += field_kib(&text, "Pss:").unwrap_or(0);
         }
@@ -35,14 +36,20 @@ pub(crate) fn memory(root: u32) -> Memory {
     memory
 }
 
-/// Resident memory now; cheap enough to sample while the load runs.
-pub(crate) fn rss_kib(root: u32) -> u64 {
+/// The process and its descendants now.
+pub(crate) fn members(root: u32) -> Vec<u32> {
+    tree(root).into_keys().collect()
+}
+
+/// Resident memory of these processes now. One short read each, so it may be sampled while the load runs; looking
+/// for a process's descendants reads all of `/proc` and may not.
+pub(crate) fn rss_kib(members: &[u32]) -> u64 {
     let page_kib = rustix::param::page_size() as u64 / 1024;
-    let pages = |pid: u32| {
+    let pages = |pid: &u32| {
         let text = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
         text.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0)
     };
-    tree(root).into_keys().map(|pid| pages(pid) * page_kib).sum()
+    members.iter().map(|pid| pages(pid) * page_kib).sum()
 }
 
 #[derive(Debug, PartialEq)]

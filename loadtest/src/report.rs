@@ -338,8 +338,8 @@ mod tests {
         Measured { tally, seconds: 2.0, own_cpu_ns: 1_000_000_000, server: Some(server) }
     }
 
-    #[test]
-    fn an_open_run_that_fell_behind() {
+    /// An open run that did not keep up.
+    fn behind() -> Report {
         let mut tally = Tally::new();
         for nth in 1..=1000 {
             tally.count(Outcome::Answered { status: 200 }, nth * 1000, &[]);
@@ -351,9 +351,14 @@ mod tests {
         tally.thread_cpu_ns = 1_900_000_000;
         tally.lag.record(2_000_000).expect("within bounds");
         let plan = Plan::Open { rate: 505.0, arrival: Arrival::Constant, seed: 1 };
-        let report = Report::new(&job(plan), &measured(tally));
+        Report::new(&job(plan), &measured(tally))
+    }
+
+    #[test]
+    fn a_run_that_fell_behind_warns() {
+        let report = behind();
         assert!(report.failed());
-        expect![[r#"
+        expect![[r"
             seconds                    2.00
             answers_per_s              500.5
             latency_us                 p50 500.2  p90 900.1  p99 990.2  p99.9 999.4  p99.99 1000  max 1000
@@ -377,7 +382,11 @@ mod tests {
             warning: 7 requests never left: no connection was free. The latencies are of those that did; the rate is over what server, connections or load test can do
             warning: the load test itself sent 1 % of its requests over 1 ms late: high latencies are partly its own
             warning: a thread of the load test used 95 % of a core: it, not the server, may be the limit; try --threads
-        "#]].assert_eq(&report.table());
+        "]].assert_eq(&report.table());
+    }
+
+    #[test]
+    fn json_has_conditions_and_all_figures() {
         let conditions = Conditions {
             command: vec!["shardgate-loadtest".to_owned(), "open".to_owned()],
             date: "2026-01-01T00:00:00Z".to_owned(),
@@ -450,7 +459,7 @@ mod tests {
                 "the load test itself sent 1 % of its requests over 1 ms late: high latencies are partly its own",
                 "a thread of the load test used 95 % of a core: it, not the server, may be the limit; try --threads"
               ]
-            }"#]].assert_eq(&serde_json::to_string_pretty(&report.json(&conditions)).expect("plain values"));
+            }"#]].assert_eq(&serde_json::to_string_pretty(&behind().json(&conditions)).expect("plain values"));
     }
 
     #[test]
@@ -461,7 +470,7 @@ mod tests {
         tally.held = Some(Held { connections: 10_000, before, after });
         let report = Report::new(&job(Plan::Idle { hold_ns: 0 }), &measured(tally));
         assert!(!report.failed());
-        expect![[r#"
+        expect![[r"
             seconds                   2.00
             closed_by_server          0
             connections_held          10000
@@ -478,7 +487,7 @@ mod tests {
             server_rss_before_kib     5000
             server_rss_peak_kib       9500
             own_cpu_percent           50.00
-        "#]]
+        "]]
         .assert_eq(&report.table());
     }
 
@@ -493,7 +502,7 @@ mod tests {
         ];
         let report = Report::new(&job(Plan::Slow { every_ns: 1, in_body: false }), &measured(tally));
         assert!(!report.failed());
-        expect![[r#"
+        expect![[r"
             seconds                2.00
             answered 408           2 after 10.0 to 10.1 s, median 10.1 s
             eof_before_answer      1 after 12.0 to 12.0 s, median 12.0 s
@@ -506,7 +515,7 @@ mod tests {
             server_rss_before_kib  5000
             server_rss_peak_kib    9500
             own_cpu_percent        50.00
-        "#]]
+        "]]
         .assert_eq(&report.table());
     }
 

@@ -25,7 +25,7 @@ const LISTENER: u64 = u64::MAX;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Past this much unsent, a connection is not read on.
 const UNSENT_BYTES_MAX: usize = 256 * 1024;
-const FILL: [u8; 128 * 1024] = [b'z'; 128 * 1024];
+static FILL: [u8; 128 * 1024] = [b'z'; 128 * 1024];
 
 pub(crate) struct Server {
     listener: OwnedFd,
@@ -49,6 +49,7 @@ enum Route {
     Status { code: u16 },
 }
 
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one socket, not states")]
 struct Connection {
     socket: OwnedFd,
     input: Vec<u8>,

@@ -87,7 +87,9 @@ fn fields(common: &Common, method: &str) -> anyhow::Result<String> {
         let name_is_token = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;\\\"/[]?={}".contains(&byte));
         ensure!(!name.is_empty() && name_is_token, "--header {header:?} has a name that is not one");
         ensure!(!value.contains(['\r', '\n', '\0']), "--header {header:?} has a line break in its value");
-        fields.push_str(&format!("{name}: {}\r\n", value.trim()));
+        for part in [name, ": ", value.trim(), "\r\n"] {
+            fields.push_str(part);
+        }
     }
     Ok(fields)
 }

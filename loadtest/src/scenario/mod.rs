@@ -218,6 +218,8 @@ impl<'share> Meter<'share> {
 /// Marks what the measured time costs, from the main thread.
 struct Cost {
     pid: Option<u32>,
+    /// The server's processes, as they were when the measured time began.
+    members: Vec<u32>,
     rss_before_kib: u64,
     rss_peak_kib: u64,
     next_sample: u64,
@@ -234,8 +236,9 @@ struct Mark {
 
 impl Cost {
     fn new(pid: Option<u32>) -> Self {
-        let rss_before_kib = pid.map_or(0, process::rss_kib);
-        Self { pid, rss_before_kib, rss_peak_kib: rss_before_kib, next_sample: 0, begun: None, ended: None }
+        let members = pid.map(process::members).unwrap_or_default();
+        let rss_before_kib = process::rss_kib(&members);
+        Self { pid, members, rss_before_kib, rss_peak_kib: rss_before_kib, next_sample: 0, begun: None, ended: None }
     }
 
     fn now(&self) -> Mark {
@@ -250,6 +253,7 @@ impl Cost {
     fn mark(&mut self, measure_from: u64, end: u64) -> u64 {
         let now = socket::now();
         if now >= measure_from && self.begun.is_none() {
+            self.members = self.pid.map(process::members).unwrap_or_default();
             self.begun = Some(self.now());
         }
         if now >= end && self.ended.is_none() {
@@ -257,7 +261,7 @@ impl Cost {
         }
         if now >= self.next_sample {
             self.next_sample = now + SAMPLE_EVERY;
-            self.rss_peak_kib = self.rss_peak_kib.max(self.pid.map_or(0, process::rss_kib));
+            self.rss_peak_kib = self.rss_peak_kib.max(process::rss_kib(&self.members));
         }
         let mut next = if self.pid.is_some() { self.next_sample } else { u64::MAX };
         if self.begun.is_none() {
