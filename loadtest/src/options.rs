@@ -1,0 +1,220 @@
+//! The command line: what may be said, checked as far as one option can be by itself. Requests are built from it by
+//! `target`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::pace::Arrival;
+
+/// The load test of Shardgate. Exits with 0 if all went well, 1 if any request failed, 2 for wrong usage.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Open loop: requests leave at a set rate, and latency counts from when each should have left
+    Open(Open),
+    /// Closed loop: each connection sends its next request when the answer came; finds the ceiling
+    Closed(Closed),
+    /// Server-sent events: opens streams and measures how late events come
+    Sse(Sse),
+    /// Opens keep-alive connections, one request each, holds them and weighs the server
+    Idle(Idle),
+    /// Slow clients: a byte at a time; tells how the server ended each
+    Slow(Slow),
+    /// One big upload or download: MB/s, and the server's peak of memory meanwhile
+    Stream(Stream),
+    /// A fast sample backend: 1 KiB answers, /big /sse /echo /delay /status
+    Serve(Serve),
+}
+
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Common {
+    /// Where to send requests; several are used in turn and must name the same host and port
+    #[arg(long = "url", default_value = "http://127.0.0.1:3000/api/events")]
+    pub(crate) urls: Vec<String>,
+    /// The request method [default: GET, or POST with a body]
+    #[arg(long)]
+    pub(crate) method: Option<String>,
+    /// Size of each request's body (JSON); 4096, 4KiB, 1MiB
+    #[arg(long, default_value = "0", value_parser = bytes)]
+    pub(crate) body_bytes: u64,
+    /// A field for every request, as `Name: value`; may be repeated
+    #[arg(long = "header", value_name = "NAME: VALUE")]
+    pub(crate) headers: Vec<String>,
+    /// A file of bearer tokens, one a line, used in turn
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens: Option<PathBuf>,
+    /// A status to take for success; may be repeated [default: all below 400]
+    #[arg(long = "expect-status", value_name = "STATUS")]
+    pub(crate) expected: Vec<u16>,
+    /// How long to measure; 500ms, 10s, 2m
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// How long to run before measuring
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub(crate) warm_up: Duration,
+    /// A request without a complete answer after this long has failed
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Threads of the load test itself
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) threads: u16,
+    /// Process of the server: its CPU and memory, its children's included, join the report
+    #[arg(long, value_name = "PID")]
+    pub(crate) server_pid: Option<u32>,
+    /// Writes the report as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// No progress line
+    #[arg(long)]
+    pub(crate) quiet: bool,
+    /// Lets it load another machine than this one
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Open {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Requests a second, over all connections
+    #[arg(long, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// How intended times are spaced
+    #[arg(long, value_enum, default_value = "constant")]
+    pub(crate) arrival: Arrival,
+    /// Replays the same Poisson arrivals
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Connections that carry the requests
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Closed {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Connections, each with one request under way
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Sse {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Streams to open
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) streams: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Idle {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Connections to hold; those past 20,000 come from 127.0.0.2, .3, and so on
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+    /// How long to hold them before the server is weighed
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub(crate) hold: Duration,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Slow {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Slow connections
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+    /// Time between two bytes
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub(crate) every: Duration,
+    /// Sends the head at once and the body slowly
+    #[arg(long)]
+    pub(crate) body: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Stream {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Uploads a body of this size; 100MiB, 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = bytes, required_unless_present = "down")]
+    pub(crate) up: Option<u64>,
+    /// Downloads what the URL answers
+    #[arg(long, conflicts_with = "up")]
+    pub(crate) down: bool,
+    /// How many at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) connections: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Serve {
+    /// Port on 127.0.0.1; 0 picks a free one
+    #[arg(long, default_value_t = 0)]
+    pub(crate) port: u16,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit_ms) = match text {
+        _ if text.ends_with("ms") => (&text[..text.len() - 2], 1.0),
+        _ if text.ends_with('s') => (&text[..text.len() - 1], 1000.0),
+        _ if text.ends_with('m') => (&text[..text.len() - 1], 60_000.0),
+        _ => (text, 1000.0),
+    };
+    let ms = number.parse::<f64>().ok().map(|number| number * unit_ms);
+    match ms {
+        Some(ms) if (0.0..=86_400_000.0).contains(&ms) => Ok(Duration::from_secs_f64(ms / 1000.0)),
+        _ => Err("a duration is a number with ms, s or m, and 24 h at most".to_owned()),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1_u64)];
+    let (number, unit) =
+        units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    size.filter(|size| *size <= 1 << 40)
+        .ok_or_else(|| "a size is a number with KiB, MiB or GiB, and 1 TiB at most".to_owned())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| (0.01..=10_000_000.0).contains(rate));
+    rate.ok_or_else(|| "a rate is a number of requests a second from 0.01 to 10000000".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_sizes_and_rates_are_read_with_their_units() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("1.5s"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
+        assert_eq!(duration("3"), Ok(Duration::from_secs(3)));
+        assert!(duration("-1s").is_err() && duration("25h").is_err() && duration("nan").is_err());
+        assert_eq!(bytes("1GiB"), Ok(1 << 30));
+        assert_eq!(bytes("4KiB"), Ok(4096));
+        assert_eq!(bytes("100"), Ok(100));
+        assert!(bytes("1MB").is_err() && bytes("9999999999GiB").is_err());
+        assert_eq!(rate("2000"), Ok(2000.0));
+        assert!(rate("0").is_err() && rate("inf").is_err());
+    }
+}

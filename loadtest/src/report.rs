@@ -1,0 +1,537 @@
+//! Says what was measured: a table for people, JSON for programs, a progress line, and a warning where a figure does
+//! not mean what it seems to. Pure but for `Conditions::now`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use serde_json::{Map, Value, json};
+
+use crate::scenario::{Job, Measured, Plan};
+use crate::tally::{Ending, Tally};
+
+/// Under what conditions a figure holds.
+#[derive(Debug)]
+pub(crate) struct Conditions {
+    pub(crate) command: Vec<String>,
+    pub(crate) date: String,
+    pub(crate) version: &'static str,
+    pub(crate) kernel: String,
+    pub(crate) cores: usize,
+    pub(crate) processor: String,
+}
+
+impl Conditions {
+    /// This machine, now.
+    pub(crate) fn now() -> Self {
+        let uname = rustix::system::uname();
+        let seconds = rustix::time::clock_gettime(rustix::time::ClockId::Realtime).tv_sec;
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+        Self {
+            command: std::env::args().collect(),
+            date: jiff::Timestamp::from_second(seconds).map_or_else(|_| String::new(), |date| date.to_string()),
+            version: env!("CARGO_PKG_VERSION"),
+            kernel: uname.release().to_string_lossy().into_owned(),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            processor: model.map_or_else(String::new, |(_, name)| name.to_owned()),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "command": self.command, "date": self.date, "version": self.version, "kernel": self.kernel,
+            "cores": self.cores, "processor": self.processor,
+        })
+    }
+}
+
+/// What is said about one run.
+pub(crate) struct Report {
+    rows: Vec<(String, String)>,
+    fields: Map<String, Value>,
+    warnings: Vec<String>,
+    failed: bool,
+}
+
+impl Report {
+    pub(crate) fn new(job: &Job, measured: &Measured) -> Self {
+        let mut report = Self { rows: Vec::new(), fields: Map::new(), warnings: Vec::new(), failed: false };
+        let tally = &measured.tally;
+        report.failed = tally.failed() > 0;
+        report.put("seconds", measured.seconds);
+        match job.plan {
+            Plan::Open { .. } | Plan::Closed => report.put_requests(job, measured),
+            Plan::Events => report.put_events(measured),
+            Plan::Idle { .. } => report.put_idle(tally),
+            Plan::Slow { .. } => report.put_endings(tally),
+            Plan::Transfer => report.put_transfer(measured),
+        }
+        report.put_answers(tally);
+        report.put_costs(job, measured);
+        report
+    }
+
+    /// Whether any request failed.
+    pub(crate) fn failed(&self) -> bool {
+        self.failed
+    }
+
+    pub(crate) fn table(&self) -> String {
+        let width = self.rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let mut table = String::new();
+        for (name, value) in &self.rows {
+            // Writing to a string cannot fail.
+            let _ = writeln!(table, "{name:width$}  {value}");
+        }
+        for warning in &self.warnings {
+            let _ = writeln!(table, "warning: {warning}");
+        }
+        table
+    }
+
+    pub(crate) fn json(&self, conditions: &Conditions) -> Value {
+        let mut fields = self.fields.clone();
+        fields.insert("conditions".to_owned(), conditions.to_json());
+        fields.insert("failed".to_owned(), self.failed.into());
+        fields.insert("warnings".to_owned(), self.warnings.clone().into());
+        Value::Object(fields)
+    }
+
+    fn put_requests(&mut self, job: &Job, measured: &Measured) {
+        let tally = &measured.tally;
+        let per_s = tally.answered_meanwhile as f64 / measured.seconds.max(1e-9);
+        self.put("answers_per_s", per_s);
+        self.put_histogram("latency_us", &tally.latency);
+        self.put_count("connects", tally.traffic.connects);
+        if tally.answers() == 0 {
+            self.warnings.push("no answer came".to_owned());
+            self.failed = true;
+        }
+        let Plan::Open { rate, .. } = job.plan else { return };
+        self.put("intended_per_s", rate);
+        self.put_count("backlog", tally.backlog);
+        self.put_histogram("own_lag_us", &tally.lag);
+        if tally.backlog > 0 {
+            self.warnings.push(format!(
+                "{} requests never left: no connection was free. The latencies are of those that did; the rate is over what server, connections or load test can do",
+                tally.backlog
+            ));
+            self.failed = true;
+        }
+        if tally.lag.value_at_quantile(0.99) > 1_000_000 {
+            self.warnings.push(
+                "the load test itself sent 1 % of its requests over 1 ms late: high latencies are partly its own"
+                    .to_owned(),
+            );
+        }
+    }
+
+    fn put_events(&mut self, measured: &Measured) {
+        let tally = &measured.tally;
+        self.put_count("events", tally.events);
+        self.put("events_per_s", tally.events as f64 / measured.seconds.max(1e-9));
+        self.put_count("events_stamped", tally.stamped);
+        let name = if tally.stamped > 0 { "latency_us" } else { "gap_us" };
+        self.put_histogram(name, &tally.latency);
+        self.put_count("streams_ended", tally.closed);
+        if tally.events == 0 {
+            self.warnings.push("no event came".to_owned());
+            self.failed = true;
+        } else if tally.stamped > 0 && tally.stamped < tally.events {
+            self.warnings
+                .push("some events carry no stamp: for those the time since the event before counts".to_owned());
+        }
+    }
+
+    fn put_idle(&mut self, tally: &Tally) {
+        self.put_count("closed_by_server", tally.closed);
+        let Some(held) = tally.held else { return };
+        self.put_count("connections_held", held.connections);
+        if held.before.rss_kib > 0 {
+            let each =
+                |before: u64, after: u64| (after as f64 - before as f64) * 1024.0 / (held.connections.max(1)) as f64;
+            self.put_count("rss_before_kib", held.before.rss_kib);
+            self.put_count("rss_held_kib", held.after.rss_kib);
+            self.put("rss_bytes_per_connection", each(held.before.rss_kib, held.after.rss_kib));
+            self.put("pss_bytes_per_connection", each(held.before.pss_kib, held.after.pss_kib));
+        }
+        if tally.closed > 0 {
+            self.warnings.push(format!("the server closed {} of the idle connections meanwhile", tally.closed));
+        }
+    }
+
+    fn put_endings(&mut self, tally: &Tally) {
+        let mut by_ending = BTreeMap::<Ending, Vec<u64>>::new();
+        for (ending, after_ns) in &tally.endings {
+            by_ending.entry(*ending).or_default().push(*after_ns);
+        }
+        let mut list = Vec::new();
+        for (ending, mut after_ns) in by_ending {
+            after_ns.sort_unstable();
+            let name = match ending {
+                Ending::Status(status) => format!("answered {status}"),
+                Ending::Closed(failure) => failure.name().to_owned(),
+                Ending::StillOpen => "still open".to_owned(),
+            };
+            let second = |nth: usize| after_ns.get(nth).map_or(0.0, |ns| *ns as f64 / 1e9);
+            let (first, median, last) = (second(0), second(after_ns.len() / 2), second(after_ns.len() - 1));
+            self.rows.push((
+                name.clone(),
+                format!("{} after {first:.1} to {last:.1} s, median {median:.1} s", after_ns.len()),
+            ));
+            list.push(json!({
+                "ending": name, "count": after_ns.len(), "first_s": first, "median_s": median, "last_s": last,
+            }));
+        }
+        self.fields.insert("endings".to_owned(), list.into());
+    }
+
+    fn put_transfer(&mut self, measured: &Measured) {
+        let tally = &measured.tally;
+        let seconds = (tally.took_ns as f64 / 1e9).max(1e-9);
+        self.put_count("bytes_up", tally.traffic.bytes_out);
+        self.put_count("bytes_down", tally.traffic.bytes_in);
+        self.put("took_s", seconds);
+        self.put("mb_per_s", (tally.traffic.bytes_in + tally.traffic.bytes_out) as f64 / 1e6 / seconds);
+    }
+
+    fn put_answers(&mut self, tally: &Tally) {
+        self.put_count("answers", tally.answers());
+        self.put_count("failed", tally.failed());
+        let statuses = tally.statuses().map(|(status, count)| (status.to_string(), count)).collect::<Vec<_>>();
+        for (status, count) in &statuses {
+            self.rows.push((format!("  status {status}"), count.to_string()));
+        }
+        let failures = tally.failures().collect::<Vec<_>>();
+        for (kind, count) in &failures {
+            self.rows.push((format!("  {kind}"), count.to_string()));
+        }
+        let classes = statuses.iter().fold(Map::new(), |mut classes, (status, count)| {
+            let class = format!("{}xx", &status[..1]);
+            let sum = classes.get(&class).and_then(Value::as_u64).unwrap_or(0) + count;
+            classes.insert(class, sum.into());
+            classes
+        });
+        self.fields.insert("status_classes".to_owned(), classes.into());
+        self.fields.insert(
+            "statuses".to_owned(),
+            statuses.into_iter().map(|(name, n)| (name, n.into())).collect::<Map<_, _>>().into(),
+        );
+        let failures = failures.into_iter().map(|(name, count)| (name.to_owned(), count.into()));
+        self.fields.insert("failures".to_owned(), failures.collect::<Map<_, _>>().into());
+    }
+
+    fn put_costs(&mut self, job: &Job, measured: &Measured) {
+        let tally = &measured.tally;
+        let seconds = measured.seconds.max(1e-9);
+        let done = match job.plan {
+            Plan::Events => tally.events,
+            Plan::Open { .. } | Plan::Closed => tally.answered_meanwhile,
+            _ => 0,
+        };
+        let unit = if matches!(job.plan, Plan::Events) { "event" } else { "request" };
+        if let Some(server) = measured.server {
+            self.put("server_cpu_percent", server.cpu_us as f64 / seconds / 1e4);
+            if done > 0 {
+                self.put(&format!("server_cpu_us_per_{unit}"), server.cpu_us as f64 / done as f64);
+            }
+            self.put_count("server_rss_kib", server.memory.rss_kib);
+            self.put_count("server_pss_kib", server.memory.pss_kib);
+            self.put_count("server_rss_before_kib", server.rss_before_kib);
+            self.put_count("server_rss_peak_kib", server.rss_peak_kib);
+        }
+        self.put("own_cpu_percent", measured.own_cpu_ns as f64 / seconds / 1e7);
+        if done > 0 {
+            self.put(&format!("own_cpu_us_per_{unit}"), measured.own_cpu_ns as f64 / 1e3 / done as f64);
+        }
+        let busiest = tally.thread_cpu_ns as f64 / seconds / 1e7;
+        if busiest > 90.0 && !matches!(job.plan, Plan::Transfer) {
+            self.warnings.push(format!(
+                "a thread of the load test used {busiest:.0} % of a core: it, not the server, may be the limit; try --threads"
+            ));
+        }
+    }
+
+    fn put(&mut self, name: &str, value: f64) {
+        self.rows.push((name.to_owned(), figure(value)));
+        self.fields.insert(name.to_owned(), value.into());
+    }
+
+    fn put_count(&mut self, name: &str, count: u64) {
+        self.rows.push((name.to_owned(), count.to_string()));
+        self.fields.insert(name.to_owned(), count.into());
+    }
+
+    fn put_histogram(&mut self, name: &str, histogram: &Histogram<u64>) {
+        let quantiles = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999)];
+        let values = quantiles.map(|(name, quantile)| (name, histogram.value_at_quantile(quantile)));
+        let mut text = String::new();
+        let mut fields = Map::new();
+        for (quantile, ns) in values.into_iter().chain([("max", histogram.max())]) {
+            let us = ns as f64 / 1e3;
+            let _ = write!(text, "{quantile} {}  ", figure(us));
+            fields.insert(quantile.replace('.', "_"), us.into());
+        }
+        fields.insert("mean".to_owned(), (histogram.mean() / 1e3).into());
+        fields.insert("count".to_owned(), histogram.len().into());
+        self.rows.push((name.to_owned(), text.trim_end().to_owned()));
+        self.fields.insert(name.to_owned(), fields.into());
+    }
+}
+
+/// One line about what has been counted so far: the rate of the last second, p99 and failures of all.
+pub(crate) fn progress(seconds: f64, since: f64, before: &Tally, now: &Tally) -> String {
+    let done = |tally: &Tally| tally.answered_meanwhile + tally.events;
+    let rate = done(now).saturating_sub(done(before)) as f64 / since.max(1e-9);
+    let p99 = figure(now.latency.value_at_quantile(0.99) as f64 / 1e3);
+    format!("{seconds:.0} s  {}/s  p99 {p99} us  {} failed", figure(rate), now.failed())
+}
+
+/// Three digits or more, no false precision.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        1000.0.. => format!("{value:.0}"),
+        100.0.. => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::Arc;
+
+    use expect_test::expect;
+
+    use super::*;
+    use crate::http::{Failure, Outcome, Requests};
+    use crate::pace::Arrival;
+    use crate::process::Memory;
+    use crate::scenario::Server;
+    use crate::tally::Held;
+
+    fn job(plan: Plan) -> Job {
+        let requests = Requests {
+            address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+            heads: Vec::new(),
+            body: Vec::new(),
+            body_bytes: 0,
+            to_head: false,
+        };
+        Job {
+            plan,
+            requests: Arc::new(requests),
+            connections: 1,
+            threads: 1,
+            warm_up_ns: 0,
+            duration_ns: 0,
+            timeout_ns: 0,
+            expected: Vec::new(),
+            server_pid: None,
+        }
+    }
+
+    fn measured(tally: Tally) -> Measured {
+        let memory = Memory { rss_kib: 9000, pss_kib: 8000 };
+        let server = Server { cpu_us: 500_000, memory, rss_before_kib: 5000, rss_peak_kib: 9500 };
+        Measured { tally, seconds: 2.0, own_cpu_ns: 1_000_000_000, server: Some(server) }
+    }
+
+    /// An open run that did not keep up.
+    fn behind() -> Report {
+        let mut tally = Tally::new();
+        for nth in 1..=1000 {
+            tally.count(Outcome::Answered { status: 200 }, nth * 1000, &[]);
+        }
+        tally.count(Outcome::Answered { status: 503 }, 5, &[]);
+        tally.count(Outcome::Failed(Failure::Timeout), 5, &[]);
+        tally.answered_meanwhile = 1001;
+        tally.backlog = 7;
+        tally.thread_cpu_ns = 1_900_000_000;
+        tally.lag.record(2_000_000).expect("within bounds");
+        let plan = Plan::Open { rate: 505.0, arrival: Arrival::Constant, seed: 1 };
+        Report::new(&job(plan), &measured(tally))
+    }
+
+    #[test]
+    fn a_run_that_fell_behind_warns() {
+        let report = behind();
+        assert!(report.failed());
+        expect![[r"
+            seconds                    2.00
+            answers_per_s              500.5
+            latency_us                 p50 500.2  p90 900.1  p99 990.2  p99.9 999.4  p99.99 1000  max 1000
+            connects                   0
+            intended_per_s             505.0
+            backlog                    7
+            own_lag_us                 p50 2001  p90 2001  p99 2001  p99.9 2001  p99.99 2001  max 2001
+            answers                    1001
+            failed                     2
+              status 200               1000
+              status 503               1
+              timeout                  1
+            server_cpu_percent         25.00
+            server_cpu_us_per_request  499.5
+            server_rss_kib             9000
+            server_pss_kib             8000
+            server_rss_before_kib      5000
+            server_rss_peak_kib        9500
+            own_cpu_percent            50.00
+            own_cpu_us_per_request     999.0
+            warning: 7 requests never left: no connection was free. The latencies are of those that did; the rate is over what server, connections or load test can do
+            warning: the load test itself sent 1 % of its requests over 1 ms late: high latencies are partly its own
+            warning: a thread of the load test used 95 % of a core: it, not the server, may be the limit; try --threads
+        "]].assert_eq(&report.table());
+    }
+
+    #[test]
+    fn json_has_conditions_and_all_figures() {
+        let conditions = Conditions {
+            command: vec!["shardgate-loadtest".to_owned(), "open".to_owned()],
+            date: "2026-01-01T00:00:00Z".to_owned(),
+            version: "1.2.3",
+            kernel: "6.1".to_owned(),
+            cores: 2,
+            processor: "any".to_owned(),
+        };
+        expect![[r#"
+            {
+              "answers": 1001,
+              "answers_per_s": 500.5,
+              "backlog": 7,
+              "conditions": {
+                "command": [
+                  "shardgate-loadtest",
+                  "open"
+                ],
+                "cores": 2,
+                "date": "2026-01-01T00:00:00Z",
+                "kernel": "6.1",
+                "processor": "any",
+                "version": "1.2.3"
+              },
+              "connects": 0,
+              "failed": true,
+              "failures": {
+                "timeout": 1
+              },
+              "intended_per_s": 505.0,
+              "latency_us": {
+                "count": 1000,
+                "max": 1000.447,
+                "mean": 500.504864,
+                "p50": 500.223,
+                "p90": 900.095,
+                "p99": 990.207,
+                "p99_9": 999.423,
+                "p99_99": 1000.447
+              },
+              "own_cpu_percent": 50.0,
+              "own_cpu_us_per_request": 999.000999000999,
+              "own_lag_us": {
+                "count": 1,
+                "max": 2000.895,
+                "mean": 2000.384,
+                "p50": 2000.895,
+                "p90": 2000.895,
+                "p99": 2000.895,
+                "p99_9": 2000.895,
+                "p99_99": 2000.895
+              },
+              "seconds": 2.0,
+              "server_cpu_percent": 25.0,
+              "server_cpu_us_per_request": 499.5004995004995,
+              "server_pss_kib": 8000,
+              "server_rss_before_kib": 5000,
+              "server_rss_kib": 9000,
+              "server_rss_peak_kib": 9500,
+              "status_classes": {
+                "2xx": 1000,
+                "5xx": 1
+              },
+              "statuses": {
+                "200": 1000,
+                "503": 1
+              },
+              "warnings": [
+                "7 requests never left: no connection was free. The latencies are of those that did; the rate is over what server, connections or load test can do",
+                "the load test itself sent 1 % of its requests over 1 ms late: high latencies are partly its own",
+                "a thread of the load test used 95 % of a core: it, not the server, may be the limit; try --threads"
+              ]
+            }"#]].assert_eq(&serde_json::to_string_pretty(&behind().json(&conditions)).expect("plain values"));
+    }
+
+    #[test]
+    fn held_connections_are_weighed() {
+        let mut tally = Tally::new();
+        tally.count(Outcome::Answered { status: 200 }, 1000, &[]);
+        let (before, after) = (Memory { rss_kib: 5000, pss_kib: 4000 }, Memory { rss_kib: 35_000, pss_kib: 33_000 });
+        tally.held = Some(Held { connections: 10_000, before, after });
+        let report = Report::new(&job(Plan::Idle { hold_ns: 0 }), &measured(tally));
+        assert!(!report.failed());
+        expect![[r"
+            seconds                   2.00
+            closed_by_server          0
+            connections_held          10000
+            rss_before_kib            5000
+            rss_held_kib              35000
+            rss_bytes_per_connection  3072
+            pss_bytes_per_connection  2970
+            answers                   1
+            failed                    0
+              status 200              1
+            server_cpu_percent        25.00
+            server_rss_kib            9000
+            server_pss_kib            8000
+            server_rss_before_kib     5000
+            server_rss_peak_kib       9500
+            own_cpu_percent           50.00
+        "]]
+        .assert_eq(&report.table());
+    }
+
+    #[test]
+    fn slow_endings_are_grouped() {
+        let mut tally = Tally::new();
+        tally.endings = vec![
+            (Ending::StillOpen, 30_000_000_000),
+            (Ending::Status(408), 10_100_000_000),
+            (Ending::Status(408), 10_000_000_000),
+            (Ending::Closed(Failure::EofBeforeAnswer), 12_000_000_000),
+        ];
+        let report = Report::new(&job(Plan::Slow { every_ns: 1, in_body: false }), &measured(tally));
+        assert!(!report.failed());
+        expect![[r"
+            seconds                2.00
+            answered 408           2 after 10.0 to 10.1 s, median 10.1 s
+            eof_before_answer      1 after 12.0 to 12.0 s, median 12.0 s
+            still open             1 after 30.0 to 30.0 s, median 30.0 s
+            answers                0
+            failed                 0
+            server_cpu_percent     25.00
+            server_rss_kib         9000
+            server_pss_kib         8000
+            server_rss_before_kib  5000
+            server_rss_peak_kib    9500
+            own_cpu_percent        50.00
+        "]]
+        .assert_eq(&report.table());
+    }
+
+    #[test]
+    fn a_run_without_events_has_failed() {
+        assert!(Report::new(&job(Plan::Events), &measured(Tally::new())).failed());
+    }
+
+    #[test]
+    fn progress_is_one_line() {
+        let before = Tally::new();
+        let mut now = before.clone();
+        now.answered_meanwhile = 3000;
+        now.count(Outcome::Answered { status: 200 }, 250_000, &[]);
+        now.count(Outcome::Failed(Failure::Reset), 0, &[]);
+        // The histogram keeps three digits and tells the upper end of the bucket.
+        assert_eq!(progress(3.0, 1.5, &before, &now), "3 s  2000/s  p99 250.1 us  1 failed");
+    }
+}

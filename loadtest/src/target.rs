@@ -1,0 +1,198 @@
+//! From the options to the requests: reads URLs, fields and tokens, refuses strangers' machines, builds every head
+//! once. Sending them is `http`'s.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use anyhow::{Context, ensure};
+
+use crate::http::Requests;
+use crate::options::Common;
+
+/// Heads built beforehand; past this, combinations of URLs and tokens repeat early.
+const HEADS_MAX: usize = 65_536;
+/// A body above this is sent by repeating one piece.
+const PIECE_BYTES: u64 = 256 * 1024;
+
+/// Builds the requests that the options describe.
+pub(crate) fn requests(common: &Common) -> anyhow::Result<Requests> {
+    let urls = common.urls.iter().map(|url| split_url(url)).collect::<anyhow::Result<Vec<_>>>()?;
+    let authority = urls.first().context("no URL")?.0;
+    for (other, _) in &urls {
+        ensure!(*other == authority, "--url names {other} beside {authority}; all must name the same host and port");
+    }
+    let address = resolve(authority, common.allow_remote)?;
+    let method = common.method.as_deref().unwrap_or(if common.body_bytes > 0 { "POST" } else { "GET" });
+    ensure!(
+        !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
+        "--method {method:?} is not a method; give one like GET or POST"
+    );
+    let tokens = read_tokens(common)?;
+    let fields = fields(common, method)?;
+    let count = least_common_multiple(urls.len(), tokens.len()).min(HEADS_MAX);
+    let heads = (0..count).map(|nth| {
+        let (_, path) = urls[nth % urls.len()];
+        let bearer = match tokens[nth % tokens.len()].as_str() {
+            "" => String::new(),
+            token => format!("Authorization: Bearer {token}\r\n"),
+        };
+        format!("{method} {path} HTTP/1.1\r\nHost: {authority}\r\n{fields}{bearer}\r\n").into_bytes()
+    });
+    Ok(Requests {
+        address,
+        heads: heads.collect(),
+        body: body(common.body_bytes),
+        body_bytes: common.body_bytes,
+        to_head: method == "HEAD",
+    })
+}
+
+/// `http://host:port/path?query` → (`host:port`, `/path?query`).
+fn split_url(url: &str) -> anyhow::Result<(&str, &str)> {
+    let rest = url.strip_prefix("http://").with_context(|| format!("--url {url} does not begin with http://"))?;
+    ensure!(
+        rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'),
+        "--url {url:?} has characters that a URL has not"
+    );
+    let (authority, path) = rest.find(['/', '?']).map_or((rest, "/"), |at| rest.split_at(at));
+    ensure!(!authority.is_empty() && !authority.contains('@'), "--url {url} should be like http://127.0.0.1:3000/path");
+    ensure!(path.starts_with('/'), "--url {url} has a query without a path");
+    Ok((authority, path))
+}
+
+fn resolve(authority: &str, allow_remote: bool) -> anyhow::Result<SocketAddr> {
+    let port_is_named = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let with_port = if port_is_named { authority.to_owned() } else { format!("{authority}:80") };
+    let addresses = with_port.to_socket_addrs().with_context(|| format!("{authority} has no address"))?;
+    let addresses = addresses.collect::<Vec<_>>();
+    if !allow_remote {
+        let remote = addresses.iter().find(|address| !address.ip().is_loopback());
+        ensure!(
+            remote.is_none(),
+            "{authority} is another machine; a load test may break it, so only loopback is loaded unless --allow-remote says otherwise"
+        );
+    }
+    addresses.first().copied().with_context(|| format!("{authority} has no address"))
+}
+
+fn fields(common: &Common, method: &str) -> anyhow::Result<String> {
+    let mut fields = String::from("User-Agent: shardgate-loadtest\r\nAccept: */*\r\n");
+    if common.body_bytes > 0 || matches!(method, "POST" | "PUT" | "PATCH") {
+        fields.push_str("Content-Type: application/json\r\nContent-Length: ");
+        fields.push_str(&common.body_bytes.to_string());
+        fields.push_str("\r\n");
+    }
+    for header in &common.headers {
+        let (name, value) =
+            header.split_once(':').with_context(|| format!("--header {header:?} should be like `Name: value`"))?;
+        let name_is_token = name.bytes().all(|byte| byte.is_ascii_graphic() && !b"()<>@,;\\\"/[]?={}".contains(&byte));
+        ensure!(!name.is_empty() && name_is_token, "--header {header:?} has a name that is not one");
+        ensure!(!value.contains(['\r', '\n', '\0']), "--header {header:?} has a line break in its value");
+        for part in [name, ": ", value.trim(), "\r\n"] {
+            fields.push_str(part);
+        }
+    }
+    Ok(fields)
+}
+
+/// The tokens of the file, or one empty token that stands for none.
+fn read_tokens(common: &Common) -> anyhow::Result<Vec<String>> {
+    let Some(file) = &common.tokens else { return Ok(vec![String::new()]) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("--tokens {}", file.display()))?;
+    let tokens = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    ensure!(!tokens.is_empty(), "--tokens {} has no token; it wants one a line", file.display());
+    let clean = |token: &String| token.bytes().all(|byte| byte.is_ascii_graphic());
+    ensure!(tokens.iter().all(clean), "--tokens {} has a token with characters that no token has", file.display());
+    Ok(tokens)
+}
+
+/// A JSON body of exactly this size, or the piece of which a big one is made.
+fn body(size: u64) -> Vec<u8> {
+    let piece = usize::try_from(size.min(PIECE_BYTES)).unwrap_or(0);
+    let mut body = vec![b'1'; piece]; // too small for an object: a number
+    if size <= PIECE_BYTES && piece >= 10 {
+        body.fill(b'x');
+        body[..8].copy_from_slice(b"{\"pad\":\"");
+        body[piece - 2..].copy_from_slice(b"\"}");
+    }
+    body
+}
+
+fn least_common_multiple(one: usize, other: usize) -> usize {
+    let (mut high, mut low) = (one, other);
+    while low > 0 {
+        (high, low) = (low, high % low);
+    }
+    (one / high.max(1)).saturating_mul(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::options::{Cli, Command};
+
+    fn build(arguments: &[&str]) -> anyhow::Result<Requests> {
+        let line = ["shardgate-loadtest", "closed"].iter().chain(arguments);
+        let Command::Closed(closed) = Cli::try_parse_from(line)?.command else { unreachable!("closed was asked for") };
+        requests(&closed.common)
+    }
+
+    fn refusal(arguments: &[&str]) -> String {
+        build(arguments).err().map_or_else(|| "accepted".to_owned(), |error| error.to_string())
+    }
+
+    #[test]
+    fn a_head_has_what_the_options_say() {
+        let requests = build(&["--url", "http://127.0.0.1:81/a?b", "--header", "X-Any:  1 ", "--body-bytes", "12"]);
+        let requests = requests.expect("valid");
+        assert_eq!(
+            String::from_utf8_lossy(&requests.heads[0]),
+            "POST /a?b HTTP/1.1\r\nHost: 127.0.0.1:81\r\nUser-Agent: shardgate-loadtest\r\nAccept: */*\r\n\
+             Content-Type: application/json\r\nContent-Length: 12\r\nX-Any: 1\r\n\r\n"
+        );
+        assert_eq!(requests.body, b"{\"pad\":\"xx\"}");
+        assert_eq!(requests.address.to_string(), "127.0.0.1:81");
+    }
+
+    #[test]
+    fn urls_are_used_in_turn() {
+        let requests = build(&["--url", "http://127.0.0.1:81/a", "--url", "http://127.0.0.1:81/b"]).expect("valid");
+        assert_eq!(requests.heads.len(), 2);
+        assert!(requests.heads[1].starts_with(b"GET /b "));
+    }
+
+    #[test]
+    fn strangers_are_refused() {
+        let refused = refusal(&["--url", "http://192.0.2.1:80/"]);
+        assert!(refused.contains("--allow-remote"), "{refused}");
+        assert!(build(&["--url", "http://192.0.2.1:80/", "--allow-remote"]).is_ok());
+        assert!(build(&["--url", "http://[::1]:80/"]).is_ok());
+        assert!(build(&["--url", "http://127.0.0.9/"]).is_ok());
+    }
+
+    #[test]
+    fn what_would_break_a_request_is_refused() {
+        for arguments in [
+            ["--url", "https://127.0.0.1/"],
+            ["--url", "http://127.0.0.1/a b"],
+            ["--url", "http://user@127.0.0.1/"],
+            ["--url", "http://127.0.0.1?query"],
+            ["--header", "no colon"],
+            ["--header", "Na me: x"],
+            ["--header", "X: a\r\nY: b"],
+            ["--method", "GE T"],
+            ["--tokens", "/nonexistent"],
+        ] {
+            assert_ne!(refusal(&arguments), "accepted", "{arguments:?}");
+        }
+        assert!(refusal(&["--url", "http://127.0.0.1:1/", "--url", "http://127.0.0.1:2/"]).contains("same host"));
+    }
+
+    #[test]
+    fn heads_come_round_together() {
+        assert_eq!(least_common_multiple(3, 1000), 3000);
+        assert_eq!(least_common_multiple(4, 6), 12);
+        assert_eq!(least_common_multiple(1, 1), 1);
+    }
+}
