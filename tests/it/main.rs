@@ -1,3 +1,5 @@
 //! The tests that look at Shardgate from outside, in one binary.
 
+mod client;
+mod harness;
 mod tidy;
