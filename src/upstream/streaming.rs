@@ -9,7 +9,7 @@ use std::{
 use super::{Call, Lease, Place};
 use crate::{
     net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Writer},
-    proto::head::ResponseHead,
+    proto::head::{Framing, ResponseHead},
     shard::{Deadline, task, timer},
 };
 
@@ -49,7 +49,7 @@ struct Upload {
 
 impl Streaming {
     pub(super) fn new(lease: Lease, place: Place, upload: Option<Writer>, answer: &ResponseHead, call: &Call) -> Self {
-        Self {
+        let mut streaming = Self {
             hold: Some(Hold { lease, _place: place }),
             upload: upload.map(|writer| Upload { writer, pause: None }),
             is_reusable: answer.keep_alive,
@@ -58,7 +58,12 @@ impl Streaming {
             cancels_on_close: call.cancels_on_close,
             is_waiting: false,
             trailers: Vec::new(),
+        };
+        // Nobody asks for the body of an answer that has none: to a HEAD, a 204, a 304.
+        if answer.framing == Framing::None && answer.status != 101 {
+            streaming.complete();
         }
+        streaming
     }
 }
 
