@@ -1,5 +1,7 @@
 //! The tests that look at Shardgate from outside, in one binary.
 
+mod backend;
 mod client;
 mod harness;
+mod journey;
 mod tidy;
