@@ -9,7 +9,7 @@ use std::{
 use super::{Call, Lease, Place};
 use crate::{
     net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Writer},
-    proto::head::ResponseHead,
+    proto::head::{Framing, ResponseHead},
     shard::{Deadline, Instant, clock, task, timer},
 };
 
@@ -58,7 +58,7 @@ impl Streaming {
         call: &Call,
         answered_at: Option<Instant>,
     ) -> Self {
-        Self {
+        let mut streaming = Self {
             hold: Some(Hold { lease, _place: place }),
             upload: upload.map(|writer| Upload { writer, pause: None }),
             is_reusable: answer.keep_alive,
@@ -68,7 +68,12 @@ impl Streaming {
             is_waiting: false,
             answered_at,
             trailers: Vec::new(),
+        };
+        // Nobody asks for the body of an answer that has none: to a HEAD, a 204, a 304.
+        if answer.framing == Framing::None && answer.status != 101 {
+            streaming.complete();
         }
+        streaming
     }
 }
 
