@@ -124,7 +124,7 @@ impl Exchange {
     pub fn answered(&mut self, head: &mut ResponseHead, request_bytes: u64) {
         self.status = head.status;
         self.request_bytes = request_bytes;
-        self.answered_at = Some(clock::now());
+        self.answered_at = self.trail.answered_at.or_else(|| Some(clock::now()));
         head.push(Known::XRequestId, b"X-Request-Id", self.request_id.as_bytes());
     }
 
@@ -134,8 +134,8 @@ impl Exchange {
         self.reason = Code::ClientClosed.name();
     }
 
-    /// Counts and logs it.
-    fn record(&mut self, response_bytes: u64) {
+    /// Counts and logs it, and returns the time that was taken down.
+    fn record(&mut self, response_bytes: u64) -> Instant {
         self.is_finished = true;
         let now = clock::now();
         let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -166,7 +166,7 @@ impl Exchange {
                 upstream.ejections += u64::from(trail.ejected);
             }
             ledger.access_log.line(&Record {
-                unix_ms: u64::try_from(clock::unix_now().as_millis()).unwrap_or(u64::MAX),
+                unix_ms: u64::try_from(clock::to_unix(now).as_millis()).unwrap_or(u64::MAX),
                 request_id: self.request_id.as_bytes(),
                 trace_id: self.trace.trace_id,
                 client: self.client,
@@ -197,6 +197,7 @@ impl Exchange {
         });
         buffers::give(std::mem::take(&mut head.bytes));
         buffers::give_fields(std::mem::take(&mut head.fields));
+        now
     }
 }
 
@@ -213,7 +214,7 @@ fn outcome(status: u16, reason: &str) -> Outcome {
 }
 
 impl Finish for Exchange {
-    fn finish(mut self, sent: Sent) {
+    fn finish(mut self, sent: Sent) -> Instant {
         if let Some(cut) = sent.cut {
             self.reason = match cut {
                 Cut::ClientGone => "client_gone",
@@ -224,7 +225,7 @@ impl Finish for Exchange {
                 Cut::UpstreamStalled => "upstream_stalled",
             };
         }
-        self.record(sent.body_bytes);
+        self.record(sent.body_bytes)
     }
 }
 

@@ -15,7 +15,7 @@ use router::NoRoute;
 
 use crate::{
     exchange::{Code, Exchange, Labels, Ledger, Reject},
-    net::{HttpLimits, Mistake, Peer, Request, RequestBody, Response, Service},
+    net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
     shard::{Instant, Local, buffers},
     telemetry::slots::OTHER,
@@ -155,16 +155,18 @@ impl Service for Gateway {
         self.live.with(|live| Rc::clone(&live.http))
     }
 
-    async fn serve<'i>(&self, peer: &Peer, request: Request<'i>) -> (Option<Response<'i, Body>>, Exchange) {
-        let Request { head, mut body, began } = request;
+    fn begin(&self, peer: &Peer, head: RequestHead, began: Instant) -> Exchange {
+        let (client, is_trusted) = self.live.with(|live| live.client(peer, &head));
+        Exchange::begin(&self.ledger, peer, head, began, is_trusted, client)
+    }
+
+    async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
         let live = self.live();
-        let (client, is_trusted) = live.client(peer, &head);
-        let mut exchange = Exchange::begin(&self.ledger, peer, head, began, is_trusted, client);
-        let (mut head, answer) = match live.answer(&mut exchange, &mut body).await {
+        let (mut head, answer) = match live.answer(exchange, &mut body).await {
             Ok(answer) => answer,
             Err(reject) if reject.code == Code::ClientClosed => {
                 exchange.abandoned();
-                return (None, exchange);
+                return None;
             }
             Err(reject) => {
                 let (head, bytes) = exchange.refuse(&reject);
@@ -172,7 +174,7 @@ impl Service for Gateway {
             }
         };
         exchange.answered(&mut head, body.received_bytes());
-        (Some(Response { head, body: answer, request: body }), exchange)
+        Some(Response { head, body: answer, request: body })
     }
 
     fn refuse<'i>(

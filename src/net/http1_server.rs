@@ -3,14 +3,14 @@
 use std::{future::poll_fn, rc::Rc, time::Duration};
 
 use super::{
-    AnswerBody, Finish, Io, Mistake, Peer, Request, Sent, Service, Slot,
-    inbound::{HttpLimits, Inbound, NoRequest, RequestBody},
+    AnswerBody, Finish, Io, Mistake, Peer, Sent, Service, Slot,
+    inbound::{First, HttpLimits, Inbound, NoRequest, RequestBody},
     outbound::{self, Ending},
     tunnel,
 };
 use crate::{
     proto::head::{RequestHead, Version},
-    shard::{TcpStream, clock, timer},
+    shard::{Instant, TcpStream, clock, timer},
 };
 
 /// A connection that is closed while the client still writes reads on for this long, and this far, so that the client
@@ -21,42 +21,47 @@ const LINGER_BYTES_MAX: usize = 1024 * 1024;
 /// Requests that are served from bytes that are here already before other connections get their turn.
 const REQUESTS_PER_TURN: u32 = 64;
 
+/// A connection that falls silent keeps its box for this long: under load the next request needs no new one, and an idle
+/// connection is soon small.
+const WARM: Duration = Duration::from_millis(500);
+
 /// Serves a connection until one side closes it. Dropping the future closes it at once.
 ///
-/// Between requests it is small: an exchange lives in a box of its own while it is under way.
+/// Between requests it is small: exchanges live in a box of their own while they come.
 pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, peer: Peer, slot: &Slot) {
     let io = Rc::new(Io::new(stream));
     let mut inbound = Inbound::new(Rc::clone(&io));
     let mut served = 0_u32;
     // A new connection gets the time of a head, not that of a pause between two.
-    inbound.deadline().set_after(service.limits().header_timeout);
+    let mut due = clock::now() + service.limits().header_timeout;
     loop {
-        let has_bytes = poll_fn(|cx| if slot.is_closing(cx) { false.into() } else { inbound.poll_first_bytes(cx) });
-        if !has_bytes.await {
+        inbound.deadline().set(due);
+        if first_bytes(slot, &mut inbound).await != First::Bytes {
             return;
         }
         let busy = Box::pin(serve_while_busy(&*service, &peer, slot, &io, &mut inbound, &mut served));
         match busy.await {
-            After::Idle => {}
-            After::Turn => timer::sleep(timer::TURN).await,
+            After::Idle(since) => due = since + service.limits().keep_alive_timeout,
             After::Close => return,
         }
-        inbound.deadline().set_after(service.limits().keep_alive_timeout);
     }
 }
 
-/// What a connection does when its bytes are used up.
+/// Waits for the first bytes of a request. A drain ends the wait.
+async fn first_bytes(slot: &Slot, inbound: &mut Inbound) -> First {
+    poll_fn(|cx| if slot.is_closing(cx) { First::Closed.into() } else { inbound.poll_first_bytes(cx) }).await
+}
+
+/// What a connection does when its requests are answered.
 #[derive(Debug, PartialEq, Eq)]
 enum After {
-    /// It waits for the next request.
-    Idle,
-    /// It lets others have their turn first.
-    Turn,
+    /// It has been waiting for the next request since then.
+    Idle(Instant),
     /// It closes.
     Close,
 }
 
-/// Serves requests as long as their bytes are here.
+/// Serves requests for as long as they come without a pause.
 async fn serve_while_busy<S: Service>(
     service: &S,
     peer: &Peer,
@@ -65,63 +70,90 @@ async fn serve_while_busy<S: Service>(
     inbound: &mut Inbound,
     served: &mut u32,
 ) -> After {
-    let limits = service.limits();
     let mut turn = 0;
-    while inbound.has_bytes() {
-        if turn == REQUESTS_PER_TURN {
-            return After::Turn;
-        }
-        turn += 1;
-        let began = clock::now();
-        inbound.deadline().set(began + limits.header_timeout);
-        let head = match poll_fn(|cx| inbound.poll_head(cx, &limits)).await {
-            Ok(head) => head,
-            Err(NoRequest::Closed) => return After::Close,
-            Err(NoRequest::TimedOut) => return refuse(service, peer, io, inbound, Mistake::TimedOut, &limits).await,
-            Err(NoRequest::Refused(error)) => {
-                return refuse(service, peer, io, inbound, Mistake::Head(error), &limits).await;
-            }
+    loop {
+        let idle_since = match serve_one(service, peer, slot, io, inbound, served).await {
+            After::Idle(since) => since,
+            After::Close => return After::Close,
         };
-        *served = served.saturating_add(1);
-        let wants_more = head.keep_alive && (limits.requests_max == 0 || *served < limits.requests_max);
-        let asked = Asked::of(&head);
-        let mut body = RequestBody::new(inbound);
-        body.set_due(began + limits.request_timeout);
-        let (response, exchange) = service.serve(peer, Request { head, body, began }).await;
-        let Some(response) = response else {
-            exchange.finish(Sent { body_bytes: 0, cut: None });
-            return After::Close;
-        };
-        let keeps = wants_more && !slot.is_ending();
-        let mut answer = outbound::Answer::new(response, asked.is_head, asked.version, keeps, limits.write_timeout);
-        let sent = answer.send(io).await;
-        let ending = answer.ending();
-        if sent.cut.is_none() && ending == Ending::Tunnel {
-            let bytes = match answer.into_body().into_tunnel() {
-                Some((backend, idle)) => tunnel::run(io, inbound, backend, idle).await,
-                None => 0,
-            };
-            exchange.finish(Sent { body_bytes: bytes, cut: None });
-            return After::Close;
-        }
-        let body = answer.into_body();
-        exchange.finish(sent);
-        if sent.cut.is_some() {
-            body.abandon();
-            return After::Close;
-        }
-        if ending == Ending::Close {
-            linger(io, inbound).await;
-            return After::Close;
-        }
-        if !inbound.is_body_done() {
-            inbound.deadline().set_after(LINGER);
-            if !poll_fn(|cx| inbound.poll_discard(cx)).await {
-                return After::Close;
+        if inbound.has_bytes() {
+            turn += 1;
+            if turn == REQUESTS_PER_TURN {
+                turn = 0;
+                timer::sleep(timer::TURN).await;
             }
+            continue;
+        }
+        turn = 0;
+        inbound.deadline().set(idle_since + WARM);
+        match first_bytes(slot, inbound).await {
+            First::Bytes => {}
+            First::Closed => return After::Close,
+            First::TimedOut => return After::Idle(idle_since),
         }
     }
-    After::Idle
+}
+
+/// Serves one request, whose first bytes are here.
+async fn serve_one<S: Service>(
+    service: &S,
+    peer: &Peer,
+    slot: &Slot,
+    io: &Io,
+    inbound: &mut Inbound,
+    served: &mut u32,
+) -> After {
+    let limits = service.limits();
+    let began = clock::now();
+    inbound.deadline().set(began + limits.header_timeout);
+    let head = match poll_fn(|cx| inbound.poll_head(cx, &limits)).await {
+        Ok(head) => head,
+        Err(NoRequest::Closed) => return After::Close,
+        Err(NoRequest::TimedOut) => return refuse(service, peer, io, inbound, Mistake::TimedOut, &limits).await,
+        Err(NoRequest::Refused(error)) => {
+            return refuse(service, peer, io, inbound, Mistake::Head(error), &limits).await;
+        }
+    };
+    *served = served.saturating_add(1);
+    let wants_more = head.keep_alive && (limits.requests_max == 0 || *served < limits.requests_max);
+    let asked = Asked::of(&head);
+    let mut body = RequestBody::new(inbound);
+    body.set_due(began + limits.request_timeout);
+    let mut exchange = service.begin(peer, head, began);
+    let Some(response) = service.serve(&mut exchange, body).await else {
+        exchange.finish(Sent { body_bytes: 0, cut: None });
+        return After::Close;
+    };
+
+    let keeps = wants_more && !slot.is_ending();
+    let mut answer = outbound::Answer::new(response, asked.is_head, asked.version, keeps, limits.write_timeout);
+    let sent = answer.send(io).await;
+    let ending = answer.ending();
+    let body = answer.into_body();
+    if sent.cut.is_none() && ending == Ending::Tunnel {
+        let body_bytes = match body.into_tunnel() {
+            Some((backend, idle)) => tunnel::run(io, inbound, backend, idle).await,
+            None => 0,
+        };
+        exchange.finish(Sent { body_bytes, cut: None });
+        return After::Close;
+    }
+    let finished_at = exchange.finish(sent);
+    if sent.cut.is_some() {
+        body.abandon();
+        return After::Close;
+    }
+    if ending == Ending::Close {
+        linger(io, inbound).await;
+        return After::Close;
+    }
+    if !inbound.is_body_done() {
+        inbound.deadline().set_after(LINGER);
+        if !poll_fn(|cx| inbound.poll_discard(cx)).await {
+            return After::Close;
+        }
+    }
+    After::Idle(finished_at)
 }
 
 /// What of a request decides how its answer is written.

@@ -71,6 +71,17 @@ pub(super) struct Inbound {
     framing: Framing,
 }
 
+/// How the wait for a request's first bytes ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum First {
+    /// They are here.
+    Bytes,
+    /// The client closed, or the connection broke.
+    Closed,
+    /// The deadline passed.
+    TimedOut,
+}
+
 /// Why there is no further request on a connection.
 #[derive(Debug)]
 pub(super) enum NoRequest {
@@ -126,15 +137,15 @@ impl Inbound {
         &mut self.deadline
     }
 
-    /// Waits for the first bytes of a request: `Ready(false)` when the client closed or the deadline passed.
-    pub(super) fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// Waits for the first bytes of a request.
+    pub(super) fn poll_first_bytes(&mut self, cx: &mut Context<'_>) -> Poll<First> {
         if self.has_bytes() {
-            return Poll::Ready(true);
+            return Poll::Ready(First::Bytes);
         }
         match self.reader.poll_read(&self.io, cx) {
-            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(false),
-            Poll::Ready(Ok(_)) => Poll::Ready(true),
-            Poll::Pending => self.deadline.poll(cx).map(|()| false),
+            Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(First::Closed),
+            Poll::Ready(Ok(_)) => Poll::Ready(First::Bytes),
+            Poll::Pending => self.deadline.poll(cx).map(|()| First::TimedOut),
         }
     }
 

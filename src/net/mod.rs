@@ -66,17 +66,6 @@ impl Peer {
     }
 }
 
-/// A request whose head is complete.
-#[derive(Debug)]
-pub struct Request<'i> {
-    /// Its head.
-    pub head: RequestHead,
-    /// Its body, on the way.
-    pub body: RequestBody<'i>,
-    /// When its first byte was seen.
-    pub began: Instant,
-}
-
 /// An answer whose body is on the way.
 #[derive(Debug)]
 pub struct Response<'i, B> {
@@ -98,12 +87,15 @@ pub trait Service: 'static {
     /// The limits in force.
     fn limits(&self) -> Rc<HttpLimits>;
 
+    /// A request's head is complete; its first byte was seen at `began`.
+    fn begin(&self, peer: &Peer, head: RequestHead, began: Instant) -> Self::Exchange;
+
     /// Answers a request; no answer closes the connection: the client has left. Dropping the future abandons the exchange.
     fn serve<'i>(
         &self,
-        peer: &Peer,
-        request: Request<'i>,
-    ) -> impl Future<Output = (Option<Response<'i, Self::Body>>, Self::Exchange)>;
+        exchange: &mut Self::Exchange,
+        body: RequestBody<'i>,
+    ) -> impl Future<Output = Option<Response<'i, Self::Body>>>;
 
     /// Answers a request whose head is refused before it is one. The connection closes after it.
     fn refuse<'i>(
@@ -126,8 +118,8 @@ pub enum Mistake {
 
 /// What an exchange does at its end: count and log, once. Dropping it instead means that it was abandoned.
 pub trait Finish {
-    /// The answer was sent, or cut off.
-    fn finish(self, sent: Sent);
+    /// The answer was sent, or cut off. Returns the time that it takes down.
+    fn finish(self, sent: Sent) -> Instant;
 }
 
 /// What became of an answer.

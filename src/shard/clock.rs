@@ -3,6 +3,7 @@
 //! Cores take an [`Instant`] as an argument and never ask; whoever drives them asks here, once per turn.
 
 use std::ops::{Add, AddAssign, Sub};
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -89,6 +90,22 @@ pub fn now() -> Instant {
 pub fn unix_now() -> Duration {
     // A clock set before 1970 is a broken machine; its log lines may as well say 1970.
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
+}
+
+/// The time of day at an instant of the last second or so. The two clocks are compared once a second, so that a request
+/// need not read both.
+#[inline]
+pub fn to_unix(instant: Instant) -> Duration {
+    thread_local! {
+        /// When they were compared, and the time of day then.
+        static COMPARED: Cell<(Instant, Duration)> = const { Cell::new((Instant::START, Duration::ZERO)) };
+    }
+    let (at, unix) = COMPARED.get();
+    if unix.is_zero() || instant.since(at) >= Duration::from_secs(1) {
+        COMPARED.set((now(), unix_now()));
+        return unix_now();
+    }
+    unix + instant.since(at)
 }
 
 /// The instant as the standard library counts, for the runtime's timers.

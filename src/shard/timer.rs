@@ -5,13 +5,10 @@
 
 use std::future::{Future, poll_fn};
 use std::marker::PhantomData;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-
-/// A timer of the runtime's.
-pub use monoio::time::Sleep;
 
 use super::alarms::{self, Alarms};
 use super::clock::{self, Instant};
@@ -23,15 +20,28 @@ use super::task;
 pub const TURN: Duration = Duration::from_millis(1);
 
 /// Completes when `duration` has passed, to the runtime's millisecond.
-///
-/// To be polled by one task only: the runtime's timers keep the first waker that they see. A [`Deadline`] may move.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(clock::now() + duration)
 }
 
 /// Completes at `instant`, to the runtime's millisecond.
 pub fn sleep_until(instant: Instant) -> Sleep {
-    monoio::time::sleep_until(to_runtime(instant))
+    let mut deadline = Deadline::new();
+    deadline.set(instant);
+    Sleep(deadline)
+}
+
+/// A wait for a moment. Small, where the runtime's own timers are half a KiB each and would swell every future that may
+/// hold one.
+#[derive(Debug)]
+pub struct Sleep(Deadline);
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.0.poll(cx)
+    }
 }
 
 /// The runtime's wheel turns once in about two years; whoever waits for longer than one is woken early, or never.
@@ -166,7 +176,7 @@ enum Keeper {
 /// Lets this shard's alarms go off, with one timer of the runtime's, for as long as the shard lives.
 async fn keep_time() {
     // One task, so that the timer's first waker stays the right one.
-    let mut timer = pin!(sleep_until(Instant::START));
+    let mut timer = pin!(monoio::time::sleep_until(to_runtime(Instant::START)));
     poll_fn(|cx| {
         let guard = AbortOnUnwind("a panic while deadlines were kept");
         loop {

@@ -104,6 +104,8 @@ pub struct Trail {
     pub ejected: u32,
     /// Time spent on attempts, until each failed or the head of its answer was complete.
     pub waited: Duration,
+    /// When the head of the answer was complete.
+    pub answered_at: Option<Instant>,
 }
 
 /// Why there is no answer.
@@ -337,11 +339,11 @@ impl Lease {
 
     /// Ends the lease and keeps the connection for later, for as long as the backend said that it keeps it, less a
     /// margin for the way.
-    fn give_back(mut self, keep_alive: Option<Duration>) {
+    fn give_back(mut self, keep_alive: Option<Duration>, now: Instant) {
         let margin = Duration::from_secs(1);
         let idle = keep_alive.map_or(self.idle_timeout, |hint| self.idle_timeout.min(hint.saturating_sub(margin)));
         if let Some(connection) = self.connection.take_if(|_| !idle.is_zero()) {
-            let until = clock::now() + idle;
+            let until = now + idle;
             self.backend.state.with(|state| state.pool.give(connection, until, self.idle_max));
         }
     }

@@ -59,7 +59,7 @@ impl Upstream {
             let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
             let failure = match self.attempt(&mut attempt, head, body, call, trail).await {
                 Ok((answer, lease, upload)) => {
-                    let streaming = Streaming::new(lease, place, upload, &answer, call);
+                    let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
                     return Ok((answer, streaming));
                 }
                 Err(failure) => failure,
@@ -103,7 +103,15 @@ impl Upstream {
         }));
         lease.connection().begin();
         body.wait_until_due();
-        let mut wait = Wait { method: head.method, call, is_uploaded: false, is_broken: false, is_blocked: false };
+        let mut wait = Wait {
+            method: head.method,
+            call,
+            began: now,
+            has_waited: false,
+            is_uploaded: false,
+            is_broken: false,
+            is_blocked: false,
+        };
         let answer = loop {
             let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
             attempt.has_answered = lease.connection().has_answered();
@@ -112,8 +120,10 @@ impl Upstream {
                 Waited::Turn => timer::sleep(timer::TURN).await,
             }
         };
-        let waited = clock::now().since(now);
+        let answered_at = clock::now();
+        let waited = answered_at.since(now);
         trail.waited += waited;
+        trail.answered_at = Some(answered_at);
         self.succeeded(&backend, waited);
         let upload = attempt.writer.take().filter(|_| !wait.is_uploaded && !wait.is_broken);
         Ok((answer, lease, upload))
@@ -170,6 +180,9 @@ impl Attempt {
 struct Wait<'a> {
     method: Method,
     call: &'a Call,
+    began: Instant,
+    /// It was polled before, so that time may have passed.
+    has_waited: bool,
     is_uploaded: bool,
     /// The backend takes no more; it may still have answered.
     is_broken: bool,
@@ -191,7 +204,9 @@ impl Wait<'_> {
                 Progress::Done => {
                     self.is_uploaded = true;
                     self.is_blocked = false;
-                    body.deadline().set_after(self.call.response_timeout);
+                    // Most requests go out whole at once; then no time has passed.
+                    let sent_at = if self.has_waited { clock::now() } else { self.began };
+                    body.deadline().set(sent_at + self.call.response_timeout);
                 }
                 Progress::Turn => has_had_its_turn = true,
                 Progress::Blocked => {
@@ -213,6 +228,7 @@ impl Wait<'_> {
                 }
             }
         }
+        self.has_waited = true;
         match connection.poll_head(cx, self.method) {
             Poll::Ready(Ok(head)) => return Poll::Ready(Ok(Waited::Answered(head))),
             Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::of(error))),

@@ -9,8 +9,8 @@ use std::{
 use super::{Call, Lease, Place};
 use crate::{
     net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Writer},
-    proto::head::ResponseHead,
-    shard::{Deadline, task, timer},
+    proto::head::{Framing, ResponseHead},
+    shard::{Deadline, Instant, clock, task, timer},
 };
 
 /// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
@@ -29,6 +29,8 @@ pub struct Streaming {
     cancels_on_close: bool,
     /// The timer is set for the body's pause.
     is_waiting: bool,
+    /// When the head was complete, until the body has to be waited for.
+    answered_at: Option<Instant>,
     trailers: Vec<u8>,
 }
 
@@ -48,8 +50,15 @@ struct Upload {
 }
 
 impl Streaming {
-    pub(super) fn new(lease: Lease, place: Place, upload: Option<Writer>, answer: &ResponseHead, call: &Call) -> Self {
-        Self {
+    pub(super) fn new(
+        lease: Lease,
+        place: Place,
+        upload: Option<Writer>,
+        answer: &ResponseHead,
+        call: &Call,
+        answered_at: Option<Instant>,
+    ) -> Self {
+        let mut streaming = Self {
             hold: Some(Hold { lease, _place: place }),
             upload: upload.map(|writer| Upload { writer, pause: None }),
             is_reusable: answer.keep_alive,
@@ -57,8 +66,14 @@ impl Streaming {
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
             is_waiting: false,
+            answered_at,
             trailers: Vec::new(),
+        };
+        // Nobody asks for the body of an answer that has none: to a HEAD, a 204, a 304.
+        if answer.framing == Framing::None && answer.status != 101 {
+            streaming.complete();
         }
+        streaming
     }
 }
 
@@ -71,7 +86,8 @@ impl Streaming {
             self.trailers.extend_from_slice(connection.trailers());
         }
         if self.is_reusable && self.upload.is_none() {
-            lease.give_back(self.keep_alive);
+            // Most answers are here whole with their head; then no time has passed.
+            lease.give_back(self.keep_alive, self.answered_at.unwrap_or_else(clock::now));
         }
     }
 
@@ -118,6 +134,7 @@ impl AnswerBody for Streaming {
             Poll::Ready(Err(ClientError::Broken(_))) => Poll::Ready(Err(Cut::UpstreamBroken)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::UpstreamMalformed)),
             Poll::Pending => {
+                self.answered_at = None;
                 if !std::mem::replace(&mut self.is_waiting, true) {
                     request.deadline().set_after(self.idle_timeout);
                 }

@@ -1,4 +1,8 @@
 //! The tests that look at Shardgate from outside, in one binary.
 
+mod backend;
+mod client;
 mod docs;
+mod harness;
+mod journey;
 mod tidy;
