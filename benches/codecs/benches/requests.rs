@@ -4,8 +4,9 @@
 //! `exchange` is a request in and an empty answer out over a connection in memory, a thousand times: hyper cannot be
 //! had without its connection, so ours does the same there. Neither shows what a kernel adds.
 
+use std::cell::Cell;
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::hint::black_box;
 use std::io;
 use std::pin::{Pin, pin};
@@ -98,14 +99,18 @@ fn serve_ours(raw: &'static [u8]) -> usize {
 
 fn serve_hyper(raw: &'static [u8]) {
     let wire = Wire { raw, left: EXCHANGES, written: 0 };
-    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
+    let served = Cell::new(0);
+    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         black_box(request.headers().len());
-        Ok::<_, Infallible>(hyper::Response::new(Empty::<Bytes>::new()))
+        served.set(served.get() + 1);
+        ready(Ok::<_, Infallible>(hyper::Response::new(Empty::<Bytes>::new())))
     });
-    let mut connection = pin!(http1::Builder::new().serve_connection(wire, service));
+    // It reads ahead while it answers, and would take the end of the input for a client that left.
+    let mut connection = pin!(http1::Builder::new().half_close(true).serve_connection(wire, service));
     let mut context = Context::from_waker(Waker::noop());
     // It yields now and then; nothing here ever waits.
     while connection.as_mut().poll(&mut context).map(|done| done.expect("served")).is_pending() {}
+    assert_eq!(served.get(), EXCHANGES);
 }
 
 /// A connection in memory: each read is one request, writes are counted.
