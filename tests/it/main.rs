@@ -2,4 +2,6 @@
 
 mod client;
 mod harness;
+mod process;
+mod service;
 mod tidy;
