@@ -43,6 +43,7 @@ pub(super) struct Equipment {
     pub(super) endpoint: Endpoint<Letter>,
     pub(super) admin: Option<std::net::TcpListener>,
     pub(super) writer: access_log::Writer,
+    pub(super) signals: Signals,
 }
 
 /// How the process ended.
@@ -93,7 +94,8 @@ struct Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, config_path, plan, names, shards, descriptors, endpoint, admin, writer } = equipment;
+    let Equipment { config, config_path, plan, names, shards, descriptors, endpoint, admin, writer, signals } =
+        equipment;
     let (bus, pump) = bus::on_tokio(endpoint)?;
     let watch = config_path.as_deref().map(Watch::new);
     let process = ProcessCounters {
@@ -121,7 +123,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         listener.set_nonblocking(true)?;
         tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, ask.clone()));
     }
-    control.run(pump, questions).await
+    control.run(pump, questions, signals).await
 }
 
 impl Control {
@@ -129,8 +131,8 @@ impl Control {
         mut self,
         mut pump: Pump<Letter>,
         mut questions: mpsc::Receiver<Question>,
+        mut signals: Signals,
     ) -> anyhow::Result<(Ended, access_log::Writer)> {
-        let mut signals = Signals::new()?;
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -398,14 +400,15 @@ enum Signalled {
 }
 
 /// The signals of SPEC, Annex C.
-struct Signals {
+pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Takes the signals over from the kernel's defaults. Those that come before anybody asks are kept.
+    pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,
