@@ -25,6 +25,7 @@ use crate::{
         exposition::{ShardCounters, write_prometheus},
         metrics::{Names, ProcessCounters, Reload},
     },
+    upstream::Report,
 };
 
 /// How often the shards are asked how they are, and the configuration file is looked at.
@@ -312,10 +313,8 @@ impl Control {
             Question::Metrics(sender) => {
                 self.scrapes.push(sender);
                 self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
-                for shard in &mut self.shards {
-                    shard.scraped = None;
-                    shard.is_asked = false;
-                }
+                // What they told before stays: health is asked for meanwhile, too.
+                self.shards.iter_mut().for_each(|shard| shard.is_asked = false);
                 self.ask_shards();
             }
             Question::Health(page, sender) => {
@@ -332,7 +331,7 @@ impl Control {
     /// Answers scrapes once every shard has told, or the time is up.
     fn answer_scrapes(&mut self) {
         let Some(due) = self.scrape_due else { return };
-        let answered = self.shards.iter().filter(|shard| shard.scraped.is_some()).count();
+        let answered = self.shards.iter().filter(|shard| !shard.is_asked).count();
         if answered < self.shards.len() && Instant::now() < due {
             return;
         }
@@ -342,6 +341,7 @@ impl Control {
             .shards
             .iter()
             .enumerate()
+            .filter(|(_, shard)| !shard.is_asked)
             .filter_map(|(index, shard)| {
                 let counters = shard.scraped.as_ref()?.counters.clone();
                 Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
@@ -366,7 +366,13 @@ impl Control {
         let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
         let current = || told().filter(|scraped| scraped.generation == generation);
         let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
-            (upstream.name.clone(), current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect())
+            let mut reports: Vec<_> = current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect();
+            if reports.is_empty() {
+                // No shard has told yet: a configuration that is just being taken is no outage.
+                let total = upstream.backends.len();
+                reports.push(Report { healthy: total, total, ..Report::default() });
+            }
+            (upstream.name.clone(), reports)
         });
         let now = jiff::Timestamp::now();
         health::Known {

@@ -103,7 +103,7 @@ pub(super) async fn run(equipment: Equipment) {
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
     task::spawn("stall watch", stall::watch());
-    worker.bus.send(CONTROL, Letter::Applied(generation));
+    worker.tell_applied(generation);
     worker.receive(pump).await;
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }
@@ -124,7 +124,7 @@ impl Worker {
             Letter::Plan(plan) => {
                 let generation = plan.generation;
                 self.gateway.adopt(plan);
-                self.bus.send(CONTROL, Letter::Applied(generation));
+                self.tell_applied(generation);
             }
             Letter::Pages(pages) => self.gateway.show(pages),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
@@ -136,6 +136,12 @@ impl Worker {
                 unreachable!("letters to the control thread go to no shard")
             }
         }
+    }
+
+    /// How the new plan's upstreams stand goes first: once all shards have applied it, health is about them.
+    fn tell_applied(&self, generation: u64) {
+        self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped())));
+        self.bus.send(CONTROL, Letter::Applied(generation));
     }
 
     fn scraped(&self) -> Scraped {
