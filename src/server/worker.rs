@@ -23,9 +23,14 @@ use crate::{
     exchange::{Code, Ledger, Reject},
     gateway::{Gateway, Plan},
     net::{Connections, Peer, Slot, serve_connection},
+    proto::{
+        head::Known,
+        http1::{ConnectionToken, encode_response},
+    },
     shard::{Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
     telemetry::{
         access_log::AccessLog,
+        ids::RequestId,
         metrics::{Counters, Refusal},
     },
 };
@@ -189,8 +194,8 @@ impl Worker {
             self.ledger.with(|ledger| {
                 ledger.counters.connections_refused[Refusal::Limit.index()] += 1;
                 ledger.counters.reject(Code::Overloaded as usize);
+                refuse(&fd, &RequestId::generate(&mut ledger.rng));
             });
-            refuse(&fd);
             return;
         }
         if plan.hands_over {
@@ -256,11 +261,12 @@ impl Drop for Place {
 }
 
 /// Tells a client that there is no room, as far as its socket takes that at once, and closes.
-fn refuse(fd: &OwnedFd) {
+fn refuse(fd: &OwnedFd, id: &RequestId) {
     let reject = Reject::new(Code::Overloaded);
-    let (head, body) = reject.to_response(b"");
+    let (mut head, body) = reject.to_response(id.as_bytes());
+    head.push(Known::XRequestId, b"X-Request-Id", id.as_bytes());
     let mut answer = Vec::with_capacity(512);
-    crate::proto::http1::encode_response(&head, head.framing, crate::proto::http1::ConnectionToken::Close, &mut answer);
+    encode_response(&head, head.framing, ConnectionToken::Close, &mut answer);
     answer.extend_from_slice(&body);
     // Whoever is not told is closed on all the same.
     let _ = rustix::net::send(fd.as_fd(), &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
