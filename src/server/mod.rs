@@ -25,10 +25,15 @@ const RING_LETTERS: usize = 1024;
 /// How long the access log may take to be written out when the process ends.
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Runs the gateway until a signal ends it. `config_path` is watched for changes.
+/// Runs the gateway until a signal ends it. `config_path` is watched for changes; `listening` is called once with the
+/// addresses of the public and the operator's listener.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
-pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended> {
+pub fn run(
+    config: Config,
+    config_path: Option<PathBuf>,
+    listening: impl FnOnce(SocketAddr, Option<SocketAddr>),
+) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
     let signals = {
@@ -89,6 +94,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended
         "listening on {}",
         bound.address
     );
+    listening(bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
     let control = control::Equipment {
         config,
         config_path,
