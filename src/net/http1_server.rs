@@ -1,6 +1,11 @@
 //! One client's HTTP/1.1 connection from accept to close: heads in, answers out, in order.
 
-use std::{future::poll_fn, rc::Rc, time::Duration};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use super::{
     AnswerBody, Finish, Io, Mistake, Peer, Sent, Service, Slot,
@@ -17,6 +22,9 @@ use crate::{
 /// gets to read the answer (RFC 9112 §9.6).
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long a fresh connection is waited for when its shard closes.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
 /// Requests that are served from bytes that are here already before other connections get their turn.
 const REQUESTS_PER_TURN: u32 = 64;
@@ -36,7 +44,7 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, pee
     let mut due = clock::now() + service.limits().header_timeout;
     loop {
         inbound.deadline().set(due);
-        if first_bytes(slot, &mut inbound).await != First::Bytes {
+        if poll_fn(|cx| poll_request(cx, slot, &mut inbound, served == 0)).await != First::Bytes {
             return;
         }
         let busy = Box::pin(serve_while_busy(&*service, &peer, slot, &io, &mut inbound, &mut served));
@@ -47,9 +55,23 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, pee
     }
 }
 
-/// Waits for the first bytes of a request. A drain ends the wait.
-async fn first_bytes(slot: &Slot, inbound: &mut Inbound) -> First {
-    poll_fn(|cx| if slot.is_closing(cx) { First::Closed.into() } else { inbound.poll_first_bytes(cx) }).await
+/// Waits for a request's first bytes.
+///
+/// What has come is served, whether the shard drains or not. A connection that has been served before then closes; one
+/// that was just accepted gets a moment, since its first request is on its way and nobody else can answer it.
+fn poll_request(cx: &mut Context<'_>, slot: &Slot, inbound: &mut Inbound, is_fresh: bool) -> Poll<First> {
+    let first = inbound.poll_first_bytes(cx);
+    if first.is_ready() || !slot.is_closing(cx) {
+        return first;
+    }
+    if !is_fresh {
+        return Poll::Ready(First::Closed);
+    }
+    let due = clock::now() + DRAIN_GRACE;
+    if inbound.deadline().at().is_none_or(|at| due < at) {
+        inbound.deadline().set(due);
+    }
+    inbound.deadline().poll(cx).map(|()| First::Closed)
 }
 
 /// What a connection does when its requests are answered.
@@ -86,7 +108,7 @@ async fn serve_while_busy<S: Service>(
         }
         turn = 0;
         inbound.deadline().set(idle_since + WARM);
-        match first_bytes(slot, inbound).await {
+        match poll_fn(|cx| poll_request(cx, slot, inbound, false)).await {
             First::Bytes => {}
             First::Closed => return After::Close,
             First::TimedOut => return After::Idle(idle_since),

@@ -2,8 +2,8 @@
 //!
 //! Cores take an [`Instant`] as an argument and never ask; whoever drives them asks here, once per turn.
 
-use std::ops::{Add, AddAssign, Sub};
 use std::cell::Cell;
+use std::ops::{Add, AddAssign, Sub};
 use std::sync::OnceLock;
 use std::time::Duration;
 

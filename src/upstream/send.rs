@@ -12,7 +12,7 @@ use super::{Backend, Failure, Lease, Streaming, Trail, Upstream};
 use crate::{
     net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer},
     proto::{
-        head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
+        head::{Field, Framing, Known, Method, RequestHead, ResponseHead, Span},
         http1::encode_request,
     },
     shard::{Instant, clock, timer},
@@ -55,6 +55,7 @@ impl Upstream {
         trail: &mut Trail,
     ) -> Result<(ResponseHead, Streaming), Failure> {
         let mut place = self.enter()?;
+        let mut earlier = None;
         loop {
             let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
             let failure = match self.attempt(&mut attempt, head, body, call, trail).await {
@@ -73,8 +74,13 @@ impl Upstream {
                 && attempt.is_repeatable(head.method)
                 && body.received_bytes() == 0;
             if !is_safe || trail.attempts > call.retries_max || !place.may_retry(now) {
-                return Err(failure);
+                return Err(match failure {
+                    // The attempts took out the last backend: what they met says more.
+                    Failure::NoBackend => earlier.unwrap_or(failure),
+                    failure => failure,
+                });
             }
+            earlier = Some(failure);
         }
     }
 
@@ -93,10 +99,7 @@ impl Upstream {
         trail.backend = Some(Rc::clone(&backend));
         let mut lease = self.lease(&backend, is_retry, now, trail).await?;
 
-        if !call.preserve_host {
-            head.remove(|known| known == Known::Host);
-            head.push(Known::Host, b"Host", backend.authority().as_bytes());
-        }
+        set_host(head, &backend, call.preserve_host);
         let is_chunked = head.framing == Framing::Chunked;
         let writer = attempt.writer.insert(Writer::new(is_chunked, head.framing == Framing::None, |out| {
             encode_request(head, head.text(call.target), head.framing, out);
@@ -158,6 +161,18 @@ impl Upstream {
             lease.connection = Some(connected.map_err(failure)?);
         }
         Ok(lease)
+    }
+}
+
+/// Makes sure that there is one `Host` (RFC 9112 §3.2): the backend's authority, or the client's where it is kept. An
+/// HTTP/1.0 client may have sent none.
+fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
+    if !is_preserved || (head.value(Known::Host).is_none() && head.authority.is_empty()) {
+        head.remove(|known| known == Known::Host);
+        head.push(Known::Host, b"Host", backend.authority().as_bytes());
+    } else if head.value(Known::Host).is_none() {
+        let (name, value) = (head.append(&[b"Host"]), head.authority);
+        head.fields.push(Field { name, value, known: Known::Host });
     }
 }
 

@@ -5,4 +5,6 @@ mod client;
 mod docs;
 mod harness;
 mod journey;
+mod process;
+mod service;
 mod tidy;

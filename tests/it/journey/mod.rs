@@ -1,7 +1,9 @@
 //! What becomes of requests and answers on their way through the gateway: one file for each kind of behaviour, over real
 //! sockets, in front of backends that do as they are told.
 
+mod fields;
 mod raw;
+mod routing;
 
 use std::{fmt::Write as _, net::SocketAddr};
 
