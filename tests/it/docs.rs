@@ -4,8 +4,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use shardgate::exchange::Code;
+
+use crate::harness::Gateway;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -108,14 +111,16 @@ fn curl_lines(text: &str) -> Vec<String> {
 
 #[test]
 fn the_readme_shows_the_commands_of_the_demo() {
-    let source = read("src/demo.rs");
-    let printed: Vec<String> = curl_lines(&source)
-        .iter()
-        .map(|line| line.replace("{port}", "3000").replace("{admin_port}", "3001"))
-        .map(|line| line.replace("{{", "{").replace("}}", "}").replace("\\\"", "\""))
-        .collect();
+    let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "1")];
+    let demo = Gateway::start_command(&["demo"], &any_port);
+    demo.log_until("Ctrl-C", Duration::from_secs(10));
+    let usual = |line: String| {
+        let line = line.replace(&format!("localhost:{}/", demo.address().port()), "localhost:3000/");
+        line.replace(&format!("localhost:{}/", demo.admin().port()), "localhost:3001/")
+    };
+    let printed: Vec<String> = curl_lines(&demo.log()).into_iter().map(usual).collect();
     assert!(printed.len() > 3, "the demo prints commands: {printed:?}");
-    assert_eq!(curl_lines(&read("README.md")), printed, "README.md is the first, src/demo.rs the second");
+    assert_eq!(curl_lines(&read("README.md")), printed, "README.md is the first, the demo the second");
 }
 
 // ---- links and paths lead somewhere ----
