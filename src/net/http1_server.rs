@@ -31,7 +31,7 @@ const REQUESTS_PER_TURN: u32 = 64;
 
 /// A connection that falls silent keeps its box for this long: under load the next request needs no new one, and an idle
 /// connection is soon small.
-const WARM: Duration = Duration::from_millis(500);
+const WARM: Duration = Duration::from_millis(25);
 
 /// Serves a connection until one side closes it. Dropping the future closes it at once.
 ///

@@ -1,10 +1,10 @@
 //! How little memory streams and idle connections take.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use super::{memory_kib, raise_descriptor_limit, source};
 use crate::{
-    harness::{Client, Gateway, is_long},
+    harness::{Client, Gateway, is_long, until},
     service::Service,
 };
 
@@ -92,7 +92,7 @@ fn a_reader_that_is_slow_holds_back_the_service_and_not_the_memory() {
 
 #[test]
 fn an_idle_connection_takes_little() {
-    let count = if is_long() { 10_000 } else { 2_000 };
+    let count = if is_long() { 10_000 } else { 6_000 };
     raise_descriptor_limit();
     let service = Service::start();
     let gateway =
@@ -109,9 +109,13 @@ fn an_idle_connection_takes_little() {
     let mut clients: Vec<_> = (0..count).map(connect).collect();
     let expected = f64::from(u32::try_from(count).expect("few"));
     gateway.metrics_until("all are open", |metrics| metrics.sum("shardgate_connections_open") == expected);
-    let after = memory_kib(&gateway, "smaps_rollup", "Pss:");
-    let each = after.saturating_sub(before) * 1024 / count as u64;
-    assert!(each <= IDLE_BYTES_MAX, "{each} bytes each: from {before} KiB to {after} KiB with {count}");
+    // A connection that has just been served is warm for a moment; what it had is given back to the system after that.
+    until(Duration::from_secs(10), "idle connections take little", || {
+        let after = memory_kib(&gateway, "smaps_rollup", "Pss:");
+        let each = after.saturating_sub(before) * 1024 / count as u64;
+        println!("{each} bytes each: from {before} KiB to {after} KiB with {count}");
+        (each <= IDLE_BYTES_MAX).then_some(())
+    });
     for client in clients.iter_mut().step_by(97) {
         assert_eq!(client.get("/").status, 200, "they still work");
     }
