@@ -187,12 +187,6 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "admin", shape: Shape::Once, about: "The operator's listener.", keys: ADMIN },
     Section { name: "http", shape: Shape::Once, about: "Limits and times of clients' requests.", keys: HTTP },
     Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
-    Section {
-        name: "metrics",
-        shape: Shape::Once,
-        about: "Who may read `/metrics` on the public listener.",
-        keys: METRICS,
-    },
     Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
     Section { name: "log", shape: Shape::Once, about: "What is written where.", keys: LOG },
     Section {
@@ -287,11 +281,6 @@ const TRUST: &[Key] = keys! {
         "Peers (load balancers before the gateway) whose `X-Forwarded-*` is appended to; from anybody else it is replaced.";
 };
 
-const METRICS: &[Key] = keys! {
-    allow: NETWORKS, Value("[]"), "[\"127.0.0.1/32\"]", Process, Live,
-        "Peers that may read `/metrics` on the public listener; anybody else gets 404. The operator's listener always has it.";
-};
-
 const DRAIN: &[Key] = keys! {
     notice: Kind::Duration(0, HOUR), Value("\"5s\""), "\"1s\"", Process, Live,
         "From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can turn away.";
@@ -304,7 +293,7 @@ const LOG: &[Key] = keys! {
         "What the process tells of itself: `off`, `error`, `warn`, `info`, `debug` or `trace`, for all of it or by target.";
     access: Kind::Text("`off`, `stdout` or a path with a slash"), Value("\"stdout\""), "\"/var/log/shardgate/access.log\"", Process, Restart,
         "Where the access log goes, one JSON line per request.";
-    buffer_bytes: Kind::Size(4 * KIB, GIB), Value("\"256KiB\""), "\"1MiB\"", Shard, Restart,
+    buffer_bytes: Kind::Size(64 * KIB, GIB), Value("\"2MiB\""), "\"1MiB\"", Shard, Restart,
         "Access-log bytes that wait to be written. When it is full, lines are dropped and counted; no request waits.";
     flush_interval: Kind::Duration(1, MINUTE), Value("\"200ms\""), "\"1s\"", Shard, Restart,
         "How long an access-log line may wait.";
@@ -321,8 +310,6 @@ const UPSTREAMS: &[Key] = keys! {
         "How long an idle connection is kept for reuse; shorter when the upstream's `Keep-Alive` says so. Keep it below what the upstream itself waits.";
     idle_max: Kind::Number(0, 65_536), Value("64"), "16", Shard, Live,
         "Idle connections kept for reuse, per instance.";
-    connections_max: COUNT, Value("0"), "500", Process, Live,
-        "Connections open at once to all instances. 0: no limit.";
     requests_max: Kind::Number(1, u32::MAX as u64), Value("1024"), "256", Process, Live,
         "Requests in flight at once to all instances; more are refused (`503 circuit_open`).";
     retries_max: Kind::Number(0, 10), Value("2"), "1", Each, Live,

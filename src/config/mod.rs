@@ -1,7 +1,7 @@
 //! The configuration, checked: plain values that the other floors take their slices of.
 //!
 //! Whoever holds a [`Config`] need not check anything again: ranges, names, references and conflicts are checked in
-//! [`resolve`], where all mistakes are reported at once. [`keys`] is the one table of what can be written; defaults,
+//! [`mod@resolve`], where all mistakes are reported at once. [`keys`] is the one table of what can be written; defaults,
 //! documentation, schema and the check for unknown keys follow from it. Acting on the values is for those who take them.
 //!
 //! Scope (shard, process, each) and what a reload applies are told per key in `docs/config.md`; here each field repeats
@@ -49,8 +49,6 @@ pub struct Config {
     pub http: Http,
     /// Whose word about a request's origin counts.
     pub trust: Trust,
-    /// Who may read `/metrics` on the public listener.
-    pub metrics: Metrics,
     /// How the process stops.
     pub drain: Drain,
     /// What is written where.
@@ -175,13 +173,6 @@ pub struct Trust {
     pub proxies: Vec<IpNet>,
 }
 
-/// Who may read `/metrics` on the public listener.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Metrics {
-    /// Peers that may; others get 404. Default none. Process, reload.
-    pub allow: Vec<IpNet>,
-}
-
 /// How the process stops. `max` counts from the signal and is never less than `notice`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Drain {
@@ -200,7 +191,7 @@ pub struct Log {
     pub level: String,
     /// Where the access log goes. Default stdout. Process, restart.
     pub access: AccessLog,
-    /// Access-log bytes that wait to be written; when full, lines are dropped and counted. Default 256 KiB. Shard,
+    /// Access-log bytes that wait to be written; when full, lines are dropped and counted. Default 2 MiB. Shard,
     /// restart.
     #[serde(serialize_with = "units::size_in_memory")]
     pub buffer_bytes: usize,
@@ -246,8 +237,6 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Connections kept for reuse, per instance. Default 64. Shard.
     pub idle_max: usize,
-    /// Connections open at once to all its instances; 0 is no limit. Default 0. Process.
-    pub connections_max: u32,
     /// Requests in flight at once to all its instances; more are refused (503 `circuit_open`). Default 1024. Process.
     pub requests_max: u32,
     /// Attempts beyond the first. Default 2; a route may say otherwise. Each.

@@ -5,7 +5,7 @@ use super::keys::SECTIONS;
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::routes::read_routes;
-use super::{Admin, Config, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
+use super::{Admin, Config, Drain, Http, Instance, IpNet, Listener, Log, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -148,7 +148,7 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
 fn read_config(root: &Table, report: &mut Report) -> Config {
     let mut section = |name: &str| Fields::of(name, name.to_owned(), root.get(name), report);
     let [runtime, listener, admin, http] = ["runtime", "listener", "admin", "http"].map(&mut section);
-    let [trust, metrics, drain, log] = ["trust", "metrics", "drain", "log"].map(&mut section);
+    let [trust, drain, log] = ["trust", "drain", "log"].map(&mut section);
     let upstreams = read_upstreams(root.get("upstreams"), report);
     let routes = read_routes(root.get("routes"), &upstreams, report);
     let config = Config {
@@ -172,7 +172,6 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         },
         http: read_http(&http, report),
         trust: Trust { proxies: trust.take("proxies", report) },
-        metrics: Metrics { allow: metrics.take("allow", report) },
         drain: Drain { notice: drain.take("notice", report), max: drain.take("max", report) },
         log: Log {
             level: log.take("level", report),
@@ -296,7 +295,6 @@ fn read_upstream(fields: &Fields<'_>, report: &mut Report) -> Upstream {
         response_timeout: fields.take("response_timeout", report),
         idle_timeout: fields.take("idle_timeout", report),
         idle_max: fields.take("idle_max", report),
-        connections_max: fields.take("connections_max", report),
         requests_max: fields.take("requests_max", report),
         retries_max: fields.take("retries_max", report),
         retry_budget_percent: fields.take("retry_budget_percent", report),

@@ -136,7 +136,7 @@ pub struct Sent {
 pub enum Cut {
     /// The client closed or reset its connection.
     ClientGone,
-    /// The client did not read for as long as `http.write_timeout`.
+    /// The client did not read for as long as `http.stream_idle_timeout`.
     ClientStalled,
     /// The request's body failed while the answer was on its way.
     Upload,

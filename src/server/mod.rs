@@ -62,7 +62,8 @@ pub fn run(
         config::AccessLog::Stdout => access_log::Target::Stdout,
         config::AccessLog::File(path) => access_log::Target::File(path.clone()),
     };
-    let (writer, access_logs) = access_log::spawn(&target, shards).context("the access log cannot be written")?;
+    let (writer, access_logs) =
+        access_log::spawn(&target, shards, config.log.buffer_bytes).context("the access log cannot be written")?;
 
     let mut endpoints = mesh::build::<Letter>(shards + 1, RING_LETTERS)?.into_iter();
     let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");

@@ -94,6 +94,7 @@ pub(super) async fn run(equipment: Equipment) {
         }
     };
     let generation = plan.generation;
+    acceptor.set_budget(plan.accept_budget);
     let worker = Rc::new(Worker {
         index,
         gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger))),
@@ -128,6 +129,7 @@ impl Worker {
         match letter {
             Letter::Plan(plan) => {
                 let generation = plan.generation;
+                self.acceptor.set_budget(plan.accept_budget);
                 self.gateway.adopt(plan);
                 self.tell_applied(generation);
             }

@@ -105,7 +105,8 @@ fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot listen on {host} port {port}: {error}; {advice}"))
 }
 
-/// Connections accepted in one go, before the shard's other tasks get their turn.
+/// Connections accepted in one go, before the shard's other tasks get their turn, until [`Acceptor::set_budget`] says
+/// otherwise.
 const BUDGET: usize = 64;
 /// The turn that the others get. A task that woke itself instead would starve all of them.
 const BREATH: Duration = Duration::from_millis(1);
@@ -133,6 +134,7 @@ pub struct Acceptor {
     /// Freed when there are no descriptors left, to accept and close one connection with.
     reserve: Cell<Option<OwnedFd>>,
     stopping: Cell<bool>,
+    budget: Cell<usize>,
     waker: Cell<Option<Waker>>,
     counts: Cell<AcceptCounts>,
 }
@@ -146,6 +148,7 @@ impl Acceptor {
             socket,
             watched,
             stopping: Cell::new(false),
+            budget: Cell::new(BUDGET),
             waker: Cell::new(None),
             counts: Cell::new(AcceptCounts::default()),
         })
@@ -163,7 +166,7 @@ impl Acceptor {
             let stopping = self.stopping.get();
             let mut accepted = 0;
             let end = turn(
-                BUDGET,
+                self.budget.get(),
                 || self.accept(),
                 |(fd, address)| {
                     accepted += 1;
@@ -199,6 +202,11 @@ impl Acceptor {
         // Closes it for good, whatever descriptors of it the driver still holds.
         rustix::net::shutdown(&self.socket, Shutdown::Both)?;
         Ok(())
+    }
+
+    /// Accepts so many connections in one go from now on.
+    pub fn set_budget(&self, connections: usize) {
+        self.budget.set(connections.max(1));
     }
 
     /// Makes [`Acceptor::run`] take what is in the queue and end.

@@ -8,7 +8,6 @@ pub mod clock;
 pub mod cores;
 pub mod listener;
 pub mod local;
-pub mod snapshot;
 pub mod stall;
 pub mod stream;
 pub mod task;
@@ -18,7 +17,6 @@ pub mod timer;
 
 pub use clock::Instant;
 pub use local::Local;
-pub use snapshot::Snapshot;
 pub use stream::TcpStream;
 pub use timer::Deadline;
 

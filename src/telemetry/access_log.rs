@@ -18,8 +18,8 @@ use super::record::{LINE_MAX, Record, TimestampCache};
 
 /// A buffer past this size is handed over: about 70 lines, so that waking the writer costs a request little.
 const BATCH_BYTES: usize = 32 * 1024;
-/// Batches under way for each shard: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
-const BATCHES_PER_SHARD: usize = 64;
+/// Batches under way for each shard at least: one is written while the next is filled.
+const BATCHES_MIN: usize = 2;
 /// The writer gives way to the shards when both want a core.
 const NICENESS: i32 = 5;
 
@@ -144,15 +144,17 @@ struct Running {
     thread: JoinHandle<()>,
 }
 
-/// Opens the target and starts the writer, with one [`AccessLog`] for each shard.
-pub fn spawn(target: &Target, shards: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
+/// Opens the target and starts the writer, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
+/// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
+pub fn spawn(target: &Target, shards: usize, buffer_bytes: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
+    let batches = (buffer_bytes / BATCH_BYTES).max(BATCHES_MIN);
     match target {
         Target::Off => {
             let logs = (0..shards).map(|_| AccessLog::new(None)).collect();
             Ok((Writer { running: None }, logs))
         }
-        Target::Stdout => start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, shards),
-        Target::File(path) => start(open(path)?, Some(path.clone()), shards),
+        Target::Stdout => start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, shards, batches),
+        Target::File(path) => start(open(path)?, Some(path.clone()), shards, batches),
     }
 }
 
@@ -161,20 +163,21 @@ fn open(path: &PathBuf) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
-fn start(output: File, path: Option<PathBuf>, shards: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
-    let (messages, message_queue) = sync_channel(BATCHES_PER_SHARD * shards.max(1));
+fn start(output: File, path: Option<PathBuf>, shards: usize, batches: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
+    let (messages, message_queue) = sync_channel(batches * shards.max(1));
     // One that waits says all.
     let (reopen, reopen_asked) = sync_channel(1);
     let (end, ended) = sync_channel(0);
     let mut logs = Vec::with_capacity(shards);
     let mut returns = Vec::with_capacity(shards);
     for shard in 0..shards {
-        let (give_back, returned) = sync_channel(BATCHES_PER_SHARD);
+        let (give_back, returned) = sync_channel(batches);
         logs.push(AccessLog::new(Some(Link { shard, messages: messages.clone(), returned })));
         returns.push(Return { give_back, lost: 0 });
     }
     let output = Lines::new(Patient(output));
-    let mut writing = Writing { output, path, messages: message_queue, reopen: reopen_asked, returns, failing: None };
+    let mut writing =
+        Writing { output, path, messages: message_queue, reopen: reopen_asked, returns, batches, failing: None };
     let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || {
         // Being refused a lower priority changes nothing that matters.
         let _ = rustix::process::nice(NICENESS);
@@ -220,6 +223,8 @@ struct Writing {
     messages: Receiver<Message>,
     reopen: Receiver<()>,
     returns: Vec<Return>,
+    /// Batches that one shard may have under way.
+    batches: usize,
     /// Lines lost since writing began to fail.
     failing: Option<u64>,
 }
@@ -249,7 +254,7 @@ impl Writing {
 
     /// Writes what had been handed over; no more, lest a busy shard keep the thread for ever.
     fn finish(&mut self) {
-        for _ in 0..BATCHES_PER_SHARD * self.returns.len() {
+        for _ in 0..self.batches * self.returns.len() {
             let Ok(message) = self.messages.try_recv() else { return };
             self.handle(message);
         }
@@ -357,7 +362,7 @@ mod tests {
     fn a_writer_that_nobody_reads_from_never_blocks_a_shard() {
         const LINES: u64 = 40_000;
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1).expect("a thread");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 64).expect("a thread");
         let mut log = logs.pop().expect("one shard");
         // Some 8 MiB: past what the pipe and the queue take together. That this ends is the point.
         for number in 0..LINES {
@@ -382,7 +387,7 @@ mod tests {
     #[test]
     fn closing_has_a_bound() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1).expect("a thread");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 64).expect("a thread");
         for _ in 0..1000 {
             logs[0].line(&record(&[b'a'; 1000]));
         }
@@ -394,7 +399,7 @@ mod tests {
     #[test]
     fn lines_of_all_shards_arrive_and_buffers_come_back() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 4).expect("a thread");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 4, 64).expect("a thread");
         let mut reader = BufReader::new(reader);
         for (shard, log) in logs.iter_mut().enumerate() {
             log.line(&record(format!("/{shard}").as_bytes()));
@@ -417,7 +422,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, rotated) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
         std::fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
-        let (writer, mut logs) = spawn(&Target::File(path.clone()), 1).expect("a file");
+        let (writer, mut logs) = spawn(&Target::File(path.clone()), 1, 64 * BATCH_BYTES).expect("a file");
         logs[0].line(&record(b"/before"));
         flush_and_wait(&mut logs[0]);
         std::fs::rename(&path, &rotated).expect("rotated");
@@ -434,7 +439,7 @@ mod tests {
 
     #[test]
     fn what_the_system_refuses_is_counted() {
-        let (writer, mut logs) = spawn(&Target::File("/dev/full".into()), 1).expect("a device");
+        let (writer, mut logs) = spawn(&Target::File("/dev/full".into()), 1, 64 * BATCH_BYTES).expect("a device");
         let log = &mut logs[0];
         log.line(&record(b"/1"));
         log.line(&record(b"/2"));
@@ -452,13 +457,15 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_opened_is_said_at_the_start() {
-        let error = spawn(&Target::File("/nowhere/access.log".into()), 1).map(drop).expect_err("no such folder");
+        let error = spawn(&Target::File("/nowhere/access.log".into()), 1, 64 * BATCH_BYTES)
+            .map(drop)
+            .expect_err("no such folder");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 
     #[test]
     fn off_costs_nothing() {
-        let (writer, mut logs) = spawn(&Target::Off, 2).expect("nothing to open");
+        let (writer, mut logs) = spawn(&Target::Off, 2, 64 * BATCH_BYTES).expect("nothing to open");
         logs[1].line(&record(b"/"));
         assert!(logs[1].is_off() && logs[1].buffer.capacity() == 0);
         assert!(writer.close(Duration::ZERO));

@@ -148,8 +148,8 @@ impl Failure {
     /// What the backend did wrong, in a word; none if it was not the backend.
     fn class(&self) -> Option<&'static str> {
         match self {
-            Self::Connect(_) => Some("refused"),
-            Self::TimedOut => Some("timeout"),
+            Self::Connect(error) if error.kind() != io::ErrorKind::TimedOut => Some("refused"),
+            Self::Connect(_) | Self::TimedOut => Some("timeout"),
             Self::Broken(_) => Some("closed"),
             Self::BadAnswer(_) => Some("malformed"),
             Self::NoBackend | Self::CircuitOpen | Self::Request(_) | Self::ClientGone => None,

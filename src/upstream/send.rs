@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    io,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -154,11 +153,7 @@ impl Upstream {
             trail.opened += 1;
             let connected = ClientConnection::connect(backend.at.address, now + connect_timeout).await;
             trail.connect += clock::now().since(now);
-            let failure = |error: io::Error| match error.kind() {
-                io::ErrorKind::TimedOut => Failure::TimedOut,
-                _ => Failure::Connect(error),
-            };
-            lease.connection = Some(connected.map_err(failure)?);
+            lease.connection = Some(connected.map_err(Failure::Connect)?);
         }
         Ok(lease)
     }
@@ -192,6 +187,7 @@ impl Attempt {
 }
 
 /// The wait for an answer's head while the request goes out.
+#[expect(clippy::struct_excessive_bools, reason = "they are independent: a state for each combination would be 16")]
 struct Wait<'a> {
     method: Method,
     call: &'a Call,

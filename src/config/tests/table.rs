@@ -42,9 +42,6 @@ fn the_defaults_are_those_that_were_promised() {
         [trust]
         proxies = []
 
-        [metrics]
-        allow = []
-
         [drain]
         notice = "5s"
         max = "30s"
@@ -52,7 +49,7 @@ fn the_defaults_are_those_that_were_promised() {
         [log]
         level = "info"
         access = "stdout"
-        buffer_bytes = "256KiB"
+        buffer_bytes = "2MiB"
         flush_interval = "200ms"
 
         [upstreams.ai-engine]
@@ -61,7 +58,6 @@ fn the_defaults_are_those_that_were_promised() {
         response_timeout = "15s"
         idle_timeout = "4s"
         idle_max = 64
-        connections_max = 0
         requests_max = 1024
         retries_max = 2
         retry_budget_percent = 20
@@ -76,7 +72,6 @@ fn the_defaults_are_those_that_were_promised() {
         response_timeout = "15s"
         idle_timeout = "4s"
         idle_max = 64
-        connections_max = 0
         requests_max = 1024
         retries_max = 2
         retry_budget_percent = 20
@@ -91,7 +86,6 @@ fn the_defaults_are_those_that_were_promised() {
         response_timeout = "15s"
         idle_timeout = "4s"
         idle_max = 64
-        connections_max = 0
         requests_max = 1024
         retries_max = 2
         retry_budget_percent = 20
