@@ -121,9 +121,8 @@ impl Exchange {
     }
 
     /// Its answer is ready to be written: the fields that every answer carries.
-    pub fn answered(&mut self, head: &mut ResponseHead, request_bytes: u64) {
+    pub fn answered(&mut self, head: &mut ResponseHead) {
         self.status = head.status;
-        self.request_bytes = request_bytes;
         self.answered_at = self.trail.answered_at.or_else(|| Some(clock::now()));
         head.push(Known::XRequestId, b"X-Request-Id", self.request_id.as_bytes());
     }
@@ -225,6 +224,7 @@ impl Finish for Exchange {
                 Cut::UpstreamStalled => "upstream_stalled",
             };
         }
+        self.request_bytes = sent.request_bytes;
         self.record(sent.body_bytes)
     }
 }

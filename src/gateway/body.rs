@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    net::{AnswerBody, ClientConnection, Cut, RequestBody},
+    net::{AnswerBody, Cut, RequestBody, Tunnel},
     shard::buffers,
     upstream::Streaming,
 };
@@ -76,7 +76,14 @@ impl AnswerBody for Body {
         }
     }
 
-    fn into_tunnel(self) -> Option<(ClientConnection, Duration)> {
+    fn write_timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Own(_) => None,
+            Self::Upstream(streaming) => streaming.write_timeout(),
+        }
+    }
+
+    fn into_tunnel(self) -> Option<Tunnel> {
         match self {
             Self::Own(_) => None,
             Self::Upstream(streaming) => streaming.into_tunnel(),

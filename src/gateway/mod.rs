@@ -173,7 +173,7 @@ impl Service for Gateway {
                 (head, Body::Own(bytes.into()))
             }
         };
-        exchange.answered(&mut head, body.received_bytes());
+        exchange.answered(&mut head);
         Some(Response { head, body: answer, request: body })
     }
 
@@ -187,7 +187,7 @@ impl Service for Gateway {
         let head = unknown_head();
         let mut exchange = Exchange::begin(&self.ledger, peer, head, began, false, peer.address.ip());
         let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
-        exchange.answered(&mut head, 0);
+        exchange.answered(&mut head);
         (Response { head, body: Body::Own(bytes.into()), request: body }, exchange)
     }
 }

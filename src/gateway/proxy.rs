@@ -29,6 +29,9 @@ pub(super) async fn forward(
 ) -> Result<(ResponseHead, Streaming), Reject> {
     admit_body(&exchange.head, route, body, exchange.began)?;
     let target = rewrite(&mut exchange.head, &route.rewrite, captures);
+    // A body and a tunnel on one connection would leave it open which byte belongs to which: the body goes first, and
+    // `Upgrade` may be ignored (RFC 9110 §7.8).
+    exchange.head.upgrade &= exchange.head.framing == Framing::None;
     let asks_upgrade = exchange.head.upgrade;
     request_fields(exchange, route);
     let call = Call {
@@ -120,7 +123,7 @@ fn is_hop_by_hop(known: Known) -> bool {
 
 /// What outsiders may not say of themselves, and what the gateway says anew of each request.
 fn is_replaced(known: Known) -> bool {
-    matches!(known, Known::Identity | Known::XRequestId | Known::Traceparent | Known::Expect)
+    matches!(known, Known::Identity | Known::LookAlike | Known::XRequestId | Known::Traceparent | Known::Expect)
 }
 
 /// Claims about the hop before, which only a trusted peer may make.

@@ -15,7 +15,7 @@ pub struct Connections {
 
 #[derive(Debug)]
 struct State {
-    /// A place for each connection; the waker of one that sleeps between two requests.
+    /// A place for each connection, with its task's waker.
     places: Vec<Option<Waker>>,
     free: Vec<u32>,
     open: usize,
@@ -23,6 +23,8 @@ struct State {
     is_ending: bool,
     /// Connections close as soon as nothing is under way.
     is_closing: bool,
+    /// Connections end now, whatever is under way.
+    is_cut: bool,
 }
 
 /// A connection's place among the shard's. Dropping it gives it back.
@@ -41,7 +43,8 @@ impl Default for Connections {
 impl Connections {
     /// A shard without connections.
     pub fn new() -> Self {
-        let state = State { places: Vec::new(), free: Vec::new(), open: 0, is_ending: false, is_closing: false };
+        let state =
+            State { places: Vec::new(), free: Vec::new(), open: 0, is_ending: false, is_closing: false, is_cut: false };
         Self { state: Rc::new(Local::new(state)) }
     }
 
@@ -69,12 +72,23 @@ impl Connections {
 
     /// From now on connections close as soon as nothing is under way; those that sleep close at once.
     pub fn close_when_idle(&self) {
-        let sleepers: Vec<Waker> = self.state.with(|state| {
+        self.wake_after(|state| {
             state.is_ending = true;
             state.is_closing = true;
+        });
+    }
+
+    /// Connections end now; each exchange under way is counted and logged as cut off.
+    pub fn cut(&self) {
+        self.wake_after(|state| state.is_cut = true);
+    }
+
+    fn wake_after(&self, change: impl FnOnce(&mut State)) {
+        let wakers: Vec<Waker> = self.state.with(|state| {
+            change(state);
             state.places.iter_mut().filter_map(Option::take).collect()
         });
-        for waker in sleepers {
+        for waker in wakers {
             waker.wake();
         }
     }
@@ -87,13 +101,18 @@ impl Slot {
     }
 
     /// Before a connection sleeps: whether it had better close. A drain wakes it otherwise.
-    pub fn is_closing(&self, cx: &Context<'_>) -> bool {
+    pub fn is_closing(&self) -> bool {
+        self.connections.state.with(|state| state.is_closing)
+    }
+
+    /// At each poll of a connection: whether it ends now. It is woken when that, or a drain, begins.
+    pub fn is_cut(&self, cx: &Context<'_>) -> bool {
         self.connections.state.with(|state| {
             let place = &mut state.places[self.place as usize];
             if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 *place = Some(cx.waker().clone());
             }
-            state.is_closing
+            state.is_cut
         })
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    AnswerBody, Finish, Io, Mistake, Peer, Sent, Service, Slot,
+    AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot,
     inbound::{First, HttpLimits, Inbound, NoRequest, RequestBody},
     outbound::{self, Ending},
     tunnel,
@@ -61,7 +61,7 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, pee
 /// that was just accepted gets a moment, since its first request is on its way and nobody else can answer it.
 fn poll_request(cx: &mut Context<'_>, slot: &Slot, inbound: &mut Inbound, is_fresh: bool) -> Poll<First> {
     let first = inbound.poll_first_bytes(cx);
-    if first.is_ready() || !slot.is_closing(cx) {
+    if first.is_ready() || !slot.is_closing() {
         return first;
     }
     if !is_fresh {
@@ -143,7 +143,7 @@ async fn serve_one<S: Service>(
     body.set_due(began + limits.request_timeout);
     let mut exchange = service.begin(peer, head, began);
     let Some(response) = service.serve(&mut exchange, body).await else {
-        exchange.finish(Sent { body_bytes: 0, cut: None });
+        exchange.finish(Sent { body_bytes: 0, request_bytes: inbound.received_bytes(), cut: None });
         return After::Close;
     };
 
@@ -154,15 +154,17 @@ async fn serve_one<S: Service>(
     let body = answer.into_body();
     if sent.cut.is_none() && ending == Ending::Tunnel {
         let body_bytes = match body.into_tunnel() {
-            Some((backend, idle)) => tunnel::run(io, inbound, backend, idle).await,
+            Some(tunnel) => tunnel::run(io, inbound, tunnel).await,
             None => 0,
         };
-        exchange.finish(Sent { body_bytes, cut: None });
+        exchange.finish(Sent { body_bytes, ..sent });
         return After::Close;
     }
     let finished_at = exchange.finish(sent);
-    if sent.cut.is_some() {
-        body.abandon();
+    if let Some(cut) = sent.cut {
+        if matches!(cut, Cut::ClientGone | Cut::ClientStalled) {
+            body.abandon();
+        }
         return After::Close;
     }
     if ending == Ending::Close {

@@ -189,6 +189,11 @@ impl Inbound {
         }
     }
 
+    /// Bytes of the current request's content consumed so far.
+    pub(super) fn received_bytes(&self) -> u64 {
+        self.body_bytes
+    }
+
     /// Whether the body of the current request has been consumed in full.
     pub(super) fn is_body_done(&self) -> bool {
         self.reader.is_done()

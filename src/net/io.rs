@@ -60,6 +60,13 @@ impl Io {
         self.stream.with(|stream| Pin::new(stream).poll_write_vectored(cx, pieces))
     }
 
+    /// Makes the connection end in a reset when it is closed, so that the peer does not take a part for the whole.
+    pub fn reset_at_close(&self) {
+        if let Err(error) = self.stream.with(|stream| stream.reset_at_close()) {
+            tracing::debug!(%error, "a connection could not be reset and is closed in the ordinary way");
+        }
+    }
+
     /// Ends our direction (FIN); the peer may still send.
     pub fn shut_down_writes(&self) {
         let mut cx = Context::from_waker(std::task::Waker::noop());

@@ -127,6 +127,8 @@ pub trait Finish {
 pub struct Sent {
     /// Bytes of content written, without framing.
     pub body_bytes: u64,
+    /// Bytes of the request's content that were taken.
+    pub request_bytes: u64,
     /// Why it ended early, if it did.
     pub cut: Option<Cut>,
 }
@@ -166,9 +168,23 @@ pub trait AnswerBody {
     /// What goes on while the client does not read: the request's body, and whether the client is still there.
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut>;
 
-    /// For an answer with status 101: the backend's connection, and how long the tunnel may be silent.
-    fn into_tunnel(self) -> Option<(ClientConnection, Duration)>;
+    /// How long the client may take nothing of it; none is the connection's own limit.
+    fn write_timeout(&self) -> Option<Duration>;
+
+    /// For an answer with status 101: the backend's end of the tunnel.
+    fn into_tunnel(self) -> Option<Tunnel>;
 
     /// The answer was cut off because of the client: the rest of it is nobody's.
     fn abandon(self);
+}
+
+/// The backend's end of a tunnel.
+#[derive(Debug)]
+pub struct Tunnel {
+    /// The connection.
+    pub backend: ClientConnection,
+    /// How long it may be silent.
+    pub idle_timeout: Duration,
+    /// What counts the tunnel as under way until it is dropped.
+    pub hold: Box<dyn std::fmt::Debug>,
 }

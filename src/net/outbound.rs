@@ -17,7 +17,7 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
-    shard::timer,
+    shard::{Deadline, timer},
 };
 
 /// What follows an answer.
@@ -38,8 +38,9 @@ pub(super) struct Answer<'i, B> {
     writer: Writer,
     ending: Ending,
     write_timeout: Duration,
-    /// The timer is set for a write that waits for the client.
-    is_blocked: bool,
+    /// Set while a write waits for the client; the connection's own timer is the body's meanwhile.
+    write_due: Deadline,
+    is_until_close: bool,
 }
 
 /// An answer's body while the request's goes on.
@@ -78,6 +79,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
         write_timeout: Duration,
     ) -> Self {
         let Response { head, body, request } = response;
+        let write_timeout = body.write_timeout().unwrap_or(write_timeout);
         let is_bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
         let framing = match head.framing {
             _ if is_bodiless => Framing::None,
@@ -102,7 +104,8 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             encode_response(&head, framing, token, out);
         });
         recycle(head);
-        Self { body, request, writer, ending, write_timeout, is_blocked: false }
+        let is_until_close = framing == Framing::UntilClose;
+        Self { body, request, writer, ending, write_timeout, write_due: Deadline::new(), is_until_close }
     }
 
     /// What follows once it is sent.
@@ -125,7 +128,11 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
                 Err(cut) => break Some(cut),
             }
         };
-        Sent { body_bytes: self.writer.content_bytes(), cut }
+        if cut.is_some() && self.is_until_close {
+            // Its end is all that tells a part from the whole.
+            io.reset_at_close();
+        }
+        Sent { body_bytes: self.writer.content_bytes(), request_bytes: self.request.received_bytes(), cut }
     }
 
     /// `true` when all is written, `false` when it has had its turn.
@@ -140,16 +147,14 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             Progress::BodyFailed(cut) => Poll::Ready(Err(cut)),
             Progress::Broken => Poll::Ready(Err(Cut::ClientGone)),
             Progress::Waiting => {
-                self.is_blocked = false;
+                self.write_due.clear();
                 Poll::Pending
             }
             Progress::Blocked => {
-                let deadline = self.request.deadline();
-                if !self.is_blocked {
-                    self.is_blocked = true;
-                    deadline.set_after(self.write_timeout);
+                if self.writer.has_moved() || self.write_due.at().is_none() {
+                    self.write_due.set_after(self.write_timeout);
                 }
-                deadline.poll(cx).map(|()| Err(Cut::ClientStalled))
+                self.write_due.poll(cx).map(|()| Err(Cut::ClientStalled))
             }
         }
     }

@@ -3,10 +3,9 @@
 use std::{
     future::poll_fn,
     task::{Context, Poll},
-    time::Duration,
 };
 
-use super::{ClientConnection, Io, inbound::Inbound};
+use super::{Io, Tunnel, inbound::Inbound};
 use crate::shard::{Deadline, buffers, timer};
 
 /// What a tunnel may move before the shard's other tasks get their turn.
@@ -77,9 +76,10 @@ impl Drop for Flow {
     }
 }
 
-/// Runs a tunnel until both directions have ended, one side broke, or nothing moved for `idle`. Returns the bytes that
+/// Runs a tunnel until both directions have ended, one side broke, or nothing moved for too long. Returns the bytes that
 /// went to the client.
-pub(super) async fn run(client: &Io, inbound: &mut Inbound, mut backend: ClientConnection, idle: Duration) -> u64 {
+pub(super) async fn run(client: &Io, inbound: &mut Inbound, tunnel: Tunnel) -> u64 {
+    let Tunnel { mut backend, idle_timeout: idle, hold: _hold } = tunnel;
     let mut up = Flow::new(inbound.take_rest());
     let mut down = Flow::new(backend.take_rest());
     let mut silence = Deadline::new();

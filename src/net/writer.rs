@@ -54,6 +54,8 @@ pub struct Writer {
     has_written: bool,
     content_bytes: u64,
     turn_bytes: u64,
+    /// The peer took bytes since somebody asked.
+    has_moved: bool,
 }
 
 /// How far a message has come.
@@ -87,6 +89,7 @@ impl Writer {
             has_written: false,
             content_bytes: 0,
             turn_bytes: 0,
+            has_moved: false,
         }
     }
 
@@ -100,12 +103,21 @@ impl Writer {
         self.has_written
     }
 
+    /// Whether the peer took any byte since this was asked last: a slow peer is not one that stands still.
+    pub fn has_moved(&mut self) -> bool {
+        std::mem::take(&mut self.has_moved)
+    }
+
     /// Moves the message on as far as both sides let it.
     pub fn poll<C: Chunks>(&mut self, io: &Io, cx: &mut Context<'_>, body: &mut C) -> Progress<C::Failure> {
         loop {
             let filled = match self.poll_encode(cx, body) {
                 Ok(filled) => filled,
-                Err(failure) => return Progress::BodyFailed(failure),
+                Err(failure) => {
+                    // What came before the failure was good; the peer gets it, as far as it takes it now.
+                    let _ = self.poll_flush(io, cx, body);
+                    return Progress::BodyFailed(failure);
+                }
             };
             match self.poll_flush(io, cx, body) {
                 Poll::Ready(true) => {}
@@ -183,6 +195,7 @@ impl Writer {
                 Poll::Pending => return Poll::Pending,
             };
             self.has_written = true;
+            self.has_moved = true;
             let of_encoded = bytes.min(encoded.len());
             self.written += of_encoded;
             bytes -= of_encoded;

@@ -66,6 +66,9 @@ pub enum Known {
     SetCookie,
     ContentType,
     UserAgent,
+    /// Reads like a claim about the hop before, or like `X-Request-Id`, to servers that take another sign for `-`. Nobody
+    /// honest sends it, not even a trusted peer.
+    LookAlike,
 }
 
 /// One field line.

@@ -2,9 +2,10 @@
 
 use std::{
     cell::Cell,
-    future::poll_fn,
+    future::{Future, poll_fn},
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd, OwnedFd},
+    pin::pin,
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -37,6 +38,9 @@ use crate::{
 
 /// How often idle connections to backends are looked through.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// How long connections may take to end when they are cut: each needs one turn to count and log what it was doing.
+const CUT_MAX: Duration = Duration::from_millis(500);
 
 /// What a shard is given when its thread begins.
 pub(super) struct Equipment {
@@ -111,6 +115,11 @@ pub(super) async fn run(equipment: Equipment) {
     task::spawn("stall watch", stall::watch());
     worker.tell_applied(generation);
     worker.receive(pump).await;
+    worker.connections.cut();
+    let given_up_at = clock::now() + CUT_MAX;
+    while worker.connections.open() > 0 && clock::now() < given_up_at {
+        timer::sleep(timer::TURN).await;
+    }
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }
 
@@ -181,7 +190,8 @@ impl Worker {
             return;
         }
         self.connections.close_when_idle();
-        while self.connections.open() > 0 {
+        // A sibling that still empties its queue may hand one over.
+        while self.board.total() > 0 {
             timer::sleep(DRAIN_LOOK).await;
         }
         self.bus.send(CONTROL, Letter::Drained);
@@ -227,7 +237,8 @@ impl Worker {
         };
         let gateway = Rc::clone(&self.gateway);
         task::spawn(address, async move {
-            serve_connection(gateway, stream, Peer::new(address), &place.slot).await;
+            let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address), &place.slot));
+            poll_fn(|cx| if place.slot.is_cut(cx) { Poll::Ready(()) } else { serving.as_mut().poll(cx) }).await;
         });
     }
 

@@ -88,14 +88,13 @@ impl TcpStream {
         self.poll_unfit(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    /// Closes the connection with a reset, so that the peer cannot take what it has for the whole.
+    /// Makes the connection end in a reset once it is dropped, so that the peer cannot take what it has for the whole.
     ///
-    /// An error means that the connection was closed in the ordinary way: a container's seccomp filter may forbid
+    /// An error means that it will close in the ordinary way: a container's seccomp filter may forbid
     /// `pidfd_getfd`.
-    pub fn reset(self) -> io::Result<()> {
+    pub fn reset_at_close(&self) -> io::Result<()> {
         let socket = duplicate(self.io.as_raw_fd())?;
         sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
-        // The last descriptor to close sends the reset, whichever that is.
         Ok(())
     }
 }
@@ -302,7 +301,9 @@ mod tests {
     fn a_reset_is_seen_as_one() {
         testing::on_both_drivers(|| async {
             let (mut client, server) = pair().await;
-            if server.reset().is_ok() {
+            let is_reset = server.reset_at_close().is_ok();
+            drop(server);
+            if is_reset {
                 let error = client.read_u8().await.expect_err("it was reset");
                 assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
             } else {

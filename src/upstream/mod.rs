@@ -148,6 +148,15 @@ impl Failure {
     /// What the backend did wrong, in a word; none if it was not the backend.
     fn class(&self) -> Option<&'static str> {
         match self {
+            // Ours: no descriptor, port or memory left to connect with.
+            Self::Connect(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM)
+                ) =>
+            {
+                None
+            }
             Self::Connect(error) if error.kind() != io::ErrorKind::TimedOut => Some("refused"),
             Self::Connect(_) | Self::TimedOut => Some("timeout"),
             Self::Broken(_) => Some("closed"),
@@ -346,11 +355,6 @@ impl Lease {
             let until = now + idle;
             self.backend.state.with(|state| state.pool.give(connection, until, self.idle_max));
         }
-    }
-
-    /// Ends the lease; the connection goes to somebody else.
-    fn into_connection(mut self) -> Option<ClientConnection> {
-        self.connection.take()
     }
 }
 

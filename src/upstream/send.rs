@@ -221,7 +221,9 @@ impl Wait<'_> {
                 }
                 Progress::Turn => has_had_its_turn = true,
                 Progress::Blocked => {
-                    if !std::mem::replace(&mut self.is_blocked, true) {
+                    // The backend has the time of an answer to take anything at all.
+                    let was_blocked = std::mem::replace(&mut self.is_blocked, true);
+                    if writer.has_moved() || !was_blocked {
                         let due = clock::now() + self.call.response_timeout;
                         let due = due.min(body.due());
                         body.deadline().set(due);

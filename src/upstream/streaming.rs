@@ -8,7 +8,7 @@ use std::{
 
 use super::{Call, Lease, Place};
 use crate::{
-    net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Writer},
+    net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Tunnel, Writer},
     proto::head::{Framing, ResponseHead},
     shard::{Deadline, Instant, clock, task, timer},
 };
@@ -131,8 +131,14 @@ impl AnswerBody for Streaming {
                 self.complete();
                 Poll::Ready(Ok(false))
             }
-            Poll::Ready(Err(ClientError::Broken(_))) => Poll::Ready(Err(Cut::UpstreamBroken)),
-            Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::UpstreamMalformed)),
+            Poll::Ready(Err(error)) => {
+                // What follows on such a connection means nothing.
+                self.hold = None;
+                Poll::Ready(Err(match error {
+                    ClientError::Broken(_) => Cut::UpstreamBroken,
+                    _ => Cut::UpstreamMalformed,
+                }))
+            }
             Poll::Pending => {
                 self.answered_at = None;
                 if !std::mem::replace(&mut self.is_waiting, true) {
@@ -168,9 +174,14 @@ impl AnswerBody for Streaming {
         Poll::Pending
     }
 
-    fn into_tunnel(mut self) -> Option<(ClientConnection, Duration)> {
-        let Hold { lease, .. } = self.hold.take()?;
-        Some((lease.into_connection()?, self.idle_timeout))
+    fn write_timeout(&self) -> Option<Duration> {
+        Some(self.idle_timeout)
+    }
+
+    fn into_tunnel(mut self) -> Option<Tunnel> {
+        let mut hold = self.hold.take()?;
+        let backend = hold.lease.connection.take()?;
+        Some(Tunnel { backend, idle_timeout: self.idle_timeout, hold: Box::new(hold) })
     }
 
     /// With `on_client_close = "finish"` the backend gets to send the rest of its answer, to nobody.

@@ -8,6 +8,21 @@ use crate::proto::head::Known;
 /// their `-`: many servers make both the same variable (`HTTP_X_USER_ID`), so neither may slip through.
 #[inline]
 pub fn known(name: &[u8]) -> Known {
+    match by_length(name) {
+        Known::XForwardedFor
+        | Known::XForwardedHost
+        | Known::XForwardedProto
+        | Known::XForwardedOther
+        | Known::XRequestId
+            if !name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-') =>
+        {
+            Known::LookAlike
+        }
+        known => known,
+    }
+}
+
+fn by_length(name: &[u8]) -> Known {
     match name.len() {
         2 if is(name, b"te") => Known::Te,
         3 if is(name, b"via") => Known::Via,
