@@ -11,7 +11,7 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn wait_for_requests_in_flight(gateway: &Gateway, count: f64) {
+fn wait_for_requests_in_flight(gateway: &Gateway, count: i64) {
     gateway.metrics_until("the requests are in flight", |metrics| metrics.sum("shardgate_requests_in_flight") >= count);
 }
 
@@ -27,7 +27,7 @@ fn a_drain_tells_then_closes_then_ends() {
     let mut stream = gateway.connect();
     stream.send("GET /stream HTTP/1.1\r\nhost: a\r\n\r\n");
     stream.read_until("first");
-    wait_for_requests_in_flight(&gateway, 2.0);
+    wait_for_requests_in_flight(&gateway, 2);
 
     gateway.signal(Signal::TERM);
     gateway.log_until("draining", SOON);
@@ -66,7 +66,7 @@ fn what_is_left_at_the_end_of_the_drain_is_cut() {
     let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"0s\"\nmax = \"500ms\"\n"));
     let mut held = gateway.connect();
     held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
-    wait_for_requests_in_flight(&gateway, 1.0);
+    wait_for_requests_in_flight(&gateway, 1);
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.wait_exit(SOON), Some(3));
     held.expect_end();
@@ -79,7 +79,7 @@ fn a_second_signal_ends_at_once() {
         let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"1m\"\nmax = \"2m\"\n"));
         let mut held = gateway.connect();
         held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
-        wait_for_requests_in_flight(&gateway, 1.0);
+        wait_for_requests_in_flight(&gateway, 1);
         gateway.signal(Signal::TERM);
         gateway.log_until("draining", SOON);
         gateway.signal(second);
