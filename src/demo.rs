@@ -43,8 +43,7 @@ pub fn run(mut config: Config) -> anyhow::Result<Ended> {
             .with_context(|| format!("the configuration has no upstream {name}; run the demo without one"))?;
         upstream.instances = vec![Instance { host: address.ip().to_string(), port: address.port() }];
     }
-    print_hints(config.listener.port, config.admin.port);
-    server::run(config, None)
+    server::run(config, None, |public, operators| print_hints(public.port(), operators.map(|address| address.port())))
 }
 
 /// The services of the reference platform, in a few lines each.
@@ -154,15 +153,17 @@ impl futures_core::Stream for Frames {
 }
 
 /// Lines to paste into another terminal.
-fn print_hints(port: u16, admin_port: u16) {
+fn print_hints(port: u16, operators_port: Option<u16>) {
+    let metrics = operators_port.map_or_else(String::new, |port| {
+        format!("  curl -s http://localhost:{port}/metrics | grep shardgate_requests_total\n")
+    });
     eprintln!(
         "\nThree sample services run behind the gateway. In another terminal:\n
   curl -i http://localhost:{port}/api/events -d '{{\"type\":\"cart_abandoned\"}}'
   curl -i http://localhost:{port}/api/predict -d '{{\"items\":[1,2]}}'
   curl -N http://localhost:{port}/api/ai/chat
   curl -i http://localhost:{port}/health
-  curl -s http://localhost:{admin_port}/metrics | grep shardgate_requests_total
-
+{metrics}
 Ctrl-C ends it after the requests under way; a second Ctrl-C ends it at once.\n"
     );
 }

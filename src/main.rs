@@ -86,7 +86,7 @@ fn serve(config: Config, path: Option<PathBuf>) -> ExitCode {
         eprintln!("shardgate: {error}");
         return ExitCode::from(WRONG);
     }
-    finish(server::run(config, path))
+    finish(server::run(config, path, |_, _| ()))
 }
 
 /// Finds and loads the configuration, or reports every mistake in it.

@@ -1,6 +1,11 @@
 //! One client's HTTP/1.1 connection from accept to close: heads in, answers out, in order.
 
-use std::{future::poll_fn, rc::Rc, time::Duration};
+use std::{
+    future::poll_fn,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use super::{
     AnswerBody, Finish, Io, Mistake, Peer, Request, Sent, Service, Slot,
@@ -18,6 +23,9 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 1024 * 1024;
 
+/// How long a fresh connection is waited for when its shard closes.
+const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
 /// Requests that are served from bytes that are here already before other connections get their turn.
 const REQUESTS_PER_TURN: u32 = 64;
 
@@ -31,18 +39,37 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, pee
     // A new connection gets the time of a head, not that of a pause between two.
     inbound.deadline().set_after(service.limits().header_timeout);
     loop {
-        let has_bytes = poll_fn(|cx| if slot.is_closing(cx) { false.into() } else { inbound.poll_first_bytes(cx) });
-        if !has_bytes.await {
+        if !poll_fn(|cx| poll_request(cx, slot, &mut inbound, served == 0)).await {
             return;
         }
         let busy = Box::pin(serve_while_busy(&*service, &peer, slot, &io, &mut inbound, &mut served));
         match busy.await {
             After::Idle => {}
-            After::Turn => timer::sleep(timer::TURN).await,
+            // Boxed: a timer is 640 bytes, aligned to 128, and every idle connection would keep room for it.
+            After::Turn => Box::pin(timer::sleep(timer::TURN)).await,
             After::Close => return,
         }
         inbound.deadline().set_after(service.limits().keep_alive_timeout);
     }
+}
+
+/// Waits for a request's first bytes: `Ready(false)` when none will be served.
+///
+/// What has come is served, whether the shard drains or not. A connection that has been served before then closes; one
+/// that was just accepted gets a moment, since its first request is on its way and nobody else can answer it.
+fn poll_request(cx: &mut Context<'_>, slot: &Slot, inbound: &mut Inbound, is_fresh: bool) -> Poll<bool> {
+    let has_bytes = inbound.poll_first_bytes(cx);
+    if has_bytes.is_ready() || !slot.is_closing(cx) {
+        return has_bytes;
+    }
+    if !is_fresh {
+        return Poll::Ready(false);
+    }
+    let due = clock::now() + DRAIN_GRACE;
+    if inbound.deadline().at().is_none_or(|at| due < at) {
+        inbound.deadline().set(due);
+    }
+    inbound.deadline().poll(cx).map(|()| false)
 }
 
 /// What a connection does when its bytes are used up.

@@ -25,6 +25,7 @@ use crate::{
         exposition::{ShardCounters, write_prometheus},
         metrics::{Names, ProcessCounters, Reload},
     },
+    upstream::Report,
 };
 
 /// How often the shards are asked how they are, and the configuration file is looked at.
@@ -43,6 +44,7 @@ pub(super) struct Equipment {
     pub(super) endpoint: Endpoint<Letter>,
     pub(super) admin: Option<std::net::TcpListener>,
     pub(super) writer: access_log::Writer,
+    pub(super) signals: Signals,
 }
 
 /// How the process ended.
@@ -93,7 +95,8 @@ struct Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, config_path, plan, names, shards, descriptors, endpoint, admin, writer } = equipment;
+    let Equipment { config, config_path, plan, names, shards, descriptors, endpoint, admin, writer, signals } =
+        equipment;
     let (bus, pump) = bus::on_tokio(endpoint)?;
     let watch = config_path.as_deref().map(Watch::new);
     let process = ProcessCounters {
@@ -121,7 +124,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         listener.set_nonblocking(true)?;
         tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, ask.clone()));
     }
-    control.run(pump, questions).await
+    control.run(pump, questions, signals).await
 }
 
 impl Control {
@@ -129,8 +132,8 @@ impl Control {
         mut self,
         mut pump: Pump<Letter>,
         mut questions: mpsc::Receiver<Question>,
+        mut signals: Signals,
     ) -> anyhow::Result<(Ended, access_log::Writer)> {
-        let mut signals = Signals::new()?;
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -310,10 +313,8 @@ impl Control {
             Question::Metrics(sender) => {
                 self.scrapes.push(sender);
                 self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
-                for shard in &mut self.shards {
-                    shard.scraped = None;
-                    shard.is_asked = false;
-                }
+                // What they told before stays: health is asked for meanwhile, too.
+                self.shards.iter_mut().for_each(|shard| shard.is_asked = false);
                 self.ask_shards();
             }
             Question::Health(page, sender) => {
@@ -330,7 +331,7 @@ impl Control {
     /// Answers scrapes once every shard has told, or the time is up.
     fn answer_scrapes(&mut self) {
         let Some(due) = self.scrape_due else { return };
-        let answered = self.shards.iter().filter(|shard| shard.scraped.is_some()).count();
+        let answered = self.shards.iter().filter(|shard| !shard.is_asked).count();
         if answered < self.shards.len() && Instant::now() < due {
             return;
         }
@@ -340,6 +341,7 @@ impl Control {
             .shards
             .iter()
             .enumerate()
+            .filter(|(_, shard)| !shard.is_asked)
             .filter_map(|(index, shard)| {
                 let counters = shard.scraped.as_ref()?.counters.clone();
                 Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
@@ -364,7 +366,13 @@ impl Control {
         let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
         let current = || told().filter(|scraped| scraped.generation == generation);
         let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
-            (upstream.name.clone(), current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect())
+            let mut reports: Vec<_> = current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect();
+            if reports.is_empty() {
+                // No shard has told yet: a configuration that is just being taken is no outage.
+                let total = upstream.backends.len();
+                reports.push(Report { healthy: total, total, ..Report::default() });
+            }
+            (upstream.name.clone(), reports)
         });
         let now = jiff::Timestamp::now();
         health::Known {
@@ -398,14 +406,15 @@ enum Signalled {
 }
 
 /// The signals of SPEC, Annex C.
-struct Signals {
+pub(super) struct Signals {
     hangup: Signal,
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    /// Takes the signals over from the kernel's defaults. Those that come before anybody asks are kept.
+    pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
             terminate: signal(SignalKind::terminate())?,

@@ -25,10 +25,21 @@ const RING_LETTERS: usize = 1024;
 /// How long the access log may take to be written out when the process ends.
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Runs the gateway until a signal ends it. `config_path` is watched for changes.
+/// Runs the gateway until a signal ends it. `config_path` is watched for changes; `listening` is called once with the
+/// addresses of the public and the operator's listener.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
-pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended> {
+pub fn run(
+    config: Config,
+    config_path: Option<PathBuf>,
+    listening: impl FnOnce(SocketAddr, Option<SocketAddr>),
+) -> anyhow::Result<Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
+    let signals = {
+        let _entered = runtime.enter();
+        control::Signals::new().context("signals cannot be received")?
+    };
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -83,6 +94,7 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended
         "listening on {}",
         bound.address
     );
+    listening(bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
     let control = control::Equipment {
         config,
         config_path,
@@ -93,8 +105,10 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended
         endpoint: control_end,
         admin,
         writer,
+        signals,
     };
-    let (ended, writer) = run_control(control)?;
+    // The control thread is the one that called: it has nothing else to do.
+    let (ended, writer) = tokio::task::LocalSet::new().block_on(&runtime, control::run(control))?;
     for thread in threads {
         // A shard's panic has ended the process already.
         let _ = thread.join();
@@ -108,13 +122,6 @@ pub fn run(config: Config, config_path: Option<PathBuf>) -> anyhow::Result<Ended
         Ended::Cut => tracing::warn!("ended: connections that were still open were cut"),
     }
     Ok(ended)
-}
-
-/// Runs the control thread's work on the thread that called: it has nothing else to do.
-fn run_control(equipment: control::Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, control::run(equipment))
 }
 
 /// Binds the operator's listener, before anything is served.

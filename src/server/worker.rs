@@ -23,9 +23,14 @@ use crate::{
     exchange::{Code, Ledger, Reject},
     gateway::{Gateway, Plan},
     net::{Connections, Peer, Slot, serve_connection},
+    proto::{
+        head::Known,
+        http1::{ConnectionToken, encode_response},
+    },
     shard::{Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
     telemetry::{
         access_log::AccessLog,
+        ids::RequestId,
         metrics::{Counters, Refusal},
     },
 };
@@ -103,7 +108,7 @@ pub(super) async fn run(equipment: Equipment) {
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
     task::spawn("stall watch", stall::watch());
-    worker.bus.send(CONTROL, Letter::Applied(generation));
+    worker.tell_applied(generation);
     worker.receive(pump).await;
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }
@@ -124,7 +129,7 @@ impl Worker {
             Letter::Plan(plan) => {
                 let generation = plan.generation;
                 self.gateway.adopt(plan);
-                self.bus.send(CONTROL, Letter::Applied(generation));
+                self.tell_applied(generation);
             }
             Letter::Pages(pages) => self.gateway.show(pages),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
@@ -136,6 +141,12 @@ impl Worker {
                 unreachable!("letters to the control thread go to no shard")
             }
         }
+    }
+
+    /// How the new plan's upstreams stand goes first: once all shards have applied it, health is about them.
+    fn tell_applied(&self, generation: u64) {
+        self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped())));
+        self.bus.send(CONTROL, Letter::Applied(generation));
     }
 
     fn scraped(&self) -> Scraped {
@@ -183,8 +194,8 @@ impl Worker {
             self.ledger.with(|ledger| {
                 ledger.counters.connections_refused[Refusal::Limit.index()] += 1;
                 ledger.counters.reject(Code::Overloaded as usize);
+                refuse(&fd, &RequestId::generate(&mut ledger.rng));
             });
-            refuse(&fd);
             return;
         }
         if plan.hands_over {
@@ -250,11 +261,12 @@ impl Drop for Place {
 }
 
 /// Tells a client that there is no room, as far as its socket takes that at once, and closes.
-fn refuse(fd: &OwnedFd) {
+fn refuse(fd: &OwnedFd, id: &RequestId) {
     let reject = Reject::new(Code::Overloaded);
-    let (head, body) = reject.to_response(b"");
+    let (mut head, body) = reject.to_response(id.as_bytes());
+    head.push(Known::XRequestId, b"X-Request-Id", id.as_bytes());
     let mut answer = Vec::with_capacity(512);
-    crate::proto::http1::encode_response(&head, head.framing, crate::proto::http1::ConnectionToken::Close, &mut answer);
+    encode_response(&head, head.framing, ConnectionToken::Close, &mut answer);
     answer.extend_from_slice(&body);
     // Whoever is not told is closed on all the same.
     let _ = rustix::net::send(fd.as_fd(), &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);

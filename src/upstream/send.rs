@@ -55,6 +55,7 @@ impl Upstream {
         trail: &mut Trail,
     ) -> Result<(ResponseHead, Streaming), Failure> {
         let mut place = self.enter()?;
+        let mut earlier = None;
         loop {
             let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
             let failure = match self.attempt(&mut attempt, head, body, call, trail).await {
@@ -73,8 +74,13 @@ impl Upstream {
                 && attempt.is_repeatable(head.method)
                 && body.received_bytes() == 0;
             if !is_safe || trail.attempts > call.retries_max || !place.may_retry(now) {
-                return Err(failure);
+                return Err(match failure {
+                    // The attempts took out the last backend: what they met says more.
+                    Failure::NoBackend => earlier.unwrap_or(failure),
+                    failure => failure,
+                });
             }
+            earlier = Some(failure);
         }
     }
 

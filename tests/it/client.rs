@@ -209,30 +209,62 @@ impl Client {
         is_answer: bool,
         due: Instant,
     ) -> io::Result<(Vec<u8>, Vec<(String, String)>)> {
-        if field(fields, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked")) {
+        if is_chunked(fields) {
             let mut body = Vec::new();
-            loop {
-                let line = self.read_line(due)?;
-                let size = line.split(';').next().unwrap_or("").trim();
-                let size = usize::from_str_radix(size, 16).map_err(|_| broken(&format!("no chunk size: {line:?}")))?;
-                if size == 0 {
-                    return Ok((body, self.read_fields(due)?));
-                }
+            while let Some(size) = self.read_chunk_size(due)? {
                 body.extend_from_slice(&self.read_exactly(size, due)?);
-                if !self.read_line(due)?.is_empty() {
-                    return Err(broken("a chunk is longer than it says"));
-                }
+                self.read_chunk_end(due)?;
             }
+            return Ok((body, self.read_fields(due)?));
         }
-        let body = match field(fields, "content-length") {
-            Some(length) => {
-                let length = length.parse().map_err(|_| broken(&format!("no length: {length:?}")))?;
-                self.read_exactly(length, due)?
-            }
+        let body = match content_length(fields)? {
+            Some(length) => self.read_exactly(length, due)?,
             None if is_answer => self.read_to_end_until(due)?,
             None => Vec::new(),
         };
         Ok((body, Vec::new()))
+    }
+
+    /// Reads a body that is too large to keep, piece by piece. Each piece may take as long as any answer.
+    pub(crate) fn read_large_body(
+        &mut self,
+        fields: &[(String, String)],
+        mut take: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        if !is_chunked(fields) {
+            return self.read_large(content_length(fields)?.unwrap_or(0), &mut take);
+        }
+        while let Some(size) = self.read_chunk_size(now() + self.patience)? {
+            self.read_large(size, &mut take)?;
+            self.read_chunk_end(now() + self.patience)?;
+        }
+        self.read_fields(now() + self.patience).map(drop)
+    }
+
+    fn read_large(&mut self, mut bytes: usize, take: &mut impl FnMut(&[u8])) -> io::Result<()> {
+        while bytes > 0 {
+            if self.unread.is_empty() {
+                self.fill(now() + self.patience)?;
+            }
+            let piece = self.unread.len().min(bytes);
+            take(&self.unread[..piece]);
+            self.unread.drain(..piece);
+            bytes -= piece;
+        }
+        Ok(())
+    }
+
+    /// The size of the next chunk; `None` for the last one.
+    fn read_chunk_size(&mut self, due: Instant) -> io::Result<Option<usize>> {
+        let line = self.read_line(due)?;
+        let size = line.split(';').next().unwrap_or("").trim();
+        let size = usize::from_str_radix(size, 16).map_err(|_| broken(&format!("no chunk size: {line:?}")))?;
+        Ok((size > 0).then_some(size))
+    }
+
+    fn read_chunk_end(&mut self, due: Instant) -> io::Result<()> {
+        let rest = self.read_line(due)?;
+        if rest.is_empty() { Ok(()) } else { Err(broken("a chunk is longer than it says")) }
     }
 
     fn read_line(&mut self, due: Instant) -> io::Result<String> {
@@ -326,6 +358,15 @@ impl Client {
 /// Whether nothing came, as opposed to an end.
 pub(crate) fn is_silence(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+}
+
+fn is_chunked(fields: &[(String, String)]) -> bool {
+    field(fields, "transfer-encoding").is_some_and(|coding| coding.eq_ignore_ascii_case("chunked"))
+}
+
+fn content_length(fields: &[(String, String)]) -> io::Result<Option<usize>> {
+    let length = field(fields, "content-length").map(|length| length.parse());
+    length.transpose().map_err(|_| broken("the length is no number"))
 }
 
 fn broken(what: &str) -> io::Error {

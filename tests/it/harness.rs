@@ -77,7 +77,22 @@ impl Gateway {
     /// The same, with changes to how the process is started.
     #[track_caller]
     pub(crate) fn start_as(config: &str, prepare: impl FnOnce(&mut Command)) -> Self {
-        let mut gateway = Self::launch(config, prepare);
+        Self::launch(config, prepare).listening()
+    }
+
+    /// Starts a command of the binary that serves without a configuration file, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn start_command(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut command = shardgate(directory.path());
+        command.args(arguments).envs(environment.iter().copied());
+        Self::spawn(directory, command).listening()
+    }
+
+    /// Waits until it listens, and learns where.
+    #[track_caller]
+    fn listening(self) -> Self {
+        let mut gateway = self;
         let due = now() + START_MAX;
         loop {
             if let Some(address) = logged_address(&gateway.log(), "listening on ") {
@@ -101,6 +116,10 @@ impl Gateway {
         let mut command = shardgate(directory.path());
         command.arg("run").arg("--config").arg(&file);
         prepare(&mut command);
+        Self::spawn(directory, command)
+    }
+
+    fn spawn(directory: TempDir, mut command: Command) -> Self {
         let child = command.spawn().expect("the binary runs");
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         Self { child, exited: None, directory, address, admin: None, expected_errors: Vec::new() }

@@ -4,4 +4,6 @@ mod backend;
 mod client;
 mod harness;
 mod journey;
+mod process;
+mod service;
 mod tidy;

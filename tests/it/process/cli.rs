@@ -1,0 +1,181 @@
+//! The command line: what each command prints, and with which code it ends.
+
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use super::has_tool;
+use crate::harness::{Gateway, shardgate};
+
+/// How a command ended, and what it said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs a command of the binary in a directory that has these files.
+fn run(arguments: &[&str], files: &[(&str, &str)]) -> Said {
+    let directory = TempDir::new().expect("a temporary directory");
+    for (name, text) in files {
+        fs::write(directory.path().join(name), text).expect("the file is written");
+    }
+    let mut command = shardgate(directory.path());
+    let output = command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).output().expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("what it says is UTF-8");
+    Said { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+}
+
+const EXAMPLE: &str = include_str!("../../../shardgate.example.toml");
+
+#[test]
+fn help_documents_every_exit_code() {
+    let help = run(&["--help"], &[]);
+    assert_eq!(help.code, Some(0));
+    let codes = help.stdout.split_once("Exit codes:").expect("exit codes are documented").1;
+    for code in ["0 ", "1 ", "2 ", "3 "] {
+        assert!(codes.contains(code), "{codes}");
+    }
+    for command in ["run", "demo", "check", "config", "version"] {
+        assert!(help.stdout.contains(command), "{}", help.stdout);
+    }
+}
+
+#[test]
+fn what_is_wrong_with_the_command_line_ends_with_2() {
+    for arguments in [&["fly"][..], &["run", "--no-such"], &["check", "a", "b"], &[]] {
+        let said = run(arguments, &[]);
+        assert_eq!(said.code, Some(2), "{arguments:?} {said:?}");
+        assert!(said.stdout.is_empty() && said.stderr.contains("Usage"), "{said:?}");
+    }
+}
+
+#[test]
+fn version_is_the_package_version() {
+    let version = concat!("shardgate ", env!("CARGO_PKG_VERSION"), "\n");
+    for arguments in ["version", "--version"] {
+        let said = run(&[arguments], &[]);
+        assert_eq!((said.code, said.stdout.as_str(), said.stderr.as_str()), (Some(0), version, ""));
+    }
+}
+
+#[test]
+fn check_accepts_what_is_right() {
+    for (arguments, files) in [
+        (&["check"][..], &[][..]),
+        (&["check", "a.toml"], &[("a.toml", "[listener]\nport = 8080\n")]),
+        (&["check", "a.toml"], &[("a.toml", EXAMPLE)]),
+        (&["check"], &[("shardgate.toml", "")]),
+    ] {
+        let said = run(arguments, files);
+        assert_eq!(said.code, Some(0), "{said:?}");
+        assert!(said.stdout.contains("no mistakes"), "{said:?}");
+    }
+}
+
+#[test]
+fn check_tells_every_mistake_with_its_line() {
+    let file = "[listener]\nport = 99999\nprot = 1\n\n[http]\nheader_timeout = \"soon\"\n\n[[routes]]\npath = \"x\"\nupstream = \"nobody\"\n";
+    let said = run(&["check", "bad.toml"], &[("bad.toml", file)]);
+    assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
+    for (line, words) in [(2, "99999"), (3, "prot"), (6, "soon"), (9, "path"), (10, "nobody")] {
+        let place = format!("bad.toml:{line}");
+        let complaint = said.stderr.lines().find(|found| found.contains(&place)).unwrap_or_default();
+        assert!(complaint.contains(words), "line {line}: {words}\n{}", said.stderr);
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_what_was_meant() {
+    let said = run(&["check", "bad.toml"], &[("bad.toml", "[listener]\nprot = 1\n")]);
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("listener.prot") && said.stderr.contains("port"), "{}", said.stderr);
+    let directory = TempDir::new().expect("a temporary directory");
+    let mut command = shardgate(directory.path());
+    let output =
+        command.arg("check").env("SHARDGATE_LISTENER_PROT", "1").stderr(Stdio::piped()).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr.contains("SHARDGATE_LISTENER_PROT"), "{stderr}");
+}
+
+#[test]
+fn a_configuration_that_is_wrong_or_missing_starts_nothing() {
+    for (arguments, files) in [
+        (&["run", "--config", "missing.toml"][..], &[][..]),
+        (&["run", "--config", "bad.toml"], &[("bad.toml", "[listener]\nport = \"x\"\n")]),
+        (&["run"], &[("shardgate.toml", "nonsense\n")]),
+        (&["check", "missing.toml"], &[]),
+        (&["config", "bad.toml"], &[("bad.toml", "[a]\n")]),
+    ] {
+        let said = run(arguments, files);
+        assert_eq!(said.code, Some(2), "{arguments:?} {said:?}");
+        assert!(!said.stderr.is_empty() && said.stdout.is_empty(), "{said:?}");
+    }
+}
+
+#[test]
+fn the_effective_configuration_is_one_that_means_the_same() {
+    for file in ["", EXAMPLE, "[listener]\nport = 8080\n[upstreams.ingestion]\ninstances = [\"10.0.0.1:1\"]\n"] {
+        let first = run(&["config", "a.toml"], &[("a.toml", file)]);
+        assert_eq!((first.code, first.stderr.as_str()), (Some(0), ""), "{first:?}");
+        let checked = run(&["check", "b.toml"], &[("b.toml", &first.stdout)]);
+        assert_eq!(checked.code, Some(0), "{checked:?}\n{}", first.stdout);
+        let second = run(&["config", "b.toml"], &[("b.toml", &first.stdout)]);
+        assert_eq!(second.stdout, first.stdout);
+        let table: toml::Table = first.stdout.parse().expect("it is TOML");
+        assert!(table.contains_key("listener") && table.contains_key("routes"), "{}", first.stdout);
+    }
+}
+
+#[test]
+fn the_schema_is_json_and_the_one_that_ships() {
+    let said = run(&["config", "--schema"], &[]);
+    assert_eq!(said.code, Some(0));
+    let schema: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+    assert!(schema["properties"]["listener"].is_object(), "{schema}");
+    let shipped: serde_json::Value =
+        serde_json::from_str(include_str!("../../../docs/config.schema.json")).expect("JSON");
+    assert_eq!(schema, shipped);
+}
+
+#[test]
+fn the_demo_answers_every_line_that_it_prints() {
+    if !has_tool("curl") {
+        return;
+    }
+    let environment =
+        [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "4")];
+    let gateway = Gateway::start_command(&["demo"], &environment);
+    gateway.log_until("Ctrl-C", Duration::from_secs(10));
+    let log = gateway.log();
+    let hints: Vec<_> = log.lines().filter(|line| line.starts_with("  curl ")).collect();
+    assert!(hints.len() >= 5, "{hints:?}");
+    let mut everything = String::new();
+    for hint in hints {
+        let output = Command::new("sh").args(["-c", &format!("{hint} --max-time 20")]).output();
+        let output = match hint.contains('|') {
+            false => output,
+            true => Command::new("sh").args(["-c", hint]).output(),
+        };
+        let output = output.expect("sh runs");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && !said.is_empty(), "{hint}: {output:?}");
+        assert!(!hint.contains("-i") || said.starts_with("HTTP/1.1 20"), "{hint}: {said}");
+        everything.push_str(&said);
+    }
+    for part in [
+        "\"accepted\":true",
+        "recoveryProbability",
+        "event: done",
+        "\"status\":\"healthy\"",
+        "shardgate_requests_total{",
+    ] {
+        assert!(everything.contains(part), "{part} in {everything}");
+    }
+}
