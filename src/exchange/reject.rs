@@ -162,6 +162,8 @@ impl From<Failure> for Reject {
             Failure::TimedOut => Code::UpstreamTimeout,
             Failure::Request(BodyFailure::TimedOut) => Code::RequestTimeout,
             Failure::Request(BodyFailure::TooLarge) => Code::BodyTooLarge,
+            // The trailer section has bounds as the head has.
+            Failure::Request(BodyFailure::Malformed(error)) if error.status() == 431 => Code::HeaderTooLarge,
             Failure::Request(BodyFailure::Malformed(_)) => Code::BadRequest,
             Failure::Request(BodyFailure::ClientGone) | Failure::ClientGone => Code::ClientClosed,
         };

@@ -17,7 +17,7 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
-    shard::timer,
+    shard::{Instant, clock, timer},
 };
 
 /// What follows an answer.
@@ -38,8 +38,8 @@ pub(super) struct Answer<'i, B> {
     writer: Writer,
     ending: Ending,
     write_timeout: Duration,
-    /// The timer is set for a write that waits for the client.
-    is_blocked: bool,
+    /// While the client takes no more: how much it had taken then, and how long it may stand still.
+    blocked: Option<(u64, Instant)>,
 }
 
 /// An answer's body while the request's goes on.
@@ -102,7 +102,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             encode_response(&head, framing, token, out);
         });
         recycle(head);
-        Self { body, request, writer, ending, write_timeout, is_blocked: false }
+        Self { body, request, writer, ending, write_timeout, blocked: None }
     }
 
     /// What follows once it is sent.
@@ -140,15 +140,19 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             Progress::BodyFailed(cut) => Poll::Ready(Err(cut)),
             Progress::Broken => Poll::Ready(Err(Cut::ClientGone)),
             Progress::Waiting => {
-                self.is_blocked = false;
+                self.blocked = None;
                 Poll::Pending
             }
             Progress::Blocked => {
+                let taken = self.writer.taken_bytes();
+                let due = match self.blocked {
+                    Some((at, due)) if at == taken => due,
+                    // A client that reads slowly is served on.
+                    _ => clock::now() + self.write_timeout,
+                };
+                self.blocked = Some((taken, due));
                 let deadline = self.request.deadline();
-                if !self.is_blocked {
-                    self.is_blocked = true;
-                    deadline.set_after(self.write_timeout);
-                }
+                deadline.set(due);
                 deadline.poll(cx).map(|()| Err(Cut::ClientStalled))
             }
         }

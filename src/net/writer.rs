@@ -50,8 +50,8 @@ pub struct Writer {
     uncopied: usize,
     /// The last byte of the message has been put into `out`.
     is_encoded: bool,
-    /// Whether the peer's side of the connection has taken any byte.
-    has_written: bool,
+    /// Bytes that the kernel has taken, framing included.
+    taken_bytes: u64,
     content_bytes: u64,
     turn_bytes: u64,
 }
@@ -84,7 +84,7 @@ impl Writer {
             is_chunked,
             uncopied: 0,
             is_encoded: is_complete,
-            has_written: false,
+            taken_bytes: 0,
             content_bytes: 0,
             turn_bytes: 0,
         }
@@ -97,7 +97,12 @@ impl Writer {
 
     /// Whether the kernel has taken any byte of the message.
     pub fn has_written(&self) -> bool {
-        self.has_written
+        self.taken_bytes > 0
+    }
+
+    /// Bytes of the message that the kernel has taken: a writer that is blocked twice at the same count stands still.
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
     }
 
     /// Moves the message on as far as both sides let it.
@@ -182,7 +187,7 @@ impl Writer {
                 Poll::Ready(Ok(bytes)) => bytes,
                 Poll::Pending => return Poll::Pending,
             };
-            self.has_written = true;
+            self.taken_bytes += bytes as u64;
             let of_encoded = bytes.min(encoded.len());
             self.written += of_encoded;
             bytes -= of_encoded;

@@ -12,7 +12,7 @@ use super::{Backend, Failure, Lease, Streaming, Trail, Upstream};
 use crate::{
     net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer},
     proto::{
-        head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
+        head::{Field, Framing, Known, Method, RequestHead, ResponseHead, Span},
         http1::encode_request,
     },
     shard::{Instant, clock, timer},
@@ -99,17 +99,14 @@ impl Upstream {
         trail.backend = Some(Rc::clone(&backend));
         let mut lease = self.lease(&backend, is_retry, now, trail).await?;
 
-        if !call.preserve_host {
-            head.remove(|known| known == Known::Host);
-            head.push(Known::Host, b"Host", backend.authority().as_bytes());
-        }
+        set_host(head, &backend, call.preserve_host);
         let is_chunked = head.framing == Framing::Chunked;
         let writer = attempt.writer.insert(Writer::new(is_chunked, head.framing == Framing::None, |out| {
             encode_request(head, head.text(call.target), head.framing, out);
         }));
         lease.connection().begin();
         body.wait_until_due();
-        let mut wait = Wait { method: head.method, call, is_uploaded: false, is_broken: false, is_blocked: false };
+        let mut wait = Wait { method: head.method, call, is_uploaded: false, is_broken: false, blocked_at: None };
         let answer = loop {
             let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
             attempt.has_answered = lease.connection().has_answered();
@@ -157,6 +154,18 @@ impl Upstream {
     }
 }
 
+/// Makes sure that there is one `Host` (RFC 9112 §3.2): the backend's authority, or the client's where it is kept. An
+/// HTTP/1.0 client may have sent none.
+fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
+    if !is_preserved || (head.value(Known::Host).is_none() && head.authority.is_empty()) {
+        head.remove(|known| known == Known::Host);
+        head.push(Known::Host, b"Host", backend.authority().as_bytes());
+    } else if head.value(Known::Host).is_none() {
+        let (name, value) = (head.append(&[b"Host"]), head.authority);
+        head.fields.push(Field { name, value, known: Known::Host });
+    }
+}
+
 /// What one attempt has done, for the decision whether there may be another.
 struct Attempt {
     began: Instant,
@@ -179,8 +188,8 @@ struct Wait<'a> {
     is_uploaded: bool,
     /// The backend takes no more; it may still have answered.
     is_broken: bool,
-    /// The timer is set for a write that waits for the backend.
-    is_blocked: bool,
+    /// While the backend takes no more: how much it had taken when the timer was set for that.
+    blocked_at: Option<u64>,
 }
 
 impl Wait<'_> {
@@ -196,19 +205,21 @@ impl Wait<'_> {
             match writer.poll(connection.io(), cx, body) {
                 Progress::Done => {
                     self.is_uploaded = true;
-                    self.is_blocked = false;
+                    self.blocked_at = None;
                     body.deadline().set_after(self.call.response_timeout);
                 }
                 Progress::Turn => has_had_its_turn = true,
                 Progress::Blocked => {
-                    if !std::mem::replace(&mut self.is_blocked, true) {
+                    // A backend that reads slowly gets all of it.
+                    let taken = writer.taken_bytes();
+                    if self.blocked_at.replace(taken) != Some(taken) {
                         let due = clock::now() + self.call.response_timeout;
                         let due = due.min(body.due());
                         body.deadline().set(due);
                     }
                 }
                 Progress::Waiting => {
-                    if std::mem::take(&mut self.is_blocked) {
+                    if self.blocked_at.take().is_some() {
                         body.wait_until_due();
                     }
                 }
@@ -230,7 +241,7 @@ impl Wait<'_> {
         if self.is_uploaded && self.call.cancels_on_close && body.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Failure::ClientGone));
         }
-        let is_the_clients = !self.is_uploaded && !self.is_blocked && !self.is_broken;
+        let is_the_clients = !self.is_uploaded && self.blocked_at.is_none() && !self.is_broken;
         body.deadline()
             .poll(cx)
             .map(|()| Err(if is_the_clients { Failure::Request(BodyFailure::TimedOut) } else { Failure::TimedOut }))

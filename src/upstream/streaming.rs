@@ -9,8 +9,8 @@ use std::{
 use super::{Call, Lease, Place};
 use crate::{
     net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Writer},
-    proto::head::ResponseHead,
-    shard::{Deadline, task, timer},
+    proto::head::{Framing, ResponseHead},
+    shard::{Deadline, Instant, clock, task, timer},
 };
 
 /// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
@@ -27,8 +27,8 @@ pub struct Streaming {
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     cancels_on_close: bool,
-    /// The timer is set for the body's pause.
-    is_waiting: bool,
+    /// While the backend sends nothing: when that has lasted too long. The client's writes use the same timer.
+    waiting_until: Option<Instant>,
     trailers: Vec<u8>,
 }
 
@@ -49,16 +49,21 @@ struct Upload {
 
 impl Streaming {
     pub(super) fn new(lease: Lease, place: Place, upload: Option<Writer>, answer: &ResponseHead, call: &Call) -> Self {
-        Self {
+        let mut streaming = Self {
             hold: Some(Hold { lease, _place: place }),
             upload: upload.map(|writer| Upload { writer, pause: None }),
             is_reusable: answer.keep_alive,
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
-            is_waiting: false,
+            waiting_until: None,
             trailers: Vec::new(),
+        };
+        // Nobody asks for the body of an answer that has none: to a HEAD, a 204, a 304.
+        if answer.framing == Framing::None && answer.status != 101 {
+            streaming.complete();
         }
+        streaming
     }
 }
 
@@ -108,7 +113,7 @@ impl AnswerBody for Streaming {
         let Some(hold) = &mut self.hold else { return Poll::Ready(Ok(false)) };
         match hold.lease.connection().poll_fill(cx) {
             Poll::Ready(Ok(true)) => {
-                self.is_waiting = false;
+                self.waiting_until = None;
                 Poll::Ready(Ok(true))
             }
             Poll::Ready(Ok(false)) => {
@@ -118,9 +123,8 @@ impl AnswerBody for Streaming {
             Poll::Ready(Err(ClientError::Broken(_))) => Poll::Ready(Err(Cut::UpstreamBroken)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Cut::UpstreamMalformed)),
             Poll::Pending => {
-                if !std::mem::replace(&mut self.is_waiting, true) {
-                    request.deadline().set_after(self.idle_timeout);
-                }
+                let due = *self.waiting_until.get_or_insert_with(|| clock::now() + self.idle_timeout);
+                request.deadline().set(due);
                 request.deadline().poll(cx).map(|()| Err(Cut::UpstreamStalled))
             }
         }

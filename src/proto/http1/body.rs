@@ -190,11 +190,12 @@ impl Chunked {
             (Expected::Size, _) => Err(BodyError::BadChunkSize),
             (_, b'\n') => Err(BodyError::BareLf),
             (Expected::MoreSize | Expected::Extension, b'\r') => Ok(Expected::LineLf),
-            (Expected::MoreSize | Expected::Semicolon, b';') => Ok(Expected::Extension),
             (Expected::MoreSize | Expected::Semicolon, b' ' | b'\t') => Ok(Expected::Semicolon),
-            (Expected::MoreSize, _) => Err(BodyError::BadChunkSize),
             // What an extension says is of no interest and goes no further; that it is text keeps parsers in step.
-            (Expected::Extension, b' '..=b'~' | b'\t' | 0x80..) => Ok(Expected::Extension),
+            (Expected::MoreSize | Expected::Semicolon, b';') | (Expected::Extension, b' '..=b'~' | b'\t' | 0x80..) => {
+                Ok(Expected::Extension)
+            }
+            (Expected::MoreSize, _) => Err(BodyError::BadChunkSize),
             _ => Err(BodyError::BadChunkExtension),
         }
     }

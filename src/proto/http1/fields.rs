@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 
-use super::bytes::{TOKEN, VALUE, all, is};
+use super::bytes::{TOKEN, VALUE, all, is, trim};
 use super::connection::{CONNECTION_OPTIONS_MAX, elements};
 use super::error::HeadError;
 use super::known::{known, looks_like_framing};
@@ -172,14 +172,14 @@ fn require_chunked(codings: &[u8]) -> Result<(), HeadError> {
     if codings.eq_ignore_ascii_case(b"chunked") {
         return Ok(());
     }
-    let mut above = codings.split(|&byte| byte == b',').map(super::bytes::trim);
+    let mut above = codings.split(|&byte| byte == b',').map(trim);
     let last = above.next_back().unwrap_or_default();
     let mut below = above.peekable();
     if !last.eq_ignore_ascii_case(b"chunked") || below.peek().is_none() {
         return Err(HeadError::BadTransferEncoding);
     }
     for coding in below {
-        let name = coding.split(|&byte| byte == b';').next().map(super::bytes::trim).unwrap_or_default();
+        let name = coding.split(|&byte| byte == b';').next().map(trim).unwrap_or_default();
         let confusing = name.eq_ignore_ascii_case(b"chunked") || name.eq_ignore_ascii_case(b"identity");
         if confusing || name.is_empty() || !all(name, TOKEN) {
             return Err(HeadError::BadTransferEncoding);

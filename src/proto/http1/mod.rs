@@ -14,11 +14,15 @@ mod connection;
 mod encode;
 mod error;
 mod fields;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod known;
 mod request;
 mod response;
 mod scan;
 mod target;
+#[cfg(test)]
+mod tests;
 mod trailers;
 
 pub use body::{BodyDecoder, Decoded};
@@ -27,6 +31,8 @@ pub use encode::{
     CHUNK_END, ConnectionToken, LAST_CHUNK, encode_chunk_header, encode_last_chunk, encode_request, encode_response,
 };
 pub use error::{BodyError, HeadError, RequestError, ResponseError};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_request, fuzz_response};
 pub use known::known;
 pub use request::parse_request;
 pub use response::parse_response;

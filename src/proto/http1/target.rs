@@ -137,18 +137,14 @@ struct Authority<'a> {
 
 impl<'a> Authority<'a> {
     fn read(authority: &'a [u8]) -> Option<Self> {
-        let (name, after) = match authority {
-            [b'[', rest @ ..] => {
-                let length = rest.iter().position(|&byte| byte == b']')?;
-                let address = from_utf8(rest.get(..length)?).ok()?;
-                address.parse::<Ipv6Addr>().ok()?;
-                authority.split_at_checked(length.checked_add(2)?)?
-            }
-            _ => {
-                let length = authority.iter().position(|&byte| !is(byte, HOST)).unwrap_or(authority.len());
-                authority.split_at_checked(length)?
-            }
+        let length = if let [b'[', rest @ ..] = authority {
+            let length = rest.iter().position(|&byte| byte == b']')?;
+            from_utf8(rest.get(..length)?).ok()?.parse::<Ipv6Addr>().ok()?;
+            length.checked_add(2)?
+        } else {
+            authority.iter().position(|&byte| !is(byte, HOST)).unwrap_or(authority.len())
         };
+        let (name, after) = authority.split_at_checked(length)?;
         let port = match after {
             [] => None,
             [b':', digits @ ..] => Some(port(digits)?),

@@ -1,0 +1,64 @@
+//! What becomes of requests and answers on their way through the gateway: one file for each kind of behaviour, over real
+//! sockets, in front of backends that do as they are told.
+
+mod bodies;
+mod fields;
+mod raw;
+mod routing;
+mod upgrade;
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use crate::{client::Response, harness::Gateway};
+
+/// What a journey's gateway is set up with; everything unsaid is as by default, with 4 shards.
+#[derive(Clone, Copy, Debug, Default)]
+struct Setup<'s> {
+    /// Lines of `[http]`.
+    http: &'s str,
+    /// Lines of the upstream.
+    upstream: &'s str,
+    /// Lines of the one route, which takes every path.
+    route: &'s str,
+    /// Further sections.
+    rest: &'s str,
+}
+
+impl Setup<'_> {
+    /// Starts a gateway in front of these instances of one upstream, `back`.
+    #[track_caller]
+    fn start(&self, instances: &[SocketAddr]) -> Gateway {
+        let Self { http, upstream, route, rest } = self;
+        let mut config = format!("[http]\n{http}\n[upstreams.back]\n{upstream}\ninstances = [");
+        for instance in instances {
+            write!(config, "\"{instance}\", ").expect("strings take everything");
+        }
+        write!(config, "]\n{rest}\n[[routes]]\nname = \"all\"\npath = \"/*\"\nupstream = \"back\"\n{route}\n")
+            .expect("strings take everything");
+        Gateway::start(&config)
+    }
+}
+
+/// A gateway with defaults in front of one backend.
+#[track_caller]
+fn before(instance: SocketAddr) -> Gateway {
+    Setup::default().start(&[instance])
+}
+
+/// Checks a refusal: its status, and the problem document with this code (RFC 9457).
+#[track_caller]
+fn expect_refusal(answer: &Response, status: u16, code: &str) {
+    assert_eq!((answer.status, answer.field("content-type")), (status, Some("application/problem+json")), "{answer:?}");
+    let problem = answer.json();
+    assert_eq!(problem["code"], code, "{problem}");
+    assert_eq!(problem["status"], status, "{problem}");
+    assert_eq!(problem["type"], "about:blank", "{problem}");
+    for part in ["title", "detail"] {
+        assert!(problem[part].as_str().is_some_and(|text| !text.is_empty()), "{problem}");
+    }
+    let id = answer.field("x-request-id").expect("every answer has an id");
+    assert_eq!(problem["requestId"], id, "{problem}");
+    if status == 503 {
+        assert!(answer.field("retry-after").is_some_and(|seconds| seconds.parse::<u32>().is_ok()), "{answer:?}");
+    }
+}
