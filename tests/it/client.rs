@@ -176,14 +176,6 @@ impl Client {
         Ok(Response { status, fields: head.fields, body: Vec::new(), trailers: Vec::new() })
     }
 
-    /// Reads a request: its head and its whole body. For the ends that serve.
-    pub(crate) fn read_request(&mut self) -> io::Result<(Head, Vec<u8>)> {
-        let due = now() + self.patience;
-        let head = self.read_head_until(due)?;
-        let (body, _) = self.read_body_until(&head.fields, false, due)?;
-        Ok((head, body))
-    }
-
     /// Reads a head: the first line and the fields, up to the empty line.
     pub(crate) fn read_head(&mut self) -> io::Result<Head> {
         self.read_head_until(now() + self.patience)
