@@ -70,6 +70,8 @@ fn what_is_left_at_the_end_of_the_drain_is_cut() {
     gateway.signal(Signal::TERM);
     assert_eq!(gateway.wait_exit(SOON), Some(3));
     held.expect_end();
+    let lines = gateway.access_lines(1);
+    assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/held".into()), "what was cut is in the log: {lines:?}");
 }
 
 #[test]
