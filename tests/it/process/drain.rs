@@ -62,16 +62,19 @@ fn ready_asked(gateway: &Gateway) -> usize {
 
 #[test]
 fn what_is_left_at_the_end_of_the_drain_is_cut() {
-    let service = Service::start();
-    let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"0s\"\nmax = \"500ms\"\n"));
-    let mut held = gateway.connect();
-    held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
-    wait_for_requests_in_flight(&gateway, 1);
-    gateway.signal(Signal::TERM);
-    assert_eq!(gateway.wait_exit(SOON), Some(3));
-    held.expect_end();
-    let lines = gateway.access_lines(1);
-    assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/held".into()), "what was cut is in the log: {lines:?}");
+    for driver in ["epoll", "io_uring"] {
+        let service = Service::start();
+        let config = format!("[runtime]\ndriver = \"{driver}\"\n[drain]\nnotice = \"0s\"\nmax = \"500ms\"\n");
+        let mut gateway = Gateway::start(&service.config(&config));
+        let mut held = gateway.connect();
+        held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
+        wait_for_requests_in_flight(&gateway, 1);
+        gateway.signal(Signal::TERM);
+        assert_eq!(gateway.wait_exit(SOON), Some(3), "{driver}");
+        held.expect_end();
+        let lines = gateway.access_lines(1);
+        assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/held".into()), "what was cut is in the log: {lines:?}");
+    }
 }
 
 #[test]
@@ -107,8 +110,9 @@ fn a_signal_counts_from_the_first_line_of_the_log_on() {
 fn who_waited_in_the_queue_is_served() {
     const CONNECTIONS: usize = 40;
     let service = Service::start();
-    for _ in 0..5 {
-        let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"0s\"\nmax = \"20s\"\n"));
+    for driver in ["epoll", "io_uring", "epoll", "io_uring"] {
+        let config = format!("[runtime]\ndriver = \"{driver}\"\n[drain]\nnotice = \"0s\"\nmax = \"20s\"\n");
+        let mut gateway = Gateway::start(&service.config(&config));
         gateway.log_until("every shard runs the configuration", SOON);
         // While the process stands still the kernel queues connections for it, and the signal too.
         gateway.signal(Signal::STOP);

@@ -35,7 +35,9 @@ fn while_others_ask(gateway: &Gateway, harm: impl FnOnce()) {
             .unzip();
         harm();
         drop(stops);
-        clients.into_iter().for_each(|client| client.join().expect("every request was answered"));
+        for client in clients {
+            client.join().expect("every request was answered");
+        }
     });
     gateway.metrics_until("nothing is left of it", |metrics| metrics.sum("shardgate_connections_open") == 0);
 }
