@@ -24,12 +24,19 @@ fn version(gateway: &Gateway) -> String {
     gateway.get("/").field("x-version").unwrap_or_default().to_owned()
 }
 
+/// Starts a gateway and waits for all shards, so that what they say later is about a reload.
+fn start(config: &str) -> Gateway {
+    let gateway = Gateway::start(config);
+    gateway.log_until(APPLIED, SOON);
+    gateway
+}
+
 const APPLIED: &str = "every shard runs the configuration";
 
 #[test]
 fn a_signal_and_a_change_of_the_file_are_enough() {
     let service = Service::start();
-    let gateway = Gateway::start(&versioned(&service, 1));
+    let gateway = start(&versioned(&service, 1));
     assert_eq!(version(&gateway), "1");
     gateway.rewrite_config(&versioned(&service, 2));
     gateway.signal(Signal::HUP);
@@ -47,7 +54,7 @@ fn a_signal_and_a_change_of_the_file_are_enough() {
 #[test]
 fn a_change_that_a_signal_told_of_is_not_found_again() {
     let service = Service::start();
-    let gateway = Gateway::start(&versioned(&service, 1));
+    let gateway = start(&versioned(&service, 1));
     gateway.rewrite_config(&versioned(&service, 2));
     gateway.signal(Signal::HUP);
     gateway.log_until_nth(APPLIED, 2, SOON);
@@ -61,7 +68,7 @@ fn a_change_that_a_signal_told_of_is_not_found_again() {
 #[test]
 fn a_file_with_a_mistake_changes_nothing() {
     let service = Service::start();
-    let mut gateway = Gateway::start(&versioned(&service, 1));
+    let mut gateway = start(&versioned(&service, 1));
     gateway.expect_error("the configuration is refused");
     let half_right = versioned(&service, 2) + "\n[upstreams.other]\ninstances = [\"nowhere\"]\n";
     for (count, bad) in [half_right.as_str(), "nonsense", "[listener]\nprot = 1\n"].into_iter().enumerate() {
@@ -84,7 +91,7 @@ fn a_file_with_a_mistake_changes_nothing() {
 #[test]
 fn keys_that_need_a_restart_are_told_and_left() {
     let service = Service::start();
-    let gateway = Gateway::start(&service.config(""));
+    let gateway = start(&service.config(""));
     gateway.rewrite_config(&service.config("[runtime]\nshards = 2\n"));
     gateway.signal(Signal::HUP);
     let line = gateway.log_until("applied by a restart only", SOON);
@@ -96,7 +103,7 @@ fn keys_that_need_a_restart_are_told_and_left() {
 #[test]
 fn open_connections_and_streams_go_on() {
     let service = Service::start();
-    let gateway = Gateway::start(&versioned(&service, 1));
+    let gateway = start(&versioned(&service, 1));
     // Enough for every shard to have some.
     let mut kept: Vec<_> = (0..32).map(|_| gateway.connect()).collect();
     for client in &mut kept {
@@ -127,8 +134,7 @@ fn open_connections_and_streams_go_on() {
 fn many_reloads_under_load_fail_no_request_and_leave_no_trace() {
     let reloads = if is_long() { 1_000 } else { 50 };
     let service = Service::start();
-    let gateway = Gateway::start(&versioned(&service, 1));
-    gateway.log_until(APPLIED, SOON);
+    let gateway = start(&versioned(&service, 1));
     let mut resident_kib = Vec::with_capacity(reloads);
     let served: usize = std::thread::scope(|scope| {
         let gateway = &gateway;
