@@ -324,14 +324,15 @@ impl<'i> RequestBody<'i> {
         Self { inbound }
     }
 
-    /// Whether the connection can go on to its next request soon: the body is done, or its rest is short and known to be
-    /// on its way. A client that waits to be told to send may or may not send; only closing is unambiguous then.
+    /// Whether the connection can go on to its next request soon: the body is done, or its rest is short, known to be
+    /// on its way and not overdue. A client that waits to be told to send may or may not send; only closing is unambiguous then.
     pub fn is_within_reach(&self) -> bool {
         let rest = match self.inbound.framing {
             Framing::Length(bytes) => bytes.saturating_sub(self.inbound.body_bytes),
             _ => u64::MAX,
         };
-        self.is_done() || (rest <= DISCARD_MAX && !self.inbound.awaits_continue())
+        let is_due = || self.inbound.body_due <= clock::now();
+        self.is_done() || (rest <= DISCARD_MAX && !self.inbound.awaits_continue() && !is_due())
     }
 
     /// Whether every byte has been consumed.

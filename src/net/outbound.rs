@@ -17,7 +17,11 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
+<<<<<<< HEAD
     shard::{Deadline, timer},
+=======
+    shard::{Instant, clock, timer},
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
 };
 
 /// What follows an answer.
@@ -38,9 +42,14 @@ pub(super) struct Answer<'i, B> {
     writer: Writer,
     ending: Ending,
     write_timeout: Duration,
+<<<<<<< HEAD
     /// Set while a write waits for the client; the connection's own timer is the body's meanwhile.
     write_due: Deadline,
     is_until_close: bool,
+=======
+    /// While the client takes no more: how much it had taken then, and how long it may stand still.
+    blocked: Option<(u64, Instant)>,
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
 }
 
 /// An answer's body while the request's goes on.
@@ -104,8 +113,12 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             encode_response(&head, framing, token, out);
         });
         recycle(head);
+<<<<<<< HEAD
         let is_until_close = framing == Framing::UntilClose;
         Self { body, request, writer, ending, write_timeout, write_due: Deadline::new(), is_until_close }
+=======
+        Self { body, request, writer, ending, write_timeout, blocked: None }
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
     }
 
     /// What follows once it is sent.
@@ -147,6 +160,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             Progress::BodyFailed(cut) => Poll::Ready(Err(cut)),
             Progress::Broken => Poll::Ready(Err(Cut::ClientGone)),
             Progress::Waiting => {
+<<<<<<< HEAD
                 self.write_due.clear();
                 Poll::Pending
             }
@@ -155,6 +169,22 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
                     self.write_due.set_after(self.write_timeout);
                 }
                 self.write_due.poll(cx).map(|()| Err(Cut::ClientStalled))
+=======
+                self.blocked = None;
+                Poll::Pending
+            }
+            Progress::Blocked => {
+                let taken = self.writer.taken_bytes();
+                let due = match self.blocked {
+                    Some((at, due)) if at == taken => due,
+                    // A client that reads slowly is served on.
+                    _ => clock::now() + self.write_timeout,
+                };
+                self.blocked = Some((taken, due));
+                let deadline = self.request.deadline();
+                deadline.set(due);
+                deadline.poll(cx).map(|()| Err(Cut::ClientStalled))
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
             }
         }
     }

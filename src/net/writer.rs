@@ -50,8 +50,8 @@ pub struct Writer {
     uncopied: usize,
     /// The last byte of the message has been put into `out`.
     is_encoded: bool,
-    /// Whether the peer's side of the connection has taken any byte.
-    has_written: bool,
+    /// Bytes that the kernel has taken, framing included.
+    taken_bytes: u64,
     content_bytes: u64,
     turn_bytes: u64,
     /// The peer took bytes since somebody asked.
@@ -86,7 +86,7 @@ impl Writer {
             is_chunked,
             uncopied: 0,
             is_encoded: is_complete,
-            has_written: false,
+            taken_bytes: 0,
             content_bytes: 0,
             turn_bytes: 0,
             has_moved: false,
@@ -100,7 +100,12 @@ impl Writer {
 
     /// Whether the kernel has taken any byte of the message.
     pub fn has_written(&self) -> bool {
-        self.has_written
+        self.taken_bytes > 0
+    }
+
+    /// Bytes of the message that the kernel has taken: a writer that is blocked twice at the same count stands still.
+    pub fn taken_bytes(&self) -> u64 {
+        self.taken_bytes
     }
 
     /// Whether the peer took any byte since this was asked last: a slow peer is not one that stands still.
@@ -194,8 +199,12 @@ impl Writer {
                 Poll::Ready(Ok(bytes)) => bytes,
                 Poll::Pending => return Poll::Pending,
             };
+<<<<<<< HEAD
             self.has_written = true;
             self.has_moved = true;
+=======
+            self.taken_bytes += bytes as u64;
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
             let of_encoded = bytes.min(encoded.len());
             self.written += of_encoded;
             bytes -= of_encoded;

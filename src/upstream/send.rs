@@ -105,6 +105,7 @@ impl Upstream {
         }));
         lease.connection().begin();
         body.wait_until_due();
+<<<<<<< HEAD
         let mut wait = Wait {
             method: head.method,
             call,
@@ -114,6 +115,9 @@ impl Upstream {
             is_broken: false,
             is_blocked: false,
         };
+=======
+        let mut wait = Wait { method: head.method, call, is_uploaded: false, is_broken: false, blocked_at: None };
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
         let answer = loop {
             let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
             attempt.has_answered = lease.connection().has_answered();
@@ -197,8 +201,8 @@ struct Wait<'a> {
     is_uploaded: bool,
     /// The backend takes no more; it may still have answered.
     is_broken: bool,
-    /// The timer is set for a write that waits for the backend.
-    is_blocked: bool,
+    /// While the backend takes no more: how much it had taken when the timer was set for that.
+    blocked_at: Option<u64>,
 }
 
 impl Wait<'_> {
@@ -214,6 +218,7 @@ impl Wait<'_> {
             match writer.poll(connection.io(), cx, body) {
                 Progress::Done => {
                     self.is_uploaded = true;
+<<<<<<< HEAD
                     self.is_blocked = false;
                     // Most requests go out whole at once; then no time has passed.
                     let sent_at = if self.has_waited { clock::now() } else { self.began };
@@ -224,13 +229,23 @@ impl Wait<'_> {
                     // The backend has the time of an answer to take anything at all.
                     let was_blocked = std::mem::replace(&mut self.is_blocked, true);
                     if writer.has_moved() || !was_blocked {
+=======
+                    self.blocked_at = None;
+                    body.deadline().set_after(self.call.response_timeout);
+                }
+                Progress::Turn => has_had_its_turn = true,
+                Progress::Blocked => {
+                    // A backend that reads slowly gets all of it.
+                    let taken = writer.taken_bytes();
+                    if self.blocked_at.replace(taken) != Some(taken) {
+>>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
                         let due = clock::now() + self.call.response_timeout;
                         let due = due.min(body.due());
                         body.deadline().set(due);
                     }
                 }
                 Progress::Waiting => {
-                    if std::mem::take(&mut self.is_blocked) {
+                    if self.blocked_at.take().is_some() {
                         body.wait_until_due();
                     }
                 }
@@ -253,7 +268,7 @@ impl Wait<'_> {
         if self.is_uploaded && self.call.cancels_on_close && body.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Failure::ClientGone));
         }
-        let is_the_clients = !self.is_uploaded && !self.is_blocked && !self.is_broken;
+        let is_the_clients = !self.is_uploaded && self.blocked_at.is_none() && !self.is_broken;
         body.deadline()
             .poll(cx)
             .map(|()| Err(if is_the_clients { Failure::Request(BodyFailure::TimedOut) } else { Failure::TimedOut }))

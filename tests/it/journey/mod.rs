@@ -1,9 +1,11 @@
 //! What becomes of requests and answers on their way through the gateway: one file for each kind of behaviour, over real
 //! sockets, in front of backends that do as they are told.
 
+mod bodies;
 mod fields;
 mod raw;
 mod routing;
+mod upgrade;
 
 use std::{fmt::Write as _, net::SocketAddr};
 
