@@ -146,6 +146,7 @@ impl Failure {
     /// What the backend did wrong, in a word; none if it was not the backend.
     fn class(&self) -> Option<&'static str> {
         match self {
+            Self::Connect(error) if error.kind() == io::ErrorKind::TimedOut => Some("timeout"),
             Self::Connect(_) => Some("refused"),
             Self::TimedOut => Some("timeout"),
             Self::Broken(_) => Some("closed"),

@@ -2,7 +2,6 @@
 
 use std::{
     future::poll_fn,
-    io,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -144,11 +143,7 @@ impl Upstream {
             trail.opened += 1;
             let connected = ClientConnection::connect(backend.at.address, now + connect_timeout).await;
             trail.connect += clock::now().since(now);
-            let failure = |error: io::Error| match error.kind() {
-                io::ErrorKind::TimedOut => Failure::TimedOut,
-                _ => Failure::Connect(error),
-            };
-            lease.connection = Some(connected.map_err(failure)?);
+            lease.connection = Some(connected.map_err(Failure::Connect)?);
         }
         Ok(lease)
     }
