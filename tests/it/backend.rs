@@ -60,7 +60,8 @@ pub(crate) struct Backend {
 pub(crate) struct Conversation {
     /// Its number, from 0 in the order of their coming.
     pub(crate) number: usize,
-    stream: TcpStream,
+    /// Until it ends: what the test hears of the end comes after the end.
+    stream: Option<TcpStream>,
     /// What was read and not yet taken.
     unread: Vec<u8>,
     events: Sender<Event>,
@@ -181,7 +182,7 @@ impl Conversation {
         stream.set_read_timeout(Some(SILENCE_MAX)).expect("a fresh socket");
         // A test that is over hears nothing any more.
         let _ = events.send(Event::Opened);
-        Self { number, stream, unread: Vec::new(), events }
+        Self { number, stream: Some(stream), unread: Vec::new(), events }
     }
 
     /// Reads a whole request and tells the test.
@@ -265,7 +266,7 @@ impl Conversation {
 
     fn fill(&mut self) -> io::Result<()> {
         let mut buffer = [0; 64 * 1024];
-        let read = self.stream.read(&mut buffer)?;
+        let read = self.stream().read(&mut buffer)?;
         self.unread.extend_from_slice(&buffer[..read]);
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
@@ -278,17 +279,17 @@ impl Conversation {
 
     /// Sends all of these bytes.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        self.stream().write_all(bytes.as_ref())
     }
 
     /// Ends this direction.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        self.stream.shutdown(std::net::Shutdown::Write)
+        self.stream().shutdown(std::net::Shutdown::Write)
     }
 
     /// Breaks the connection: the gateway sees a reset, not an end.
     pub(crate) fn reset(&mut self) -> io::Result<()> {
-        let socket = socket2::SockRef::from(&self.stream);
+        let socket = socket2::SockRef::from(self.stream());
         socket.set_linger(Some(Duration::ZERO))?;
         // The descriptor is closed with the conversation.
         Err(io::ErrorKind::ConnectionReset.into())
@@ -296,12 +297,13 @@ impl Conversation {
 
     /// The socket, for what there is no word for.
     pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.as_ref().expect("it has not ended")
     }
 }
 
 impl Drop for Conversation {
     fn drop(&mut self) {
+        drop(self.stream.take());
         let _ = self.events.send(Event::Ended(self.number));
     }
 }
