@@ -18,7 +18,7 @@ use crate::{client::Head, harness::now};
 /// How long a test waits for the backend to see something.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a connection waits for bytes: longer than any test that holds one.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -265,7 +265,7 @@ impl Conversation {
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = [0; 16 * 1024];
         let read = self.stream().read(&mut buffer)?;
         self.unread.extend_from_slice(&buffer[..read]);
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }

@@ -194,7 +194,7 @@ fn endless() -> Backend {
     Backend::start(|conversation| {
         conversation.read_request()?;
         conversation.send("HTTP/1.1 200 OK\r\n\r\n")?;
-        let piece = [b'x'; 64 * 1024];
+        let piece = [b'x'; 16 * 1024];
         loop {
             conversation.send(piece)?;
         }
