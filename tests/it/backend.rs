@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{client::Head, harness::now};
+use crate::{
+    client::Head,
+    harness::{now, until},
+};
 
 /// How long a test waits for the backend to see something.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -287,6 +290,16 @@ impl Conversation {
         self.stream().shutdown(std::net::Shutdown::Write)
     }
 
+    /// Ends this direction, and waits until the gateway's kernel has acknowledged that.
+    pub(crate) fn finish_surely(&self) -> io::Result<()> {
+        let ports = [self.stream().local_addr()?.port(), self.stream().peer_addr()?.port()];
+        self.finish()?;
+        until(PATIENCE, "the acknowledgement", || {
+            (connection_state(ports).as_deref() != Some(FIN_WAIT_1)).then_some(())
+        });
+        Ok(())
+    }
+
     /// Breaks the connection: the gateway sees a reset, not an end.
     pub(crate) fn reset(&mut self) -> io::Result<()> {
         let socket = socket2::SockRef::from(self.stream());
@@ -306,6 +319,20 @@ impl Drop for Conversation {
         drop(self.stream.take());
         let _ = self.events.send(Event::Ended(self.number));
     }
+}
+
+/// What `/proc/net/tcp` calls a connection whose end is not acknowledged.
+const FIN_WAIT_1: &str = "04";
+
+/// The state of the connection between these ports of loopback, as the kernel lists it; none when it is gone.
+fn connection_state(ports: [u16; 2]) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists connections");
+    let wanted = ports.map(|port| format!(":{port:04X}"));
+    table.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_it = wanted.iter().all(|port| words.next().is_some_and(|end| end.ends_with(port)));
+        words.next().filter(|_| is_it).map(str::to_owned)
+    })
 }
 
 fn broken(what: &str) -> io::Error {

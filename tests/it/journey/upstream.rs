@@ -64,7 +64,8 @@ fn an_idle_connection_is_closed_after_a_while() {
 fn a_connection_that_the_backend_closed_is_not_used() {
     let mut backend = Backend::start(|conversation| {
         conversation.read_request()?;
-        conversation.send(OK)
+        conversation.send(OK)?;
+        conversation.finish_surely()
     });
     let gateway = before(backend.address());
     let mut client = gateway.connect();
