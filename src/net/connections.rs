@@ -23,6 +23,8 @@ struct State {
     is_ending: bool,
     /// Connections close as soon as nothing is under way.
     is_closing: bool,
+    /// Connections close whatever is under way.
+    is_cut: bool,
 }
 
 /// A connection's place among the shard's. Dropping it gives it back.
@@ -41,7 +43,8 @@ impl Default for Connections {
 impl Connections {
     /// A shard without connections.
     pub fn new() -> Self {
-        let state = State { places: Vec::new(), free: Vec::new(), open: 0, is_ending: false, is_closing: false };
+        let state =
+            State { places: Vec::new(), free: Vec::new(), open: 0, is_ending: false, is_closing: false, is_cut: false };
         Self { state: Rc::new(Local::new(state)) }
     }
 
@@ -69,12 +72,23 @@ impl Connections {
 
     /// From now on connections close as soon as nothing is under way; those that sleep close at once.
     pub fn close_when_idle(&self) {
-        let sleepers: Vec<Waker> = self.state.with(|state| {
+        self.tell_all(|state| {
             state.is_ending = true;
             state.is_closing = true;
+        });
+    }
+
+    /// Ends all connections now, in the middle of what they do; what was under way is recorded as aborted.
+    pub fn cut(&self) {
+        self.tell_all(|state| state.is_cut = true);
+    }
+
+    fn tell_all(&self, change: impl FnOnce(&mut State)) {
+        let connections: Vec<Waker> = self.state.with(|state| {
+            change(state);
             state.places.iter_mut().filter_map(Option::take).collect()
         });
-        for waker in sleepers {
+        for waker in connections {
             waker.wake();
         }
     }
@@ -88,12 +102,21 @@ impl Slot {
 
     /// Before a connection sleeps: whether it had better close. A drain wakes it otherwise.
     pub fn is_closing(&self, cx: &Context<'_>) -> bool {
+        self.heard(cx, |state| state.is_closing)
+    }
+
+    /// Before a connection does anything: whether it is to end here and now. A cut wakes it otherwise.
+    pub fn is_cut(&self, cx: &Context<'_>) -> bool {
+        self.heard(cx, |state| state.is_cut)
+    }
+
+    fn heard(&self, cx: &Context<'_>, what: impl FnOnce(&State) -> bool) -> bool {
         self.connections.state.with(|state| {
             let place = &mut state.places[self.place as usize];
             if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 *place = Some(cx.waker().clone());
             }
-            state.is_closing
+            what(state)
         })
     }
 }

@@ -262,6 +262,8 @@ impl Control {
         match signal {
             Signalled::Reload => {
                 self.writer.reopen();
+                // What is read now is no change to be found later.
+                self.watch = self.config_path.as_deref().map(Watch::new);
                 self.reload("SIGHUP");
                 false
             }

@@ -5,6 +5,7 @@ use std::{
     future::poll_fn,
     net::{SocketAddr, TcpListener},
     os::fd::{AsFd, OwnedFd},
+    pin::pin,
     rc::Rc,
     sync::Arc,
     task::Poll,
@@ -110,6 +111,14 @@ pub(super) async fn run(equipment: Equipment) {
     task::spawn("stall watch", stall::watch());
     worker.tell_applied(generation);
     worker.receive(pump).await;
+    // The runtime forgets its tasks rather than drop them; what they were at would be in no log.
+    worker.connections.cut();
+    for _ in 0..CUT_LOOKS_MAX {
+        if worker.connections.open() == 0 {
+            break;
+        }
+        timer::sleep(timer::TURN).await;
+    }
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }
 
@@ -225,7 +234,8 @@ impl Worker {
         };
         let gateway = Rc::clone(&self.gateway);
         task::spawn(address, async move {
-            serve_connection(gateway, stream, Peer::new(address), &place.slot).await;
+            let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address), &place.slot));
+            poll_fn(|cx| if place.slot.is_cut(cx) { Poll::Ready(()) } else { serving.as_mut().poll(cx) }).await;
         });
     }
 
@@ -243,6 +253,9 @@ impl Worker {
         }
     }
 }
+
+/// How often a shard that ends looks whether its connections have gone, a millisecond apart.
+const CUT_LOOKS_MAX: u32 = 100;
 
 /// How often a draining shard looks whether its last connection is gone.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);

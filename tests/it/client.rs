@@ -13,13 +13,16 @@ use crate::harness::now;
 /// How long any answer may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Names as sent, and trimmed values, in order.
+pub(crate) type Fields = Vec<(String, String)>;
+
 /// A head of a message: its first line and its fields.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     /// The request line or the status line.
     pub(crate) first_line: String,
     /// Names as sent, values trimmed.
-    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) fields: Fields,
 }
 
 /// An answer.
@@ -28,11 +31,11 @@ pub(crate) struct Response {
     /// Its status.
     pub(crate) status: u16,
     /// Its fields in order, values trimmed.
-    pub(crate) fields: Vec<(String, String)>,
+    pub(crate) fields: Fields,
     /// Its content, without framing.
     pub(crate) body: Vec<u8>,
     /// The fields after a chunked body.
-    pub(crate) trailers: Vec<(String, String)>,
+    pub(crate) trailers: Fields,
 }
 
 /// A connection, from either end of it.
@@ -173,14 +176,6 @@ impl Client {
         Ok(Response { status, fields: head.fields, body: Vec::new(), trailers: Vec::new() })
     }
 
-    /// Reads a request: its head and its whole body. For the ends that serve.
-    pub(crate) fn read_request(&mut self) -> io::Result<(Head, Vec<u8>)> {
-        let due = now() + self.patience;
-        let head = self.read_head_until(due)?;
-        let (body, _) = self.read_body_until(&head.fields, false, due)?;
-        Ok((head, body))
-    }
-
     /// Reads a head: the first line and the fields, up to the empty line.
     pub(crate) fn read_head(&mut self) -> io::Result<Head> {
         self.read_head_until(now() + self.patience)
@@ -191,7 +186,7 @@ impl Client {
         Ok(Head { first_line, fields: self.read_fields(due)? })
     }
 
-    fn read_fields(&mut self, due: Instant) -> io::Result<Vec<(String, String)>> {
+    fn read_fields(&mut self, due: Instant) -> io::Result<Fields> {
         let mut fields = Vec::new();
         loop {
             let line = self.read_line(due)?;
@@ -208,7 +203,7 @@ impl Client {
         fields: &[(String, String)],
         is_answer: bool,
         due: Instant,
-    ) -> io::Result<(Vec<u8>, Vec<(String, String)>)> {
+    ) -> io::Result<(Vec<u8>, Fields)> {
         if is_chunked(fields) {
             let mut body = Vec::new();
             while let Some(size) = self.read_chunk_size(due)? {
@@ -344,7 +339,7 @@ impl Client {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "nothing came in time"));
         }
         self.stream.set_read_timeout(Some(left))?;
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer)? {
             0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
             read => {
@@ -365,7 +360,7 @@ fn is_chunked(fields: &[(String, String)]) -> bool {
 }
 
 fn content_length(fields: &[(String, String)]) -> io::Result<Option<usize>> {
-    let length = field(fields, "content-length").map(|length| length.parse());
+    let length = field(fields, "content-length").map(str::parse);
     length.transpose().map_err(|_| broken("the length is no number"))
 }
 

@@ -58,7 +58,7 @@ impl Service {
 
 /// Serves one connection until it closes or breaks.
 fn serve(stream: TcpStream, gate: &OnceLock<()>) {
-    let mut client = Client::new(stream).with_patience(std::time::Duration::from_secs(60));
+    let mut client = Client::new(stream).with_patience(std::time::Duration::from_mins(1));
     while let Ok(head) = client.read_head() {
         if answer(&mut client, &head, gate).is_err() {
             return;

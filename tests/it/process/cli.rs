@@ -158,12 +158,7 @@ fn the_demo_answers_every_line_that_it_prints() {
     assert!(hints.len() >= 5, "{hints:?}");
     let mut everything = String::new();
     for hint in hints {
-        let output = Command::new("sh").args(["-c", &format!("{hint} --max-time 20")]).output();
-        let output = match hint.contains('|') {
-            false => output,
-            true => Command::new("sh").args(["-c", hint]).output(),
-        };
-        let output = output.expect("sh runs");
+        let output = Command::new("sh").args(["-c", hint]).output().expect("sh runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && !said.is_empty(), "{hint}: {output:?}");
         assert!(!hint.contains("-i") || said.starts_with("HTTP/1.1 20"), "{hint}: {said}");

@@ -78,14 +78,14 @@ fn wrk_finds_no_fault() {
     let url = format!("http://{}/", gateway.address());
     let report = run(&gateway, "wrk", &["--threads", "2", "--connections", "32", "--duration", "2s", &url]);
     assert!(!report.contains("Socket errors") && !report.contains("Non-2xx"), "{report}");
-    let requests: u64 = report
+    let requests: i64 = report
         .lines()
         .find_map(|line| line.trim().split_once(" requests in ")?.0.parse().ok())
         .unwrap_or_else(|| panic!("no count of requests in {report}"));
     assert!(requests > 100, "{report}");
     // wrk leaves in the middle of its last requests; it may have had no answer to 32 of those that were counted.
     let counted = gateway.metrics().value("shardgate_requests_total{route=\"/*\",status=\"2xx\"}");
-    assert!(counted >= f64::from(u32::try_from(requests).expect("few")), "{counted} of {requests}");
+    assert!(counted >= requests, "{counted} of {requests}");
 }
 
 const PYTHON: &str = r#"
@@ -140,5 +140,5 @@ fn python_keeps_its_connection() {
     let expected = run(&gateway, "sha256sum", &["expected"]);
     let digest = expected.split(' ').next().expect("sha256sum tells a digest");
     assert_eq!(said.trim(), format!("{digest} {LARGE}"));
-    assert_eq!(gateway.metrics().sum("shardgate_connections_accepted_total"), 1.0);
+    assert_eq!(gateway.metrics().sum("shardgate_connections_accepted_total"), 1);
 }

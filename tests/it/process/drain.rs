@@ -11,7 +11,7 @@ use crate::{
 
 const SOON: Duration = Duration::from_secs(10);
 
-fn wait_for_requests_in_flight(gateway: &Gateway, count: f64) {
+fn wait_for_requests_in_flight(gateway: &Gateway, count: i64) {
     gateway.metrics_until("the requests are in flight", |metrics| metrics.sum("shardgate_requests_in_flight") >= count);
 }
 
@@ -27,7 +27,7 @@ fn a_drain_tells_then_closes_then_ends() {
     let mut stream = gateway.connect();
     stream.send("GET /stream HTTP/1.1\r\nhost: a\r\n\r\n");
     stream.read_until("first");
-    wait_for_requests_in_flight(&gateway, 2.0);
+    wait_for_requests_in_flight(&gateway, 2);
 
     gateway.signal(Signal::TERM);
     gateway.log_until("draining", SOON);
@@ -62,14 +62,19 @@ fn ready_asked(gateway: &Gateway) -> usize {
 
 #[test]
 fn what_is_left_at_the_end_of_the_drain_is_cut() {
-    let service = Service::start();
-    let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"0s\"\nmax = \"500ms\"\n"));
-    let mut held = gateway.connect();
-    held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
-    wait_for_requests_in_flight(&gateway, 1.0);
-    gateway.signal(Signal::TERM);
-    assert_eq!(gateway.wait_exit(SOON), Some(3));
-    held.expect_end();
+    for driver in ["epoll", "io_uring"] {
+        let service = Service::start();
+        let config = format!("[runtime]\ndriver = \"{driver}\"\n[drain]\nnotice = \"0s\"\nmax = \"500ms\"\n");
+        let mut gateway = Gateway::start(&service.config(&config));
+        let mut held = gateway.connect();
+        held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
+        wait_for_requests_in_flight(&gateway, 1);
+        gateway.signal(Signal::TERM);
+        assert_eq!(gateway.wait_exit(SOON), Some(3), "{driver}");
+        held.expect_end();
+        let lines = gateway.access_lines(1);
+        assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/held".into()), "what was cut is in the log: {lines:?}");
+    }
 }
 
 #[test]
@@ -79,7 +84,7 @@ fn a_second_signal_ends_at_once() {
         let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"1m\"\nmax = \"2m\"\n"));
         let mut held = gateway.connect();
         held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
-        wait_for_requests_in_flight(&gateway, 1.0);
+        wait_for_requests_in_flight(&gateway, 1);
         gateway.signal(Signal::TERM);
         gateway.log_until("draining", SOON);
         gateway.signal(second);
@@ -105,8 +110,9 @@ fn a_signal_counts_from_the_first_line_of_the_log_on() {
 fn who_waited_in_the_queue_is_served() {
     const CONNECTIONS: usize = 40;
     let service = Service::start();
-    for _ in 0..5 {
-        let mut gateway = Gateway::start(&service.config("[drain]\nnotice = \"0s\"\nmax = \"20s\"\n"));
+    for driver in ["epoll", "io_uring", "epoll", "io_uring"] {
+        let config = format!("[runtime]\ndriver = \"{driver}\"\n[drain]\nnotice = \"0s\"\nmax = \"20s\"\n");
+        let mut gateway = Gateway::start(&service.config(&config));
         gateway.log_until("every shard runs the configuration", SOON);
         // While the process stands still the kernel queues connections for it, and the signal too.
         gateway.signal(Signal::STOP);

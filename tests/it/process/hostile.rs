@@ -12,22 +12,21 @@ use crate::{
     service::Service,
 };
 
-/// Asks over and over until told to stop; returns how often it was answered, and fails if it was not.
-fn behave(gateway: &Gateway, stopped: &Receiver<()>) -> usize {
+/// Asks over and over until told to stop, though some times at least; fails if it is not answered.
+fn behave(gateway: &Gateway, stopped: &Receiver<()>) {
     let mut served = 0;
     let mut kept = gateway.connect();
-    while stopped.try_recv() == Err(TryRecvError::Empty) {
+    while served < 20 || stopped.try_recv() == Err(TryRecvError::Empty) {
         assert_eq!(kept.get("/").status, 200);
         assert_eq!(gateway.get("/").status, 200);
         served += 2;
         pause(Duration::from_millis(5));
     }
-    served
 }
 
 /// Does `harm` while well-behaved clients ask on; all of these have to be answered.
 fn while_others_ask(gateway: &Gateway, harm: impl FnOnce()) {
-    let served: usize = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let (stops, clients): (Vec<_>, Vec<_>) = (0..2)
             .map(|_| {
                 let (stop, stopped) = channel::<()>();
@@ -36,10 +35,11 @@ fn while_others_ask(gateway: &Gateway, harm: impl FnOnce()) {
             .unzip();
         harm();
         drop(stops);
-        clients.into_iter().map(|client| client.join().expect("every request was answered")).sum()
+        for client in clients {
+            client.join().expect("every request was answered");
+        }
     });
-    assert!(served >= 20, "there were requests meanwhile: {served}");
-    gateway.metrics_until("nothing is left of it", |metrics| metrics.sum("shardgate_connections_open") == 0.0);
+    gateway.metrics_until("nothing is left of it", |metrics| metrics.sum("shardgate_connections_open") == 0);
 }
 
 /// Whether the gateway has said 408 or closed by now; an answer of any other kind fails the test.
@@ -74,7 +74,7 @@ fn heads_that_come_a_byte_a_second_are_ended() {
         let ended = slow.iter_mut().filter_map(|client| has_been_ended(client).then_some(())).count();
         assert_eq!(ended, connections);
     });
-    let expected = f64::from(u32::try_from(connections).expect("few"));
+    let expected = i64::try_from(connections).expect("few");
     assert_eq!(gateway.metrics().value("shardgate_rejects_total{code=\"request_timeout\"}"), expected);
 }
 
@@ -140,5 +140,5 @@ fn connections_that_say_nothing_are_closed() {
     for client in silent.iter_mut().chain(&mut idle) {
         assert_eq!(client.read_to_end().expect("it is closed in order"), b"", "there is nothing to say");
     }
-    gateway.metrics_until("all are closed", |metrics| metrics.sum("shardgate_connections_open") == 0.0);
+    gateway.metrics_until("all are closed", |metrics| metrics.sum("shardgate_connections_open") == 0);
 }
