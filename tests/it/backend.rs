@@ -13,12 +13,15 @@ use std::{
     time::Duration,
 };
 
-use crate::{client::Head, harness::now};
+use crate::{
+    client::Head,
+    harness::{now, until},
+};
 
 /// How long a test waits for the backend to see something.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a connection waits for bytes: longer than any test that holds one.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+const SILENCE_MAX: Duration = Duration::from_mins(1);
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -60,7 +63,8 @@ pub(crate) struct Backend {
 pub(crate) struct Conversation {
     /// Its number, from 0 in the order of their coming.
     pub(crate) number: usize,
-    stream: TcpStream,
+    /// Until it ends: what the test hears of the end comes after the end.
+    stream: Option<TcpStream>,
     /// What was read and not yet taken.
     unread: Vec<u8>,
     events: Sender<Event>,
@@ -181,7 +185,7 @@ impl Conversation {
         stream.set_read_timeout(Some(SILENCE_MAX)).expect("a fresh socket");
         // A test that is over hears nothing any more.
         let _ = events.send(Event::Opened);
-        Self { number, stream, unread: Vec::new(), events }
+        Self { number, stream: Some(stream), unread: Vec::new(), events }
     }
 
     /// Reads a whole request and tells the test.
@@ -264,8 +268,8 @@ impl Conversation {
     }
 
     fn fill(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 64 * 1024];
-        let read = self.stream.read(&mut buffer)?;
+        let mut buffer = [0; 16 * 1024];
+        let read = self.stream().read(&mut buffer)?;
         self.unread.extend_from_slice(&buffer[..read]);
         if read == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
@@ -278,17 +282,27 @@ impl Conversation {
 
     /// Sends all of these bytes.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        self.stream.write_all(bytes.as_ref())
+        self.stream().write_all(bytes.as_ref())
     }
 
     /// Ends this direction.
     pub(crate) fn finish(&self) -> io::Result<()> {
-        self.stream.shutdown(std::net::Shutdown::Write)
+        self.stream().shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Ends this direction, and waits until the gateway's kernel has acknowledged that.
+    pub(crate) fn finish_surely(&self) -> io::Result<()> {
+        let ports = [self.stream().local_addr()?.port(), self.stream().peer_addr()?.port()];
+        self.finish()?;
+        until(PATIENCE, "the acknowledgement", || {
+            (connection_state(ports).as_deref() != Some(FIN_WAIT_1)).then_some(())
+        });
+        Ok(())
     }
 
     /// Breaks the connection: the gateway sees a reset, not an end.
     pub(crate) fn reset(&mut self) -> io::Result<()> {
-        let socket = socket2::SockRef::from(&self.stream);
+        let socket = socket2::SockRef::from(self.stream());
         socket.set_linger(Some(Duration::ZERO))?;
         // The descriptor is closed with the conversation.
         Err(io::ErrorKind::ConnectionReset.into())
@@ -296,14 +310,29 @@ impl Conversation {
 
     /// The socket, for what there is no word for.
     pub(crate) fn stream(&self) -> &TcpStream {
-        &self.stream
+        self.stream.as_ref().expect("it has not ended")
     }
 }
 
 impl Drop for Conversation {
     fn drop(&mut self) {
+        drop(self.stream.take());
         let _ = self.events.send(Event::Ended(self.number));
     }
+}
+
+/// What `/proc/net/tcp` calls a connection whose end is not acknowledged.
+const FIN_WAIT_1: &str = "04";
+
+/// The state of the connection between these ports of loopback, as the kernel lists it; none when it is gone.
+fn connection_state(ports: [u16; 2]) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists connections");
+    let wanted = ports.map(|port| format!(":{port:04X}"));
+    table.lines().find_map(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let is_it = wanted.iter().all(|port| words.next().is_some_and(|end| end.ends_with(port)));
+        words.next().filter(|_| is_it).map(str::to_owned)
+    })
 }
 
 fn broken(what: &str) -> io::Error {

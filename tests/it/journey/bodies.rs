@@ -173,17 +173,13 @@ fn pipelined_requests_are_answered_in_order() {
     });
     let gateway = before(backend.address());
     let mut client = gateway.connect();
-    let mut all = String::new();
-    for number in 0..100 {
-        all += &match number % 3 {
-            0 => format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n"),
-            1 => format!("POST /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"),
-            _ => {
-                format!("POST /{number} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n")
-            }
-        };
-    }
-    client.send(&all);
+    let request = |number| match number % 3 {
+        0 => format!("GET /{number} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        1 => format!("POST /{number} HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"),
+        _ => format!("POST /{number} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"),
+    };
+    let all: Vec<_> = (0..100).map(request).collect();
+    client.send(all.concat());
     for number in 0..100 {
         assert_eq!(client.read_response().text(), format!("/{number}"));
         assert_eq!(backend.request().body, if number % 3 == 0 { b"".as_slice() } else { b"abc" });
@@ -317,7 +313,7 @@ fn large_bodies_with_a_length_arrive_as_they_were() {
 /// Writes until the other side takes no more, and says how much that was.
 fn write_until_stuck(stream: &std::net::TcpStream, total: usize) -> usize {
     stream.set_write_timeout(Some(STUCK)).expect("a socket");
-    let piece = [b'x'; 64 * 1024];
+    let piece = [b'x'; 16 * 1024];
     let (mut stream, mut written) = (stream, 0);
     while written < total {
         match stream.write(&piece[..piece.len().min(total - written)]) {
@@ -457,4 +453,95 @@ fn an_upload_passes_as_it_comes() {
     }
     client.send("0\r\n\r\n");
     assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
+fn a_refusal_of_a_head_request_has_no_body() {
+    let backend = Backend::ok();
+    let routes = "[[routes]]\npath = \"/x\"\nupstream = \"back\"";
+    let gateway = Gateway::start(&format!("[upstreams.back]\ninstances = [\"{}\"]\n{routes}", backend.address()));
+    let mut client = gateway.connect();
+    client.send("HEAD /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.read_head_response().status, 404);
+    assert_eq!(client.get("/x").text(), "ok");
+}
+
+#[test]
+fn framing_survives_being_named_in_connection() {
+    let mut backend = Backend::ok();
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    // RFC 9110 §7.6.1 forbids to name them; whoever dropped the field would take the body for a request.
+    for (named, framing) in [
+        ("Content-Length", "Content-Length: 5\r\n\r\nhello"),
+        ("Transfer-Encoding", "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"),
+    ] {
+        client.send(format!("POST /x HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, {named}\r\n{framing}"));
+        assert_eq!(client.read_response().status, 200, "{named}");
+        assert_eq!(backend.request().body, b"hello", "{named}");
+    }
+    let backend =
+        Backend::answering(|_| "HTTP/1.1 200 OK\r\nConnection: Content-Length\r\nContent-Length: 2\r\n\r\nok");
+    let gateway = before(backend.address());
+    assert_eq!(gateway.get("/x").text(), "ok");
+}
+
+#[test]
+fn what_follows_an_answer_unasked_is_nobodys() {
+    let mut backend = Backend::answering(
+        |_| "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison",
+    );
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    for number in 0..5 {
+        assert_eq!(client.get("/x").text(), "ok");
+        assert_eq!(backend.request().connection, number);
+    }
+}
+
+#[test]
+fn a_backend_that_closes_leaves_the_client_where_it_is() {
+    let backend = Backend::start(|conversation| {
+        conversation.read_request()?;
+        conversation.send("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+    });
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    for _ in 0..3 {
+        let answer = client.get("/x");
+        assert_eq!((answer.text().as_str(), answer.field("connection")), ("ok", None));
+    }
+}
+
+#[test]
+fn a_body_that_turns_out_malformed_cuts_an_answer_that_has_begun() {
+    let mut backend = Backend::start(|conversation| {
+        conversation.read_head()?;
+        conversation.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n")?;
+        conversation.read_to_end();
+        Ok(())
+    });
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    client.send("POST /x HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n");
+    client.read_until("ok\r\n");
+    client.send("zz\r\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n");
+    let rest = client.read_to_end().unwrap_or_default();
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "half an answer looks whole");
+    backend.wait_ended(0);
+    assert_eq!(backend.opened(), 1);
+    assert_eq!(gateway.access_lines(1)[0]["reason"], "upload_failed");
+}
+
+#[test]
+fn a_backend_that_only_ever_hints_is_given_up() {
+    let mut backend = Backend::start(|conversation| {
+        conversation.read_request()?;
+        loop {
+            conversation.send("HTTP/1.1 103 Early Hints\r\n\r\n")?;
+        }
+    });
+    let gateway = before(backend.address());
+    expect_refusal(&gateway.get("/x"), 502, "upstream_bad_response");
+    backend.wait_ended(0);
 }

@@ -3,9 +3,12 @@
 
 mod bodies;
 mod fields;
+mod limits;
+mod log;
 mod raw;
 mod routing;
 mod upgrade;
+mod upstream;
 
 use std::{fmt::Write as _, net::SocketAddr};
 

@@ -8,6 +8,7 @@ use crate::{
 };
 
 #[path = "../../data/http1/cases.rs"]
+#[expect(unreachable_pub, reason = "the tests of the cores include it too")]
 mod cases;
 
 use cases::Case;

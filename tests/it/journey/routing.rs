@@ -136,6 +136,8 @@ fn the_most_specific_host_wins() {
     ] {
         expect_route(&gateway, &mut backend, ("GET", host, "/x"), wanted);
     }
+    // A target that names its host says the same.
+    expect_route(&gateway, &mut backend, ("GET", "other.test", "http://other.test:80/x"), "exact");
 }
 
 #[test]
