@@ -49,13 +49,7 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, pee
         }
         let busy = Box::pin(serve_while_busy(&*service, &peer, slot, &io, &mut inbound, &mut served));
         match busy.await {
-<<<<<<< HEAD
             After::Idle(since) => due = since + service.limits().keep_alive_timeout,
-=======
-            After::Idle => {}
-            // Boxed: a timer is 640 bytes, aligned to 128, and every idle connection would keep room for it.
-            After::Turn => Box::pin(timer::sleep(timer::TURN)).await,
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
             After::Close => return,
         }
     }

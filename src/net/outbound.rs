@@ -17,11 +17,7 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
-<<<<<<< HEAD
     shard::{Deadline, timer},
-=======
-    shard::{Instant, clock, timer},
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
 };
 
 /// What follows an answer.
@@ -42,14 +38,11 @@ pub(super) struct Answer<'i, B> {
     writer: Writer,
     ending: Ending,
     write_timeout: Duration,
-<<<<<<< HEAD
     /// Set while a write waits for the client; the connection's own timer is the body's meanwhile.
     write_due: Deadline,
+    /// What the client had taken when that was set.
+    taken_bytes: u64,
     is_until_close: bool,
-=======
-    /// While the client takes no more: how much it had taken then, and how long it may stand still.
-    blocked: Option<(u64, Instant)>,
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
 }
 
 /// An answer's body while the request's goes on.
@@ -113,12 +106,17 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             encode_response(&head, framing, token, out);
         });
         recycle(head);
-<<<<<<< HEAD
         let is_until_close = framing == Framing::UntilClose;
-        Self { body, request, writer, ending, write_timeout, write_due: Deadline::new(), is_until_close }
-=======
-        Self { body, request, writer, ending, write_timeout, blocked: None }
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
+        Self {
+            body,
+            request,
+            writer,
+            ending,
+            write_timeout,
+            write_due: Deadline::new(),
+            taken_bytes: 0,
+            is_until_close,
+        }
     }
 
     /// What follows once it is sent.
@@ -160,31 +158,16 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             Progress::BodyFailed(cut) => Poll::Ready(Err(cut)),
             Progress::Broken => Poll::Ready(Err(Cut::ClientGone)),
             Progress::Waiting => {
-<<<<<<< HEAD
                 self.write_due.clear();
                 Poll::Pending
             }
             Progress::Blocked => {
-                if self.writer.has_moved() || self.write_due.at().is_none() {
+                // A client that reads slowly is served on; the time runs from the last byte that it took.
+                let taken = self.writer.taken_bytes();
+                if std::mem::replace(&mut self.taken_bytes, taken) != taken || self.write_due.at().is_none() {
                     self.write_due.set_after(self.write_timeout);
                 }
                 self.write_due.poll(cx).map(|()| Err(Cut::ClientStalled))
-=======
-                self.blocked = None;
-                Poll::Pending
-            }
-            Progress::Blocked => {
-                let taken = self.writer.taken_bytes();
-                let due = match self.blocked {
-                    Some((at, due)) if at == taken => due,
-                    // A client that reads slowly is served on.
-                    _ => clock::now() + self.write_timeout,
-                };
-                self.blocked = Some((taken, due));
-                let deadline = self.request.deadline();
-                deadline.set(due);
-                deadline.poll(cx).map(|()| Err(Cut::ClientStalled))
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
             }
         }
     }

@@ -54,8 +54,6 @@ pub struct Writer {
     taken_bytes: u64,
     content_bytes: u64,
     turn_bytes: u64,
-    /// The peer took bytes since somebody asked.
-    has_moved: bool,
 }
 
 /// How far a message has come.
@@ -89,7 +87,6 @@ impl Writer {
             taken_bytes: 0,
             content_bytes: 0,
             turn_bytes: 0,
-            has_moved: false,
         }
     }
 
@@ -106,11 +103,6 @@ impl Writer {
     /// Bytes of the message that the kernel has taken: a writer that is blocked twice at the same count stands still.
     pub fn taken_bytes(&self) -> u64 {
         self.taken_bytes
-    }
-
-    /// Whether the peer took any byte since this was asked last: a slow peer is not one that stands still.
-    pub fn has_moved(&mut self) -> bool {
-        std::mem::take(&mut self.has_moved)
     }
 
     /// Moves the message on as far as both sides let it.
@@ -199,12 +191,7 @@ impl Writer {
                 Poll::Ready(Ok(bytes)) => bytes,
                 Poll::Pending => return Poll::Pending,
             };
-<<<<<<< HEAD
-            self.has_written = true;
-            self.has_moved = true;
-=======
             self.taken_bytes += bytes as u64;
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
             let of_encoded = bytes.min(encoded.len());
             self.written += of_encoded;
             bytes -= of_encoded;

@@ -148,7 +148,6 @@ impl Failure {
     /// What the backend did wrong, in a word; none if it was not the backend.
     fn class(&self) -> Option<&'static str> {
         match self {
-<<<<<<< HEAD
             // Ours: no descriptor, port or memory left to connect with.
             Self::Connect(error)
                 if matches!(
@@ -160,11 +159,6 @@ impl Failure {
             }
             Self::Connect(error) if error.kind() != io::ErrorKind::TimedOut => Some("refused"),
             Self::Connect(_) | Self::TimedOut => Some("timeout"),
-=======
-            Self::Connect(error) if error.kind() == io::ErrorKind::TimedOut => Some("timeout"),
-            Self::Connect(_) => Some("refused"),
-            Self::TimedOut => Some("timeout"),
->>>>>>> 690c851ce4985815ba0ada82390a76f77952e2a8
             Self::Broken(_) => Some("closed"),
             Self::BadAnswer(_) => Some("malformed"),
             Self::NoBackend | Self::CircuitOpen | Self::Request(_) | Self::ClientGone => None,

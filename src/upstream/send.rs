@@ -105,7 +105,6 @@ impl Upstream {
         }));
         lease.connection().begin();
         body.wait_until_due();
-<<<<<<< HEAD
         let mut wait = Wait {
             method: head.method,
             call,
@@ -113,11 +112,8 @@ impl Upstream {
             has_waited: false,
             is_uploaded: false,
             is_broken: false,
-            is_blocked: false,
+            blocked_at: None,
         };
-=======
-        let mut wait = Wait { method: head.method, call, is_uploaded: false, is_broken: false, blocked_at: None };
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
         let answer = loop {
             let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
             attempt.has_answered = lease.connection().has_answered();
@@ -218,27 +214,16 @@ impl Wait<'_> {
             match writer.poll(connection.io(), cx, body) {
                 Progress::Done => {
                     self.is_uploaded = true;
-<<<<<<< HEAD
-                    self.is_blocked = false;
+                    self.blocked_at = None;
                     // Most requests go out whole at once; then no time has passed.
                     let sent_at = if self.has_waited { clock::now() } else { self.began };
                     body.deadline().set(sent_at + self.call.response_timeout);
                 }
                 Progress::Turn => has_had_its_turn = true,
                 Progress::Blocked => {
-                    // The backend has the time of an answer to take anything at all.
-                    let was_blocked = std::mem::replace(&mut self.is_blocked, true);
-                    if writer.has_moved() || !was_blocked {
-=======
-                    self.blocked_at = None;
-                    body.deadline().set_after(self.call.response_timeout);
-                }
-                Progress::Turn => has_had_its_turn = true,
-                Progress::Blocked => {
-                    // A backend that reads slowly gets all of it.
+                    // A backend that reads slowly gets all of it; it has the time of an answer to take anything at all.
                     let taken = writer.taken_bytes();
                     if self.blocked_at.replace(taken) != Some(taken) {
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
                         let due = clock::now() + self.call.response_timeout;
                         let due = due.min(body.due());
                         body.deadline().set(due);

@@ -27,15 +27,10 @@ pub struct Streaming {
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     cancels_on_close: bool,
-<<<<<<< HEAD
     /// The timer is set for the body's pause.
     is_waiting: bool,
     /// When the head was complete, until the body has to be waited for.
     answered_at: Option<Instant>,
-=======
-    /// While the backend sends nothing: when that has lasted too long. The client's writes use the same timer.
-    waiting_until: Option<Instant>,
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
     trailers: Vec<u8>,
 }
 
@@ -70,12 +65,8 @@ impl Streaming {
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
-<<<<<<< HEAD
             is_waiting: false,
             answered_at,
-=======
-            waiting_until: None,
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
             trailers: Vec::new(),
         };
         // Nobody asks for the body of an answer that has none: to a HEAD, a 204, a 304.
@@ -133,7 +124,7 @@ impl AnswerBody for Streaming {
         let Some(hold) = &mut self.hold else { return Poll::Ready(Ok(false)) };
         match hold.lease.connection().poll_fill(cx) {
             Poll::Ready(Ok(true)) => {
-                self.waiting_until = None;
+                self.is_waiting = false;
                 Poll::Ready(Ok(true))
             }
             Poll::Ready(Ok(false)) => {
@@ -149,15 +140,10 @@ impl AnswerBody for Streaming {
                 }))
             }
             Poll::Pending => {
-<<<<<<< HEAD
                 self.answered_at = None;
                 if !std::mem::replace(&mut self.is_waiting, true) {
                     request.deadline().set_after(self.idle_timeout);
                 }
-=======
-                let due = *self.waiting_until.get_or_insert_with(|| clock::now() + self.idle_timeout);
-                request.deadline().set(due);
->>>>>>> 18ff4287e7dce8cbec756dbe5fbe57e0291ee979
                 request.deadline().poll(cx).map(|()| Err(Cut::UpstreamStalled))
             }
         }
