@@ -187,7 +187,6 @@ impl Attempt {
 }
 
 /// The wait for an answer's head while the request goes out.
-#[expect(clippy::struct_excessive_bools, reason = "they are independent: a state for each combination would be 16")]
 struct Wait<'a> {
     method: Method,
     call: &'a Call,

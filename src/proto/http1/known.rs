@@ -186,7 +186,7 @@ mod tests {
                      Origin Access-Control-Allow-Origin access_control_allow_origin Access-Control Vary \
                      Retry-After Set-Cookie Content-Type True-Client-IP X-Original-URL X X-Custom";
         let told: Vec<_> = names.split(' ').map(|name| format!("{name}: {:?}", known(name.as_bytes()))).collect();
-        expect![[r#"
+        expect![["
             Host: Host
             hOST: Host
             Hosts: Other
@@ -238,7 +238,7 @@ mod tests {
             True-Client-IP: XForwardedOther
             X-Original-URL: XForwardedOther
             X: Other
-            X-Custom: Other"#]]
+            X-Custom: Other"]]
         .assert_eq(&told.join("\n"));
     }
 }
