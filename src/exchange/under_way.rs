@@ -48,6 +48,8 @@ pub struct Exchange {
     pub request_id: RequestId,
     /// Its place in a trace, as the backend is told.
     pub trace: TraceContext,
+    /// Whether that trace came with the request; `tracestate` belongs to it, and means nothing to a new one.
+    pub continues_trace: bool,
     /// What was tried at its upstream.
     pub trail: Trail,
     labels: Option<Rc<Labels>>,
@@ -68,17 +70,17 @@ impl Exchange {
         is_trusted: bool,
         client: IpAddr,
     ) -> Self {
-        let (request_id, trace) = ledger.with(|ledger| {
+        let (request_id, trace, continues_trace) = ledger.with(|ledger| {
             ledger.counters.requests_in_flight += 1;
             let rng = &mut ledger.rng;
             let request_id = head.value(Known::XRequestId).and_then(RequestId::accept);
             let parent = head.value(Known::Traceparent);
             let trace = parent.and_then(|parent| TraceContext::parse_traceparent(parent, is_trusted));
-            let trace = match trace {
-                Some(trace) => trace.child(rng),
-                None => TraceContext::begin(rng),
+            let (trace, continues_trace) = match trace {
+                Some(trace) => (trace.child(rng), true),
+                None => (TraceContext::begin(rng), false),
             };
-            (request_id.unwrap_or_else(|| RequestId::generate(rng)), trace)
+            (request_id.unwrap_or_else(|| RequestId::generate(rng)), trace, continues_trace)
         });
         Self {
             ledger: Rc::clone(ledger),
@@ -89,6 +91,7 @@ impl Exchange {
             began,
             request_id,
             trace,
+            continues_trace,
             trail: Trail::default(),
             labels: None,
             status: 0,

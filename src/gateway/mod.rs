@@ -4,7 +4,7 @@ mod body;
 mod path;
 mod plan;
 mod proxy;
-mod router;
+pub mod router;
 
 use std::{net::IpAddr, rc::Rc, sync::Arc};
 

@@ -140,14 +140,15 @@ fn is_claim(known: Known) -> bool {
 
 /// The request's fields as the backend gets them.
 fn request_fields(exchange: &mut Exchange, route: &ProxyRoute) {
-    let Exchange { head, is_trusted, .. } = exchange;
-    let is_trusted = *is_trusted;
+    let Exchange { head, is_trusted, continues_trace, .. } = exchange;
+    let (is_trusted, continues_trace) = (*is_trusted, *continues_trace);
     remove_connection_named(&head.bytes, &mut head.fields);
     let is_upgrade = head.upgrade;
     head.remove(|known| {
         is_hop_by_hop(known)
             || (known == Known::Upgrade && !is_upgrade)
             || is_replaced(known)
+            || (known == Known::Tracestate && !continues_trace)
             || (is_claim(known) && !is_trusted)
             || (known == Known::Authorization && !route.forward_authorization)
     });

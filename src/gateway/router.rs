@@ -12,7 +12,7 @@ use crate::{
 
 /// What is routed: which route answers for which requests. The routes themselves are the caller's, by their index.
 #[derive(Debug, Default)]
-pub(super) struct Router {
+pub struct Router {
     exact: BTreeMap<Box<[u8]>, Node>,
     /// `*.example.com` as `.example.com`, the longest first.
     wildcard: Vec<(Box<[u8]>, Node)>,
@@ -40,26 +40,26 @@ struct Entry {
 
 /// A route that answers for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub struct Found {
     /// Its index.
-    pub(super) route: usize,
+    pub route: usize,
     /// What its parameters took.
-    pub(super) captures: Captures,
+    pub captures: Captures,
 }
 
 /// Parameters that a route may have, its `/*` included.
-pub(super) const CAPTURES_MAX: usize = 16;
+pub const CAPTURES_MAX: usize = 16;
 
 /// What a route's parameters took of the path, in order, and at last what its `/*` took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Captures {
+pub struct Captures {
     spans: [Span; CAPTURES_MAX],
     len: usize,
 }
 
 impl Captures {
     /// The n-th, as a span of the path; empty when there is none.
-    pub(super) fn nth(&self, n: usize) -> Span {
+    pub fn nth(&self, n: usize) -> Span {
         if n < self.len { self.spans[n] } else { Span::default() }
     }
 
@@ -78,7 +78,7 @@ impl Captures {
 
 /// No route answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum NoRoute {
+pub enum NoRoute {
     /// Not for this host and path.
     NotFound,
     /// Not with this method; with these.
@@ -87,7 +87,7 @@ pub(super) enum NoRoute {
 
 impl Router {
     /// Adds a route. Among routes that are equally specific the one that was added first wins.
-    pub(super) fn add(&mut self, route: usize, hosts: &[HostPattern], path: &PathPattern, methods: &[String]) {
+    pub fn add(&mut self, route: usize, hosts: &[HostPattern], path: &PathPattern, methods: &[String]) {
         let entry = Entry { route, methods: methods.iter().map(|method| method.as_bytes().into()).collect() };
         if hosts.is_empty() {
             self.any.add(path, entry);
@@ -116,13 +116,7 @@ impl Router {
 
     /// The route for a request. `authority` may carry a port; `path` is in normal form; `method_text` is the method as
     /// it came.
-    pub(super) fn find(
-        &self,
-        authority: &[u8],
-        path: &[u8],
-        method: Method,
-        method_text: &[u8],
-    ) -> Result<Found, NoRoute> {
+    pub fn find(&self, authority: &[u8], path: &[u8], method: Method, method_text: &[u8]) -> Result<Found, NoRoute> {
         let mut search = Search { path, method, method_text, captures: Captures::default(), allowed: Vec::new() };
         let mut found = None;
         if !self.exact.is_empty() || !self.wildcard.is_empty() {

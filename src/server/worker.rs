@@ -85,17 +85,11 @@ pub(super) async fn run(equipment: Equipment) {
     }));
     let acceptor = match Acceptor::new(socket) {
         Ok(acceptor) => acceptor,
-        Err(error) => {
-            tracing::error!(shard = index, %error, "the listener cannot be used");
-            return;
-        }
+        Err(error) => give_up(index, "the listener cannot be used", &error),
     };
     let (bus, pump) = match bus::on_shard(endpoint) {
         Ok(ends) => ends,
-        Err(error) => {
-            tracing::error!(shard = index, %error, "the shard cannot be reached by the others");
-            return;
-        }
+        Err(error) => give_up(index, "the shard cannot be reached by the others", &error),
     };
     let generation = plan.generation;
     acceptor.set_budget(plan.accept_budget);
@@ -121,6 +115,13 @@ pub(super) async fn run(equipment: Equipment) {
         timer::sleep(timer::TURN).await;
     }
     worker.ledger.with(|ledger| ledger.access_log.flush());
+}
+
+/// A shard that cannot do its work takes the process with it: a supervisor starts a whole one, and nobody is left waiting
+/// in a queue that nobody empties.
+fn give_up(index: usize, what: &str, error: &std::io::Error) -> ! {
+    tracing::error!(shard = index, %error, "{what}; the process ends, for a half-alive one helps nobody");
+    std::process::abort()
 }
 
 impl Worker {
@@ -186,8 +187,7 @@ impl Worker {
     /// Accepts until a drain; then closes what is idle, and says when nothing is left.
     async fn accept(self: Rc<Self>) {
         if let Err(error) = self.acceptor.run(|fd, address| self.admit(fd, address)).await {
-            tracing::error!(shard = self.index, %error, "the listener broke; this shard accepts no more");
-            return;
+            give_up(self.index, "the listener broke", &error);
         }
         self.connections.close_when_idle();
         // A sibling that still empties its queue may hand one over.
