@@ -1,7 +1,7 @@
 //! The configuration, checked: plain values that the other floors take their slices of.
 //!
 //! Whoever holds a [`Config`] need not check anything again: ranges, names, references and conflicts are checked in
-//! [`mod@resolve`], where all mistakes are reported at once. [`keys`] is the one table of what can be written; defaults,
+//! [`fn@resolve`], where all mistakes are reported at once. [`keys`] is the one table of what can be written; defaults,
 //! documentation, schema and the check for unknown keys follow from it. Acting on the values is for those who take them.
 //!
 //! Scope (shard, process, each) and what a reload applies are told per key in `docs/config.md`; here each field repeats

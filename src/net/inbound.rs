@@ -365,6 +365,11 @@ impl<'i> RequestBody<'i> {
         self.inbound.body_due
     }
 
+    /// What is left of a `100 Continue` of which a part was written: it goes out before anything else does.
+    pub(super) fn take_torn_interim(&mut self) -> &'static [u8] {
+        if self.inbound.awaits_continue() { &[] } else { std::mem::take(&mut self.inbound.interim) }
+    }
+
     /// Sets the connection's timer to when the whole body has to be here.
     pub fn wait_until_due(&mut self) {
         self.inbound.deadline.set(self.inbound.body_due);

@@ -311,8 +311,10 @@ pub(crate) fn shardgate(directory: &Path) -> Command {
 fn completed(config: &str, directory: &Path) -> String {
     let Ok(mut table) = config.parse::<toml::Table>() else { return config.to_owned() };
     let access_log = directory.join(ACCESS_LOG).to_string_lossy().into_owned();
+    let driver = std::env::var_os("SHARDGATE_TEST_DRIVER").map(|driver| driver.to_string_lossy().into_owned());
     for (section, key, value) in [
         ("runtime", "shards", toml::Value::Integer(4)),
+        ("runtime", "driver", toml::Value::String(driver.unwrap_or_else(|| "epoll".to_owned()))),
         ("listener", "address", toml::Value::String("127.0.0.1".to_owned())),
         ("listener", "port", toml::Value::Integer(0)),
         ("admin", "port", toml::Value::Integer(0)),
