@@ -289,7 +289,13 @@ impl Upstream {
     fn succeeded(&self, backend: &Backend, waited: Duration) {
         backend.state.with(|backend| backend.outlier.succeeded());
         let waited_us = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
-        self.state.with(|state| state.latency_us = state.latency_us - state.latency_us / 8 + waited_us / 8);
+        self.state.with(|state| {
+            // The first answer is all that is known; an average that began at nothing would call a slow upstream quick.
+            state.latency_us = match state.latency_us {
+                0 => waited_us,
+                average => average - average / 8 + waited_us / 8,
+            };
+        });
     }
 }
 
