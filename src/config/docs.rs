@@ -69,7 +69,7 @@ pub fn schema() -> Value {
         let schema = match section.shape {
             Shape::Once => table,
             Shape::Named => {
-                let about = "Groups of servers that answer the same requests, by name.";
+                let about = section.about;
                 let names = json!({ "pattern": "^[a-z][a-z0-9_-]{0,63}$" });
                 json!({ "type": "object", "description": about, "propertyNames": names, "additionalProperties": table })
             }

@@ -161,6 +161,7 @@ const COUNT: Kind = Kind::Number(0, u32::MAX as u64);
 const PERCENT: Kind = Kind::Number(0, 100);
 const ADDRESS: Kind = Kind::Text("IP address");
 const NETWORKS: Kind = Kind::List("network, as `10.0.0.0/8` or `::1`");
+const ACCESS: Kind = Kind::Choice(&["public", "authenticated"]);
 const CLIENT_CLOSE: Kind = Kind::Choice(&["cancel", "finish"]);
 
 /// name: kind = default, another value, scope, reload, what it does
@@ -189,6 +190,13 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
     Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
     Section { name: "log", shape: Shape::Once, about: "What is written where.", keys: LOG },
+    Section {
+        name: "roles.<name>",
+        shape: Shape::Named,
+        about: "What callers with a role may do. `admin`, `service`, `analyst` and `user` are there unless the file says \
+                otherwise of them. A name is a letter, then up to 63 of `a-z`, `0-9`, `-` and `_`.",
+        keys: ROLES,
+    },
     Section {
         name: "upstreams.<name>",
         shape: Shape::Named,
@@ -326,6 +334,11 @@ const UPSTREAMS: &[Key] = keys! {
         "At most this share of the instances is out at once, in percent.";
 };
 
+const ROLES: &[Key] = keys! {
+    permissions: Kind::List("permission, as `events:write`; `events:*` stands for all that begin so, `*` for all"), Value("[]"), "[\"events:write\", \"hub:*\"]", Process, Live,
+        "What the role permits. A token's own permissions come on top.";
+};
+
 const ROUTES: &[Key] = keys! {
     name: Kind::Text("up to 64 of `A-Za-z0-9._-`"), Unset("the path as written"), "\"orders\"", Process, Live,
         "What logs and metrics call it; unique.";
@@ -337,6 +350,12 @@ const ROUTES: &[Key] = keys! {
         "Methods it answers for. Empty: any.";
     upstream: Kind::Text("name of an upstream"), Required, "\"shop\"", Process, Live,
         "Where its requests go.";
+    access: ACCESS, Value("\"authenticated\""), "\"public\"", Process, Live,
+        "Who may use it: callers with a valid token (`401 token_missing` and others without), or anybody. A public route looks at no token.";
+    roles: Kind::List("name of a role"), Value("[]"), "[\"admin\"]", Process, Live,
+        "The caller has one of these roles (`403 forbidden`). Empty: any.";
+    permissions: Kind::List("permission, as `events:write`"), Value("[]"), "[\"events:write\"]", Process, Live,
+        "The caller has all of these permissions (`403 forbidden`). Empty: none is asked for.";
     strip_prefix: Kind::Text("path"), Unset("nothing is stripped"), "\"/shop\"", Process, Live,
         "Whole segments taken from the front of the path before the upstream sees it.";
     rewrite: Kind::Text("path of whole segments with `{parameter}` and `{rest}`"), Unset("the path stays"), "\"/v2/{rest}\"", Process, Live,

@@ -16,6 +16,7 @@ mod print;
 mod raw;
 mod read;
 mod resolve;
+mod roles;
 mod routes;
 #[cfg(test)]
 mod tests;
@@ -53,6 +54,8 @@ pub struct Config {
     pub drain: Drain,
     /// What is written where.
     pub log: Log,
+    /// What callers with a role may do, by the role's name. Process, reload.
+    pub roles: BTreeMap<String, Role>,
     /// The groups of servers behind the gateway, by name.
     pub upstreams: BTreeMap<String, Upstream>,
     /// Which requests go where; names are unique and no two take the same requests.
@@ -221,6 +224,23 @@ impl Serialize for AccessLog {
     }
 }
 
+/// What callers with a role may do.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Role {
+    /// What it permits; see [`crate::auth::rbac`] for how they are compared.
+    pub permissions: Vec<String>,
+}
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// Anybody; tokens are not looked at.
+    Public,
+    /// Callers with a valid token.
+    Authenticated,
+}
+
 /// A group of servers that answer the same requests. All of it follows a reload.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Upstream {
@@ -267,6 +287,12 @@ pub struct Route {
     pub methods: Vec<String>,
     /// The upstream; there is one of that name in [`Config::upstreams`].
     pub upstream: String,
+    /// Who may use it. Default authenticated.
+    pub access: Access,
+    /// The caller has one of these roles, each of which is in [`Config::roles`]; empty is any.
+    pub roles: Vec<String>,
+    /// The caller has all of these permissions.
+    pub permissions: Vec<String>,
     /// Whole segments taken from the path's front; never together with `rewrite`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strip_prefix: Option<String>,

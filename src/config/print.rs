@@ -24,7 +24,7 @@ impl Config {
                 }
                 (Shape::Named, Some(Value::Table(tables))) => {
                     for (name, table) in tables.iter().filter_map(|(name, table)| Some((name, table.as_table()?))) {
-                        print(&mut text, section, &format!("[upstreams.{name}]"), table);
+                        print(&mut text, section, &format!("[{}]", section.name.replace("<name>", name)), table);
                     }
                 }
                 (Shape::Listed, Some(Value::Array(tables))) => {

@@ -6,7 +6,7 @@ use super::keys::{self, Fallback, Key, Kind, Section};
 use super::path::PathPattern;
 use super::raw::{self, Node, Place, Table, Value, quoted};
 use super::units::{parse_duration, parse_size, written_duration, written_size};
-use super::{AccessLog, ClientClose, Driver};
+use super::{Access, AccessLog, ClientClose, Driver};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -437,6 +437,16 @@ impl FromText for Driver {
     }
 }
 
+impl FromText for Access {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "public" => Ok(Self::Public),
+            "authenticated" => Ok(Self::Authenticated),
+            _ => Err(one_of(&["public", "authenticated"])),
+        }
+    }
+}
+
 impl FromText for ClientClose {
     fn from_text(text: &str) -> Result<Self, String> {
         match text {
@@ -470,4 +480,4 @@ macro_rules! written_texts {
         }
     )*};
 }
-written_texts!(IpAddr, PathPattern, Driver, ClientClose, AccessLog);
+written_texts!(IpAddr, PathPattern, Driver, Access, ClientClose, AccessLog);

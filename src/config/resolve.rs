@@ -4,6 +4,7 @@
 use super::keys::SECTIONS;
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
+use super::roles::read_roles;
 use super::routes::read_routes;
 use super::{Admin, Config, Drain, Http, Instance, IpNet, Listener, Log, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
@@ -150,7 +151,8 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     let [runtime, listener, admin, http] = ["runtime", "listener", "admin", "http"].map(&mut section);
     let [trust, drain, log] = ["trust", "drain", "log"].map(&mut section);
     let upstreams = read_upstreams(root.get("upstreams"), report);
-    let routes = read_routes(root.get("routes"), &upstreams, report);
+    let roles = read_roles(root.get("roles"), report);
+    let routes = read_routes(root.get("routes"), &upstreams, &roles, report);
     let config = Config {
         runtime: Runtime {
             shards: none_for_zero(runtime.take("shards", report)),
@@ -179,6 +181,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
             buffer_bytes: log.take("buffer_bytes", report),
             flush_interval: log.take("flush_interval", report),
         },
+        roles,
         upstreams,
         routes,
         warnings: Vec::new(),
@@ -274,10 +277,9 @@ fn read_upstreams(node: Option<&Node>, report: &mut Report) -> BTreeMap<String, 
     };
     for (name, node) in table {
         let path = format!("upstreams.{name}");
-        if !is_upstream_name(name) {
+        if !is_name(name) {
             let what = format!("{} is no name of an upstream", raw::quoted(name));
-            let right = "a name is a letter, then up to 63 of a-z, 0-9, - and _";
-            report.push(node.place.clone(), what, right);
+            report.push(node.place.clone(), what, NAME_FORM);
             continue;
         }
         let fields = Fields::of("upstreams.<name>", path, Some(node), report);
@@ -305,7 +307,10 @@ fn read_upstream(fields: &Fields<'_>, report: &mut Report) -> Upstream {
     }
 }
 
-fn is_upstream_name(name: &str) -> bool {
+/// How the names of upstreams and roles look.
+pub(super) const NAME_FORM: &str = "a name is a letter, then up to 63 of a-z, 0-9, - and _";
+
+pub(super) fn is_name(name: &str) -> bool {
     name.len() <= 64
         && name.starts_with(|first: char| first.is_ascii_lowercase())
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))

@@ -3,7 +3,8 @@
 use super::path::{check_path, check_rewrite};
 use super::raw::{Node, Place, Value, quoted};
 use super::read::{Fields, Report, suggestion};
-use super::{HeaderRules, HostPattern, PathPattern, Route, Upstream};
+use super::roles::check_access;
+use super::{HeaderRules, HostPattern, PathPattern, Role, Route, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Conflicts are looked for in pairs.
@@ -24,6 +25,7 @@ impl Route {
 pub(super) fn read_routes(
     node: Option<&Node>,
     upstreams: &BTreeMap<String, Upstream>,
+    roles: &BTreeMap<String, Role>,
     report: &mut Report,
 ) -> Vec<Route> {
     let Some(node) = node else { return Vec::new() };
@@ -47,6 +49,7 @@ pub(super) fn read_routes(
         let has_path = path.is_some();
         let route = read_route(&fields, path.unwrap_or_else(|| PathPattern::Prefix(String::new())), report);
         check_upstream(&route, &fields, upstreams, report);
+        check_access(&route, &fields, roles, report);
         if has_path {
             check_new_path(&route, &fields, report);
             routes.push((index, node.place.clone(), route));
@@ -70,6 +73,9 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
         path,
         methods: read_methods(fields, report),
         upstream: fields.take_written("upstream", report).unwrap_or_default(),
+        access: fields.take("access", report),
+        roles: fields.take("roles", report),
+        permissions: fields.take("permissions", report),
         strip_prefix: fields.take_written("strip_prefix", report),
         rewrite: fields.take_written("rewrite", report),
         preserve_host: fields.take("preserve_host", report),

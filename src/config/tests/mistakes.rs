@@ -97,7 +97,7 @@ fn unknown_names() {
             shardgate.toml:3: listner is not a section; did you mean listener?
             shardgate.toml:6: drain.x is not a key; there are notice, max
             shardgate.toml:8: http.head_byte_max is not a key; did you mean http.head_bytes_max?
-            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, http, trust, drain, log, upstreams, routes"#]],
+            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, http, trust, drain, log, roles, upstreams, routes"#]],
     );
 }
 
@@ -355,4 +355,36 @@ fn depth_is_bounded() {
     ] {
         assert!(resolve_text(&text).is_err());
     }
+}
+
+#[test]
+fn who_may_use_a_route() {
+    check(
+        r#"[roles.Editor]
+permissions = []
+[roles.editor]
+permissions = ["a b", "hub:*", "*", "x*"]
+[upstreams.a]
+instances = ["h:1"]
+[[routes]]
+path = "/1"
+upstream = "a"
+access = "public"
+roles = ["admin"]
+[[routes]]
+path = "/2"
+upstream = "a"
+access = "everybody"
+roles = ["editr"]
+permissions = ["*"]
+"#,
+        &expect![[r#"
+            shardgate.toml:1: "Editor" is no name of a role; a name is a letter, then up to 63 of a-z, 0-9, - and _
+            shardgate.toml:4: roles.editor.permissions has "a b"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
+            shardgate.toml:4: roles.editor.permissions has "x*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
+            shardgate.toml:11: routes[0].roles is given, and routes[0].access is "public"; anybody may use a public route; take one of the two out
+            shardgate.toml:15: routes[1].access is "everybody"; it is one of "public", "authenticated"
+            shardgate.toml:16: routes[1].roles has "editr", and there is no such role; did you mean editor?
+            shardgate.toml:17: routes[1].permissions has "*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write""#]],
+    );
 }

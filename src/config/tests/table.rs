@@ -52,6 +52,18 @@ fn the_defaults_are_those_that_were_promised() {
         buffer_bytes = "2MiB"
         flush_interval = "200ms"
 
+        [roles.admin]
+        permissions = ["*"]
+
+        [roles.analyst]
+        permissions = ["hub:read"]
+
+        [roles.service]
+        permissions = ["hub:publish", "hub:read"]
+
+        [roles.user]
+        permissions = []
+
         [upstreams.ai-engine]
         instances = ["127.0.0.1:4003"]
         connect_timeout = "1s"
@@ -100,6 +112,9 @@ fn the_defaults_are_those_that_were_promised() {
         path = "/api/events/*"
         methods = []
         upstream = "ingestion"
+        access = "authenticated"
+        roles = []
+        permissions = []
         strip_prefix = "/api"
         preserve_host = false
         forward_authorization = true
@@ -111,6 +126,9 @@ fn the_defaults_are_those_that_were_promised() {
         path = "/api/predict/*"
         methods = []
         upstream = "prediction"
+        access = "authenticated"
+        roles = []
+        permissions = []
         strip_prefix = "/api"
         preserve_host = false
         forward_authorization = true
@@ -122,6 +140,9 @@ fn the_defaults_are_those_that_were_promised() {
         path = "/api/ai/*"
         methods = []
         upstream = "ai-engine"
+        access = "authenticated"
+        roles = []
+        permissions = []
         strip_prefix = "/api"
         preserve_host = false
         forward_authorization = true
@@ -154,8 +175,8 @@ fn file_with(section: &Section, key: &Key) -> String {
     let upstream = if key.name == "upstream" { "" } else { "upstream = \"shop\"\n" };
     match section.shape {
         Shape::Once => format!("[{}]\n{line}", section.name),
-        Shape::Named if key.name == "instances" => format!("[upstreams.shop]\n{line}"),
-        Shape::Named => format!("{shop}{line}"),
+        Shape::Named if section.name == "upstreams.<name>" && key.name != "instances" => format!("{shop}{line}"),
+        Shape::Named => format!("[{}]\n{line}", section.name.replace("<name>", "shop")),
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
         Shape::Inside => format!("{shop}[[routes]]\n{path}{upstream}[{}]\n{line}", section.name),
     }
@@ -172,7 +193,7 @@ fn every_key_of_the_table_acts_and_is_written_back() {
         let written: toml::Table = config.to_toml().parse().expect("TOML");
         let table = match section.shape {
             Shape::Once => written[section.name].clone(),
-            Shape::Named => written["upstreams"]["shop"].clone(),
+            Shape::Named => written[section.name.trim_end_matches(".<name>")]["shop"].clone(),
             Shape::Listed => written["routes"][0].clone(),
             Shape::Inside => written["routes"][0][section.name.trim_start_matches("routes.")].clone(),
         };
@@ -211,7 +232,8 @@ fn the_example_is_valid_and_says_the_defaults() {
     let config = good(&example());
     assert_eq!(config.warnings, Vec::<String>::new());
     let default = Config::default();
-    let sections = Config { upstreams: default.upstreams.clone(), routes: default.routes.clone(), ..config.clone() };
+    let Config { roles, upstreams, routes, .. } = default.clone();
+    let sections = Config { roles, upstreams, routes, ..config.clone() };
     assert_eq!(sections, default);
     let shop = &config.upstreams["shop"];
     assert_eq!(*shop, Upstream::new(shop.instances.clone()));
@@ -225,7 +247,10 @@ fn the_example_shows_every_key() {
         let routes = written["routes"].as_array().expect("routes");
         let shown = match section.shape {
             Shape::Once => has(written.get(section.name), key.name),
-            Shape::Named => has(written["upstreams"].get("shop"), key.name),
+            Shape::Named => {
+                let tables = written.get(section.name.trim_end_matches(".<name>")).and_then(toml::Value::as_table);
+                tables.is_some_and(|tables| tables.values().any(|table| has(Some(table), key.name)))
+            }
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
             Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
         };

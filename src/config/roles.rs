@@ -1,0 +1,70 @@
+//! Roles from what is written, over those that are there by default.
+
+use super::raw::{Node, Value, quoted};
+use super::read::{Fields, Report};
+use super::resolve::{NAME_FORM, is_name};
+use super::{Role, Route};
+use std::collections::BTreeMap;
+
+/// The roles of the reference platform.
+const BUILT_IN: [(&str, &[&str]); 4] =
+    [("admin", &["*"]), ("analyst", &["hub:read"]), ("service", &["hub:publish", "hub:read"]), ("user", &[])];
+
+/// How a permission looks.
+const PERMISSION_FORM: &str = "a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like \"events:write\"";
+
+/// Reads `[roles.<name>]`.
+pub(super) fn read_roles(node: Option<&Node>, report: &mut Report) -> BTreeMap<String, Role> {
+    let built_in = |(name, permissions): &(&str, &[&str])| {
+        let permissions = permissions.iter().map(|permission| (*permission).to_owned()).collect();
+        ((*name).to_owned(), Role { permissions })
+    };
+    let mut roles: BTreeMap<String, Role> = BUILT_IN.iter().map(built_in).collect();
+    let Some(node) = node else { return roles };
+    let Value::Table(table) = &node.value else {
+        report.wrong(node, "roles", "it is a table of roles by name: [roles.editor]");
+        return roles;
+    };
+    for (name, node) in table {
+        if !is_name(name) {
+            report.push(node.place.clone(), format!("{} is no name of a role", quoted(name)), NAME_FORM);
+            continue;
+        }
+        let fields = Fields::of("roles.<name>", format!("roles.{name}"), Some(node), report);
+        let permissions: Vec<String> = fields.take("permissions", report);
+        for permission in &permissions {
+            let stem = if permission == "*" { "all" } else { permission.strip_suffix(":*").unwrap_or(permission) };
+            check_permission(stem, permission, &fields, report);
+        }
+        roles.insert(name.clone(), Role { permissions });
+    }
+    roles
+}
+
+/// What a route asks of its callers: roles that there are, and nothing where nobody is asked who they are.
+pub(super) fn check_access(route: &Route, fields: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut Report) {
+    for role in route.roles.iter().filter(|role| !roles.contains_key(*role)) {
+        let names: Vec<&str> = roles.keys().map(String::as_str).collect();
+        let what = format!("{}.roles has {}, and there is no such role", fields.path, quoted(role));
+        report.push(fields.place_of("roles"), what, &super::read::suggestion(role, &names, ""));
+    }
+    for permission in &route.permissions {
+        check_permission(permission, permission, fields, report);
+    }
+    if route.access == super::Access::Public {
+        for (key, list) in [("roles", &route.roles), ("permissions", &route.permissions)] {
+            if !list.is_empty() {
+                let what = format!("{}.{key} is given, and {}.access is \"public\"", fields.path, fields.path);
+                report.push(fields.place_of(key), what, "anybody may use a public route; take one of the two out");
+            }
+        }
+    }
+}
+
+fn check_permission(stem: &str, written: &str, fields: &Fields<'_>, report: &mut Report) {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':');
+    if !(1..=128).contains(&stem.len()) || !stem.bytes().all(is_plain) {
+        let what = format!("{}.permissions has {}", fields.path, quoted(written));
+        report.push(fields.place_of("permissions"), what, PERMISSION_FORM);
+    }
+}
