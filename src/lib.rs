@@ -15,6 +15,8 @@ pub mod exchange;
 
 pub mod bus;
 
+pub mod auth;
+
 pub mod upstream;
 
 pub mod net;
