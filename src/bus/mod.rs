@@ -4,6 +4,7 @@
 //! nothing else: wakers sent to single tasks of a shard starve its I/O on the io_uring driver. What a letter is, is
 //! decided above.
 
+pub mod desk;
 pub mod load;
 pub mod mesh;
 

@@ -1,0 +1,246 @@
+//! Questions to another thread: a task asks and waits, its shard goes on, and the answer finds the task that asked.
+//!
+//! What a question and an answer are, and which letters carry them, is decided above. A question whose asker has gone is
+//! withdrawn, so that the other thread may leave it.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+};
+
+use crate::shard::Local;
+
+/// Names a question while it waits. Goes with the letter and comes back with the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ticket {
+    place: u32,
+    /// A place that was used again has another one, so that a late answer finds nobody.
+    turn: u32,
+}
+
+/// What a desk hands to the one who sends letters.
+#[derive(Debug)]
+pub enum Slip<Q> {
+    /// Answer this.
+    Ask(Ticket, Q),
+    /// Nobody waits for this any more.
+    Withdraw(Ticket),
+}
+
+/// There are as many open questions as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("as many questions wait for an answer as may")]
+pub struct Busy;
+
+/// One per shard and kind of question.
+pub struct Desk<Q, A> {
+    places: Local<Places<A>>,
+    post: Box<dyn Fn(Slip<Q>)>,
+}
+
+struct Places<A> {
+    places: Vec<Place<A>>,
+    free: Vec<u32>,
+    open_max: usize,
+}
+
+struct Place<A> {
+    turn: u32,
+    state: State<A>,
+}
+
+enum State<A> {
+    Free,
+    Asked(Option<Waker>),
+    Answered(A),
+}
+
+impl<Q, A> fmt::Debug for Desk<Q, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Desk").field("open", &self.open()).finish_non_exhaustive()
+    }
+}
+
+impl<Q, A> Desk<Q, A> {
+    /// A desk with at most this many open questions; `post` sends what it is given, and never waits.
+    pub fn new(open_max: usize, post: impl Fn(Slip<Q>) + 'static) -> Rc<Self> {
+        let places = Places { places: Vec::new(), free: Vec::new(), open_max };
+        Rc::new(Self { places: Local::new(places), post: Box::new(post) })
+    }
+
+    /// Asks. The question is on its way at once; dropping what comes back withdraws it.
+    pub fn ask(self: &Rc<Self>, question: Q) -> Result<Asked<Q, A>, Busy> {
+        let ticket = self.places.with(Places::take).ok_or(Busy)?;
+        (self.post)(Slip::Ask(ticket, question));
+        Ok(Asked { desk: Rc::clone(self), ticket, is_done: false })
+    }
+
+    /// An answer has come. One that nobody waits for any more is dropped.
+    pub fn told(&self, ticket: Ticket, answer: A) {
+        let waker = self.places.with(|places| {
+            let place = places.at(ticket)?;
+            match std::mem::replace(&mut place.state, State::Answered(answer)) {
+                State::Asked(waker) => waker,
+                State::Free | State::Answered(_) => None,
+            }
+        });
+        // Outside the closure: waking runs code of the runtime's.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Questions that have no answer yet, or one that was not taken.
+    pub fn open(&self) -> usize {
+        self.places.with(|places| places.places.len() - places.free.len())
+    }
+}
+
+impl<A> Places<A> {
+    fn take(&mut self) -> Option<Ticket> {
+        let place = match self.free.pop() {
+            Some(place) => place,
+            None if self.places.len() < self.open_max => {
+                self.places.push(Place { turn: 0, state: State::Free });
+                u32::try_from(self.places.len() - 1).ok()?
+            }
+            None => return None,
+        };
+        let taken = &mut self.places[place as usize];
+        taken.state = State::Asked(None);
+        Some(Ticket { place, turn: taken.turn })
+    }
+
+    fn at(&mut self, ticket: Ticket) -> Option<&mut Place<A>> {
+        self.places.get_mut(ticket.place as usize).filter(|place| place.turn == ticket.turn)
+    }
+
+    /// Gives the place back; says whether its question was still open.
+    fn leave(&mut self, ticket: Ticket) -> bool {
+        let Some(place) = self.at(ticket) else { return false };
+        let was_open = matches!(place.state, State::Asked(_));
+        place.turn = place.turn.wrapping_add(1);
+        place.state = State::Free;
+        self.free.push(ticket.place);
+        was_open
+    }
+}
+
+/// A question under way. Dropping it withdraws the question.
+#[must_use]
+pub struct Asked<Q, A> {
+    desk: Rc<Desk<Q, A>>,
+    ticket: Ticket,
+    is_done: bool,
+}
+
+impl<Q, A> fmt::Debug for Asked<Q, A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Asked").field("ticket", &self.ticket).finish_non_exhaustive()
+    }
+}
+
+impl<Q, A> Future for Asked<Q, A> {
+    type Output = A;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<A> {
+        let ticket = self.ticket;
+        let answer = self.desk.places.with(|places| {
+            let place = places.at(ticket).expect("a place is left only when its question is dropped or answered");
+            match std::mem::replace(&mut place.state, State::Asked(Some(cx.waker().clone()))) {
+                State::Answered(answer) => {
+                    places.leave(ticket);
+                    Some(answer)
+                }
+                State::Asked(_) | State::Free => None,
+            }
+        });
+        match answer {
+            Some(answer) => {
+                self.is_done = true;
+                Poll::Ready(answer)
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<Q, A> Drop for Asked<Q, A> {
+    fn drop(&mut self) {
+        if !self.is_done && self.desk.places.with(|places| places.leave(self.ticket)) {
+            (self.desk.post)(Slip::Withdraw(self.ticket));
+        }
+    }
+}
+
+#[cfg(all(test, not(mesh_loom)))]
+mod tests {
+    use std::{pin::pin, rc::Rc};
+
+    use super::*;
+
+    type Posted = Rc<Local<Vec<Slip<&'static str>>>>;
+
+    fn desk(open_max: usize) -> (Rc<Desk<&'static str, u32>>, Posted) {
+        let posted: Posted = Rc::new(Local::new(Vec::new()));
+        let post = Rc::clone(&posted);
+        (Desk::new(open_max, move |slip| post.with(|posted| posted.push(slip))), posted)
+    }
+
+    fn next(posted: &Posted) -> Slip<&'static str> {
+        posted.with(|posted| posted.remove(0))
+    }
+
+    fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+        future.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    #[test]
+    fn answers_find_their_questions_in_any_order() {
+        let (desk, posted) = desk(8);
+        let [mut one, mut two] = ["one", "two"].map(|question| Box::pin(desk.ask(question).expect("there is room")));
+        let (Slip::Ask(first, "one"), Slip::Ask(second, "two")) = (next(&posted), next(&posted)) else {
+            panic!("both are posted as they were asked")
+        };
+        assert!(poll(one.as_mut()).is_pending());
+        desk.told(second, 2);
+        assert!(poll(one.as_mut()).is_pending());
+        assert_eq!(poll(two.as_mut()), Poll::Ready(2));
+        desk.told(first, 1);
+        assert_eq!(poll(one.as_mut()), Poll::Ready(1));
+        drop((one, two));
+        assert_eq!(desk.open(), 0);
+        assert!(posted.with(|posted| posted.is_empty()), "what is answered is not withdrawn");
+    }
+
+    #[test]
+    fn whoever_leaves_withdraws_and_a_late_answer_finds_nobody() {
+        let (desk, posted) = desk(1);
+        let asked = desk.ask("one").expect("there is room");
+        let Slip::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
+        assert_eq!(desk.ask("two").expect_err("there is room for one"), Busy);
+        drop(asked);
+        assert!(matches!(next(&posted), Slip::Withdraw(withdrawn) if withdrawn == ticket));
+        let mut next_asked = pin!(desk.ask("three").expect("the place is free again"));
+        desk.told(ticket, 1);
+        assert!(poll(next_asked.as_mut()).is_pending(), "the answer to another question");
+        let Slip::Ask(ticket, "three") = next(&posted) else { panic!("it is posted") };
+        desk.told(ticket, 3);
+        assert_eq!(poll(next_asked.as_mut()), Poll::Ready(3));
+    }
+
+    #[test]
+    fn an_answer_that_was_not_taken_is_dropped_with_its_question() {
+        let (desk, posted) = desk(1);
+        let asked = desk.ask("one").expect("there is room");
+        let Slip::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
+        desk.told(ticket, 1);
+        desk.told(ticket, 2);
+        drop(asked);
+        assert_eq!(desk.open(), 0);
+        assert!(posted.with(|posted| posted.is_empty()));
+    }
+}
