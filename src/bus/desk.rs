@@ -42,7 +42,7 @@ pub struct Desk<Q, A> {
 }
 
 struct Places<A> {
-    places: Vec<Place<A>>,
+    all: Vec<Place<A>>,
     free: Vec<u32>,
     open_max: usize,
 }
@@ -67,7 +67,7 @@ impl<Q, A> fmt::Debug for Desk<Q, A> {
 impl<Q, A> Desk<Q, A> {
     /// A desk with at most this many open questions; `post` sends what it is given, and never waits.
     pub fn new(open_max: usize, post: impl Fn(Slip<Q>) + 'static) -> Rc<Self> {
-        let places = Places { places: Vec::new(), free: Vec::new(), open_max };
+        let places = Places { all: Vec::new(), free: Vec::new(), open_max };
         Rc::new(Self { places: Local::new(places), post: Box::new(post) })
     }
 
@@ -95,7 +95,7 @@ impl<Q, A> Desk<Q, A> {
 
     /// Questions that have no answer yet, or one that was not taken.
     pub fn open(&self) -> usize {
-        self.places.with(|places| places.places.len() - places.free.len())
+        self.places.with(|places| places.all.len() - places.free.len())
     }
 }
 
@@ -103,19 +103,19 @@ impl<A> Places<A> {
     fn take(&mut self) -> Option<Ticket> {
         let place = match self.free.pop() {
             Some(place) => place,
-            None if self.places.len() < self.open_max => {
-                self.places.push(Place { turn: 0, state: State::Free });
-                u32::try_from(self.places.len() - 1).ok()?
+            None if self.all.len() < self.open_max => {
+                self.all.push(Place { turn: 0, state: State::Free });
+                u32::try_from(self.all.len() - 1).ok()?
             }
             None => return None,
         };
-        let taken = &mut self.places[place as usize];
+        let taken = &mut self.all[place as usize];
         taken.state = State::Asked(None);
         Some(Ticket { place, turn: taken.turn })
     }
 
     fn at(&mut self, ticket: Ticket) -> Option<&mut Place<A>> {
-        self.places.get_mut(ticket.place as usize).filter(|place| place.turn == ticket.turn)
+        self.all.get_mut(ticket.place as usize).filter(|place| place.turn == ticket.turn)
     }
 
     /// Gives the place back; says whether its question was still open.

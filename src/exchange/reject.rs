@@ -53,6 +53,24 @@ macro_rules! codes {
 codes! {
     /// The request line, a field, the framing or the path is malformed or ambiguous.
     BadRequest = "bad_request", 400, "Bad request", "the request is malformed or ambiguous";
+    /// The body is no JSON document.
+    InvalidJson = "invalid_json", 400, "Invalid JSON", "the body is not a JSON document of the form that this path takes";
+    /// No such user, or not this password; which of the two is not told.
+    InvalidCredentials = "invalid_credentials", 401, "Invalid credentials", "the e-mail address or the password is wrong";
+    /// The route asks for a token, and there is none.
+    TokenMissing = "token_missing", 401, "Token missing", "this path asks for an access token: Authorization: Bearer <token>";
+    /// The token is malformed, not ours, or not for us.
+    TokenInvalid = "token_invalid", 401, "Token invalid", "the access token is not valid here; log in again";
+    /// The token's time is up.
+    TokenExpired = "token_expired", 401, "Token expired", "the access token has expired; refresh it";
+    /// The token's session has ended.
+    TokenRevoked = "token_revoked", 401, "Token revoked", "the session of the access token has ended; log in again";
+    /// The refresh token is malformed, or its session has ended.
+    RefreshInvalid = "refresh_invalid", 401, "Refresh token invalid", "the refresh token is not valid any more; log in again";
+    /// The refresh token was used before: somebody else may have it, so its session ends.
+    RefreshReused = "refresh_reused", 401, "Refresh token reused", "the refresh token was used before, so its session has ended; log in again";
+    /// The caller may not do this.
+    Forbidden = "forbidden", 403, "Forbidden", "the caller does not have the role or the permissions that this path asks for";
     /// No route matches.
     NotFound = "not_found", 404, "Not found", "nothing is served at this host and path";
     /// A route matches, but not with this method.
@@ -63,8 +81,14 @@ codes! {
     BodyTooLarge = "body_too_large", 413, "Body too large", "the request body is larger than this path accepts";
     /// The request target is too long.
     UriTooLong = "uri_too_long", 414, "URI too long", "the request target is longer than the gateway accepts";
+    /// The body is of another type than the path takes.
+    UnsupportedMediaType = "unsupported_media_type", 415, "Unsupported media type", "this path takes a body of type application/json";
     /// An expectation other than `100-continue`.
     ExpectationFailed = "expectation_failed", 417, "Expectation failed", "the only expectation supported is 100-continue";
+    /// The document lacks a member, or one is out of bounds.
+    ValidationFailed = "validation_failed", 422, "Validation failed", "a member of the document is missing or out of bounds";
+    /// A rate limit is used up.
+    RateLimited = "rate_limited", 429, "Rate limited", "too many requests; try again after the time that Retry-After gives";
     /// The head is too large or has too many fields.
     HeaderTooLarge = "header_too_large", 431, "Header too large", "the request head has too many or too large fields";
     /// A transfer coding or a method that the gateway does not implement.
@@ -79,6 +103,8 @@ codes! {
     CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";
     /// The gateway has as many connections as it may.
     Overloaded = "overloaded", 503, "Overloaded", "the gateway has no room for another connection; try again shortly";
+    /// What the answer depends on (the user store, the session store, the log of revocations) is away.
+    DependencyUnavailable = "dependency_unavailable", 503, "Dependency unavailable", "something that this path depends on is away; try again shortly";
     /// The backend did not answer in time.
     UpstreamTimeout = "upstream_timeout", 504, "Upstream timeout", "the service did not answer in time";
     /// An HTTP version other than 1.0 and 1.1 on a plain connection.
@@ -87,8 +113,28 @@ codes! {
     ClientClosed = "client_closed", 499, "Client closed", "the client closed its connection before it was answered";
 }
 
-/// How long a client should wait after a refusal that passes by itself, in seconds.
-const RETRY_AFTER: &str = "1";
+/// How long a client should wait after a refusal that passes by itself, in seconds, where nothing better is known.
+const RETRY_AFTER_S: u32 = 1;
+
+impl Code {
+    /// What `WWW-Authenticate` says (RFC 6750 §3): nothing of a token where none was given.
+    const fn challenge(self) -> Option<&'static str> {
+        match self {
+            Self::TokenInvalid => Some(
+                r#"Bearer realm="shardgate", error="invalid_token", error_description="the access token is not valid""#,
+            ),
+            Self::TokenExpired => Some(
+                r#"Bearer realm="shardgate", error="invalid_token", error_description="the access token has expired""#,
+            ),
+            Self::TokenRevoked => {
+                Some(r#"Bearer realm="shardgate", error="invalid_token", error_description="the session has ended""#)
+            }
+            Self::Forbidden => Some(r#"Bearer realm="shardgate", error="insufficient_scope""#),
+            _ if self.status() == 401 => Some(r#"Bearer realm="shardgate""#),
+            _ => None,
+        }
+    }
+}
 
 /// A refusal: what the client is told, and why, for the log.
 #[derive(Debug)]
@@ -99,6 +145,8 @@ pub struct Reject {
     pub detail: Option<&'static str>,
     /// The methods that a path supports, for `Allow`.
     pub allow: Option<String>,
+    /// After how many seconds it may be tried again, where that is known; for 429 and 503.
+    pub retry_after_s: Option<u32>,
     /// What led to it. Never shown to the client.
     pub cause: Option<Box<dyn Error>>,
 }
@@ -106,12 +154,12 @@ pub struct Reject {
 impl Reject {
     /// A refusal with the table's wording.
     pub const fn new(code: Code) -> Self {
-        Self { code, detail: None, allow: None, cause: None }
+        Self { code, detail: None, allow: None, retry_after_s: None, cause: None }
     }
 
     /// A refusal with a more precise sentence.
     pub const fn because(code: Code, detail: &'static str) -> Self {
-        Self { code, detail: Some(detail), allow: None, cause: None }
+        Self { code, detail: Some(detail), allow: None, retry_after_s: None, cause: None }
     }
 
     /// The sentence for the client.
@@ -146,7 +194,11 @@ impl Reject {
             head.push(Known::Other, b"Allow", allow.as_bytes());
         }
         if matches!(self.code.status(), 429 | 503) {
-            head.push(Known::RetryAfter, b"Retry-After", RETRY_AFTER.as_bytes());
+            let seconds = self.retry_after_s.unwrap_or(RETRY_AFTER_S);
+            head.push(Known::RetryAfter, b"Retry-After", itoa::Buffer::new().format(seconds).as_bytes());
+        }
+        if let Some(challenge) = self.code.challenge() {
+            head.push(Known::Other, b"WWW-Authenticate", challenge.as_bytes());
         }
         (head, body)
     }
@@ -167,7 +219,7 @@ impl From<Failure> for Reject {
             Failure::Request(BodyFailure::Malformed(_)) => Code::BadRequest,
             Failure::Request(BodyFailure::ClientGone) | Failure::ClientGone => Code::ClientClosed,
         };
-        Self { code, detail: None, allow: None, cause: Some(Box::new(failure)) }
+        Self { code, detail: None, allow: None, retry_after_s: None, cause: Some(Box::new(failure)) }
     }
 }
 
@@ -190,6 +242,6 @@ impl From<RequestError> for Reject {
             505 => Code::VersionNotSupported,
             _ => Code::BadRequest,
         };
-        Self { code, detail: Some(error.sentence()), allow: None, cause: None }
+        Self { code, detail: Some(error.sentence()), allow: None, retry_after_s: None, cause: None }
     }
 }
