@@ -11,6 +11,8 @@ pub mod gateway;
 
 pub mod admin;
 
+pub mod accounts;
+
 pub mod exchange;
 
 pub mod bus;
@@ -20,6 +22,8 @@ pub mod auth;
 pub mod upstream;
 
 pub mod net;
+
+pub mod embedded;
 
 pub mod shard;
 

@@ -159,6 +159,7 @@ const TIB: u64 = 1 << 40;
 const TIME: Kind = Kind::Duration(1, DAY);
 const COUNT: Kind = Kind::Number(0, u32::MAX as u64);
 const PERCENT: Kind = Kind::Number(0, 100);
+const DIRECTORY: Kind = Kind::Text("path of a directory");
 const ADDRESS: Kind = Kind::Text("IP address");
 const NETWORKS: Kind = Kind::List("network, as `10.0.0.0/8` or `::1`");
 const ACCESS: Kind = Kind::Choice(&["public", "authenticated"]);
@@ -189,6 +190,7 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "http", shape: Shape::Once, about: "Limits and times of clients' requests.", keys: HTTP },
     Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
     Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
+    Section { name: "data", shape: Shape::Once, about: "What the gateway keeps on disk.", keys: DATA },
     Section { name: "log", shape: Shape::Once, about: "What is written where.", keys: LOG },
     Section {
         name: "roles.<name>",
@@ -294,6 +296,11 @@ const DRAIN: &[Key] = keys! {
         "From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can turn away.";
     max: Kind::Duration(0, DAY), Value("\"30s\""), "\"1m\"", Process, Live,
         "From the signal on: after this long what is left is cut. Not less than `notice`.";
+};
+
+const DATA: &[Key] = keys! {
+    dir: DIRECTORY, Value("\"./data\""), "\"/var/lib/shardgate\"", Process, Restart,
+        "The directory for what the gateway keeps: `shardgate.db` (accounts, sessions and revocations, where no PostgreSQL or Redis is given) and generated keys. It is made, for this user alone, when something is first kept.";
 };
 
 const LOG: &[Key] = keys! {

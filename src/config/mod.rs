@@ -52,6 +52,8 @@ pub struct Config {
     pub trust: Trust,
     /// How the process stops.
     pub drain: Drain,
+    /// What is kept on disk.
+    pub data: Data,
     /// What is written where.
     pub log: Log,
     /// What callers with a role may do, by the role's name. Process, reload.
@@ -185,6 +187,13 @@ pub struct Drain {
     /// After this long the rest is cut. Default 30 s. Process, reload.
     #[serde(serialize_with = "units::duration")]
     pub max: Duration,
+}
+
+/// What is kept on disk.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Data {
+    /// The directory for it. Default `./data`. Process, restart.
+    pub dir: PathBuf,
 }
 
 /// What is written where.

@@ -58,6 +58,7 @@ impl Config {
     pub fn keep_until_restart(&mut self, old: &Self) {
         self.runtime.clone_from(&old.runtime);
         self.admin.clone_from(&old.admin);
+        self.data.clone_from(&old.data);
         self.log.clone_from(&old.log);
         self.listener.address = old.listener.address;
         self.listener.port = old.listener.port;

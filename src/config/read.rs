@@ -10,7 +10,7 @@ use super::{Access, AccessLog, ClientClose, Driver};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// One thing that is wrong: where, which key, and what would be right.
@@ -421,6 +421,12 @@ impl FromText for String {
     }
 }
 
+impl FromText for PathBuf {
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.is_empty() || text.contains('\0') { Err("it is a path".to_owned()) } else { Ok(text.into()) }
+    }
+}
+
 impl FromText for IpAddr {
     fn from_text(text: &str) -> Result<Self, String> {
         text.parse().map_err(|_| "it is an IP address, like \"127.0.0.1\" or \"::\"".to_owned())
@@ -480,4 +486,4 @@ macro_rules! written_texts {
         }
     )*};
 }
-written_texts!(IpAddr, PathPattern, Driver, Access, ClientClose, AccessLog);
+written_texts!(IpAddr, PathBuf, PathPattern, Driver, Access, ClientClose, AccessLog);

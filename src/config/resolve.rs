@@ -6,7 +6,7 @@ use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::roles::read_roles;
 use super::routes::read_routes;
-use super::{Admin, Config, Drain, Http, Instance, IpNet, Listener, Log, Runtime, Trust, Upstream, env};
+use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -149,7 +149,7 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
 fn read_config(root: &Table, report: &mut Report) -> Config {
     let mut section = |name: &str| Fields::of(name, name.to_owned(), root.get(name), report);
     let [runtime, listener, admin, http] = ["runtime", "listener", "admin", "http"].map(&mut section);
-    let [trust, drain, log] = ["trust", "drain", "log"].map(&mut section);
+    let [trust, drain, data, log] = ["trust", "drain", "data", "log"].map(&mut section);
     let upstreams = read_upstreams(root.get("upstreams"), report);
     let roles = read_roles(root.get("roles"), report);
     let routes = read_routes(root.get("routes"), &upstreams, &roles, report);
@@ -175,6 +175,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         http: read_http(&http, report),
         trust: Trust { proxies: trust.take("proxies", report) },
         drain: Drain { notice: drain.take("notice", report), max: drain.take("max", report) },
+        data: Data { dir: data.take("dir", report) },
         log: Log {
             level: log.take("level", report),
             access: log.take("access", report),

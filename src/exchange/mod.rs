@@ -1,9 +1,11 @@
 //! What every floor above speaks of: one request and its answer, who sent it, and how it is refused.
 
+mod client_note;
 mod ledger;
 mod reject;
 mod under_way;
 
+pub use client_note::ClientNote;
 pub use ledger::Ledger;
 pub use reject::{Code, Reject};
 pub use under_way::{Exchange, Labels};

@@ -46,6 +46,9 @@ fn the_defaults_are_those_that_were_promised() {
         notice = "5s"
         max = "30s"
 
+        [data]
+        dir = "./data"
+
         [log]
         level = "info"
         access = "stdout"
