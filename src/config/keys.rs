@@ -1,6 +1,8 @@
 //! The one table of what a configuration can say. The check for unknown keys, the types and ranges, the defaults,
 //! `docs/config.md` and the JSON schema follow from it; turning what is written into values is for `read` and `resolve`.
 
+use super::{LimitApplies, LimitKey, LimitScope};
+
 /// A table of the file and its keys.
 #[derive(Debug)]
 pub struct Section {
@@ -193,6 +195,20 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "data", shape: Shape::Once, about: "What the gateway keeps on disk.", keys: DATA },
     Section { name: "log", shape: Shape::Once, about: "What is written where.", keys: LOG },
     Section {
+        name: "cors",
+        shape: Shape::Once,
+        about: "Who may call from a browser, as the Fetch standard has it; see [cors.md](cors.md). Without origins the \
+                gateway leaves CORS to the services.",
+        keys: CORS,
+    },
+    Section {
+        name: "limits.<name>",
+        shape: Shape::Named,
+        about: "A limit of the rate of requests (`429 rate_limited`); see [rate-limits.md](rate-limits.md). A name is a \
+                letter, then up to 63 of `a-z`, `0-9`, `-` and `_`.",
+        keys: LIMITS,
+    },
+    Section {
         name: "roles.<name>",
         shape: Shape::Named,
         about: "What callers with a role may do. `admin`, `service`, `analyst` and `user` are there unless the file says \
@@ -215,6 +231,12 @@ pub const SECTIONS: &[Section] = &[
                 parameter); then a route that names the method before one that takes any. Two routes that \
                 take the same requests are a mistake.",
         keys: ROUTES,
+    },
+    Section {
+        name: "routes.cors",
+        shape: Shape::Inside,
+        about: "What the route says otherwise than `[cors]`.",
+        keys: ROUTE_CORS,
     },
     Section {
         name: "routes.request_headers",
@@ -341,6 +363,62 @@ const UPSTREAMS: &[Key] = keys! {
         "At most this share of the instances is out at once, in percent.";
 };
 
+const ORIGINS: Kind = Kind::List("origin, as `https://shop.example.com` or `https://*.example.com`; `null`; `*`");
+const WORDS: Kind = Kind::List("name, or `*`");
+
+const CORS: &[Key] = keys! {
+    origins: ORIGINS, Value("[]"), "[\"https://*.example.com\"]", Process, Live,
+        "Origins that may read answers. A star in front stands for one label or more; scheme and port are as written. Empty: the gateway leaves CORS to the services.";
+    methods: WORDS, Value("[\"GET\", \"HEAD\", \"POST\", \"PUT\", \"PATCH\", \"DELETE\"]"), "[\"*\"]", Process, Live,
+        "Methods that they may use. `*`: whichever is asked for.";
+    headers: WORDS, Value("[\"Authorization\", \"Content-Type\", \"Idempotency-Key\", \"X-Request-Id\"]"), "[\"*\"]", Process, Live,
+        "Request fields that they may send. `*`: whichever are asked for.";
+    exposed: WORDS, Value("[\"RateLimit\", \"RateLimit-Policy\", \"Retry-After\", \"X-Request-Id\"]"), "[\"X-Request-Id\"]", Process, Live,
+        "Answer fields that their scripts may read. `*`: all; not with `credentials`.";
+    max_age: Kind::Duration(0, DAY), Value("\"10m\""), "\"1h\"", Each, Live,
+        "How long a browser may remember the answer to a preflight. Browsers cap it themselves.";
+    credentials: Kind::Boolean, Value("false"), "true", Process, Live,
+        "Whether cookies and client certificates may come along. Not with the origin `*`. `Authorization` needs no such thing.";
+    private_network: Kind::Boolean, Value("false"), "true", Process, Live,
+        "Whether pages of the public network may call a gateway in a private one.";
+};
+
+const ROUTE_CORS: &[Key] = keys! {
+    origins: ORIGINS, Unset("as `[cors]`"), "[\"https://partner.example\"]", Process, Live,
+        "Origins that may read answers. Empty: the service does CORS by itself on this route.";
+    methods: WORDS, Unset("as `[cors]`"), "[\"GET\"]", Process, Live,
+        "Methods that they may use.";
+    headers: WORDS, Unset("as `[cors]`"), "[\"*\"]", Process, Live,
+        "Request fields that they may send.";
+    exposed: WORDS, Unset("as `[cors]`"), "[\"ETag\"]", Process, Live,
+        "Answer fields that their scripts may read.";
+    max_age: Kind::Duration(0, DAY), Unset("as `[cors]`"), "\"1h\"", Each, Live,
+        "How long a browser may remember the answer to a preflight.";
+    credentials: Kind::Boolean, Unset("as `[cors]`"), "true", Process, Live,
+        "Whether cookies and client certificates may come along.";
+    private_network: Kind::Boolean, Unset("as `[cors]`"), "true", Process, Live,
+        "Whether pages of the public network may call a gateway in a private one.";
+};
+
+const LIMITS: &[Key] = keys! {
+    key: Kind::Choice(LimitKey::WORDS), Value("\"address\""), "\"user\"", Process, Live,
+        "Whose requests are counted together: those of a client's address (of a /64 with IPv6; `trust.proxies` decides whose it is), of a caller with a valid token, or all of a route's. Addresses are counted before anybody is asked for a token.";
+    quota: Kind::Number(1, 1_000_000_000), Value("100"), "600", Process, Live,
+        "Requests for each `window`, on average. What it counts for is `scope`'s to say.";
+    window: TIME, Value("\"1m\""), "\"10s\"", Process, Live,
+        "The window of the quota. Requests are earned evenly within it.";
+    burst: Kind::Number(1, u32::MAX as u64), Unset("as `quota`"), "20", Process, Live,
+        "Requests at once, after a pause long enough.";
+    scope: Kind::Choice(LimitScope::WORDS), Value("\"process\""), "\"shard\"", Process, Live,
+        "Who counts together: each shard by itself, all shards of the process, or all instances on one Redis.";
+    applies: Kind::Choice(LimitApplies::WORDS), Value("\"all\""), "\"named\"", Process, Live,
+        "Where it holds: on every route that names no `limits` and on `/auth/*`, on `/auth/*` only, or where `routes.limits` names it.";
+    dry_run: Kind::Boolean, Value("false"), "true", Process, Live,
+        "Whether it only counts and logs what it would refuse.";
+    keys_max: Kind::Number(8, 1 << 22), Value("65536"), "1024", Shard, Live,
+        "Addresses, users or routes that are remembered at once, 32 bytes each. When all of them owe something, new ones share one more place.";
+};
+
 const ROLES: &[Key] = keys! {
     permissions: Kind::List("permission, as `events:write`; `events:*` stands for all that begin so, `*` for all"), Value("[]"), "[\"events:write\", \"hub:*\"]", Process, Live,
         "What the role permits. A token's own permissions come on top.";
@@ -385,6 +463,8 @@ const ROUTES: &[Key] = keys! {
         "What becomes of the upstream's request when its client leaves.";
     retries_max: Kind::Number(0, 10), Unset("the upstream's"), "0", Each, Live,
         "Attempts beyond the first.";
+    limits: Kind::List("name of a limit"), Unset("those that apply to all"), "[]", Process, Live,
+        "The limits of its rate: these and no others.";
 };
 
 const HEADERS: &[Key] = keys! {

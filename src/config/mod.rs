@@ -8,9 +8,11 @@
 //! them in short: "reload" means that a reload applies it, "restart" that it needs a new process.
 
 mod address;
+mod cors;
 pub mod docs;
 pub mod env;
 pub mod keys;
+mod limits;
 mod path;
 mod print;
 mod raw;
@@ -24,6 +26,8 @@ mod units;
 pub mod watch;
 
 pub use address::{HostPattern, Instance, IpNet};
+pub use cors::{Cors, ORIGIN_BYTES_MAX, OriginPattern, Port, RouteCors};
+pub use limits::{LIMITS_PER_ROUTE_MAX, Limit, LimitApplies, LimitKey, LimitScope};
 pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
 pub use resolve::{find, load, resolve};
@@ -58,6 +62,10 @@ pub struct Config {
     pub log: Log,
     /// What callers with a role may do, by the role's name. Process, reload.
     pub roles: BTreeMap<String, Role>,
+    /// Who may call from a browser.
+    pub cors: Cors,
+    /// Limits of the rate of requests, by name.
+    pub limits: BTreeMap<String, Limit>,
     /// The groups of servers behind the gateway, by name.
     pub upstreams: BTreeMap<String, Upstream>,
     /// Which requests go where; names are unique and no two take the same requests.
@@ -333,6 +341,11 @@ pub struct Route {
     /// Instead of [`Upstream::retries_max`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries_max: Option<u32>,
+    /// The limits of its rate, each of which is in [`Config::limits`]. `None`: those that apply to all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Vec<String>>,
+    /// What it says otherwise than [`Config::cors`].
+    pub cors: RouteCors,
     /// Changes to the request's fields, after the gateway's own.
     pub request_headers: HeaderRules,
     /// Changes to the answer's fields, after the gateway's own.

@@ -1,7 +1,7 @@
 //! The effective configuration as TOML, section by section in the order of the table of keys.
 
 use super::Config;
-use super::keys::{Reload, SECTIONS, Section, Shape};
+use super::keys::{Fallback, Reload, SECTIONS, Section, Shape};
 use std::fmt::Write as _;
 use toml::{Table, Value};
 
@@ -87,12 +87,14 @@ fn print_inside(text: &mut String, listed: &Section, table: &Table) {
         let path = format!("{}.{name}", listed.name);
         let section = SECTIONS.iter().find(|section| section.name == path);
         if let (Some(section), Some(Value::Table(rules))) = (section, table.get(name)) {
-            let is_empty = |value: &Value| match value {
+            // A key without a default is there because somebody wrote it.
+            let is_unsaid = |(name, value): (&String, &Value)| match value {
+                _ if section.key(name).is_some_and(|key| matches!(key.default, Fallback::Unset(_))) => false,
                 Value::Array(list) => list.is_empty(),
                 Value::Table(table) => table.is_empty(),
                 _ => false,
             };
-            if !rules.values().all(is_empty) {
+            if !rules.iter().all(is_unsaid) {
                 print(text, section, &format!("[{path}]"), rules);
             }
         }

@@ -258,7 +258,7 @@ pub(super) fn right(kind: Kind) -> String {
     }
 }
 
-fn one_of(words: &[&str]) -> String {
+pub(super) fn one_of(words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     format!("it is one of {}", words.join(", "))
 }
@@ -349,7 +349,7 @@ pub(super) trait FromText: Sized {
     fn from_text(text: &str) -> Result<Self, String>;
 }
 
-fn read_text<T: FromText>(node: &Node, kind: Kind, path: &str, report: &mut Report) -> Option<T> {
+pub(super) fn read_text<T: FromText>(node: &Node, kind: Kind, path: &str, report: &mut Report) -> Option<T> {
     let read = match &node.value {
         Value::Text(text) => T::from_text(&text.text),
         _ => Err(right(kind)),

@@ -1,11 +1,13 @@
 //! From what is written to a checked [`Config`]: reads every section, checks what holds between keys, and reports all
 //! mistakes at once.
 
+use super::cors::read_cors;
 use super::keys::SECTIONS;
+use super::limits::{read_limits, warn_about_unused};
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::roles::read_roles;
-use super::routes::read_routes;
+use super::routes::{Referred, read_routes};
 use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -152,7 +154,11 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     let [trust, drain, data, log] = ["trust", "drain", "data", "log"].map(&mut section);
     let upstreams = read_upstreams(root.get("upstreams"), report);
     let roles = read_roles(root.get("roles"), report);
-    let routes = read_routes(root.get("routes"), &upstreams, &roles, report);
+    let cors = read_cors(root.get("cors"), report);
+    let limits = read_limits(root.get("limits"), report);
+    let referred = Referred { upstreams: &upstreams, roles: &roles, limits: &limits, cors: &cors };
+    let routes = read_routes(root.get("routes"), &referred, report);
+    warn_about_unused(&limits, &routes, report);
     let config = Config {
         runtime: Runtime {
             shards: none_for_zero(runtime.take("shards", report)),
@@ -182,6 +188,8 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
             buffer_bytes: log.take("buffer_bytes", report),
             flush_interval: log.take("flush_interval", report),
         },
+        cors,
+        limits,
         roles,
         upstreams,
         routes,

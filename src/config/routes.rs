@@ -1,10 +1,12 @@
 //! Routes from what is written: their names, what they take, where it goes, and that no two take the same requests.
 
+use super::cors::{check_route_cors, read_route_cors};
+use super::limits::check_limits;
 use super::path::{check_path, check_rewrite};
 use super::raw::{Node, Place, Value, quoted};
 use super::read::{Fields, Report, suggestion};
 use super::roles::check_access;
-use super::{HeaderRules, HostPattern, PathPattern, Role, Route, Upstream};
+use super::{Cors, HeaderRules, HostPattern, Limit, PathPattern, Role, Route, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Conflicts are looked for in pairs.
@@ -21,13 +23,16 @@ impl Route {
     }
 }
 
+/// What routes refer to.
+pub(super) struct Referred<'c> {
+    pub(super) upstreams: &'c BTreeMap<String, Upstream>,
+    pub(super) roles: &'c BTreeMap<String, Role>,
+    pub(super) limits: &'c BTreeMap<String, Limit>,
+    pub(super) cors: &'c Cors,
+}
+
 /// Reads `[[routes]]`.
-pub(super) fn read_routes(
-    node: Option<&Node>,
-    upstreams: &BTreeMap<String, Upstream>,
-    roles: &BTreeMap<String, Role>,
-    report: &mut Report,
-) -> Vec<Route> {
+pub(super) fn read_routes(node: Option<&Node>, referred: &Referred<'_>, report: &mut Report) -> Vec<Route> {
     let Some(node) = node else { return Vec::new() };
     let list = match &node.value {
         Value::List(list) if list.len() <= ROUTES_MAX => list,
@@ -48,8 +53,10 @@ pub(super) fn read_routes(
         let path = fields.take_written("path", report);
         let has_path = path.is_some();
         let route = read_route(&fields, path.unwrap_or_else(|| PathPattern::Prefix(String::new())), report);
-        check_upstream(&route, &fields, upstreams, report);
-        check_access(&route, &fields, roles, report);
+        check_upstream(&route, &fields, referred.upstreams, report);
+        check_access(&route, &fields, referred.roles, report);
+        check_limits(&route, &fields, referred.limits, report);
+        check_route_cors(&route.cors, referred.cors, &fields, report);
         if has_path {
             check_new_path(&route, &fields, report);
             routes.push((index, node.place.clone(), route));
@@ -58,7 +65,7 @@ pub(super) fn read_routes(
     check_names_and_conflicts(&routes, report);
     let routes: Vec<Route> = routes.into_iter().map(|(_, _, route)| route).collect();
     let used: BTreeSet<&str> = routes.iter().map(|route| route.upstream.as_str()).collect();
-    for name in upstreams.keys().filter(|name| !used.contains(name.as_str())) {
+    for name in referred.upstreams.keys().filter(|name| !used.contains(name.as_str())) {
         report.warn(&Place::File, &format!("upstreams.{name} is the upstream of no route"));
     }
     routes
@@ -87,6 +94,8 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
         stream_idle_timeout: fields.take_written("stream_idle_timeout", report),
         on_client_close: fields.take_written("on_client_close", report),
         retries_max: fields.take_written("retries_max", report),
+        limits: fields.take_written("limits", report),
+        cors: read_route_cors(fields, report),
         request_headers,
         response_headers,
     }
@@ -275,7 +284,7 @@ fn check_field_name(name: &str, key: &str, fields: &Fields<'_>, report: &mut Rep
 }
 
 /// RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let is_token_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(is_token_byte)
 }

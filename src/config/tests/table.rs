@@ -55,6 +55,15 @@ fn the_defaults_are_those_that_were_promised() {
         buffer_bytes = "2MiB"
         flush_interval = "200ms"
 
+        [cors]
+        origins = []
+        methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+        headers = ["Authorization", "Content-Type", "Idempotency-Key", "X-Request-Id"]
+        exposed = ["RateLimit", "RateLimit-Policy", "Retry-After", "X-Request-Id"]
+        max_age = "10m"
+        credentials = false
+        private_network = false
+
         [roles.admin]
         permissions = ["*"]
 
@@ -235,8 +244,8 @@ fn the_example_is_valid_and_says_the_defaults() {
     let config = good(&example());
     assert_eq!(config.warnings, Vec::<String>::new());
     let default = Config::default();
-    let Config { roles, upstreams, routes, .. } = default.clone();
-    let sections = Config { roles, upstreams, routes, ..config.clone() };
+    let Config { roles, limits, upstreams, routes, .. } = default.clone();
+    let sections = Config { roles, limits, upstreams, routes, ..config.clone() };
     assert_eq!(sections, default);
     let shop = &config.upstreams["shop"];
     assert_eq!(*shop, Upstream::new(shop.instances.clone()));
