@@ -1,6 +1,7 @@
 //! A request's journey: every step of it, in order, in one place.
 
 mod body;
+pub mod fields;
 mod path;
 mod plan;
 mod proxy;

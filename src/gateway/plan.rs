@@ -2,9 +2,12 @@
 
 use std::{net::ToSocketAddrs, time::Duration};
 
-use super::router::{CAPTURES_MAX, Router};
+use super::{
+    fields::Rules,
+    router::{CAPTURES_MAX, Router},
+};
 use crate::{
-    config::{ClientClose, Config, HeaderRules, IpNet, PathPattern},
+    config::{ClientClose, Config, IpNet, PathPattern},
     net::HttpLimits,
     proto::http1::HeadLimits,
     telemetry::{metrics::Names, slots::Slot},
@@ -104,13 +107,6 @@ pub(super) enum Piece {
     Text(Vec<u8>),
     /// What the n-th parameter took.
     Capture(usize),
-}
-
-/// Changes to a head's fields, in the order in which they are made.
-#[derive(Debug, Default)]
-pub(super) struct Rules {
-    pub(super) remove: Vec<Vec<u8>>,
-    pub(super) add: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Why a checked configuration cannot be put to work.
@@ -270,8 +266,8 @@ impl ProxyRoute {
             stream_idle_timeout: route.stream_idle_timeout.unwrap_or(config.http.stream_idle_timeout),
             retries_max: route.retries_max.unwrap_or(upstream.retries_max),
             cancels_on_close: route.on_client_close.unwrap_or(config.http.on_client_close) == ClientClose::Cancel,
-            request_headers: Rules::compile(&route.request_headers),
-            response_headers: Rules::compile(&route.response_headers),
+            request_headers: Rules::from(&route.request_headers),
+            response_headers: Rules::from(&route.response_headers),
         }
     }
 }
@@ -289,18 +285,6 @@ fn template_pieces(template: &str, path: &PathPattern) -> Vec<Piece> {
     }
     pieces.push(Piece::Text(rest.as_bytes().to_vec()));
     pieces
-}
-
-impl Rules {
-    /// `set` is a removal and an addition.
-    fn compile(rules: &HeaderRules) -> Self {
-        let bytes = |text: &String| text.as_bytes().to_vec();
-        let pairs = rules.set.iter().chain(&rules.add);
-        Self {
-            remove: rules.remove.iter().chain(rules.set.keys()).map(bytes).collect(),
-            add: pairs.map(|(name, value)| (bytes(name), bytes(value))).collect(),
-        }
-    }
 }
 
 #[cfg(test)]

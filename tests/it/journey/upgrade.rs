@@ -86,6 +86,20 @@ fn nobody_switches_unasked() {
 }
 
 #[test]
+fn nobody_switches_to_another_protocol_than_was_asked_for() {
+    const NAMELESS: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\r\n";
+    const OTHER: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other/1\r\n\r\nhello";
+    for switch in [NAMELESS, OTHER] {
+        let mut backend = Backend::answering(move |_| switch);
+        let gateway = before(backend.address());
+        let mut client = gateway.connect();
+        client.send(ASK);
+        expect_refusal(&client.read_response(), 502, "upstream_bad_response");
+        backend.wait_ended(0);
+    }
+}
+
+#[test]
 fn http2_is_not_begun_by_upgrade() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());
