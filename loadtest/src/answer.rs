@@ -16,6 +16,8 @@ pub(crate) struct Answer {
     to_head: bool,
     pub(crate) status: u16,
     pub(crate) keeps_alive: bool,
+    /// It has a `Retry-After`.
+    pub(crate) says_when: bool,
 }
 
 #[derive(Debug, PartialEq)]
@@ -27,7 +29,7 @@ enum State {
 
 impl Answer {
     pub(crate) fn new(to_head: bool) -> Self {
-        Self { partial: Vec::new(), state: State::Head, to_head, status: 0, keeps_alive: true }
+        Self { partial: Vec::new(), state: State::Head, to_head, status: 0, keeps_alive: true, says_when: false }
     }
 
     /// Makes it ready for the next answer.
@@ -35,6 +37,7 @@ impl Answer {
         self.partial.clear();
         self.state = State::Head;
         self.keeps_alive = true;
+        self.says_when = false;
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -102,6 +105,7 @@ impl Answer {
     fn begin(&mut self, head: Head) {
         self.status = head.status;
         self.keeps_alive = head.keeps_alive;
+        self.says_when = head.says_when;
         self.state = match head.body {
             // 100 and 103 only announce; the answer is still to come.
             _ if head.status < 200 => State::Head,
@@ -114,6 +118,7 @@ impl Answer {
 struct Head {
     status: u16,
     keeps_alive: bool,
+    says_when: bool,
     body: Body,
 }
 
@@ -133,7 +138,7 @@ fn parse(bytes: &[u8], to_head: bool) -> Result<Option<(usize, Head)>, &'static 
         return Err("a status that no request asked for");
     }
     let mut keeps_alive = response.version == Some(1);
-    let (mut length_field, mut chunked) = (None, false);
+    let (mut length_field, mut chunked, mut says_when) = (None, false, false);
     for field in response.headers.iter() {
         // Lengths first: most fields are none of these, and a length tells it without looking at the name.
         match field.name.len() {
@@ -149,6 +154,7 @@ fn parse(bytes: &[u8], to_head: bool) -> Result<Option<(usize, Head)>, &'static 
                 }
                 chunked = true;
             }
+            11 if field.name.eq_ignore_ascii_case("retry-after") => says_when = number(field.value).is_some(),
             10 if field.name.eq_ignore_ascii_case("connection") => {
                 if field.value.eq_ignore_ascii_case(b"close") {
                     keeps_alive = false;
@@ -167,7 +173,7 @@ fn parse(bytes: &[u8], to_head: bool) -> Result<Option<(usize, Head)>, &'static 
         (false, None) => Body::UntilClose,
     };
     keeps_alive &= body != Body::UntilClose;
-    Ok(Some((length, Head { status, keeps_alive, body })))
+    Ok(Some((length, Head { status, keeps_alive, says_when, body })))
 }
 
 /// A decimal number without sign, space or overflow.

@@ -113,6 +113,8 @@ struct Slot {
     written: u64,
     intended_at: u64,
     sent_at: u64,
+    /// Its last answer had a `Retry-After`.
+    was_told_when: bool,
     answer: Answer,
 }
 
@@ -156,6 +158,7 @@ impl Client {
             written: 0,
             intended_at: 0,
             sent_at: 0,
+            was_told_when: false,
             answer: Answer::new(requests.to_head),
         };
         let slots = std::iter::repeat_with(slot).take(connections).collect();
@@ -196,6 +199,11 @@ impl Client {
 
     pub(crate) fn intended_at(&self, slot: usize) -> u64 {
         self.slots[slot].intended_at
+    }
+
+    /// Whether a place's last answer said when to come back.
+    pub(crate) fn was_told_when(&self, slot: usize) -> bool {
+        self.slots[slot].was_told_when
     }
 
     /// Opens the connection of a place that has none. A failure comes out of `next`.
@@ -399,6 +407,7 @@ impl Client {
     fn answered(&mut self, slot: usize) -> Outcome {
         let place = &mut self.slots[slot];
         let status = place.answer.status;
+        place.was_told_when = place.answer.says_when;
         // An answer before the whole request was sent leaves the connection unfit for another.
         let reusable = place.answer.keeps_alive && place.written == u64::MAX;
         place.answer.reset();

@@ -1,12 +1,14 @@
 //! The load test of Shardgate: arguments → job → scenario → report → exit code.
 //!
 //! `scenario` says what to do, `pace` when, `http` does it over `socket`, `answer` and `body` read what comes,
-//! `tally` counts, `process` weighs the server, `report` tells. `serve` is a sample backend to do it to.
+//! `tally` counts, `process` weighs the server, `report` tells. `serve` is a sample backend to do it to. `logout`, which
+//! watches two servers at once, goes its own way.
 #![expect(clippy::cast_precision_loss, reason = "figures are shown with three digits")]
 
 mod answer;
 mod body;
 mod http;
+mod logout;
 mod options;
 mod pace;
 mod process;
@@ -28,6 +30,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 
 use crate::options::{Cli, Command, Common};
+use crate::pace::Arrival;
 use crate::report::{Conditions, Report};
 use crate::scenario::{Job, Plan};
 use crate::tally::Tally;
@@ -42,6 +45,7 @@ const SLOW_BODY_BYTES: u64 = 1 << 20;
 fn main() -> ExitCode {
     let run = match Cli::parse().command {
         Command::Serve(serve) => serve_until_killed(serve.port),
+        Command::Logout(logout) => logout::measure(&logout),
         command => job(command).and_then(|(common, job)| measure(&common, &job)),
     };
     match run {
@@ -63,6 +67,8 @@ fn serve_until_killed(port: u16) -> anyhow::Result<ExitCode> {
 
 /// From the command line to what is to be done.
 fn job(command: Command) -> anyhow::Result<(Common, Job)> {
+    let mut heads = None;
+    let mut tokens_out = None;
     let (mut common, plan, connections) = match command {
         Command::Open(open) => {
             (open.common, Plan::Open { rate: open.rate, arrival: open.arrival, seed: open.seed }, open.connections)
@@ -83,10 +89,26 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
             common.body_bytes = stream.up.unwrap_or(common.body_bytes);
             (common, Plan::Transfer, stream.connections)
         }
-        Command::Serve(_) => anyhow::bail!("serve measures nothing"),
+        Command::Bomb(bomb) => {
+            let mut common = bomb.common;
+            if common.expected.is_empty() {
+                common.expected = vec![431];
+            }
+            let plan = Plan::Open { rate: bomb.rate, arrival: Arrival::Constant, seed: 1 };
+            heads = Some(target::bombs(&common, bomb.head_bytes)?);
+            (common, plan, bomb.connections)
+        }
+        Command::Login(login) => {
+            let mut common = login.common;
+            common.expected = vec![200];
+            heads = Some(target::logins(&common, &login.users, login.count)?);
+            tokens_out = login.tokens_out;
+            (common, Plan::Burst, login.connections.unwrap_or(login.count))
+        }
+        Command::Serve(_) | Command::Logout(_) => anyhow::bail!("it is no job"),
     };
-    if matches!(plan, Plan::Idle { .. }) {
-        common.threads = 1; // it weighs the server at one moment for all connections
+    if matches!(plan, Plan::Idle { .. } | Plan::Burst) {
+        common.threads = 1; // one moment for all connections
     }
     ensure!(!common.duration.is_zero() && !common.timeout.is_zero(), "--duration and --timeout must be over 0");
     if let Some(pid) = common.server_pid {
@@ -94,7 +116,10 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
     }
     let job = Job {
         plan,
-        requests: Arc::new(target::requests(&common)?),
+        requests: Arc::new(match heads {
+            Some(requests) => requests,
+            None => target::requests(&common)?,
+        }),
         connections: usize::try_from(connections)?,
         threads: usize::from(common.threads),
         warm_up_ns: nanoseconds(common.warm_up),
@@ -102,6 +127,7 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
         timeout_ns: nanoseconds(common.timeout),
         expected: common.expected.clone(),
         server_pid: common.server_pid,
+        tokens_out,
     };
     Ok((common, job))
 }
@@ -117,6 +143,11 @@ fn measure(common: &Common, job: &Job) -> anyhow::Result<ExitCode> {
             last = (now, tally.clone());
         }
     })?;
+    if let Some(file) = &job.tokens_out {
+        let tokens = measured.tally.contents.iter().filter_map(|content| logout::access_token(content));
+        let text = tokens.fold(String::new(), |text, token| text + &token + "\n");
+        std::fs::write(file, text).with_context(|| format!("--tokens-out {}", file.display()))?;
+    }
     let report = Report::new(job, &measured);
     std::io::stdout().write_all(report.table().as_bytes())?;
     if let Some(file) = &common.json {

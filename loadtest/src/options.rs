@@ -28,6 +28,12 @@ pub(crate) enum Command {
     Idle(Idle),
     /// Slow clients: a byte at a time; tells how the server ended each
     Slow(Slow),
+    /// Header bombs: heads that are far too large, at a set rate; latency is the time until each is refused
+    Bomb(Bomb),
+    /// Log-ins, all at once: how many are served, how many told to come back, and how fast
+    Login(Login),
+    /// Log-outs at one instance: how long until another refuses the token and ends its stream
+    Logout(Logout),
     /// One big upload or download: MB/s, and the server's peak of memory meanwhile
     Stream(Stream),
     /// A fast sample backend: 1 KiB answers, /big /sse /echo /delay /status
@@ -141,6 +147,70 @@ pub(crate) struct Slow {
     /// Sends the head at once and the body slowly
     #[arg(long)]
     pub(crate) body: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Bomb {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Bombs a second
+    #[arg(long, default_value = "500", value_parser = rate)]
+    pub(crate) rate: f64,
+    /// Size of each head: one endless field in every other bomb, and as many fields as fit in the rest
+    #[arg(long, default_value = "64KiB", value_parser = bytes)]
+    pub(crate) head_bytes: u64,
+    /// Connections that carry them; the server closes each after its refusal
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Login {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// Users, one a line: e-mail, white space, password; they log in in turn
+    #[arg(long, value_name = "FILE")]
+    pub(crate) users: PathBuf,
+    /// How many log-ins
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) count: u32,
+    /// How many are under way at once [default: all]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) connections: Option<u32>,
+    /// Writes the access tokens that were issued, one a line; `--tokens` takes such a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokens_out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Logout {
+    /// The instance that users log in and out at
+    #[arg(long, default_value = "http://127.0.0.1:3000")]
+    pub(crate) at: String,
+    /// The instance that is asked and watched meanwhile
+    #[arg(long, default_value = "http://127.0.0.1:3100")]
+    pub(crate) seen_from: String,
+    /// A user's e-mail
+    #[arg(long)]
+    pub(crate) email: String,
+    /// A file with the user's password
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: PathBuf,
+    /// A path that takes a token
+    #[arg(long, default_value = "/api/events/x")]
+    pub(crate) path: String,
+    /// A path that takes a token and answers with an endless stream
+    #[arg(long, default_value = "/api/ai/sse?rate=10")]
+    pub(crate) stream: String,
+    /// How many log-outs
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) count: u32,
+    /// One that is not seen after this long has failed
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Writes the report as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

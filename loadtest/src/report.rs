@@ -38,7 +38,7 @@ impl Conditions {
         }
     }
 
-    fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         json!({
             "command": self.command, "date": self.date, "version": self.version, "kernel": self.kernel,
             "cores": self.cores, "processor": self.processor,
@@ -65,6 +65,7 @@ impl Report {
             Plan::Events => report.put_events(measured),
             Plan::Idle { .. } => report.put_idle(tally),
             Plan::Slow { .. } => report.put_endings(tally),
+            Plan::Burst => report.put_burst(job, tally),
             Plan::Transfer => report.put_transfer(measured),
         }
         report.put_answers(tally);
@@ -187,6 +188,25 @@ impl Report {
         self.fields.insert("endings".to_owned(), list.into());
     }
 
+    /// Served or told when to come back: nothing else is right when too many come at once.
+    fn put_burst(&mut self, job: &Job, tally: &Tally) {
+        let count =
+            |wanted: usize| tally.statuses().find(|(status, _)| *status == wanted).map_or(0, |(_, count)| count);
+        let (served, refused) = (count(200), count(429) + count(503));
+        let seconds = (tally.took_ns as f64 / 1e9).max(1e-9);
+        self.put_count("asked", job.requests.heads.len() as u64);
+        self.put_count("served", served);
+        self.put("took_s", seconds);
+        self.put("served_per_s", served as f64 / seconds);
+        self.put_histogram("latency_us", &tally.latency);
+        self.put_count("told_to_come_back", refused);
+        self.put_count("told_when", tally.told_when);
+        self.failed = tally.failed() > refused || tally.told_when < refused || served == 0;
+        if tally.told_when < refused {
+            self.warnings.push(format!("{} refusals have no Retry-After", refused - tally.told_when));
+        }
+    }
+
     fn put_transfer(&mut self, measured: &Measured) {
         let tally = &measured.tally;
         let seconds = (tally.took_ns as f64 / 1e9).max(1e-9);
@@ -264,20 +284,26 @@ impl Report {
     }
 
     fn put_histogram(&mut self, name: &str, histogram: &Histogram<u64>) {
-        let quantiles = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999)];
-        let values = quantiles.map(|(name, quantile)| (name, histogram.value_at_quantile(quantile)));
-        let mut text = String::new();
-        let mut fields = Map::new();
-        for (quantile, ns) in values.into_iter().chain([("max", histogram.max())]) {
-            let us = ns as f64 / 1e3;
-            let _ = write!(text, "{quantile} {}  ", figure(us));
-            fields.insert(quantile.replace('.', "_"), us.into());
-        }
-        fields.insert("mean".to_owned(), (histogram.mean() / 1e3).into());
-        fields.insert("count".to_owned(), histogram.len().into());
-        self.rows.push((name.to_owned(), text.trim_end().to_owned()));
-        self.fields.insert(name.to_owned(), fields.into());
+        let (text, fields) = quantiles(histogram);
+        self.rows.push((name.to_owned(), text));
+        self.fields.insert(name.to_owned(), fields);
     }
+}
+
+/// A histogram of nanoseconds in microseconds, for people and for programs.
+pub(crate) fn quantiles(histogram: &Histogram<u64>) -> (String, Value) {
+    let quantiles = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999), ("p99.99", 0.9999)];
+    let values = quantiles.map(|(name, quantile)| (name, histogram.value_at_quantile(quantile)));
+    let mut text = String::new();
+    let mut fields = Map::new();
+    for (quantile, ns) in values.into_iter().chain([("max", histogram.max())]) {
+        let us = ns as f64 / 1e3;
+        let _ = write!(text, "{quantile} {}  ", figure(us));
+        fields.insert(quantile.replace('.', "_"), us.into());
+    }
+    fields.insert("mean".to_owned(), (histogram.mean() / 1e3).into());
+    fields.insert("count".to_owned(), histogram.len().into());
+    (text.trim_end().to_owned(), fields.into())
 }
 
 /// One line about what has been counted so far: the rate of the last second, p99 and failures of all.
@@ -329,6 +355,7 @@ mod tests {
             timeout_ns: 0,
             expected: Vec::new(),
             server_pid: None,
+            tokens_out: None,
         }
     }
 

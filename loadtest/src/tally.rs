@@ -43,8 +43,12 @@ pub(crate) struct Tally {
     pub(crate) thread_cpu_ns: u64,
     /// Slow connections: how and after how many nanoseconds each ended.
     pub(crate) endings: Vec<(Ending, u64)>,
-    /// Nanoseconds that transfers took, the longest.
+    /// Nanoseconds that transfers took, the longest; or until the last log-in of a burst was served.
     pub(crate) took_ns: u64,
+    /// Refusals of a burst that said when to come back.
+    pub(crate) told_when: u64,
+    /// What those of a burst were told that were served.
+    pub(crate) contents: Vec<Vec<u8>>,
     /// Connections open when the server was weighed, and its weight before and then.
     pub(crate) held: Option<Held>,
 }
@@ -77,6 +81,8 @@ impl Tally {
             thread_cpu_ns: 0,
             endings: Vec::new(),
             took_ns: 0,
+            told_when: 0,
+            contents: Vec::new(),
             held: None,
         }
     }
@@ -138,6 +144,8 @@ impl Tally {
         self.thread_cpu_ns = self.thread_cpu_ns.max(other.thread_cpu_ns);
         self.endings.extend_from_slice(&other.endings);
         self.took_ns = self.took_ns.max(other.took_ns);
+        self.told_when += other.told_when;
+        self.contents.extend_from_slice(&other.contents);
         self.held = self.held.or(other.held);
     }
 }

@@ -2,6 +2,7 @@
 //! once. Sending them is `http`'s.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::Path;
 
 use anyhow::{Context, ensure};
 
@@ -46,8 +47,54 @@ pub(crate) fn requests(common: &Common) -> anyhow::Result<Requests> {
     })
 }
 
+/// Heads that no server should take: one field without end, or fields without end.
+pub(crate) fn bombs(common: &Common, head_bytes: u64) -> anyhow::Result<Requests> {
+    let mut requests = requests(common)?;
+    let size = usize::try_from(head_bytes).unwrap_or(usize::MAX).min(64 << 20);
+    let bomb = |head: &Vec<u8>, filling: &[u8]| {
+        let mut bomb = head[..head.len() - 2].to_vec();
+        while bomb.len() < size {
+            bomb.extend_from_slice(filling);
+        }
+        bomb.extend_from_slice(b"\r\n\r\n");
+        bomb
+    };
+    let one_field = |head: &Vec<u8>| bomb(&[&head[..head.len() - 2], b"X-Bomb: \r\n"].concat(), &[b'a'; 64]);
+    requests.heads = requests.heads.iter().flat_map(|head| [one_field(head), bomb(head, b"X-Bomb: a\r\n")]).collect();
+    Ok(requests)
+}
+
+/// Log-ins of these users in turn, each request with its body.
+pub(crate) fn logins(common: &Common, users: &Path, count: u32) -> anyhow::Result<Requests> {
+    let mut common = common.clone();
+    common.method = Some("POST".to_owned());
+    let text = std::fs::read_to_string(users).with_context(|| format!("--users {}", users.display()))?;
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    let users = lines.map(|line| {
+        let (email, password) = line.trim().split_once(char::is_whitespace)?;
+        Some(login_body(email, password.trim_start()))
+    });
+    let bodies = users.collect::<Option<Vec<_>>>().context("--users wants an e-mail and a password on each line")?;
+    ensure!(!bodies.is_empty(), "--users has no user; it wants an e-mail and a password on each line");
+    let mut requests = requests(&common)?;
+    let no_length = b"Content-Length: 0\r\n";
+    let at = memchr::memmem::find(&requests.heads[0], no_length).context("a head has a length")?;
+    let (before, after) = (&requests.heads[0][..at], &requests.heads[0][at + no_length.len()..]);
+    let heads = (0..usize::try_from(count)?).map(|nth| {
+        let body = &bodies[nth % bodies.len()];
+        [before, format!("Content-Length: {}\r\n", body.len()).as_bytes(), after, body.as_bytes()].concat()
+    });
+    requests.heads = heads.collect();
+    Ok(requests)
+}
+
+/// What `POST /auth/login` takes.
+pub(crate) fn login_body(email: &str, password: &str) -> String {
+    serde_json::json!({"email": email, "password": password}).to_string()
+}
+
 /// `http://host:port/path?query` → (`host:port`, `/path?query`).
-fn split_url(url: &str) -> anyhow::Result<(&str, &str)> {
+pub(crate) fn split_url(url: &str) -> anyhow::Result<(&str, &str)> {
     let rest = url.strip_prefix("http://").with_context(|| format!("--url {url} does not begin with http://"))?;
     ensure!(
         rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'),
@@ -59,7 +106,7 @@ fn split_url(url: &str) -> anyhow::Result<(&str, &str)> {
     Ok((authority, path))
 }
 
-fn resolve(authority: &str, allow_remote: bool) -> anyhow::Result<SocketAddr> {
+pub(crate) fn resolve(authority: &str, allow_remote: bool) -> anyhow::Result<SocketAddr> {
     let port_is_named = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let with_port = if port_is_named { authority.to_owned() } else { format!("{authority}:80") };
     let addresses = with_port.to_socket_addrs().with_context(|| format!("{authority} has no address"))?;

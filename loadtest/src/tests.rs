@@ -130,6 +130,40 @@ fn slow_clients_are_still_open_or_answered() {
 }
 
 #[test]
+fn bombs_are_sent_whole_and_answered() {
+    // The sample backend takes one long field, and not so many short ones.
+    let line = "bomb --rate 200 --duration 300ms --head-bytes 8KiB --expect-status 200 --expect-status 400";
+    let (bombs, failed) = run(backend(), line, "/");
+    let statuses = bombs.tally.statuses().collect::<Vec<_>>();
+    assert!(!failed, "{statuses:?}");
+    assert!(matches!(statuses[..], [(200, long), (400, many)] if long > 5 && many > 5), "{statuses:?}");
+    let bytes = bombs.tally.traffic.bytes_out / bombs.tally.answers().max(1);
+    assert!((7_000..10_000).contains(&bytes), "{bytes} bytes each");
+}
+
+#[test]
+fn a_burst_sends_each_log_in_once() {
+    let directory = std::env::temp_dir().join(format!("shardgate-loadtest-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory");
+    let users = directory.join("users");
+    std::fs::write(&users, "a@b.example one two\nc@d.example  three\n").expect("written");
+    let line = format!("login --count 50 --users {}", users.display());
+    // The echo is what was sent: no token, and all the same an answer.
+    let (all, failed) = run(backend(), &line, "/echo");
+    assert!(!failed);
+    assert_eq!((all.tally.answers(), all.tally.contents.len()), (50, 50));
+    let said = |content: &Vec<u8>| String::from_utf8_lossy(content).into_owned();
+    let with = |password: &str| all.tally.contents.iter().filter(|content| said(content).contains(password)).count();
+    assert_eq!((with("\"one two\""), with("\"three\"")), (25, 25));
+    let (few, failed) = run(backend(), &format!("{line} --connections 3"), "/echo");
+    assert_eq!((few.tally.answers(), failed), (50, false));
+    // A refusal that does not say when to come back is a failure.
+    let (refused, failed) = run(backend(), &line, "/status?code=429");
+    assert_eq!((refused.tally.answers(), refused.tally.told_when, failed), (50, 0, true));
+    std::fs::remove_dir_all(&directory).expect("removed");
+}
+
+#[test]
 fn big_bodies_go_both_ways_whole() {
     let port = backend();
     let (down, failed) = run(port, "stream --down --connections 2", "/big?bytes=5000000");

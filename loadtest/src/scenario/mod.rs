@@ -1,6 +1,7 @@
 //! What to do: runs a scenario's threads, marks what server and load test cost meanwhile, and adds up the tallies.
 //! Each scenario is a loop in a file of its own; words for the result are `report`'s.
 
+mod burst;
 mod idle;
 mod requests;
 mod slow;
@@ -39,15 +40,28 @@ pub(crate) struct Job {
     /// Statuses that are success; all below 400 if empty.
     pub(crate) expected: Vec<u16>,
     pub(crate) server_pid: Option<u32>,
+    /// Where the access tokens go that a burst of log-ins got.
+    pub(crate) tokens_out: Option<std::path::PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Plan {
-    Open { rate: f64, arrival: Arrival, seed: u64 },
+    Open {
+        rate: f64,
+        arrival: Arrival,
+        seed: u64,
+    },
     Closed,
     Events,
-    Idle { hold_ns: u64 },
-    Slow { every_ns: u64, in_body: bool },
+    Idle {
+        hold_ns: u64,
+    },
+    Slow {
+        every_ns: u64,
+        in_body: bool,
+    },
+    /// Each of the job's heads once, as fast as the connections let it.
+    Burst,
     Transfer,
 }
 
@@ -91,7 +105,7 @@ pub(crate) fn run(job: &Job, progress: &mut dyn FnMut(&Tally)) -> anyhow::Result
     let start = socket::now() + if is_timed { SECOND / 20 } else { 0 };
     let measure_from = start + if is_timed { job.warm_up_ns } else { 0 };
     let end = match job.plan {
-        Plan::Idle { .. } | Plan::Transfer => start + 3600 * SECOND, // they end by themselves; this is the bound
+        Plan::Idle { .. } | Plan::Transfer | Plan::Burst => start + 3600 * SECOND, // they end by themselves; this is the bound
         _ => measure_from + job.duration_ns,
     };
     let (news, heard) = channel();
@@ -138,6 +152,7 @@ fn work(share: &Share<'_>) -> anyhow::Result<Tally> {
         Plan::Events => sse::run(client, meter),
         Plan::Idle { hold_ns } => idle::run(client, meter, hold_ns),
         Plan::Slow { every_ns, in_body } => slow::run(client, meter, every_ns, in_body),
+        Plan::Burst => burst::run(client, meter),
         Plan::Transfer => transfer::run(client, meter),
     })
 }
