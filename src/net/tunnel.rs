@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use super::{Io, Tunnel, inbound::Inbound};
@@ -10,6 +11,11 @@ use crate::shard::{Deadline, buffers, timer};
 
 /// What a tunnel may move before the shard's other tasks get their turn.
 const BYTES_PER_TURN: u64 = 1024 * 1024;
+
+/// How long a client may be silent once the backend has ended. Its FIN does not tell whether it closed or only has no
+/// more to say. If it closed, the next byte sent to it breaks the connection, and so the tunnel; a client that has none
+/// is not waited for.
+const AFTER_BACKEND: Duration = Duration::from_secs(2);
 
 /// One direction of a tunnel.
 struct Flow {
@@ -76,8 +82,8 @@ impl Drop for Flow {
     }
 }
 
-/// Runs a tunnel until both directions have ended, one side broke, or nothing moved for too long. Returns the bytes that
-/// went to the client.
+/// Runs a tunnel until both directions have ended, one side broke, or nothing moved for too long; once the backend has
+/// ended that is soon. Returns the bytes that went to the client.
 pub(super) async fn run(client: &Io, inbound: &mut Inbound, tunnel: Tunnel) -> u64 {
     let Tunnel { mut backend, idle_timeout: idle, hold: _hold } = tunnel;
     let mut up = Flow::new(inbound.take_rest());
@@ -87,6 +93,7 @@ pub(super) async fn run(client: &Io, inbound: &mut Inbound, tunnel: Tunnel) -> u
     loop {
         let goes_on = poll_fn(|cx| {
             let mut moved = 0;
+            let had_ended = down.is_done;
             for flowed in [up.poll(cx, client, backend.io()), down.poll(cx, backend.io(), client)] {
                 match flowed {
                     Flowed::Some(bytes) => moved += bytes,
@@ -97,8 +104,8 @@ pub(super) async fn run(client: &Io, inbound: &mut Inbound, tunnel: Tunnel) -> u
             if up.is_done && down.is_done {
                 return Poll::Ready(false);
             }
-            if moved > 0 {
-                silence.set_after(idle);
+            if moved > 0 || down.is_done != had_ended {
+                silence.set_after(if down.is_done { idle.min(AFTER_BACKEND) } else { idle });
             }
             if moved >= BYTES_PER_TURN {
                 return Poll::Ready(true);

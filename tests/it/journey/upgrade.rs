@@ -166,6 +166,20 @@ fn a_client_that_breaks_off_takes_the_backend_with_it() {
 }
 
 #[test]
+fn a_tunnel_does_not_outlive_a_backend_that_has_closed() {
+    // A client that does not close by itself, nor say anything: the idle limit is 5 minutes.
+    let (gateway, _backend, mut client) = tunnel(&Setup::default(), |_| Ok(()));
+    client.expect_end();
+    assert_eq!(gateway.access_lines(1)[0]["status"], 101);
+    // One that talks on into a connection that nobody has any more.
+    let (gateway, _backend, mut client) = tunnel(&Setup::default(), |_| Ok(()));
+    client.expect_end();
+    client.send("are you there?");
+    client.send("are you?");
+    assert_eq!(gateway.access_lines(1)[0]["status"], 101);
+}
+
+#[test]
 fn a_silent_tunnel_is_closed() {
     let setup = Setup { route: "stream_idle_timeout = \"200ms\"", ..Setup::default() };
     let (_gateway, mut backend, mut client) = tunnel(&setup, |conversation| {
