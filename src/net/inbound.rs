@@ -365,9 +365,12 @@ impl<'i> RequestBody<'i> {
         self.inbound.body_due
     }
 
-    /// What is left of a `100 Continue` of which a part was written: it goes out before anything else does.
-    pub(super) fn take_torn_interim(&mut self) -> &'static [u8] {
-        if self.inbound.awaits_continue() { &[] } else { std::mem::take(&mut self.inbound.interim) }
+    /// The answer begins: what is left of a `100 Continue` of which a part was written goes out before it, and one that
+    /// was not begun never will, for it would stand in the middle of the answer.
+    pub(super) fn end_interim(&mut self) -> &'static [u8] {
+        let was_begun = !self.inbound.awaits_continue();
+        let rest = std::mem::take(&mut self.inbound.interim);
+        if was_begun { rest } else { &[] }
     }
 
     /// Sets the connection's timer to when the whole body has to be here.
@@ -384,5 +387,88 @@ impl<'i> RequestBody<'i> {
     /// The connection's timer: whoever waits on behalf of this request sets and polls it.
     pub fn deadline(&mut self) -> &mut Deadline {
         &mut self.inbound.deadline
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpListener, rc::Rc};
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::{
+        net::{AnswerBody, Cut, Response, Tunnel, outbound},
+        proto::head::{ResponseHead, Version},
+        shard::{TcpStream, testing},
+    };
+
+    /// The body of an answer that has none.
+    struct Empty;
+
+    impl AnswerBody for Empty {
+        fn poll_fill(&mut self, _: &mut Context<'_>, _: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
+            Poll::Ready(Ok(false))
+        }
+
+        fn chunk(&self) -> &[u8] {
+            &[]
+        }
+
+        fn consume(&mut self, _: usize) {}
+
+        fn trailers(&self) -> &[u8] {
+            &[]
+        }
+
+        fn poll_meanwhile(&mut self, _: &mut Context<'_>, _: &mut RequestBody<'_>) -> Poll<Cut> {
+            Poll::Pending
+        }
+
+        fn write_timeout(&self) -> Option<Duration> {
+            None
+        }
+
+        fn into_tunnel(self) -> Option<Tunnel> {
+            None
+        }
+
+        fn abandon(self) {}
+    }
+
+    /// What a client that waits for `100 Continue` gets to read when so much of it was written before the answer began.
+    async fn answered_after(written: usize) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let due = clock::now() + Duration::from_secs(30);
+        let address = listener.local_addr().expect("an address");
+        let mut client = TcpStream::connect(address, due).await.expect("connected");
+        let (server, _) = listener.accept().expect("accepted");
+        let io = Rc::new(Io::new(TcpStream::from_fd(server.into()).expect("registered")));
+        let mut inbound = Inbound::new(Rc::clone(&io));
+        inbound.framing = Framing::Length(10);
+        inbound.reader.begin_body(inbound.framing);
+        inbound.interim = &CONTINUE[written..];
+        let head = ResponseHead::new(417, buffers::take(), buffers::take_fields());
+        let response = Response { head, body: Empty, request: RequestBody::new(&mut inbound) };
+        let mut answer = outbound::Answer::new(response, false, Version::Http11, true, Duration::from_secs(30));
+        assert_eq!(answer.send(&io).await.cut, None);
+        drop(answer);
+        assert!(inbound.interim.is_empty(), "nothing of it may follow the answer");
+        drop((inbound, io));
+        let mut heard = String::new();
+        client.read_to_string(&mut heard).await.expect("read to the end");
+        heard
+    }
+
+    #[test]
+    fn a_torn_interim_answer_is_completed_before_the_answer() {
+        testing::on_both_drivers(|| async {
+            let torn = answered_after(9).await;
+            assert!(torn.starts_with("100 Continue\r\n\r\nHTTP/1.1 417 "), "{torn}");
+            for written in [0, CONTINUE.len()] {
+                let whole = answered_after(written).await;
+                assert!(whole.starts_with("HTTP/1.1 417 "), "{written}: {whole}");
+            }
+        });
     }
 }

@@ -81,7 +81,6 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
         write_timeout: Duration,
     ) -> Self {
         let Response { head, body, mut request } = response;
-        let torn_interim = request.take_torn_interim();
         let write_timeout = body.write_timeout().unwrap_or(write_timeout);
         let is_bodiless = to_head || matches!(head.status, 100..=199 | 204 | 304);
         let framing = match head.framing {
@@ -102,6 +101,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             (Ending::Keep, Version::Http10) => ConnectionToken::KeepAlive,
             (Ending::Keep, _) => ConnectionToken::None,
         };
+        let torn_interim = request.end_interim();
         let writer = Writer::new(framing == Framing::Chunked, is_bodiless, |out| {
             out.extend_from_slice(torn_interim);
             // An answer to HEAD says how long its body would be, with the field that the backend sent.
