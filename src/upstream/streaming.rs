@@ -27,8 +27,8 @@ pub struct Streaming {
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     cancels_on_close: bool,
-    /// The timer is set for the body's pause.
-    is_waiting: bool,
+    /// While the backend pauses: when it will have paused for too long.
+    stalls_at: Option<Instant>,
     /// When the head was complete, until the body has to be waited for.
     answered_at: Option<Instant>,
     trailers: Vec<u8>,
@@ -65,7 +65,7 @@ impl Streaming {
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
-            is_waiting: false,
+            stalls_at: None,
             answered_at,
             trailers: Vec::new(),
         };
@@ -124,7 +124,7 @@ impl AnswerBody for Streaming {
         let Some(hold) = &mut self.hold else { return Poll::Ready(Ok(false)) };
         match hold.lease.connection().poll_fill(cx) {
             Poll::Ready(Ok(true)) => {
-                self.is_waiting = false;
+                self.stalls_at = None;
                 Poll::Ready(Ok(true))
             }
             Poll::Ready(Ok(false)) => {
@@ -141,9 +141,10 @@ impl AnswerBody for Streaming {
             }
             Poll::Pending => {
                 self.answered_at = None;
-                if !std::mem::replace(&mut self.is_waiting, true) {
-                    request.deadline().set_after(self.idle_timeout);
-                }
+                let stalls_at = *self.stalls_at.get_or_insert_with(|| clock::now() + self.idle_timeout);
+                // The timer is the rest of the request's too, which `poll_upload` finds overdue when it is woken.
+                let due = if self.upload.is_some() { stalls_at.min(request.due()) } else { stalls_at };
+                request.deadline().set(due);
                 request.deadline().poll(cx).map(|()| Err(Cut::UpstreamStalled))
             }
         }

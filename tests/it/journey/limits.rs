@@ -59,6 +59,23 @@ fn a_request_has_its_time_until_its_body_is_complete() {
 }
 
 #[test]
+fn a_request_that_stands_still_has_its_time_also_behind_its_answer() {
+    let backend = Backend::start(|conversation| {
+        conversation.read_head()?;
+        conversation.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nearly\r\n")?;
+        conversation.read_to_end();
+        Ok(())
+    });
+    // The answer itself may pause for 5 minutes.
+    let gateway = Setup { route: "request_timeout = \"300ms\"", ..Setup::default() }.start(&[backend.address()]);
+    let mut client = gateway.connect();
+    client.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf ");
+    client.read_until("early");
+    client.expect_end();
+    assert_eq!(gateway.access_lines(1)[0]["reason"], "upload_failed");
+}
+
+#[test]
 fn sizes_are_refused_just_past_their_bounds() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());
