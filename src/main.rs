@@ -4,7 +4,7 @@ use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use shardgate::{
-    config::{self, Config, Mistakes, env},
+    config::{self, Config, Mistakes, env, watch::Watch},
     demo,
     server::{self, Ended},
     telemetry::log,
@@ -63,12 +63,14 @@ fn main() -> ExitCode {
             Ok(config) => finish(demo::run(config)),
             Err(mistakes) => wrong(&mistakes),
         },
-        Command::Check { file } => with_config(file, |config, path| {
+        Command::Check { file } => with_config(file, |config, watch| {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
             }
-            let source =
-                path.map_or_else(|| "the defaults and the environment".to_owned(), |path| path.display().to_string());
+            let source = watch.map_or_else(
+                || "the defaults and the environment".to_owned(),
+                |watch| watch.path().display().to_string(),
+            );
             print(&format!(
                 "{source}: no mistakes; {} routes, {} upstreams\n",
                 config.routes.len(),
@@ -81,19 +83,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve(config: Config, path: Option<PathBuf>) -> ExitCode {
+fn serve(config: Config, watch: Option<Watch>) -> ExitCode {
     if let Err(error) = log::init(&config.log.level) {
         eprintln!("shardgate: {error}");
         return ExitCode::from(WRONG);
     }
-    finish(server::run(config, path, |_, _| ()))
+    finish(server::run(config, watch, |_, _| ()))
 }
 
 /// Finds and loads the configuration, or reports every mistake in it.
-fn with_config(file: Option<PathBuf>, act: impl FnOnce(Config, Option<PathBuf>) -> ExitCode) -> ExitCode {
+fn with_config(file: Option<PathBuf>, act: impl FnOnce(Config, Option<Watch>) -> ExitCode) -> ExitCode {
     let path = config::find(file, &env::process());
+    // Before the file is read, so that no change between the two is missed.
+    let watch = path.as_deref().map(Watch::new);
     match config::load(path.as_deref()) {
-        Ok(config) => act(config, path),
+        Ok(config) => act(config, watch),
         Err(mistakes) => wrong(&mistakes),
     }
 }

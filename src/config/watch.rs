@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Watches one file. It follows the path anew each time, so that a file renamed over it and a directory of symlinks
 /// swapped under it (as Kubernetes does) are seen.
@@ -45,6 +45,11 @@ impl Watch {
         let mut watch = Self { path: path.into(), seen: None, pending: None };
         watch.seen = watch.look().ok().flatten();
         watch
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether the content is another than when this last said so (or than at the beginning). It says so once, and only

@@ -1,7 +1,7 @@
 //! The control thread: signals, reloads, health, the operator's listener. It builds plans and pages and sends them to the
 //! shards; nothing here is on a request's path.
 
-use std::{future::poll_fn, path::PathBuf, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -36,7 +36,7 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the control thread is given.
 pub(super) struct Equipment {
     pub(super) config: Config,
-    pub(super) config_path: Option<PathBuf>,
+    pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
     pub(super) shards: usize,
@@ -59,7 +59,7 @@ pub enum Ended {
 /// The control thread's state.
 struct Control {
     config: Config,
-    config_path: Option<PathBuf>,
+    /// Where the configuration is from.
     watch: Option<Watch>,
     plan: Arc<Plan>,
     names: Names,
@@ -80,9 +80,19 @@ struct Shard {
     applied: u64,
     /// What it told last.
     scraped: Option<Box<Scraped>>,
-    /// It was asked, and has not told.
-    is_asked: bool,
+    /// How often it was asked, and how often it has told.
+    asked: u64,
+    told: u64,
+    /// Which of its answers tells what it had counted when the last scrape was asked for.
+    wanted: u64,
     has_drained: bool,
+}
+
+impl Shard {
+    /// Whether it has told all that it was asked for.
+    fn is_heard(&self) -> bool {
+        self.told >= self.asked
+    }
 }
 
 /// An end that is under way.
@@ -95,10 +105,8 @@ struct Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, config_path, plan, names, shards, descriptors, endpoint, admin, writer, signals } =
-        equipment;
+    let Equipment { config, watch, plan, names, shards, descriptors, endpoint, admin, writer, signals } = equipment;
     let (bus, pump) = bus::on_tokio(endpoint)?;
-    let watch = config_path.as_deref().map(Watch::new);
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
         shards: i64::try_from(shards).unwrap_or(i64::MAX),
@@ -106,7 +114,6 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
     };
     let control = Control {
         config,
-        config_path,
         watch,
         plan,
         names,
@@ -169,8 +176,9 @@ impl Control {
     fn take(&mut self, from: usize, letter: Letter) {
         let Some(shard) = from.checked_sub(endpoint(0)).and_then(|index| self.shards.get_mut(index)) else { return };
         match letter {
-            Letter::Applied(generation) => {
-                shard.applied = generation;
+            Letter::Applied(scraped) => {
+                shard.applied = scraped.generation;
+                shard.scraped = Some(scraped);
                 if self.is_applied() {
                     tracing::info!(generation = self.plan.generation, "every shard runs the configuration");
                     self.show_pages();
@@ -178,8 +186,8 @@ impl Control {
             }
             Letter::Scraped(scraped) => {
                 shard.scraped = Some(scraped);
-                shard.is_asked = false;
-                if self.shards.iter().all(|shard| !shard.is_asked) {
+                shard.told += 1;
+                if self.shards.iter().all(Shard::is_heard) {
                     self.show_pages();
                 }
             }
@@ -200,7 +208,8 @@ impl Control {
 
     /// What is done every second.
     fn look(&mut self) {
-        self.ask_shards();
+        // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
+        self.ask_shards(Shard::is_heard);
         let changed = match self.watch.as_mut().map(Watch::changed) {
             Some(Ok(changed)) => changed,
             Some(Err(error)) => {
@@ -214,21 +223,20 @@ impl Control {
         }
     }
 
-    fn ask_shards(&mut self) {
-        for index in 0..self.shards.len() {
-            if !std::mem::replace(&mut self.shards[index].is_asked, true) {
-                self.bus.send(endpoint(index), Letter::Scrape);
-            }
+    fn ask_shards(&mut self, whom: impl Fn(&Shard) -> bool) {
+        for (index, shard) in self.shards.iter_mut().enumerate().filter(|(_, shard)| whom(shard)) {
+            shard.asked += 1;
+            self.bus.send(endpoint(index), Letter::Scrape);
         }
     }
 
     /// Takes the configuration file anew: whole, or not at all.
     fn reload(&mut self, why: &str) {
-        let Some(path) = &self.config_path else {
+        let Some(path) = self.watch.as_ref().map(|watch| watch.path().to_owned()) else {
             tracing::info!("there is no configuration file to reload");
             return;
         };
-        let mut config = match config::load(Some(path)) {
+        let mut config = match config::load(Some(&path)) {
             Ok(config) => config,
             Err(mistakes) => return self.refuse_reload(&mistakes),
         };
@@ -263,7 +271,7 @@ impl Control {
             Signalled::Reload => {
                 self.writer.reopen();
                 // What is read now is no change to be found later.
-                self.watch = self.config_path.as_deref().map(Watch::new);
+                self.watch = self.watch.take().map(|watch| Watch::new(watch.path()));
                 self.reload("SIGHUP");
                 false
             }
@@ -315,9 +323,9 @@ impl Control {
             Question::Metrics(sender) => {
                 self.scrapes.push(sender);
                 self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
-                // What they told before stays: health is asked for meanwhile, too.
-                self.shards.iter_mut().for_each(|shard| shard.is_asked = false);
-                self.ask_shards();
+                // All are asked anew: what is on its way was counted before.
+                self.ask_shards(|_| true);
+                self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
             }
             Question::Health(page, sender) => {
                 let known = self.known();
@@ -333,7 +341,8 @@ impl Control {
     /// Answers scrapes once every shard has told, or the time is up.
     fn answer_scrapes(&mut self) {
         let Some(due) = self.scrape_due else { return };
-        let answered = self.shards.iter().filter(|shard| !shard.is_asked).count();
+        let has_told = |shard: &Shard| shard.told >= shard.wanted;
+        let answered = self.shards.iter().filter(|shard| has_told(shard)).count();
         if answered < self.shards.len() && Instant::now() < due {
             return;
         }
@@ -343,7 +352,7 @@ impl Control {
             .shards
             .iter()
             .enumerate()
-            .filter(|(_, shard)| !shard.is_asked)
+            .filter(|(_, shard)| has_told(shard))
             .filter_map(|(index, shard)| {
                 let counters = shard.scraped.as_ref()?.counters.clone();
                 Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })

@@ -25,9 +25,9 @@ pub(super) enum Letter {
     Stop,
     /// Shard → shard: a fresh connection for you, not a byte of it read.
     Connection(OwnedFd, SocketAddr),
-    /// Shard → control: this generation of the configuration is in force here.
-    Applied(u64),
-    /// Shard → control: my counters, and how each upstream of that generation stands.
+    /// Shard → control: this generation of the configuration is in force here, and so its upstreams stand.
+    Applied(Box<Scraped>),
+    /// Shard → control: my counters, and how each upstream of that generation stands. One for each `Scrape`.
     Scraped(Box<Scraped>),
     /// Shard → control: the listener is closed and no connection is left.
     Drained,

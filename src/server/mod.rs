@@ -4,7 +4,7 @@ mod control;
 mod letter;
 mod worker;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 pub use control::Ended;
@@ -12,7 +12,7 @@ use letter::Letter;
 
 use crate::{
     bus::{load::LoadBoard, mesh},
-    config::{self, Config},
+    config::{self, Config, watch::Watch},
     exchange::Code,
     gateway::Plan,
     shard::{self, Driver, cores, listener},
@@ -25,13 +25,13 @@ const RING_LETTERS: usize = 1024;
 /// How long the access log may take to be written out when the process ends.
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
-/// Runs the gateway until a signal ends it. `config_path` is watched for changes; `listening` is called once with the
-/// addresses of the public and the operator's listener.
+/// Runs the gateway until a signal ends it. `watch` is on the file that the configuration is from, since before it was
+/// read; `listening` is called once with the addresses of the public and the operator's listener.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
 pub fn run(
     config: Config,
-    config_path: Option<PathBuf>,
+    watch: Option<Watch>,
     listening: impl FnOnce(SocketAddr, Option<SocketAddr>),
 ) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -99,7 +99,7 @@ pub fn run(
     listening(bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
     let control = control::Equipment {
         config,
-        config_path,
+        watch,
         plan,
         names,
         shards,

@@ -91,7 +91,6 @@ pub(super) async fn run(equipment: Equipment) {
         Ok(ends) => ends,
         Err(error) => give_up(index, "the shard cannot be reached by the others", &error),
     };
-    let generation = plan.generation;
     acceptor.set_budget(plan.accept_budget);
     let worker = Rc::new(Worker {
         index,
@@ -107,7 +106,7 @@ pub(super) async fn run(equipment: Equipment) {
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
     task::spawn("stall watch", stall::watch());
-    worker.tell_applied(generation);
+    worker.tell_applied();
     worker.receive(pump).await;
     worker.connections.cut();
     let given_up_at = clock::now() + CUT_MAX;
@@ -138,10 +137,9 @@ impl Worker {
     fn take(self: &Rc<Self>, letter: Letter) {
         match letter {
             Letter::Plan(plan) => {
-                let generation = plan.generation;
                 self.acceptor.set_budget(plan.accept_budget);
                 self.gateway.adopt(plan);
-                self.tell_applied(generation);
+                self.tell_applied();
             }
             Letter::Pages(pages) => self.gateway.show(pages),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
@@ -155,10 +153,9 @@ impl Worker {
         }
     }
 
-    /// How the new plan's upstreams stand goes first: once all shards have applied it, health is about them.
-    fn tell_applied(&self, generation: u64) {
-        self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped())));
-        self.bus.send(CONTROL, Letter::Applied(generation));
+    /// How the new plan's upstreams stand is told with it: once all shards have applied it, health is about them.
+    fn tell_applied(&self) {
+        self.bus.send(CONTROL, Letter::Applied(Box::new(self.scraped())));
     }
 
     fn scraped(&self) -> Scraped {

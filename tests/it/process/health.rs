@@ -102,6 +102,20 @@ fn a_reload_or_a_scrape_never_looks_like_an_outage() {
 }
 
 #[test]
+fn a_scrape_counts_what_was_answered_before_it() {
+    let service = Service::start();
+    let gateway = Gateway::start(&service.config(""));
+    let mut clients: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
+    for asked in 1..=100 {
+        for client in &mut clients {
+            assert_eq!(client.get("/health/live").status, 200);
+        }
+        let counted = gateway.metrics().sum("shardgate_requests_total");
+        assert_eq!(counted, asked * 8, "the answers were here before the scrape began");
+    }
+}
+
+#[test]
 fn the_operators_listener_answers_to_its_own_names_only() {
     let gateway = Gateway::start("");
     let port = gateway.admin().port();
