@@ -76,6 +76,7 @@ fn rewriting(criterion: &mut Criterion) {
         continues_trace: false,
         peer: b"192.0.2.7",
         is_trusted: false,
+        caller: None,
         forwards_authorization: true,
     };
     for (suffix, rules) in [("", Rules::default()), (", with rules", rules())] {

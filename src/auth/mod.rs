@@ -3,6 +3,7 @@
 //!
 //! Everything here is pure but for the fetching of key sets: time is an argument.
 
+pub mod rbac;
 pub mod revocation;
 
 pub use revocation::{Revocation, Revocations};

@@ -3,9 +3,11 @@
 mod client_note;
 mod ledger;
 mod reject;
+mod tether;
 mod under_way;
 
 pub use client_note::ClientNote;
 pub use ledger::Ledger;
 pub use reject::{Code, Reject};
+pub use tether::{Tether, Tethers};
 pub use under_way::{Exchange, Labels};

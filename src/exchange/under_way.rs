@@ -3,9 +3,10 @@
 
 use std::{net::IpAddr, rc::Rc, time::Duration};
 
-use super::{Code, Ledger, Reject};
+use super::{Code, Ledger, Reject, Tether, Tethers};
 use crate::{
-    net::{Cut, Finish, Peer, Sent},
+    auth::Claims,
+    net::{Cut, Cutter, Finish, Peer, Sent},
     proto::head::{Known, RequestHead, ResponseHead, Version},
     shard::{Instant, Local, buffers, clock},
     telemetry::{
@@ -52,6 +53,11 @@ pub struct Exchange {
     pub continues_trace: bool,
     /// What was tried at its upstream.
     pub trail: Trail,
+    /// Who calls, once its token has been checked; none on public routes.
+    pub caller: Option<Rc<Claims>>,
+    /// Ends its connection; none for a request that never was one.
+    cutter: Option<Cutter>,
+    tether: Option<Tether>,
     labels: Option<Rc<Labels>>,
     status: u16,
     reason: &'static str,
@@ -65,6 +71,7 @@ impl Exchange {
     pub fn begin(
         ledger: &Rc<Local<Ledger>>,
         peer: &Peer,
+        cutter: Option<Cutter>,
         head: RequestHead,
         began: Instant,
         is_trusted: bool,
@@ -93,6 +100,9 @@ impl Exchange {
             trace,
             continues_trace,
             trail: Trail::default(),
+            caller: None,
+            cutter,
+            tether: None,
             labels: None,
             status: 0,
             reason: "",
@@ -105,6 +115,11 @@ impl Exchange {
     /// It is known which route takes it.
     pub fn routed(&mut self, labels: &Rc<Labels>) {
         self.labels = Some(Rc::clone(labels));
+    }
+
+    /// Its answer goes on for no longer than the session of these claims.
+    pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>, claims: &Rc<Claims>) {
+        self.tether = self.cutter.take().map(|cutter| Tethers::tie(tethers, claims, cutter));
     }
 
     /// Refuses it: the answer, and the reason for the log. The cause goes to the log of the process, at a level that
@@ -172,6 +187,7 @@ impl Exchange {
                 request_id: self.request_id.as_bytes(),
                 trace_id: self.trace.trace_id,
                 client: self.client,
+                user: self.caller.as_deref().map_or("", |claims| &claims.sub),
                 method: head.text(head.method_text),
                 host: head.text(head.authority),
                 path: head.text(head.path),
@@ -233,10 +249,11 @@ impl Finish for Exchange {
 }
 
 impl Drop for Exchange {
-    /// The connection's task ended under it: it panicked, or the shard stopped.
+    /// The connection's task ended under it: its session ended, it panicked, or the shard stopped.
     fn drop(&mut self) {
         if !self.is_finished {
-            self.reason = "aborted";
+            let has_session_ended = self.tether.as_ref().is_some_and(Tether::is_cut);
+            self.reason = if has_session_ended { "revoked" } else { "aborted" };
             self.record(0);
         }
     }

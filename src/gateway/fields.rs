@@ -2,6 +2,7 @@
 //! route's rules. Pure edits of a flat head.
 
 use crate::{
+    auth::Claims,
     config::HeaderRules,
     proto::{
         head::{Field, Framing, Known, RequestHead, ResponseHead, Span, Version},
@@ -26,6 +27,8 @@ pub struct Said<'a> {
     pub peer: &'a [u8],
     /// Whether the peer's word about the hops before it counts.
     pub is_trusted: bool,
+    /// Who calls, if its token was checked.
+    pub caller: Option<&'a Claims>,
     /// Whether the backend sees the client's `Authorization`.
     pub forwards_authorization: bool,
 }
@@ -97,6 +100,9 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     said.trace.write(&mut traceparent);
     head.push(Known::XRequestId, b"X-Request-Id", said.request_id);
     head.push(Known::Traceparent, b"traceparent", &traceparent);
+    if let Some(caller) = said.caller {
+        push_caller(head, caller);
+    }
     append_to(head, Known::XForwardedFor, b"X-Forwarded-For", said.peer);
     if head.value(Known::XForwardedProto).is_none() {
         head.push(Known::XForwardedProto, b"X-Forwarded-Proto", b"http");
@@ -111,6 +117,17 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     }
     for (name, value) in &rules.add {
         head.push(Known::Other, name, value);
+    }
+}
+
+/// Who calls. What the client said of that is gone already.
+fn push_caller(head: &mut RequestHead, caller: &Claims) {
+    head.push(Known::Identity, b"X-User-Id", caller.sub.as_bytes());
+    if let Some(role) = &caller.role {
+        head.push(Known::Identity, b"X-User-Role", role.as_bytes());
+    }
+    if let Some(sid) = &caller.sid {
+        head.push(Known::Identity, b"X-Session-Id", sid.as_bytes());
     }
 }
 

@@ -16,7 +16,7 @@ use router::NoRoute;
 
 use crate::{
     exchange::{Code, Exchange, Labels, Ledger, Reject},
-    net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service},
+    net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
     shard::{Instant, Local, buffers},
     telemetry::slots::OTHER,
@@ -156,9 +156,9 @@ impl Service for Gateway {
         self.live.with(|live| Rc::clone(&live.http))
     }
 
-    fn begin(&self, peer: &Peer, head: RequestHead, began: Instant) -> Exchange {
+    fn begin(&self, peer: &Peer, slot: &Slot, head: RequestHead, began: Instant) -> Exchange {
         let (client, is_trusted) = self.live.with(|live| live.client(peer, &head));
-        Exchange::begin(&self.ledger, peer, head, began, is_trusted, client)
+        Exchange::begin(&self.ledger, peer, Some(slot.cutter()), head, began, is_trusted, client)
     }
 
     async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
@@ -186,7 +186,7 @@ impl Service for Gateway {
         began: Instant,
     ) -> (Response<'i, Body>, Exchange) {
         let head = unknown_head();
-        let mut exchange = Exchange::begin(&self.ledger, peer, head, began, false, peer.address.ip());
+        let mut exchange = Exchange::begin(&self.ledger, peer, None, head, began, false, peer.address.ip());
         let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
         exchange.answered(&mut head);
         (Response { head, body: Body::Own(bytes.into()), request: body }, exchange)

@@ -33,6 +33,7 @@ pub(super) async fn forward(
         continues_trace: exchange.continues_trace,
         peer: exchange.peer.text(),
         is_trusted: exchange.is_trusted,
+        caller: exchange.caller.as_deref(),
         forwards_authorization: route.forward_authorization,
     };
     fields::of_request(&mut exchange.head, &said, &route.request_headers);

@@ -15,8 +15,8 @@ pub struct Connections {
 
 #[derive(Debug)]
 struct State {
-    /// A place for each connection, with its task's waker.
-    places: Vec<Option<Waker>>,
+    /// A place for each connection.
+    places: Vec<Place>,
     free: Vec<u32>,
     open: usize,
     /// Answers tell clients to come back elsewhere.
@@ -25,6 +25,16 @@ struct State {
     is_closing: bool,
     /// Connections end now, whatever is under way.
     is_cut: bool,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    /// Of the connection's task.
+    waker: Option<Waker>,
+    /// This connection ends now.
+    is_cut: bool,
+    /// Counts the connections that had this place.
+    turn: u32,
 }
 
 /// A connection's place among the shard's. Dropping it gives it back.
@@ -53,7 +63,7 @@ impl Connections {
         let place = self.state.with(|state| {
             state.open += 1;
             state.free.pop().unwrap_or_else(|| {
-                state.places.push(None);
+                state.places.push(Place::default());
                 u32::try_from(state.places.len() - 1).expect("descriptors are far fewer than 2³²")
             })
         });
@@ -86,7 +96,7 @@ impl Connections {
     fn wake_after(&self, change: impl FnOnce(&mut State)) {
         let wakers: Vec<Waker> = self.state.with(|state| {
             change(state);
-            state.places.iter_mut().filter_map(Option::take).collect()
+            state.places.iter_mut().filter_map(|place| place.waker.take()).collect()
         });
         for waker in wakers {
             waker.wake();
@@ -109,11 +119,39 @@ impl Slot {
     pub fn is_cut(&self, cx: &Context<'_>) -> bool {
         self.connections.state.with(|state| {
             let place = &mut state.places[self.place as usize];
-            if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                *place = Some(cx.waker().clone());
+            if !place.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                place.waker = Some(cx.waker().clone());
             }
-            state.is_cut
+            state.is_cut || place.is_cut
         })
+    }
+
+    /// A handle that cuts this one connection, for as long as it lasts.
+    pub fn cutter(&self) -> Cutter {
+        let turn = self.connections.state.with(|state| state.places[self.place as usize].turn);
+        Cutter { connections: self.connections.clone(), place: self.place, turn }
+    }
+}
+
+/// Cuts one connection, whatever is under way on it. It may outlive the connection, and does nothing then.
+#[derive(Clone, Debug)]
+pub struct Cutter {
+    connections: Connections,
+    place: u32,
+    turn: u32,
+}
+
+impl Cutter {
+    /// The connection ends now. Its exchange under way is counted and logged as cut off.
+    pub fn cut(&self) {
+        let waker = self.connections.state.with(|state| {
+            let place = state.places.get_mut(self.place as usize).filter(|place| place.turn == self.turn)?;
+            place.is_cut = true;
+            place.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 }
 
@@ -123,8 +161,33 @@ impl Drop for Slot {
         let waker = self.connections.state.with(|state| {
             state.open -= 1;
             state.free.push(self.place);
-            state.places[self.place as usize].take()
+            let place = &mut state.places[self.place as usize];
+            place.turn = place.turn.wrapping_add(1);
+            place.is_cut = false;
+            place.waker.take()
         });
         drop(waker);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cutter_ends_its_own_connection_and_no_later_one_at_its_place() {
+        let connections = Connections::new();
+        let cx = Context::from_waker(Waker::noop());
+        let (one, two) = (connections.enter(), connections.enter());
+        let cutter = one.cutter();
+        cutter.cut();
+        assert!(one.is_cut(&cx) && !two.is_cut(&cx));
+        drop(one);
+        let next = connections.enter();
+        assert!(!next.is_cut(&cx), "the place is a new connection's");
+        cutter.cut();
+        assert!(!next.is_cut(&cx));
+        next.cutter().cut();
+        assert!(next.is_cut(&cx) && !two.is_cut(&cx));
     }
 }

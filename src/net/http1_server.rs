@@ -141,7 +141,7 @@ async fn serve_one<S: Service>(
     let asked = Asked::of(&head);
     let mut body = RequestBody::new(inbound);
     body.set_due(began + limits.request_timeout);
-    let mut exchange = service.begin(peer, head, began);
+    let mut exchange = service.begin(peer, slot, head, began);
     let Some(response) = service.serve(&mut exchange, body).await else {
         exchange.finish(Sent { body_bytes: 0, request_bytes: inbound.received_bytes(), cut: None });
         return After::Close;

@@ -20,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-pub use connections::{Connections, Slot};
+pub use connections::{Connections, Cutter, Slot};
 pub use http_client::{ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
 pub use inbound::{BodyFailure, HttpLimits, RequestBody};
@@ -87,8 +87,8 @@ pub trait Service: 'static {
     /// The limits in force.
     fn limits(&self) -> Rc<HttpLimits>;
 
-    /// A request's head is complete; its first byte was seen at `began`.
-    fn begin(&self, peer: &Peer, head: RequestHead, began: Instant) -> Self::Exchange;
+    /// A request's head is complete; its first byte was seen at `began`. `slot` is its connection's.
+    fn begin(&self, peer: &Peer, slot: &Slot, head: RequestHead, began: Instant) -> Self::Exchange;
 
     /// Answers a request; no answer closes the connection: the client has left. Dropping the future abandons the exchange.
     fn serve<'i>(

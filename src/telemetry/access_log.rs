@@ -321,6 +321,7 @@ mod tests {
             request_id: b"req-00000001",
             trace_id: [0; 16],
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            user: "",
             method: b"GET",
             host: b"localhost",
             path,

@@ -17,7 +17,7 @@ pub const HOST_MAX: usize = 262;
 /// Longest of the short fields: methods, names of routes and upstreams, instances.
 pub const NAME_MAX: usize = 128;
 /// No line is longer, whatever came from outside: six bytes for each that needs an escape.
-pub const LINE_MAX: usize = 6 * (PATH_MAX + USER_AGENT_MAX + HOST_MAX + 6 * NAME_MAX) + 1024;
+pub const LINE_MAX: usize = 6 * (PATH_MAX + USER_AGENT_MAX + HOST_MAX + 7 * NAME_MAX) + 1024;
 
 /// What one access-log line says. It borrows everything, and lives as long as it takes to write it.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,8 @@ pub struct Record<'a> {
     pub trace_id: [u8; 16],
     /// Who asked: the peer, or whom a trusted peer named.
     pub client: IpAddr,
+    /// Who calls, by its token; empty when no token was checked.
+    pub user: &'a str,
     /// The request's method.
     pub method: &'a [u8],
     /// The authority that was asked for.
@@ -90,6 +92,10 @@ impl Record<'_> {
         }
         out.extend_from_slice(b"\",\"client\":\"");
         push_address(out, self.client);
+        if !self.user.is_empty() {
+            out.extend_from_slice(b"\",\"user\":\"");
+            push_json_bounded(out, self.user.as_bytes(), NAME_MAX);
+        }
         out.extend_from_slice(b"\",\"method\":\"");
         push_json_bounded(out, self.method, NAME_MAX);
         out.extend_from_slice(b"\",\"host\":\"");
@@ -268,6 +274,7 @@ mod tests {
             request_id: b"req-00000001",
             trace_id: [0xab; 16],
             client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+            user: "",
             method: b"GET",
             host: b"api.example.com",
             path: b"/api/events/1",
@@ -361,7 +368,7 @@ mod tests {
 
     #[test]
     fn the_documentation_names_each_field() {
-        let full = Record { reason: "client_closed", ..record() };
+        let full = Record { reason: "client_closed", user: "42", ..record() };
         let mut written: Vec<String> = parsed(&full).into_iter().map(|(name, _)| name).collect();
         let docs = include_str!("../../docs/access-log.md");
         let mut documented: Vec<String> =
