@@ -43,6 +43,8 @@ pub fn run(mut config: Config) -> anyhow::Result<Ended> {
             .with_context(|| format!("the configuration has no upstream {name}; run the demo without one"))?;
         upstream.instances = vec![Instance { host: address.ip().to_string(), port: address.port() }];
     }
+    let loopback = |network: &str| network.parse().expect("a network");
+    config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
     server::run(config, None, |public, operators| print_hints(public.port(), operators.map(|address| address.port())))
 }
 

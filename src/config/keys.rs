@@ -189,6 +189,7 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "runtime", shape: Shape::Once, about: "Threads and how they wait for I/O.", keys: RUNTIME },
     Section { name: "listener", shape: Shape::Once, about: "The public listener.", keys: LISTENER },
     Section { name: "admin", shape: Shape::Once, about: "The operator's listener.", keys: ADMIN },
+    Section { name: "metrics", shape: Shape::Once, about: "Metrics on the public listener.", keys: METRICS },
     Section { name: "http", shape: Shape::Once, about: "Limits and times of clients' requests.", keys: HTTP },
     Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
     Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
@@ -283,6 +284,11 @@ const ADMIN: &[Key] = keys! {
         "The address that it binds.";
     port: Kind::Port, Value("3001"), "9000", Process, Restart,
         "Its port. 0 takes any free port.";
+};
+
+const METRICS: &[Key] = keys! {
+    allow: NETWORKS, Value("[]"), "[\"10.0.0.0/8\"]", Process, Live,
+        "Clients that `GET /metrics` answers on the public listener; for anybody else there is no such page (`404 not_found`). Behind `trust.proxies` the client is whom they name. The operator's listener has the page for itself.";
 };
 
 const HTTP: &[Key] = keys! {

@@ -50,6 +50,8 @@ pub struct Config {
     pub listener: Listener,
     /// The operator's listener.
     pub admin: Admin,
+    /// Metrics on the public listener.
+    pub metrics: Metrics,
     /// Limits and times of clients' requests.
     pub http: Http,
     /// Whose word about a request's origin counts.
@@ -135,6 +137,13 @@ pub struct Admin {
     pub address: IpAddr,
     /// The port that it binds; 0 takes any free one. Default 3001. Process, restart.
     pub port: u16,
+}
+
+/// Metrics on the public listener.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Metrics {
+    /// Clients that `GET /metrics` answers. Default none. Process, reload.
+    pub allow: Vec<IpNet>,
 }
 
 /// Limits and times of clients' requests. All hold for each request or connection by itself; all follow a reload.

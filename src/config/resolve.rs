@@ -8,7 +8,7 @@ use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::roles::read_roles;
 use super::routes::{Referred, read_routes};
-use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Runtime, Trust, Upstream, env};
+use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -150,8 +150,8 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
 
 fn read_config(root: &Table, report: &mut Report) -> Config {
     let mut section = |name: &str| Fields::of(name, name.to_owned(), root.get(name), report);
-    let [runtime, listener, admin, http] = ["runtime", "listener", "admin", "http"].map(&mut section);
-    let [trust, drain, data, log] = ["trust", "drain", "data", "log"].map(&mut section);
+    let [runtime, listener, admin, metrics] = ["runtime", "listener", "admin", "metrics"].map(&mut section);
+    let [http, trust, drain, data, log] = ["http", "trust", "drain", "data", "log"].map(&mut section);
     let upstreams = read_upstreams(root.get("upstreams"), report);
     let roles = read_roles(root.get("roles"), report);
     let cors = read_cors(root.get("cors"), report);
@@ -178,6 +178,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
             address: admin.take("address", report),
             port: admin.take("port", report),
         },
+        metrics: Metrics { allow: metrics.take("allow", report) },
         http: read_http(&http, report),
         trust: Trust { proxies: trust.take("proxies", report) },
         drain: Drain { notice: drain.take("notice", report), max: drain.take("max", report) },
@@ -198,6 +199,9 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_listeners(&config, &listener, &admin, report);
     check_limits(&config, &http, &drain, report);
     check_log_level(&config.log.level, &log, report);
+    if config.metrics.allow.iter().any(IpNet::is_everybody) {
+        report.warn(&metrics.place_of("allow"), "metrics.allow shows everybody what the gateway counts");
+    }
     if config.trust.proxies.iter().any(IpNet::is_everybody) {
         report.warn(&trust.place_of("proxies"), "trust.proxies trusts every peer to say where a request came from");
     }

@@ -7,7 +7,7 @@ mod plan;
 mod proxy;
 pub mod router;
 
-use std::{net::IpAddr, rc::Rc, sync::Arc};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use body::Body;
 use plan::{OwnPage, Target};
@@ -15,19 +15,31 @@ pub use plan::{Plan, PlanError};
 use router::NoRoute;
 
 use crate::{
+    bus::desk::Desk,
     exchange::{Code, Exchange, Labels, Ledger, Reject},
     net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
-    shard::{Instant, Local, buffers},
-    telemetry::slots::OTHER,
+    shard::{Instant, Local, buffers, clock, timer},
+    telemetry::{exposition, slots::OTHER},
     upstream::{Report, Upstream},
 };
+
+/// How long a scrape waits for the control thread, which itself gives the shards one second.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One per shard: what it routes by, and the upstreams as it knows them.
 #[derive(Debug)]
 pub struct Gateway {
     ledger: Rc<Local<Ledger>>,
+    desks: Desks,
     live: Local<Rc<Live>>,
+}
+
+/// Where a shard asks other threads what it does not know itself.
+#[derive(Debug)]
+pub struct Desks {
+    /// The control thread, for what all shards have counted.
+    pub metrics: Rc<Desk<(), Arc<str>>>,
 }
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -62,9 +74,9 @@ pub struct Page {
 
 impl Gateway {
     /// A gateway that works by this plan.
-    pub fn new(plan: Arc<Plan>, ledger: Rc<Local<Ledger>>) -> Self {
+    pub fn new(plan: Arc<Plan>, ledger: Rc<Local<Ledger>>, desks: Desks) -> Self {
         let live = Live::new(plan, &[], &ledger, Rc::default());
-        Self { ledger, live: Local::new(Rc::new(live)) }
+        Self { ledger, desks, live: Local::new(Rc::new(live)) }
     }
 
     /// Takes a new plan. Requests under way end by the old one; upstreams and backends that stay keep their connections.
@@ -163,7 +175,7 @@ impl Service for Gateway {
 
     async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
         let live = self.live();
-        let (mut head, answer) = match live.answer(exchange, &mut body).await {
+        let (mut head, answer) = match live.answer(exchange, &mut body, &self.desks).await {
             Ok(answer) => answer,
             Err(reject) if reject.code == Code::ClientClosed => {
                 exchange.abandoned();
@@ -199,6 +211,7 @@ impl Live {
         &self,
         exchange: &mut Exchange,
         body: &mut RequestBody<'_>,
+        desks: &Desks,
     ) -> Result<(ResponseHead, Body), Reject> {
         if let Some(answer) = own_method(&exchange.head)? {
             return Ok(answer);
@@ -220,6 +233,8 @@ impl Live {
                 let (head, body) = proxy::forward(exchange, route, upstream, &found.captures, body).await?;
                 Ok((head, Body::Upstream(body)))
             }
+            // Boxed, so that other requests are not larger for what few of them wait for.
+            Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, desks)).await,
             Target::Own(page) => Ok(self.own_page(*page)),
         }
     }
@@ -248,18 +263,35 @@ impl Live {
         match page {
             OwnPage::Health => json(&self.pages.health),
             OwnPage::Ready => json(&self.pages.ready),
-            OwnPage::Live => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
+            // The metrics have a step of their own.
+            OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
         }
+    }
+
+    /// What all shards have counted, for those who may know: the control thread asks the shards, and this one among
+    /// them, while the request waits.
+    async fn metrics(&self, client: IpAddr, desks: &Desks) -> Result<(ResponseHead, Body), Reject> {
+        if !self.plan.metrics_allowed.iter().any(|network| network.contains(client)) {
+            return Err(Reject::new(Code::NotFound));
+        }
+        let asked = desks.metrics.ask(()).map_err(|_| Reject::new(Code::Overloaded))?;
+        let told = timer::within(clock::now() + METRICS_TIMEOUT, asked).await;
+        let text = told.ok_or_else(|| Reject::new(Code::Overloaded))?;
+        Ok(own_answer(200, exposition::CONTENT_TYPE, text.as_bytes()))
     }
 }
 
-/// An answer of the gateway's own.
 fn json(page: &Page) -> (ResponseHead, Body) {
-    let mut head = ResponseHead::new(page.status, buffers::take(), buffers::take_fields());
-    head.framing = Framing::Length(page.body.len() as u64);
-    head.push(Known::ContentType, b"Content-Type", b"application/json");
+    own_answer(page.status, "application/json", &page.body)
+}
+
+/// An answer of the gateway's own.
+fn own_answer(status: u16, content_type: &str, body: &[u8]) -> (ResponseHead, Body) {
+    let mut head = ResponseHead::new(status, buffers::take(), buffers::take_fields());
+    head.framing = Framing::Length(body.len() as u64);
+    head.push(Known::ContentType, b"Content-Type", content_type.as_bytes());
     head.push(Known::Other, b"Cache-Control", b"no-store");
-    (head, Body::Own(page.body.clone().into()))
+    (head, Body::Own(body.to_vec().into()))
 }
 
 /// What no route is asked about: `OPTIONS *` is about the gateway, and some methods it does not do for anybody.

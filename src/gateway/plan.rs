@@ -29,6 +29,8 @@ pub struct Plan {
     pub hands_over: bool,
     /// Peers whose word about the client counts.
     pub trusted: Vec<IpNet>,
+    /// Clients that may read the metrics.
+    pub(super) metrics_allowed: Vec<IpNet>,
     pub(super) router: Router,
     pub(super) routes: Vec<Route>,
     /// The groups of backends, in the order that routes refer to.
@@ -70,6 +72,8 @@ pub(super) enum OwnPage {
     Health,
     Live,
     Ready,
+    /// For those in `metrics.allow`.
+    Metrics,
 }
 
 /// How a route's requests are proxied.
@@ -134,8 +138,12 @@ pub enum PlanError {
 }
 
 /// The routes that the gateway answers itself, under the names that logs and metrics show.
-const OWN_PAGES: [(&str, OwnPage); 3] =
-    [("/health", OwnPage::Health), ("/health/live", OwnPage::Live), ("/health/ready", OwnPage::Ready)];
+const OWN_PAGES: [(&str, OwnPage); 4] = [
+    ("/health", OwnPage::Health),
+    ("/health/live", OwnPage::Live),
+    ("/health/ready", OwnPage::Ready),
+    ("/metrics", OwnPage::Metrics),
+];
 
 impl Plan {
     /// Compiles a configuration for this many shards. Looks up the backends' names, so it may block for as long as DNS
@@ -167,6 +175,10 @@ impl Plan {
             });
         }
         for (path, page) in OWN_PAGES {
+            // A page that nobody may see is none, and the path is whoever's route takes it.
+            if page == OwnPage::Metrics && config.metrics.allow.is_empty() {
+                continue;
+            }
             router.add(routes.len(), &[], &PathPattern::Exact(path.to_owned()), &["GET".to_owned()]);
             routes.push(Route { name: path.to_owned(), slot: names.routes.claim(path), target: Target::Own(page) });
         }
@@ -177,6 +189,7 @@ impl Plan {
             accept_budget: config.listener.accept_budget,
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
+            metrics_allowed: config.metrics.allow.clone(),
             router,
             routes,
             upstreams,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     admin::{self, HealthPage, Question, health},
-    bus::{self, Bus, Pump, mesh::Endpoint},
+    bus::{self, Bus, Pump, desk::Ticket, mesh::Endpoint},
     config::{self, Config, watch::Watch},
     gateway::{Page, Pages, Plan},
     shard::clock,
@@ -68,9 +68,17 @@ struct Control {
     bus: Bus<Letter>,
     process: ProcessCounters,
     drain: Option<Drain>,
-    scrapes: Vec<oneshot::Sender<String>>,
+    scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
     writer: access_log::Writer,
+}
+
+/// Who waits for the metrics.
+enum Scraper {
+    /// A client of the operator's listener.
+    Operator(oneshot::Sender<String>),
+    /// A client of a shard.
+    Shard(usize, Ticket),
 }
 
 /// What is known of a shard.
@@ -191,6 +199,7 @@ impl Control {
                     self.show_pages();
                 }
             }
+            Letter::AskMetrics(ticket) => self.scrape(Scraper::Shard(from, ticket)),
             Letter::Drained => shard.has_drained = true,
             letter => unreachable!("{letter:?} goes to shards only"),
         }
@@ -320,13 +329,7 @@ impl Control {
 
     fn answer(&mut self, question: Question) {
         match question {
-            Question::Metrics(sender) => {
-                self.scrapes.push(sender);
-                self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
-                // All are asked anew: what is on its way was counted before.
-                self.ask_shards(|_| true);
-                self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
-            }
+            Question::Metrics(sender) => self.scrape(Scraper::Operator(sender)),
             Question::Health(page, sender) => {
                 let known = self.known();
                 // Whoever asked may have left.
@@ -336,6 +339,14 @@ impl Control {
                 });
             }
         }
+    }
+
+    fn scrape(&mut self, scraper: Scraper) {
+        self.scrapes.push(scraper);
+        self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
+        // All are asked anew: what is on its way was counted before.
+        self.ask_shards(|_| true);
+        self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
     }
 
     /// Answers scrapes once every shard has told, or the time is up.
@@ -360,8 +371,16 @@ impl Control {
             .collect();
         let mut text = String::with_capacity(64 * 1024);
         write_prometheus(&shards, &self.process, &self.names, &mut text);
-        for sender in self.scrapes.drain(..) {
-            let _ = sender.send(text.clone());
+        let mut shared: Option<Arc<str>> = None;
+        for scraper in std::mem::take(&mut self.scrapes) {
+            match scraper {
+                // Whoever asked may have left.
+                Scraper::Operator(sender) => drop(sender.send(text.clone())),
+                Scraper::Shard(shard, ticket) => {
+                    let text = shared.get_or_insert_with(|| text.as_str().into());
+                    self.bus.send(shard, Letter::Metrics(ticket, Arc::clone(text)));
+                }
+            }
         }
     }
 

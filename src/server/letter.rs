@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
+    bus::desk::Ticket,
     gateway::{Pages, Plan},
     telemetry::metrics::Counters,
     upstream::Report,
@@ -29,6 +30,10 @@ pub(super) enum Letter {
     Applied(Box<Scraped>),
     /// Shard → control: my counters, and how each upstream of that generation stands. One for each `Scrape`.
     Scraped(Box<Scraped>),
+    /// Shard → control: somebody who may asks for the metrics.
+    AskMetrics(Ticket),
+    /// Control → shard: this is what all shards have counted.
+    Metrics(Ticket, Arc<str>),
     /// Shard → control: the listener is closed and no connection is left.
     Drained,
 }

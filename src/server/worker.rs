@@ -18,11 +18,12 @@ use super::letter::{Letter, Scraped};
 use crate::{
     bus::{
         self, Bus, Pump,
+        desk::{Desk, Slip},
         load::{LoadBoard, should_hand_over},
         mesh::Endpoint,
     },
     exchange::{Code, Ledger, Reject},
-    gateway::{Gateway, Plan},
+    gateway::{Desks, Gateway, Plan},
     net::{Connections, Peer, Slot, serve_connection},
     proto::{
         head::Known,
@@ -58,6 +59,7 @@ pub(super) struct Equipment {
 struct Worker {
     index: usize,
     gateway: Rc<Gateway>,
+    metrics: Rc<Desk<(), Arc<str>>>,
     ledger: Rc<Local<Ledger>>,
     connections: Connections,
     bus: Bus<Letter>,
@@ -65,6 +67,9 @@ struct Worker {
     acceptor: Acceptor,
     is_stopping: Cell<bool>,
 }
+
+/// Scrapes of a shard's clients at once; those who scrape are few, and each makes all shards tell.
+const SCRAPES_MAX: usize = 8;
 
 /// The endpoint of the control thread.
 const CONTROL: usize = 0;
@@ -92,9 +97,18 @@ pub(super) async fn run(equipment: Equipment) {
         Err(error) => give_up(index, "the shard cannot be reached by the others", &error),
     };
     acceptor.set_budget(plan.accept_budget);
+    let metrics = Desk::new(SCRAPES_MAX, {
+        let bus = bus.clone();
+        move |slip| match slip {
+            Slip::Ask(ticket, ()) => bus.send(CONTROL, Letter::AskMetrics(ticket)),
+            // What was asked for is on its way to nobody, then.
+            Slip::Withdraw(_) => {}
+        }
+    });
     let worker = Rc::new(Worker {
         index,
-        gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger))),
+        gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger), Desks { metrics: Rc::clone(&metrics) })),
+        metrics,
         ledger,
         connections: Connections::new(),
         bus,
@@ -147,7 +161,8 @@ impl Worker {
             Letter::StopAccepting => self.acceptor.stop(),
             Letter::Stop => self.is_stopping.set(true),
             Letter::Connection(fd, address) => self.serve(fd, address),
-            Letter::Applied(_) | Letter::Scraped(_) | Letter::Drained => {
+            Letter::Metrics(ticket, text) => self.metrics.told(ticket, text),
+            Letter::Applied(_) | Letter::Scraped(_) | Letter::AskMetrics(_) | Letter::Drained => {
                 unreachable!("letters to the control thread go to no shard")
             }
         }

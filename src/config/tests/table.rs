@@ -27,6 +27,9 @@ fn the_defaults_are_those_that_were_promised() {
         address = "127.0.0.1"
         port = 3001
 
+        [metrics]
+        allow = []
+
         [http]
         header_timeout = "10s"
         request_timeout = "1m"

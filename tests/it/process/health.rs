@@ -144,3 +144,37 @@ fn metrics_are_not_for_the_public() {
     let response = gateway.get("/metrics");
     assert_eq!((response.status, response.json()["code"].as_str()), (404, Some("not_found")));
 }
+
+#[test]
+fn metrics_are_for_those_who_may_read_them() {
+    let service = Service::start();
+    // The route takes every path, and `/metrics` where it is the gateway's own is not its.
+    let config = |rest: &str| service.config(&format!("[metrics]\nallow = [\"127.0.0.2/32\"]\n{rest}"));
+    let gateway = Gateway::start(&config(""));
+    let from = |address: &str| {
+        Client::connect_from(address.parse().expect("an address"), gateway.address()).expect("it connects")
+    };
+    // On connections that land on several shards, each of which asks the control thread.
+    for nth in 1..=20 {
+        let mut client = from("127.0.0.2");
+        assert_eq!(client.get("/health/live").status, 200);
+        let page = client.get("/metrics");
+        assert_eq!(page.status, 200, "{page:?}");
+        assert_eq!(page.field("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+        let text = page.text();
+        let lives =
+            text.lines().filter(|line| line.starts_with("shardgate_requests_total{") && line.contains("/health/live"));
+        let counted: i64 = lives.filter_map(|line| line.rsplit(' ').next()?.parse::<i64>().ok()).sum();
+        assert_eq!(counted, nth, "all shards' requests, to the last one:\n{text}");
+    }
+    let response = from("127.0.0.3").get("/metrics");
+    assert_eq!((response.status, response.json()["code"].as_str()), (404, Some("not_found")));
+    // Behind a proxy that is trusted it is the client who counts.
+    gateway.rewrite_config(&config("[trust]\nproxies = [\"127.0.0.2/32\"]\n"));
+    gateway.signal(Signal::HUP);
+    gateway.log_until_nth("every shard runs the configuration", 2, Duration::from_secs(10));
+    let mut proxy = from("127.0.0.2");
+    proxy.send("GET /metrics HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 203.0.113.7\r\n\r\n");
+    assert_eq!(proxy.read_response().status, 404);
+    assert_eq!(proxy.get("/metrics").status, 200);
+}
