@@ -55,6 +55,7 @@ fn takes(kind: Kind) -> String {
         }
         Kind::Choice(words) => words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(" or "),
         Kind::Text(form) => form.to_owned(),
+        Kind::Secret(form) => format!("secret: {form}"),
         Kind::List(form) => format!("list: {form}"),
         Kind::Fields => "table of names and values".to_owned(),
     }
@@ -73,8 +74,9 @@ pub fn schema() -> Value {
                 let names = json!({ "pattern": "^[a-z][a-z0-9_-]{0,63}$" });
                 json!({ "type": "object", "description": about, "propertyNames": names, "additionalProperties": table })
             }
-            Shape::Listed => json!({ "type": "array", "description": section.about, "items": table }),
-            Shape::Inside => continue,
+            Shape::Listed if !name.contains('.') => list_schema(section),
+            // These are in the schema of what they are inside.
+            Shape::Listed | Shape::Inside => continue,
         };
         properties.insert(name.to_owned(), schema);
     }
@@ -90,13 +92,21 @@ pub fn schema() -> Value {
     })
 }
 
+fn list_schema(section: &Section) -> Value {
+    json!({ "type": "array", "description": section.about, "items": table_schema(section) })
+}
+
 fn table_schema(section: &Section) -> Value {
     let mut properties: Map<String, Value> =
         section.keys.iter().map(|key| (key.name.to_owned(), key_schema(key))).collect();
     for name in section.inside() {
         let path = format!("{}.{name}", section.name);
         let inside = SECTIONS.iter().find(|section| section.name == path);
-        properties.extend(inside.map(|inside| (name.to_owned(), table_schema(inside))));
+        let schema = |inside: &Section| match inside.shape {
+            Shape::Listed => list_schema(inside),
+            _ => table_schema(inside),
+        };
+        properties.extend(inside.map(|inside| (name.to_owned(), schema(inside))));
     }
     // Without routes the built-in upstreams have instances of their own.
     let required =
@@ -127,7 +137,7 @@ fn key_schema(key: &Key) -> Value {
         }
         Kind::Duration(..) => or_variable(json!({ "type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$" })),
         Kind::Choice(words) => or_variable(json!({ "enum": words })),
-        Kind::Text(_) => json!({ "type": "string" }),
+        Kind::Text(_) | Kind::Secret(_) => json!({ "type": "string" }),
         Kind::List(_) => or_variable(json!({ "type": "array", "items": { "type": "string" } })),
         Kind::Fields => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
     };

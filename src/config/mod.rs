@@ -8,6 +8,7 @@
 //! them in short: "reload" means that a reload applies it, "restart" that it needs a new process.
 
 mod address;
+mod auth;
 mod cors;
 pub mod docs;
 pub mod env;
@@ -20,17 +21,20 @@ mod read;
 mod resolve;
 mod roles;
 mod routes;
+mod secret;
 #[cfg(test)]
 mod tests;
 mod units;
 pub mod watch;
 
 pub use address::{HostPattern, Instance, IpNet};
+pub use auth::{Algorithm, Auth, SECRET_BYTES_MIN, TokenIssuer, TokenKey};
 pub use cors::{Cors, ORIGIN_BYTES_MAX, OriginPattern, Port, RouteCors};
 pub use limits::{LIMITS_PER_ROUTE_MAX, Limit, LimitApplies, LimitKey, LimitScope};
 pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
 pub use resolve::{find, load, resolve};
+pub use secret::{HIDDEN, Secret};
 pub use units::{parse_duration, parse_size, written_duration, written_size};
 
 use serde::{Serialize, Serializer};
@@ -62,6 +66,8 @@ pub struct Config {
     pub data: Data,
     /// What is written where.
     pub log: Log,
+    /// Tokens: keys, issuers, times.
+    pub auth: Auth,
     /// What callers with a role may do, by the role's name. Process, reload.
     pub roles: BTreeMap<String, Role>,
     /// Who may call from a browser.

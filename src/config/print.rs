@@ -17,7 +17,9 @@ impl Config {
             text.push_str("routes = []\n\n");
         }
         for section in SECTIONS {
-            let tables = root.get(section.name.trim_end_matches(".<name>"));
+            let mut names = section.name.trim_end_matches(".<name>").split('.');
+            let top = names.next().and_then(|name| root.get(name));
+            let tables = names.fold(top, |value, name| value?.get(name));
             match (section.shape, tables) {
                 (Shape::Once, Some(Value::Table(table))) => {
                     print(&mut text, section, &format!("[{}]", section.name), table);

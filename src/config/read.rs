@@ -6,7 +6,7 @@ use super::keys::{self, Fallback, Key, Kind, Section};
 use super::path::PathPattern;
 use super::raw::{self, Node, Place, Table, Value, quoted};
 use super::units::{parse_duration, parse_size, written_duration, written_size};
-use super::{Access, AccessLog, ClientClose, Driver};
+use super::{Access, AccessLog, Algorithm, ClientClose, Driver, Secret};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -253,6 +253,7 @@ pub(super) fn right(kind: Kind) -> String {
         Kind::Choice(words) => one_of(words),
         // Forms are written as Markdown.
         Kind::Text(form) => format!("it is text: {}", form.replace('`', "\"")),
+        Kind::Secret(form) => format!("it is a secret text: {}", form.replace('`', "\"")),
         Kind::List(form) => format!("it is a list of texts: {}", form.replace('`', "\"")),
         Kind::Fields => "it is a table of field names and values: { X-Name = \"value\" }".to_owned(),
     }
@@ -326,6 +327,20 @@ impl Written for String {
     fn read(node: &Node, key: &'static Key, path: &str, report: &mut Report) -> Option<Self> {
         let text = if let Value::Text(text) = &node.value { Some(text.text.clone()) } else { None };
         or_report(text, node, path, report, || right(key.kind))
+    }
+}
+
+impl Written for Secret {
+    fn read(node: &Node, key: &'static Key, path: &str, report: &mut Report) -> Option<Self> {
+        match &node.value {
+            Value::Text(text) => Some(Self::from(text.text.clone())),
+            Value::Broken => None,
+            // Whatever it is, it is not shown.
+            _ => {
+                report.wrong_at(node.place.clone(), path, "no text", &right(key.kind));
+                None
+            }
+        }
     }
 }
 
@@ -486,4 +501,4 @@ macro_rules! written_texts {
         }
     )*};
 }
-written_texts!(IpAddr, PathBuf, PathPattern, Driver, Access, ClientClose, AccessLog);
+written_texts!(IpAddr, Algorithm, PathBuf, PathPattern, Driver, Access, ClientClose, AccessLog);

@@ -1,6 +1,7 @@
 //! From what is written to a checked [`Config`]: reads every section, checks what holds between keys, and reports all
 //! mistakes at once.
 
+use super::auth::read_auth;
 use super::cors::read_cors;
 use super::keys::SECTIONS;
 use super::limits::{read_limits, warn_about_unused};
@@ -191,6 +192,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         },
         cors,
         limits,
+        auth: read_auth(root.get("auth"), report),
         roles,
         upstreams,
         routes,

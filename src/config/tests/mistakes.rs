@@ -97,7 +97,7 @@ fn unknown_names() {
             shardgate.toml:3: listner is not a section; did you mean listener?
             shardgate.toml:6: drain.x is not a key; there are notice, max
             shardgate.toml:8: http.head_byte_max is not a key; did you mean http.head_bytes_max?
-            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, metrics, http, trust, drain, data, log, cors, limits, roles, upstreams, routes"#]],
+            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, metrics, http, trust, drain, data, log, cors, limits, auth, roles, upstreams, routes"#]],
     );
 }
 
@@ -387,4 +387,96 @@ permissions = ["*"]
             shardgate.toml:16: routes[1].roles has "editr", and there is no such role; did you mean editor?
             shardgate.toml:17: routes[1].permissions has "*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write""#]],
     );
+}
+
+#[test]
+fn keys_and_issuers_of_tokens() {
+    check(
+        r#"[auth]
+issuer = "id"
+audience = ""
+access_lifetime = "2h"
+[[auth.keys]]
+kid = "a"
+algorithm = "HS256"
+secret = "too short, and never shown"
+[[auth.keys]]
+kid = "a"
+algorithm = "RS257"
+file = ""
+[[auth.keys]]
+kid = "b"
+algorithm = "ES256"
+secret = "long enough, but of no use for ES256"
+sign = true
+[[auth.keys]]
+kid = "c"
+algorithm = "EdDSA"
+file = "c.pem"
+secret = ["never shown"]
+sign = true
+[[auth.keys]]
+algorithm = "HS256"
+[[auth.issuers]]
+issuer = "id"
+jwks_url = "ftp://id/keys"
+algorithms = ["HS256"]
+types = []
+[[auth.issuers]]
+issuer = "id"
+jwks_file = "keys.json"
+ca_file = "ca.pem"
+audiences = [""]
+algorithms = []
+[[auth.issuers]]
+issuer = "user"
+jwks_url = "https://user:password@id/keys"
+jwks_file = "keys.json"
+"#,
+        &expect![[r#"
+            shardgate.toml:3: auth.audience is ""; it is 1 to 255 printable ASCII characters
+            shardgate.toml:4: auth.access_lifetime is "2h"; it is not more than auth.lifetime_max, which is "1h"
+            shardgate.toml:8: auth.keys[0].secret has 26 bytes; it has 32 or more, by chance: `openssl rand -base64 32` makes one
+            shardgate.toml:10: auth.keys[1].kid is "a", as that of another key; give each key an id of its own
+            shardgate.toml:11: auth.keys[1].algorithm is "RS257"; it is one of "HS256", "RS256", "PS256", "ES256", "EdDSA"
+            shardgate.toml:12: auth.keys[1].file is ""; it is a path
+            shardgate.toml:16: auth.keys[2].secret is given, and auth.keys[2].algorithm is "ES256"; only HS256 has a secret; name the file of the key
+            shardgate.toml:18: auth.keys[3] has both file and secret; give the file that holds the key, or an HS256 secret
+            shardgate.toml:22: auth.keys[3].secret is no text; it is a secret text: 32 bytes or more
+            shardgate.toml:23: auth.keys[3].sign is true, as that of another key; one key signs; the others only verify
+            shardgate.toml:24: auth.keys[4].kid is missing; it is text: 1 to 255 printable ASCII characters
+            shardgate.toml:26: auth.issuers[0].issuer is "id", and so is auth.issuer; the gateway's own keys stand in [[auth.keys]]
+            shardgate.toml:26: auth.issuers[1].issuer is "id", and so is auth.issuer; the gateway's own keys stand in [[auth.keys]]
+            shardgate.toml:26: auth.issuers[1].issuer is "id", as that of another; write each issuer once
+            shardgate.toml:28: auth.issuers[0].jwks_url is "ftp://id/keys"; it is an http or https URL without a user, like "https://id.example.com/jwks.json"
+            shardgate.toml:29: auth.issuers[0].algorithms has "HS256"; a key set has public keys only; for a shared secret write [[auth.keys]]
+            shardgate.toml:30: auth.issuers[0].types is empty; name one or more; "" is for tokens without
+            shardgate.toml:34: auth.issuers[1].ca_file is given, and auth.issuers[1].jwks_url is no https URL; only https servers show certificates
+            shardgate.toml:35: auth.issuers[1].audiences is ""; it is 1 to 255 printable ASCII characters
+            shardgate.toml:36: auth.issuers[1].algorithms is empty; name one or more
+            shardgate.toml:37: auth.issuers[2] has both jwks_url and jwks_file; say where its keys are: jwks_url or jwks_file
+            shardgate.toml:39: auth.issuers[2].jwks_url is ***; it is an http or https URL without a user, like "https://id.example.com/jwks.json""#]],
+    );
+    check(
+        "[[auth.issuers]]\nissuer = \"id\"\njwks_url = \"http://id/keys\"\n[[auth.issuers]]\nissuer = \"id2\"\njwks_url = \"http://[::1]:80/keys\"\n",
+        &expect![[r#"
+            warning: shardgate.toml:3: auth.issuers[0].jwks_url is "http://id/keys"; whoever is on the way can put keys of their own there; use https
+        "#]],
+    );
+}
+
+#[test]
+fn a_secret_out_of_a_variable_is_shown_nowhere() {
+    let text = "[[auth.keys]]\nkid = \"a\"\nalgorithm = \"HS256\"\nsecret = \"${TOKEN_SECRET}\"\n";
+    check_with(
+        text,
+        &[("TOKEN_SECRET", "hunter2")],
+        &expect![
+            "shardgate.toml:4: auth.keys[0].secret has 7 bytes; it has 32 or more, by chance: `openssl rand -base64 32` makes one"
+        ],
+    );
+    let secret = "correct horse battery staple, twice over";
+    let config = resolve(Some((Path::new("f"), text)), &env(&[("TOKEN_SECRET", secret)])).expect("it is right");
+    assert_eq!(config.auth.keys[0].secret.as_ref().expect("a secret").reveal(), secret);
+    assert!(!config.to_toml().contains("horse") && !format!("{config:?}").contains("horse"));
 }

@@ -1,12 +1,13 @@
 //! The table of keys, the example and the effective configuration agree; and nothing that is written panics.
 
 use super::*;
-use crate::config::keys::{Fallback, Key, Reload, SECTIONS, Section, Shape};
+use crate::config::keys::{Fallback, Key, Kind, Reload, SECTIONS, Section, Shape};
 use expect_test::expect;
 use proptest::prelude::*;
 use std::fs;
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "the table is long")]
 fn the_defaults_are_those_that_were_promised() {
     expect![[r#"
         [runtime]
@@ -66,6 +67,16 @@ fn the_defaults_are_those_that_were_promised() {
         max_age = "10m"
         credentials = false
         private_network = false
+
+        [auth]
+        issuer = "shardgate"
+        audience = "shardgate"
+        access_lifetime = "15m"
+        lifetime_max = "1h"
+        leeway = "5s"
+        token_bytes_max = "8KiB"
+        cache_entries = 16384
+        revocations_max = 100000
 
         [roles.admin]
         permissions = ["*"]
@@ -192,6 +203,21 @@ fn file_with(section: &Section, key: &Key) -> String {
         Shape::Once => format!("[{}]\n{line}", section.name),
         Shape::Named if section.name == "upstreams.<name>" && key.name != "instances" => format!("{shop}{line}"),
         Shape::Named => format!("[{}]\n{line}", section.name.replace("<name>", "shop")),
+        Shape::Listed if section.name == "auth.keys" => {
+            let missing = |name: &str, text| if key.name == name { "" } else { text };
+            let (kid, file) = (missing("kid", "kid = \"k\"\n"), missing("file", "file = \"k.pem\"\n"));
+            let (algorithm, file) = match key.name {
+                "algorithm" => ("", file),
+                "secret" => ("algorithm = \"HS256\"\n", ""),
+                _ => ("algorithm = \"ES256\"\n", file),
+            };
+            format!("[[auth.keys]]\n{kid}{algorithm}{file}{line}")
+        }
+        Shape::Listed if section.name == "auth.issuers" => {
+            let issuer = if key.name == "issuer" { "" } else { "issuer = \"id\"\n" };
+            let keys = if matches!(key.name, "jwks_url" | "jwks_file") { "" } else { "jwks_url = \"https://id\"\n" };
+            format!("[[auth.issuers]]\n{issuer}{keys}{line}")
+        }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
         Shape::Inside => format!("{shop}[[routes]]\n{path}{upstream}[{}]\n{line}", section.name),
     }
@@ -209,10 +235,15 @@ fn every_key_of_the_table_acts_and_is_written_back() {
         let table = match section.shape {
             Shape::Once => written[section.name].clone(),
             Shape::Named => written[section.name.trim_end_matches(".<name>")]["shop"].clone(),
-            Shape::Listed => written["routes"][0].clone(),
+            Shape::Listed => {
+                let mut names = section.name.split('.');
+                let top = &written[names.next().expect("a name")];
+                names.fold(top, |table, name| &table[name])[0].clone()
+            }
             Shape::Inside => written["routes"][0][section.name.trim_start_matches("routes.")].clone(),
         };
-        let example: toml::Table = format!("value = {}", key.example).parse().expect("TOML");
+        let shown = if matches!(key.kind, Kind::Secret(_)) { "\"***\"" } else { key.example };
+        let example: toml::Table = format!("value = {shown}").parse().expect("TOML");
         assert_eq!(table[key.name], example["value"], "{}.{}", section.name, key.name);
         if let Fallback::Value(default) = key.default {
             assert_ne!(default, key.example, "{}.{}", section.name, key.name);
@@ -248,7 +279,10 @@ fn the_example_is_valid_and_says_the_defaults() {
     assert_eq!(config.warnings, Vec::<String>::new());
     let default = Config::default();
     let Config { roles, limits, upstreams, routes, .. } = default.clone();
-    let sections = Config { roles, limits, upstreams, routes, ..config.clone() };
+    let mut sections = Config { roles, limits, upstreams, routes, ..config.clone() };
+    // Without keys one is made, and there are no other issuers.
+    sections.auth.keys.clear();
+    sections.auth.issuers.clear();
     assert_eq!(sections, default);
     let shop = &config.upstreams["shop"];
     assert_eq!(*shop, Upstream::new(shop.instances.clone()));
@@ -259,12 +293,22 @@ fn the_example_shows_every_key() {
     let written: toml::Table = example().parse().expect("TOML");
     let has = |table: Option<&toml::Value>, key: &str| table.is_some_and(|table| table.get(key).is_some());
     for (section, key) in every_key() {
+        if matches!(key.kind, Kind::Secret(_)) {
+            // Whoever runs the example must not run with a secret that everybody knows.
+            assert!(example().contains(&format!("# {} = ", key.name)), "{}.{}", section.name, key.name);
+            continue;
+        }
         let routes = written["routes"].as_array().expect("routes");
         let shown = match section.shape {
             Shape::Once => has(written.get(section.name), key.name),
             Shape::Named => {
                 let tables = written.get(section.name.trim_end_matches(".<name>")).and_then(toml::Value::as_table);
                 tables.is_some_and(|tables| tables.values().any(|table| has(Some(table), key.name)))
+            }
+            Shape::Listed if section.name.contains('.') => {
+                let (table, name) = section.name.split_once('.').expect("a dot");
+                let list = written[table][name].as_array().expect("a list");
+                list.iter().any(|entry| has(Some(entry), key.name))
             }
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
             Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
