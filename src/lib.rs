@@ -13,6 +13,8 @@ pub mod admin;
 
 pub mod accounts;
 
+pub mod sessions;
+
 pub mod exchange;
 
 pub mod bus;

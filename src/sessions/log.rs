@@ -1,0 +1,152 @@
+//! Following the log of revocations: what is new, and how fresh that knowledge is.
+
+use std::time::Duration;
+
+use super::embedded;
+use crate::auth::Revocation;
+use crate::shard::clock::{self, Instant};
+
+/// How often the embedded log is looked at: other processes write to it too (`shardgate user disable`), and SQLite wakes
+/// nobody. A look costs two queries of one row.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often at least [`Follower::next`] answers while all is well, so that freshness travels.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Until when the knowledge of the log is complete. Moves between threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Freshness {
+    looked_at: Option<Instant>,
+}
+
+impl Freshness {
+    /// The log has not been read yet.
+    pub const NEVER: Self = Self { looked_at: None };
+
+    /// The log was read to its end at this time.
+    pub const fn at(looked_at: Instant) -> Self {
+        Self { looked_at: Some(looked_at) }
+    }
+
+    /// Whether this is older than may be (`revocation.max_staleness`).
+    pub fn is_stale(self, now: Instant, staleness_max: Duration) -> bool {
+        self.looked_at.is_none_or(|looked_at| now.since(looked_at) > staleness_max)
+    }
+
+    /// When the log was last read to its end.
+    pub const fn looked_at(self) -> Option<Instant> {
+        self.looked_at
+    }
+}
+
+/// What a look at the log found. Moves between threads.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// What was not told before, in the log's order. An entry may be told twice.
+    pub entries: Vec<Revocation>,
+    /// How fresh everything told so far is. It does not advance while the log cannot be read.
+    pub freshness: Freshness,
+    /// Whether the entries are read in hindsight (at start, after the log was away), so that they say nothing of how
+    /// fast the log is.
+    pub is_replay: bool,
+    /// The log lost entries: it was emptied, or a replica that lacked some took over. What was told stays true and was
+    /// written back; what this instance never heard nobody can tell.
+    pub is_lossy: bool,
+    /// How far the log's clock is ahead of this machine's, in milliseconds: an entry is as old as `now - (at - ahead)`.
+    pub clock_ahead_ms: i64,
+}
+
+/// Reads the log. One per process, on the bridge.
+pub struct Follower {
+    source: Source,
+    freshness: Freshness,
+}
+
+enum Source {
+    Embedded { store: embedded::Store, position: i64, state: State },
+}
+
+impl std::fmt::Debug for Follower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Follower").field("freshness", &self.freshness).finish_non_exhaustive()
+    }
+}
+
+impl Follower {
+    pub(super) fn embedded(store: embedded::Store) -> Self {
+        let source = Source::Embedded { store, position: 0, state: State::Unread };
+        Self { source, freshness: Freshness::NEVER }
+    }
+
+    /// Waits for something new, and answers at least each second, also while the log cannot be read.
+    ///
+    /// The first answer after the start, and after the log was away, comes once all of the log has been read (or could
+    /// not be): [`Freshness::NEVER`] in the first one says that it could not.
+    ///
+    /// Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Heard {
+        let due = clock::now() + HEARTBEAT;
+        let Self { source, freshness } = self;
+        match source {
+            Source::Embedded { store, position, state } => loop {
+                let before = *state;
+                let Some((entries, end, looked_at)) = look(store, *position).await else {
+                    *state = State::Away;
+                    if before != State::Away || clock::now() >= due {
+                        return Heard { freshness: *freshness, ..Heard::default() };
+                    }
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                    continue;
+                };
+                let is_replay = before != State::Current;
+                let is_lossy = end < *position;
+                if is_lossy {
+                    tracing::error!(
+                        read = *position,
+                        end,
+                        "the log of revocations is not the one that was read before: was its file replaced?"
+                    );
+                }
+                *position = end;
+                *state = State::Current;
+                *freshness = Freshness::at(looked_at);
+                if is_replay || is_lossy || !entries.is_empty() || clock::now() >= due {
+                    return Heard { entries, freshness: *freshness, is_replay, is_lossy, clock_ahead_ms: 0 };
+                }
+                tokio::select! {
+                    () = store.appended() => {}
+                    () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                }
+            },
+        }
+    }
+}
+
+/// How the latest look went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// There was none.
+    Unread,
+    Current,
+    Away,
+}
+
+/// Everything after the position, the new position, and since when that is complete; nothing if it cannot be read.
+async fn look(store: &embedded::Store, position: i64) -> Option<(Vec<Revocation>, i64, Instant)> {
+    let mut entries = Vec::new();
+    let mut position = position;
+    loop {
+        let looked_at = clock::now();
+        let page = store.read_log(position).await.ok()?;
+        if page.last < position {
+            // Another file: all of it is new.
+            position = 0;
+            continue;
+        }
+        entries.extend(page.entries);
+        match page.next {
+            Some(next) => position = next,
+            None => return Some((entries, page.last, looked_at)),
+        }
+    }
+}

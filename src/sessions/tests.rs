@@ -1,0 +1,234 @@
+//! One suite against both stores.
+
+use std::cell::Cell;
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::auth::revocation::Kind;
+
+const RULES: Rules = Rules { lifetime_ms: 1_000_000, grace_ms: 10_000, per_user_max: 3 };
+const KEPT: Duration = Duration::from_mins(15);
+const START_MS: u64 = 1_700_000_000_000;
+
+/// Sessions over a store of their own, and the store's clock.
+struct Bed {
+    sessions: Sessions,
+    now_ms: Rc<Cell<u64>>,
+    _directory: TempDir,
+}
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(test)
+}
+
+fn embedded_bed() -> Bed {
+    let directory = TempDir::new().expect("a directory");
+    let now_ms = Rc::new(Cell::new(START_MS));
+    let clock = Rc::clone(&now_ms);
+    let store = Embedded::start(directory.path(), &[COMPONENT]).expect("threads start");
+    let store = Store::Embedded(embedded::Store::new(store, KEPT, Rc::new(move || Some(clock.get()))));
+    let sessions =
+        Sessions { store, keys: Rc::new(Keyring::new(b"0123456789abcdef0123456789abcdef", [])), rules: RULES };
+    Bed { sessions, now_ms, _directory: directory }
+}
+
+impl Bed {
+    fn pass(&self, millis: u64) {
+        self.now_ms.set(self.now_ms.get() + millis);
+    }
+
+    async fn sids(&self, user: &str) -> Vec<String> {
+        self.sessions.list(user).await.expect("the store answers").into_iter().map(|session| session.sid).collect()
+    }
+
+    /// The whole log.
+    async fn log(&self) -> Vec<(Kind, String)> {
+        let heard = self.sessions.follow().next().await;
+        assert!(heard.is_replay && !heard.is_lossy);
+        assert_ne!(heard.freshness, Freshness::NEVER);
+        heard.entries.iter().map(|entry| (entry.kind, entry.id.to_string())).collect()
+    }
+}
+
+fn note(user_agent: &str) -> ClientNote {
+    ClientNote::new(user_agent.as_bytes(), IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+/// Makes a test of each function: one for each store.
+macro_rules! suite {
+    ($($name:ident)*) => {
+        mod embedded_store {
+            $(#[test] fn $name() { super::run(super::$name(super::embedded_bed())); })*
+        }
+    };
+}
+
+suite! {
+    a_session_begins_is_renewed_and_ends
+    a_spent_token_is_answered_again_within_the_grace_and_ends_the_session_after_it
+    a_hundred_renewals_at_once_have_one_successor
+    a_session_has_an_end_whatever_happens
+    the_one_not_seen_for_longest_makes_room
+    all_sessions_of_a_user_end_and_new_ones_go_on
+    nobody_ends_the_sessions_of_others
+    the_log_is_followed
+}
+
+async fn a_session_begins_is_renewed_and_ends(bed: Bed) {
+    let sessions = &bed.sessions;
+    let begun = sessions.create("42", &note("one")).await.expect("it begins");
+    assert_eq!(begun.began_ms, START_MS);
+    bed.pass(5_000);
+    let renewed = sessions.refresh(begun.refresh_token.reveal(), &note("two")).await.expect("it is renewed");
+    assert_eq!((renewed.user.as_str(), &renewed.sid, renewed.began_ms), ("42", &begun.sid, START_MS));
+    let listed = Listed {
+        sid: begun.sid.clone(),
+        created_ms: START_MS,
+        last_seen_ms: START_MS + 5_000,
+        user_agent: "two".into(),
+        address: "127.0.0.1".into(),
+    };
+    assert_eq!(sessions.list("42").await, Ok(vec![listed]));
+    assert_eq!(bed.log().await, []);
+    sessions.end("42", &begun.sid, "42").await.expect("it ends");
+    assert_eq!(bed.log().await, [(Kind::Session, begun.sid.clone())]);
+    let refused = sessions.refresh(renewed.refresh_token.reveal(), &note("two")).await;
+    assert_eq!(refused.expect_err("it has ended"), RefreshError::Invalid);
+    assert_eq!(sessions.list("42").await, Ok(Vec::new()));
+    sessions.end("42", &begun.sid, "42").await.expect("it may end twice");
+    assert_eq!(bed.log().await.len(), 2, "a token of it may still be about");
+}
+
+async fn a_spent_token_is_answered_again_within_the_grace_and_ends_the_session_after_it(bed: Bed) {
+    let sessions = &bed.sessions;
+    let first = sessions.create("42", &note("")).await.expect("it begins").refresh_token;
+    let refresh = async |token: &RefreshToken| sessions.refresh(token.reveal(), &note("")).await;
+    let second = refresh(&first).await.expect("it is renewed").refresh_token;
+    bed.pass(10_000);
+    assert_eq!(refresh(&first).await.expect("within the grace").refresh_token, second);
+    let third = refresh(&second).await.expect("the session goes on").refresh_token;
+    assert_eq!(refresh(&first).await.expect_err("two behind"), RefreshError::Invalid);
+    bed.pass(10_001);
+    let fourth = refresh(&third).await.expect("the session goes on").refresh_token;
+    bed.pass(10_001);
+    assert_eq!(refresh(&first).await.expect_err("spent long ago"), RefreshError::Reused);
+    assert_eq!(refresh(&fourth).await.expect_err("the session has ended"), RefreshError::Invalid);
+    assert_eq!(bed.log().await.len(), 1);
+    assert_eq!(sessions.refresh("", &note("")).await.expect_err("no token"), RefreshError::Invalid);
+}
+
+async fn a_hundred_renewals_at_once_have_one_successor(bed: Bed) {
+    let sessions = &bed.sessions;
+    let begun = sessions.create("42", &note("")).await.expect("it begins");
+    let (note, token) = (note(""), begun.refresh_token.reveal());
+    let renewals = (0..100).map(|_| sessions.refresh(token, &note));
+    let mut renewals: Vec<_> = renewals.map(Box::pin).collect();
+    let mut successors = Vec::new();
+    std::future::poll_fn(|cx| {
+        renewals.retain_mut(|renewal| match renewal.as_mut().poll(cx) {
+            std::task::Poll::Ready(renewed) => {
+                successors.push(renewed.expect("nobody is logged out").refresh_token);
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if renewals.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    assert!(successors.iter().all(|successor| *successor == successors[0]));
+    sessions.refresh(successors[0].reveal(), &note).await.expect("the session goes on");
+    bed.pass(10_001);
+    assert_eq!(sessions.refresh(token, &note).await.expect_err("after the grace"), RefreshError::Reused);
+    assert_eq!(bed.log().await, [(Kind::Session, begun.sid)]);
+}
+
+async fn a_session_has_an_end_whatever_happens(bed: Bed) {
+    let sessions = &bed.sessions;
+    let mut token = sessions.create("42", &note("")).await.expect("it begins").refresh_token;
+    for _ in 0..9 {
+        bed.pass(100_000);
+        token = sessions.refresh(token.reveal(), &note("")).await.expect("it is renewed").refresh_token;
+    }
+    bed.pass(99_999);
+    assert_eq!(bed.sids("42").await.len(), 1);
+    bed.pass(1);
+    assert_eq!(bed.sids("42").await, Vec::<String>::new());
+    assert_eq!(sessions.refresh(token.reveal(), &note("")).await.expect_err("it is over"), RefreshError::Invalid);
+}
+
+async fn the_one_not_seen_for_longest_makes_room(bed: Bed) {
+    let sessions = &bed.sessions;
+    let mut begun = Vec::new();
+    for _ in 0..3 {
+        begun.push(sessions.create("42", &note("")).await.expect("it begins"));
+        bed.pass(1_000);
+    }
+    sessions.refresh(begun[0].refresh_token.reveal(), &note("")).await.expect("it is renewed");
+    bed.pass(1_000);
+    let fourth = sessions.create("42", &note("")).await.expect("it begins");
+    assert_eq!(bed.sids("42").await, [&fourth, &begun[2], &begun[0]].map(|session| session.sid.clone()));
+    assert_eq!(bed.log().await, [(Kind::Session, begun[1].sid.clone())]);
+}
+
+async fn all_sessions_of_a_user_end_and_new_ones_go_on(bed: Bed) {
+    let sessions = &bed.sessions;
+    let old = sessions.create("42", &note("")).await.expect("it begins");
+    sessions.create("42", &note("")).await.expect("it begins");
+    let other = sessions.create("43", &note("")).await.expect("it begins");
+    sessions.end_all("42", "cli").await.expect("they end");
+    let new = sessions.create("42", &note("")).await.expect("it begins");
+    let heard = sessions.follow().next().await;
+    let [entry] = &heard.entries[..] else { panic!("one entry: {heard:?}") };
+    assert_eq!((entry.kind, &*entry.id, &*entry.by), (Kind::User, "42", "cli"));
+    assert!(old.began_ms <= entry.at_ms && entry.at_ms < new.began_ms, "in the same millisecond");
+    assert_eq!((bed.sids("42").await, bed.sids("43").await), (vec![new.sid], vec![other.sid]));
+    let refused = sessions.refresh(old.refresh_token.reveal(), &note("")).await;
+    assert_eq!(refused.expect_err("it has ended"), RefreshError::Invalid);
+    sessions.end_all("auth0|7", "42").await.expect("users of other issuers have tokens too");
+    assert_eq!(bed.log().await.last(), Some(&(Kind::User, "auth0|7".to_owned())));
+}
+
+async fn nobody_ends_the_sessions_of_others(bed: Bed) {
+    let sessions = &bed.sessions;
+    let theirs = sessions.create("43", &note("")).await.expect("it begins");
+    assert_eq!(sessions.end_own("42", &theirs.sid, "42").await, Ok(false));
+    assert_eq!(sessions.end_own("43", "s_*", "43").await, Ok(false));
+    assert_eq!((bed.log().await, bed.sids("43").await), (Vec::new(), vec![theirs.sid.clone()]));
+    assert_eq!(sessions.end_own("43", &theirs.sid, "43").await, Ok(true));
+    assert_eq!(sessions.end_own("43", &theirs.sid, "43").await, Ok(false));
+    assert_eq!(bed.log().await, [(Kind::Session, theirs.sid)]);
+    for user in ["", "a b", "{42}", "*", "4\n2", &"u".repeat(129)] {
+        assert_eq!(sessions.create(user, &note("")).await.expect_err("no name of a key"), Failure::UserId);
+        assert_eq!(sessions.list(user).await, Ok(Vec::new()));
+    }
+}
+
+async fn the_log_is_followed(bed: Bed) {
+    let sessions = &bed.sessions;
+    let mut follower = sessions.follow();
+    let first = follower.next().await;
+    assert!(first.is_replay && first.entries.is_empty(), "{first:?}");
+    sessions.kick("42", "ops").await.expect("it is written");
+    sessions.end_all("42", "ops").await.expect("it is written");
+    let mut kinds = Vec::new();
+    let mut latest = first.freshness;
+    while kinds.len() < 2 {
+        let heard = follower.next().await;
+        assert!(!heard.is_replay && !heard.is_lossy, "{heard:?}");
+        assert!(heard.freshness.looked_at() >= latest.looked_at());
+        latest = heard.freshness;
+        kinds.extend(heard.entries.iter().map(|entry| entry.kind));
+    }
+    assert_eq!(kinds, [Kind::Kick, Kind::User]);
+    let quiet = follower.next().await;
+    assert!(quiet.entries.is_empty() && quiet.freshness.looked_at() > latest.looked_at(), "freshness travels");
+    // What no token can be affected by any more is cleared away.
+    bed.pass(900_001);
+    sessions.kick("43", "ops").await.expect("it is written");
+    assert_eq!(bed.log().await, [(Kind::Kick, "43".to_owned())]);
+}
