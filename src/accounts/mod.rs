@@ -3,5 +3,9 @@
 //! Shards ask by an [`Operation`] and are told an [`Outcome`]; which requests lead to them is for `gateway`.
 
 mod operation;
+pub mod password;
+pub mod request;
+pub mod slowdown;
+pub mod user;
 
 pub use operation::{Operation, Outcome};

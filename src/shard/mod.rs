@@ -8,6 +8,7 @@ pub mod clock;
 pub mod cores;
 pub mod listener;
 pub mod local;
+pub mod offload;
 pub mod stall;
 pub mod stream;
 pub mod task;
