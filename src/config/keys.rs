@@ -198,6 +198,12 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
     Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
     Section { name: "data", shape: Shape::Once, about: "What the gateway keeps on disk.", keys: DATA },
+    Section {
+        name: "accounts",
+        shape: Shape::Once,
+        about: "Where users are kept, and what a log-in may cost.",
+        keys: ACCOUNTS,
+    },
     Section { name: "log", shape: Shape::Once, about: "What is written where.", keys: LOG },
     Section {
         name: "cors",
@@ -352,6 +358,27 @@ const DRAIN: &[Key] = keys! {
 const DATA: &[Key] = keys! {
     dir: DIRECTORY, Value("\"./data\""), "\"/var/lib/shardgate\"", Process, Restart,
         "The directory for what the gateway keeps: `shardgate.db` (accounts, sessions and revocations, where no PostgreSQL or Redis is given) and generated keys. It is made, for this user alone, when something is first kept.";
+};
+
+const ACCOUNTS: &[Key] = keys! {
+    postgres_url: Kind::Secret("`postgres://user:password@host:5432/database`"), Unset("the embedded store"), "\"postgres://shardgate@localhost/shop\"", Process, Restart,
+        "The PostgreSQL server that has the table `users`; write `\"${DATABASE_URL}\"`. `?sslmode=require` asks for TLS, `disable` for none; by default it is used if the server has it.";
+    postgres_ca_file: Kind::Text("path"), Unset("the system's certificates"), "\"/etc/shardgate/ca.pem\"", Process, Restart,
+        "The certificates that PostgreSQL's is checked against, as PEM.";
+    postgres_connections_max: Kind::Number(1, 1000), Value("4"), "16", Process, Restart,
+        "Connections to PostgreSQL.";
+    postgres_timeout: TIME, Value("\"3s\""), "\"1s\"", Each, Restart,
+        "How long connecting to PostgreSQL, and each statement, may take (`503 dependency_unavailable`).";
+    password_threads: Kind::Number(0, 1024), Value("0"), "2", Process, Restart,
+        "Threads that hash passwords, at low priority. 0: half as many as there are cores.";
+    password_queue: Kind::Number(1, 100_000), Value("64"), "256", Process, Restart,
+        "Log-ins that wait for one of them; more are refused (`503 overloaded`, with `Retry-After`).";
+    password_memory: Kind::Size(64 * KIB, 256 * MIB), Value("\"19MiB\""), "\"46MiB\"", Each, Restart,
+        "Memory that a password's hash takes (argon2id). Hashes of another cost are checked, and made anew at the next log-in.";
+    password_passes: Kind::Number(1, 16), Value("2"), "1", Each, Restart,
+        "Passes over that memory.";
+    login_failures_max: Kind::Number(1, 1000), Value("5"), "10", Process, Restart,
+        "Failed log-ins in a row, less than a minute apart, of one account from one address (IPv6: one /64); each further one waits twice as long as the one before, from 1 s to 5 min (`429 rate_limited`).";
 };
 
 const LOG: &[Key] = keys! {

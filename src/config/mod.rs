@@ -7,6 +7,7 @@
 //! Scope (shard, process, each) and what a reload applies are told per key in `docs/config.md`; here each field repeats
 //! them in short: "reload" means that a reload applies it, "restart" that it needs a new process.
 
+mod accounts;
 mod address;
 mod auth;
 mod cors;
@@ -27,6 +28,7 @@ mod tests;
 mod units;
 pub mod watch;
 
+pub use accounts::Accounts;
 pub use address::{HostPattern, Instance, IpNet};
 pub use auth::{Algorithm, Auth, SECRET_BYTES_MIN, TokenIssuer, TokenKey};
 pub use cors::{Cors, ORIGIN_BYTES_MAX, OriginPattern, Port, RouteCors};
@@ -64,6 +66,8 @@ pub struct Config {
     pub drain: Drain,
     /// What is kept on disk.
     pub data: Data,
+    /// Where users are kept, and what a log-in may cost.
+    pub accounts: Accounts,
     /// What is written where.
     pub log: Log,
     /// Tokens: keys, issuers, times.

@@ -61,6 +61,7 @@ impl Config {
         self.runtime.clone_from(&old.runtime);
         self.admin.clone_from(&old.admin);
         self.data.clone_from(&old.data);
+        self.accounts.clone_from(&old.accounts);
         self.log.clone_from(&old.log);
         self.listener.address = old.listener.address;
         self.listener.port = old.listener.port;

@@ -1,6 +1,7 @@
 //! From what is written to a checked [`Config`]: reads every section, checks what holds between keys, and reports all
 //! mistakes at once.
 
+use super::accounts::read_accounts;
 use super::auth::read_auth;
 use super::cors::read_cors;
 use super::keys::SECTIONS;
@@ -184,6 +185,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         trust: Trust { proxies: trust.take("proxies", report) },
         drain: Drain { notice: drain.take("notice", report), max: drain.take("max", report) },
         data: Data { dir: data.take("dir", report) },
+        accounts: read_accounts(root.get("accounts"), report),
         log: Log {
             level: log.take("level", report),
             access: log.take("access", report),
