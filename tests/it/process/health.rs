@@ -6,7 +6,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::{
-    harness::{Client, Gateway, Response, until},
+    backend::{Backend, OK},
+    harness::{Client, Gateway, Response, pause, until},
     service::Service,
 };
 
@@ -99,6 +100,27 @@ fn a_reload_or_a_scrape_never_looks_like_an_outage() {
         });
         scraping.expect("scrapes are answered");
     }
+}
+
+#[test]
+fn the_latency_begins_with_the_first_answer() {
+    const TAKES: Duration = Duration::from_millis(200);
+    let backend = Backend::start(|conversation| {
+        conversation.read_request()?;
+        pause(TAKES);
+        conversation.send(OK)
+    });
+    let config = format!(
+        "[upstreams.slow]\ninstances = [\"{}\"]\n[[routes]]\npath = \"/*\"\nupstream = \"slow\"\n",
+        backend.address()
+    );
+    let gateway = Gateway::start(&config);
+    let latency_ms = || gateway.ask_admin("/health").json()["services"]["slow"]["latencyMs"].as_f64();
+    assert_eq!(latency_ms(), Some(0.0));
+    assert_eq!(gateway.get("/x").status, 200);
+    // An average that began at nothing would have come to an eighth of it.
+    let told = until(Duration::from_secs(10), "it is told", || latency_ms().filter(|latency| *latency > 0.0));
+    assert!(told >= 200.0, "{told} ms");
 }
 
 #[test]
