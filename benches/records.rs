@@ -15,6 +15,7 @@ fn record() -> Record<'static> {
         request_id: b"4bf92f3577b34da6a3ce929d0e",
         trace_id: [0xab; 16],
         client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+        user: "",
         method: b"GET",
         host: b"api.example.com",
         path: b"/api/events/carts/1234567/items",

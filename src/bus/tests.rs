@@ -221,6 +221,8 @@ fn io_stays_alive_while_the_mesh_is_busy() {
             acceptor.stop();
             bus.send(0, Pester::Stop);
             bus.send(2, Pester::Stop);
+            // The pump, which would ring, ends with this future.
+            bus.flush();
             testing::until(|| bus.waiting() == 0).await;
         });
         for pester in pesters {

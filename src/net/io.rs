@@ -1,13 +1,12 @@
 //! A connection's stream, shared by the half that reads and the half that writes within one task.
 
 use std::{
-    future::Future,
     io::{self, IoSlice},
-    pin::{Pin, pin},
+    pin::Pin,
     task::{Context, Poll},
 };
 
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncWrite;
 
 use crate::shard::{Local, TcpStream, buffers};
 
@@ -31,7 +30,7 @@ impl Io {
             *buffer = buffers::take();
         }
         debug_assert!(buffer.len() < buffer.capacity(), "a full buffer would be grown by the read");
-        let read = self.stream.with(|stream| pin!(stream.read_buf(buffer)).poll(cx));
+        let read = self.stream.with(|stream| stream.poll_read_to(cx, buffer));
         if buffer.is_empty() {
             // Nothing came: an idle connection holds no buffer.
             buffers::give(std::mem::take(buffer));
@@ -43,9 +42,7 @@ impl Io {
     /// anybody hears.
     #[inline]
     pub fn is_quiet(&self) -> bool {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        let mut probe = [0_u8; 1];
-        self.stream.with(|stream| pin!(stream.read(&mut probe)).poll(&mut cx).is_pending())
+        self.stream.with(|stream| !stream.is_unfit())
     }
 
     /// Writes what the kernel takes of `bytes`.

@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::UnixDatagram;
 use std::pin::pin;
@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::reactor::{self, Fresh};
 use super::timer;
 
 /// The sockets of one address, ready to be given out, and the claim on its port.
@@ -127,10 +128,7 @@ pub struct AcceptCounts {
 
 /// Accepts from one listening socket. One per shard and address.
 pub struct Acceptor {
-    /// Ours, to accept from and to shut.
-    socket: TcpListener,
-    /// The runtime's descriptor of the same socket, to wait on.
-    watched: monoio::net::TcpListener,
+    listening: Listening,
     /// Freed when there are no descriptors left, to accept and close one connection with.
     reserve: Cell<Option<OwnedFd>>,
     stopping: Cell<bool>,
@@ -139,14 +137,59 @@ pub struct Acceptor {
     counts: Cell<AcceptCounts>,
 }
 
+/// A listening socket, and how its shard is told of connections.
+enum Listening {
+    Epoll(reactor::Socket),
+    Ring {
+        /// Ours, to accept from and to shut.
+        socket: TcpListener,
+        /// monoio's descriptor of the same socket, to wait on.
+        watched: monoio::net::TcpListener,
+    },
+}
+
+impl Listening {
+    fn new(socket: TcpListener) -> io::Result<Self> {
+        if reactor::is_here() {
+            return Ok(Self::Epoll(reactor::Socket::new(socket.into(), Fresh::Unready)?));
+        }
+        let watched = monoio::net::TcpListener::from_std(socket.try_clone()?)?;
+        Ok(Self::Ring { socket, watched })
+    }
+
+    /// Nobody waits: the next connection makes it readable again.
+    fn set_empty(&self) {
+        if let Self::Epoll(socket) = self {
+            socket.set_drained();
+        }
+    }
+
+    async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Epoll(socket) => {
+                poll_fn(|cx| socket.poll_readable(cx)).await;
+                Ok(())
+            }
+            Self::Ring { watched, .. } => watched.readable(false).await,
+        }
+    }
+}
+
+impl AsFd for Listening {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Epoll(socket) => socket.as_fd(),
+            Self::Ring { socket, .. } => socket.as_fd(),
+        }
+    }
+}
+
 impl Acceptor {
     /// Takes over a listening, non-blocking socket, on the thread of the shard that will accept from it.
     pub fn new(socket: TcpListener) -> io::Result<Self> {
-        let watched = monoio::net::TcpListener::from_std(socket.try_clone()?)?;
         Ok(Self {
             reserve: Cell::new(Some(spare_descriptor()?)),
-            socket,
-            watched,
+            listening: Listening::new(socket)?,
             stopping: Cell::new(false),
             budget: Cell::new(BUDGET),
             waker: Cell::new(None),
@@ -185,7 +228,8 @@ impl Acceptor {
             }
             match end {
                 Turn::Empty => {
-                    self.unless_stopped(self.watched.readable(false)).await.transpose()?;
+                    self.listening.set_empty();
+                    self.unless_stopped(self.listening.readable()).await.transpose()?;
                 }
                 Turn::Budget => timer::sleep(BREATH).await,
                 Turn::Exhausted(error) => {
@@ -200,7 +244,7 @@ impl Acceptor {
             }
         }
         // Closes it for good, whatever descriptors of it the driver still holds.
-        rustix::net::shutdown(&self.socket, Shutdown::Both)?;
+        rustix::net::shutdown(&self.listening, Shutdown::Both)?;
         Ok(())
     }
 
@@ -224,12 +268,12 @@ impl Acceptor {
 
     /// The address it listens on.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+        Ok(SocketAddr::try_from(rustix::net::getsockname(&self.listening)?)?)
     }
 
     fn accept(&self) -> Result<(OwnedFd, SocketAddr), Errno> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (fd, address) = rustix::net::acceptfrom_with(&self.socket, flags)?;
+        let (fd, address) = rustix::net::acceptfrom_with(&self.listening, flags)?;
         // A peer without an IP address is gone already.
         let address = address.and_then(|address| SocketAddr::try_from(address).ok()).ok_or(Errno::CONNABORTED)?;
         Ok((fd, address))

@@ -1,14 +1,17 @@
 //! One thread and what it owns: the runtime behind a narrow door, listeners, streams, timers, and state that stays.
 //!
-//! Nothing outside this folder names the runtime. What a shard runs is handed in by `server/`.
+//! There are two runtimes, our own over epoll and monoio over io_uring. Nothing outside this folder knows which it is on.
+//! What a shard runs is handed in by `server/`.
 
 mod alarms;
 pub mod buffers;
 pub mod clock;
 pub mod cores;
+mod executor;
 pub mod listener;
 pub mod local;
 pub mod offload;
+mod reactor;
 pub mod stall;
 pub mod stream;
 pub mod task;
@@ -26,20 +29,20 @@ use std::io;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use monoio::{IoUringDriver, RuntimeBuilder};
 use rustix::thread::{CpuSet, sched_setaffinity};
+
+use executor::Executor;
 
 /// Submissions that fit before the runtime has to enter the kernel. A ring that stays full panics inside the runtime.
 const RING_ENTRIES: u32 = 4096;
-/// Events taken from epoll at once.
-const EPOLL_EVENTS: u32 = 1024;
 
 /// How a shard talks to the kernel. One per process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// Readiness through epoll: the default, and never slower when it was measured (decision 2).
+    /// Readiness through epoll, by an executor of our own: the default, and the cheapest (decision 5).
     Epoll,
-    /// Completions through io_uring, with deferred task work.
+    /// Completions through io_uring, with deferred task work, by monoio (decision 2).
     IoUring,
 }
 
@@ -102,28 +105,25 @@ where
     M: FnOnce() -> F,
     F: Future<Output = ()> + 'static,
 {
-    // Both arms read the same, but their runtimes are different types.
-    macro_rules! run_on {
-        ($builder:expr) => {
-            match $builder.enable_timer().build() {
-                Ok(mut runtime) => {
-                    // The one who waits for it may have given up; the shard then still runs.
-                    let _ = started.send(Ok(()));
-                    let guard = local::AbortOnUnwind("a panic outside any task");
-                    runtime.block_on(async move { main().await });
-                    guard.disarm();
-                }
-                Err(error) => {
-                    let _ = started.send(Err(error));
-                }
-            }
-        };
-    }
-    match driver {
-        Driver::Epoll => run_on!(RuntimeBuilder::<LegacyDriver>::new().with_entries(EPOLL_EVENTS)),
-        Driver::IoUring => {
-            run_on!(RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring()).with_entries(RING_ENTRIES));
-        }
+    // The one who waits for it may have given up; the shard then still runs.
+    let tell = |outcome| drop(started.send(outcome));
+    let main = || {
+        tell(Ok(()));
+        async move { main().await }
+    };
+    let guard = local::AbortOnUnwind("a panic outside any task");
+    let built = match driver {
+        Driver::Epoll => Executor::new().map(|executor| executor.block_on(main())),
+        Driver::IoUring => RuntimeBuilder::<IoUringDriver>::new()
+            .uring_builder(ring())
+            .with_entries(RING_ENTRIES)
+            .enable_timer()
+            .build()
+            .map(|mut runtime| runtime.block_on(main())),
+    };
+    guard.disarm();
+    if let Err(error) = built {
+        tell(Err(error));
     }
 }
 

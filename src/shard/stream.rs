@@ -1,23 +1,26 @@
-//! A shard's connections, over the runtime's poll I/O: the same on epoll and io_uring, and safe to drop at any time.
+//! A shard's connections: the same on epoll and io_uring, and safe to drop at any time.
 //!
-//! What bytes mean is left to `net/`.
+//! On epoll a socket is ours (`shard::reactor`); on io_uring it is the runtime's, by its poll I/O. What bytes mean is left
+//! to `net/`.
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::pin::Pin;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use monoio::io::IntoPollIo;
+use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
-use rustix::net::sockopt;
+use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::clock::Instant;
+use super::reactor::{self, Fresh};
 use super::timer;
 
 /// A connected socket, registered with this shard's driver. Dropping it closes the connection.
@@ -25,27 +28,37 @@ use super::timer;
 /// Before it is made, a socket is a plain `OwnedFd` and may go to another shard; from here on it stays.
 #[derive(Debug)]
 pub struct TcpStream {
-    io: <monoio::net::TcpStream as IntoPollIo>::PollIo,
+    io: Io,
+}
+
+#[derive(Debug)]
+enum Io {
+    Epoll(reactor::Socket),
+    Ring(<monoio::net::TcpStream as IntoPollIo>::PollIo),
 }
 
 impl TcpStream {
     /// Takes over a connected socket: without delay of small writes, and registered with this thread's driver.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         sockopt::set_tcp_nodelay(&fd, true)?;
-        // The epoll driver reads and writes at once and must not block; the io_uring driver sets it by itself.
+        // Reads and writes on epoll are tried at once and must not block; the io_uring driver sets it by itself.
         rustix::io::ioctl_fionbio(&fd, true)?;
-        Self::register(fd)
+        Self::register(fd, Fresh::Connected)
     }
 
-    fn register(fd: OwnedFd) -> io::Result<Self> {
-        let stream = monoio::net::TcpStream::from_std(std::net::TcpStream::from(fd))?;
-        let io = stream.try_into_poll_io().map_err(|(error, _closed)| error)?;
+    fn register(fd: OwnedFd, fresh: Fresh) -> io::Result<Self> {
+        let io = if reactor::is_here() {
+            Io::Epoll(reactor::Socket::new(fd, fresh)?)
+        } else {
+            let stream = monoio::net::TcpStream::from_std(std::net::TcpStream::from(fd))?;
+            Io::Ring(stream.try_into_poll_io().map_err(|(error, _closed)| error)?)
+        };
         Ok(Self { io })
     }
 
     /// Connects by `deadline`, else fails with `TimedOut`. Dropping the future closes the socket.
     ///
-    /// The runtime's own connect is not used: dropped on io_uring, it leaks its descriptor.
+    /// monoio's own connect is not used: dropped on io_uring, it leaks its descriptor.
     pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Self> {
         let kind = Type::STREAM.nonblocking().cloexec();
         let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
@@ -55,9 +68,9 @@ impl TcpStream {
             Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
             Err(error) => return Err(error),
         }
-        let mut stream = Self::register(socket.into())?;
+        let mut stream = Self::register(socket.into(), Fresh::Unready)?;
         // An empty write is EAGAIN while the handshake runs, then its outcome; it sends nothing.
-        let connected = poll_fn(|cx| Pin::new(&mut stream.io).poll_write(cx, &[]));
+        let connected = poll_fn(|cx| Pin::new(&mut stream).poll_write(cx, &[]));
         match timer::within(deadline, connected).await {
             Some(Ok(_)) => Ok(stream),
             Some(Err(error)) => Err(error),
@@ -67,40 +80,67 @@ impl TcpStream {
 
     /// The other end's address.
     pub fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.io.peer_addr()
+        match &self.io {
+            Io::Epoll(socket) => {
+                Ok(SocketAddr::try_from(rustix::net::getpeername(socket)?.ok_or(io::ErrorKind::NotConnected)?)?)
+            }
+            Io::Ring(io) => io.peer_addr(),
+        }
     }
 
     /// This end's address.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        match &self.io {
+            Io::Epoll(socket) => Ok(SocketAddr::try_from(rustix::net::getsockname(socket)?)?),
+            Io::Ring(io) => io.local_addr(),
+        }
+    }
+
+    /// Reads into the spare capacity of `buffer`, which must have some. `Ok(0)` is the end of the stream.
+    #[inline]
+    pub fn poll_read_to(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            Io::Epoll(socket) => socket.poll_read(cx, buffer.capacity() - buffer.len(), |fd| {
+                rustix::net::recv(fd, spare_capacity(buffer), RecvFlags::empty()).map(|(bytes, _)| bytes)
+            }),
+            Io::Ring(io) => pin!(io.read_buf(buffer)).poll(cx),
+        }
     }
 
     /// For a connection on which nobody has anything to say: ready when the peer closed it, broke it or sent bytes
     /// unasked, all of which make it unfit for use. Whatever came is thrown away.
     pub fn poll_unfit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
-        Pin::new(&mut self.io).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
+        Pin::new(self).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
     }
 
-    /// Whether an idle connection is unfit for use, as far as this shard's driver has heard. Replaces the waker of
+    /// Whether an idle connection is unfit for use, as far as this shard's driver has heard. May replace the waker of
     /// whoever waits in [`TcpStream::poll_unfit`].
+    #[inline]
     pub fn is_unfit(&mut self) -> bool {
+        if let Io::Epoll(socket) = &self.io
+            && !socket.is_readable()
+        {
+            return false;
+        }
         self.poll_unfit(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
     /// Makes the connection end in a reset once it is dropped, so that the peer cannot take what it has for the whole.
     ///
-    /// An error means that it will close in the ordinary way: a container's seccomp filter may forbid
+    /// An error means that it will close in the ordinary way: on io_uring a container's seccomp filter may forbid
     /// `pidfd_getfd`.
     pub fn reset_at_close(&self) -> io::Result<()> {
-        let socket = duplicate(self.io.as_raw_fd())?;
-        sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+        match &self.io {
+            Io::Epoll(socket) => sockopt::set_socket_linger(socket, Some(Duration::ZERO))?,
+            Io::Ring(io) => sockopt::set_socket_linger(duplicate(io.as_raw_fd())?, Some(Duration::ZERO))?,
+        }
         Ok(())
     }
 }
 
-/// Another descriptor for the same socket. The runtime lends no `BorrowedFd`, and to make one out of a number takes
-/// `unsafe`; asking the kernel for a descriptor of our own process does not. A few microseconds, for rare paths.
+/// Another descriptor for the same socket. monoio lends no `BorrowedFd`, and to make one out of a number takes `unsafe`;
+/// asking the kernel for a descriptor of our own process does not. A few microseconds, for rare paths.
 fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     let process = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())?;
     Ok(rustix::process::pidfd_getfd(process, fd, PidfdGetfdFlags::empty())?)
@@ -109,14 +149,30 @@ fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
 impl AsyncRead for TcpStream {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer)
+        match &mut self.get_mut().io {
+            Io::Epoll(socket) => read(socket, cx, buffer),
+            Io::Ring(io) => Pin::new(io).poll_read(cx, buffer),
+        }
     }
+}
+
+#[inline]
+fn read(socket: &reactor::Socket, cx: &Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    let room = buffer.initialize_unfilled();
+    let read = socket
+        .poll_read(cx, room.len(), |fd| rustix::net::recv(fd, &mut *room, RecvFlags::empty()).map(|(bytes, _)| bytes));
+    read.map_ok(|bytes| buffer.advance(bytes))
 }
 
 impl AsyncWrite for TcpStream {
     #[inline]
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, bytes)
+        match &mut self.get_mut().io {
+            Io::Epoll(socket) => {
+                socket.poll_write(cx, bytes.len(), |fd| rustix::net::send(fd, bytes, SendFlags::NOSIGNAL))
+            }
+            Io::Ring(io) => Pin::new(io).poll_write(cx, bytes),
+        }
     }
 
     #[inline]
@@ -125,7 +181,14 @@ impl AsyncWrite for TcpStream {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, slices)
+        match &mut self.get_mut().io {
+            // Rust's runtime has SIGPIPE ignored: a peer that is gone is an error here too.
+            Io::Epoll(socket) => {
+                let bytes = slices.iter().map(|slice| slice.len()).sum();
+                socket.poll_write(cx, bytes, |fd| rustix::io::writev(fd, slices))
+            }
+            Io::Ring(io) => Pin::new(io).poll_write_vectored(cx, slices),
+        }
     }
 
     #[inline]
@@ -142,20 +205,36 @@ impl AsyncWrite for TcpStream {
     /// Ends this side's bytes (FIN); the other side may go on.
     #[inline]
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        match &mut self.get_mut().io {
+            Io::Epoll(socket) => {
+                Poll::Ready(rustix::net::shutdown(socket.as_fd(), Shutdown::Write).map_err(Into::into))
+            }
+            Io::Ring(io) => Pin::new(io).poll_shutdown(cx),
+        }
     }
 }
 
 /// The reading end of a pair of local sockets; what a doorbell is heard through.
 #[derive(Debug)]
 pub struct LocalStream {
-    io: <monoio::net::UnixStream as IntoPollIo>::PollIo,
+    io: LocalIo,
+}
+
+#[derive(Debug)]
+enum LocalIo {
+    Epoll(reactor::Socket),
+    Ring(<monoio::net::UnixStream as IntoPollIo>::PollIo),
 }
 
 impl LocalStream {
     /// Takes over a non-blocking socket and registers it with this thread's driver.
     pub fn from_std(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        let io = monoio::net::UnixStream::from_std(socket)?.try_into_poll_io().map_err(|(error, _closed)| error)?;
+        let io = if reactor::is_here() {
+            LocalIo::Epoll(reactor::Socket::new(socket.into(), Fresh::Connected)?)
+        } else {
+            let stream = monoio::net::UnixStream::from_std(socket)?;
+            LocalIo::Ring(stream.try_into_poll_io().map_err(|(error, _closed)| error)?)
+        };
         Ok(Self { io })
     }
 }
@@ -163,7 +242,10 @@ impl LocalStream {
 impl AsyncRead for LocalStream {
     #[inline]
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_read(cx, buffer)
+        match &mut self.get_mut().io {
+            LocalIo::Epoll(socket) => read(socket, cx, buffer),
+            LocalIo::Ring(io) => Pin::new(io).poll_read(cx, buffer),
+        }
     }
 }
 
@@ -196,7 +278,13 @@ mod tests {
         testing::on_both_drivers(|| async {
             let (mut client, mut server) = pair().await;
             assert_eq!(client.peer_addr().ok(), server.local_addr().ok());
-            assert!(client.io.nodelay().expect("known") && server.io.nodelay().expect("known"));
+            for stream in [&client, &server] {
+                let is_set = match &stream.io {
+                    Io::Epoll(socket) => sockopt::tcp_nodelay(socket).expect("known"),
+                    Io::Ring(io) => io.nodelay().expect("known"),
+                };
+                assert!(is_set);
+            }
             let slices = [IoSlice::new(b"one "), IoSlice::new(b"write")];
             assert_eq!(client.write_vectored(&slices).await.expect("written"), 9);
             client.shutdown().await.expect("ended");

@@ -1,6 +1,6 @@
 //! Tasks of a shard whose panics end only themselves.
 //!
-//! The runtime catches nothing: without this a panic in one connection would take its whole shard along. A panic inside
+//! Neither runtime catches anything: without this a panic in one connection would take its whole shard along. A panic inside
 //! shared state is another matter, see `shard::local`.
 
 use std::any::Any;
@@ -12,6 +12,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Once;
 use std::task::{Context, Poll};
+
+use super::executor;
 
 thread_local! {
     /// Whether a contained task is being polled or dropped.
@@ -27,8 +29,11 @@ thread_local! {
 /// `context` is formatted only then.
 pub fn spawn(context: impl Display + 'static, future: impl Future<Output = ()> + 'static) {
     install_hook();
-    // The handle is dropped: the task goes on, and nobody can carry the handle to another thread.
-    drop(monoio::spawn(Contained { future: Some(Box::pin(future)), context }));
+    let task = Contained { future: Some(Box::pin(future)), context };
+    if let Err(task) = executor::spawn(task) {
+        // The handle is dropped: the task goes on, and nobody can carry the handle to another thread.
+        drop(monoio::spawn(task));
+    }
 }
 
 /// How many tasks of this shard ended in a panic.

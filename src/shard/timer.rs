@@ -15,16 +15,16 @@ use super::clock::{self, Instant};
 use super::local::{AbortOnUnwind, Local};
 use super::task;
 
-/// How long a task that has done much at once stands back for the others. The runtime has no fair way for a task to wake
-/// itself (decision 2), and this is the shortest sleep that it has.
+/// How long a task that has done much at once stands back for the others. On io_uring the runtime has no fair way for a
+/// task to wake itself (decision 2), and this is the shortest sleep that it has.
 pub const TURN: Duration = Duration::from_millis(1);
 
-/// Completes when `duration` has passed, to the runtime's millisecond.
+/// Completes when `duration` has passed, to the driver's millisecond.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(clock::now() + duration)
 }
 
-/// Completes at `instant`, to the runtime's millisecond.
+/// Completes at `instant`, to the driver's millisecond.
 pub fn sleep_until(instant: Instant) -> Sleep {
     let mut deadline = Deadline::new();
     deadline.set(instant);
@@ -158,12 +158,12 @@ thread_local! {
 
 struct ShardAlarms {
     alarms: Alarms,
-    /// When the keeper looks next.
+    /// When the keeper looks next. `START` under our own executor, which looks in every turn and need not be told.
     next: Instant,
     keeper: Keeper,
 }
 
-/// The task that lets alarms go off.
+/// Who lets alarms go off where the runtime is not ours: a task.
 enum Keeper {
     /// No deadline was ever set on this shard.
     Unborn,
@@ -173,6 +173,26 @@ enum Keeper {
     Waits(Waker),
 }
 
+/// Whether this thread's executor is ours, and lets alarms go off by [`ring`].
+pub(super) fn keep_by_turns(is_so: bool) {
+    let next = if is_so { Instant::START } else { Instant::NEVER };
+    ALARMS.with(|shard| shard.with(|shard| shard.next = next));
+}
+
+/// Lets all alarms go off that are due.
+#[inline]
+pub(super) fn ring(now: Instant) {
+    while let Some(due) = ALARMS.with(|shard| shard.with(|shard| shard.alarms.go_off(now))) {
+        due.wake();
+    }
+}
+
+/// How long it is until the next alarm; `None` is for ever.
+pub(super) fn until_next() -> Option<Duration> {
+    let next = ALARMS.with(|shard| shard.with(|shard| shard.alarms.next()))?;
+    Some(next.since(clock::now()))
+}
+
 /// Lets this shard's alarms go off, with one timer of the runtime's, for as long as the shard lives.
 async fn keep_time() {
     // One task, so that the timer's first waker stays the right one.
@@ -180,10 +200,7 @@ async fn keep_time() {
     poll_fn(|cx| {
         let guard = AbortOnUnwind("a panic while deadlines were kept");
         loop {
-            let now = clock::now();
-            while let Some(due) = ALARMS.with(|shard| shard.with(|shard| shard.alarms.go_off(now))) {
-                due.wake();
-            }
+            ring(clock::now());
             let next = ALARMS.with(|shard| {
                 shard.with(|shard| {
                     shard.next = shard.alarms.next().unwrap_or(Instant::NEVER);

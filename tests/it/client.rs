@@ -340,12 +340,15 @@ impl Client {
         }
         self.stream.set_read_timeout(Some(left))?;
         let mut buffer = [0; 16 * 1024];
-        match self.stream.read(&mut buffer)? {
-            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
-            read => {
+        match self.stream.read(&mut buffer) {
+            Ok(0) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed")),
+            Ok(read) => {
                 self.unread.extend_from_slice(&buffer[..read]);
                 Ok(())
             }
+            // A read with a timeout is not begun anew by the kernel when a child of another test has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.fill(due),
+            Err(error) => Err(error),
         }
     }
 }

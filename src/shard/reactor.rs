@@ -1,0 +1,476 @@
+//! Readiness: which of a shard's sockets can be read or written, as far as epoll has told.
+//!
+//! Edge-triggered: epoll tells of a change once, and what is known here holds until a call to the kernel says otherwise.
+//! A short read says so as well as `EAGAIN` does, and saves the call that would fail (decision 5).
+
+use std::cell::Cell;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+
+use super::local::Local;
+
+/// Events taken from epoll at once; what is left comes with the next call.
+const EVENTS_MAX: usize = 256;
+
+/// The longest that epoll is asked to wait, far within what fits its argument.
+const WAIT_MAX: Duration = Duration::from_hours(1);
+
+/// What is known of a socket, a set of the bits below.
+type Known = u8;
+/// A read may bring something.
+const READABLE: Known = 1;
+/// A write may be taken.
+const WRITABLE: Known = 2;
+/// The peer has ended its bytes, or the connection broke: behind a short read there is still the end to be read.
+const ENDED: Known = 4;
+
+/// A non-blocking socket of this shard's. Dropping it closes it.
+pub(super) struct Socket {
+    fd: OwnedFd,
+    readiness: Rc<Readiness>,
+}
+
+/// What is known of one socket, and who waits to hear more. One task at a time waits for each direction.
+struct Readiness {
+    place: u32,
+    known: Cell<Known>,
+    reader: Cell<Option<Waker>>,
+    writer: Cell<Option<Waker>>,
+}
+
+/// What a new socket is known for before epoll has told anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fresh {
+    /// It is being connected, or only listens.
+    Unready,
+    /// It is connected: a write will be taken.
+    Connected,
+}
+
+impl Socket {
+    /// Takes over a non-blocking socket, on the thread of the shard that will use it.
+    pub(super) fn new(fd: OwnedFd, fresh: Fresh) -> io::Result<Self> {
+        let known = match fresh {
+            Fresh::Unready => 0,
+            Fresh::Connected => WRITABLE,
+        };
+        let readiness = REACTOR.with(|reactor| {
+            reactor.with(|reactor| match reactor {
+                Some(reactor) => reactor.register(fd.as_fd(), known),
+                None => Err(io::Error::other("a socket was given to a thread that runs no shard on epoll")),
+            })
+        })?;
+        Ok(Self { fd, readiness })
+    }
+
+    /// Reads with one call of `read`, which has room for so many bytes.
+    #[inline]
+    pub(super) fn poll_read(
+        &self,
+        cx: &Context<'_>,
+        room: usize,
+        mut read: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
+        let Readiness { known, reader, .. } = &*self.readiness;
+        while known.get() & READABLE != 0 {
+            match read(self.fd.as_fd()) {
+                Ok(bytes) => {
+                    // All that had come is taken; what comes now is told anew. The end itself stays to be read.
+                    if bytes > 0 && bytes < room && known.get() & ENDED == 0 {
+                        known.set(known.get() & !READABLE);
+                    }
+                    return Poll::Ready(Ok(bytes));
+                }
+                Err(Errno::AGAIN) => known.set(known.get() & !READABLE),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        wait(reader, cx);
+        Poll::Pending
+    }
+
+    /// Writes `bytes` bytes with one call of `write`.
+    #[inline]
+    pub(super) fn poll_write(
+        &self,
+        cx: &Context<'_>,
+        bytes: usize,
+        mut write: impl FnMut(BorrowedFd<'_>) -> Result<usize, Errno>,
+    ) -> Poll<io::Result<usize>> {
+        let Readiness { known, writer, .. } = &*self.readiness;
+        while known.get() & WRITABLE != 0 {
+            match write(self.fd.as_fd()) {
+                Ok(written) => {
+                    if written < bytes {
+                        known.set(known.get() & !WRITABLE);
+                    }
+                    return Poll::Ready(Ok(written));
+                }
+                Err(Errno::AGAIN) => known.set(known.get() & !WRITABLE),
+                Err(Errno::INTR) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+        }
+        wait(writer, cx);
+        Poll::Pending
+    }
+
+    /// Ready when a read may bring something, or a listener may have a connection.
+    pub(super) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_readable() {
+            return Poll::Ready(());
+        }
+        wait(&self.readiness.reader, cx);
+        Poll::Pending
+    }
+
+    /// Whether a read may bring something.
+    pub(super) fn is_readable(&self) -> bool {
+        self.readiness.known.get() & READABLE != 0
+    }
+
+    /// Nothing is left to be read or accepted; the next event says when there is.
+    pub(super) fn set_drained(&self) {
+        self.readiness.known.set(self.readiness.known.get() & !READABLE);
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl fmt::Debug for Socket {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Socket").field("fd", &self.fd.as_raw_fd()).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Socket {
+    /// epoll forgets a descriptor that is closed. Events of it that were taken already find its place empty, or given to
+    /// another under a new number.
+    fn drop(&mut self) {
+        let place = self.readiness.place;
+        // An error means that the thread is ending and its reactor is gone.
+        let _ = REACTOR.try_with(|reactor| reactor.with(|reactor| reactor.as_mut().map(|it| it.forget(place))));
+    }
+}
+
+/// Leaves the task's waker, unless it is there already.
+#[inline]
+fn wait(who: &Cell<Option<Waker>>, cx: &Context<'_>) {
+    let known = who.take().filter(|known| known.will_wake(cx.waker()));
+    who.set(Some(known.unwrap_or_else(|| cx.waker().clone())));
+}
+
+thread_local! {
+    static REACTOR: Local<Option<Reactor>> = const { Local::new(None) };
+}
+
+/// The sockets that one shard has registered with its epoll.
+struct Reactor {
+    epoll: Rc<OwnedFd>,
+    places: Vec<Place>,
+    free: Vec<u32>,
+}
+
+/// Where an event finds its socket.
+#[derive(Default)]
+struct Place {
+    /// Changes with each socket, so that an event for the one before is known as stale.
+    generation: u32,
+    socket: Option<Rc<Readiness>>,
+}
+
+impl Reactor {
+    fn register(&mut self, fd: BorrowedFd<'_>, known: Known) -> io::Result<Rc<Readiness>> {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.places.push(Place::default());
+            u32::try_from(self.places.len() - 1).expect("descriptors run out long before 4 billion sockets")
+        });
+        let token = token(place, self.places[place as usize].generation);
+        let flags = epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
+        if let Err(error) = epoll::add(&*self.epoll, fd, epoll::EventData::new_u64(token), flags) {
+            self.free.push(place);
+            return Err(error.into());
+        }
+        let readiness =
+            Rc::new(Readiness { place, known: Cell::new(known), reader: Cell::new(None), writer: Cell::new(None) });
+        self.places[place as usize].socket = Some(Rc::clone(&readiness));
+        Ok(readiness)
+    }
+
+    fn forget(&mut self, place: u32) {
+        let freed = &mut self.places[place as usize];
+        freed.generation = freed.generation.wrapping_add(1);
+        freed.socket = None;
+        self.free.push(place);
+    }
+
+    fn find(&self, token: u64) -> Option<Rc<Readiness>> {
+        let (place, generation) = untoken(token);
+        let place = self.places.get(place as usize).filter(|place| place.generation == generation)?;
+        place.socket.clone()
+    }
+}
+
+const fn token(place: u32, generation: u32) -> u64 {
+    (generation as u64) << 32 | place as u64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the two halves")]
+const fn untoken(token: u64) -> (u32, u32) {
+    (token as u32, (token >> 32) as u32)
+}
+
+/// Whether this thread's sockets are watched here.
+pub(super) fn is_here() -> bool {
+    REACTOR.with(|reactor| reactor.with(|reactor| reactor.is_some()))
+}
+
+/// The end of a shard's epoll that its executor waits at. While it lives, sockets can be registered on its thread.
+pub(super) struct Poller {
+    epoll: Rc<OwnedFd>,
+    events: Vec<epoll::Event>,
+}
+
+impl Poller {
+    /// Begins to watch sockets on this thread.
+    pub(super) fn new() -> io::Result<Self> {
+        let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
+        let reactor = Reactor { epoll: Rc::clone(&epoll), places: Vec::new(), free: Vec::new() };
+        let is_free = REACTOR.with(|here| here.with(|here| here.is_none().then(|| *here = Some(reactor)).is_some()));
+        if !is_free {
+            return Err(io::Error::other("this thread runs a shard already"));
+        }
+        Ok(Self { epoll, events: Vec::with_capacity(EVENTS_MAX) })
+    }
+
+    /// A number that no other poller has while this one lives.
+    pub(super) fn id(&self) -> i32 {
+        self.epoll.as_raw_fd()
+    }
+
+    /// Waits for events until one comes or the time is up; `None` is no end. [`Poller::tell`] passes them on.
+    pub(super) fn wait(&mut self, timeout: Option<Duration>) {
+        self.events.clear();
+        let timeout = timeout.map(in_milliseconds);
+        match epoll::wait(&*self.epoll, spare_capacity(&mut self.events), timeout.as_ref()) {
+            // Whoever sent the signal has handled it.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => panic!("epoll, its descriptor and its buffer are all ours: {error}"),
+        }
+    }
+
+    /// Notes what the events say and wakes those who waited for it.
+    pub(super) fn tell(&mut self) {
+        for event in self.events.drain(..) {
+            let token = event.data.u64();
+            let Some(socket) = REACTOR.with(|here| here.with(|here| here.as_ref()?.find(token))) else { continue };
+            let flags = event.flags;
+            let mut known = socket.known.get();
+            let ended = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
+            if flags.intersects(epoll::EventFlags::IN | ended) {
+                known |= READABLE;
+            }
+            if flags.intersects(ended) {
+                known |= ENDED;
+            }
+            if flags.intersects(epoll::EventFlags::OUT | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+                known |= WRITABLE;
+            }
+            socket.known.set(known);
+            if known & READABLE != 0
+                && let Some(waker) = socket.reader.take()
+            {
+                waker.wake();
+            }
+            if known & WRITABLE != 0
+                && let Some(waker) = socket.writer.take()
+            {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Drop for Poller {
+    fn drop(&mut self) {
+        let reactor = REACTOR.try_with(|here| here.with(Option::take));
+        drop(reactor);
+    }
+}
+
+/// epoll counts in milliseconds. Rounded up: a timer that is a little early would be asked again and again.
+fn in_milliseconds(timeout: Duration) -> Timespec {
+    let ms = timeout.min(WAIT_MAX).as_nanos().div_ceil(1_000_000);
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    Timespec { tv_sec: ms / 1_000, tv_nsec: ms % 1_000 * 1_000_000 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+    use std::task::Wake;
+
+    use rustix::net::{RecvFlags, SendFlags};
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Wake for Nobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    fn pair(fresh: Fresh) -> (Socket, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        ours.set_nonblocking(true).expect("set");
+        (Socket::new(ours.into(), fresh).expect("registered"), theirs)
+    }
+
+    fn read(socket: &Socket, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let room = buffer.len();
+        socket.poll_read(&Context::from_waker(Waker::noop()), room, |fd| {
+            rustix::net::recv(fd, &mut *buffer, RecvFlags::empty()).map(|(bytes, _)| bytes)
+        })
+    }
+
+    fn hear(poller: &mut Poller) {
+        poller.wait(Some(Duration::ZERO));
+        poller.tell();
+    }
+
+    #[test]
+    fn a_short_read_clears_readiness_and_the_next_bytes_set_it() {
+        let mut poller = Poller::new().expect("epoll");
+        let (socket, mut peer) = pair(Fresh::Unready);
+        let mut buffer = [0; 8];
+        assert!(read(&socket, &mut buffer).is_pending());
+        for _ in 0..2 {
+            peer.write_all(b"abc").expect("written");
+            hear(&mut poller);
+            assert!(socket.is_readable());
+            assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(3))));
+            assert!(!socket.is_readable(), "the call that would fail is saved");
+        }
+        peer.write_all(b"exactly 8").expect("written");
+        hear(&mut poller);
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(8))));
+        assert!(socket.is_readable(), "there may be more, and is");
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(1))));
+    }
+
+    #[test]
+    fn the_end_is_read_however_it_comes() {
+        let mut poller = Poller::new().expect("epoll");
+        let mut buffer = [0; 8];
+        // With the last bytes in one event.
+        let (socket, mut peer) = pair(Fresh::Unready);
+        peer.write_all(b"bye").expect("written");
+        drop(peer);
+        hear(&mut poller);
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(3))));
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(0))));
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(0))), "and stays read");
+        // Between the event of the last bytes and their read.
+        let (socket, mut peer) = pair(Fresh::Unready);
+        peer.write_all(b"bye").expect("written");
+        hear(&mut poller);
+        drop(peer);
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(3))));
+        hear(&mut poller);
+        assert!(matches!(read(&socket, &mut buffer), Poll::Ready(Ok(0))));
+    }
+
+    #[test]
+    fn a_full_socket_waits_for_room() {
+        let mut poller = Poller::new().expect("epoll");
+        let (socket, mut peer) = pair(Fresh::Connected);
+        let block = vec![0; 64 * 1024];
+        let cx = Context::from_waker(Waker::noop());
+        let write = || socket.poll_write(&cx, block.len(), |fd| rustix::net::send(fd, &block, SendFlags::NOSIGNAL));
+        hear(&mut poller);
+        let mut written = 0;
+        while let Poll::Ready(sent) = write() {
+            written += sent.expect("sent");
+        }
+        hear(&mut poller);
+        assert!(write().is_pending(), "nothing has changed");
+        let mut taken = vec![0; written];
+        peer.read_exact(&mut taken).expect("read");
+        hear(&mut poller);
+        assert!(write().is_ready());
+    }
+
+    #[test]
+    fn a_stale_event_does_not_reach_the_socket_that_came_after() {
+        let mut poller = Poller::new().expect("epoll");
+        let (old, mut peer) = pair(Fresh::Unready);
+        let place = old.readiness.place;
+        let number = old.fd.as_raw_fd();
+        peer.write_all(b"late").expect("written");
+        // The event has been taken, but not told, when another task closes the socket.
+        poller.wait(Some(Duration::ZERO));
+        drop(old);
+        let (new, _peer) = pair(Fresh::Unready);
+        assert_eq!((new.readiness.place, new.fd.as_raw_fd()), (place, number), "it took over both numbers");
+        poller.tell();
+        assert!(!new.is_readable());
+        hear(&mut poller);
+        assert!(!new.is_readable());
+    }
+
+    #[test]
+    fn whoever_waited_last_is_woken() {
+        let mut poller = Poller::new().expect("epoll");
+        let (socket, mut peer) = pair(Fresh::Unready);
+        let waiting = Arc::new(Nobody);
+        assert!(socket.poll_readable(&Context::from_waker(Waker::noop())).is_pending());
+        let waker = Waker::from(Arc::clone(&waiting));
+        for _ in 0..3 {
+            assert!(socket.poll_readable(&Context::from_waker(&waker)).is_pending());
+        }
+        assert_eq!(Arc::strong_count(&waiting), 3, "one waker is kept, however often it is asked");
+        peer.write_all(b"!").expect("written");
+        hear(&mut poller);
+        assert_eq!(Arc::strong_count(&waiting), 2, "it was woken");
+        assert!(socket.poll_readable(&Context::from_waker(&waker)).is_ready());
+    }
+
+    #[test]
+    fn sockets_want_a_poller_and_a_thread_has_one() {
+        let (one, _other) = UnixStream::pair().expect("a pair of sockets");
+        Socket::new(one.into(), Fresh::Unready).expect_err("nobody watches");
+        let poller = Poller::new().expect("epoll");
+        assert!(is_here());
+        Poller::new().map(drop).expect_err("there is one");
+        assert!(is_here(), "the first goes on");
+        drop(poller);
+        assert!(!is_here());
+    }
+
+    #[test]
+    fn waits_are_rounded_up() {
+        let ms = |timeout| {
+            let Timespec { tv_sec, tv_nsec } = in_milliseconds(timeout);
+            (tv_sec, tv_nsec)
+        };
+        assert_eq!(ms(Duration::ZERO), (0, 0));
+        assert_eq!(ms(Duration::from_nanos(1)), (0, 1_000_000));
+        assert_eq!(ms(Duration::from_micros(1_500)), (0, 2_000_000));
+        assert_eq!(ms(Duration::MAX), (3_600, 0));
+    }
+}
