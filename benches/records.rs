@@ -33,7 +33,6 @@ fn record() -> Record<'static> {
         attempts: 1,
         reused: true,
         reason: "",
-        user: "",
         shard: 3,
         user_agent:
             b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
