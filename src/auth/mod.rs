@@ -3,9 +3,26 @@
 //!
 //! Everything here is pure but for the fetching of key sets: time is an argument.
 
+mod cache;
+mod check;
+mod issue;
+mod json;
+mod jwk;
+mod jwt;
+mod keys;
+mod own;
+mod provider;
 pub mod rbac;
 pub mod revocation;
+#[cfg(test)]
+mod tests;
 
+pub use check::Checker;
+pub use issue::{Grant, IssueError, Issued, Issuer};
+pub use jwk::{JwkSet, SET_BYTES_MAX, SetFault};
+pub use keys::KeySet;
+pub use own::{KeyError, Made, OwnKeys};
+pub use provider::install;
 pub use revocation::{Revocation, Revocations};
 
 use std::fmt;
@@ -73,6 +90,15 @@ impl fmt::Display for TokenError {
 }
 
 impl std::error::Error for TokenError {}
+
+impl From<Flaw> for TokenError {
+    fn from(flaw: Flaw) -> Self {
+        Self::Invalid(flaw)
+    }
+}
+
+/// The longest `kid`, in tokens and in key sets.
+const KID_BYTES_MAX: usize = 255;
 
 macro_rules! flaws {
     ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
