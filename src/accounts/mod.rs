@@ -6,6 +6,7 @@ mod operation;
 pub mod password;
 pub mod request;
 pub mod slowdown;
+pub mod store;
 pub mod user;
 
 pub use operation::{Operation, Outcome};

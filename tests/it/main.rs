@@ -1,10 +1,12 @@
 //! The tests that look at Shardgate from outside, in one binary.
 
+mod accounts;
 mod backend;
 mod client;
 mod docs;
 mod harness;
 mod journey;
 mod process;
+mod servers;
 mod service;
 mod tidy;

@@ -1,0 +1,3 @@
+//! Accounts against real stores.
+
+mod store;
