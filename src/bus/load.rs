@@ -36,6 +36,11 @@ impl LoadBoard {
         self.shards[shard].0.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
     /// Open connections of `shard`.
     #[inline]
     pub fn load(&self, shard: usize) -> usize {

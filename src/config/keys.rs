@@ -471,6 +471,8 @@ const LIMITS: &[Key] = keys! {
         "Where it holds: on every route that names no `limits` and on `/auth/*`, on `/auth/*` only, or where `routes.limits` names it.";
     dry_run: Kind::Boolean, Value("false"), "true", Process, Live,
         "Whether it only counts and logs what it would refuse.";
+    local_share_percent: Kind::Number(1, 100), Value("50"), "25", Process, Live,
+        "Of a limit of the fleet: what each instance allows by itself while Redis is away, in percent of quota and burst. With two instances 50 keeps the whole as it is.";
     keys_max: Kind::Number(8, 1 << 22), Value("65536"), "1024", Shard, Live,
         "Addresses, users or routes that are remembered at once, 32 bytes each. When all of them owe something, new ones share one more place.";
 };

@@ -27,6 +27,8 @@ pub struct Limit {
     pub applies: LimitApplies,
     /// Whether it only counts and logs. Default false.
     pub dry_run: bool,
+    /// What one instance allows by itself while Redis is away, in percent of the quota; of limits of the fleet. Default 50.
+    pub local_share_percent: u32,
     /// Keys that each shard remembers. Default 65536. Shard.
     pub keys_max: usize,
 }
@@ -140,6 +142,7 @@ pub(super) fn read_limits(node: Option<&Node>, report: &mut Report) -> BTreeMap<
             scope: fields.take("scope", report),
             applies: fields.take("applies", report),
             dry_run: fields.take("dry_run", report),
+            local_share_percent: fields.take("local_share_percent", report),
             keys_max: fields.take("keys_max", report),
         };
         check_rate(&limit, &fields, report);

@@ -1,21 +1,25 @@
 //! A request's journey: every step of it, in order, in one place.
 
 mod body;
+mod cors;
 pub mod fields;
 mod path;
 mod plan;
 mod proxy;
+pub mod rate_limit;
 pub mod router;
 
 use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use body::Body;
-use plan::{OwnPage, Target};
+use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
-use router::NoRoute;
+use rate_limit::{Limits, Statement, cells::CellKey};
+use router::{Found, NoRoute};
 
 use crate::{
     bus::desk::Desk,
+    config::LimitKey,
     exchange::{Code, Exchange, Labels, Ledger, Reject},
     net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
@@ -32,6 +36,8 @@ const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Gateway {
     ledger: Rc<Local<Ledger>>,
     desks: Desks,
+    /// What its requests are counted by.
+    pub limits: Limits,
     live: Local<Rc<Live>>,
 }
 
@@ -47,11 +53,22 @@ pub struct Desks {
 struct Live {
     plan: Arc<Plan>,
     http: Rc<HttpLimits>,
+    limits: Limits,
     /// In the order of the plan's.
     upstreams: Vec<Rc<Upstream>>,
     /// For each route.
     labels: Vec<Rc<Labels>>,
     pages: Rc<Pages>,
+}
+
+/// What is to be said in a request's answer besides the answer: gathered step by step, for refusals too.
+#[derive(Debug, Default)]
+struct Besides {
+    route: Option<usize>,
+    /// Where the request says from which origin it comes. What a route does to the head moves nothing.
+    origin: Option<Span>,
+    is_preflight: bool,
+    limits: Statement,
 }
 
 /// What the gateway says of its health on the public listener: written by the control thread, shown by every shard.
@@ -74,9 +91,10 @@ pub struct Page {
 
 impl Gateway {
     /// A gateway that works by this plan.
-    pub fn new(plan: Arc<Plan>, ledger: Rc<Local<Ledger>>, desks: Desks) -> Self {
-        let live = Live::new(plan, &[], &ledger, Rc::default());
-        Self { ledger, desks, live: Local::new(Rc::new(live)) }
+    pub fn new(plan: Arc<Plan>, ledger: Rc<Local<Ledger>>, desks: Desks, limits: Limits) -> Self {
+        limits.adopt(&plan.limits);
+        let live = Live::new(plan, &[], &ledger, limits.clone(), Rc::default());
+        Self { ledger, desks, limits, live: Local::new(Rc::new(live)) }
     }
 
     /// Takes a new plan. Requests under way end by the old one; upstreams and backends that stay keep their connections.
@@ -84,7 +102,8 @@ impl Gateway {
         let old = self.live();
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
-        let live = Rc::new(Live::new(plan, &known, &self.ledger, Rc::clone(&old.pages)));
+        self.limits.adopt(&plan.limits);
+        let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone(), Rc::clone(&old.pages)));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
     }
@@ -92,10 +111,11 @@ impl Gateway {
     /// Shows what the control thread says of the gateway's health from now on.
     pub fn show(&self, pages: Pages) {
         self.live.with(|current| {
-            let Live { plan, http, upstreams, labels, .. } = &**current;
+            let Live { plan, http, limits, upstreams, labels, .. } = &**current;
             *current = Rc::new(Live {
                 plan: Arc::clone(plan),
                 http: Rc::clone(http),
+                limits: limits.clone(),
                 upstreams: upstreams.clone(),
                 labels: labels.clone(),
                 pages: Rc::new(pages),
@@ -126,7 +146,13 @@ impl Gateway {
 }
 
 impl Live {
-    fn new(plan: Arc<Plan>, known: &[(&str, &Rc<Upstream>)], ledger: &Local<Ledger>, pages: Rc<Pages>) -> Self {
+    fn new(
+        plan: Arc<Plan>,
+        known: &[(&str, &Rc<Upstream>)],
+        ledger: &Local<Ledger>,
+        limits: Limits,
+        pages: Rc<Pages>,
+    ) -> Self {
         let upstreams = plan.upstreams.iter().map(|wanted| {
             let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
             let seed = || ledger.with(|ledger| ledger.rng.u64(..));
@@ -156,7 +182,7 @@ impl Live {
             );
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
-        Self { http: Rc::new(plan.http.clone()), plan, upstreams, labels, pages }
+        Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, pages }
     }
 }
 
@@ -175,7 +201,8 @@ impl Service for Gateway {
 
     async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
         let live = self.live();
-        let (mut head, answer) = match live.answer(exchange, &mut body, &self.desks).await {
+        let mut besides = Besides::default();
+        let (mut head, answer) = match live.answer(exchange, &mut besides, &mut body, &self.desks).await {
             Ok(answer) => answer,
             Err(reject) if reject.code == Code::ClientClosed => {
                 exchange.abandoned();
@@ -186,6 +213,7 @@ impl Service for Gateway {
                 (head, Body::Own(bytes.into()))
             }
         };
+        live.say_besides(&besides, &exchange.head, &mut head);
         exchange.answered(&mut head);
         Some(Response { head, body: answer, request: body })
     }
@@ -210,6 +238,7 @@ impl Live {
     async fn answer(
         &self,
         exchange: &mut Exchange,
+        besides: &mut Besides,
         body: &mut RequestBody<'_>,
         desks: &Desks,
     ) -> Result<(ResponseHead, Body), Reject> {
@@ -217,14 +246,23 @@ impl Live {
             return Ok(answer);
         }
         let has_encoded_slash = normalise_path(&mut exchange.head)?;
-        let head = &exchange.head;
-        let found = self
-            .plan
-            .router
-            .find(head.text(head.authority), head.text(head.path), head.method, head.text(head.method_text))
-            .map_err(no_route)?;
+        besides.origin = cors::origin_of(&exchange.head);
+        let found = self.route(&exchange.head)?;
+        let Route { limits, cors, target, .. } = &self.plan.routes[found.route];
+        besides.route = Some(found.route);
         exchange.routed(&self.labels[found.route]);
-        match &self.plan.routes[found.route].target {
+        if let Some(cors) = cors.as_deref().filter(|_| cors::asked_method(&exchange.head).is_some()) {
+            besides.is_preflight = true;
+            return Ok((cors.answer_preflight(&exchange.head), Body::Own(Vec::new().into())));
+        }
+        let by_address = |_| Some(CellKey::of_address(exchange.client));
+        self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
+        let by_the_rest = |key| match key {
+            LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
+            LimitKey::Address | LimitKey::Route => Some(limits.key),
+        };
+        self.limits.pass(&self.plan.limits, &limits.later, by_the_rest, &mut besides.limits).await?;
+        match target {
             Target::Proxy(route) => {
                 if has_encoded_slash && !route.allow_encoded_slash {
                     return Err(Reject::because(Code::BadRequest, "the path has an escaped slash"));
@@ -236,6 +274,31 @@ impl Live {
             // Boxed, so that other requests are not larger for what few of them wait for.
             Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, desks)).await,
             Target::Own(page) => Ok(self.own_page(*page)),
+        }
+    }
+
+    /// The route that takes a request. A preflight asks about the request that is to follow, so it takes that one's.
+    fn route(&self, head: &RequestHead) -> Result<Found, Reject> {
+        let (host, path) = (head.text(head.authority), head.text(head.path));
+        let router = &self.plan.router;
+        if let Some(asked) = cors::asked_method(head).map(|asked| head.text(asked))
+            && let Ok(found) = router.find(host, path, Method::of(asked), asked)
+            && self.plan.routes[found.route].cors.is_some()
+        {
+            return Ok(found);
+        }
+        router.find(host, path, head.method, head.text(head.method_text)).map_err(no_route)
+    }
+
+    /// Adds to an answer, whoever gave it, what the gateway says to browsers and of limits.
+    fn say_besides(&self, besides: &Besides, request: &RequestHead, answer: &mut ResponseHead) {
+        besides.limits.write(&self.plan.limits, answer);
+        let cors = match besides.route {
+            Some(route) => &self.plan.routes[route].cors,
+            None => &self.plan.cors,
+        };
+        if let Some(cors) = cors.as_deref().filter(|_| !besides.is_preflight) {
+            cors.complete(besides.origin.map(|origin| request.text(origin)), answer);
         }
     }
 

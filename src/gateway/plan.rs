@@ -1,13 +1,15 @@
 //! A configuration made ready for the shards: compiled once on the control thread, immutable from then on.
 
-use std::{net::ToSocketAddrs, time::Duration};
+use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
 
 use super::{
+    cors,
     fields::Rules,
+    rate_limit::{self, LimitPlan, RouteLimits},
     router::{CAPTURES_MAX, Router},
 };
 use crate::{
-    config::{ClientClose, Config, IpNet, PathPattern},
+    config::{ClientClose, Config, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::http1::HeadLimits,
     telemetry::{metrics::Names, slots::Slot},
@@ -31,6 +33,10 @@ pub struct Plan {
     pub trusted: Vec<IpNet>,
     /// Clients that may read the metrics.
     pub(super) metrics_allowed: Vec<IpNet>,
+    /// The limits of the rate of requests, in the order that routes refer to.
+    pub limits: Vec<LimitPlan>,
+    /// What browsers of other origins are told where no route says otherwise.
+    pub(super) cors: Option<Arc<cors::Policy>>,
     pub(super) router: Router,
     pub(super) routes: Vec<Route>,
     /// The groups of backends, in the order that routes refer to.
@@ -55,6 +61,8 @@ pub struct UpstreamPlan {
 pub(super) struct Route {
     pub(super) name: String,
     pub(super) slot: Slot,
+    pub(super) limits: RouteLimits,
+    pub(super) cors: Option<Arc<cors::Policy>>,
     pub(super) target: Target,
 }
 
@@ -127,6 +135,9 @@ pub enum PlanError {
         #[source]
         cause: std::io::Error,
     },
+    /// More limits were named since the process began than there are places for.
+    #[error("limits: more names were used since the process began than it has room for; restart it")]
+    Limits,
     /// A route has more parameters than the router keeps.
     #[error("routes: {route} has {count} parameters; a path has at most {CAPTURES_MAX}")]
     Parameters {
@@ -160,6 +171,8 @@ impl Plan {
             .iter()
             .map(|(name, upstream)| UpstreamPlan::compile(name, upstream, shards, names))
             .collect::<Result<Vec<_>, _>>()?;
+        let limits = rate_limit::compile(config, shards, &mut names.limits).ok_or(PlanError::Limits)?;
+        let cors = cors::Policy::compile(&config.cors).map(Arc::new);
         let mut router = Router::default();
         let mut routes = Vec::with_capacity(config.routes.len() + OWN_PAGES.len());
         for route in &config.routes {
@@ -171,6 +184,12 @@ impl Plan {
             routes.push(Route {
                 name: route.name.clone(),
                 slot: names.routes.claim(&route.name),
+                limits: RouteLimits::of_route(&limits, route),
+                cors: if route.cors == RouteCors::default() {
+                    cors.clone()
+                } else {
+                    cors::Policy::compile(&route.cors.over(&config.cors)).map(Arc::new)
+                },
                 target: Target::Proxy(Box::new(ProxyRoute::compile(config, route, &upstreams))),
             });
         }
@@ -180,7 +199,14 @@ impl Plan {
                 continue;
             }
             router.add(routes.len(), &[], &PathPattern::Exact(path.to_owned()), &["GET".to_owned()]);
-            routes.push(Route { name: path.to_owned(), slot: names.routes.claim(path), target: Target::Own(page) });
+            routes.push(Route {
+                name: path.to_owned(),
+                slot: names.routes.claim(path),
+                // Whoever watches over the gateway is never told to come back later.
+                limits: RouteLimits::default(),
+                cors: cors.clone(),
+                target: Target::Own(page),
+            });
         }
         Ok(Self {
             generation,
@@ -190,6 +216,8 @@ impl Plan {
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
             metrics_allowed: config.metrics.allow.clone(),
+            limits,
+            cors,
             router,
             routes,
             upstreams,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
     bus::desk::Ticket,
-    gateway::{Pages, Plan},
+    gateway::{Pages, Plan, rate_limit},
     telemetry::metrics::Counters,
     upstream::Report,
 };
@@ -26,6 +26,8 @@ pub(super) enum Letter {
     Stop,
     /// Shard → shard: a fresh connection for you, not a byte of it read.
     Connection(OwnedFd, SocketAddr),
+    /// Shard → shard: requests that were admitted, or that they are counted.
+    Limit(rate_limit::Message),
     /// Shard → control: this generation of the configuration is in force here, and so its upstreams stand.
     Applied(Box<Scraped>),
     /// Shard → control: my counters, and how each upstream of that generation stands. One for each `Scrape`.

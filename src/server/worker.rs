@@ -23,7 +23,10 @@ use crate::{
         mesh::Endpoint,
     },
     exchange::{Code, Ledger, Reject},
-    gateway::{Desks, Gateway, Plan},
+    gateway::{
+        Desks, Gateway, Plan,
+        rate_limit::{Limits, Post, To},
+    },
     net::{Connections, Peer, Slot, serve_connection},
     proto::{
         head::Known,
@@ -105,9 +108,11 @@ pub(super) async fn run(equipment: Equipment) {
             Slip::Withdraw(_) => {}
         }
     });
+    let limits = limits(index, board.shards(), bus.clone());
+    let desks = Desks { metrics: Rc::clone(&metrics) };
     let worker = Rc::new(Worker {
         index,
-        gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger), Desks { metrics: Rc::clone(&metrics) })),
+        gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger), desks, limits)),
         metrics,
         ledger,
         connections: Connections::new(),
@@ -130,6 +135,15 @@ pub(super) async fn run(equipment: Equipment) {
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }
 
+/// The shard's limits, which tell other shards of what they admit.
+fn limits(me: usize, shards: usize, bus: Bus<Letter>) -> Limits {
+    let send = move |to, message| match to {
+        To::Shard(shard) => bus.send(endpoint(shard), Letter::Limit(message)),
+        To::Redis => {}
+    };
+    Limits::new(Post { me, shards, send: Box::new(send) })
+}
+
 /// A shard that cannot do its work takes the process with it: a supervisor starts a whole one, and nobody is left waiting
 /// in a queue that nobody empties.
 fn give_up(index: usize, what: &str, error: &std::io::Error) -> ! {
@@ -142,13 +156,13 @@ impl Worker {
     async fn receive(self: &Rc<Self>, mut pump: Pump<Letter>) {
         poll_fn(|cx| {
             // It is never ready by itself.
-            let _ = pump.poll(cx, |_, letter| self.take(letter));
+            let _ = pump.poll(cx, |from, letter| self.take(from, letter));
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    fn take(self: &Rc<Self>, letter: Letter) {
+    fn take(self: &Rc<Self>, from: usize, letter: Letter) {
         match letter {
             Letter::Plan(plan) => {
                 self.acceptor.set_budget(plan.accept_budget);
@@ -159,6 +173,7 @@ impl Worker {
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
             Letter::EndConnections => self.connections.end_after_answers(),
             Letter::StopAccepting => self.acceptor.stop(),
+            Letter::Limit(message) => self.gateway.limits.take(To::Shard(from.saturating_sub(endpoint(0))), message),
             Letter::Stop => self.is_stopping.set(true),
             Letter::Connection(fd, address) => self.serve(fd, address),
             Letter::Metrics(ticket, text) => self.metrics.told(ticket, text),
@@ -186,6 +201,7 @@ impl Worker {
         counters.panics = task::panics();
         counters.mesh_spilled = self.bus.counts().spilled;
         counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
+        self.gateway.limits.report(&mut counters, clock::now());
         let plan = self.gateway.plan();
         let reports = self.gateway.report(clock::now());
         for (upstream, report) in plan.upstreams.iter().zip(&reports) {

@@ -41,6 +41,18 @@ label! {
 }
 
 label! {
+    /// What a limit did with a request.
+    LimitOutcome {
+        /// It passed.
+        Allowed = "allowed",
+        /// It was refused.
+        Limited = "limited",
+        /// A limit that only watches would have refused it.
+        DryRun = "dry_run",
+    }
+}
+
+label! {
     /// How a reload ended.
     Reload {
         /// Every shard runs the new configuration.
@@ -98,6 +110,7 @@ table! {
     also {
         routes: Vec<RouteCounters>,
         upstreams: Vec<UpstreamCounters>,
+        limits: Vec<LimitCounters>,
     }
 }
 
@@ -142,6 +155,22 @@ table! {
 }
 
 table! {
+    /// What one shard counts of one limit.
+    #[derive(Default)]
+    LimitCounters {
+        /// Requests that met the limit, by outcome.
+        requests: [u64; LimitOutcome::COUNT] = Counter "shardgate_limit_requests_total" per Limit
+            by "outcome" in Values::Fixed(LimitOutcome::VALUES);
+        /// Requests that waited until other shards or Redis had counted those before them.
+        held: u64 = Counter "shardgate_limit_held_total" per Limit;
+        /// Keys that owed nothing and were forgotten to make room for others.
+        evicted: u64 = Counter "shardgate_limit_evicted_total" per Limit;
+        /// Requests of new keys that found no place of their own and were counted together.
+        shared: u64 = Counter "shardgate_limit_shared_total" per Limit;
+    }
+}
+
+table! {
     /// What the control thread counts. One per process.
     #[derive(Default)]
     ProcessCounters {
@@ -179,6 +208,7 @@ impl Default for Counters {
             buffers_allocated: 0,
             routes: vec![RouteCounters::default()],
             upstreams: vec![UpstreamCounters::default()],
+            limits: vec![LimitCounters::default()],
         }
     }
 }
@@ -225,6 +255,12 @@ impl Counters {
         at(&mut self.upstreams, slot)
     }
 
+    /// The counters of a limit.
+    #[inline]
+    pub fn limit(&mut self, slot: Slot) -> &mut LimitCounters {
+        at(&mut self.limits, slot)
+    }
+
     /// Counts a refusal by the place of its code in [`Names::reject_codes`].
     #[inline]
     pub fn reject(&mut self, code: usize) {
@@ -246,6 +282,10 @@ impl Counters {
         for (mine, theirs) in self.routes.iter_mut().zip(&other.routes) {
             mine.merge_fields(theirs);
         }
+        grow(&mut self.limits, other.limits.len());
+        for (mine, theirs) in self.limits.iter_mut().zip(&other.limits) {
+            mine.merge_fields(theirs);
+        }
         for (mine, theirs) in self.upstreams.iter_mut().zip(&other.upstreams) {
             mine.merge_fields(theirs);
         }
@@ -254,6 +294,11 @@ impl Counters {
     /// The counters of all routes, by slot.
     pub fn routes(&self) -> &[RouteCounters] {
         &self.routes
+    }
+
+    /// The counters of all limits, by slot.
+    pub fn limits(&self) -> &[LimitCounters] {
+        &self.limits
     }
 
     /// The counters of all upstreams, by slot.
@@ -293,6 +338,8 @@ pub struct Names {
     pub routes: Slots,
     /// Upstreams by slot.
     pub upstreams: Slots,
+    /// Limits by slot.
+    pub limits: Slots,
     /// Codes of refusals by the number that [`Counters::reject`] takes.
     pub reject_codes: &'static [&'static str],
 }
@@ -305,11 +352,12 @@ mod tests {
     use super::*;
     use crate::telemetry::slots::OTHER;
 
-    fn tables() -> [(&'static str, &'static [Metric]); 4] {
+    fn tables() -> [(&'static str, &'static [Metric]); 5] {
         [
             ("Connections, requests, shards", Counters::METRICS),
             ("Routes", RouteCounters::METRICS),
             ("Upstreams", UpstreamCounters::METRICS),
+            ("Limits", LimitCounters::METRICS),
             ("The process", ProcessCounters::METRICS),
         ]
     }
@@ -382,6 +430,7 @@ mod tests {
         check(Counters::METRICS, Counters::default().values());
         check(RouteCounters::METRICS, RouteCounters::default().values());
         check(UpstreamCounters::METRICS, UpstreamCounters::default().values());
+        check(LimitCounters::METRICS, LimitCounters::default().values());
         check(ProcessCounters::METRICS, ProcessCounters::default().values());
     }
 

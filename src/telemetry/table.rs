@@ -35,6 +35,8 @@ pub enum Per {
     Shard,
     /// One for each route, label `route`, the shards added up.
     Route,
+    /// One for each limit, label `limit`, the shards added up.
+    Limit,
     /// One for each upstream, label `upstream`, the shards added up.
     Upstream,
 }
@@ -46,6 +48,7 @@ impl Per {
             Self::Process => None,
             Self::Shard => Some("shard"),
             Self::Route => Some("route"),
+            Self::Limit => Some("limit"),
             Self::Upstream => Some("upstream"),
         }
     }

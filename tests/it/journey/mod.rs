@@ -2,9 +2,11 @@
 //! sockets, in front of backends that do as they are told.
 
 mod bodies;
+mod cors;
 mod fields;
 mod limits;
 mod log;
+mod rate_limits;
 mod raw;
 mod routing;
 mod upgrade;

@@ -1,0 +1,406 @@
+//! How many requests may pass: the limits of the configuration, on one shard.
+//!
+//! `gcra` is the arithmetic, `cells` the bounded table, `counter` one limit on one shard and what shards tell each other,
+//! `statement` what answers say of it. This file puts them together: which limits a request meets, in what order, and when
+//! letters go out.
+
+pub mod cells;
+pub mod counter;
+pub mod gcra;
+mod plan;
+mod statement;
+#[cfg(test)]
+mod tests;
+
+use std::{fmt, rc::Rc, time::Duration};
+
+use cells::{CellKey, Place};
+use counter::{Counted, Counter, Counts, Due, Hits, Home, Verdict};
+pub(super) use plan::RouteLimits;
+pub use plan::{LimitPlan, compile};
+pub(super) use statement::Statement;
+
+use crate::{
+    config::{LIMITS_PER_ROUTE_MAX, LimitKey},
+    exchange::{Code, Reject},
+    shard::{Instant, Local, clock, task, timer},
+    telemetry::{metrics, slots::Slot},
+};
+
+/// How long requests that were admitted may wait until their key's home is told, when they are few.
+const TELL_AFTER: Duration = Duration::from_millis(5);
+/// How long a request may wait for its key's home: in reach of a few letters, or of a few round trips to Redis.
+const HOLD_MAX: [(Home, Duration); 2] =
+    [(Home::Shard, Duration::from_millis(50)), (Home::Redis, Duration::from_millis(250))];
+/// How often a shard says that a limit refuses, or would, or has no places left.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// To whom a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum To {
+    /// This shard.
+    Shard(usize),
+    /// Redis, by way of the bridge.
+    Redis,
+}
+
+/// What shards tell each other about a key. None is ever lost: whoever is told of hits answers, whatever becomes of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// These were admitted.
+    Hits(Hits),
+    /// They are counted.
+    Counted(Counted),
+}
+
+/// How a shard tells others.
+pub struct Post {
+    /// This shard.
+    pub me: usize,
+    /// How many there are.
+    pub shards: usize,
+    /// Sends.
+    pub send: Box<dyn Fn(To, Message)>,
+}
+
+impl Post {
+    /// Tells all other shards but one.
+    fn spread(&self, except: usize, counted: Counted) {
+        for shard in (0..self.shards).filter(|shard| ![self.me, except].contains(shard)) {
+            (self.send)(To::Shard(shard), Message::Counted(counted));
+        }
+    }
+}
+
+impl fmt::Debug for Post {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Post").field("me", &self.me).field("shards", &self.shards).finish_non_exhaustive()
+    }
+}
+
+/// All limits of a shard. One per shard; a reload changes what is in it.
+#[derive(Clone, Debug)]
+pub struct Limits(Rc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    state: Local<State>,
+    post: Post,
+}
+
+#[derive(Debug)]
+struct State {
+    /// By slot.
+    counters: Vec<Option<Box<Entry>>>,
+    /// Keys whose homes are to be told.
+    untold: Vec<(Slot, CellKey)>,
+    /// Somebody will tell them.
+    is_telling: bool,
+    /// Redis is away: keys are at home on shards.
+    is_redis_away: bool,
+    logged_at: Instant,
+}
+
+#[derive(Debug)]
+struct Entry {
+    limit: LimitPlan,
+    counter: Counter,
+    logged: Counts,
+    logged_shared: u64,
+}
+
+/// A request's way through some limits.
+enum Passage {
+    Passed,
+    /// It may come again in so many nanoseconds.
+    Refused(u64),
+    /// Not known yet; the home is where the answer comes from.
+    Held(Home),
+}
+
+impl Limits {
+    /// No limits yet.
+    pub fn new(post: Post) -> Self {
+        let state = State {
+            counters: Vec::new(),
+            untold: Vec::new(),
+            is_telling: false,
+            is_redis_away: false,
+            logged_at: Instant::START,
+        };
+        Self(Rc::new(Shared { state: Local::new(state), post }))
+    }
+
+    /// These limits hold from now on. Those that stay keep what they counted.
+    pub fn adopt(&self, plans: &[LimitPlan]) {
+        let Shared { state, post } = &*self.0;
+        let now = clock::now();
+        state.with(|state| {
+            let mut old = std::mem::take(&mut state.counters);
+            for plan in plans {
+                let index = plan.slot().index();
+                if state.counters.len() <= index {
+                    state.counters.resize_with(index + 1, || None);
+                }
+                let terms = plan.terms(state.is_redis_away);
+                let known = old.get_mut(index).and_then(Option::take).filter(|entry| entry.limit.key == plan.key);
+                let entry = match known {
+                    Some(mut entry) => {
+                        entry.counter.adopt(terms, now);
+                        entry.limit = plan.clone();
+                        entry
+                    }
+                    None => Box::new(Entry {
+                        limit: plan.clone(),
+                        counter: Counter::new(terms, post.me, post.shards),
+                        logged: Counts::default(),
+                        logged_shared: 0,
+                    }),
+                };
+                state.counters[index] = Some(entry);
+            }
+        });
+    }
+
+    /// Redis went away, or came back: until it does, its limits count on shards, with their local share.
+    pub fn redis_is_away(&self, is_away: bool) {
+        self.0.state.with(|state| {
+            state.is_redis_away = is_away;
+            let now = clock::now();
+            for entry in state.counters.iter_mut().flatten() {
+                let terms = entry.limit.terms(is_away);
+                entry.counter.adopt(terms, now);
+            }
+        });
+    }
+
+    /// Whether a request may pass these limits; it counts in all of them or in none.
+    ///
+    /// It waits only for word from a key's home, when this shard is further ahead of it than it may be. Dropping the
+    /// future then is as if it had never come.
+    pub(super) async fn pass(
+        &self,
+        plans: &[LimitPlan],
+        which: &[u8],
+        key_of: impl Fn(LimitKey) -> Option<CellKey>,
+        statement: &mut Statement,
+    ) -> Result<(), Reject> {
+        if which.is_empty() {
+            return Ok(());
+        }
+        let began = clock::now();
+        let mut now = began;
+        let mut is_held = false;
+        loop {
+            match self.try_pass(plans, which, &key_of, now, is_held, statement) {
+                Passage::Passed => return Ok(()),
+                Passage::Refused(wait) => return Err(refusal(wait)),
+                Passage::Held(home) => {
+                    let held_max = HOLD_MAX.iter().find(|(at, _)| *at == home).map_or(Duration::ZERO, |(_, max)| *max);
+                    if now.since(began) >= held_max {
+                        return Err(refusal(0));
+                    }
+                    is_held = true;
+                    timer::sleep(timer::TURN).await;
+                    now = clock::now();
+                }
+            }
+        }
+    }
+
+    /// One look at all of them, in one step.
+    #[inline]
+    fn try_pass(
+        &self,
+        plans: &[LimitPlan],
+        which: &[u8],
+        key_of: &impl Fn(LimitKey) -> Option<CellKey>,
+        now: Instant,
+        was_held: bool,
+        statement: &mut Statement,
+    ) -> Passage {
+        let Shared { state, post } = &*self.0;
+        let mut due = [None; LIMITS_PER_ROUTE_MAX];
+        let (passage, starts_telling) = state.with(|state| {
+            let State { counters, untold, is_telling, .. } = state;
+            let mut looked: [Option<(Place, Verdict)>; LIMITS_PER_ROUTE_MAX] = [None; LIMITS_PER_ROUTE_MAX];
+            let (mut wait, mut held) = (None, None);
+            for (looked, index) in looked.iter_mut().zip(which) {
+                let limit = &plans[usize::from(*index)];
+                let Some(key) = key_of(limit.key) else { continue };
+                let Some(counter) = counter_of(counters, limit) else { continue };
+                let (place, verdict) = counter.look(key, now);
+                *looked = Some((place, verdict));
+                match verdict {
+                    _ if counter.terms.dry_run => {}
+                    Verdict::Exceeds(nanos) => wait = wait.max(Some(nanos)),
+                    Verdict::Unknown => {
+                        counter.counts.held += u64::from(!was_held);
+                        held = Some(counter.terms.home);
+                    }
+                    Verdict::Conforms(_) => {}
+                }
+            }
+            if let (None, Some(home)) = (wait, held) {
+                return (Passage::Held(home), false);
+            }
+            let mut is_soon = false;
+            for ((looked, due), index) in looked.iter().zip(&mut due).zip(which) {
+                let Some((place, verdict)) = looked else { continue };
+                let Some(counter) = counter_of(counters, &plans[usize::from(*index)]) else { continue };
+                match verdict {
+                    Verdict::Exceeds(_) if counter.terms.dry_run => counter.counts.dry_run += 1,
+                    Verdict::Exceeds(_) => counter.counts.limited += 1,
+                    Verdict::Conforms(next) if wait.is_none() => match counter.pass(*place, *next, now) {
+                        Due::Nothing => {}
+                        Due::Now(hits) => *due = Some(Tell::Home(to_home(counter, hits.key), hits)),
+                        Due::Spread(counted) => *due = Some(Tell::Others(counted)),
+                        Due::Soon => {
+                            untold.push((counter.terms.slot, counter.cells.at(*place).key));
+                            is_soon = true;
+                        }
+                    },
+                    Verdict::Conforms(_) | Verdict::Unknown => {}
+                }
+                if !counter.terms.dry_run {
+                    let (remaining, nanos) = counter.state(*place, now);
+                    statement.say(*index, remaining, nanos);
+                }
+            }
+            let starts_telling = is_soon && !std::mem::replace(is_telling, true);
+            (wait.map_or(Passage::Passed, Passage::Refused), starts_telling)
+        });
+        for due in due.into_iter().flatten() {
+            match due {
+                Tell::Home(to, hits) => (post.send)(to, Message::Hits(hits)),
+                Tell::Others(counted) => post.spread(post.me, counted),
+            }
+        }
+        if starts_telling {
+            task::spawn("limits", self.clone().tell());
+        }
+        passage
+    }
+
+    /// Tells homes of what was admitted, some time after the first of it.
+    async fn tell(self) {
+        timer::sleep(TELL_AFTER).await;
+        let Shared { state, post } = &*self.0;
+        let told = state.with(|state| {
+            state.is_telling = false;
+            let untold = std::mem::take(&mut state.untold);
+            let mut told = Vec::with_capacity(untold.len());
+            for (slot, key) in untold {
+                let Some(entry) = state.counters.get_mut(slot.index()).and_then(Option::as_mut) else { continue };
+                if let Some(hits) = entry.counter.untold(key) {
+                    told.push((to_home(&entry.counter, key), hits));
+                }
+            }
+            told
+        });
+        for (to, hits) in told {
+            (post.send)(to, Message::Hits(hits));
+        }
+    }
+
+    /// A message has come from a shard, or from the bridge.
+    pub fn take(&self, from: To, message: Message) {
+        let Shared { state, post } = &*self.0;
+        let now = clock::now();
+        let told = state.with(|state| {
+            let slot = match message {
+                Message::Hits(Hits { limit, .. }) | Message::Counted(Counted { limit, .. }) => limit.index(),
+            };
+            let counter = state.counters.get_mut(slot).and_then(Option::as_mut).map(|entry| &mut entry.counter);
+            match (message, counter) {
+                (Message::Hits(hits), Some(counter)) => Some(counter.count(hits, now)),
+                // The configuration came here later, or is gone already.
+                (Message::Hits(Hits { limit, key, count }), None) => {
+                    Some((Counted { limit, key, count, owed_until: Instant::START }, None))
+                }
+                (Message::Counted(counted), Some(counter)) => {
+                    counter.hear(counted, now);
+                    None
+                }
+                (Message::Counted(_), None) => None,
+            }
+        });
+        let Some((counted, spread)) = told else { return };
+        (post.send)(from, Message::Counted(counted));
+        if let (Some(spread), To::Shard(from)) = (spread, from) {
+            post.spread(from, spread);
+        }
+    }
+
+    /// Writes down what was counted, and from time to time says what an operator should know.
+    pub fn report(&self, counters: &mut metrics::Counters, now: Instant) {
+        self.0.state.with(|state| {
+            let logs = now.since(state.logged_at) >= LOG_INTERVAL;
+            if logs {
+                state.logged_at = now;
+            }
+            for entry in state.counters.iter_mut().flatten() {
+                let Counter { terms, counts, cells, .. } = &entry.counter;
+                let limit = counters.limit(terms.slot);
+                limit.requests = [counts.allowed, counts.limited, counts.dry_run];
+                limit.held = counts.held;
+                limit.evicted = cells.evicted;
+                limit.shared = cells.shared;
+                if logs {
+                    entry.log();
+                }
+            }
+        });
+    }
+}
+
+/// What is told of one request.
+#[derive(Clone, Copy)]
+enum Tell {
+    Home(To, Hits),
+    Others(Counted),
+}
+
+fn to_home(counter: &Counter, key: CellKey) -> To {
+    match counter.terms.home {
+        Home::Redis => To::Redis,
+        Home::Shard | Home::Here => To::Shard(counter.home_of(key)),
+    }
+}
+
+#[inline]
+fn counter_of<'c>(counters: &'c mut [Option<Box<Entry>>], limit: &LimitPlan) -> Option<&'c mut Counter> {
+    counters.get_mut(limit.slot().index())?.as_mut().map(|entry| &mut entry.counter)
+}
+
+impl Entry {
+    /// Says what happened since it was said last.
+    fn log(&mut self) {
+        let Self { limit, counter, logged, logged_shared } = self;
+        let name = &*limit.name;
+        let counts = counter.counts;
+        let (limited, dry_run) = (counts.limited - logged.limited, counts.dry_run - logged.dry_run);
+        if limited > 0 {
+            tracing::info!(limit = name, requests = limited, "a limit refused requests");
+        }
+        if dry_run > 0 {
+            tracing::info!(limit = name, requests = dry_run, "a limit that only watches would have refused requests");
+        }
+        let shared = counter.cells.shared - *logged_shared;
+        if shared > 0 {
+            tracing::warn!(
+                limit = name,
+                requests = shared,
+                places = counter.cells.capacity(),
+                "a limit has no places left: new keys share one; raise limits.{name}.keys_max or expect a flood"
+            );
+        }
+        (*logged, *logged_shared) = (counts, counter.cells.shared);
+    }
+}
+
+/// Nobody is told to come back at once: the wait is rounded up.
+fn refusal(wait_ns: u64) -> Reject {
+    let seconds = wait_ns.div_ceil(1_000_000_000).max(1);
+    Reject { retry_after_s: Some(u32::try_from(seconds).unwrap_or(u32::MAX)), ..Reject::new(Code::RateLimited) }
+}
