@@ -7,6 +7,7 @@
 pub mod desk;
 pub mod load;
 pub mod mesh;
+pub mod redis;
 
 mod doorbell;
 #[cfg(all(test, not(mesh_loom)))]

@@ -239,6 +239,25 @@ pub const SECTIONS: &[Section] = &[
         keys: AUTH_ISSUERS,
     },
     Section {
+        name: "redis",
+        shape: Shape::Once,
+        about: "Redis, which instances share. Without it one instance is complete by itself. Commands that it needs: 6.2 or \
+                newer.",
+        keys: REDIS,
+    },
+    Section {
+        name: "sessions",
+        shape: Shape::Once,
+        about: "Sessions and their refresh tokens (docs/sessions.md).",
+        keys: SESSIONS,
+    },
+    Section {
+        name: "revocation",
+        shape: Shape::Once,
+        about: "What happens when the log of revocations cannot be read (docs/sessions.md).",
+        keys: REVOCATION,
+    },
+    Section {
         name: "roles.<name>",
         shape: Shape::Named,
         about: "What callers with a role may do. `admin`, `service`, `analyst` and `user` are there unless the file says \
@@ -475,6 +494,45 @@ const LIMITS: &[Key] = keys! {
         "Of a limit of the fleet: what each instance allows by itself while Redis is away, in percent of quota and burst. With two instances 50 keeps the whole as it is.";
     keys_max: Kind::Number(8, 1 << 22), Value("65536"), "1024", Shard, Live,
         "Addresses, users or routes that are remembered at once, 32 bytes each. When all of them owe something, new ones share one more place.";
+};
+
+const REDIS: &[Key] = keys! {
+    urls: Kind::List("`redis://host:port`, or `rediss://user:password@host:port/database`"), Value("[]"), "[\"redis://cache.example:6379/0\"]", Process, Restart,
+        "Where it is: one server, or several sentinels or nodes of a cluster as `mode` says, all with the same user, password and database. `rediss` is with TLS. Write a password as `${REDIS_PASSWORD}`; it is never shown.";
+    mode: Kind::Choice(&["single", "sentinel", "cluster"]), Value("\"single\""), "\"cluster\"", Process, Restart,
+        "What the servers in `urls` are.";
+    master: Kind::Text("name"), Value("\"mymaster\""), "\"sessions\"", Process, Restart,
+        "What the sentinels call the server that is written to.";
+    sentinel_password: Kind::Secret("the sentinels' password"), Unset("they ask for none"), "\"an example\"", Process, Restart,
+        "The sentinels' own password; the one in `urls` is the server's.";
+    ca_file: Kind::Text("path"), Unset("those of the system"), "\"/etc/shardgate/redis-ca.pem\"", Process, Restart,
+        "Certificates (PEM) that the server's certificate is checked with.";
+    connect_timeout: TIME, Value("\"1s\""), "\"500ms\"", Each, Restart,
+        "To open a connection, log-in and TLS included.";
+    timeout: TIME, Value("\"1s\""), "\"250ms\"", Each, Restart,
+        "For one command and its answer; then whoever asked is told that Redis is away, and the connection is opened anew.";
+};
+
+const SESSIONS: &[Key] = keys! {
+    store: Kind::Choice(&["embedded", "redis"]), Unset("`redis` where `redis.urls` is given, else `embedded`"), "\"embedded\"", Process, Restart,
+        "Where sessions and the log of revocations are kept: `embedded` is for one instance, `redis` for all that share it.";
+    lifetime: Kind::Duration(SECOND, 400 * DAY), Value("\"30d\""), "\"7d\"", Each, Restart,
+        "How long a session lasts from its log-in, however often it is renewed.";
+    refresh_grace: Kind::Duration(0, HOUR), Value("\"10s\""), "\"5s\"", Each, Restart,
+        "For so long a refresh token that was just spent is answered with the same successor (two tabs, a lost answer). Later it ends the session (`401 refresh_reused`).";
+    per_user_max: Kind::Number(1, 1000), Value("50"), "10", Each, Restart,
+        "Sessions of one user. One more ends the one that was not renewed for longest.";
+    secret: Kind::Secret("32 bytes or more"), Unset("one is made and kept in `data.dir`; with `store = \"redis\"` it must be written"), "\"an example of 32 bytes or more: no secret\"", Process, Restart,
+        "What refresh tokens are signed with; instances that share sessions share it. Write `\"${SESSIONS_SECRET}\"`.";
+    old_secret: Kind::Secret("32 bytes or more"), Unset("none"), "\"an example of 32 bytes or more: no secret\"", Process, Restart,
+        "The secret before this one: its tokens stay good, new ones are signed with `secret`.";
+};
+
+const REVOCATION: &[Key] = keys! {
+    max_staleness: Kind::Duration(SECOND, DAY), Value("\"60s\""), "\"10s\"", Process, Live,
+        "How long what is known of the log serves while the log cannot be read.";
+    fail: Kind::Choice(&["closed", "open"]), Unset("`closed` on routes that ask for roles or permissions, else `open`"), "\"closed\"", Process, Live,
+        "What becomes of requests with a token after that: refused (`503 dependency_unavailable`), or served.";
 };
 
 const AUTH: &[Key] = keys! {

@@ -19,10 +19,12 @@ mod path;
 mod print;
 mod raw;
 mod read;
+mod redis;
 mod resolve;
 mod roles;
 mod routes;
 mod secret;
+mod sessions;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -35,8 +37,10 @@ pub use cors::{Cors, ORIGIN_BYTES_MAX, OriginPattern, Port, RouteCors};
 pub use limits::{LIMITS_PER_ROUTE_MAX, Limit, LimitApplies, LimitKey, LimitScope};
 pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
+pub use redis::{Redis, RedisMode, RedisUrl};
 pub use resolve::{find, load, resolve};
 pub use secret::{HIDDEN, Secret};
+pub use sessions::{Revocation, RevocationFail, SessionStore, Sessions};
 pub use units::{parse_duration, parse_size, written_duration, written_size};
 
 use serde::{Serialize, Serializer};
@@ -72,6 +76,12 @@ pub struct Config {
     pub log: Log,
     /// Tokens: keys, issuers, times.
     pub auth: Auth,
+    /// Where Redis is.
+    pub redis: Redis,
+    /// Sessions.
+    pub sessions: Sessions,
+    /// How the log of revocations is followed.
+    pub revocation: Revocation,
     /// What callers with a role may do, by the role's name. Process, reload.
     pub roles: BTreeMap<String, Role>,
     /// Who may call from a browser.

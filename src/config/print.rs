@@ -62,6 +62,8 @@ impl Config {
         self.admin.clone_from(&old.admin);
         self.data.clone_from(&old.data);
         self.accounts.clone_from(&old.accounts);
+        self.redis.clone_from(&old.redis);
+        self.sessions.clone_from(&old.sessions);
         self.log.clone_from(&old.log);
         self.listener.address = old.listener.address;
         self.listener.port = old.listener.port;

@@ -6,7 +6,9 @@ use super::keys::{self, Fallback, Key, Kind, Section};
 use super::path::PathPattern;
 use super::raw::{self, Node, Place, Table, Value, quoted};
 use super::units::{parse_duration, parse_size, written_duration, written_size};
-use super::{Access, AccessLog, Algorithm, ClientClose, Driver, Secret};
+use super::{
+    Access, AccessLog, Algorithm, ClientClose, Driver, RedisMode, RedisUrl, RevocationFail, Secret, SessionStore,
+};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
@@ -501,4 +503,17 @@ macro_rules! written_texts {
         }
     )*};
 }
-written_texts!(IpAddr, Algorithm, PathBuf, PathPattern, Driver, Access, ClientClose, AccessLog);
+written_texts!(
+    IpAddr,
+    Algorithm,
+    RedisMode,
+    RedisUrl,
+    RevocationFail,
+    SessionStore,
+    PathBuf,
+    PathPattern,
+    Driver,
+    Access,
+    ClientClose,
+    AccessLog
+);

@@ -8,8 +8,10 @@ use super::keys::SECTIONS;
 use super::limits::{read_limits, warn_about_unused};
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
+use super::redis::read_redis;
 use super::roles::read_roles;
 use super::routes::{Referred, read_routes};
+use super::sessions::{read_revocation, read_sessions};
 use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -161,6 +163,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     let referred = Referred { upstreams: &upstreams, roles: &roles, limits: &limits, cors: &cors };
     let routes = read_routes(root.get("routes"), &referred, report);
     warn_about_unused(&limits, &routes, report);
+    let redis = read_redis(root.get("redis"), report);
     let config = Config {
         runtime: Runtime {
             shards: none_for_zero(runtime.take("shards", report)),
@@ -195,6 +198,9 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         cors,
         limits,
         auth: read_auth(root.get("auth"), report),
+        sessions: read_sessions(root.get("sessions"), &redis, report),
+        revocation: read_revocation(root.get("revocation"), report),
+        redis,
         roles,
         upstreams,
         routes,

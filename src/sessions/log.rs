@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::embedded;
+use super::stream::Stream;
 use crate::auth::Revocation;
 use crate::shard::clock::{self, Instant};
 
@@ -63,6 +64,7 @@ pub struct Follower {
 }
 
 enum Source {
+    Redis(Box<Stream>),
     Embedded { store: embedded::Store, position: i64, state: State },
 }
 
@@ -78,7 +80,12 @@ impl Follower {
         Self { source, freshness: Freshness::NEVER }
     }
 
-    /// Waits for something new, and answers at least each second, also while the log cannot be read.
+    pub(super) fn redis(stream: Stream) -> Self {
+        Self { source: Source::Redis(Box::new(stream)), freshness: Freshness::NEVER }
+    }
+
+    /// Waits for something new. Answers at least each second while all is well, so that freshness travels, and every few
+    /// seconds while the log cannot be read.
     ///
     /// The first answer after the start, and after the log was away, comes once all of the log has been read (or could
     /// not be): [`Freshness::NEVER`] in the first one says that it could not.
@@ -88,6 +95,11 @@ impl Follower {
         let due = clock::now() + HEARTBEAT;
         let Self { source, freshness } = self;
         match source {
+            Source::Redis(stream) => {
+                let heard = stream.next().await;
+                *freshness = heard.freshness;
+                heard
+            }
             Source::Embedded { store, position, state } => loop {
                 let before = *state;
                 let Some((entries, end, looked_at)) = look(store, *position).await else {

@@ -9,8 +9,11 @@
 //! answered (decision 8).
 
 mod embedded;
+mod known;
 mod log;
+mod redis;
 mod rotation;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -28,6 +31,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::auth::revocation::Kind;
+use crate::bus::redis::Redis;
 use crate::embedded::Embedded;
 use crate::exchange::ClientNote;
 use rotation::Session;
@@ -121,6 +125,7 @@ pub struct Sessions {
 #[derive(Clone)]
 enum Store {
     Embedded(embedded::Store),
+    Redis(Box<redis::Store>),
 }
 
 impl std::fmt::Debug for Sessions {
@@ -137,6 +142,12 @@ impl Sessions {
         Self { store, keys: Rc::new(keys), rules }
     }
 
+    /// Sessions in Redis; else as [`Sessions::embedded`]. The follower needs a `LocalSet`.
+    pub fn redis(redis: Redis, keys: Keyring, rules: Rules, kept: Duration) -> Self {
+        let store = Store::Redis(Box::new(redis::Store::new(redis, kept, Rc::new(|| None))));
+        Self { store, keys: Rc::new(keys), rules }
+    }
+
     /// Begins a session. Where the user has as many as may be, the one that was not seen for longest ends.
     ///
     /// Dropping the future may leave a session that nobody holds a token of.
@@ -147,6 +158,7 @@ impl Sessions {
         let sid = new_session_id();
         let began_ms = match &self.store {
             Store::Embedded(store) => store.create(user, &sid, note, self.rules).await?,
+            Store::Redis(store) => store.create(user, &sid, note, self.rules).await?,
         };
         let refresh_token = self.keys.issue(&Said { sid: sid.as_str().into(), user: user.into(), generation: 0 });
         Ok(Begun { sid, began_ms, refresh_token })
@@ -160,6 +172,7 @@ impl Sessions {
         let said = self.keys.check(token).ok_or(RefreshError::Invalid)?;
         let renewal = match &self.store {
             Store::Embedded(store) => store.refresh(&said, note, self.rules).await?,
+            Store::Redis(store) => store.refresh(&said, note, self.rules).await?,
         };
         match renewal {
             Renewal::To { began_ms, generation } => {
@@ -179,6 +192,7 @@ impl Sessions {
     pub async fn end(&self, user: &str, sid: &str, by: &str) -> Result<(), Failure> {
         match &self.store {
             Store::Embedded(store) => store.end(user, sid, by, Proof::Given).await.map(|_| ()),
+            Store::Redis(store) => store.end(user, sid, by, Proof::Given, self.rules).await.map(|_| ()),
         }
     }
 
@@ -189,6 +203,7 @@ impl Sessions {
         }
         match &self.store {
             Store::Embedded(store) => store.end(user, sid, by, Proof::Wanted).await,
+            Store::Redis(store) => store.end(user, sid, by, Proof::Wanted, self.rules).await,
         }
     }
 
@@ -197,6 +212,7 @@ impl Sessions {
     pub async fn end_all(&self, user: &str, by: &str) -> Result<(), Failure> {
         match &self.store {
             Store::Embedded(store) => store.end_all(user, by).await,
+            Store::Redis(store) => store.end_all(user, by, self.rules).await,
         }
     }
 
@@ -204,6 +220,7 @@ impl Sessions {
     pub async fn kick(&self, user: &str, by: &str) -> Result<(), Failure> {
         match &self.store {
             Store::Embedded(store) => store.append(Kind::Kick, user, by).await,
+            Store::Redis(store) => store.append(Kind::Kick, user, None, by, "").await,
         }
     }
 
@@ -214,6 +231,7 @@ impl Sessions {
         }
         let mut sessions = match &self.store {
             Store::Embedded(store) => store.list(user, self.rules).await?,
+            Store::Redis(store) => store.list(user, self.rules).await?,
         };
         sessions.sort_by(|one, two| (two.created_ms, &two.sid).cmp(&(one.created_ms, &one.sid)));
         Ok(sessions.into_iter().map(Listed::from).collect())
@@ -223,6 +241,7 @@ impl Sessions {
     pub fn follow(&self) -> Follower {
         match &self.store {
             Store::Embedded(store) => Follower::embedded(store.clone()),
+            Store::Redis(store) => Follower::redis(stream::Stream::new(redis::Store::clone(store), self.rules)),
         }
     }
 }

@@ -9,6 +9,13 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::auth::revocation::Kind;
+use crate::bus::redis::{Address, Redis};
+use crate::config;
+use server::RedisServer;
+
+#[expect(dead_code, reason = "the journeys use the rest")]
+#[path = "../../tests/it/servers/redis.rs"]
+mod server;
 
 const RULES: Rules = Rules { lifetime_ms: 1_000_000, grace_ms: 10_000, per_user_max: 3 };
 const KEPT: Duration = Duration::from_mins(15);
@@ -18,23 +25,47 @@ const START_MS: u64 = 1_700_000_000_000;
 struct Bed {
     sessions: Sessions,
     now_ms: Rc<Cell<u64>>,
-    _directory: TempDir,
+    server: Option<RedisServer>,
+    _directory: Option<TempDir>,
 }
 
 fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(test)
+    tokio::task::LocalSet::new().block_on(&runtime, test)
+}
+
+fn bed(store: impl FnOnce(Clock) -> Store, server: Option<RedisServer>, directory: Option<TempDir>) -> Bed {
+    let now_ms = Rc::new(Cell::new(START_MS));
+    let clock = Rc::clone(&now_ms);
+    let keys = Rc::new(Keyring::new(b"0123456789abcdef0123456789abcdef", []));
+    let sessions = Sessions { store: store(Rc::new(move || Some(clock.get()))), keys, rules: RULES };
+    Bed { sessions, now_ms, server, _directory: directory }
 }
 
 fn embedded_bed() -> Bed {
     let directory = TempDir::new().expect("a directory");
-    let now_ms = Rc::new(Cell::new(START_MS));
-    let clock = Rc::clone(&now_ms);
     let store = Embedded::start(directory.path(), &[COMPONENT]).expect("threads start");
-    let store = Store::Embedded(embedded::Store::new(store, KEPT, Rc::new(move || Some(clock.get()))));
-    let sessions =
-        Sessions { store, keys: Rc::new(Keyring::new(b"0123456789abcdef0123456789abcdef", [])), rules: RULES };
-    Bed { sessions, now_ms, _directory: directory }
+    bed(|clock| Store::Embedded(embedded::Store::new(store, KEPT, clock)), None, Some(directory))
+}
+
+/// Within a runtime. Nothing where there is no redis-server.
+fn redis_bed() -> Option<Bed> {
+    let server = RedisServer::start()?;
+    let store = redis_store(&server);
+    Some(bed(store, Some(server), None))
+}
+
+fn redis_store(server: &RedisServer) -> impl FnOnce(Clock) -> Store + use<> {
+    let redis = Redis::start(address(&server.url()));
+    |clock| Store::Redis(Box::new(redis::Store::new(redis, KEPT, clock)))
+}
+
+fn address(url: &str) -> Address {
+    let secret = "secret = \"0123456789abcdef0123456789abcdef\"";
+    let text = format!("[redis]\nurls = [\"{url}\"]\n[sessions]\n{secret}\n");
+    let path = std::path::Path::new("shardgate.toml");
+    let config = config::resolve(Some((path, &text)), &std::collections::BTreeMap::new()).expect("it is right");
+    Address::new(&config.redis).expect("it is right")
 }
 
 impl Bed {
@@ -63,7 +94,16 @@ fn note(user_agent: &str) -> ClientNote {
 macro_rules! suite {
     ($($name:ident)*) => {
         mod embedded_store {
-            $(#[test] fn $name() { super::run(super::$name(super::embedded_bed())); })*
+            $(#[test] fn $name() { super::run(async { super::$name(super::embedded_bed()).await }); })*
+        }
+        mod redis_store {
+            $(#[test] fn $name() {
+                super::run(async {
+                    if let Some(bed) = super::redis_bed() {
+                        super::$name(bed).await;
+                    }
+                });
+            })*
         }
     };
 }
@@ -227,8 +267,139 @@ async fn the_log_is_followed(bed: Bed) {
     assert_eq!(kinds, [Kind::Kick, Kind::User]);
     let quiet = follower.next().await;
     assert!(quiet.entries.is_empty() && quiet.freshness.looked_at() > latest.looked_at(), "freshness travels");
+    if bed.server.is_some() {
+        // It counts its own time.
+        return;
+    }
     // What no token can be affected by any more is cleared away.
     bed.pass(900_001);
     sessions.kick("43", "ops").await.expect("it is written");
     assert_eq!(bed.log().await, [(Kind::Kick, "43".to_owned())]);
+}
+
+/// One thing that is done to both stores.
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Create(usize),
+    Refresh(usize),
+    End(usize),
+    EndOwn(usize, usize),
+    EndAll(usize),
+    Pass(u64),
+}
+
+const USERS: [&str; 2] = ["42", "ann@shop.example"];
+
+fn any_act(random: &mut fastrand::Rng, tokens: usize) -> Act {
+    let recent = tokens.min(1 + random.usize(..8));
+    match random.u8(..20) {
+        0..=3 => Act::Create(random.usize(..2)),
+        // Mostly late ones.
+        4..=12 if tokens > 0 => Act::Refresh(tokens - 1 - random.usize(..recent)),
+        13 if tokens > 0 => Act::End(random.usize(..tokens)),
+        14 if tokens > 0 => Act::EndOwn(random.usize(..2), random.usize(..tokens)),
+        15 => Act::EndAll(random.usize(..2)),
+        16 => Act::Pass(random.u64(..400_000)),
+        _ => Act::Pass(random.u64(..15_000)),
+    }
+}
+
+/// Sessions are named by the order in which they began: each store chose other ids.
+#[derive(Default)]
+struct Story {
+    sids: Vec<String>,
+    /// User, session and token, as they came.
+    tokens: Vec<(String, String, String)>,
+}
+
+impl Story {
+    async fn tell(&mut self, bed: &Bed, act: Act) -> String {
+        let sessions = &bed.sessions;
+        match act {
+            Act::Create(user) => {
+                // Of two that are as old, the id decides which makes room, and ids are chance.
+                bed.pass(1);
+                let begun = sessions.create(USERS[user], &note("a")).await.expect("it begins");
+                self.sids.push(begun.sid.clone());
+                self.tokens.push((USERS[user].to_owned(), begun.sid, begun.refresh_token.reveal().to_owned()));
+                format!("began {}", begun.began_ms)
+            }
+            Act::Refresh(index) => {
+                let token = self.tokens[index].2.clone();
+                match sessions.refresh(&token, &note("b")).await {
+                    Ok(renewed) => {
+                        let successor = renewed.refresh_token.reveal().to_owned();
+                        let is_known = self.tokens.iter().position(|(_, _, known)| *known == successor);
+                        let told = format!("renewed {} {is_known:?}", renewed.began_ms);
+                        self.tokens.push((renewed.user, renewed.sid, successor));
+                        told
+                    }
+                    // So that both have as many tokens.
+                    Err(error) => {
+                        let again = self.tokens[index].clone();
+                        self.tokens.push(again);
+                        format!("{error:?}")
+                    }
+                }
+            }
+            Act::End(index) => {
+                let (user, sid, _) = self.tokens[index].clone();
+                format!("{:?}", sessions.end(&user, &sid, "test").await)
+            }
+            Act::EndOwn(user, index) => {
+                let sid = self.tokens[index].1.clone();
+                format!("{:?}", sessions.end_own(USERS[user], &sid, "test").await)
+            }
+            Act::EndAll(user) => format!("{:?}", sessions.end_all(USERS[user], "test").await),
+            Act::Pass(millis) => {
+                bed.pass(millis);
+                String::new()
+            }
+        }
+    }
+
+    fn name(&self, sid: &str) -> String {
+        self.sids.iter().position(|known| known == sid).map_or_else(|| sid.to_owned(), |index| format!("#{index}"))
+    }
+
+    async fn state(&self, bed: &Bed) -> Vec<String> {
+        let mut state = Vec::new();
+        for user in USERS {
+            let mut listed = bed.sessions.list(user).await.expect("the store answers");
+            for session in &mut listed {
+                session.sid = self.name(&session.sid);
+            }
+            listed.sort_by(|one, two| one.sid.cmp(&two.sid));
+            state.push(format!("{user}: {listed:?}"));
+        }
+        state
+    }
+
+    async fn log(&self, bed: &Bed) -> Vec<(Kind, String)> {
+        bed.log().await.into_iter().map(|(kind, id)| (kind, self.name(&id))).collect()
+    }
+}
+
+#[test]
+fn both_stores_tell_the_same_of_random_histories() {
+    run(async {
+        let seed = fastrand::u64(..);
+        let mut random = fastrand::Rng::with_seed(seed);
+        for history in 0..20 {
+            let Some(redis) = redis_bed() else { return };
+            let embedded = embedded_bed();
+            let (mut one, mut two) = (Story::default(), Story::default());
+            let mut acts = Vec::new();
+            for _ in 0..60 {
+                let act = any_act(&mut random, one.tokens.len());
+                acts.push(act);
+                let told = (one.tell(&embedded, act).await, two.tell(&redis, act).await);
+                assert_eq!(told.0, told.1, "seed {seed}, history {history}: {acts:?}");
+                assert_eq!(one.state(&embedded).await, two.state(&redis).await, "seed {seed}: {acts:?}");
+            }
+            // The embedded one lets entries go by the clock that is turned here, Redis by its own.
+            let (one, two) = (one.log(&embedded).await, two.log(&redis).await);
+            assert!(two.ends_with(&one), "seed {seed}: {one:?} {two:?} {acts:?}");
+        }
+    });
 }

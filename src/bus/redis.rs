@@ -1,0 +1,591 @@
+//! The connection to Redis, kept up: one server, the server that sentinels name, or a cluster; with or without TLS.
+//!
+//! A task of its own connects, asks once a second whether the server is there, and connects anew, with growing pauses,
+//! when it is not. Whoever asks for something never waits for that: while Redis is away the answer is [`Failure::Away`],
+//! at once. What is asked, and what follows from Redis being away, is for the floors above.
+//!
+//! For the bridge: it needs a tokio runtime with I/O and time.
+
+use std::fmt;
+use std::path::Path;
+use std::time::Duration;
+
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
+    IntoConnectionInfo as _, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind,
+    TlsCertificates, TlsMode, Value,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+
+use crate::config::{self, RedisMode};
+use crate::shard::clock;
+
+/// How often the server is asked whether it is there.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The pauses between attempts to connect: the first, and the longest. Half of each is chance, so that instances do not
+/// come back all at once.
+const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
+
+/// Why something was not done, or nobody knows whether it was.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Failure {
+    /// Redis cannot be reached, or it did not answer in time. A change may have been made.
+    #[error("Redis is away: {}", .0.word())]
+    Away(Class),
+    /// Redis answered that it will not do it, or with something else than was expected.
+    #[error("Redis refused a command")]
+    Refused(#[source] RedisError),
+}
+
+impl Failure {
+    /// Whether it would be the same for any other command now.
+    pub const fn is_away(&self) -> bool {
+        matches!(self, Self::Away(_))
+    }
+}
+
+/// Why Redis is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing has been tried yet.
+    Unknown,
+    /// No answer in time.
+    Timeout,
+    /// Nobody listens there.
+    Refused,
+    /// The connection broke, or TLS failed.
+    Broken,
+    /// The user or the password is wrong.
+    Login,
+    /// It is there and cannot serve: it loads, follows another one, lost its cluster; or the sentinels know no server.
+    NotReady,
+}
+
+impl Class {
+    /// As health reports show it.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Timeout => "timeout",
+            Self::Refused => "refused",
+            Self::Broken => "broken",
+            Self::Login => "login",
+            Self::NotReady => "not_ready",
+        }
+    }
+
+    /// Why the connection is of no use after this error; none if it is.
+    fn of(error: &RedisError) -> Option<Self> {
+        match error.kind() {
+            _ if error.is_timeout() => Some(Self::Timeout),
+            _ if error.is_connection_refusal() => Some(Self::Refused),
+            ErrorKind::AuthenticationFailed => Some(Self::Login),
+            ErrorKind::Io | ErrorKind::Parse => Some(Self::Broken),
+            ErrorKind::MasterNameNotFoundBySentinel
+            | ErrorKind::NoValidReplicasFoundBySentinel
+            | ErrorKind::ClusterConnectionNotFound
+            | ErrorKind::Server(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::TryAgain,
+            ) => Some(Self::NotReady),
+            ErrorKind::Extension if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => Some(Self::Login),
+            _ => None,
+        }
+    }
+}
+
+/// How Redis is. Moves between threads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Why it is away; none while it is up.
+    pub away: Option<Class>,
+    /// How long the latest question whether it is there took.
+    pub latency: Duration,
+    /// When that was: the time since 1970.
+    pub checked_at: Duration,
+}
+
+impl Status {
+    fn now(away: Option<Class>, latency: Duration) -> Self {
+        Self { away, latency, checked_at: clock::unix_now() }
+    }
+
+    /// Whether it is up.
+    pub const fn is_up(&self) -> bool {
+        self.away.is_none()
+    }
+}
+
+/// What makes connections: the configuration, checked as far as it can be without connecting. One per process.
+#[derive(Clone)]
+pub struct Address {
+    kind: Kind,
+    connect_timeout: Duration,
+    answer_timeout: Duration,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Single(Client),
+    Sentinel { sentinels: Vec<ConnectionAddr>, server: Box<Server> },
+    Cluster { nodes: Vec<ConnectionInfo>, certificates: Option<TlsCertificates> },
+}
+
+/// What the server behind sentinels is asked with.
+#[derive(Clone)]
+struct Server {
+    name: String,
+    login: config::RedisUrl,
+    sentinel_password: Option<config::Secret>,
+    certificates: Option<TlsCertificates>,
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Address").finish_non_exhaustive()
+    }
+}
+
+impl Address {
+    /// Reads the certificates, if a file is given. Nothing is connected yet. Panics where no Redis is configured.
+    pub fn new(config: &config::Redis) -> anyhow::Result<Self> {
+        let first = config.urls.first().expect("whoever has no Redis does not come here");
+        let certificates = config.ca_file.as_deref().map(read_certificates).transpose()?;
+        let kind = match config.mode {
+            RedisMode::Single => {
+                let info = connection_info(first)?;
+                Kind::Single(match certificates.filter(|_| first.is_tls) {
+                    Some(certificates) => Client::build_with_tls(info, certificates)?,
+                    None => Client::open(info)?,
+                })
+            }
+            RedisMode::Sentinel => {
+                let sentinels = config.urls.iter().map(address).collect();
+                let server = Server {
+                    name: config.master.clone(),
+                    login: first.clone(),
+                    sentinel_password: config.sentinel_password.clone(),
+                    certificates,
+                };
+                Kind::Sentinel { sentinels, server: Box::new(server) }
+            }
+            RedisMode::Cluster => {
+                let nodes = config.urls.iter().map(connection_info).collect::<Result<_, _>>()?;
+                Kind::Cluster { nodes, certificates }
+            }
+        };
+        Ok(Self { kind, connect_timeout: config.connect_timeout, answer_timeout: config.timeout })
+    }
+
+    /// Opens a connection of its own, on which an answer may take `longer` than is configured: for commands that wait.
+    pub async fn connect(&self, longer: Duration) -> Result<Link, Failure> {
+        let answer_timeout = self.answer_timeout + longer;
+        let times = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.connect_timeout))
+            .set_response_timeout(Some(answer_timeout));
+        let connecting = async {
+            let line = match &self.kind {
+                Kind::Single(client) => Line::One(client.get_multiplexed_async_connection_with_config(&times).await?),
+                Kind::Sentinel { sentinels, server } => {
+                    let mut client = sentinel_client(sentinels, server)?;
+                    Line::One(client.get_async_connection_with_config(&times).await?)
+                }
+                Kind::Cluster { nodes, certificates } => {
+                    let client = self.cluster_client(nodes, certificates.as_ref(), answer_timeout)?;
+                    Line::Cluster(client.get_async_connection().await?)
+                }
+            };
+            Ok(Link { line, answer_timeout })
+        };
+        // Sentinels and nodes are asked one after another, so the whole has its own bound.
+        match timeout(2 * self.connect_timeout, connecting).await {
+            Ok(connected) => connected.map_err(|error: RedisError| {
+                tracing::debug!(%error, "connecting to Redis failed");
+                Failure::Away(Class::of(&error).unwrap_or(Class::Broken))
+            }),
+            Err(_) => Err(Failure::Away(Class::Timeout)),
+        }
+    }
+
+    fn cluster_client(
+        &self,
+        nodes: &[ConnectionInfo],
+        certificates: Option<&TlsCertificates>,
+        answer_timeout: Duration,
+    ) -> RedisResult<ClusterClient> {
+        let mut builder = ClusterClientBuilder::new(nodes.iter().cloned())
+            .connection_timeout(self.connect_timeout)
+            .response_timeout(answer_timeout)
+            // A failover takes seconds; whoever asks is not to wait for it.
+            .retries(2)
+            .min_retry_wait(10)
+            .max_retry_wait(100);
+        if let Some(certificates) = certificates {
+            builder = builder.certs(certificates.clone());
+        }
+        builder.build()
+    }
+}
+
+fn sentinel_client(sentinels: &[ConnectionAddr], server: &Server) -> RedisResult<SentinelClient> {
+    let Server { name, login, sentinel_password, certificates } = server;
+    let mut builder = SentinelClientBuilder::new(sentinels.iter().cloned(), name, SentinelServerType::Master)?
+        .set_client_to_redis_db(login.database.into());
+    if login.is_tls {
+        builder =
+            builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        if let Some(certificates) = certificates {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates.clone());
+        }
+    }
+    if let Some(username) = &login.username {
+        builder = builder.set_client_to_redis_username(username);
+    }
+    if let Some(password) = &login.password {
+        builder = builder.set_client_to_redis_password(password.reveal());
+    }
+    if let Some(password) = sentinel_password {
+        builder = builder.set_client_to_sentinel_password(password.reveal());
+    }
+    builder.build()
+}
+
+fn read_certificates(path: &Path) -> anyhow::Result<TlsCertificates> {
+    let pem = std::fs::read(path).map_err(|error| {
+        anyhow::anyhow!("redis.ca_file: {}: {error}; it is a file of certificates (PEM)", path.display())
+    })?;
+    Ok(TlsCertificates { client_tls: None, root_cert: Some(pem) })
+}
+
+fn address(url: &config::RedisUrl) -> ConnectionAddr {
+    let (host, port) = (url.host.clone(), url.port);
+    if url.is_tls {
+        ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+    } else {
+        ConnectionAddr::Tcp(host, port)
+    }
+}
+
+fn connection_info(url: &config::RedisUrl) -> RedisResult<ConnectionInfo> {
+    let mut login = RedisConnectionInfo::default().set_db(url.database.into());
+    if let Some(username) = &url.username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = &url.password {
+        login = login.set_password(password.reveal());
+    }
+    Ok(address(url).into_connection_info()?.set_redis_settings(login))
+}
+
+/// A script that runs in Redis, as one step that nothing comes between.
+#[derive(Clone, Debug)]
+pub struct Script {
+    code: &'static str,
+    hash: String,
+}
+
+impl Script {
+    /// A script in Lua.
+    pub fn new(code: &'static str) -> Self {
+        Self { code, hash: redis::Script::new(code).get_hash().to_owned() }
+    }
+}
+
+/// A connection. Clones share it; what they ask is sent in one pipeline.
+#[derive(Clone)]
+pub struct Link {
+    line: Line,
+    answer_timeout: Duration,
+}
+
+#[derive(Clone)]
+enum Line {
+    One(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").finish_non_exhaustive()
+    }
+}
+
+impl ConnectionLike for Link {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match &mut self.line {
+            Line::One(line) => line.req_packed_command(cmd),
+            Line::Cluster(line) => line.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        cmd: &'a redis::Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match &mut self.line {
+            Line::One(line) => line.req_packed_commands(cmd, offset, count),
+            Line::Cluster(line) => line.req_packed_commands(cmd, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match &self.line {
+            Line::One(line) => line.get_db(),
+            Line::Cluster(line) => line.get_db(),
+        }
+    }
+}
+
+impl Link {
+    /// Asks, and waits for the answer as long as may be.
+    pub async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, Failure> {
+        // Beyond the connection's own bound: a cluster tries more than once.
+        let bound = self.answer_timeout + Duration::from_millis(100);
+        told(timeout(bound, command.query_async(self)).await)
+    }
+
+    /// Runs a script, which is sent whole only where the server does not know it yet.
+    ///
+    /// In a cluster all keys are in one slot, which is where it runs.
+    pub async fn run<T: FromRedisValue>(
+        &mut self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> Result<T, Failure> {
+        let call = |how: &str, what: &str| {
+            let mut command = redis::cmd(how);
+            command.arg(what).arg(keys.len()).arg(keys).arg(arguments);
+            command
+        };
+        match self.ask(&call("EVALSHA", &script.hash)).await {
+            Err(Failure::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                self.ask(&call("EVAL", script.code)).await
+            }
+            other => other,
+        }
+    }
+}
+
+fn told<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, Failure> {
+    match answer {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => match Class::of(&error) {
+            Some(class) => {
+                tracing::debug!(%error, "a command to Redis failed");
+                Err(Failure::Away(class))
+            }
+            None => Err(Failure::Refused(error)),
+        },
+        Err(_) => Err(Failure::Away(Class::Timeout)),
+    }
+}
+
+/// A connection that is kept up. Clones share it. When the last is gone, so is the task that keeps it up.
+#[derive(Clone)]
+pub struct Redis {
+    address: Address,
+    state: watch::Receiver<State>,
+    /// The numbers of connections that failed.
+    failed: mpsc::UnboundedSender<(u64, Class)>,
+}
+
+#[derive(Clone)]
+struct State {
+    /// Counts connections.
+    number: u64,
+    link: Option<Link>,
+    status: Status,
+}
+
+impl fmt::Debug for Redis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redis").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+impl Redis {
+    /// Starts to connect. Within a tokio runtime.
+    pub fn start(address: Address) -> Self {
+        let state = State { number: 0, link: None, status: Status::now(Some(Class::Unknown), Duration::ZERO) };
+        let (tell, state) = watch::channel(state);
+        let (failed, failures) = mpsc::unbounded_channel();
+        tokio::spawn(keep_up(address.clone(), tell, failures));
+        Self { address, state, failed }
+    }
+
+    /// Asks, and waits for the answer as long as is configured; less long while Redis is known to be away.
+    ///
+    /// Dropping the future does not take the command back.
+    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        let (number, mut link) = self.link().await?;
+        self.watched(number, link.ask(command).await)
+    }
+
+    /// Runs a script; see [`Link::run`].
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> Result<T, Failure> {
+        let (number, mut link) = self.link().await?;
+        self.watched(number, link.run(script, keys, arguments).await)
+    }
+
+    /// How it is.
+    pub fn status(&self) -> Status {
+        self.state.borrow().status.clone()
+    }
+
+    /// Waits until the status is another one, or was looked at again.
+    pub async fn changed(&mut self) {
+        // The task that tells lives as long as we do.
+        let _ = self.state.changed().await;
+    }
+
+    /// For connections of one's own.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// The connection; waited for only when the process has just started.
+    async fn link(&self) -> Result<(u64, Link), Failure> {
+        let mut state = self.state.clone();
+        let first = state.wait_for(|state| state.link.is_some() || state.status.away != Some(Class::Unknown));
+        let Ok(Ok(state)) = timeout(2 * self.address.connect_timeout, first).await else {
+            return Err(Failure::Away(Class::Timeout));
+        };
+        match &state.link {
+            Some(link) => Ok((state.number, link.clone())),
+            None => Err(Failure::Away(state.status.away.unwrap_or(Class::Unknown))),
+        }
+    }
+
+    fn watched<T>(&self, number: u64, answer: Result<T, Failure>) -> Result<T, Failure> {
+        if let Err(Failure::Away(class)) = &answer {
+            // If nobody listens the runtime ends.
+            let _ = self.failed.send((number, *class));
+        }
+        answer
+    }
+}
+
+/// Connects, looks whether the connection is good, and connects anew, until nobody wants it any more.
+async fn keep_up(address: Address, tell: watch::Sender<State>, mut failures: mpsc::UnboundedReceiver<(u64, Class)>) {
+    let mut number = 0;
+    let mut pause = PAUSE[0];
+    let mut told = Told::Nothing;
+    loop {
+        number += 1;
+        let began = clock::now();
+        let connected = tokio::select! {
+            connected = connect(&address) => connected,
+            () = tell.closed() => return,
+        };
+        let away = match connected {
+            Ok(link) => {
+                pause = PAUSE[0];
+                log_change(&mut told, None);
+                let status = Status::now(None, clock::now().since(began));
+                tell.send_replace(State { number, link: Some(link.clone()), status });
+                tokio::select! {
+                    class = probe(link, number, &tell, &mut failures) => class,
+                    () = tell.closed() => return,
+                }
+            }
+            Err(class) => class,
+        };
+        log_change(&mut told, Some(away));
+        let status = Status::now(Some(away), clock::now().since(began));
+        tell.send_replace(State { number, link: None, status });
+        tokio::select! {
+            () = sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+            () = tell.closed() => return,
+        }
+        pause = PAUSE[1].min(pause * 2);
+    }
+}
+
+/// Connects and sees whether it is answered: a server that loads its data accepts connections.
+async fn connect(address: &Address) -> Result<Link, Class> {
+    let class = |failure| match failure {
+        Failure::Away(class) => class,
+        Failure::Refused(_) => Class::NotReady,
+    };
+    let mut link = address.connect(Duration::ZERO).await.map_err(class)?;
+    ping(&mut link).await.map_err(class)?;
+    Ok(link)
+}
+
+/// Asks again and again whether the server is there, until it is not or somebody else had no answer on this connection.
+async fn probe(
+    mut link: Link,
+    number: u64,
+    tell: &watch::Sender<State>,
+    failures: &mut mpsc::UnboundedReceiver<(u64, Class)>,
+) -> Class {
+    loop {
+        let failed = async {
+            loop {
+                match failures.recv().await {
+                    Some((failed, class)) if failed == number => return class,
+                    // It is about a connection that was given up already.
+                    Some(_) => {}
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        tokio::select! {
+            class = failed => return class,
+            () = sleep(PROBE_INTERVAL) => {}
+        }
+        let began = clock::now();
+        match ping(&mut link).await {
+            Err(Failure::Away(class)) => return class,
+            // Whatever it says, it is there.
+            Ok(()) | Err(Failure::Refused(_)) => {}
+        }
+        tell.send_modify(|state| state.status = Status::now(None, clock::now().since(began)));
+    }
+}
+
+async fn ping(link: &mut Link) -> Result<(), Failure> {
+    match link.line {
+        // In a cluster it would be sent to all nodes, and one that is away would be the fault of all.
+        Line::Cluster(_) => link.ask::<Value>(redis::cmd("EXISTS").arg("shardgate:probe")).await.map(|_| ()),
+        Line::One(_) => link.ask::<Value>(&redis::cmd("PING")).await.map(|_| ()),
+    }
+}
+
+/// Tells the log when Redis goes away, for another reason than before, or comes back.
+fn log_change(told: &mut Told, away: Option<Class>) {
+    match (away, &told) {
+        (Some(class), Told::Away(before)) if *before == class => {}
+        (Some(class), _) => tracing::warn!(error = class.word(), "Redis is away"),
+        (None, Told::Nothing) => tracing::info!("Redis is there"),
+        (None, Told::Away(_)) => tracing::info!("Redis is back"),
+        (None, Told::Up) => {}
+    }
+    *told = away.map_or(Told::Up, Told::Away);
+}
+
+/// What the log says of Redis.
+enum Told {
+    Nothing,
+    Up,
+    Away(Class),
+}
