@@ -144,7 +144,7 @@ fn claims_are_where_the_issuer_has_them() {
     });
     let claims = check(&keys, &token(Algorithm::Rs256, "rsa.pem", kid("r"), &claims)).expect("it passes");
     assert_eq!((claims.role.as_deref(), claims.email.as_deref(), claims.sid), (Some("analyst"), Some("a@x"), None));
-    assert_eq!(*claims.permissions, ["events:write".into(), "offline".into()]);
+    assert_eq!(*claims.permissions, ["events:write", "offline"].map(Box::<str>::from));
     assert_eq!((claims.origin, &*claims.iss, &*claims.sub), (Origin::Foreign, "id", "u|1"));
 }
 

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::harness::until;
 
-const WAIT_MAX: Duration = Duration::from_secs(60);
+const WAIT_MAX: Duration = Duration::from_mins(1);
 
 /// Debian's `nobody`: PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65_534;
