@@ -1,14 +1,21 @@
 //! Many parts, one answer: what `/health` and `/health/ready` say, from what is known already. It probes nothing.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value, json};
 
-use crate::upstream::Report;
+use crate::{
+    telemetry::dependency::{Databases, Dependency},
+    upstream::Report,
+};
 
 /// What the control thread knows when it is asked.
 #[derive(Clone, Debug)]
 pub struct Known {
     /// Each upstream's name, and how it stands on each shard that has told.
     pub upstreams: Vec<(String, Vec<Report>)>,
+    /// How the stores are.
+    pub databases: Databases,
     /// Seconds since the process began.
     pub uptime_s: u64,
     /// Now, as RFC 3339 has it.
@@ -34,12 +41,15 @@ pub fn whole(known: &Known) -> (u16, Vec<u8>) {
         down += usize::from(entry["status"] == "down");
         services.insert(camel_case(name), entry);
     }
-    let absent = json!({"status": "disabled"});
-    services.insert("databases".to_owned(), json!({"redis": absent, "postgres": absent, "clickhouse": absent}));
+    let Databases { redis, postgres, .. } = &known.databases;
+    let databases =
+        json!({"redis": store(redis.as_ref()), "postgres": store(postgres.as_ref()), "clickhouse": store(None)});
+    services.insert("databases".to_owned(), databases);
+    let are_stores_up = known.databases.all().all(|store| store.error.is_none());
     let total = known.upstreams.len();
     let (status, word) = match () {
         () if total > 0 && down == total => (503, "unhealthy"),
-        () if up == total && known.shards_ready == known.shards => (200, "healthy"),
+        () if up == total && are_stores_up && known.shards_ready == known.shards => (200, "healthy"),
         () => (200, "degraded"),
     };
     let document = json!({
@@ -87,6 +97,29 @@ fn entry(reports: &[Report], checked_at: &str) -> Value {
     entry
 }
 
+/// One store.
+fn store(store: Option<&Dependency>) -> Value {
+    let Some(Dependency { error, latency, checked_at }) = store else { return json!({"status": "disabled"}) };
+    let is_up = error.is_none();
+    let mut entry = json!({
+        "status": if is_up { "up" } else { "down" },
+        // Tenths of a millisecond say enough, and stay short.
+        "latencyMs": (latency.as_secs_f64() * 10_000.0).round() / 10.0,
+        "instances": {"healthy": usize::from(is_up), "total": 1},
+        "circuit": "closed",
+        "checkedAt": rfc3339(*checked_at),
+    });
+    if let Some(error) = error {
+        entry["error"] = Value::from(*error);
+    }
+    entry
+}
+
+fn rfc3339(unix: Duration) -> String {
+    let time = i64::try_from(unix.as_millis()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    time.map_or_else(String::new, |time| format!("{time:.3}"))
+}
+
 /// `ai-engine` is `aiEngine` in the document, as the platform's clients know it.
 fn camel_case(name: &str) -> String {
     let mut out = String::with_capacity(name.len());
@@ -119,6 +152,7 @@ mod tests {
         };
         Known {
             upstreams: upstreams.iter().map(upstream).collect(),
+            databases: Databases::default(),
             uptime_s: 5,
             timestamp: "2026-11-24T10:00:00Z".to_owned(),
             checked_at: "2026-11-24T09:59:59Z".to_owned(),
@@ -153,6 +187,32 @@ mod tests {
         assert_eq!(entry["status"], "degraded");
         assert_eq!(entry["instances"], json!({"healthy": 1, "total": 2}));
         assert_eq!(entry["error"], "refused");
+    }
+
+    #[test]
+    fn a_store_that_is_away_degrades_the_whole() {
+        let mut known = known(&[("a", &[(1, 1)])]);
+        let dependency = |error| {
+            let (latency, checked_at) = (Duration::from_micros(1_234), Duration::from_millis(1_764_000_000_250));
+            Some(Dependency { error, latency, checked_at })
+        };
+        known.databases = Databases { redis: dependency(None), ..Databases::default() };
+        let (status, document) = outcome(&known);
+        assert_eq!((status, &document["status"]), (200, &Value::from("healthy")));
+        let databases = &document["services"]["databases"];
+        let up = json!({
+            "status": "up", "latencyMs": 1.2, "instances": {"healthy": 1, "total": 1}, "circuit": "closed",
+            "checkedAt": "2025-11-24T16:00:00.250Z",
+        });
+        assert_eq!(databases["redis"], up);
+        assert_eq!(databases["postgres"], json!({"status": "disabled"}));
+        known.databases.redis = dependency(Some("timeout"));
+        let (status, document) = outcome(&known);
+        assert_eq!((status, &document["status"]), (200, &Value::from("degraded")));
+        assert_eq!(document["services"]["databases"]["redis"]["error"], "timeout");
+        assert_eq!(ready(&known).0, 200, "whoever is ready without it stays ready");
+        known.databases = Databases { embedded: dependency(Some("disk_full")), ..Databases::default() };
+        assert_eq!(outcome(&known).1["status"], "degraded");
     }
 
     #[test]

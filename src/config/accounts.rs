@@ -10,6 +10,8 @@ use std::time::Duration;
 /// Where users are kept, and what a log-in may cost. All of it needs a new process.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Accounts {
+    /// Whether there are any: `/auth/*`, sessions and the log of revocations. Default true.
+    pub enabled: bool,
     /// The PostgreSQL server that has the table `users`. None: the embedded store in [`super::Data::dir`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub postgres_url: Option<Secret>,
@@ -39,6 +41,7 @@ pub struct Accounts {
 pub(super) fn read_accounts(node: Option<&Node>, report: &mut Report) -> Accounts {
     let fields = Fields::of("accounts", "accounts".to_owned(), node, report);
     let accounts = Accounts {
+        enabled: fields.take("enabled", report),
         postgres_url: fields.take_written("postgres_url", report),
         postgres_ca_file: fields.take_written("postgres_ca_file", report),
         postgres_connections_max: fields.take("postgres_connections_max", report),

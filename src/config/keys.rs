@@ -380,6 +380,8 @@ const DATA: &[Key] = keys! {
 };
 
 const ACCOUNTS: &[Key] = keys! {
+    enabled: Kind::Boolean, Value("true"), "false", Process, Restart,
+        "Whether the gateway has users of its own: `/auth/*`, sessions and the log of revocations. Without it, tokens of `[[auth.keys]]` and `[[auth.issuers]]` are checked all the same, and nothing is kept on disk but a generated key.";
     postgres_url: Kind::Secret("`postgres://user:password@host:5432/database`"), Unset("the embedded store"), "\"postgres://shardgate@localhost/shop\"", Process, Restart,
         "The PostgreSQL server that has the table `users`; write `\"${DATABASE_URL}\"`. `?sslmode=require` asks for TLS, `disable` for none; by default it is used if the server has it.";
     postgres_ca_file: Kind::Text("path"), Unset("the system's certificates"), "\"/etc/shardgate/ca.pem\"", Process, Restart,

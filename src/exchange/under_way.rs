@@ -11,7 +11,7 @@ use crate::{
     shard::{Instant, Local, buffers, clock},
     telemetry::{
         ids::{RequestId, TraceContext},
-        metrics::{Finished, Outcome},
+        metrics::{Finished, Outcome, Stale},
         record::Record,
         slots::{OTHER, Slot},
     },
@@ -120,6 +120,12 @@ impl Exchange {
     /// Its answer goes on for no longer than the session of these claims.
     pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>, claims: &Rc<Claims>) {
         self.tether = self.cutter.take().map(|cutter| Tethers::tie(tethers, claims, cutter));
+    }
+
+    /// It came while it was not known what had been revoked lately.
+    pub fn stale(&self, is_refused: bool) {
+        let outcome = if is_refused { Stale::Refused } else { Stale::Served };
+        self.ledger.with(|ledger| ledger.counters.stale[outcome.index()] += 1);
     }
 
     /// Refuses it: the answer, and the reason for the log. The cause goes to the log of the process, at a level that

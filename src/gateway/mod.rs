@@ -1,5 +1,6 @@
 //! A request's journey: every step of it, in order, in one place.
 
+mod access;
 mod body;
 mod cors;
 pub mod fields;
@@ -11,6 +12,7 @@ pub mod router;
 
 use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
+use access::Identity;
 use body::Body;
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
@@ -18,13 +20,14 @@ use rate_limit::{Limits, Statement, cells::CellKey};
 use router::{Found, NoRoute};
 
 use crate::{
+    auth::{KeySet, Revocation},
     bus::desk::Desk,
     config::LimitKey,
     exchange::{Code, Exchange, Labels, Ledger, Reject},
     net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
     shard::{Instant, Local, buffers, clock, timer},
-    telemetry::{exposition, slots::OTHER},
+    telemetry::{exposition, metrics::Counters, slots::OTHER},
     upstream::{Report, Upstream},
 };
 
@@ -39,6 +42,7 @@ pub struct Gateway {
     /// What its requests are counted by.
     pub limits: Limits,
     live: Local<Rc<Live>>,
+    identity: Identity,
 }
 
 /// Where a shard asks other threads what it does not know itself.
@@ -90,16 +94,49 @@ pub struct Page {
 }
 
 impl Gateway {
-    /// A gateway that works by this plan.
-    pub fn new(plan: Arc<Plan>, ledger: Rc<Local<Ledger>>, desks: Desks, limits: Limits) -> Self {
+    /// A gateway that works by this plan, and checks tokens with these keys.
+    pub fn new(plan: Arc<Plan>, keys: Arc<KeySet>, ledger: Rc<Local<Ledger>>, desks: Desks, limits: Limits) -> Self {
         limits.adopt(&plan.limits);
+        let identity = Identity::new(keys, &plan.tokens);
         let live = Live::new(plan, &[], &ledger, limits.clone(), Rc::default());
-        Self { ledger, desks, limits, live: Local::new(Rc::new(live)) }
+        Self { ledger, desks, limits, identity, live: Local::new(Rc::new(live)) }
+    }
+
+    /// Checks tokens with these keys from now on.
+    pub fn adopt_keys(&self, keys: Arc<KeySet>) {
+        self.identity.adopt_keys(keys);
+    }
+
+    /// These were revoked: their tokens count no more, and what is under way for them ends. `clock_ahead_ms` is how far
+    /// the log's clock is ahead, where they are new.
+    pub fn revoke(&self, revocations: &[Revocation], clock_ahead_ms: Option<i64>) {
+        let ended = self.identity.revoke(revocations);
+        let now_ms = i64::try_from(clock::unix_now().as_millis()).unwrap_or(i64::MAX);
+        self.ledger.with(|ledger| {
+            ledger.counters.answers_revoked += ended as u64;
+            let Some(ahead_ms) = clock_ahead_ms else { return };
+            for revocation in revocations {
+                let at_ms = i64::try_from(revocation.at_ms).unwrap_or(i64::MAX).saturating_sub(ahead_ms);
+                let lag_ms = u64::try_from(now_ms.saturating_sub(at_ms)).unwrap_or(0);
+                ledger.counters.revocation_lag.observe_us(lag_ms.saturating_mul(1000));
+            }
+        });
+    }
+
+    /// Adds what it holds to the shard's counters.
+    pub fn count(&self, counters: &mut Counters) {
+        self.identity.count(counters);
+    }
+
+    /// Everything that was revoked until then has been told.
+    pub fn known_until(&self, until: Instant) {
+        self.identity.known_until(until);
     }
 
     /// Takes a new plan. Requests under way end by the old one; upstreams and backends that stay keep their connections.
     pub fn adopt(&self, plan: Arc<Plan>) {
         let old = self.live();
+        self.identity.adopt(&plan.tokens);
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
@@ -125,6 +162,7 @@ impl Gateway {
 
     /// Closes connections to backends that have been idle for too long.
     pub fn sweep(&self, now: Instant) {
+        self.identity.sweep();
         for upstream in &self.live().upstreams {
             upstream.sweep(now);
         }
@@ -202,7 +240,11 @@ impl Service for Gateway {
     async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
         let live = self.live();
         let mut besides = Besides::default();
-        let (mut head, answer) = match live.answer(exchange, &mut besides, &mut body, &self.desks).await {
+        let answered = match live.answer(self, exchange, &mut besides, &mut body).await {
+            Ok((head, answer)) => self.identity.tie(exchange, &head).map(|()| (head, answer)),
+            Err(reject) => Err(reject),
+        };
+        let (mut head, answer) = match answered {
             Ok(answer) => answer,
             Err(reject) if reject.code == Code::ClientClosed => {
                 exchange.abandoned();
@@ -237,10 +279,10 @@ impl Live {
     /// Every step of a request's journey, in order.
     async fn answer(
         &self,
+        gateway: &Gateway,
         exchange: &mut Exchange,
         besides: &mut Besides,
         body: &mut RequestBody<'_>,
-        desks: &Desks,
     ) -> Result<(ResponseHead, Body), Reject> {
         if let Some(answer) = own_method(&exchange.head)? {
             return Ok(answer);
@@ -248,7 +290,7 @@ impl Live {
         let has_encoded_slash = normalise_path(&mut exchange.head)?;
         besides.origin = cors::origin_of(&exchange.head);
         let found = self.route(&exchange.head)?;
-        let Route { limits, cors, target, .. } = &self.plan.routes[found.route];
+        let Route { access, limits, cors, target, .. } = &self.plan.routes[found.route];
         besides.route = Some(found.route);
         exchange.routed(&self.labels[found.route]);
         if let Some(cors) = cors.as_deref().filter(|_| cors::asked_method(&exchange.head).is_some()) {
@@ -257,6 +299,7 @@ impl Live {
         }
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
+        gateway.identity.admit(exchange, access, &self.plan)?;
         let by_the_rest = |key| match key {
             LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
             LimitKey::Address | LimitKey::Route => Some(limits.key),
@@ -272,8 +315,8 @@ impl Live {
                 Ok((head, Body::Upstream(body)))
             }
             // Boxed, so that other requests are not larger for what few of them wait for.
-            Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, desks)).await,
-            Target::Own(page) => Ok(self.own_page(*page)),
+            Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, &gateway.desks)).await,
+            Target::Own(page) => Ok(self.own_page(gateway, *page)),
         }
     }
 
@@ -322,12 +365,13 @@ impl Live {
         (client, true)
     }
 
-    fn own_page(&self, page: OwnPage) -> (ResponseHead, Body) {
+    fn own_page(&self, gateway: &Gateway, page: OwnPage) -> (ResponseHead, Body) {
         match page {
             OwnPage::Health => json(&self.pages.health),
             OwnPage::Ready => json(&self.pages.ready),
             // The metrics have a step of their own.
             OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
+            OwnPage::Jwks => json(&Page { status: 200, body: gateway.identity.key_set() }),
         }
     }
 

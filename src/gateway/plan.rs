@@ -3,12 +3,14 @@
 use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
 
 use super::{
+    access::{Access, Tokens},
     cors,
     fields::Rules,
     rate_limit::{self, LimitPlan, RouteLimits},
     router::{CAPTURES_MAX, Router},
 };
 use crate::{
+    auth::rbac::Roles,
     config::{ClientClose, Config, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::http1::HeadLimits,
@@ -37,6 +39,10 @@ pub struct Plan {
     pub limits: Vec<LimitPlan>,
     /// What browsers of other origins are told where no route says otherwise.
     pub(super) cors: Option<Arc<cors::Policy>>,
+    /// What roles permit.
+    pub(super) roles: Roles,
+    /// How tokens are checked.
+    pub(super) tokens: Tokens,
     pub(super) router: Router,
     pub(super) routes: Vec<Route>,
     /// The groups of backends, in the order that routes refer to.
@@ -63,6 +69,7 @@ pub(super) struct Route {
     pub(super) slot: Slot,
     pub(super) limits: RouteLimits,
     pub(super) cors: Option<Arc<cors::Policy>>,
+    pub(super) access: Access,
     pub(super) target: Target,
 }
 
@@ -82,6 +89,8 @@ pub(super) enum OwnPage {
     Ready,
     /// For those in `metrics.allow`.
     Metrics,
+    /// The public keys that tokens are signed with.
+    Jwks,
 }
 
 /// How a route's requests are proxied.
@@ -149,11 +158,12 @@ pub enum PlanError {
 }
 
 /// The routes that the gateway answers itself, under the names that logs and metrics show.
-const OWN_PAGES: [(&str, OwnPage); 4] = [
+const OWN_PAGES: [(&str, OwnPage); 5] = [
     ("/health", OwnPage::Health),
     ("/health/live", OwnPage::Live),
     ("/health/ready", OwnPage::Ready),
     ("/metrics", OwnPage::Metrics),
+    ("/.well-known/jwks.json", OwnPage::Jwks),
 ];
 
 impl Plan {
@@ -190,6 +200,7 @@ impl Plan {
                 } else {
                     cors::Policy::compile(&route.cors.over(&config.cors)).map(Arc::new)
                 },
+                access: Access::compile(route),
                 target: Target::Proxy(Box::new(ProxyRoute::compile(config, route, &upstreams))),
             });
         }
@@ -205,6 +216,7 @@ impl Plan {
                 // Whoever watches over the gateway is never told to come back later.
                 limits: RouteLimits::default(),
                 cors: cors.clone(),
+                access: Access::Public,
                 target: Target::Own(page),
             });
         }
@@ -218,11 +230,18 @@ impl Plan {
             metrics_allowed: config.metrics.allow.clone(),
             limits,
             cors,
+            roles: roles(config),
+            tokens: Tokens::of(config),
             router,
             routes,
             upstreams,
         })
     }
+}
+
+/// What roles permit, for whoever compares.
+pub(super) fn roles(config: &Config) -> Roles {
+    Roles::new(config.roles.iter().map(|(name, role)| (name.as_str(), role.permissions.iter().map(String::as_str))))
 }
 
 fn http_limits(config: &Config) -> HttpLimits {

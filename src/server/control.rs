@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{
+    keys,
     letter::{Letter, Scraped},
     worker::endpoint,
 };
@@ -22,6 +23,7 @@ use crate::{
     shard::clock,
     telemetry::{
         access_log,
+        dependency::Databases,
         exposition::{ShardCounters, write_prometheus},
         metrics::{Names, ProcessCounters, Reload},
     },
@@ -66,6 +68,7 @@ struct Control {
     shards: Vec<Shard>,
     descriptors: u64,
     bus: Bus<Letter>,
+    databases: Databases,
     process: ProcessCounters,
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
@@ -128,6 +131,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
         descriptors,
         bus,
+        databases: Databases::default(),
         process,
         drain: None,
         scrapes: Vec::new(),
@@ -180,7 +184,7 @@ impl Control {
         [drain, self.scrape_due].into_iter().flatten().min()
     }
 
-    /// A letter from a shard.
+    /// A letter from a shard or the bridge.
     fn take(&mut self, from: usize, letter: Letter) {
         let Some(shard) = from.checked_sub(endpoint(0)).and_then(|index| self.shards.get_mut(index)) else { return };
         match letter {
@@ -249,6 +253,10 @@ impl Control {
             Ok(config) => config,
             Err(mistakes) => return self.refuse_reload(&mistakes),
         };
+        let keys = match keys::load(&config) {
+            Ok(keys) => keys,
+            Err(error) => return self.refuse_reload(&error),
+        };
         let generation = self.plan.generation + 1;
         match Plan::compile(&config, generation, self.shards.len(), self.descriptors, &mut self.names) {
             Ok(plan) => self.plan = Arc::new(plan),
@@ -265,6 +273,7 @@ impl Control {
         self.config = config;
         self.process.config_reloads[Reload::Applied.index()] += 1;
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
+        self.broadcast(|| Letter::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
     }
@@ -407,6 +416,7 @@ impl Control {
         let now = jiff::Timestamp::now();
         health::Known {
             upstreams: upstreams.collect(),
+            databases: self.databases.clone(),
             uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
             timestamp: format!("{now:.3}"),
             checked_at: format!("{now:.3}"),

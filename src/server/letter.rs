@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
+    auth::KeySet,
     bus::desk::Ticket,
     gateway::{Pages, Plan, rate_limit},
     telemetry::metrics::Counters,
@@ -14,6 +15,8 @@ use crate::{
 pub(super) enum Letter {
     /// Control → shard: work by this plan from now on.
     Plan(Arc<Plan>),
+    /// Control → shard: check tokens with these keys from now on.
+    Keys(Arc<KeySet>),
     /// Control → shard: say this of the gateway's health.
     Pages(Pages),
     /// Control → shard: send your counters.

@@ -1,6 +1,7 @@
 //! Puts the house together: binds, starts the shards and the control thread, waits, ends.
 
 mod control;
+mod keys;
 mod letter;
 mod worker;
 
@@ -54,6 +55,7 @@ pub fn run(
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
     let plan = Arc::new(Plan::compile(&config, 1, shards, descriptors, &mut names)?);
 
+    let keys = keys::load(&config).context("the keys of tokens cannot be used")?;
     let public = SocketAddr::new(config.listener.address, config.listener.port);
     let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
     let bound = listener::bind(public, backlog, shards)?;
@@ -66,7 +68,7 @@ pub fn run(
     let (writer, access_logs) =
         access_log::spawn(&target, shards, config.log.buffer_bytes).context("the access log cannot be written")?;
 
-    let mut endpoints = mesh::build::<Letter>(shards + 1, RING_LETTERS)?.into_iter();
+    let mut endpoints = mesh::build::<Letter>(worker::endpoint(shards), RING_LETTERS)?.into_iter();
     let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
@@ -75,6 +77,7 @@ pub fn run(
         let equipment = worker::Equipment {
             index,
             plan: Arc::clone(&plan),
+            keys: Arc::clone(&keys),
             endpoint,
             board: Arc::clone(&board),
             socket,

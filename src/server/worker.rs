@@ -16,6 +16,7 @@ use rustix::net::SendFlags;
 
 use super::letter::{Letter, Scraped};
 use crate::{
+    auth::KeySet,
     bus::{
         self, Bus, Pump,
         desk::{Desk, Slip},
@@ -50,6 +51,7 @@ const CUT_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Equipment {
     pub(super) index: usize,
     pub(super) plan: Arc<Plan>,
+    pub(super) keys: Arc<KeySet>,
     pub(super) endpoint: Endpoint<Letter>,
     pub(super) board: Arc<LoadBoard>,
     pub(super) socket: TcpListener,
@@ -75,7 +77,7 @@ struct Worker {
 const SCRAPES_MAX: usize = 8;
 
 /// The endpoint of the control thread.
-const CONTROL: usize = 0;
+pub(super) const CONTROL: usize = 0;
 
 /// A shard's endpoint.
 pub(super) const fn endpoint(shard: usize) -> usize {
@@ -84,7 +86,7 @@ pub(super) const fn endpoint(shard: usize) -> usize {
 
 /// Runs a shard until it is told to stop.
 pub(super) async fn run(equipment: Equipment) {
-    let Equipment { index, plan, endpoint, board, socket, access_log, flush_interval, seed } = equipment;
+    let Equipment { index, plan, keys, endpoint, board, socket, access_log, flush_interval, seed } = equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
@@ -110,9 +112,10 @@ pub(super) async fn run(equipment: Equipment) {
     });
     let limits = limits(index, board.shards(), bus.clone());
     let desks = Desks { metrics: Rc::clone(&metrics) };
+    let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits);
     let worker = Rc::new(Worker {
         index,
-        gateway: Rc::new(Gateway::new(plan, Rc::clone(&ledger), desks, limits)),
+        gateway: Rc::new(gateway),
         metrics,
         ledger,
         connections: Connections::new(),
@@ -170,6 +173,7 @@ impl Worker {
                 self.tell_applied();
             }
             Letter::Pages(pages) => self.gateway.show(pages),
+            Letter::Keys(keys) => self.gateway.adopt_keys(keys),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
             Letter::EndConnections => self.connections.end_after_answers(),
             Letter::StopAccepting => self.acceptor.stop(),
@@ -202,6 +206,7 @@ impl Worker {
         counters.mesh_spilled = self.bus.counts().spilled;
         counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
         self.gateway.limits.report(&mut counters, clock::now());
+        self.gateway.count(&mut counters);
         let plan = self.gateway.plan();
         let reports = self.gateway.report(clock::now());
         for (upstream, report) in plan.upstreams.iter().zip(&reports) {

@@ -53,6 +53,16 @@ label! {
 }
 
 label! {
+    /// What became of a request while it was not known what had been revoked lately.
+    Stale {
+        /// It was refused.
+        Refused = "refused",
+        /// It was served by what was known.
+        Served = "served",
+    }
+}
+
+label! {
     /// How a reload ended.
     Reload {
         /// Every shard runs the new configuration.
@@ -90,6 +100,17 @@ table! {
         /// Requests that the gateway refused, by error code.
         rejects: [u64; REJECT_CODES_MAX] = Counter "shardgate_rejects_total" per Process
             by "code" in Values::RejectCodes;
+        /// Requests with a token that came while revocations were not known up to date, by what became of them.
+        stale: [u64; Stale::COUNT] = Counter "shardgate_revocation_stale_requests_total" per Process
+            by "outcome" in Values::Fixed(Stale::VALUES);
+        /// Time from a revocation to the shard's knowledge of it.
+        revocation_lag: Histogram<Requests> = Histogram "shardgate_revocation_lag_seconds" per Process;
+        /// Revocations that a shard holds.
+        revocations: i64 = Gauge "shardgate_revocations_held" per Shard;
+        /// Answers under way that end with their session.
+        answers_tied: i64 = Gauge "shardgate_answers_tied" per Shard;
+        /// Answers cut off because their session ended.
+        answers_revoked: u64 = Counter "shardgate_answers_revoked_total" per Process;
         /// Access-log lines dropped because they could not be written in time.
         access_log_dropped: u64 = Counter "shardgate_access_log_dropped_total" per Process;
         /// Panics caught; each closed one connection.
@@ -198,6 +219,11 @@ impl Default for Counters {
             requests_in_flight: 0,
             gateway_duration: Histogram::default(),
             rejects: [0; REJECT_CODES_MAX],
+            stale: [0; Stale::COUNT],
+            revocation_lag: Histogram::default(),
+            revocations: 0,
+            answers_tied: 0,
+            answers_revoked: 0,
             access_log_dropped: 0,
             panics: 0,
             mesh_spilled: 0,

@@ -51,7 +51,7 @@ impl Service {
         let address = self.address;
         format!(
             "{more}\n[upstreams.sample]\ninstances = [\"{address}\"]\n\n\
-             [[routes]]\npath = \"/*\"\nupstream = \"sample\"\nbody_bytes_max = \"2GiB\"\nrequest_timeout = \"10m\"\n"
+             [[routes]]\naccess = \"public\"\npath = \"/*\"\nupstream = \"sample\"\nbody_bytes_max = \"2GiB\"\nrequest_timeout = \"10m\"\n"
         )
     }
 }

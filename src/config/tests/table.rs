@@ -54,6 +54,7 @@ fn the_defaults_are_those_that_were_promised() {
         dir = "./data"
 
         [accounts]
+        enabled = true
         postgres_connections_max = 4
         postgres_timeout = "3s"
         password_threads = 0

@@ -236,7 +236,7 @@ fn an_answer_may_come_before_the_request_is_complete() {
 #[test]
 fn a_body_that_nobody_read_is_no_request() {
     let mut backend = Backend::ok();
-    let routes = "[[routes]]\npath = \"/x\"\nupstream = \"back\"";
+    let routes = "[[routes]]\naccess = \"public\"\npath = \"/x\"\nupstream = \"back\"";
     let gateway = Gateway::start(&format!("[upstreams.back]\ninstances = [\"{}\"]\n{routes}", backend.address()));
     let smuggled = "GET /x HTTP/1.1\r\nHost: smuggled\r\n\r\n";
     let mut client = gateway.connect();
@@ -458,7 +458,7 @@ fn an_upload_passes_as_it_comes() {
 #[test]
 fn a_refusal_of_a_head_request_has_no_body() {
     let backend = Backend::ok();
-    let routes = "[[routes]]\npath = \"/x\"\nupstream = \"back\"";
+    let routes = "[[routes]]\naccess = \"public\"\npath = \"/x\"\nupstream = \"back\"";
     let gateway = Gateway::start(&format!("[upstreams.back]\ninstances = [\"{}\"]\n{routes}", backend.address()));
     let mut client = gateway.connect();
     client.send("HEAD /nowhere HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -1,6 +1,7 @@
 //! What becomes of requests and answers on their way through the gateway: one file for each kind of behaviour, over real
 //! sockets, in front of backends that do as they are told.
 
+mod access;
 mod bodies;
 mod cors;
 mod fields;
@@ -38,8 +39,11 @@ impl Setup<'_> {
         for instance in instances {
             write!(config, "\"{instance}\", ").expect("strings take everything");
         }
-        write!(config, "]\n{rest}\n[[routes]]\nname = \"all\"\npath = \"/*\"\nupstream = \"back\"\n{route}\n")
-            .expect("strings take everything");
+        write!(
+            config,
+            "]\n{rest}\n[[routes]]\naccess = \"public\"\nname = \"all\"\npath = \"/*\"\nupstream = \"back\"\n{route}\n"
+        )
+        .expect("strings take everything");
         Gateway::start(&config)
     }
 }

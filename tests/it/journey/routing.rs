@@ -26,8 +26,8 @@ fn routed(backend: &Backend, routes: &str) -> Gateway {
 #[test]
 fn a_prefix_is_stripped_by_whole_segments() {
     let mut backend = Backend::ok();
-    let routes = "[[routes]]\npath = \"/api/events/*\"\nupstream = \"back\"\nstrip_prefix = \"/api\"\n\
-                  [[routes]]\npath = \"/shop/*\"\nupstream = \"back\"\nstrip_prefix = \"/shop\"";
+    let routes = "[[routes]]\naccess = \"public\"\npath = \"/api/events/*\"\nupstream = \"back\"\nstrip_prefix = \"/api\"\n\
+                  [[routes]]\naccess = \"public\"\npath = \"/shop/*\"\nupstream = \"back\"\nstrip_prefix = \"/shop\"";
     let gateway = routed(&backend, routes);
     for (asked, seen) in [
         ("/api/events/x?y=1&z", "/events/x?y=1&z"),
@@ -51,8 +51,8 @@ fn a_prefix_is_stripped_by_whole_segments() {
 #[test]
 fn a_path_is_rewritten_with_its_parameters() {
     let mut backend = Backend::ok();
-    let routes = "[[routes]]\npath = \"/users/{id}/orders/*\"\nupstream = \"back\"\nrewrite = \"/v2/{id}/o/{rest}\"\n\
-                  [[routes]]\npath = \"/old\"\nupstream = \"back\"\nrewrite = \"/new/place\"";
+    let routes = "[[routes]]\naccess = \"public\"\npath = \"/users/{id}/orders/*\"\nupstream = \"back\"\nrewrite = \"/v2/{id}/o/{rest}\"\n\
+                  [[routes]]\naccess = \"public\"\npath = \"/old\"\nupstream = \"back\"\nrewrite = \"/new/place\"";
     let gateway = routed(&backend, routes);
     for (asked, seen) in [
         ("/users/42/orders/a/b?c=d", "/v2/42/o/a/b?c=d"),
@@ -69,7 +69,7 @@ fn a_path_is_rewritten_with_its_parameters() {
 /// A route that tells the backend its name.
 fn named(name: &str, rest: &str) -> String {
     format!(
-        "[[routes]]\nname = \"{name}\"\nupstream = \"back\"\n{rest}\n[routes.request_headers]\n\
+        "[[routes]]\naccess = \"public\"\nname = \"{name}\"\nupstream = \"back\"\n{rest}\n[routes.request_headers]\n\
          set = {{ X-Route = \"{name}\" }}\n"
     )
 }
@@ -143,7 +143,7 @@ fn the_most_specific_host_wins() {
 #[test]
 fn other_methods_are_told_which_there_are() {
     let mut backend = Backend::ok();
-    let routes = "[[routes]]\npath = \"/x\"\nupstream = \"back\"\nmethods = [\"POST\", \"GET\"]";
+    let routes = "[[routes]]\naccess = \"public\"\npath = \"/x\"\nupstream = \"back\"\nmethods = [\"POST\", \"GET\"]";
     let gateway = routed(&backend, routes);
     let answer = ask(&gateway, "DELETE", "a", "/x");
     expect_refusal(&answer, 405, "method_not_allowed");

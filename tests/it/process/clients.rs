@@ -131,8 +131,8 @@ fn python_keeps_its_connection() {
     }
     let service = Service::start();
     let config = service.config("").replace("path = \"/*\"", "path = \"/{what}\"")
-        + "[[routes]]\npath = \"/\"\nupstream = \"sample\"\n"
-        + "[[routes]]\npath = \"/download/*\"\nupstream = \"sample\"\n";
+        + "[[routes]]\naccess = \"public\"\npath = \"/\"\nupstream = \"sample\"\n"
+        + "[[routes]]\naccess = \"public\"\npath = \"/download/*\"\nupstream = \"sample\"\n";
     let gateway = Gateway::start(&config);
     fs::write(gateway.directory().join("client.py"), PYTHON).expect("the script is written");
     let said = run(&gateway, "python3", &["client.py", &gateway.address().to_string(), &LARGE.to_string()]);

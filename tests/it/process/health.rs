@@ -58,7 +58,7 @@ fn an_instance_that_refuses_is_down_and_the_class_says_why() {
     let config = format!(
         "[upstreams.dead]\ninstances = [\"{nobody}\"]\noutlier_failures = 1\noutlier_percent_max = 100\n\
          [upstreams.alive]\ninstances = [\"{}\"]\n\
-         [[routes]]\npath = \"/dead\"\nupstream = \"dead\"\n[[routes]]\npath = \"/alive\"\nupstream = \"alive\"\n",
+         [[routes]]\naccess = \"public\"\npath = \"/dead\"\nupstream = \"dead\"\n[[routes]]\naccess = \"public\"\npath = \"/alive\"\nupstream = \"alive\"\n",
         service.address()
     );
     let gateway = Gateway::start(&config);

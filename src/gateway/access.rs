@@ -1,0 +1,220 @@
+//! Who calls, and whether they may: the bearer's token becomes the exchange's caller, and the route says who is let in.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use super::Plan;
+use crate::{
+    auth::{Checker, KeySet, Revocation, Revocations, TokenError},
+    config::Config,
+    exchange::{Code, Exchange, Reject, Tethers},
+    proto::head::{Framing, Known, RequestHead, ResponseHead},
+    shard::{Instant, Local, clock},
+    telemetry::metrics::Counters,
+};
+
+/// Who may use a route. Part of the plan.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Access {
+    /// Anybody; a token is not looked at.
+    Public,
+    /// Callers with a valid token, and more.
+    Caller {
+        /// The caller has one of these; empty is any.
+        roles: Box<[Box<str>]>,
+        /// The caller has all of these.
+        permissions: Box<[Box<str>]>,
+    },
+}
+
+impl Access {
+    pub(super) fn compile(route: &crate::config::Route) -> Self {
+        let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+        match route.access {
+            crate::config::Access::Public => Self::Public,
+            crate::config::Access::Authenticated => {
+                Self::Caller { roles: boxed(&route.roles), permissions: boxed(&route.permissions) }
+            }
+        }
+    }
+}
+
+/// How tokens are checked, as the configuration says. Part of the plan.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Tokens {
+    /// Checked tokens that a shard remembers.
+    pub(super) cached_max: usize,
+    /// Revocations that a shard holds, and for how long each matters.
+    pub(super) revocations_max: usize,
+    pub(super) revocations_kept: Duration,
+    pub(super) staleness: Staleness,
+}
+
+impl Tokens {
+    pub(super) fn of(config: &Config) -> Self {
+        Self {
+            cached_max: config.auth.cache_entries,
+            revocations_max: config.auth.revocations_max,
+            revocations_kept: config.auth.revocations_kept(),
+            staleness: Staleness { max: None, refuses: None },
+        }
+    }
+}
+
+/// What happens when it is not known whether tokens were revoked lately.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Staleness {
+    /// How old what is known may be; none when there is no log of revocations.
+    pub(super) max: Option<Duration>,
+    /// Whether routes then refuse; none is by route: those that ask for a role or a permission do.
+    pub(super) refuses: Option<bool>,
+}
+
+/// How callers are told from each other on a shard. One per shard.
+#[derive(Debug)]
+pub(super) struct Identity {
+    state: Local<State>,
+    tethers: Rc<Local<Tethers>>,
+}
+
+#[derive(Debug)]
+struct State {
+    keys: Arc<KeySet>,
+    checker: Checker,
+    revocations: Revocations,
+    /// Everything revoked until then is known here.
+    known_until: Option<Instant>,
+}
+
+/// An answer longer than this is tied to its session, as streams are: it takes seconds to read.
+const LONG_BYTES: u64 = 1024 * 1024;
+
+impl Identity {
+    pub(super) fn new(keys: Arc<KeySet>, tokens: &Tokens) -> Self {
+        let state = State {
+            keys,
+            checker: Checker::new(tokens.cached_max),
+            revocations: Revocations::new(tokens.revocations_kept, tokens.revocations_max),
+            known_until: None,
+        };
+        Self { state: Local::new(state), tethers: Rc::default() }
+    }
+
+    /// Lets the exchange in, with its caller, or refuses it.
+    pub(super) fn admit(&self, exchange: &mut Exchange, access: &Access, plan: &Plan) -> Result<(), Reject> {
+        let Access::Caller { roles, permissions } = access else { return Ok(()) };
+        let token = bearer(&exchange.head)?;
+        let is_guarded = !(roles.is_empty() && permissions.is_empty());
+        let (claims, is_stale) = self.state.with(|state| {
+            let claims =
+                state.checker.check(&state.keys, &state.revocations, token, clock::unix_now()).map_err(refused)?;
+            Ok::<_, Reject>((claims, state.is_stale(plan.tokens.staleness, exchange.began)))
+        })?;
+        if is_stale {
+            let is_refused = plan.tokens.staleness.refuses.unwrap_or(is_guarded);
+            exchange.stale(is_refused);
+            if is_refused {
+                return Err(Reject::because(
+                    Code::DependencyUnavailable,
+                    "whether the session has ended is not known at the moment; try again shortly",
+                ));
+            }
+        }
+        let has_role = roles.is_empty() || claims.role.as_ref().is_some_and(|role| roles.contains(role));
+        let is_permitted = has_role && permissions.iter().all(|permission| plan.roles.permit(&claims, permission));
+        exchange.caller = Some(claims);
+        if is_permitted { Ok(()) } else { Err(Reject::new(Code::Forbidden)) }
+    }
+
+    /// An answer is about to begin. One that may last is tied to its caller's session; a session that ended while the
+    /// answer was waited for gets none.
+    pub(super) fn tie(&self, exchange: &mut Exchange, head: &ResponseHead) -> Result<(), Reject> {
+        let Some(claims) = exchange.caller.as_ref().filter(|_| is_long(head)) else { return Ok(()) };
+        if self.state.with(|state| state.revocations.is_revoked(claims)) {
+            return Err(Reject::new(Code::TokenRevoked));
+        }
+        let claims = Rc::clone(claims);
+        exchange.tie(&self.tethers, &claims);
+        Ok(())
+    }
+
+    /// What was revoked lately. Answers under way that it ends are cut; says how many.
+    pub(super) fn revoke(&self, revocations: &[Revocation]) -> usize {
+        self.state.with(|state| revocations.iter().for_each(|revocation| state.revocations.apply(revocation)));
+        revocations.iter().map(|revocation| Tethers::end(&self.tethers, revocation)).sum()
+    }
+
+    /// Everything revoked until then is known here.
+    pub(super) fn known_until(&self, until: Instant) {
+        self.state.with(|state| state.known_until = Some(until));
+    }
+
+    /// Checks with these keys from now on.
+    pub(super) fn adopt_keys(&self, keys: Arc<KeySet>) {
+        drop(self.state.with(|state| std::mem::replace(&mut state.keys, keys)));
+    }
+
+    /// A new plan is in force.
+    pub(super) fn adopt(&self, tokens: &Tokens) {
+        self.state.with(|state| state.revocations.keep_for(tokens.revocations_kept));
+    }
+
+    /// Lets go what no longer matters.
+    pub(super) fn sweep(&self) {
+        self.state.with(|state| state.revocations.expire(clock::unix_now()));
+    }
+
+    /// The public keys, as a JWK set.
+    pub(super) fn key_set(&self) -> Vec<u8> {
+        self.state.with(|state| state.keys.jwks_json().as_bytes().to_vec())
+    }
+
+    /// Adds what it holds to a shard's counters.
+    pub(super) fn count(&self, counters: &mut Counters) {
+        let size = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
+        counters.revocations = size(self.state.with(|state| state.revocations.len()));
+        counters.answers_tied = size(self.tethers.with(|tethers| tethers.len()));
+    }
+}
+
+impl State {
+    /// Whether what was revoked lately is not known.
+    fn is_stale(&self, staleness: Staleness, now: Instant) -> bool {
+        let is_old = |max| self.known_until.is_none_or(|until| now.since(until) > max);
+        staleness.max.is_some_and(is_old)
+    }
+}
+
+/// The token of `Authorization: Bearer` (RFC 6750 §2.1).
+fn bearer(head: &RequestHead) -> Result<&[u8], Reject> {
+    let mut fields = head.fields.iter().filter(|field| field.known == Known::Authorization);
+    let Some(field) = fields.next() else { return Err(Reject::new(Code::TokenMissing)) };
+    if fields.next().is_some() {
+        return Err(Reject::because(Code::TokenInvalid, "there is more than one Authorization field"));
+    }
+    let value = field.value.of(&head.bytes);
+    let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or((value, &[]));
+    if !scheme.eq_ignore_ascii_case(b"Bearer ") {
+        return Err(Reject::new(Code::TokenMissing));
+    }
+    // RFC 9110 §11.4: one space or more.
+    Ok(token.trim_ascii_start())
+}
+
+fn refused(error: TokenError) -> Reject {
+    let code = match error {
+        TokenError::Invalid(_) => Code::TokenInvalid,
+        TokenError::Expired => Code::TokenExpired,
+        TokenError::Revoked => Code::TokenRevoked,
+        TokenError::KeysAway => Code::DependencyUnavailable,
+    };
+    Reject { cause: Some(Box::new(error)), ..Reject::new(code) }
+}
+
+/// Whether an answer may last: a stream, a tunnel, or more than is soon read.
+fn is_long(head: &ResponseHead) -> bool {
+    match head.framing {
+        Framing::Length(bytes) => bytes > LONG_BYTES,
+        Framing::None => head.status == 101,
+        _ => true,
+    }
+}
