@@ -32,6 +32,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use crate::auth::revocation::Kind;
 use crate::bus::redis::Redis;
+use crate::config::{Config, SessionStore};
 use crate::embedded::Embedded;
 use crate::exchange::ClientNote;
 use rotation::Session;
@@ -135,6 +136,16 @@ impl std::fmt::Debug for Sessions {
 }
 
 impl Sessions {
+    /// Sessions where the configuration has them. `embedded` has [`COMPONENT`]; `redis` is there where the configuration
+    /// keeps sessions in it. The follower needs a `LocalSet`.
+    pub fn open(config: &Config, embedded: &Embedded, redis: Option<&Redis>, keys: Keyring) -> Self {
+        let (rules, kept) = (Rules::from(&config.sessions), config.auth.revocations_kept());
+        match (config.session_store(), redis) {
+            (SessionStore::Redis, Some(redis)) => Self::redis(redis.clone(), keys, rules, kept),
+            _ => Self::embedded(embedded.clone(), keys, rules, kept),
+        }
+    }
+
     /// Sessions in the embedded store, which has [`COMPONENT`]. Revocations are kept for `kept`: the longest life of an
     /// access token, leeway included.
     pub fn embedded(store: Embedded, keys: Keyring, rules: Rules, kept: Duration) -> Self {
@@ -142,7 +153,7 @@ impl Sessions {
         Self { store, keys: Rc::new(keys), rules }
     }
 
-    /// Sessions in Redis; else as [`Sessions::embedded`]. The follower needs a `LocalSet`.
+    /// Sessions in Redis; else as [`Sessions::embedded`].
     pub fn redis(redis: Redis, keys: Keyring, rules: Rules, kept: Duration) -> Self {
         let store = Store::Redis(Box::new(redis::Store::new(redis, kept, Rc::new(|| None))));
         Self { store, keys: Rc::new(keys), rules }

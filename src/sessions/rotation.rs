@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+use crate::config;
+
 /// What holds for all sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -22,6 +24,12 @@ impl Rules {
     pub fn new(lifetime: Duration, grace: Duration, per_user_max: usize) -> Self {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         Self { lifetime_ms: millis(lifetime), grace_ms: millis(grace), per_user_max: per_user_max.max(1) }
+    }
+}
+
+impl From<&config::Sessions> for Rules {
+    fn from(config: &config::Sessions) -> Self {
+        Self::new(config.lifetime, config.refresh_grace, config.per_user_max)
     }
 }
 

@@ -11,6 +11,7 @@ use ring::hmac;
 use zeroize::Zeroizing;
 
 use super::{SESSION_ID_BYTES_MAX, USER_ID_BYTES_MAX, is_session_id, is_user_id};
+use crate::config;
 
 /// The first byte. Another layout would have another one.
 const VERSION: u8 = 1;
@@ -70,6 +71,15 @@ impl Keyring {
     pub fn new<'a>(secret: &'a [u8], older: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let keys = std::iter::once(secret).chain(older).map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret));
         Self { keys: keys.collect() }
+    }
+
+    /// The ring that the configuration gives; `made` stands in where it names no secret.
+    pub fn of(config: &config::Sessions, made: &[u8]) -> Self {
+        let older = config.old_secret.iter().map(|secret| secret.reveal().as_bytes());
+        match &config.secret {
+            Some(secret) => Self::new(secret.reveal().as_bytes(), older),
+            None => Self::new(made, older),
+        }
     }
 
     /// The token for this generation of the session: always the same one for the same key.

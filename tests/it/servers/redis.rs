@@ -17,6 +17,9 @@ use tempfile::TempDir;
 /// How long a server may take to start, or to do what it is told.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
+/// The file that sentinels have to have; they write to it.
+const CONFIG: &str = "redis.conf";
+
 /// A running server, unless it was killed.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
@@ -37,6 +40,17 @@ impl RedisServer {
     /// Starts a server with these arguments.
     #[track_caller]
     pub(crate) fn start_with(arguments: &[&str]) -> Option<Self> {
+        Self::launch("", arguments)
+    }
+
+    /// Starts a sentinel that watches one server.
+    #[track_caller]
+    pub(crate) fn start_sentinel(name: &str, port: u16) -> Option<Self> {
+        Self::launch(&format!("sentinel monitor {name} 127.0.0.1 {port} 1\n"), &["--sentinel"])
+    }
+
+    #[track_caller]
+    fn launch(config: &str, arguments: &[&str]) -> Option<Self> {
         if !is_installed() {
             return None;
         }
@@ -44,6 +58,9 @@ impl RedisServer {
         // A port that was free may be taken by the time the server binds it.
         for _ in 0..5 {
             let (port, directory) = (free_port(), TempDir::new().expect("a temporary directory"));
+            if !config.is_empty() {
+                std::fs::write(directory.path().join(CONFIG), config).expect("the configuration is written");
+            }
             let child = spawn(&directory, port, &arguments);
             let mut server = Self { child, port, arguments: arguments.clone(), directory };
             if server.answers() {
@@ -138,8 +155,7 @@ fn free_port() -> u16 {
 fn spawn(directory: &TempDir, port: u16, arguments: &[String]) -> Child {
     let log = File::options().create(true).append(true).open(directory.path().join("log")).expect("a log");
     let mut command = Command::new("redis-server");
-    // A file of its own, which sentinels and cluster nodes write to.
-    let config = directory.path().join("redis.conf");
+    let config = directory.path().join(CONFIG);
     if config.exists() {
         command.arg(&config);
     }
