@@ -1,9 +1,14 @@
 //! Arguments → configuration → `server::run` → exit code.
 
-use std::{io::Write as _, path::PathBuf, process::ExitCode};
+use std::{
+    io::{Stdout, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 use shardgate::{
+    accounts::cli::{self, UserCommand},
     config::{self, Config, Mistakes, env, watch::Watch},
     demo,
     server::{self, Ended},
@@ -47,6 +52,20 @@ enum Command {
         #[arg(long)]
         schema: bool,
     },
+    /// Make the tables of users, or bring them up to date.
+    Migrate {
+        /// The configuration file; see `run` for the one that is taken without it.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Add, list and change users.
+    User {
+        /// The configuration file; see `run` for the one that is taken without it.
+        #[arg(long, value_name = "FILE", global = true)]
+        config: Option<PathBuf>,
+        #[command(subcommand)]
+        command: UserCommand,
+    },
     /// Print the version.
     Version,
 }
@@ -79,6 +98,8 @@ fn main() -> ExitCode {
         }),
         Command::Config { schema: true, .. } => print(&format!("{:#}\n", config::docs::schema())),
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),
+        Command::Migrate { config } => change(config, cli::migrate),
+        Command::User { config, command } => change(config, |config, output| cli::user(command, config, output)),
         Command::Version => print(concat!("shardgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }
 }
@@ -105,6 +126,14 @@ fn with_config(file: Option<PathBuf>, act: impl FnOnce(Config, Option<Watch>) ->
 fn wrong(mistakes: &Mistakes) -> ExitCode {
     eprintln!("{mistakes}");
     ExitCode::from(WRONG)
+}
+
+/// Runs a command on what the gateway keeps; the log goes to standard error and tells trouble only.
+fn change(file: Option<PathBuf>, act: impl FnOnce(&Config, &mut Stdout) -> anyhow::Result<()>) -> ExitCode {
+    with_config(file, |config, _| {
+        let outcome = log::init("warn").map_err(Into::into).and_then(|()| act(&config, &mut std::io::stdout()));
+        finish(outcome.map(|()| Ended::Drained))
+    })
 }
 
 /// Reports an error with what led to it.

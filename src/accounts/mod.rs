@@ -1,12 +1,272 @@
-//! Accounts: log-in, renewal, log-out and the list of sessions.
+//! Accounts: log-in, renewal, log-out and the list of sessions; and the commands that change users.
 //!
-//! Shards ask by an [`Operation`] and are told an [`Outcome`]; which requests lead to them is for `gateway`.
+//! Shards ask by an [`Operation`] and are told an [`Outcome`]; which requests lead to them is for `gateway`. Everything
+//! here runs on the bridge, but for hashing, which has threads of its own.
 
+mod answer;
+pub mod cli;
 mod operation;
 pub mod password;
 pub mod request;
 pub mod slowdown;
+mod start;
 pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod user;
 
+pub use answer::Payload;
 pub use operation::{Operation, Outcome};
+pub use start::{Kept, StartError};
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use zeroize::Zeroizing;
+
+use crate::auth::rbac::Roles;
+use crate::auth::{Grant, Issuer};
+use crate::exchange::{ClientNote, Code};
+use crate::sessions::{self, RefreshError, RefreshToken};
+use crate::shard::offload::{Offload, Refused};
+use crate::shard::{Local, clock};
+
+use self::password::{Hasher, Scratch, Stored, Verdict};
+use self::slowdown::{Admission, Key, Slowdown};
+use self::store::Change;
+use self::user::{User, normal_email};
+
+/// Who did it, in the log of revocations, when it was nobody in particular.
+const BY: &str = "accounts";
+
+/// The accounts. One per process, on the bridge.
+#[derive(Debug)]
+pub struct Accounts {
+    kept: Kept,
+    pool: Offload<Scratch>,
+    hasher: Arc<Hasher>,
+    slowdown: Local<Slowdown>,
+    /// Told whenever a log-in has ended, to those that wait for others of their account and address.
+    ended: Notify,
+    terms: Local<Terms>,
+}
+
+/// What a reload changes.
+#[derive(Clone, Debug)]
+struct Terms {
+    /// None when no key signs.
+    issuer: Option<Issuer>,
+    roles: Arc<Roles>,
+}
+
+/// Why a client does not get what it asks.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    code: Code,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    const fn new(code: Code) -> Self {
+        Self { code, retry_after: None }
+    }
+}
+
+impl From<store::Failure> for Refusal {
+    fn from(failure: store::Failure) -> Self {
+        Self::new(match failure {
+            store::Failure::Busy => Code::Overloaded,
+            store::Failure::Away(_) | store::Failure::Taken => Code::DependencyUnavailable,
+        })
+    }
+}
+
+impl From<sessions::Failure> for Refusal {
+    fn from(failure: sessions::Failure) -> Self {
+        Self::new(match failure {
+            sessions::Failure::Busy => Code::Overloaded,
+            sessions::Failure::Away => Code::DependencyUnavailable,
+            // Somebody added the user by other means than ours.
+            sessions::Failure::UserId => Code::InvalidCredentials,
+        })
+    }
+}
+
+impl From<RefreshError> for Refusal {
+    fn from(error: RefreshError) -> Self {
+        match error {
+            RefreshError::Invalid => Self::new(Code::RefreshInvalid),
+            RefreshError::Reused => Self::new(Code::RefreshReused),
+            RefreshError::Failed(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Full(wait) => Self { code: Code::Overloaded, retry_after: Some(wait) },
+            Refused::Panicked => Self::new(Code::DependencyUnavailable),
+        }
+    }
+}
+
+impl From<Refusal> for Outcome {
+    fn from(refusal: Refusal) -> Self {
+        // Rounded up: whoever comes when told to is let in.
+        let seconds = |wait: Duration| u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).max(1);
+        Self::Refused { code: refusal.code, retry_after_s: refusal.retry_after.map(seconds) }
+    }
+}
+
+impl Accounts {
+    /// Does what a client asks, and says what to tell it.
+    ///
+    /// Dropping the future takes back a log-in that waits for its password's hash; what has begun to change may be
+    /// changed or not.
+    pub async fn handle(&self, operation: Operation) -> Outcome {
+        let outcome = match operation {
+            Operation::Login { email, password, note } => self.login(&email, password, &note).await,
+            Operation::Refresh { token, note } => self.refresh(&token, &note).await,
+            Operation::Logout { user, sid } => done(self.kept.sessions.end(&user, &sid, &user).await),
+            Operation::LogoutAll { user } => done(self.kept.sessions.end_all(&user, &user).await),
+            Operation::Sessions { user, current } => match self.kept.sessions.list(&user).await {
+                Ok(listed) => Ok(answer::sessions(&listed, current.as_deref())),
+                Err(failure) => Err(failure.into()),
+            },
+            Operation::EndSession { user, sid } => match self.kept.sessions.end_own(&user, &sid, &user).await {
+                Ok(true) => Ok(answer::nothing()),
+                Ok(false) => Err(Refusal::new(Code::NotFound)),
+                Err(failure) => Err(failure.into()),
+            },
+        };
+        outcome.unwrap_or_else(Outcome::from)
+    }
+
+    async fn login(&self, email: &str, password: Zeroizing<String>, note: &ClientNote) -> Result<Outcome, Refusal> {
+        // What is no address is nobody's, and is treated as an unknown one.
+        let normal = normal_email(email);
+        let key = self.slowdown.with(|slowdown| slowdown.key(normal.as_deref().unwrap_or(email), note.address));
+        // First a place, so that a flood is refused before anything is looked up for it.
+        let place = self.pool.reserve()?;
+        let attempt = self.admitted(key).await?;
+        let user = match &normal {
+            Some(email) => self.kept.users.by_email(email).await?,
+            None => None,
+        };
+        let stored = user.as_ref().and_then(|user| user.password.clone());
+        let (hasher, checked) = (Arc::clone(&self.hasher), stored.clone());
+        let verdict = place.run(move |scratch| hasher.verify(scratch, &password, checked.as_ref())).await?;
+        let (Some(user), Verdict::Right(better)) = (&user, &verdict) else {
+            if let (Some(user), Verdict::Unusable) = (&user, &verdict) {
+                tracing::warn!(user = %user.id, "the stored hash of this user's password is not one that is checked here");
+            }
+            attempt.failed();
+            return Err(Refusal::new(Code::InvalidCredentials));
+        };
+        if user.is_disabled {
+            attempt.failed();
+            return Err(Refusal::new(Code::InvalidCredentials));
+        }
+        attempt.succeeded();
+        if let (Some(old), Some(new)) = (stored.clone(), better.clone()) {
+            // The next log-in tries again.
+            let _ = self.kept.users.change(&user.id, Change::Rehash { old, new }).await;
+        }
+        let begun = self.kept.sessions.create(&user.id, note).await?;
+        // Whoever locks a user out ends the sessions that there are by then. So one that began meanwhile is ended here.
+        let now = self.kept.users.by_id(&user.id).await?;
+        let is_known = |password: &Option<Stored>| *password == stored || (better.is_some() && password == better);
+        let is_same = |now: &User| !now.is_disabled && is_known(&now.password);
+        let Some(user) = now.filter(is_same) else {
+            self.kept.sessions.end(&user.id, &begun.sid, BY).await?;
+            return Err(Refusal::new(Code::InvalidCredentials));
+        };
+        self.tokens(&user, &begun.sid, begun.began_ms, &begun.refresh_token)
+    }
+
+    async fn refresh(&self, token: &str, note: &ClientNote) -> Result<Outcome, Refusal> {
+        // First the user: while the store of users is away no token is spent.
+        let id = self.kept.sessions.user_of(token).ok_or(Refusal::new(Code::RefreshInvalid))?;
+        let Some(user) = self.kept.users.by_id(&id).await?.filter(|user| !user.is_disabled) else {
+            // Removed or locked out by other means than ours.
+            self.kept.sessions.end_all(&id, BY).await?;
+            return Err(Refusal::new(Code::RefreshInvalid));
+        };
+        let renewed = self.kept.sessions.refresh(token, note).await?;
+        self.tokens(&user, &renewed.sid, renewed.began_ms, &renewed.refresh_token)
+    }
+
+    fn tokens(
+        &self,
+        user: &User,
+        sid: &str,
+        session_began_ms: u64,
+        refresh_token: &RefreshToken,
+    ) -> Result<Outcome, Refusal> {
+        let Terms { issuer, roles } = self.terms.with(|terms| terms.clone());
+        let Some(issuer) = issuer else { return Err(Refusal::new(Code::DependencyUnavailable)) };
+        let mut permissions = user.permissions.clone();
+        permissions.extend(roles.of(&user.role).map(str::to_owned));
+        permissions.sort();
+        permissions.dedup();
+        let (sub, email, role) = (&user.id, &user.email, &user.role);
+        let grant = Grant { sub, email, role, permissions: &permissions, sid, session_began_ms };
+        match issuer.issue(&grant, clock::unix_now()) {
+            Ok(issued) => Ok(answer::tokens(&issued, refresh_token)),
+            Err(error) => {
+                tracing::error!(user = %user.id, %error, "this user gets no access token; look at its row in the table users");
+                Err(Refusal::new(Code::DependencyUnavailable))
+            }
+        }
+    }
+
+    /// Waits while as many log-ins of the key are under way as there are failures left.
+    async fn admitted(&self, key: Key) -> Result<Attempt<'_>, Refusal> {
+        loop {
+            let others = self.ended.notified();
+            match self.slowdown.with(|slowdown| slowdown.admit(clock::now(), key)) {
+                Admission::Go => return Ok(Attempt { accounts: self, key, is_open: true }),
+                Admission::Later(wait) => {
+                    return Err(Refusal { code: Code::RateLimited, retry_after: Some(wait) });
+                }
+                Admission::Wait => others.await,
+            }
+        }
+    }
+}
+
+fn done(outcome: Result<(), sessions::Failure>) -> Result<Outcome, Refusal> {
+    outcome.map(|()| answer::nothing()).map_err(Refusal::from)
+}
+
+/// A log-in under way. Dropping it counts neither way.
+struct Attempt<'a> {
+    accounts: &'a Accounts,
+    key: Key,
+    is_open: bool,
+}
+
+impl Attempt<'_> {
+    fn failed(mut self) {
+        self.end(|slowdown, key| slowdown.failed(clock::now(), key));
+    }
+
+    fn succeeded(mut self) {
+        self.end(Slowdown::succeeded);
+    }
+
+    fn end(&mut self, how: impl FnOnce(&mut Slowdown, Key)) {
+        if std::mem::take(&mut self.is_open) {
+            self.accounts.slowdown.with(|slowdown| how(slowdown, self.key));
+            self.accounts.ended.notify_waiters();
+        }
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        self.end(Slowdown::withdrawn);
+    }
+}

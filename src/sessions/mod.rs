@@ -198,6 +198,11 @@ impl Sessions {
         }
     }
 
+    /// Whose token it is, if it is one of ours at all; whether it is still good is not looked at.
+    pub fn user_of(&self, token: &str) -> Option<Box<str>> {
+        self.keys.check(token).map(|said| said.user)
+    }
+
     /// Ends a session that is known to be this user's, as a token's `sub` and `sid` are. The answer means that the
     /// revocation is durable, whether or not the session was still kept.
     pub async fn end(&self, user: &str, sid: &str, by: &str) -> Result<(), Failure> {

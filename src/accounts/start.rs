@@ -1,0 +1,240 @@
+//! From a configuration to accounts: opens the stores, reads the keys, starts the pool. And what a reload changes.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::Notify;
+use zeroize::Zeroizing;
+
+use super::password::{Cost, HashError, Hasher, Scratch};
+use super::slowdown::Slowdown;
+use super::store::{self, Health, Postgres, Store};
+use super::{Accounts, Terms};
+use crate::auth::rbac::Roles;
+use crate::auth::{Issuer, KeyError, OwnKeys};
+use crate::bus::redis::{Address, Class, Redis, Status};
+use crate::config::{Config, SessionStore};
+use crate::embedded::{Component, Embedded};
+use crate::sessions::{self, Follower, Keyring, Rules, Sessions};
+use crate::shard::offload::Offload;
+use crate::shard::{Local, cores};
+use crate::telemetry::dependency::{Databases, Dependency};
+
+/// The tables of the embedded store.
+static COMPONENTS: [Component; 2] = [store::COMPONENT, sessions::COMPONENT];
+
+/// Accounts and addresses whose failed log-ins are remembered: a few megabytes, and more than the pool can check
+/// passwords of in the time for which they are.
+const SLOWED_MAX: usize = 1 << 16;
+
+/// Where the key of refresh tokens stands that the gateway makes itself, in the data directory.
+const REFRESH_KEY_FILE: &str = "refresh-key";
+const REFRESH_KEY_BYTES: usize = 32;
+
+/// Why there are no accounts.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The embedded store's threads, or the pool's, cannot be started.
+    #[error("a thread cannot be started")]
+    Thread(#[source] io::Error),
+    /// PostgreSQL as configured is impossible.
+    #[error(transparent)]
+    Postgres(#[from] store::StartError),
+    /// The keys of access tokens cannot be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The key of refresh tokens cannot be read or made.
+    #[error("the key of refresh tokens in {} can be neither read nor made; let this user read and write data.dir", .0.display())]
+    RefreshKey(PathBuf, #[source] io::Error),
+    /// Redis as configured is impossible.
+    #[error("redis")]
+    Redis(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The cost of hashes is impossible.
+    #[error(transparent)]
+    Cost(#[from] HashError),
+}
+
+/// What is kept of users and sessions: as much of the accounts as a command needs.
+#[derive(Debug)]
+pub struct Kept {
+    /// The users.
+    pub users: Store,
+    /// Their sessions, and the log of revocations.
+    pub sessions: Sessions,
+    /// Redis, where there is one.
+    pub redis: Option<Redis>,
+    /// The embedded store, where it is used.
+    pub embedded: Option<Embedded>,
+}
+
+impl Kept {
+    /// Opens the stores for a command, which makes no refresh tokens. To be called on the runtime that uses them.
+    pub fn open(config: &Config) -> Result<Self, StartError> {
+        Self::with_keys(config, Keyring::new(&*random_key(), []))
+    }
+
+    fn with_keys(config: &Config, keys: Keyring) -> Result<Self, StartError> {
+        let accounts = &config.accounts;
+        let is_needed = accounts.postgres_url.is_none() || config.session_store() == SessionStore::Embedded;
+        let embedded = is_needed.then(|| Embedded::start(&config.data.dir, &COMPONENTS));
+        let embedded = embedded.transpose().map_err(StartError::Thread)?;
+        let here = || embedded.clone().expect("it is opened for whoever needs it");
+        let users = match &accounts.postgres_url {
+            None => Store::Embedded(here()),
+            Some(url) => {
+                let (connections_max, patience) = (accounts.postgres_connections_max, accounts.postgres_timeout);
+                let ca_file = accounts.postgres_ca_file.as_deref();
+                Store::Postgres(Box::new(Postgres::new(url, ca_file, connections_max, patience)?))
+            }
+        };
+        let redis = if config.redis.is_given() {
+            Some(Redis::start(Address::new(&config.redis).map_err(|error| StartError::Redis(error.into()))?))
+        } else {
+            None
+        };
+        let rules = Rules::from(&config.sessions);
+        let kept = config.auth.revocations_kept();
+        let sessions = match (config.session_store(), &redis) {
+            (SessionStore::Redis, Some(redis)) => Sessions::redis(redis.clone(), keys, rules, kept),
+            _ => Sessions::embedded(here(), keys, rules, kept),
+        };
+        Ok(Self { users, sessions, redis, embedded })
+    }
+}
+
+impl Accounts {
+    /// Opens the stores, reads the keys, and starts the pool. A store that is away is no error: it is asked for again with
+    /// each request. To be called on the bridge.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let terms = Terms::new(config)?;
+        let kept = Kept::with_keys(config, keyring(config)?)?;
+        let accounts = &config.accounts;
+        let memory_kib = u32::try_from(accounts.password_memory >> 10).unwrap_or(u32::MAX);
+        let hasher = Hasher::new(Cost { memory_kib, passes: accounts.password_passes })?;
+        let threads = accounts.password_threads.unwrap_or_else(|| (cores::shard_count(None).count / 2).max(1));
+        let pool = Offload::start("password", threads, accounts.password_queue, Scratch::new);
+        Ok(Self {
+            kept,
+            pool: pool.map_err(StartError::Thread)?,
+            hasher: Arc::new(hasher),
+            slowdown: Local::new(Slowdown::new(accounts.login_failures_max, SLOWED_MAX)),
+            ended: Notify::new(),
+            terms: Local::new(terms),
+        })
+    }
+
+    /// Goes on by this configuration: its keys and its roles. With keys that cannot be used it stays as it is.
+    pub fn adopt(&self, config: &Config) {
+        match Terms::new(config) {
+            Ok(terms) => self.terms.with(|current| *current = terms),
+            Err(error) => tracing::error!(%error, "new tokens are signed as before the reload"),
+        }
+    }
+
+    /// Reads the log of revocations.
+    pub fn follow(&self) -> Follower {
+        self.kept.sessions.follow()
+    }
+
+    /// Redis, where there is one: for others that share it.
+    pub fn redis(&self) -> Option<&Redis> {
+        self.kept.redis.as_ref()
+    }
+
+    /// Uses the stores a little, and says how they are.
+    pub async fn databases(&self) -> Databases {
+        let Kept { users, redis, embedded, .. } = &self.kept;
+        // How that goes is what their health tells.
+        let _ = users.probe().await;
+        let mut databases = Databases { redis: redis.as_ref().map(of_redis), ..Databases::default() };
+        match users {
+            Store::Embedded(_) => databases.embedded = Some(of_users(users)),
+            Store::Postgres(_) => databases.postgres = Some(of_users(users)),
+        }
+        if let (None, Some(embedded)) = (&databases.embedded, embedded) {
+            let _ = embedded.probe().await;
+            databases.embedded = Some(of_users(&Store::Embedded(embedded.clone())));
+        }
+        databases
+    }
+}
+
+fn of_users(users: &Store) -> Dependency {
+    let Health { away, latency, checked_at, .. } = users.health();
+    Dependency { error: away, latency, checked_at }
+}
+
+fn of_redis(redis: &Redis) -> Dependency {
+    let Status { away, latency, checked_at } = redis.status();
+    Dependency { error: away.map(Class::word), latency, checked_at }
+}
+
+impl Terms {
+    pub(super) fn new(config: &Config) -> Result<Self, KeyError> {
+        let issuer = Issuer::new(&config.auth, &OwnKeys::load(&config.auth, &config.data.dir)?);
+        if issuer.is_none() {
+            tracing::warn!("no key of auth.keys signs, so nobody can log in here; say sign = true for one of them");
+        }
+        let roles = config.roles.iter();
+        let roles = Roles::new(
+            roles.map(|(name, role)| (name.as_str(), role.permissions.iter().map(String::as_str).collect::<Vec<_>>())),
+        );
+        Ok(Self { issuer, roles: Arc::new(roles) })
+    }
+}
+
+/// What refresh tokens are signed with: as configured, else a key that the data directory holds.
+fn keyring(config: &Config) -> Result<Keyring, StartError> {
+    let made = if config.sessions.secret.is_none() { refresh_key(&config.data.dir)? } else { Zeroizing::default() };
+    Ok(Keyring::of(&config.sessions, &made))
+}
+
+fn random_key() -> Zeroizing<[u8; REFRESH_KEY_BYTES]> {
+    let mut key = Zeroizing::new([0; REFRESH_KEY_BYTES]);
+    SystemRandom::new().fill(&mut *key).expect("the kernel gives random bytes");
+    key
+}
+
+/// Reads the key that the data directory holds, or makes it, for its owner alone.
+fn refresh_key(directory: &Path) -> Result<Zeroizing<Vec<u8>>, StartError> {
+    let path = directory.join(REFRESH_KEY_FILE);
+    let read_or_make = || {
+        if let Some(key) = read_key(&path)? {
+            return Ok(key);
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        // First whole under another name: whoever starts at the same time sees all of it or nothing.
+        let draft = directory.join(format!("{REFRESH_KEY_FILE}.{}", std::process::id()));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
+        file.write_all(&*random_key())?;
+        file.sync_all()?;
+        let linked = fs::hard_link(&draft, &path);
+        fs::remove_file(&draft)?;
+        match linked {
+            Ok(()) => tracing::info!(file = %path.display(), "made a key for refresh tokens; keep it with the data"),
+            // Somebody was faster; it is theirs that counts.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        read_key(&path)?.ok_or_else(|| io::ErrorKind::NotFound.into())
+    };
+    read_or_make().map_err(|error| StartError::RefreshKey(path.clone(), error))
+}
+
+fn read_key(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    let file = match fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut key = Zeroizing::new(Vec::with_capacity(1024));
+    file.take(1024).read_to_end(&mut key)?;
+    if key.len() < REFRESH_KEY_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it has fewer than 32 bytes"));
+    }
+    Ok(Some(key))
+}
