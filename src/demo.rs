@@ -3,6 +3,8 @@
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::DirBuilderExt as _,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -20,6 +22,7 @@ use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
+    accounts::cli::{DEMO_USERS, add_demo_users},
     config::{Config, Instance},
     server::{self, Ended},
     telemetry::log,
@@ -45,7 +48,43 @@ pub fn run(mut config: Config) -> anyhow::Result<Ended> {
     }
     let loopback = |network: &str| network.parse().expect("a network");
     config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
-    server::run(config, None, |public, operators| print_hints(public.port(), operators.map(|address| address.port())))
+    let data = Data::prepare(&mut config)?;
+    add_demo_users(&config).context("the users of the demo cannot be added")?;
+    let ended = server::run(config, None, |public, operators| {
+        print_hints(public.port(), operators.map(|address| address.port()));
+    });
+    drop(data);
+    ended
+}
+
+/// Where the demo keeps its users and sessions: a directory that goes with it, unless the environment names one.
+struct Data {
+    made: Option<PathBuf>,
+}
+
+impl Data {
+    fn prepare(config: &mut Config) -> anyhow::Result<Self> {
+        if config.data != Config::default().data {
+            return Ok(Self { made: None });
+        }
+        let made = std::env::temp_dir().join(format!("shardgate-demo-{}", std::process::id()));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&made)
+            .with_context(|| format!("the demo cannot make {} for its users", made.display()))?;
+        config.data.dir.clone_from(&made);
+        Ok(Self { made: Some(made) })
+    }
+}
+
+impl Drop for Data {
+    fn drop(&mut self) {
+        if let Some(made) = &self.made
+            && let Err(error) = std::fs::remove_dir_all(made)
+        {
+            tracing::warn!(%error, "{} could not be removed", made.display());
+        }
+    }
 }
 
 /// The services of the reference platform, in a few lines each.
@@ -156,16 +195,25 @@ impl futures_core::Stream for Frames {
 
 /// Lines to paste into another terminal.
 fn print_hints(port: u16, operators_port: Option<u16>) {
+    let gateway = format!("http://localhost:{port}");
+    let bearer = "-H \"Authorization: Bearer $TOKEN\"";
     let metrics = operators_port.map_or_else(String::new, |port| {
         format!("  curl -s http://localhost:{port}/metrics | grep shardgate_requests_total\n")
     });
+    let [(email, _, password), ..] = DEMO_USERS;
+    let users = DEMO_USERS.map(|(email, role, password)| format!("  {email} ({role}), password {password}")).join("\n");
     eprintln!(
-        "\nThree sample services run behind the gateway. In another terminal:\n
-  curl -i http://localhost:{port}/api/events -d '{{\"type\":\"cart_abandoned\"}}'
-  curl -i http://localhost:{port}/api/predict -d '{{\"items\":[1,2]}}'
-  curl -N http://localhost:{port}/api/ai/chat
-  curl -i http://localhost:{port}/health
-{metrics}
+        "\nThree sample services run behind the gateway, and three people may log in:\n
+{users}\n
+In another terminal:\n
+  TOKEN=$(curl -s {gateway}/auth/login -H 'Content-Type: application/json' -d '{{\"email\":\"{email}\",\"password\":\"{password}\"}}' | sed 's/.*\"accessToken\":\"\\([^\"]*\\)\".*/\\1/')
+  curl -i {gateway}/auth/me {bearer}
+  curl -i {gateway}/api/events {bearer} -d '{{\"type\":\"cart_abandoned\"}}'
+  curl -i {gateway}/api/predict {bearer} -d '{{\"items\":[1,2]}}'
+  curl -N {gateway}/api/ai/chat {bearer}
+  curl -i {gateway}/health
+{metrics}  curl -i -X POST {gateway}/auth/logout {bearer}
+
 Ctrl-C ends it after the requests under way; a second Ctrl-C ends it at once.\n"
     );
 }

@@ -132,9 +132,9 @@ pub fn user(command: UserCommand, config: &Config, output: &mut impl Write) -> a
 
 /// The users that `shardgate demo` has: address, role, password.
 pub const DEMO_USERS: [(&str, &str, &str); 3] = [
-    ("ada@example.com", "admin", "ada's demo password"),
-    ("ben@example.com", "analyst", "ben's demo password"),
-    ("cleo@example.com", "user", "cleo's demo password"),
+    ("ada@example.com", "admin", "ada-demo-password"),
+    ("ben@example.com", "analyst", "ben-demo-password"),
+    ("cleo@example.com", "user", "cleo-demo-password"),
 ];
 
 /// Adds the users of the demo; those that are there stay as they are. It blocks for as long as their hashes take.

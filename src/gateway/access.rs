@@ -4,8 +4,8 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use super::Plan;
 use crate::{
-    auth::{Checker, KeySet, Revocation, Revocations, TokenError},
-    config::Config,
+    auth::{self, Checker, KeySet, Revocations, TokenError},
+    config::{Config, Revocation},
     exchange::{Code, Exchange, Reject, Tethers},
     proto::head::{Framing, Known, RequestHead, ResponseHead},
     shard::{Instant, Local, clock},
@@ -27,6 +27,11 @@ pub(super) enum Access {
 }
 
 impl Access {
+    /// Any caller.
+    pub(super) fn any_caller() -> Self {
+        Self::Caller { roles: Box::default(), permissions: Box::default() }
+    }
+
     pub(super) fn compile(route: &crate::config::Route) -> Self {
         let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
         match route.access {
@@ -39,14 +44,17 @@ impl Access {
 }
 
 /// How tokens are checked, as the configuration says. Part of the plan.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Tokens {
     /// Checked tokens that a shard remembers.
     pub(super) cached_max: usize,
     /// Revocations that a shard holds, and for how long each matters.
     pub(super) revocations_max: usize,
     pub(super) revocations_kept: Duration,
-    pub(super) staleness: Staleness,
+    /// How old what is known of revocations may be; none when there is no log of them.
+    pub(super) staleness_max: Option<Duration>,
+    /// What happens after that.
+    pub(super) revocation: Revocation,
 }
 
 impl Tokens {
@@ -55,18 +63,10 @@ impl Tokens {
             cached_max: config.auth.cache_entries,
             revocations_max: config.auth.revocations_max,
             revocations_kept: config.auth.revocations_kept(),
-            staleness: Staleness { max: None, refuses: None },
+            staleness_max: config.accounts.enabled.then_some(config.revocation.max_staleness),
+            revocation: config.revocation.clone(),
         }
     }
-}
-
-/// What happens when it is not known whether tokens were revoked lately.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Staleness {
-    /// How old what is known may be; none when there is no log of revocations.
-    pub(super) max: Option<Duration>,
-    /// Whether routes then refuse; none is by route: those that ask for a role or a permission do.
-    pub(super) refuses: Option<bool>,
 }
 
 /// How callers are told from each other on a shard. One per shard.
@@ -107,10 +107,10 @@ impl Identity {
         let (claims, is_stale) = self.state.with(|state| {
             let claims =
                 state.checker.check(&state.keys, &state.revocations, token, clock::unix_now()).map_err(refused)?;
-            Ok::<_, Reject>((claims, state.is_stale(plan.tokens.staleness, exchange.began)))
+            Ok::<_, Reject>((claims, state.is_stale(plan.tokens.staleness_max, exchange.began)))
         })?;
         if is_stale {
-            let is_refused = plan.tokens.staleness.refuses.unwrap_or(is_guarded);
+            let is_refused = plan.tokens.revocation.closes(is_guarded);
             exchange.stale(is_refused);
             if is_refused {
                 return Err(Reject::because(
@@ -138,7 +138,7 @@ impl Identity {
     }
 
     /// What was revoked lately. Answers under way that it ends are cut; says how many.
-    pub(super) fn revoke(&self, revocations: &[Revocation]) -> usize {
+    pub(super) fn revoke(&self, revocations: &[auth::Revocation]) -> usize {
         self.state.with(|state| revocations.iter().for_each(|revocation| state.revocations.apply(revocation)));
         revocations.iter().map(|revocation| Tethers::end(&self.tethers, revocation)).sum()
     }
@@ -178,9 +178,9 @@ impl Identity {
 
 impl State {
     /// Whether what was revoked lately is not known.
-    fn is_stale(&self, staleness: Staleness, now: Instant) -> bool {
+    fn is_stale(&self, staleness_max: Option<Duration>, now: Instant) -> bool {
         let is_old = |max| self.known_until.is_none_or(|until| now.since(until) > max);
-        staleness.max.is_some_and(is_old)
+        staleness_max.is_some_and(is_old)
     }
 }
 

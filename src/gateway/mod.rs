@@ -1,6 +1,7 @@
 //! A request's journey: every step of it, in order, in one place.
 
 mod access;
+mod account;
 mod body;
 mod cors;
 pub mod fields;
@@ -20,6 +21,7 @@ use rate_limit::{Limits, Statement, cells::CellKey};
 use router::{Found, NoRoute};
 
 use crate::{
+    accounts::{Operation, Outcome},
     auth::{KeySet, Revocation},
     bus::desk::Desk,
     config::LimitKey,
@@ -50,6 +52,8 @@ pub struct Gateway {
 pub struct Desks {
     /// The control thread, for what all shards have counted.
     pub metrics: Rc<Desk<(), Arc<str>>>,
+    /// The bridge, for what callers do with their accounts.
+    pub accounts: Rc<Desk<Operation, Outcome>>,
 }
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -202,7 +206,7 @@ impl Live {
         let labels = plan.routes.iter().map(|route| {
             let upstream = match &route.target {
                 Target::Proxy(proxy) => Some(&plan.upstreams[proxy.upstream]),
-                Target::Own(_) => None,
+                Target::Own(_) | Target::Account(_) => None,
             };
             Rc::new(Labels {
                 route: route.name.as_str().into(),
@@ -317,6 +321,10 @@ impl Live {
             // Boxed, so that other requests are not larger for what few of them wait for.
             Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, &gateway.desks)).await,
             Target::Own(page) => Ok(self.own_page(gateway, *page)),
+            Target::Account(endpoint) => {
+                let (desk, roles) = (&gateway.desks.accounts, &self.plan.roles);
+                Box::pin(account::answer(*endpoint, desk, roles, exchange, &found.captures, body)).await
+            }
         }
     }
 

@@ -4,6 +4,7 @@ use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
 
 use super::{
     access::{Access, Tokens},
+    account::Endpoint,
     cors,
     fields::Rules,
     rate_limit::{self, LimitPlan, RouteLimits},
@@ -79,6 +80,8 @@ pub(super) enum Target {
     Proxy(Box<ProxyRoute>),
     /// The gateway itself.
     Own(OwnPage),
+    /// The caller's account.
+    Account(Endpoint),
 }
 
 /// What the gateway answers itself on the public listener.
@@ -166,6 +169,17 @@ const OWN_PAGES: [(&str, OwnPage); 5] = [
     ("/.well-known/jwks.json", OwnPage::Jwks),
 ];
 
+/// The endpoints of accounts, with whom they let in (SPEC, section 1).
+const ACCOUNTS: [(&str, &str, Endpoint); 7] = [
+    ("POST", "/auth/login", Endpoint::Login),
+    ("POST", "/auth/refresh", Endpoint::Refresh),
+    ("POST", "/auth/logout", Endpoint::Logout),
+    ("POST", "/auth/logout-all", Endpoint::LogoutAll),
+    ("GET", "/auth/me", Endpoint::Me),
+    ("GET", "/auth/sessions", Endpoint::Sessions),
+    ("DELETE", "/auth/sessions/{sid}", Endpoint::EndSession),
+];
+
 impl Plan {
     /// Compiles a configuration for this many shards. Looks up the backends' names, so it may block for as long as DNS
     /// does.
@@ -218,6 +232,18 @@ impl Plan {
                 cors: cors.clone(),
                 access: Access::Public,
                 target: Target::Own(page),
+            });
+        }
+        for (method, path, endpoint) in ACCOUNTS.iter().filter(|_| config.accounts.enabled) {
+            let pattern: PathPattern = path.parse().expect("the table's paths are right");
+            router.add(routes.len(), &[], &pattern, &[(*method).to_owned()]);
+            routes.push(Route {
+                name: (*path).to_owned(),
+                slot: names.routes.claim(path),
+                access: if endpoint.is_public() { Access::Public } else { Access::any_caller() },
+                limits: RouteLimits::of_auth(&limits, path),
+                cors: cors.clone(),
+                target: Target::Account(*endpoint),
             });
         }
         Ok(Self {

@@ -13,7 +13,7 @@ use tokio::{
 use super::{
     keys,
     letter::{Letter, Scraped},
-    worker::endpoint,
+    worker::{BRIDGE, endpoint},
 };
 use crate::{
     admin::{self, HealthPage, Question, health},
@@ -186,6 +186,10 @@ impl Control {
 
     /// A letter from a shard or the bridge.
     fn take(&mut self, from: usize, letter: Letter) {
+        if let Letter::Databases(databases) = letter {
+            self.databases = *databases;
+            return;
+        }
         let Some(shard) = from.checked_sub(endpoint(0)).and_then(|index| self.shards.get_mut(index)) else { return };
         match letter {
             Letter::Applied(scraped) => {
@@ -276,6 +280,7 @@ impl Control {
         self.broadcast(|| Letter::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
+        self.bus.send(BRIDGE, Letter::Configuration(Arc::new(self.config.clone())));
     }
 
     fn refuse_reload(&mut self, mistakes: &dyn std::fmt::Display) {
@@ -332,6 +337,7 @@ impl Control {
     /// Stops the shards.
     fn end(mut self, ended: Ended) -> (Ended, access_log::Writer) {
         self.broadcast(|| Letter::Stop);
+        self.bus.send(BRIDGE, Letter::Stop);
         self.bus.flush();
         (ended, self.writer)
     }

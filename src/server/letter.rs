@@ -3,10 +3,14 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
-    auth::KeySet,
-    bus::desk::Ticket,
+    accounts::{Operation, Outcome},
+    auth::{KeySet, Revocation},
+    bus::desk::{Slip, Ticket},
+    config::Config,
     gateway::{Pages, Plan, rate_limit},
-    telemetry::metrics::Counters,
+    sessions::Heard,
+    shard::Instant,
+    telemetry::{dependency::Databases, metrics::Counters},
     upstream::Report,
 };
 
@@ -25,8 +29,20 @@ pub(super) enum Letter {
     EndConnections,
     /// Control → shard: empty the accept queue, close the listener, then close what is idle.
     StopAccepting,
-    /// Control → shard: the time is up.
+    /// Control → shard and bridge: the time is up.
     Stop,
+    /// Control → bridge: go on by this configuration.
+    Configuration(Arc<Config>),
+    /// Shard → bridge: an operation on an account, or that nobody waits for it any more.
+    Account(Box<Slip<Operation>>),
+    /// Bridge → shard: what came of an operation.
+    Told(Ticket, Outcome),
+    /// Bridge → shard: these were revoked.
+    Revoked(Revoked),
+    /// Bridge → shard: everything revoked until then has been told.
+    KnownUntil(Instant),
+    /// Bridge → control: how the stores are.
+    Databases(Box<Databases>),
     /// Shard → shard: a fresh connection for you, not a byte of it read.
     Connection(OwnedFd, SocketAddr),
     /// Shard → shard: requests that were admitted, or that they are counted.
@@ -41,6 +57,23 @@ pub(super) enum Letter {
     Metrics(Ticket, Arc<str>),
     /// Shard → control: the listener is closed and no connection is left.
     Drained,
+}
+
+/// What was revoked lately.
+#[derive(Clone, Debug)]
+pub(super) struct Revoked {
+    /// In the log's order.
+    pub(super) entries: Arc<[Revocation]>,
+    /// How far the log's clock is ahead of this machine's, in milliseconds; none for what was read in hindsight, which
+    /// says nothing of how fast the log is.
+    pub(super) clock_ahead_ms: Option<i64>,
+}
+
+impl Revoked {
+    pub(super) fn of(heard: &Heard) -> Self {
+        let clock_ahead_ms = (!heard.is_replay).then_some(heard.clock_ahead_ms);
+        Self { entries: heard.entries.as_slice().into(), clock_ahead_ms }
+    }
 }
 
 /// What a shard tells of itself.

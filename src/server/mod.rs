@@ -1,5 +1,6 @@
 //! Puts the house together: binds, starts the shards and the control thread, waits, ends.
 
+mod bridge;
 mod control;
 mod keys;
 mod letter;
@@ -70,6 +71,8 @@ pub fn run(
 
     let mut endpoints = mesh::build::<Letter>(worker::endpoint(shards), RING_LETTERS)?.into_iter();
     let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");
+    let bridge_end = endpoints.next().expect("the mesh has an endpoint for the bridge");
+    let bridge = bridge::spawn(bridge::Equipment { config: config.clone(), shards, endpoint: bridge_end })?;
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
     let parts = bound.sockets.into_iter().zip(access_logs).zip(endpoints).enumerate();
@@ -78,6 +81,7 @@ pub fn run(
             index,
             plan: Arc::clone(&plan),
             keys: Arc::clone(&keys),
+            revoked: bridge.revoked.clone(),
             endpoint,
             board: Arc::clone(&board),
             socket,
@@ -115,9 +119,10 @@ pub fn run(
     // The control thread is the one that called: it has nothing else to do.
     let (ended, writer) = tokio::task::LocalSet::new().block_on(&runtime, control::run(control))?;
     for thread in threads {
-        // A shard's panic has ended the process already.
+        // A shard's panic has ended the process already, and so has the bridge's.
         let _ = thread.join();
     }
+    let _ = bridge.thread.join();
     if !writer.close(LOG_CLOSE_MAX) {
         tracing::warn!("the access log could not be written out in time; its last lines are lost");
     }

@@ -14,8 +14,9 @@ use std::{
 
 use rustix::net::SendFlags;
 
-use super::letter::{Letter, Scraped};
+use super::letter::{Letter, Revoked, Scraped};
 use crate::{
+    accounts::{Operation, Outcome},
     auth::KeySet,
     bus::{
         self, Bus, Pump,
@@ -52,6 +53,8 @@ pub(super) struct Equipment {
     pub(super) index: usize,
     pub(super) plan: Arc<Plan>,
     pub(super) keys: Arc<KeySet>,
+    /// What was revoked until now, if that is known.
+    pub(super) revoked: Option<Revoked>,
     pub(super) endpoint: Endpoint<Letter>,
     pub(super) board: Arc<LoadBoard>,
     pub(super) socket: TcpListener,
@@ -64,6 +67,7 @@ pub(super) struct Equipment {
 struct Worker {
     index: usize,
     gateway: Rc<Gateway>,
+    accounts: Rc<Desk<Operation, Outcome>>,
     metrics: Rc<Desk<(), Arc<str>>>,
     ledger: Rc<Local<Ledger>>,
     connections: Connections,
@@ -78,15 +82,20 @@ const SCRAPES_MAX: usize = 8;
 
 /// The endpoint of the control thread.
 pub(super) const CONTROL: usize = 0;
+/// The endpoint of the bridge.
+pub(super) const BRIDGE: usize = 1;
+
+/// Operations on accounts that one shard may have under way. Each holds a connection of its client meanwhile.
+const OPERATIONS_MAX: usize = 4096;
 
 /// A shard's endpoint.
 pub(super) const fn endpoint(shard: usize) -> usize {
-    shard + 1
+    shard + 2
 }
 
 /// Runs a shard until it is told to stop.
 pub(super) async fn run(equipment: Equipment) {
-    let Equipment { index, plan, keys, endpoint, board, socket, access_log, flush_interval, seed } = equipment;
+    let Equipment { index, plan, keys, revoked, endpoint, board, socket, access_log, flush_interval, seed } = equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
@@ -111,11 +120,20 @@ pub(super) async fn run(equipment: Equipment) {
         }
     });
     let limits = limits(index, board.shards(), bus.clone());
-    let desks = Desks { metrics: Rc::clone(&metrics) };
+    let accounts = Desk::new(OPERATIONS_MAX, {
+        let bus = bus.clone();
+        move |slip| bus.send(BRIDGE, Letter::Account(Box::new(slip)))
+    });
+    let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts) };
     let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits);
+    if let Some(revoked) = revoked {
+        gateway.revoke(&revoked.entries, None);
+        gateway.known_until(clock::now());
+    }
     let worker = Rc::new(Worker {
         index,
         gateway: Rc::new(gateway),
+        accounts,
         metrics,
         ledger,
         connections: Connections::new(),
@@ -174,6 +192,9 @@ impl Worker {
             }
             Letter::Pages(pages) => self.gateway.show(pages),
             Letter::Keys(keys) => self.gateway.adopt_keys(keys),
+            Letter::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
+            Letter::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
+            Letter::KnownUntil(until) => self.gateway.known_until(until),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
             Letter::EndConnections => self.connections.end_after_answers(),
             Letter::StopAccepting => self.acceptor.stop(),
@@ -181,9 +202,13 @@ impl Worker {
             Letter::Stop => self.is_stopping.set(true),
             Letter::Connection(fd, address) => self.serve(fd, address),
             Letter::Metrics(ticket, text) => self.metrics.told(ticket, text),
-            Letter::Applied(_) | Letter::Scraped(_) | Letter::AskMetrics(_) | Letter::Drained => {
-                unreachable!("letters to the control thread go to no shard")
-            }
+            Letter::Applied(_)
+            | Letter::Scraped(_)
+            | Letter::AskMetrics(_)
+            | Letter::Drained
+            | Letter::Configuration(_)
+            | Letter::Account(_)
+            | Letter::Databases(_) => unreachable!("letters to the control thread and the bridge go to no shard"),
         }
     }
 

@@ -106,7 +106,11 @@ fn a_sentence_that_needs_escapes_is_found() {
 // ---- commands in the README are those that the demo prints ----
 
 fn curl_lines(text: &str) -> Vec<String> {
-    text.lines().map(str::trim).filter(|line| line.starts_with("curl ")).map(str::to_owned).collect()
+    text.lines()
+        .map(str::trim)
+        .filter(|line| line.starts_with("curl ") || line.starts_with("TOKEN="))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]

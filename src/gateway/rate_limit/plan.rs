@@ -118,7 +118,6 @@ impl RouteLimits {
     }
 
     /// Those of one of the gateway's own endpoints for accounts.
-    #[expect(dead_code, reason = "the endpoints come with accounts")]
     pub(in crate::gateway) fn of_auth(limits: &[LimitPlan], name: &str) -> Self {
         Self::gather(limits, name, |limit| matches!(limit.applies, LimitApplies::All | LimitApplies::Auth))
     }

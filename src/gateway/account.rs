@@ -1,0 +1,167 @@
+//! The endpoints of accounts on a shard: a request becomes an operation, the bridge carries it out, and its outcome
+//! becomes the answer. What operations do is for `accounts`.
+
+use std::{
+    future::{Future as _, poll_fn},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use zeroize::Zeroizing;
+
+use super::{Page, body::Body, json, router::Captures};
+use crate::{
+    accounts::{Operation, Outcome, Payload, request},
+    auth::{Claims, rbac::Roles},
+    bus::desk::{Asked, Desk},
+    exchange::{ClientNote, Code, Exchange, Reject},
+    net::{BodyFailure, Chunks as _, RequestBody},
+    proto::head::{Known, ResponseHead, Span},
+    shard::buffers,
+    upstream::Failure,
+};
+
+/// What is asked of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Endpoint {
+    Login,
+    Refresh,
+    Logout,
+    LogoutAll,
+    Me,
+    Sessions,
+    EndSession,
+}
+
+impl Endpoint {
+    /// Whether it is for callers without a token: to log in is how one gets one.
+    pub(super) const fn is_public(self) -> bool {
+        matches!(self, Self::Login | Self::Refresh)
+    }
+}
+
+/// Where a shard asks for operations.
+pub(super) type AccountDesk = Rc<Desk<Operation, Outcome>>;
+
+/// Answers a request about an account.
+///
+/// Dropping the future withdraws the operation; one that changes something may still be carried out.
+pub(super) async fn answer(
+    endpoint: Endpoint,
+    desk: &AccountDesk,
+    roles: &Roles,
+    exchange: &Exchange,
+    captures: &Captures,
+    body: &mut RequestBody<'_>,
+) -> Result<(ResponseHead, Body), Reject> {
+    let operation = match endpoint {
+        Endpoint::Me => {
+            let document = me(caller(exchange)?, roles).to_string().into_bytes();
+            return Ok(json(&Page { status: 200, body: document }));
+        }
+        Endpoint::Login => {
+            let bytes = read(body).await?;
+            request::login(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
+        }
+        Endpoint::Refresh => {
+            let bytes = read(body).await?;
+            request::refresh(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
+        }
+        Endpoint::Logout => {
+            let claims = own(caller(exchange)?)?;
+            let Some(sid) = &claims.sid else { return Err(no_session()) };
+            Operation::Logout { user: claims.sub.to_string(), sid: sid.to_string() }
+        }
+        Endpoint::LogoutAll => Operation::LogoutAll { user: own(caller(exchange)?)?.sub.to_string() },
+        Endpoint::Sessions => {
+            let claims = own(caller(exchange)?)?;
+            Operation::Sessions { user: claims.sub.to_string(), current: claims.sid.as_deref().map(str::to_owned) }
+        }
+        Endpoint::EndSession => {
+            let claims = own(caller(exchange)?)?;
+            let (path, sid) = (exchange.head.path, captures.nth(0));
+            let sid = Span { start: path.start + sid.start, end: path.start + sid.end };
+            request::end_session(&claims.sub, sid.of(&exchange.head.bytes))?
+        }
+    };
+    let asked =
+        desk.ask(operation).map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;
+    match outcome(asked, body).await? {
+        Outcome::Done { status, body } => Ok(done(status, &body)),
+        Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
+    }
+}
+
+fn caller(exchange: &Exchange) -> Result<&Claims, Reject> {
+    exchange.caller.as_deref().ok_or_else(|| Reject::new(Code::TokenMissing))
+}
+
+/// Sessions are those of our own users: whoever comes with another issuer's token has none here.
+fn own(claims: &Claims) -> Result<&Claims, Reject> {
+    match claims.origin {
+        crate::auth::Origin::Own => Ok(claims),
+        crate::auth::Origin::Foreign => Err(no_session()),
+    }
+}
+
+fn no_session() -> Reject {
+    Reject::because(Code::Forbidden, "the token belongs to no session of this gateway")
+}
+
+fn note(exchange: &Exchange) -> ClientNote {
+    ClientNote::new(exchange.head.value(Known::UserAgent).unwrap_or_default(), exchange.client)
+}
+
+/// Who calls, as the token says, and all that it may do.
+fn me(claims: &Claims, roles: &Roles) -> serde_json::Value {
+    let permissions: Vec<&str> = roles.granted(claims).collect();
+    serde_json::json!({ "user": Payload(claims), "permissions": permissions })
+}
+
+/// The body, whole: it is small, or refused.
+async fn read(body: &mut RequestBody<'_>) -> Result<Zeroizing<Vec<u8>>, Reject> {
+    body.set_bytes_max(request::BODY_BYTES_MAX as u64);
+    let mut bytes = Zeroizing::new(Vec::new());
+    body.wait_until_due();
+    poll_fn(|cx| {
+        loop {
+            match body.poll_fill(cx) {
+                Poll::Ready(Ok(true)) => {
+                    bytes.extend_from_slice(body.chunk());
+                    body.consume(usize::MAX);
+                }
+                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                Poll::Pending => return body.deadline().poll(cx).map(|()| Err(BodyFailure::TimedOut)),
+            }
+        }
+    })
+    .await
+    .map_err(|failure| Reject::from(Failure::Request(failure)))?;
+    Ok(bytes)
+}
+
+/// The outcome, unless the client leaves before.
+async fn outcome(mut asked: Asked<Operation, Outcome>, body: &mut RequestBody<'_>) -> Result<Outcome, Reject> {
+    poll_fn(|cx: &mut Context<'_>| {
+        if let Poll::Ready(outcome) = Pin::new(&mut asked).poll(cx) {
+            return Poll::Ready(Ok(outcome));
+        }
+        if body.is_done() && body.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Reject::new(Code::ClientClosed)));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// The answer to what was done. It may hold tokens: nobody on the way keeps it (RFC 6749 §5.1).
+fn done(status: u16, document: &[u8]) -> (ResponseHead, Body) {
+    if document.is_empty() {
+        let mut head = ResponseHead::new(status, buffers::take(), buffers::take_fields());
+        head.push(Known::Other, b"Cache-Control", b"no-store");
+        return (head, Body::Own(Vec::new().into()));
+    }
+    json(&Page { status, body: document.to_vec() })
+}

@@ -1,0 +1,263 @@
+//! The bridge thread: what a request may have to wait for off its shard (accounts, sessions, the log of revocations,
+//! Redis, PostgreSQL). A request waits for the bridge, never for the control thread (decision 10).
+
+use std::{cell::Cell, collections::HashMap, future::poll_fn, rc::Rc, sync::mpsc, task::Poll, thread, time::Duration};
+
+use anyhow::Context as _;
+use tokio::{
+    sync::oneshot,
+    task::{AbortHandle, LocalSet, spawn_local},
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    letter::{Letter, Revoked},
+    worker::{CONTROL, endpoint},
+};
+use crate::{
+    accounts::{Accounts, Operation, Outcome},
+    auth::revocation::Kind,
+    bus::{
+        self, Bus, Pump,
+        desk::{Slip, Ticket},
+        mesh::Endpoint,
+    },
+    config::Config,
+    exchange::Code,
+    sessions::{Follower, Heard},
+    shard::{Local, local::AbortOnUnwind},
+};
+
+/// How long the process waits for the stores to be opened and the log of revocations to be read before it listens. After
+/// that it goes on without: what needs them is refused until they are there.
+const BEGIN_MAX: Duration = Duration::from_secs(5);
+/// How often the control thread is told how the stores are.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the answer to a log-out waits until the shards have been told of it. The revocation is durable by then, and
+/// other instances do not wait either.
+const SETTLE_MAX: Duration = Duration::from_millis(250);
+
+/// What the bridge is given when its thread begins.
+pub(super) struct Equipment {
+    pub(super) config: Config,
+    pub(super) shards: usize,
+    pub(super) endpoint: Endpoint<Letter>,
+}
+
+/// What is known once the bridge has begun.
+pub(super) struct Begun {
+    pub(super) thread: thread::JoinHandle<()>,
+    /// What was revoked until now; none if the log could not be read.
+    pub(super) revoked: Option<Revoked>,
+}
+
+/// Starts the bridge's thread and waits until it has opened what it works with.
+pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
+    let (tell, begun) = mpsc::sync_channel(1);
+    let thread = thread::Builder::new().name("bridge".to_owned()).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            // Whoever waits is told by the channel's end.
+            Err(error) => return drop(tell.send(Err(error.into()))),
+        };
+        let guard = AbortOnUnwind("a panic on the bridge");
+        LocalSet::new().block_on(&runtime, run(equipment, tell));
+        guard.disarm();
+    })?;
+    match begun.recv_timeout(BEGIN_MAX) {
+        Ok(revoked) => Ok(Begun { thread, revoked: revoked? }),
+        Err(mpsc::RecvTimeoutError::Timeout) => {
+            tracing::warn!(
+                waited_s = BEGIN_MAX.as_secs(),
+                "the log of revocations has not been read yet; requests that depend on it are refused until it is"
+            );
+            Ok(Begun { thread, revoked: None })
+        }
+        Err(mpsc::RecvTimeoutError::Disconnected) => anyhow::bail!("the bridge's thread ended as it began"),
+    }
+}
+
+async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option<Revoked>>>) {
+    let Equipment { config, shards, endpoint } = equipment;
+    let started = bus::on_tokio(endpoint).context("the bridge cannot be reached").and_then(|(bus, pump)| {
+        let accounts = config.accounts.enabled.then(|| Accounts::start(&config));
+        Ok((bus, pump, accounts.transpose().context("accounts cannot be served")?))
+    });
+    let (bus, pump, accounts) = match started {
+        Ok(started) => started,
+        // Whoever waits ends the process.
+        Err(error) => return drop(begun.send(Err(error))),
+    };
+    let follower = accounts.as_ref().map(Accounts::follow);
+    let bridge = Rc::new(Bridge {
+        bus,
+        shards,
+        accounts,
+        under_way: Local::default(),
+        awaited: Local::default(),
+        is_stopping: Cell::new(false),
+    });
+    let receiving = Rc::clone(&bridge);
+    let receive = spawn_local(async move { receiving.receive(pump).await });
+    match follower {
+        Some(mut follower) => {
+            let heard = follower.next().await;
+            let revoked = heard.freshness.looked_at().map(|_| Revoked::of(&heard));
+            // Whoever waited too long runs the shards already, so they are told by letter too.
+            let _ = begun.try_send(Ok(revoked));
+            bridge.tell(&heard);
+            spawn_local(Rc::clone(&bridge).follow(follower));
+            spawn_local(Rc::clone(&bridge).report());
+        }
+        None => drop(begun.try_send(Ok(None))),
+    }
+    assert!(receive.await.is_ok(), "letters to the bridge are not taken any more");
+}
+
+/// What the bridge works with.
+struct Bridge {
+    bus: Bus<Letter>,
+    shards: usize,
+    /// None if the configuration has none.
+    accounts: Option<Accounts>,
+    /// Operations under way that may be given up when nobody waits for them any more, by who asked.
+    under_way: Local<HashMap<(usize, Ticket), AbortHandle>>,
+    /// Revocations that an operation waits to have told the shards of.
+    awaited: Local<Vec<Awaited>>,
+    is_stopping: Cell<bool>,
+}
+
+/// A revocation that an operation waits for.
+struct Awaited {
+    kind: Kind,
+    id: Box<str>,
+    told: oneshot::Sender<()>,
+}
+
+impl Bridge {
+    /// Carries out what letters say, until one says stop.
+    async fn receive(self: &Rc<Self>, mut pump: Pump<Letter>) {
+        poll_fn(|cx| {
+            // It is never ready by itself.
+            let _ = pump.poll(cx, |from, letter| self.take(from, letter));
+            if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    fn take(self: &Rc<Self>, from: usize, letter: Letter) {
+        match letter {
+            Letter::Account(slip) => match *slip {
+                Slip::Ask(ticket, operation) => self.begin(from, ticket, operation),
+                Slip::Withdraw(ticket) => {
+                    let task = self.under_way.with(|under_way| under_way.remove(&(from, ticket)));
+                    if let Some(task) = task {
+                        task.abort();
+                    }
+                }
+            },
+            Letter::Configuration(config) => {
+                if let Some(accounts) = &self.accounts {
+                    accounts.adopt(&config);
+                }
+            }
+            Letter::Stop => self.is_stopping.set(true),
+            letter => unreachable!("{letter:?} does not go to the bridge"),
+        }
+    }
+
+    /// Begins an operation. One that changes something goes on even if its asker leaves; a log-in need not.
+    fn begin(self: &Rc<Self>, from: usize, ticket: Ticket, operation: Operation) {
+        let may_be_left = matches!(operation, Operation::Login { .. } | Operation::Sessions { .. });
+        let bridge = Rc::clone(self);
+        let task = spawn_local(async move { bridge.carry_out(operation).await });
+        if may_be_left {
+            self.under_way.with(|under_way| under_way.insert((from, ticket), task.abort_handle()));
+        }
+        let bridge = Rc::clone(self);
+        spawn_local(async move {
+            let outcome = match task.await {
+                Ok(outcome) => outcome,
+                Err(given_up) if given_up.is_cancelled() => return,
+                // The runtime has caught the panic, and the hook has logged it.
+                Err(_) => Outcome::refused(Code::DependencyUnavailable),
+            };
+            bridge.under_way.with(|under_way| under_way.remove(&(from, ticket)));
+            bridge.bus.send(from, Letter::Told(ticket, outcome));
+        });
+    }
+
+    async fn carry_out(&self, operation: Operation) -> Outcome {
+        // Without accounts no route leads here.
+        let Some(accounts) = &self.accounts else { return Outcome::refused(Code::NotFound) };
+        let told = self.await_revocation(&operation);
+        let outcome = accounts.handle(operation).await;
+        if let Some(told) = told.filter(|_| matches!(outcome, Outcome::Done { .. })) {
+            // Late is better than never: the revocation is durable, and the log is still followed.
+            let _ = timeout(SETTLE_MAX, told).await;
+        }
+        outcome
+    }
+
+    /// For an operation that revokes: ready once the shards of this instance have been told.
+    fn await_revocation(&self, operation: &Operation) -> Option<oneshot::Receiver<()>> {
+        let (kind, id) = match operation {
+            Operation::Logout { sid, .. } | Operation::EndSession { sid, .. } => (Kind::Session, sid.as_str()),
+            Operation::LogoutAll { user } => (Kind::User, user.as_str()),
+            _ => return None,
+        };
+        let (told, receiver) = oneshot::channel();
+        let awaited = Awaited { kind, id: id.into(), told };
+        self.awaited.with(|list| {
+            list.retain(|other| !other.told.is_closed());
+            list.push(awaited);
+        });
+        Some(receiver)
+    }
+
+    /// Follows the log of revocations and tells the shards.
+    async fn follow(self: Rc<Self>, mut follower: Follower) {
+        loop {
+            let heard = follower.next().await;
+            self.tell(&heard);
+        }
+    }
+
+    fn tell(&self, heard: &Heard) {
+        if !heard.entries.is_empty() {
+            let revoked = Revoked::of(heard);
+            self.broadcast(|| Letter::Revoked(revoked.clone()));
+        }
+        if let Some(until) = heard.freshness.looked_at() {
+            self.broadcast(|| Letter::KnownUntil(until));
+        }
+        let told: Vec<_> = self.awaited.with(|list| {
+            let is_told = |awaited: &mut Awaited| {
+                heard.entries.iter().any(|entry| entry.kind == awaited.kind && entry.id == awaited.id)
+            };
+            list.extract_if(.., is_told).collect()
+        });
+        for awaited in told {
+            // An operation that gave up waiting has been answered.
+            let _ = awaited.told.send(());
+        }
+    }
+
+    fn broadcast(&self, letter: impl Fn() -> Letter) {
+        for shard in 0..self.shards {
+            self.bus.send(endpoint(shard), letter());
+        }
+    }
+
+    /// Tells the control thread how the stores are.
+    async fn report(self: Rc<Self>) {
+        let Some(accounts) = &self.accounts else { return };
+        let mut due = interval(REPORT_INTERVAL);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            due.tick().await;
+            let databases = accounts.databases().await;
+            self.bus.send(CONTROL, Letter::Databases(Box::new(databases)));
+        }
+    }
+}
