@@ -5,21 +5,27 @@
 
 mod cache;
 mod check;
+mod fetch;
+mod fuzz;
 mod issue;
 mod json;
 mod jwk;
 mod jwt;
+mod keychain;
 mod keys;
 mod own;
 mod provider;
 pub mod rbac;
 pub mod revocation;
+mod schedule;
 #[cfg(test)]
 mod tests;
 
 pub use check::Checker;
+pub use fuzz::fuzz_one;
 pub use issue::{Grant, IssueError, Issued, Issuer};
 pub use jwk::{JwkSet, SET_BYTES_MAX, SetFault};
+pub use keychain::{FetchCounts, Keychain, KeychainError};
 pub use keys::KeySet;
 pub use own::{KeyError, Made, OwnKeys};
 pub use provider::install;

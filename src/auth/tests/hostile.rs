@@ -72,3 +72,23 @@ fn names_are_as_many_as_they_should_be() {
     tokens.dedup();
     assert_eq!(tokens.len(), cases.len(), "no case is there twice");
 }
+
+#[test]
+fn the_corpus_of_the_fuzzer_holds() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/jwt");
+    let files: Vec<_> = fs::read_dir(folder).expect("the corpus").map(|entry| entry.expect("a file").path()).collect();
+    assert!(files.len() >= 10);
+    for path in files {
+        fuzz_one(&fs::read(path).expect("a file"));
+    }
+    for case in table::cases(NOW.as_secs()) {
+        fuzz_one(format!("t{}", case.token).as_bytes());
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn nothing_panics_and_nothing_false_passes(kind in 0_usize..3, data: Vec<u8>) {
+        fuzz_one(&[&b"tsk"[kind..=kind], &data].concat());
+    }
+}

@@ -1,5 +1,6 @@
 //! Tokens from outside in: what passes, what is refused and why, keys that come and go.
 
+mod fetching;
 mod hostile;
 mod own_keys;
 mod passing;

@@ -1,0 +1,253 @@
+//! The control thread's keys: our own, those of other issuers from files, and those that are fetched, kept fresh. Each
+//! change makes a new [`KeySet`]; sending it to the shards is for whoever holds the [`Keychain`].
+
+use super::fetch::Fetcher;
+use super::jwk::JwkSet;
+use super::schedule::Schedule;
+use super::{Issuer, KeySet, OwnKeys};
+use crate::config::{Auth, TokenIssuer};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+/// Everything that tokens are checked and signed with. One, on the control thread, inside a `LocalSet`.
+#[derive(Debug)]
+pub struct Keychain {
+    auth: Auth,
+    own: OwnKeys,
+    /// By the issuer's name; those whose keys never came are missing.
+    sets: BTreeMap<String, Arc<JwkSet>>,
+    remotes: Vec<Remote>,
+    keys: Arc<KeySet>,
+    began: Instant,
+    fetched: mpsc::UnboundedSender<Fetched>,
+    arrivals: mpsc::UnboundedReceiver<Fetched>,
+    counts: FetchCounts,
+}
+
+/// How fetches ended, since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FetchCounts {
+    /// A set came.
+    pub good: u64,
+    /// None came, or nothing of use.
+    pub failed: u64,
+}
+
+/// An issuer whose keys are fetched.
+#[derive(Debug)]
+struct Remote {
+    config: TokenIssuer,
+    fetcher: Fetcher,
+    schedule: Schedule,
+    /// Tells fetches for this configuration from those for one that is gone.
+    id: u64,
+    has_failed: bool,
+}
+
+#[derive(Debug)]
+struct Fetched {
+    id: u64,
+    set: Result<JwkSet, String>,
+}
+
+/// Why the keys of a configuration cannot be used; one line.
+#[derive(Debug)]
+pub struct KeychainError(String);
+
+impl fmt::Display for KeychainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for KeychainError {}
+
+impl Keychain {
+    /// Reads the keys of a configuration. Those that are fetched come later; until then their issuers' tokens are answered
+    /// with 503.
+    pub fn load(auth: &Auth, data_directory: &Path) -> Result<Self, KeychainError> {
+        let own = OwnKeys::load(auth, data_directory).map_err(|error| KeychainError(error.to_string()))?;
+        tell_of(&own);
+        let sets = read_files(auth)?;
+        let (fetched, arrivals) = mpsc::unbounded_channel();
+        let keys = Arc::new(KeySet::new(auth, &own, &sets));
+        let counts = FetchCounts::default();
+        let mut keychain = Self {
+            auth: auth.clone(),
+            own,
+            sets,
+            remotes: Vec::new(),
+            keys,
+            began: Instant::now(),
+            fetched,
+            arrivals,
+            counts,
+        };
+        keychain.remotes = Self::remotes_of(auth)?;
+        Ok(keychain)
+    }
+
+    /// Reads the keys of a new configuration: all of it, or nothing and the old ones stay. Sets that were fetched from where
+    /// they still are to be fetched stay as well.
+    pub fn reload(&mut self, auth: &Auth, data_directory: &Path) -> Result<(), KeychainError> {
+        let own = OwnKeys::load(auth, data_directory).map_err(|error| KeychainError(error.to_string()))?;
+        let mut sets = read_files(auth)?;
+        let mut remotes = Self::remotes_of(auth)?;
+        for remote in &mut remotes {
+            let name = &remote.config.issuer;
+            let stays = self
+                .remotes
+                .iter()
+                .any(|old| old.config.issuer == *name && old.config.jwks_url == remote.config.jwks_url);
+            if let Some(set) = self.sets.get(name).filter(|_| stays) {
+                sets.insert(name.clone(), Arc::clone(set));
+            }
+            // Certificates may have changed, and nothing else did: its time has not come because of that.
+            if let Some(index) = self.remotes.iter().position(|old| old.config == remote.config) {
+                let old = self.remotes.swap_remove(index);
+                *remote = Remote { fetcher: remote.fetcher.clone(), ..old };
+            }
+        }
+        (self.auth, self.own, self.sets, self.remotes) = (auth.clone(), own, sets, remotes);
+        self.rebuild();
+        Ok(())
+    }
+
+    /// What the shards check tokens with now.
+    pub fn keys(&self) -> Arc<KeySet> {
+        Arc::clone(&self.keys)
+    }
+
+    /// What signs tokens now; none when all keys only verify.
+    pub fn issuer(&self) -> Option<Issuer> {
+        Issuer::new(&self.auth, &self.own)
+    }
+
+    /// How fetches ended so far.
+    pub fn fetch_counts(&self) -> FetchCounts {
+        self.counts
+    }
+
+    /// A shard saw a token of this issuer whose key is not known.
+    pub fn want(&mut self, issuer: &str) {
+        for remote in self.remotes.iter_mut().filter(|remote| remote.config.issuer == issuer) {
+            remote.schedule.handle_unknown_key();
+        }
+    }
+
+    /// Fetches what is due, and comes back when the keys have changed. Dropping the future loses nothing: fetches go on.
+    pub async fn changed(&mut self) -> Arc<KeySet> {
+        loop {
+            self.begin_fetches();
+            let due = self.remotes.iter().filter_map(|remote| remote.schedule.poll_timeout()).min();
+            let due = due.map(|due| self.began + due);
+            tokio::select! {
+                Some(fetched) = self.arrivals.recv() => if self.take(fetched) {
+                    return self.keys();
+                },
+                () = sleep_until(due.unwrap_or(self.began)), if due.is_some() => {}
+            }
+        }
+    }
+
+    fn begin_fetches(&mut self) {
+        let now = self.began.elapsed();
+        for remote in &mut self.remotes {
+            if remote.schedule.handle_timeout(now) {
+                let (fetcher, id, told) = (remote.fetcher.clone(), remote.id, self.fetched.clone());
+                tokio::task::spawn_local(async move {
+                    // Nobody listens any more when the process ends.
+                    let _ = told.send(Fetched { id, set: fetcher.fetch().await });
+                });
+            }
+        }
+    }
+
+    /// Takes what a fetch brought; says whether the keys have changed by it.
+    fn take(&mut self, Fetched { id, set }: Fetched) -> bool {
+        let now = self.began.elapsed();
+        let Some(remote) = self.remotes.iter_mut().find(|remote| remote.id == id) else { return false };
+        remote.schedule.handle_fetched(now, set.is_ok());
+        let issuer = remote.config.issuer.clone();
+        let url = remote.config.jwks_url.clone().unwrap_or_default();
+        match set {
+            Ok(set) => {
+                self.counts.good += 1;
+                let is_news = !self.sets.contains_key(&issuer) || remote.has_failed;
+                remote.has_failed = false;
+                if is_news {
+                    tracing::info!(issuer, url, keys = set.len(), "the issuer's keys were fetched");
+                }
+                for why in &set.skipped {
+                    tracing::debug!(issuer, url, "a key of the issuer cannot be used: {why}");
+                }
+                self.sets.insert(issuer, Arc::new(set));
+                let before = self.keys.generation();
+                self.rebuild();
+                before != self.keys.generation()
+            }
+            Err(why) => {
+                self.counts.failed += 1;
+                remote.has_failed = true;
+                let meanwhile = if self.sets.contains_key(&issuer) {
+                    "the last good ones go on"
+                } else {
+                    "its tokens are answered with 503 until they come"
+                };
+                tracing::warn!(issuer, url, "the issuer's keys could not be fetched: {why}; {meanwhile}");
+                false
+            }
+        }
+    }
+
+    fn rebuild(&mut self) {
+        self.keys = Arc::new(KeySet::new(&self.auth, &self.own, &self.sets));
+    }
+
+    /// Those that a configuration fetches.
+    fn remotes_of(auth: &Auth) -> Result<Vec<Remote>, KeychainError> {
+        let mut remotes = Vec::new();
+        for (index, config) in auth.issuers.iter().enumerate() {
+            let Some(url) = &config.jwks_url else { continue };
+            let fetcher = Fetcher::new(config, url);
+            let fetcher = fetcher.map_err(|why| KeychainError(format!("auth.issuers[{index}]: {why}")))?;
+            let seed = fastrand::u64(..);
+            let schedule = Schedule::new(config.refresh_interval, config.unknown_key_cooldown, seed);
+            remotes.push(Remote { config: config.clone(), fetcher, schedule, id: seed, has_failed: false });
+        }
+        Ok(remotes)
+    }
+}
+
+/// The sets that stand in files, which a reload reads anew.
+fn read_files(auth: &Auth) -> Result<BTreeMap<String, Arc<JwkSet>>, KeychainError> {
+    let mut sets = BTreeMap::new();
+    for (index, issuer) in auth.issuers.iter().enumerate() {
+        let Some(file) = &issuer.jwks_file else { continue };
+        let wrong = |why: &dyn fmt::Display| {
+            KeychainError(format!("auth.issuers[{index}].jwks_file is \"{}\": {why}", file.display()))
+        };
+        let bytes = std::fs::read(file).map_err(|error| wrong(&error))?;
+        let set = JwkSet::parse(&bytes, &issuer.algorithms).map_err(|fault| wrong(&fault))?;
+        for why in &set.skipped {
+            tracing::warn!(issuer = issuer.issuer, file = %file.display(), "a key of the issuer cannot be used: {why}");
+        }
+        sets.insert(issuer.issuer.clone(), Arc::new(set));
+    }
+    Ok(sets)
+}
+
+/// A key of one's own making is worth a line: it is to be kept, and backed up, and shared among instances.
+fn tell_of(own: &OwnKeys) {
+    let Some(made) = &own.made else { return };
+    let file = made.file.display();
+    if made.is_new {
+        tracing::info!(%file, "no auth.keys are configured: made a key for tokens (ES256) and kept it; instances that are to take each other's tokens need the same one");
+    } else {
+        tracing::info!(%file, "no auth.keys are configured: tokens are signed with the key that was made before");
+    }
+}
