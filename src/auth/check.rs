@@ -11,11 +11,22 @@ use std::time::Duration;
 /// How long a shard keeps quiet about an issuer's unknown keys after it has told of one. Control has the longer word.
 const QUIET: Duration = Duration::from_secs(1);
 
+/// How checks came out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CheckCounts {
+    /// The token was remembered, and is still good.
+    pub remembered: u64,
+    /// It was checked anew, and passed.
+    pub passed: u64,
+    /// It was refused.
+    pub refused: u64,
+}
+
 /// Checks tokens, and remembers those that passed. One per shard.
 #[derive(Debug)]
 pub struct Checker {
     cache: Cache,
-    hits: u64,
+    counts: CheckCounts,
     wanted: Option<Arc<str>>,
     /// When each issuer was last asked for; as many as there are issuers.
     asked: Vec<(Arc<str>, Duration)>,
@@ -24,11 +35,25 @@ pub struct Checker {
 impl Checker {
     /// Remembers at most so many tokens.
     pub fn new(entries_max: usize) -> Self {
-        Self { cache: Cache::new(entries_max), hits: 0, wanted: None, asked: Vec::new() }
+        Self { cache: Cache::new(entries_max), counts: CheckCounts::default(), wanted: None, asked: Vec::new() }
     }
 
     /// Checks a token at this Unix time.
     pub fn check(
+        &mut self,
+        keys: &KeySet,
+        revocations: &Revocations,
+        token: &[u8],
+        now: Duration,
+    ) -> Result<Rc<Claims>, TokenError> {
+        let checked = self.look_up_or_check(keys, revocations, token, now);
+        if checked.is_err() {
+            self.counts.refused += 1;
+        }
+        checked
+    }
+
+    fn look_up_or_check(
         &mut self,
         keys: &KeySet,
         revocations: &Revocations,
@@ -44,9 +69,8 @@ impl Checker {
         if let Some(entry) = self.cache.find(&digest) {
             match look_again(entry, keys, revocations, now) {
                 Again::Good => {
-                    let claims = Rc::clone(&entry.claims);
-                    self.hits += 1;
-                    return Ok(claims);
+                    self.counts.remembered += 1;
+                    return Ok(Rc::clone(&entry.claims));
                 }
                 // It stays: it is refused faster so, and it may not come back otherwise before it has expired.
                 Again::Revoked => return Err(TokenError::Revoked),
@@ -74,7 +98,11 @@ impl Checker {
             revocations_generation: if is_revoked { 0 } else { revocations.generation() },
         };
         self.cache.insert(digest, entry);
-        if is_revoked { Err(TokenError::Revoked) } else { Ok(claims) }
+        if is_revoked {
+            return Err(TokenError::Revoked);
+        }
+        self.counts.passed += 1;
+        Ok(claims)
     }
 
     /// Remembers at most so many tokens from now on.
@@ -92,9 +120,9 @@ impl Checker {
         self.len() == 0
     }
 
-    /// How often a token was remembered, since the last time this was asked.
-    pub fn take_hits(&mut self) -> u64 {
-        std::mem::take(&mut self.hits)
+    /// How checks came out so far.
+    pub fn counts(&self) -> CheckCounts {
+        self.counts
     }
 
     /// The issuer whose keys a refused token asked for and did not find, to be told to the control thread; at most once a

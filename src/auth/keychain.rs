@@ -69,8 +69,10 @@ impl std::error::Error for KeychainError {}
 impl Keychain {
     /// Reads the keys of a configuration. Those that are fetched come later; until then their issuers' tokens are answered
     /// with 503.
-    pub fn load(auth: &Auth, data_directory: &Path) -> Result<Self, KeychainError> {
-        let own = OwnKeys::load(auth, data_directory).map_err(|error| KeychainError(error.to_string()))?;
+    ///
+    /// Where none of our own is configured, one is made in this directory; in none, none.
+    pub fn load(auth: &Auth, made_in: Option<&Path>) -> Result<Self, KeychainError> {
+        let own = load_own(auth, made_in)?;
         tell_of(&own);
         let sets = read_files(auth)?;
         let (fetched, arrivals) = mpsc::unbounded_channel();
@@ -93,8 +95,8 @@ impl Keychain {
 
     /// Reads the keys of a new configuration: all of it, or nothing and the old ones stay. Sets that were fetched from where
     /// they still are to be fetched stay as well.
-    pub fn reload(&mut self, auth: &Auth, data_directory: &Path) -> Result<(), KeychainError> {
-        let own = OwnKeys::load(auth, data_directory).map_err(|error| KeychainError(error.to_string()))?;
+    pub fn reload(&mut self, auth: &Auth, made_in: Option<&Path>) -> Result<(), KeychainError> {
+        let own = load_own(auth, made_in)?;
         let mut sets = read_files(auth)?;
         let mut remotes = Self::remotes_of(auth)?;
         for remote in &mut remotes {
@@ -220,6 +222,15 @@ impl Keychain {
             remotes.push(Remote { config: config.clone(), fetcher, schedule, id: seed, has_failed: false });
         }
         Ok(remotes)
+    }
+}
+
+fn load_own(auth: &Auth, made_in: Option<&Path>) -> Result<OwnKeys, KeychainError> {
+    match made_in {
+        None if auth.keys.is_empty() => Ok(OwnKeys::none()),
+        made_in => {
+            OwnKeys::load(auth, made_in.unwrap_or(Path::new("."))).map_err(|error| KeychainError(error.to_string()))
+        }
     }
 }
 

@@ -21,7 +21,7 @@ mod schedule;
 #[cfg(test)]
 mod tests;
 
-pub use check::Checker;
+pub use check::{CheckCounts, Checker};
 pub use fuzz::fuzz_one;
 pub use issue::{Grant, IssueError, Issued, Issuer};
 pub use jwk::{JwkSet, SET_BYTES_MAX, SetFault};

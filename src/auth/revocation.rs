@@ -77,6 +77,9 @@ impl Claims {
 /// How many batches an entry's life is cut into: so much of it is waited at most beyond what is needed.
 const BATCHES: u64 = 8;
 
+/// One for each batch.
+const ENTRIES_MIN: usize = 8;
+
 /// The entries that still matter. One per shard.
 #[derive(Debug)]
 pub struct Revocations {
@@ -109,13 +112,14 @@ impl Batch {
 impl Revocations {
     /// An empty set. `kept` is the longest life of a token, leeway included; `entries_max` bounds the set.
     pub fn new(kept: Duration, entries_max: usize) -> Self {
-        let entries_max = entries_max.max(usize::try_from(BATCHES).unwrap_or(1));
+        let entries_max = entries_max.max(ENTRIES_MIN);
         Self { kept, entries_max, batches: VecDeque::new(), entries: 0, floor_ms: 0, generation: 1 }
     }
 
-    /// Tokens may live this long from now on, as a reload says. Entries that went before stay gone.
-    pub fn keep_for(&mut self, kept: Duration) {
+    /// Tokens may live this long and the set may hold so much from now on, as a reload says. Entries that went before stay gone.
+    pub fn resize(&mut self, kept: Duration, entries_max: usize) {
         self.kept = kept;
+        self.entries_max = entries_max.max(ENTRIES_MIN);
     }
 
     /// Takes an entry in. It may come twice, and in any order.
@@ -185,12 +189,12 @@ impl Revocations {
 
     /// Makes the last batch one that may take an entry of this time.
     fn open_batch(&mut self, at_ms: u64) {
-        if self.entries >= self.entries_max {
+        while self.entries >= self.entries_max {
             // Its tokens live on, so they are refused by when they were issued.
             self.floor_ms = self.floor_ms.max(self.drop_oldest());
         }
         let span_ms = millis(self.kept) / BATCHES;
-        let share = self.entries_max / usize::try_from(BATCHES).unwrap_or(1);
+        let share = self.entries_max / ENTRIES_MIN;
         let fits = |batch: &Batch| at_ms.saturating_sub(batch.oldest_ms) <= span_ms && batch.len() < share;
         if !self.batches.back().is_some_and(fits) {
             self.batches.push_back(Batch { oldest_ms: at_ms, newest_ms: at_ms, ..Batch::default() });

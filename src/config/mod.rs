@@ -14,6 +14,7 @@ mod cors;
 pub mod docs;
 pub mod env;
 pub mod keys;
+mod keys_of_tokens;
 mod limits;
 mod path;
 mod print;

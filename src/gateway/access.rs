@@ -9,7 +9,7 @@ use crate::{
     exchange::{Code, Exchange, Reject, Tethers},
     proto::head::{Framing, Known, RequestHead, ResponseHead},
     shard::{Instant, Local, clock},
-    telemetry::metrics::Counters,
+    telemetry::metrics::{Counters, TokenCheck},
 };
 
 /// Who may use a route. Part of the plan.
@@ -148,6 +148,11 @@ impl Identity {
         self.state.with(|state| state.known_until = Some(until));
     }
 
+    /// The issuer whose keys lack the one that a refused token named, now and then.
+    pub(super) fn take_wanted_issuer(&self) -> Option<Arc<str>> {
+        self.state.with(|state| state.checker.take_wanted())
+    }
+
     /// Checks with these keys from now on.
     pub(super) fn adopt_keys(&self, keys: Arc<KeySet>) {
         drop(self.state.with(|state| std::mem::replace(&mut state.keys, keys)));
@@ -155,7 +160,10 @@ impl Identity {
 
     /// A new plan is in force.
     pub(super) fn adopt(&self, tokens: &Tokens) {
-        self.state.with(|state| state.revocations.keep_for(tokens.revocations_kept));
+        self.state.with(|state| {
+            state.checker.resize(tokens.cached_max);
+            state.revocations.resize(tokens.revocations_kept, tokens.revocations_max);
+        });
     }
 
     /// Lets go what no longer matters.
@@ -171,6 +179,11 @@ impl Identity {
     /// Adds what it holds to a shard's counters.
     pub(super) fn count(&self, counters: &mut Counters) {
         let size = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
+        let (checks, remembered) = self.state.with(|state| (state.checker.counts(), state.checker.len()));
+        counters.tokens[TokenCheck::Remembered.index()] = checks.remembered;
+        counters.tokens[TokenCheck::Passed.index()] = checks.passed;
+        counters.tokens[TokenCheck::Refused.index()] = checks.refused;
+        counters.tokens_remembered = size(remembered);
         counters.revocations = size(self.state.with(|state| state.revocations.len()));
         counters.answers_tied = size(self.tethers.with(|tethers| tethers.len()));
     }

@@ -11,7 +11,7 @@ mod proxy;
 pub mod rate_limit;
 pub mod router;
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use access::Identity;
 use body::Body;
@@ -48,12 +48,19 @@ pub struct Gateway {
 }
 
 /// Where a shard asks other threads what it does not know itself.
-#[derive(Debug)]
 pub struct Desks {
     /// The control thread, for what all shards have counted.
     pub metrics: Rc<Desk<(), Arc<str>>>,
     /// The bridge, for what callers do with their accounts.
     pub accounts: Rc<Desk<Operation, Outcome>>,
+    /// Tells the control thread of an issuer whose keys lack the one that a token named.
+    pub want_keys: Box<dyn Fn(Arc<str>)>,
+}
+
+impl fmt::Debug for Desks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Desks").finish_non_exhaustive()
+    }
 }
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -109,6 +116,13 @@ impl Gateway {
     /// Checks tokens with these keys from now on.
     pub fn adopt_keys(&self, keys: Arc<KeySet>) {
         self.identity.adopt_keys(keys);
+    }
+
+    /// Has the keys fetched that a refused token named, if they are not known.
+    fn ask_for_keys(&self) {
+        if let Some(issuer) = self.identity.take_wanted_issuer() {
+            (self.desks.want_keys)(issuer);
+        }
     }
 
     /// These were revoked: their tokens count no more, and what is under way for them ends. `clock_ahead_ms` is how far
@@ -303,7 +317,7 @@ impl Live {
         }
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
-        gateway.identity.admit(exchange, access, &self.plan)?;
+        gateway.identity.admit(exchange, access, &self.plan).inspect_err(|_| gateway.ask_for_keys())?;
         let by_the_rest = |key| match key {
             LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
             LimitKey::Address | LimitKey::Route => Some(limits.key),

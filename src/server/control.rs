@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     admin::{self, HealthPage, Question, health},
+    auth::Keychain,
     bus::{self, Bus, Pump, desk::Ticket, mesh::Endpoint},
     config::{self, Config, watch::Watch},
     gateway::{Page, Pages, Plan},
@@ -25,7 +26,7 @@ use crate::{
         access_log,
         dependency::Databases,
         exposition::{ShardCounters, write_prometheus},
-        metrics::{Names, ProcessCounters, Reload},
+        metrics::{KeyFetch, Names, ProcessCounters, Reload},
     },
     upstream::Report,
 };
@@ -38,6 +39,7 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What the control thread is given.
 pub(super) struct Equipment {
     pub(super) config: Config,
+    pub(super) keychain: Keychain,
     pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
@@ -61,6 +63,7 @@ pub enum Ended {
 /// The control thread's state.
 struct Control {
     config: Config,
+    keychain: Keychain,
     /// Where the configuration is from.
     watch: Option<Watch>,
     plan: Arc<Plan>,
@@ -116,7 +119,8 @@ struct Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, watch, plan, names, shards, descriptors, endpoint, admin, writer, signals } = equipment;
+    let Equipment { config, keychain, watch, plan, names, shards, descriptors, endpoint, admin, writer, signals } =
+        equipment;
     let (bus, pump) = bus::on_tokio(endpoint)?;
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
@@ -125,6 +129,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
     };
     let control = Control {
         config,
+        keychain,
         watch,
         plan,
         names,
@@ -167,6 +172,7 @@ impl Control {
                 signal = signals.next() => if self.signalled(signal) {
                     return Ok(self.end(Ended::Cut));
                 },
+                keys = self.keychain.changed() => self.broadcast(|| Letter::Keys(Arc::clone(&keys))),
                 _ = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
@@ -208,6 +214,7 @@ impl Control {
                 }
             }
             Letter::AskMetrics(ticket) => self.scrape(Scraper::Shard(from, ticket)),
+            Letter::WantKeys(issuer) => self.keychain.want(&issuer),
             Letter::Drained => shard.has_drained = true,
             letter => unreachable!("{letter:?} goes to shards only"),
         }
@@ -257,13 +264,13 @@ impl Control {
             Ok(config) => config,
             Err(mistakes) => return self.refuse_reload(&mistakes),
         };
-        let keys = match keys::load(&config) {
-            Ok(keys) => keys,
-            Err(error) => return self.refuse_reload(&error),
-        };
         let generation = self.plan.generation + 1;
         match Plan::compile(&config, generation, self.shards.len(), self.descriptors, &mut self.names) {
-            Ok(plan) => self.plan = Arc::new(plan),
+            // Once the keys are taken nothing can fail any more.
+            Ok(plan) => match keys::reload(&mut self.keychain, &config) {
+                Ok(()) => self.plan = Arc::new(plan),
+                Err(error) => return self.refuse_reload(&error),
+            },
             Err(error) => return self.refuse_reload(&error),
         }
         for warning in &config.warnings {
@@ -277,6 +284,7 @@ impl Control {
         self.config = config;
         self.process.config_reloads[Reload::Applied.index()] += 1;
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
+        let keys = self.keychain.keys();
         self.broadcast(|| Letter::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
@@ -384,6 +392,9 @@ impl Control {
                 Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
             })
             .collect();
+        let fetched = self.keychain.fetch_counts();
+        self.process.key_fetches[KeyFetch::Good.index()] = fetched.good;
+        self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
         let mut text = String::with_capacity(64 * 1024);
         write_prometheus(&shards, &self.process, &self.names, &mut text);
         let mut shared: Option<Arc<str>> = None;

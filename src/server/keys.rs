@@ -1,23 +1,24 @@
-//! The keys that tokens are checked with, loaded with each configuration: one set for all shards.
+//! The keys that tokens are checked and signed with: one keychain for the process, loaded with each configuration.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::path::Path;
 
 use crate::{
-    auth::{KeyError, KeySet, Made, OwnKeys},
+    auth::{Keychain, KeychainError},
     config::{Access, Config},
 };
 
-/// Loads the keys of a configuration, making one of our own where none is configured and tokens are asked for.
-pub(super) fn load(config: &Config) -> Result<Arc<KeySet>, KeyError> {
+/// Loads the keys of a configuration.
+pub(super) fn load(config: &Config) -> Result<Keychain, KeychainError> {
+    Keychain::load(&config.auth, made_in(config))
+}
+
+/// Loads the keys of a new configuration: all of them, or the old ones stay.
+pub(super) fn reload(keychain: &mut Keychain, config: &Config) -> Result<(), KeychainError> {
+    keychain.reload(&config.auth, made_in(config))
+}
+
+/// Where a key of our own is made when none is configured: nowhere, if nobody is asked for a token.
+fn made_in(config: &Config) -> Option<&Path> {
     let is_asked = config.accounts.enabled || config.routes.iter().any(|route| route.access != Access::Public);
-    let own = if is_asked || !config.auth.keys.is_empty() {
-        OwnKeys::load(&config.auth, &config.data.dir)?
-    } else {
-        OwnKeys::none()
-    };
-    if let Some(Made { file, is_new }) = &own.made {
-        let what = if *is_new { "made" } else { "read" };
-        tracing::info!(file = %file.display(), "no key is configured for tokens; {what} one of our own");
-    }
-    Ok(Arc::new(KeySet::new(&config.auth, &own, &BTreeMap::new())))
+    is_asked.then_some(&*config.data.dir)
 }

@@ -55,6 +55,8 @@ pub(super) enum Letter {
     AskMetrics(Ticket),
     /// Control → shard: this is what all shards have counted.
     Metrics(Ticket, Arc<str>),
+    /// Shard → control: a token of this issuer names a key that is not known.
+    WantKeys(Arc<str>),
     /// Shard → control: the listener is closed and no connection is left.
     Drained,
 }

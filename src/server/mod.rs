@@ -56,7 +56,7 @@ pub fn run(
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
     let plan = Arc::new(Plan::compile(&config, 1, shards, descriptors, &mut names)?);
 
-    let keys = keys::load(&config).context("the keys of tokens cannot be used")?;
+    let keychain = keys::load(&config).context("the keys of tokens cannot be used")?;
     let public = SocketAddr::new(config.listener.address, config.listener.port);
     let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
     let bound = listener::bind(public, backlog, shards)?;
@@ -80,7 +80,7 @@ pub fn run(
         let equipment = worker::Equipment {
             index,
             plan: Arc::clone(&plan),
-            keys: Arc::clone(&keys),
+            keys: keychain.keys(),
             revoked: bridge.revoked.clone(),
             endpoint,
             board: Arc::clone(&board),
@@ -106,6 +106,7 @@ pub fn run(
     listening(bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
     let control = control::Equipment {
         config,
+        keychain,
         watch,
         plan,
         names,

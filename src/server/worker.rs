@@ -124,7 +124,11 @@ pub(super) async fn run(equipment: Equipment) {
         let bus = bus.clone();
         move |slip| bus.send(BRIDGE, Letter::Account(Box::new(slip)))
     });
-    let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts) };
+    let want_keys = {
+        let bus = bus.clone();
+        Box::new(move |issuer| bus.send(CONTROL, Letter::WantKeys(issuer)))
+    };
+    let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts), want_keys };
     let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits);
     if let Some(revoked) = revoked {
         gateway.revoke(&revoked.entries, None);
@@ -205,6 +209,7 @@ impl Worker {
             Letter::Applied(_)
             | Letter::Scraped(_)
             | Letter::AskMetrics(_)
+            | Letter::WantKeys(_)
             | Letter::Drained
             | Letter::Configuration(_)
             | Letter::Account(_)

@@ -72,6 +72,28 @@ label! {
     }
 }
 
+label! {
+    /// How a token's check came out.
+    TokenCheck {
+        /// It was remembered, and is still good.
+        Remembered = "remembered",
+        /// It was checked anew, and passed.
+        Passed = "passed",
+        /// It was refused.
+        Refused = "refused",
+    }
+}
+
+label! {
+    /// How a fetch of another issuer's keys ended.
+    KeyFetch {
+        /// They came.
+        Good = "good",
+        /// They did not; the last good ones go on.
+        Failed = "failed",
+    }
+}
+
 /// The hundreds of an answer's status; the last is for requests that ended without an answer.
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
 /// Room for the codes of refusals.
@@ -100,6 +122,11 @@ table! {
         /// Requests that the gateway refused, by error code.
         rejects: [u64; REJECT_CODES_MAX] = Counter "shardgate_rejects_total" per Process
             by "code" in Values::RejectCodes;
+        /// Tokens that were shown, by how their check came out.
+        tokens: [u64; TokenCheck::COUNT] = Counter "shardgate_tokens_total" per Process
+            by "result" in Values::Fixed(TokenCheck::VALUES);
+        /// Tokens that a shard remembers.
+        tokens_remembered: i64 = Gauge "shardgate_tokens_remembered" per Shard;
         /// Requests with a token that came while revocations were not known up to date, by what became of them.
         stale: [u64; Stale::COUNT] = Counter "shardgate_revocation_stale_requests_total" per Process
             by "outcome" in Values::Fixed(Stale::VALUES);
@@ -198,6 +225,9 @@ table! {
         /// Reloads of the configuration, by result.
         config_reloads: [u64; Reload::COUNT] = Counter "shardgate_config_reloads_total" per Process
             by "result" in Values::Fixed(Reload::VALUES);
+        /// Fetches of other issuers' key sets, by result.
+        key_fetches: [u64; KeyFetch::COUNT] = Counter "shardgate_key_fetches_total" per Process
+            by "result" in Values::Fixed(KeyFetch::VALUES);
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.
@@ -211,6 +241,8 @@ impl Default for Counters {
     fn default() -> Self {
         Self {
             connections_accepted: 0,
+            tokens: [0; TokenCheck::COUNT],
+            tokens_remembered: 0,
             connections_refused: [0; Refusal::COUNT],
             connections_open: 0,
             connections_handed_over: 0,

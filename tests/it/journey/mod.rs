@@ -10,6 +10,7 @@ mod log;
 mod rate_limits;
 mod raw;
 mod routing;
+mod tokens;
 mod upgrade;
 mod upstream;
 
