@@ -111,7 +111,7 @@ fn the_latency_begins_with_the_first_answer() {
         conversation.send(OK)
     });
     let config = format!(
-        "[upstreams.slow]\ninstances = [\"{}\"]\n[[routes]]\npath = \"/*\"\nupstream = \"slow\"\n",
+        "[upstreams.slow]\ninstances = [\"{}\"]\n[[routes]]\naccess = \"public\"\npath = \"/*\"\nupstream = \"slow\"\n",
         backend.address()
     );
     let gateway = Gateway::start(&config);
