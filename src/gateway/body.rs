@@ -13,7 +13,6 @@ use crate::{
 
 /// The body of an answer.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "nearly every answer is a stream; a box would cost each an allocation")]
 pub enum Body {
     /// The gateway's own.
     Own(OwnBytes),

@@ -108,8 +108,7 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
         head.push(Known::XForwardedProto, b"X-Forwarded-Proto", b"http");
     }
     if head.value(Known::XForwardedHost).is_none() && !head.authority.is_empty() {
-        let (name, value) = (head.append(&[b"X-Forwarded-Host"]), head.authority);
-        head.fields.push(Field { name, value, known: Known::XForwardedHost });
+        head.push_copy(Known::XForwardedHost, b"X-Forwarded-Host", head.authority);
     }
     append_to(head, Known::Via, b"Via", if head.version == Version::Http10 { b"1.0 shardgate" } else { VIA });
     for name in &rules.remove {

@@ -56,15 +56,17 @@ pub enum ClientError {
 
 impl ClientConnection {
     /// Connects before the deadline. Dropping the future closes the socket.
-    pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Self> {
+    ///
+    /// Boxed: with every request it goes from the pool to whoever uses it and back.
+    pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Box<Self>> {
         let stream = TcpStream::connect(address, deadline).await?;
-        Ok(Self {
+        Ok(Box::new(Self {
             io: Io::new(stream),
             reader: Reader::new(),
             scanner: ResponseScanner::new(),
             interim: 0,
             has_answered: false,
-        })
+        }))
     }
 
     /// Whether an idle connection can take another request: the backend has neither closed it nor sent anything unasked.

@@ -3,7 +3,7 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::io::AsyncWrite;
@@ -27,6 +27,8 @@ impl Io {
     #[inline]
     pub fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
         if buffer.capacity() == 0 {
+            // Most of those who ask wait: they borrow nothing for it.
+            ready!(self.stream.with(|stream| stream.poll_readable(cx)));
             *buffer = buffers::take();
         }
         debug_assert!(buffer.len() < buffer.capacity(), "a full buffer would be grown by the read");

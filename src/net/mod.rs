@@ -182,7 +182,7 @@ pub trait AnswerBody {
 #[derive(Debug)]
 pub struct Tunnel {
     /// The connection.
-    pub backend: ClientConnection,
+    pub backend: Box<ClientConnection>,
     /// How long it may be silent.
     pub idle_timeout: Duration,
     /// What counts the tunnel as under way until it is dropped.

@@ -19,6 +19,13 @@ impl Span {
         bytes.get(self.start as usize..self.end as usize).unwrap_or_default()
     }
 
+    /// Where it lies; nowhere when it does not lie within `bytes`.
+    #[inline]
+    fn range(self, bytes: &[u8]) -> std::ops::Range<usize> {
+        let range = self.start as usize..self.end as usize;
+        if bytes.get(range.clone()).is_some() { range } else { 0..0 }
+    }
+
     /// Whether it spans nothing.
     #[inline]
     pub const fn is_empty(self) -> bool {
@@ -245,11 +252,26 @@ macro_rules! fields {
             }
 
             /// Appends a field line. Name and value must be legal: they are written as they are.
+            ///
+            /// It is written out whole, so that lines that follow each other are encoded in one piece.
             #[inline]
             pub fn push(&mut self, known: Known, name: &[u8], value: &[u8]) {
-                let name = self.append(&[name]);
-                let value = self.append(&[value]);
+                let line = self.append(&[name, b": ", value, b"\r\n"]);
+                let name = Span { start: line.start, end: line.start.saturating_add(offset(name.len())) };
+                let value_end = line.end.saturating_sub(2);
+                let value = Span { start: value_end.saturating_sub(offset(value.len())), end: value_end };
                 self.fields.push(Field { name, value, known });
+            }
+
+            /// Appends a field line whose value stands elsewhere in the head.
+            pub fn push_copy(&mut self, known: Known, name: &[u8], value: Span) {
+                let name = self.append(&[name, b": "]);
+                let start = offset(self.bytes.len());
+                self.bytes.extend_from_within(value.range(&self.bytes));
+                let end = offset(self.bytes.len());
+                self.append(&[b"\r\n"]);
+                let name = Span { start: name.start, end: name.end.saturating_sub(2) };
+                self.fields.push(Field { name, value: Span { start, end }, known });
             }
 
             /// Drops every field of these kinds.

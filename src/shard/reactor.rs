@@ -125,6 +125,7 @@ impl Socket {
     }
 
     /// Ready when a read may bring something, or a listener may have a connection.
+    #[inline]
     pub(super) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
         if self.is_readable() {
             return Poll::Ready(());
@@ -134,6 +135,7 @@ impl Socket {
     }
 
     /// Whether a read may bring something.
+    #[inline]
     pub(super) fn is_readable(&self) -> bool {
         self.readiness.known.get() & READABLE != 0
     }

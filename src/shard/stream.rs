@@ -107,6 +107,15 @@ impl TcpStream {
         }
     }
 
+    /// Ready when a read may bring something, as far as this shard's driver has heard: always so on io_uring.
+    #[inline]
+    pub fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
+        match &self.io {
+            Io::Epoll(socket) => socket.poll_readable(cx),
+            Io::Ring(_) => Poll::Ready(()),
+        }
+    }
+
     /// For a connection on which nobody has anything to say: ready when the peer closed it, broke it or sent bytes
     /// unasked, all of which make it unfit for use. Whatever came is thrown away.
     pub fn poll_unfit(&mut self, cx: &mut Context<'_>) -> Poll<()> {

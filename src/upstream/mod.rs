@@ -342,7 +342,7 @@ impl Drop for Place {
 #[derive(Debug)]
 struct Lease {
     backend: Rc<Backend>,
-    connection: Option<ClientConnection>,
+    connection: Option<Box<ClientConnection>>,
     idle_timeout: Duration,
     idle_max: usize,
 }

@@ -11,14 +11,14 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: ClientConnection,
+    connection: Box<ClientConnection>,
     /// From here on the backend may close it under a request.
     until: Instant,
 }
 
 impl Pool {
     /// The connection that came back last and is still good. Those found dead are closed.
-    pub(super) fn take(&mut self, now: Instant) -> Option<ClientConnection> {
+    pub(super) fn take(&mut self, now: Instant) -> Option<Box<ClientConnection>> {
         while let Some(idle) = self.idle.pop() {
             if now < idle.until && idle.connection.is_reusable() {
                 return Some(idle.connection);
@@ -28,7 +28,7 @@ impl Pool {
     }
 
     /// Keeps a connection until then, unless `idle_max` are kept already.
-    pub(super) fn give(&mut self, connection: ClientConnection, until: Instant, idle_max: usize) {
+    pub(super) fn give(&mut self, connection: Box<ClientConnection>, until: Instant, idle_max: usize) {
         if self.idle.len() < idle_max {
             self.idle.push(Idle { connection, until });
         }

@@ -7,11 +7,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Failure, Lease, Streaming, Trail, Upstream};
+use super::{Backend, Failure, Lease, Streaming, Trail, Upstream, streaming::Upload};
 use crate::{
     net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer},
     proto::{
-        head::{Field, Framing, Known, Method, RequestHead, ResponseHead, Span},
+        head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
         http1::encode_request,
     },
     shard::{Instant, clock, timer},
@@ -90,7 +90,7 @@ impl Upstream {
         body: &mut RequestBody<'_>,
         call: &Call,
         trail: &mut Trail,
-    ) -> Result<(ResponseHead, Lease, Option<Writer>), Failure> {
+    ) -> Result<(ResponseHead, Lease, Option<Box<Upload>>), Failure> {
         let now = attempt.began;
         let backend = self.choose(now, trail.backend.as_ref()).ok_or(Failure::NoBackend)?;
         let is_retry = trail.attempts > 0;
@@ -127,7 +127,8 @@ impl Upstream {
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
         self.succeeded(&backend, waited);
-        let upload = attempt.writer.take().filter(|_| !wait.is_uploaded && !wait.is_broken);
+        let goes_on = !wait.is_uploaded && !wait.is_broken;
+        let upload = attempt.writer.take_if(|_| goes_on).map(|writer| Box::new(Upload::new(writer)));
         Ok((answer, lease, upload))
     }
 
@@ -166,8 +167,7 @@ fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
         head.remove(|known| known == Known::Host);
         head.push(Known::Host, b"Host", backend.authority().as_bytes());
     } else if head.value(Known::Host).is_none() {
-        let (name, value) = (head.append(&[b"Host"]), head.authority);
-        head.fields.push(Field { name, value, known: Known::Host });
+        head.push_copy(Known::Host, b"Host", head.authority);
     }
 }
 

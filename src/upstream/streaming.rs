@@ -8,7 +8,7 @@ use std::{
 
 use super::{Call, Lease, Place};
 use crate::{
-    net::{AnswerBody, ClientConnection, ClientError, Cut, Progress, RequestBody, Tunnel, Writer},
+    net::{AnswerBody, ClientError, Cut, Progress, RequestBody, Tunnel, Writer},
     proto::head::{Framing, ResponseHead},
     shard::{Deadline, Instant, clock, task, timer},
 };
@@ -21,8 +21,8 @@ const CHUNKS_PER_TURN: u32 = 64;
 pub struct Streaming {
     /// The connection and the place among the requests under way, until the body is complete.
     hold: Option<Hold>,
-    /// What is left of the request.
-    upload: Option<Upload>,
+    /// What is left of the request; boxed, since there seldom is any.
+    upload: Option<Box<Upload>>,
     is_reusable: bool,
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
@@ -43,24 +43,30 @@ struct Hold {
 
 /// The rest of a request whose answer began before it was complete.
 #[derive(Debug)]
-struct Upload {
+pub(super) struct Upload {
     writer: Writer,
     /// Lets other tasks run when much was moved at once.
     pause: Option<Deadline>,
+}
+
+impl Upload {
+    pub(super) fn new(writer: Writer) -> Self {
+        Self { writer, pause: None }
+    }
 }
 
 impl Streaming {
     pub(super) fn new(
         lease: Lease,
         place: Place,
-        upload: Option<Writer>,
+        upload: Option<Box<Upload>>,
         answer: &ResponseHead,
         call: &Call,
         answered_at: Option<Instant>,
     ) -> Self {
         let mut streaming = Self {
             hold: Some(Hold { lease, _place: place }),
-            upload: upload.map(|writer| Upload { writer, pause: None }),
+            upload,
             is_reusable: answer.keep_alive,
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
@@ -152,7 +158,7 @@ impl AnswerBody for Streaming {
 
     fn chunk(&self) -> &[u8] {
         let connection = self.hold.as_ref().and_then(|hold| hold.lease.connection.as_ref());
-        connection.map_or(&[], ClientConnection::chunk)
+        connection.map_or(&[], |connection| connection.chunk())
     }
 
     fn consume(&mut self, bytes: usize) {
