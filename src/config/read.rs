@@ -7,7 +7,8 @@ use super::path::PathPattern;
 use super::raw::{self, Node, Place, Table, Value, quoted};
 use super::units::{parse_duration, parse_size, written_duration, written_size};
 use super::{
-    Access, AccessLog, Algorithm, ClientClose, Driver, RedisMode, RedisUrl, RevocationFail, Secret, SessionStore,
+    Access, AccessLog, Algorithm, ClientClose, Driver, HIDDEN, RedisMode, RedisUrl, RevocationFail, Secret,
+    SessionStore,
 };
 use std::collections::BTreeMap;
 use std::fmt;
@@ -363,6 +364,9 @@ impl Written for BTreeMap<String, String> {
 
 /// A type that is written as text and says itself what is wrong with it.
 pub(super) trait FromText: Sized {
+    /// Whether what is wrong may hold a password, so that it is told without being shown.
+    const IS_SECRET: bool = false;
+
     fn from_text(text: &str) -> Result<Self, String>;
 }
 
@@ -373,6 +377,10 @@ pub(super) fn read_text<T: FromText>(node: &Node, kind: Kind, path: &str, report
     };
     match read {
         Ok(value) => Some(value),
+        Err(wrong) if T::IS_SECRET => {
+            report.wrong_at(node.place.clone(), path, HIDDEN, &wrong);
+            None
+        }
         Err(wrong) => or_report(None, node, path, report, || wrong),
     }
 }
@@ -393,10 +401,17 @@ impl<T: FromText> Written for Vec<T> {
                 for part in parts {
                     match T::from_text(part) {
                         Ok(value) => read.push(value),
-                        Err(wrong) => report.wrong_at(node.place.clone(), path, &quoted(part), &wrong),
+                        Err(wrong) => {
+                            let shown = if T::IS_SECRET { HIDDEN.to_owned() } else { quoted(part) };
+                            report.wrong_at(node.place.clone(), path, &shown, &wrong);
+                        }
                     }
                 }
                 Some(read)
+            }
+            _ if T::IS_SECRET => {
+                report.wrong_at(node.place.clone(), path, HIDDEN, &right(key.kind));
+                None
             }
             _ => or_report(None, node, path, report, || right(key.kind)),
         }

@@ -84,6 +84,8 @@ const FORM: &str = "write \"redis://host:6379\", or \"rediss://user:password@hos
                     what is special in a password is written as %40";
 
 impl FromText for RedisUrl {
+    const IS_SECRET: bool = true;
+
     fn from_text(text: &str) -> Result<Self, String> {
         read_url(text).ok_or_else(|| FORM.to_owned())
     }

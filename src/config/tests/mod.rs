@@ -4,6 +4,7 @@
 mod environment;
 mod limits;
 mod mistakes;
+mod sessions;
 mod table;
 
 use super::*;

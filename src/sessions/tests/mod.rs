@@ -1,6 +1,7 @@
 //! One suite against both stores.
 
 mod histories;
+mod killed;
 mod redis_away;
 
 use std::cell::Cell;

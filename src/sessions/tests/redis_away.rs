@@ -279,3 +279,63 @@ fn a_cluster_holds_them() {
         assert_eq!(keys.map(|count| count.parse::<u32>().expect("a number")).sum::<u32>(), 6, "five users and the log");
     });
 }
+
+/// Runs openssl in the directory.
+fn openssl(directory: &TempDir, arguments: &str) {
+    let made =
+        Command::new("openssl").args(arguments.split(' ')).current_dir(directory.path()).output().expect("it runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn the_servers_certificate_is_checked() {
+    let directory = TempDir::new().expect("a directory");
+    if !server::is_installed() {
+        return;
+    }
+    for name in ["ca", "other"] {
+        openssl(
+            &directory,
+            &format!(
+                "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN={name} -keyout {name}.key -out {name}.pem"
+            ),
+        );
+    }
+    openssl(
+        &directory,
+        "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=redis -addext subjectAltName=IP:127.0.0.1 -keyout redis.key -out redis.csr",
+    );
+    openssl(
+        &directory,
+        "x509 -req -in redis.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -copy_extensions copy -out redis.pem",
+    );
+    let path = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+    run(async {
+        let port = server::free_port();
+        let [port_text, certificate, key, ca] =
+            [port.to_string(), path("redis.pem"), path("redis.key"), path("ca.pem")];
+        let tls = ["--tls-port", &port_text, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+        let other = ["--tls-ca-cert-file", &ca, "--tls-auth-clients", "no", "--requirepass", "se:cr@t", "--save", ""];
+        // It asks for the password on its plain port too.
+        let arguments = [&tls[..], &other[..]].concat();
+        let Some(_server) = RedisServer::start_with(&arguments) else { return };
+        let config = |ca: &str, password: &str| {
+            config_of(&format!("urls = [\"rediss://:{password}@127.0.0.1:{port}\"]\nca_file = \"{}\"", path(ca)))
+        };
+        let good = config("ca.pem", "se%3Acr%40t");
+        let redis = Redis::start(Address::new(&good).expect("it is right"));
+        let sessions = instance(&redis);
+        let begun = sessions.create("42", &note("")).await.expect("it begins");
+        sessions.end("42", &begun.sid, "42").await.expect("it ends");
+        assert!(has(&hear(&mut sessions.follow(), |heard| heard.is_replay).await, &begun.sid));
+        assert!(!format!("{good:?} {redis:?} {sessions:?}").contains("cr@t"), "no password shows");
+        let away = async |config: config::Redis| {
+            let redis = Redis::start(Address::new(&config).expect("it is right"));
+            until_status(&redis, |status| status.away != Some(Class::Unknown)).await.away
+        };
+        assert_eq!(away(config("other.pem", "se%3Acr%40t")).await, Some(Class::Broken), "signed by somebody else");
+        assert_eq!(away(config("ca.pem", "wrong")).await, Some(Class::Login));
+        let missing = Address::new(&config("missing.pem", "x")).expect_err("no such file");
+        assert!(missing.to_string().starts_with("redis.ca_file"), "{missing}");
+    });
+}

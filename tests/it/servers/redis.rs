@@ -117,6 +117,8 @@ impl RedisServer {
     fn answers(&mut self) -> bool {
         until(|| match ask(self.port, &["PING"]) {
             Ok(answer) if answer == "PONG" => Some(true),
+            // It asks for a password, which is an answer.
+            Err(error) if error.to_string().contains("NOAUTH") => Some(true),
             _ => self.child.try_wait().expect("it is ours").map(|_| false),
         })
     }
@@ -130,7 +132,8 @@ impl Drop for RedisServer {
     }
 }
 
-fn is_installed() -> bool {
+/// Whether there are the programs; fails where they have to be there.
+pub(crate) fn is_installed() -> bool {
     let runs = |program| Command::new(program).arg("--version").stdout(Stdio::null()).status().is_ok();
     let is_there = runs("redis-server") && runs("redis-cli");
     let is_required = std::env::var_os("SHARDGATE_TEST_TOOLS").is_some_and(|value| value == "required");
@@ -142,7 +145,7 @@ fn is_installed() -> bool {
 }
 
 /// A port that nobody uses, low enough that a cluster's second port (10,000 higher) is one too.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     loop {
         let port = 20_000 + fastrand::u16(..30_000);
         let is_free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
