@@ -1,3 +1,4 @@
 //! Accounts against real stores.
 
+mod cli;
 mod store;
