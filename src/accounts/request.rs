@@ -201,6 +201,15 @@ mod tests {
         assert!(!shown.contains("hunter2") && !shown.contains("a@b"), "{shown}");
     }
 
+    #[test]
+    fn the_corpus_is_taken_or_refused() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/accounts_request");
+        let entries = std::fs::read_dir(folder).expect("the corpus is committed");
+        for entry in entries {
+            fuzz_one(&std::fs::read(entry.expect("an entry").path()).expect("readable"));
+        }
+    }
+
     proptest! {
         #[test]
         fn any_bytes_are_taken_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {

@@ -68,7 +68,8 @@ impl House {
     fn config(&self) -> Config {
         let path = self.directory.path().join("shardgate.toml");
         let text = fs::read_to_string(&path).expect("it is there");
-        let mut config = config::resolve(Some((Path::new(&path), &text)), &Default::default()).expect("it is right");
+        let mut config = config::resolve(Some((Path::new(&path), &text)), &std::collections::BTreeMap::default())
+            .expect("it is right");
         config.data.dir = self.directory.path().join("data");
         config
     }
