@@ -149,7 +149,7 @@ fn read_claims(payload: &Json<'_>, issuer: &Issuer) -> Result<Claims, Flaw> {
     let claims = Claims {
         sub: text(payload, "sub")?.ok_or(Flaw::Missing)?,
         email: text(payload, email)?,
-        role: text(payload, role)?,
+        role: read_role(payload, role)?,
         permissions: read_permissions(payload, permissions)?,
         sid: text(payload, sid)?,
         jti: text(payload, "jti")?,
@@ -188,9 +188,15 @@ fn text(payload: &Json<'_>, place: &str) -> Result<Option<Box<str>>, Flaw> {
         None | Some(Json::Null) => Ok(None),
         Some(Json::Text(text)) if text.is_empty() => Ok(None),
         Some(Json::Text(text)) => Ok(Some((**text).into())),
-        // Of several roles, which one counts would be a guess; a list of one is none.
-        Some(Json::List(list)) if list.len() == 1 => Ok(Some(list[0].text().ok_or(Flaw::ClaimType)?.into())),
         Some(_) => Err(Flaw::ClaimType),
+    }
+}
+
+/// A text, or a list of one: of several roles, which one counts would be a guess.
+fn read_role(payload: &Json<'_>, place: &str) -> Result<Option<Box<str>>, Flaw> {
+    match payload.at(place) {
+        Some(Json::List(list)) if list.len() == 1 => Ok(Some(list[0].text().ok_or(Flaw::ClaimType)?.into())),
+        _ => text(payload, place),
     }
 }
 

@@ -328,6 +328,10 @@ fn check_issuer(issuer: &TokenIssuer, fields: &Fields<'_>, place: &Place, report
             check_name(text, key, fields, report);
         }
     }
+    if issuer.audiences.is_empty() && fields.is_sound("audiences", report) {
+        let warning = "has no audiences, so tokens that it issued for anybody else are taken too";
+        report.warn(place, &format!("{path} {warning}"));
+    }
     let claims = [&issuer.claim_role, &issuer.claim_permissions, &issuer.claim_email, &issuer.claim_sid];
     for (key, claim) in ["claim_role", "claim_permissions", "claim_email", "claim_sid"].into_iter().zip(claims) {
         if !claim.is_empty() {

@@ -16,18 +16,40 @@ fn servers_of_redis() {
             shardgate.toml:3: redis.mode is "ring"; it is one of "single", "sentinel", "cluster"
             shardgate.toml:4: redis.timeout is "0s"; write a duration from "1ms" to "1d", like "250ms", "10s" or "5m""#]],
     );
-    check("[redis]\nurls = \"redis://:hunter2@h\"\n", &expect![[r#"shardgate.toml:2: redis.urls is ***; it is a list of texts: "redis://host:port", or "rediss://user:password@host:port/database""#]]);
+    check(
+        "[redis]\nurls = \"redis://:hunter2@h\"\n",
+        &expect![[
+            r#"shardgate.toml:2: redis.urls is ***; it is a list of texts: "redis://host:port", or "rediss://user:password@host:port/database""#
+        ]],
+    );
     let with = |urls: &str, mode: &str| {
         format!("[redis]\nurls = {urls}\nmode = \"{mode}\"\nmaster = \"\"\n[sessions]\nsecret = \"{SECRET}\"\n")
     };
-    check(&with("[\"redis://a:hunter2@h\", \"rediss://a:hunter2@i\"]", "sentinel"), &expect![[r#"shardgate.toml:2: redis.urls has "rediss://a:***@i:6379/0" beside "redis://a:***@h:6379/0"; all of them have the same scheme, user, password and database"#]]);
-    check(&with("[\"redis://h\", \"redis://i\"]", "single"), &expect![[r#"
+    check(
+        &with("[\"redis://a:hunter2@h\", \"rediss://a:hunter2@i\"]", "sentinel"),
+        &expect![[
+            r#"shardgate.toml:2: redis.urls has "rediss://a:***@i:6379/0" beside "redis://a:***@h:6379/0"; all of them have the same scheme, user, password and database"#
+        ]],
+    );
+    check(
+        &with("[\"redis://h\", \"redis://i\"]", "single"),
+        &expect![[r#"
         shardgate.toml:2: redis.urls has 2 servers, and redis.mode is "single"; name one, or set redis.mode to "sentinel" or "cluster"
-        shardgate.toml:4: redis.master is empty; it is a name, like "mymaster""#]]);
-    check(&with("[\"redis://h/1\"]", "cluster"), &expect![[r#"
+        shardgate.toml:4: redis.master is empty; it is a name, like "mymaster""#]],
+    );
+    check(
+        &with("[\"redis://h/1\"]", "cluster"),
+        &expect![[r#"
         shardgate.toml:2: redis.urls has database 1, and redis.mode is "cluster"; a cluster has database 0 only
-        shardgate.toml:4: redis.master is empty; it is a name, like "mymaster""#]]);
-    check_with("", &[("SHARDGATE_REDIS_URLS", "redis://a:hunter2@")], &expect![[r#"environment: SHARDGATE_REDIS_URLS is ***; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40"#]]);
+        shardgate.toml:4: redis.master is empty; it is a name, like "mymaster""#]],
+    );
+    check_with(
+        "",
+        &[("SHARDGATE_REDIS_URLS", "redis://a:hunter2@")],
+        &expect![[
+            r#"environment: SHARDGATE_REDIS_URLS is ***; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40"#
+        ]],
+    );
 }
 
 #[test]
@@ -40,14 +62,25 @@ fn sessions() {
             shardgate.toml:5: sessions.secret has 7 bytes; a secret has 32 bytes or more: openssl rand -base64 32
             shardgate.toml:6: sessions.old_secret is no text; it is a secret text: 32 bytes or more"#]],
     );
-    check("[sessions]\nstore = \"redis\"\n", &expect![[r#"
+    check(
+        "[sessions]\nstore = \"redis\"\n",
+        &expect![[r#"
         shardgate.toml:1: sessions.secret is missing, and sessions are kept in Redis; instances that share sessions share the secret of their refresh tokens: write secret = "${SESSIONS_SECRET}", 32 bytes or more (openssl rand -base64 32)
-        shardgate.toml:2: sessions.store is "redis", and there is no Redis; say where it is: redis.urls = ["redis://host:6379"]"#]]);
-    check("[redis]\nurls = [\"redis://h\"]\n", &expect![[r#"shardgate.toml: sessions.secret is missing, and sessions are kept in Redis; instances that share sessions share the secret of their refresh tokens: write secret = "${SESSIONS_SECRET}", 32 bytes or more (openssl rand -base64 32)"#]]);
+        shardgate.toml:2: sessions.store is "redis", and there is no Redis; say where it is: redis.urls = ["redis://host:6379"]"#]],
+    );
+    check(
+        "[redis]\nurls = [\"redis://h\"]\n",
+        &expect![[
+            r#"shardgate.toml: sessions.secret is missing, and sessions are kept in Redis; instances that share sessions share the secret of their refresh tokens: write secret = "${SESSIONS_SECRET}", 32 bytes or more (openssl rand -base64 32)"#
+        ]],
+    );
     check("[redis]\nurls = [\"redis://h\"]\n[sessions]\nstore = \"embedded\"\n", &expect![[r#""#]]);
-    check("[revocation]\nfail = \"guarded\"\nmax_staleness = \"10ms\"\n", &expect![[r#"
+    check(
+        "[revocation]\nfail = \"guarded\"\nmax_staleness = \"10ms\"\n",
+        &expect![[r#"
         shardgate.toml:2: revocation.fail is "guarded"; it is one of "closed", "open"
-        shardgate.toml:3: revocation.max_staleness is "10ms"; write a duration from "1s" to "1d", like "250ms", "10s" or "5m""#]]);
+        shardgate.toml:3: revocation.max_staleness is "10ms"; write a duration from "1s" to "1d", like "250ms", "10s" or "5m""#]],
+    );
 }
 
 #[test]

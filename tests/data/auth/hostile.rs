@@ -407,6 +407,7 @@ fn claim_types(table: &mut Table) {
     table.claim("aud an object", "ClaimType", "aud", json!({ "shardgate": true }));
     table.claim("no sub", "Missing", "sub", Value::Null);
     table.claim("sub empty", "Missing", "sub", json!(""));
+    table.claim("sub a list of one", "ClaimType", "sub", json!(["42"]));
     table.claim("sub a number", "ClaimType", "sub", json!(42));
     table.claim("sub with a line's end", "ClaimType", "sub", json!("42\r\nX-User-Role: admin"));
     table.claim("sub with a NUL", "ClaimType", "sub", json!("42\u{0}"));
@@ -415,6 +416,7 @@ fn claim_types(table: &mut Table) {
     table.claim("role an object", "ClaimType", "role", json!({ "admin": true }));
     table.claim("several roles", "ClaimType", "role", json!(["user", "admin"]));
     table.claim("role with a line's end", "ClaimType", "role", json!("user\nadmin"));
+    table.claim("sid a list of one", "ClaimType", "sid", json!(["s_1"]));
     table.claim("sid a number", "ClaimType", "sid", json!(1));
     table.claim("sid with a tab", "ClaimType", "sid", json!("s\t1"));
     table.claim("permissions a number", "ClaimType", "permissions", json!(1));
