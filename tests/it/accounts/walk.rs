@@ -1,0 +1,303 @@
+//! A caller's day: log in, be somebody on every shard, renew, look at the sessions, log out; and what ends with that.
+
+use std::{fs, io::Write as _, process::Stdio, time::Duration};
+
+use serde_json::{Value, json};
+
+use crate::{
+    backend::Backend,
+    client::{Client, Response},
+    harness::{Gateway, shardgate, until},
+};
+
+const PASSWORD: &str = "correct horse battery";
+
+/// A gateway with users of its own, before a service that answers, streams and tunnels.
+struct House {
+    gateway: Gateway,
+    backend: Backend,
+    /// Every secret that was handed out; none may stand in a log.
+    secrets: Vec<String>,
+}
+
+/// What a log-in brings.
+struct Tokens {
+    access: String,
+    refresh: String,
+}
+
+impl House {
+    fn start(more: &str) -> Self {
+        let backend = Backend::start(|conversation| {
+            let request = conversation.read_request()?;
+            if request.head.first_line.contains("/stream") {
+                conversation.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")?;
+                // Until the gateway lets go.
+                conversation.read_to_end();
+                return Ok(());
+            }
+            if request.head.first_line.contains("/tunnel") {
+                conversation
+                    .send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello")?;
+                conversation.read_to_end();
+                return Ok(());
+            }
+            conversation.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        });
+        let config = format!(
+            "[accounts]\npassword_memory = \"64KiB\"\npassword_passes = 1\n[upstreams.back]\ninstances = [\"{}\"]\n\
+             [[routes]]\npath = \"/*\"\nupstream = \"back\"\n{more}",
+            backend.address()
+        );
+        let gateway = Gateway::start(&config);
+        let mut house = Self { gateway, backend, secrets: vec![PASSWORD.to_owned()] };
+        house.run(&["user", "add", "ann@example.com", "--id", "42", "--role", "user"]);
+        house.run(&["user", "add", "ben@example.com", "--id", "43", "--role", "user"]);
+        house
+    }
+
+    /// Runs a command of the binary beside the gateway, on the same data.
+    #[track_caller]
+    fn run(&mut self, arguments: &[&str]) {
+        let elsewhere = tempfile::TempDir::new().expect("a directory");
+        let mut command = shardgate(elsewhere.path());
+        let config = self.gateway.directory().join("shardgate.toml");
+        command.current_dir(self.gateway.directory()).args(arguments).arg("--config").arg(config);
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it runs");
+        child.stdin.take().expect("a pipe").write_all(PASSWORD.as_bytes()).expect("it reads");
+        let output = child.wait_with_output().expect("it ends");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    #[track_caller]
+    fn log_in(&mut self, email: &str) -> Tokens {
+        let answer = post(&mut self.gateway.connect(), "/auth/login", &json!({"email": email, "password": PASSWORD}));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        self.keep(&answer)
+    }
+
+    fn keep(&mut self, answer: &Response) -> Tokens {
+        assert_eq!(answer.field("cache-control"), Some("no-store"));
+        let body = answer.json();
+        let text = |name: &str| body[name].as_str().expect("a token").to_owned();
+        let tokens = Tokens { access: text("accessToken"), refresh: text("refreshToken") };
+        self.secrets.extend([tokens.access.clone(), tokens.refresh.clone()]);
+        tokens
+    }
+
+    /// Nothing secret stands in what the gateway wrote.
+    #[track_caller]
+    fn check_silence(&self) {
+        let directory = self.gateway.directory();
+        let mut written = self.gateway.log();
+        for name in ["stdout.log", "access.log"] {
+            written += &fs::read_to_string(directory.join(name)).unwrap_or_default();
+        }
+        written += &self.gateway.ask_admin("/metrics").text();
+        assert!(written.len() > 1_000, "there is something to look at");
+        for secret in &self.secrets {
+            // A signature is as good as the token, and a part of one as good as none.
+            let end = &secret[secret.len() - secret.len().min(40)..];
+            assert!(!written.contains(end), "a secret was written");
+        }
+    }
+
+    /// Connections enough that each of the 4 shards has some.
+    fn clients(&self) -> Vec<Client> {
+        (0..64).map(|_| self.gateway.connect()).collect()
+    }
+
+    #[track_caller]
+    fn expect_all_shards(&self) {
+        let served = self.gateway.metrics().by_shard("shardgate_shard_requests_total");
+        assert!(served.len() == 4 && served.iter().all(|count| *count > 0), "requests by shard: {served:?}");
+    }
+}
+
+#[track_caller]
+fn post(client: &mut Client, path: &str, body: &Value) -> Response {
+    let body = body.to_string();
+    client.send(format!(
+        "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    client.read_response()
+}
+
+#[track_caller]
+fn ask(client: &mut Client, method: &str, path: &str, token: &str) -> Response {
+    client.send(format!(
+        "{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+    ));
+    client.read_response()
+}
+
+#[track_caller]
+fn expect_code(answer: &Response, status: u16, code: &str) {
+    assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{}", answer.text());
+}
+
+#[test]
+fn a_session_is_good_on_every_shard_until_its_log_out() {
+    let mut house = House::start("");
+    let tokens = house.log_in(" Ann@Example.com ");
+    let mut clients = house.clients();
+    for client in &mut clients {
+        let me = ask(client, "GET", "/auth/me", &tokens.access);
+        assert_eq!(me.status, 200, "{}", me.text());
+        let me = me.json();
+        assert_eq!((&me["user"]["sub"], &me["user"]["email"]), (&"42".into(), &"ann@example.com".into()));
+        assert_eq!((&me["user"]["role"], &me["permissions"]), (&"user".into(), &json!([])));
+        assert_eq!(ask(client, "GET", "/x", &tokens.access).status, 200);
+    }
+    let sessions = ask(&mut clients[0], "GET", "/auth/sessions", &tokens.access).json();
+    assert_eq!(sessions["sessions"].as_array().map(Vec::len), Some(1), "{sessions}");
+    assert_eq!(sessions["sessions"][0]["current"], true, "{sessions}");
+
+    let other = house.log_in("ann@example.com");
+    let out = ask(&mut clients[0], "POST", "/auth/logout", &tokens.access);
+    assert_eq!((out.status, out.body.len()), (204, 0), "{}", out.text());
+    for client in &mut clients {
+        let refused = ask(client, "GET", "/x", &tokens.access);
+        expect_code(&refused, 401, "token_revoked");
+        assert!(refused.field("www-authenticate").is_some_and(|value| value.starts_with("Bearer")));
+        assert_eq!(ask(client, "GET", "/x", &other.access).status, 200, "another session goes on");
+    }
+    expect_code(
+        &post(&mut clients[0], "/auth/refresh", &json!({"refreshToken": tokens.refresh})),
+        401,
+        "refresh_invalid",
+    );
+    house.expect_all_shards();
+    house.check_silence();
+}
+
+#[test]
+fn what_is_under_way_ends_with_its_session() {
+    let mut house = House::start("");
+    let (ending, staying) = (house.log_in("ann@example.com"), house.log_in("ben@example.com"));
+    let open = |tokens: &Tokens, path: &str, more: &str, first: &str| {
+        let mut clients = house.clients();
+        for client in &mut clients {
+            client.send(format!(
+                "GET {path} HTTP/1.1\r\nHost: a\r\n{more}Authorization: Bearer {}\r\n\r\n",
+                tokens.access
+            ));
+            client.read_until(first);
+        }
+        clients
+    };
+    let upgrade = "Connection: upgrade\r\nUpgrade: echo\r\n";
+    let mut ended = open(&ending, "/stream", "", "first");
+    ended.extend(open(&ending, "/tunnel", upgrade, "hello"));
+    let mut kept = open(&staying, "/stream", "", "first");
+    house
+        .gateway
+        .metrics_until("all are tied to their sessions", |metrics| metrics.sum("shardgate_answers_tied") == 192);
+    assert_eq!(ask(&mut house.gateway.connect(), "POST", "/auth/logout-all", &ending.access).status, 204);
+    for client in &mut ended {
+        // The answer is cut short, or the connection reset: either way it is over.
+        let _ = client.read_to_end();
+    }
+    let metrics =
+        house.gateway.metrics_until("the rest is let go", |metrics| metrics.sum("shardgate_answers_tied") == 64);
+    assert_eq!(metrics.sum("shardgate_answers_revoked_total"), 128);
+    house.run(&["user", "disable", "ben@example.com"]);
+    for client in &mut kept {
+        let _ = client.read_to_end();
+    }
+    house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_answers_tied") == 0);
+    let revoked = house.gateway.access_lines(192).iter().filter(|line| line["reason"] == "revoked").count();
+    assert_eq!(revoked, 192);
+    expect_code(&ask(&mut house.gateway.connect(), "GET", "/x", &staying.access), 401, "token_revoked");
+    drop(house.backend.requests());
+    house.expect_all_shards();
+}
+
+#[test]
+fn a_refresh_token_is_spent_once_and_again_within_the_grace() {
+    let mut house = House::start("[sessions]\nrefresh_grace = \"1s\"\n");
+    let first = house.log_in("ann@example.com");
+    let renew = |house: &House, token: &str| {
+        post(&mut house.gateway.connect(), "/auth/refresh", &json!({"refreshToken": token}))
+    };
+    let answer = renew(&house, &first.refresh);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let second = house.keep(&answer);
+    let again = renew(&house, &first.refresh);
+    assert_eq!(again.status, 200, "{}", again.text());
+    assert_eq!(house.keep(&again).refresh, second.refresh, "two tabs get the same successor");
+    assert_eq!(ask(&mut house.gateway.connect(), "GET", "/x", &second.access).status, 200);
+    let reused = until(Duration::from_secs(10), "the grace is over", || {
+        let answer = renew(&house, &first.refresh);
+        (answer.status != 200).then_some(answer)
+    });
+    expect_code(&reused, 401, "refresh_reused");
+    until(Duration::from_secs(5), "the session has ended", || {
+        let answer = ask(&mut house.gateway.connect(), "GET", "/x", &second.access);
+        (answer.status == 401).then_some(())
+    });
+    expect_code(&renew(&house, &second.refresh), 401, "refresh_invalid");
+    house.check_silence();
+}
+
+#[test]
+fn one_ends_ones_own_sessions_and_nobody_elses() {
+    let mut house = House::start("");
+    let [here, there] = [(); 2].map(|()| house.log_in("ann@example.com"));
+    let foreign = house.log_in("ben@example.com");
+    let mut client = house.gateway.connect();
+    let mut session_of = |token: &str| {
+        let listed = ask(&mut client, "GET", "/auth/sessions", token).json();
+        let current = listed["sessions"].as_array().expect("a list").iter().find(|session| session["current"] == true);
+        current.expect("the session that asks")["sid"].as_str().expect("an id").to_owned()
+    };
+    let (there_sid, foreign_sid) = (session_of(&there.access), session_of(&foreign.access));
+    let mut end = |sid: &str| ask(&mut client, "DELETE", &format!("/auth/sessions/{sid}"), &here.access);
+    assert_eq!(end(&there_sid).status, 204);
+    let answer = end(&foreign_sid);
+    expect_code(&answer, 404, "not_found");
+    expect_code(&end("s_nobody"), 404, "not_found");
+    expect_code(&ask(&mut client, "GET", "/auth/me", &there.access), 401, "token_revoked");
+    assert_eq!(ask(&mut client, "GET", "/auth/me", &foreign.access).status, 200);
+    assert_eq!(ask(&mut client, "GET", "/auth/me", &here.access).status, 200);
+}
+
+#[test]
+fn what_is_no_log_in_is_told_what_is_wrong() {
+    let house = House::start("");
+    let mut client = house.gateway.connect();
+    let mut send = |content_type: &str, body: &str| {
+        let length = body.len();
+        client.send(format!(
+            "POST /auth/login HTTP/1.1\r\nHost: a\r\n{content_type}Content-Length: {length}\r\n\r\n{body}"
+        ));
+        client.read_response()
+    };
+    let json = "Content-Type: application/json\r\n";
+    let long = format!("{{\"email\":\"a@b.c\",\"password\":\"{}\"}}", "x".repeat(1_025));
+    for (content_type, body, status, code) in [
+        ("", "{}", 415, "unsupported_media_type"),
+        ("Content-Type: text/plain\r\n", "{}", 415, "unsupported_media_type"),
+        (json, "", 400, "invalid_json"),
+        (json, "{\"email\":", 400, "invalid_json"),
+        (json, "[]", 400, "invalid_json"),
+        (json, "{\"email\":\"a@b.c\"}", 422, "validation_failed"),
+        (json, "{\"email\":7,\"password\":\"x\"}", 422, "validation_failed"),
+        (json, &long, 422, "validation_failed"),
+        (json, "{\"email\":\"nobody@b.c\",\"password\":\"x\"}", 401, "invalid_credentials"),
+        (
+            "Content-Type: application/json; charset=utf-8\r\n",
+            "{\"email\":\"ann@example.com\",\"password\":\"x\"}",
+            401,
+            "invalid_credentials",
+        ),
+    ] {
+        let answer = send(content_type, body);
+        assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{body}: {}", answer.text());
+    }
+    let wrong = ask(&mut house.gateway.connect(), "GET", "/auth/login", "x");
+    expect_code(&wrong, 405, "method_not_allowed");
+    assert_eq!(wrong.field("allow"), Some("POST"));
+}
