@@ -1,5 +1,6 @@
 //! Accounts against real stores.
 
+mod away;
 mod cli;
 mod store;
 mod walk;
