@@ -9,4 +9,5 @@ mod journey;
 mod process;
 mod servers;
 mod service;
+mod sessions;
 mod tidy;

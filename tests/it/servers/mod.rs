@@ -1,3 +1,5 @@
 //! Real servers that tests start for themselves.
 
 pub(crate) mod postgres;
+#[expect(dead_code, reason = "the library's own tests use the rest")]
+pub(crate) mod redis;
