@@ -215,3 +215,11 @@ pub(super) fn warn_about_unused(limits: &BTreeMap<String, Limit>, routes: &[Rout
         report.warn(&Place::File, &format!("limits.{name} applies where it is named, and no route names it"));
     }
 }
+
+/// Without Redis nobody counts together with others.
+pub(super) fn warn_about_lonely(limits: &BTreeMap<String, Limit>, has_redis: bool, report: &mut Report) {
+    for (name, _) in limits.iter().filter(|(_, limit)| limit.scope == LimitScope::Fleet && !has_redis) {
+        let why = "and there is no Redis (redis.urls): each instance counts alone, at its local_share_percent";
+        report.warn(&Place::File, &format!("limits.{name}.scope is \"fleet\", {why}"));
+    }
+}

@@ -5,7 +5,7 @@ use super::accounts::read_accounts;
 use super::auth::read_auth;
 use super::cors::read_cors;
 use super::keys::SECTIONS;
-use super::limits::{read_limits, warn_about_unused};
+use super::limits::{read_limits, warn_about_lonely, warn_about_unused};
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::redis::read_redis;
@@ -164,6 +164,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     let routes = read_routes(root.get("routes"), &referred, report);
     warn_about_unused(&limits, &routes, report);
     let redis = read_redis(root.get("redis"), report);
+    warn_about_lonely(&limits, redis.is_given(), report);
     let config = Config {
         runtime: Runtime {
             shards: none_for_zero(runtime.take("shards", report)),

@@ -1,7 +1,16 @@
 //! The bridge thread: what a request may have to wait for off its shard (accounts, sessions, the log of revocations,
 //! Redis, PostgreSQL). A request waits for the bridge, never for the control thread (decision 10).
 
-use std::{cell::Cell, collections::HashMap, future::poll_fn, rc::Rc, sync::mpsc, task::Poll, thread, time::Duration};
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    future::poll_fn,
+    rc::Rc,
+    sync::{Arc, mpsc},
+    task::Poll,
+    thread,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -21,9 +30,17 @@ use crate::{
         self, Bus, Pump,
         desk::{Slip, Ticket},
         mesh::Endpoint,
+        redis::{Address, Redis},
     },
-    config::Config,
+    config::{self, Config},
     exchange::Code,
+    gateway::{
+        Plan,
+        rate_limit::{
+            LimitPlan, Message,
+            fleet::{Fleet, News},
+        },
+    },
     sessions::{Follower, Heard},
     shard::{Local, local::AbortOnUnwind},
 };
@@ -40,6 +57,7 @@ const SETTLE_MAX: Duration = Duration::from_millis(250);
 /// What the bridge is given when its thread begins.
 pub(super) struct Equipment {
     pub(super) config: Config,
+    pub(super) plan: Arc<Plan>,
     pub(super) shards: usize,
     pub(super) endpoint: Endpoint<Letter>,
 }
@@ -78,7 +96,7 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
 }
 
 async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option<Revoked>>>) {
-    let Equipment { config, shards, endpoint } = equipment;
+    let Equipment { config, plan, shards, endpoint } = equipment;
     let started = bus::on_tokio(endpoint).context("the bridge cannot be reached").and_then(|(bus, pump)| {
         let accounts = config.accounts.enabled.then(|| Accounts::start(&config));
         Ok((bus, pump, accounts.transpose().context("accounts cannot be served")?))
@@ -93,10 +111,13 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
         bus,
         shards,
         accounts,
+        redis: config.redis,
+        fleet: Local::default(),
         under_way: Local::default(),
         awaited: Local::default(),
         is_stopping: Cell::new(false),
     });
+    bridge.count_for_fleet(&plan);
     let receiving = Rc::clone(&bridge);
     let receive = spawn_local(async move { receiving.receive(pump).await });
     match follower {
@@ -120,6 +141,9 @@ struct Bridge {
     shards: usize,
     /// None if the configuration has none.
     accounts: Option<Accounts>,
+    redis: config::Redis,
+    /// What counts in Redis; none as long as no limit is the fleet's.
+    fleet: Local<Option<Fleet>>,
     /// Operations under way that may be given up when nobody waits for them any more, by who asked.
     under_way: Local<HashMap<(usize, Ticket), AbortHandle>>,
     /// Revocations that an operation waits to have told the shards of.
@@ -161,9 +185,43 @@ impl Bridge {
                     accounts.adopt(&config);
                 }
             }
+            Letter::Plan(plan) => self.count_for_fleet(&plan),
+            Letter::Limit(Message::Hits(hits)) => {
+                let fleet = self.fleet.with(|fleet| fleet.clone());
+                fleet.expect("shards tell what they admit once there is one").take(from - endpoint(0), hits);
+            }
             Letter::Stop => self.is_stopping.set(true),
             letter => unreachable!("{letter:?} does not go to the bridge"),
         }
+    }
+
+    /// Counts the fleet's limits in Redis, from the first configuration on that has one.
+    fn count_for_fleet(&self, plan: &Plan) {
+        let known = self.fleet.with(|fleet| fleet.clone());
+        if let Some(fleet) = known {
+            return fleet.adopt(&plan.limits);
+        }
+        if !self.redis.is_given() || !plan.limits.iter().any(LimitPlan::is_fleet) {
+            return;
+        }
+        let address = match Address::new(&self.redis) {
+            Ok(address) => address,
+            Err(error) => {
+                tracing::error!(%error, "limits of the fleet are counted by this instance alone: Redis cannot be used");
+                return;
+            }
+        };
+        let bus = self.bus.clone();
+        let fleet = Fleet::new(Redis::start(address), self.shards, move |shard, news| {
+            let letter = match news {
+                News::Message(message) => Letter::Limit(message),
+                News::IsAway(is_away) => Letter::LimitsAlone(is_away),
+            };
+            bus.send(endpoint(shard), letter);
+        });
+        fleet.adopt(&plan.limits);
+        spawn_local(fleet.clone().watch());
+        self.fleet.with(|place| *place = Some(fleet));
     }
 
     /// Begins an operation. One that changes something goes on even if its asker leaves; a log-in need not.

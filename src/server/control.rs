@@ -288,6 +288,7 @@ impl Control {
         self.broadcast(|| Letter::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
+        self.bus.send(BRIDGE, Letter::Plan(plan));
         self.bus.send(BRIDGE, Letter::Configuration(Arc::new(self.config.clone())));
     }
 

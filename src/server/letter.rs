@@ -17,7 +17,7 @@ use crate::{
 /// What one thread tells another. Every letter is a control letter: none is ever lost.
 #[derive(Debug)]
 pub(super) enum Letter {
-    /// Control → shard: work by this plan from now on.
+    /// Control → shard and bridge: work by this plan from now on.
     Plan(Arc<Plan>),
     /// Control → shard: check tokens with these keys from now on.
     Keys(Arc<KeySet>),
@@ -45,8 +45,10 @@ pub(super) enum Letter {
     Databases(Box<Databases>),
     /// Shard → shard: a fresh connection for you, not a byte of it read.
     Connection(OwnedFd, SocketAddr),
-    /// Shard → shard: requests that were admitted, or that they are counted.
+    /// Between shards, and with the bridge: requests that were admitted, or that they are counted.
     Limit(rate_limit::Message),
+    /// Bridge → shard: Redis is away, so that this instance counts the fleet's limits alone; or it is there.
+    LimitsAlone(bool),
     /// Shard → control: this generation of the configuration is in force here, and so its upstreams stand.
     Applied(Box<Scraped>),
     /// Shard → control: my counters, and how each upstream of that generation stands. One for each `Scrape`.

@@ -72,7 +72,12 @@ pub fn run(
     let mut endpoints = mesh::build::<Letter>(worker::endpoint(shards), RING_LETTERS)?.into_iter();
     let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");
     let bridge_end = endpoints.next().expect("the mesh has an endpoint for the bridge");
-    let bridge = bridge::spawn(bridge::Equipment { config: config.clone(), shards, endpoint: bridge_end })?;
+    let bridge = bridge::spawn(bridge::Equipment {
+        config: config.clone(),
+        plan: Arc::clone(&plan),
+        shards,
+        endpoint: bridge_end,
+    })?;
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
     let parts = bound.sockets.into_iter().zip(access_logs).zip(endpoints).enumerate();

@@ -164,7 +164,7 @@ pub(super) async fn run(equipment: Equipment) {
 fn limits(me: usize, shards: usize, bus: Bus<Letter>) -> Limits {
     let send = move |to, message| match to {
         To::Shard(shard) => bus.send(endpoint(shard), Letter::Limit(message)),
-        To::Redis => {}
+        To::Redis => bus.send(BRIDGE, Letter::Limit(message)),
     };
     Limits::new(Post { me, shards, send: Box::new(send) })
 }
@@ -203,6 +203,7 @@ impl Worker {
             Letter::EndConnections => self.connections.end_after_answers(),
             Letter::StopAccepting => self.acceptor.stop(),
             Letter::Limit(message) => self.gateway.limits.take(To::Shard(from.saturating_sub(endpoint(0))), message),
+            Letter::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
             Letter::Stop => self.is_stopping.set(true),
             Letter::Connection(fd, address) => self.serve(fd, address),
             Letter::Metrics(ticket, text) => self.metrics.told(ticket, text),

@@ -13,7 +13,7 @@ use std::{
 use crate::auth::Claims;
 
 /// Whose requests are counted together: an address, a caller or a route, in 128 bits. The same on every instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CellKey([u64; 2]);
 
 /// The key of the place that all share who find none of their own.
@@ -51,7 +51,7 @@ impl CellKey {
 
     /// The hash by which it has its places here and its home among the shards. Another one in every process.
     #[inline]
-    fn hash(self) -> u64 {
+    fn secret_hash(self) -> u64 {
         static SECRET: OnceLock<[u64; 2]> = OnceLock::new();
         let secret = SECRET.get_or_init(|| {
             let state = RandomState::new();
@@ -64,7 +64,7 @@ impl CellKey {
     /// The shard on which its requests are counted together.
     #[inline]
     pub fn home(self, shards: usize) -> usize {
-        let bits = (self.hash() >> 48) as usize;
+        let bits = (self.secret_hash() >> 48) as usize;
         bits % shards.max(1)
     }
 }
@@ -224,7 +224,7 @@ impl Cells {
     /// The first places of the key's two sets.
     #[inline]
     fn sets_of(&self, key: CellKey) -> [usize; 2] {
-        let hash = key.hash();
+        let hash = key.secret_hash();
         #[expect(clippy::cast_possible_truncation, reason = "bits are taken out of it")]
         let set = |hash: u64| (hash as usize & (self.sets - 1)) * WAYS;
         [set(hash), set(hash >> 24)]

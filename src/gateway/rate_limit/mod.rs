@@ -6,6 +6,7 @@
 
 pub mod cells;
 pub mod counter;
+pub mod fleet;
 pub mod gcra;
 mod plan;
 mod statement;
@@ -125,7 +126,8 @@ impl Limits {
             counters: Vec::new(),
             untold: Vec::new(),
             is_telling: false,
-            is_redis_away: false,
+            // Until the bridge says that it is there.
+            is_redis_away: true,
             logged_at: Instant::START,
         };
         Self(Rc::new(Shared { state: Local::new(state), post }))
@@ -165,7 +167,9 @@ impl Limits {
     /// Redis went away, or came back: until it does, its limits count on shards, with their local share.
     pub fn redis_is_away(&self, is_away: bool) {
         self.0.state.with(|state| {
-            state.is_redis_away = is_away;
+            if std::mem::replace(&mut state.is_redis_away, is_away) == is_away {
+                return;
+            }
             let now = clock::now();
             for entry in state.counters.iter_mut().flatten() {
                 let terms = entry.limit.terms(is_away);

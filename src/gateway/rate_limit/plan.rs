@@ -88,6 +88,11 @@ impl LimitPlan {
         if is_redis_away { self.local } else { self.terms }
     }
 
+    /// Whether all instances count it together.
+    pub fn is_fleet(&self) -> bool {
+        self.terms.home == Home::Redis
+    }
+
     /// At what rate Redis counts it.
     pub fn rate(&self) -> Rate {
         self.terms.rate

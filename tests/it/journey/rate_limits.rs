@@ -7,6 +7,7 @@ use crate::{
     backend::Backend,
     client::{Client, Response},
     harness::{Gateway, pause},
+    servers::redis::RedisServer,
 };
 
 /// A gateway in front of one backend, with these limits, and a route that may say more.
@@ -270,4 +271,57 @@ fn a_flood_of_addresses_stays_within_its_bound() {
     assert_eq!(metrics.value("shardgate_limit_evicted_total{limit=\"api\"}"), 0, "everybody owes something");
     gateway.expect_error("no places left");
     gateway.log_until("no places left", Duration::from_secs(15));
+}
+
+#[test]
+fn instances_count_together_in_redis_and_alone_without_it() {
+    let Some(mut redis) = RedisServer::start() else { return };
+    let backend = Backend::ok();
+    let limits = format!(
+        "[redis]\nurls = [\"{}\"]\n[sessions]\nsecret = \"0123456789abcdef0123456789abcdef\"\n\
+         [limits.api]\nquota = 160\nwindow = \"1d\"\nscope = \"fleet\"",
+        redis.url()
+    );
+    let gateways = [(); 2].map(|()| start(backend.address(), &limits, ""));
+    let counted = "limits of the fleet are counted in Redis";
+    for gateway in &gateways {
+        gateway.log_until(counted, Duration::from_secs(10));
+    }
+    // So many connections from an address to each, asked in turn, until each has been refused.
+    let passed = |local: &str, gateways: &[Gateway]| {
+        let local = local.parse().expect("an address");
+        let connect = |gateway: &Gateway| {
+            let one = || Client::connect_from(local, gateway.address()).expect("the listener answers");
+            (0..24).map(|_| one()).collect::<Vec<_>>()
+        };
+        let mut clients: Vec<_> = gateways.iter().flat_map(connect).collect();
+        let (mut passed, mut refused) = (0, 0);
+        while refused < clients.len() {
+            for client in &mut clients {
+                if client.get("/x").status == 200 { passed += 1 } else { refused += 1 }
+            }
+        }
+        passed
+    };
+    // Eight shards, each ahead by 160 / 16 at the most.
+    let together = passed("127.0.0.1", &gateways);
+    assert!((160..=160 + 7 * 10).contains(&together), "{together}");
+    for gateway in &gateways {
+        let shards = gateway.metrics().by_shard("shardgate_shard_requests_total");
+        assert!(shards.len() == 4 && shards.iter().all(|count| *count > 0), "{shards:?}");
+    }
+    assert_eq!(redis.ask(&["KEYS", "shardgate:limits:*"]), "shardgate:limits:api:000000007f0000010000000000000004");
+    redis.kill();
+    for gateway in &gateways {
+        gateway.log_until("limits of the fleet are counted by this instance alone", Duration::from_secs(10));
+    }
+    // A half for each, and what its shards may be ahead.
+    let alone = passed("127.0.0.2", &gateways[..1]);
+    assert!((80..=80 + 3 * 10).contains(&alone), "{alone}");
+    redis.restart();
+    for gateway in &gateways {
+        gateway.log_until_nth(counted, 2, Duration::from_secs(10));
+    }
+    let together = passed("127.0.0.3", &gateways);
+    assert!((160..=160 + 7 * 10).contains(&together), "{together}");
 }
