@@ -10,6 +10,10 @@ pub mod mesh;
 pub mod redis;
 
 mod doorbell;
+/// A real Redis for the tests of those that use one.
+#[cfg(all(test, not(mesh_loom)))]
+#[path = "../../tests/it/servers/redis.rs"]
+pub(crate) mod redis_server;
 #[cfg(all(test, not(mesh_loom)))]
 mod tests;
 

@@ -1,16 +1,10 @@
 //! Two instances on one real Redis, in one thread; and one whose Redis goes and comes back.
 
-#[path = "../../../tests/it/servers/redis.rs"]
-#[expect(dead_code, reason = "other tests use the rest")]
-mod redis_server;
-
 use std::{cell::Cell, collections::BTreeMap};
-
-use redis_server::RedisServer;
 
 use super::*;
 use crate::{
-    bus::redis::Address,
+    bus::{redis::Address, redis_server::RedisServer},
     config,
     gateway::rate_limit::{
         compile,
@@ -72,7 +66,9 @@ impl Instance {
             Due::Now(hits) => self.fleet.take(shard, hits),
             Due::Soon => {
                 let untold = self.shards.with(|shards| shards[shard].untold(key));
-                untold.into_iter().for_each(|hits| self.fleet.take(shard, hits));
+                if let Some(hits) = untold {
+                    self.fleet.take(shard, hits);
+                }
             }
             Due::Nothing | Due::Spread(_) => {}
         }

@@ -14,11 +14,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::auth::revocation::Kind;
 use crate::bus::redis::{Address, Redis};
+use crate::bus::redis_server::{self as server, RedisServer};
 use crate::config;
-use server::RedisServer;
-
-#[path = "../../../tests/it/servers/redis.rs"]
-mod server;
 
 const RULES: Rules = Rules { lifetime_ms: 1_000_000, grace_ms: 10_000, per_user_max: 3 };
 const KEPT: Duration = Duration::from_mins(15);
