@@ -140,7 +140,7 @@ async fn serve_one<S: Service>(
     served: &mut u32,
 ) -> After {
     let limits = service.limits();
-    let began = clock::now();
+    let began = clock::turn();
     inbound.deadline().set(began + limits.header_timeout);
     let head = match poll_fn(|cx| inbound.poll_head(cx, &limits)).await {
         Ok(head) => head,

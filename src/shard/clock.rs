@@ -85,6 +85,26 @@ pub fn now() -> Instant {
     Instant(nanos(monotonic().saturating_duration_since(start())))
 }
 
+thread_local! {
+    /// When this thread's executor was last told of events; `START` where it does not say.
+    static TURN: Cell<Instant> = const { Cell::new(Instant::START) };
+}
+
+/// When the events that are being handled were seen: no system call, no look at the clock, and the wait behind the tasks
+/// before is in what is measured from here. Where the runtime does not say it is now.
+#[inline]
+pub fn turn() -> Instant {
+    match TURN.get() {
+        Instant::START => now(),
+        turn => turn,
+    }
+}
+
+/// A turn begins, or, with `START`, nobody says any more when one does.
+pub(super) fn set_turn(at: Instant) {
+    TURN.set(at);
+}
+
 /// Time of day: the time since 1970-01-01T00:00:00Z.
 #[expect(clippy::disallowed_methods, reason = "this is the clock")]
 pub fn unix_now() -> Duration {
@@ -146,6 +166,16 @@ mod tests {
         let second = now();
         assert!(second >= first);
         assert!(to_std(second) >= to_std(first));
+    }
+
+    #[test]
+    fn a_turn_stands_still_until_the_next() {
+        assert!(turn() >= Instant::START, "without an executor it is the clock's");
+        set_turn(Instant::from_nanos(7));
+        assert_eq!((turn(), turn()), (Instant::from_nanos(7), Instant::from_nanos(7)));
+        set_turn(Instant::START);
+        let before = now();
+        assert!(turn() >= before);
     }
 
     #[test]

@@ -160,6 +160,7 @@ impl Executor {
             });
         });
         timer::keep_by_turns(true);
+        clock::set_turn(clock::now());
         Ok(Self { poller })
     }
 
@@ -185,8 +186,10 @@ impl Executor {
             }
             let is_busy = TASKS.with(|tasks| tasks.with(|tasks| !tasks.woken.is_empty()));
             self.poller.wait(if is_busy { Some(Duration::ZERO) } else { timer::until_next() });
+            let turn = clock::now();
+            clock::set_turn(turn);
             self.poller.tell();
-            timer::ring(clock::now());
+            timer::ring(turn);
         }
     }
 }
@@ -199,6 +202,7 @@ impl Drop for Executor {
             drop(task);
         }
         timer::keep_by_turns(false);
+        clock::set_turn(clock::Instant::START);
         let tasks = TASKS.with(|tasks| tasks.with(|tasks| std::mem::replace(tasks, Tasks::new())));
         drop(tasks);
     }

@@ -16,8 +16,9 @@ use std::time::Duration;
 use super::lines::{Lines, Lost, Patient, newlines};
 use super::record::{LINE_MAX, Record, TimestampCache};
 
-/// A buffer past this size is handed over: about 70 lines, so that waking the writer costs a request little.
-const BATCH_BYTES: usize = 32 * 1024;
+/// A buffer past this size is handed over, where the configuration has room for two: about 280 lines, so that waking the writer costs a request little. At 70 it
+/// cost 2 % of the whole (PERF.md, "Beside its peers").
+const BATCH_BYTES: usize = 128 * 1024;
 /// Batches under way for each shard at least: one is written while the next is filled.
 const BATCHES_MIN: usize = 2;
 /// The writer gives way to the shards when both want a core.
@@ -47,6 +48,8 @@ pub struct AccessLog {
 #[derive(Debug)]
 struct Link {
     shard: usize,
+    /// A buffer past this size is handed over.
+    batch_bytes: usize,
     messages: SyncSender<Message>,
     returned: Receiver<Returned>,
 }
@@ -76,11 +79,9 @@ impl AccessLog {
     /// Adds a line; hands the buffer over when it is full.
     #[inline]
     pub fn line(&mut self, record: &Record<'_>) {
-        if self.link.is_none() {
-            return;
-        }
+        let Some(link) = &self.link else { return };
         record.write_line(&mut self.times, &mut self.buffer);
-        if self.buffer.len() >= BATCH_BYTES {
+        if self.buffer.len() >= link.batch_bytes {
             self.flush();
         }
     }
@@ -97,7 +98,7 @@ impl AccessLog {
             return;
         }
         if next.capacity() == 0 {
-            next.reserve_exact(BATCH_BYTES + LINE_MAX);
+            next.reserve_exact(link.batch_bytes + LINE_MAX);
         }
         let bytes = std::mem::replace(&mut self.buffer, next);
         let batch = Batch { shard: link.shard, bytes };
@@ -147,14 +148,13 @@ struct Running {
 /// Opens the target and starts the writer, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
 /// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
 pub fn spawn(target: &Target, shards: usize, buffer_bytes: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
-    let batches = (buffer_bytes / BATCH_BYTES).max(BATCHES_MIN);
     match target {
         Target::Off => {
             let logs = (0..shards).map(|_| AccessLog::new(None)).collect();
             Ok((Writer { running: None }, logs))
         }
-        Target::Stdout => start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, shards, batches),
-        Target::File(path) => start(open(path)?, Some(path.clone()), shards, batches),
+        Target::Stdout => start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, shards, buffer_bytes),
+        Target::File(path) => start(open(path)?, Some(path.clone()), shards, buffer_bytes),
     }
 }
 
@@ -163,7 +163,14 @@ fn open(path: &PathBuf) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
-fn start(output: File, path: Option<PathBuf>, shards: usize, batches: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
+fn start(
+    output: File,
+    path: Option<PathBuf>,
+    shards: usize,
+    buffer_bytes: usize,
+) -> io::Result<(Writer, Vec<AccessLog>)> {
+    let batch_bytes = BATCH_BYTES.min(buffer_bytes / BATCHES_MIN).max(1);
+    let batches = (buffer_bytes / batch_bytes).max(BATCHES_MIN);
     let (messages, message_queue) = sync_channel(batches * shards.max(1));
     // One that waits says all.
     let (reopen, reopen_asked) = sync_channel(1);
@@ -172,7 +179,7 @@ fn start(output: File, path: Option<PathBuf>, shards: usize, batches: usize) -> 
     let mut returns = Vec::with_capacity(shards);
     for shard in 0..shards {
         let (give_back, returned) = sync_channel(batches);
-        logs.push(AccessLog::new(Some(Link { shard, messages: messages.clone(), returned })));
+        logs.push(AccessLog::new(Some(Link { shard, batch_bytes, messages: messages.clone(), returned })));
         returns.push(Return { give_back, lost: 0 });
     }
     let output = Lines::new(Patient(output));
@@ -363,7 +370,7 @@ mod tests {
     fn a_writer_that_nobody_reads_from_never_blocks_a_shard() {
         const LINES: u64 = 40_000;
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 64).expect("a thread");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 16 * BATCH_BYTES).expect("a thread");
         let mut log = logs.pop().expect("one shard");
         // Some 8 MiB: past what the pipe and the queue take together. That this ends is the point.
         for number in 0..LINES {
@@ -388,7 +395,7 @@ mod tests {
     #[test]
     fn closing_has_a_bound() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 64).expect("a thread");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 64 * BATCH_BYTES).expect("a thread");
         for _ in 0..1000 {
             logs[0].line(&record(&[b'a'; 1000]));
         }
@@ -400,7 +407,7 @@ mod tests {
     #[test]
     fn lines_of_all_shards_arrive_and_buffers_come_back() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 4, 64).expect("a thread");
+        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 4, 64 * BATCH_BYTES).expect("a thread");
         let mut reader = BufReader::new(reader);
         for (shard, log) in logs.iter_mut().enumerate() {
             log.line(&record(format!("/{shard}").as_bytes()));

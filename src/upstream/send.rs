@@ -122,7 +122,7 @@ impl Upstream {
                 Waited::Turn => timer::sleep(timer::TURN).await,
             }
         };
-        let answered_at = clock::now();
+        let answered_at = clock::turn();
         let waited = answered_at.since(now);
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
