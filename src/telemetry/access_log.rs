@@ -16,8 +16,8 @@ use std::time::Duration;
 use super::lines::{Lines, Lost, Patient, newlines};
 use super::record::{LINE_MAX, Record, TimestampCache};
 
-/// A buffer past this size is handed over, where the configuration has room for two: about 280 lines, so that waking the writer costs a request little. At 70 it
-/// cost 2 % of the whole (PERF.md, "Beside its peers").
+/// A buffer past this size is handed over, where the configuration has room for two: about 280 lines, so that waking the
+/// writer costs a request little. At 70 it cost 2 % of the whole (PERF.md, "Beside its peers").
 const BATCH_BYTES: usize = 128 * 1024;
 /// Batches under way for each shard at least: one is written while the next is filled.
 const BATCHES_MIN: usize = 2;
