@@ -11,7 +11,7 @@ pub mod redis;
 
 mod doorbell;
 /// A real Redis for the tests of those that use one.
-#[cfg(all(test, not(mesh_loom)))]
+#[cfg(test)]
 #[path = "../../tests/it/servers/redis.rs"]
 pub(crate) mod redis_server;
 #[cfg(all(test, not(mesh_loom)))]
