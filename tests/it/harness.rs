@@ -304,6 +304,8 @@ pub(crate) fn shardgate(directory: &Path) -> Command {
     }
     let file = |name| fs::File::create(directory.join(name)).expect("a file for what is written");
     command.current_dir(directory).stdin(Stdio::null()).stdout(file(STDOUT)).stderr(file(STDERR));
+    // The demo's data too goes with the directory, even if it is killed.
+    command.env("TMPDIR", directory);
     command
 }
 
