@@ -277,8 +277,10 @@ pub const SECTIONS: &[Section] = &[
         about: "Which requests go where. The most specific route wins, whatever the order in the file: an exact host \
                 before a `*.` one before any host; then an exact path before one with parameters before a prefix, a longer \
                 prefix before a shorter one (of two with parameters, the one with text where the other has its first \
-                parameter); then a route that names the method before one that takes any. Two routes that \
-                take the same requests are a mistake.",
+                parameter); then a route that names the method before one that takes any. A path that has routes, but none for \
+                the method, is answered with 405, whatever wider routes take; and the gateway's own paths (`/health`, \
+                `/metrics`, `/auth/…`, `/.well-known/jwks.json`) are its own on every host. Two routes that take the same \
+                requests are a mistake.",
         keys: ROUTES,
     },
     Section {

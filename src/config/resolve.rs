@@ -10,7 +10,7 @@ use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::redis::read_redis;
 use super::roles::read_roles;
-use super::routes::{Referred, read_routes};
+use super::routes::{Referred, read_routes, warn_about_own_paths};
 use super::sessions::{read_revocation, read_sessions};
 use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
@@ -207,6 +207,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         routes,
         warnings: Vec::new(),
     };
+    warn_about_own_paths(&config.routes, config.accounts.enabled, report);
     check_listeners(&config, &listener, &admin, report);
     check_limits(&config, &http, &drain, report);
     check_log_level(&config.log.level, &log, report);

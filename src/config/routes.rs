@@ -9,6 +9,19 @@ use super::roles::check_access;
 use super::{Cors, HeaderRules, HostPattern, Limit, PathPattern, Role, Route, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Paths that the gateway answers itself, on every host.
+pub const OWN_PATHS: [&str; 5] = ["/health", "/health/live", "/health/ready", "/metrics", "/.well-known/jwks.json"];
+/// The same, where there are accounts.
+pub const ACCOUNT_PATHS: [&str; 7] = [
+    "/auth/login",
+    "/auth/refresh",
+    "/auth/logout",
+    "/auth/logout-all",
+    "/auth/me",
+    "/auth/sessions",
+    "/auth/sessions/{sid}",
+];
+
 /// Conflicts are looked for in pairs.
 const ROUTES_MAX: usize = 4096;
 
@@ -29,6 +42,18 @@ pub(super) struct Referred<'c> {
     pub(super) roles: &'c BTreeMap<String, Role>,
     pub(super) limits: &'c BTreeMap<String, Limit>,
     pub(super) cors: &'c Cors,
+}
+
+/// Says which routes will see no request, because the gateway answers their paths itself.
+pub(super) fn warn_about_own_paths(routes: &[Route], has_accounts: bool, report: &mut Report) {
+    let accounts = ACCOUNT_PATHS.iter().filter(|_| has_accounts);
+    let own: Vec<PathPattern> =
+        OWN_PATHS.iter().chain(accounts).map(|path| path.parse().expect("the lists' paths are right")).collect();
+    for route in routes.iter().filter(|route| own.iter().any(|own| route.path.same_paths(own))) {
+        let path = &route.path;
+        report
+            .warn(&Place::File, &format!("the route of {path} sees no request: the gateway answers that path itself"));
+    }
 }
 
 /// Reads `[[routes]]`.

@@ -219,11 +219,7 @@ impl Plan {
             });
         }
         for (path, page) in OWN_PAGES {
-            // A page that nobody may see is none, and the path is whoever's route takes it.
-            if page == OwnPage::Metrics && config.metrics.allow.is_empty() {
-                continue;
-            }
-            router.add(routes.len(), &[], &PathPattern::Exact(path.to_owned()), &["GET".to_owned()]);
+            router.add_own(routes.len(), &PathPattern::Exact(path.to_owned()), "GET");
             routes.push(Route {
                 name: path.to_owned(),
                 slot: names.routes.claim(path),
@@ -236,7 +232,7 @@ impl Plan {
         }
         for (method, path, endpoint) in ACCOUNTS.iter().filter(|_| config.accounts.enabled) {
             let pattern: PathPattern = path.parse().expect("the table's paths are right");
-            router.add(routes.len(), &[], &pattern, &[(*method).to_owned()]);
+            router.add_own(routes.len(), &pattern, method);
             routes.push(Route {
                 name: (*path).to_owned(),
                 slot: names.routes.claim(path),
@@ -376,6 +372,12 @@ fn template_pieces(template: &str, path: &PathPattern) -> Vec<Piece> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_configuration_knows_which_paths_are_our_own() {
+        assert_eq!(OWN_PAGES.map(|(path, _)| path), crate::config::OWN_PATHS);
+        assert_eq!(ACCOUNTS.map(|(_, path, _)| path), crate::config::ACCOUNT_PATHS);
+    }
 
     #[test]
     fn templates_are_cut_at_their_braces() {

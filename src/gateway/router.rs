@@ -1,7 +1,8 @@
 //! Host, path and method to a route: a trie of path segments for each host, built once per configuration.
 //!
 //! The most specific route wins: an exact host before a wildcard before none; then, segment by segment, a literal before
-//! a parameter before the rest of a prefix. A route that does not take the method is passed over.
+//! a parameter before the rest of a prefix. Where the most specific path has routes, but none for the method, the search
+//! ends: what guards a path would be no guard if other methods fell through to a wider route.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ use crate::{
 /// What is routed: which route answers for which requests. The routes themselves are the caller's, by their index.
 #[derive(Debug, Default)]
 pub struct Router {
+    /// The gateway's own paths, the same for every host.
+    own: Node,
     exact: BTreeMap<Box<[u8]>, Node>,
     /// `*.example.com` as `.example.com`, the longest first.
     wildcard: Vec<(Box<[u8]>, Node)>,
@@ -105,6 +108,11 @@ impl Router {
         }
     }
 
+    /// Adds a route of the gateway's own: it goes before all others, whatever the host.
+    pub fn add_own(&mut self, route: usize, path: &PathPattern, method: &str) {
+        self.own.add(path, Entry { route, methods: vec![method.as_bytes().into()] });
+    }
+
     fn wildcard_node(&mut self, suffix: &[u8]) -> &mut Node {
         let place = self.wildcard.iter().position(|(known, _)| **known == *suffix).unwrap_or_else(|| {
             let longer = self.wildcard.iter().take_while(|(known, _)| known.len() >= suffix.len()).count();
@@ -118,8 +126,8 @@ impl Router {
     /// it came.
     pub fn find(&self, authority: &[u8], path: &[u8], method: Method, method_text: &[u8]) -> Result<Found, NoRoute> {
         let mut search = Search { path, method, method_text, captures: Captures::default(), allowed: Vec::new() };
-        let mut found = None;
-        if !self.exact.is_empty() || !self.wildcard.is_empty() {
+        let mut found = search.enter(&self.own);
+        if found.is_none() && !(self.exact.is_empty() && self.wildcard.is_empty()) {
             let host = host_of(authority).to_ascii_lowercase();
             found = self.exact.get(&*host).and_then(|node| search.enter(node));
             for (suffix, node) in &self.wildcard {
@@ -149,14 +157,14 @@ fn host_of(authority: &[u8]) -> &[u8] {
 impl Node {
     fn add(&mut self, path: &PathPattern, entry: Entry) {
         match path {
-            PathPattern::Exact(path) => self.descend(path).here.push(entry),
-            PathPattern::Prefix(path) => self.descend(path).below.push(entry),
+            PathPattern::Exact(path) => insert(&mut self.descend(path).here, entry),
+            PathPattern::Prefix(path) => insert(&mut self.descend(path).below, entry),
             PathPattern::Parameters { segments, rest } => {
                 let node = segments.iter().fold(self, |node, segment| match segment {
                     Segment::Literal(text) => node.literal(text.as_bytes()),
                     Segment::Parameter(_) => node.parameter.get_or_insert_default(),
                 });
-                if *rest { node.below.push(entry) } else { node.here.push(entry) }
+                insert(if *rest { &mut node.below } else { &mut node.here }, entry);
             }
         }
     }
@@ -177,31 +185,51 @@ impl Node {
     }
 }
 
+/// Those that name methods stand before those that take any.
+fn insert(entries: &mut Vec<Entry>, entry: Entry) {
+    let end = if entry.methods.is_empty() {
+        entries.len()
+    } else {
+        entries.iter().position(|other| other.methods.is_empty()).unwrap_or(entries.len())
+    };
+    entries.insert(end, entry);
+}
+
 /// One look-up under way.
 struct Search<'s> {
     path: &'s [u8],
     method: Method,
     method_text: &'s [u8],
     captures: Captures,
-    /// Methods of routes that take the path, but not the method.
+    /// Methods of the routes at the most specific path, of which none takes the request's: then the search has ended.
     allowed: Vec<Box<[u8]>>,
 }
 
 impl Search<'_> {
+    /// Looks through one trie, unless the search has ended in one before.
     fn enter(&mut self, root: &Node) -> Option<usize> {
+        if self.has_ended() {
+            return None;
+        }
         self.captures.truncate(0);
         self.walk(root, 1)
+    }
+
+    /// Whether the most specific path was found, without a route for the method.
+    fn has_ended(&self) -> bool {
+        !self.allowed.is_empty()
     }
 
     /// Finds a route at or below a node; `at` is where the next segment begins, past the end when there is none. The
     /// depth is that of the configured trie, whatever the path.
     fn walk(&mut self, node: &Node, at: usize) -> Option<usize> {
         let Some(rest) = self.path.get(at..) else {
-            return self.take(&node.here).or_else(|| {
-                let route = self.take(&node.below)?;
-                self.capture(self.path.len(), self.path.len());
-                Some(route)
-            });
+            if let Some(route) = self.take(&node.here) {
+                return Some(route);
+            }
+            let route = self.take(&node.below)?;
+            self.capture(self.path.len(), self.path.len());
+            return Some(route);
         };
         let segment = rest.iter().position(|byte| *byte == b'/').map_or(rest, |slash| &rest[..slash]);
         let next = at + segment.len() + 1;
@@ -224,6 +252,9 @@ impl Search<'_> {
     }
 
     fn take(&mut self, entries: &[Entry]) -> Option<usize> {
+        if self.has_ended() {
+            return None;
+        }
         for entry in entries {
             // RFC 9110 §9.3.2: what answers GET answers HEAD.
             let takes = |method: &[u8]| method == self.method_text || (self.method == Method::Head && method == b"GET");
@@ -379,19 +410,90 @@ mod tests {
     }
 
     #[test]
-    fn a_route_without_the_method_is_passed_over() {
-        let router = router(&["- POST /a", "- GET,PUT /a", "- DELETE /*", "- PURGE /p"]);
+    fn a_path_without_a_route_for_the_method_ends_the_search() {
+        let router = router(&[
+            "- POST /a",
+            "- GET,PUT /a",
+            "- - /*",
+            "- GET /guarded/*",
+            "- - /guarded/open",
+            "x.test GET /b",
+            "- - /b",
+            "- GET /{id}/c",
+            "- DELETE /7/c",
+            "- - /both",
+            "- GET /both",
+        ]);
         check(
             &router,
-            &["POST h /a", "GET h /a", "HEAD h /a", "DELETE h /a", "PATCH h /a", "PURGE h /p", "GET h /none"],
+            &[
+                "POST h /a",
+                "GET h /a",
+                "HEAD h /a",
+                "DELETE h /a",
+                "get h /a",
+                "GET h /guarded/x",
+                "PUT h /guarded/x",
+                "PUT h /guarded",
+                "PUT h /guarded/open",
+                "POST h /elsewhere",
+                "POST x.test /b",
+                "POST h /b",
+                "GET h /7/c",
+                "GET h /8/c",
+                "GET h /both",
+                "POST h /both",
+            ],
             &expect![[r#"
                 POST h /a → 0 []
                 GET h /a → 1 []
                 HEAD h /a → 1 []
-                DELETE h /a → 2 ["a"]
-                PATCH h /a → allow DELETE, GET, HEAD, POST, PUT
-                PURGE h /p → 3 []
-                GET h /none → allow DELETE
+                DELETE h /a → allow GET, HEAD, POST, PUT
+                get h /a → allow GET, HEAD, POST, PUT
+                GET h /guarded/x → 3 ["x"]
+                PUT h /guarded/x → allow GET, HEAD
+                PUT h /guarded → allow GET, HEAD
+                PUT h /guarded/open → 4 []
+                POST h /elsewhere → 2 ["elsewhere"]
+                POST x.test /b → allow GET, HEAD
+                POST h /b → 6 []
+                GET h /7/c → allow DELETE
+                GET h /8/c → 7 ["8"]
+                GET h /both → 10 []
+                POST h /both → 9 []
+            "#]],
+        );
+    }
+
+    #[test]
+    fn own_paths_go_before_all_others_on_every_host() {
+        let mut router = router(&["- - /*", "x.test - /*", "- POST /auth/login", "x.test - /health"]);
+        router.add_own(10, &"/auth/login".parse().expect("a path"), "POST");
+        router.add_own(11, &"/auth/sessions/{sid}".parse().expect("a path"), "DELETE");
+        router.add_own(12, &"/health".parse().expect("a path"), "GET");
+        check(
+            &router,
+            &[
+                "POST h /auth/login",
+                "POST x.test /auth/login",
+                "GET x.test /auth/login",
+                "DELETE x.test /auth/sessions/s_1",
+                "GET h /auth/sessions/s_1",
+                "GET x.test /auth/other",
+                "GET x.test /health",
+                "HEAD h /health",
+                "POST h /health",
+            ],
+            &expect![[r#"
+                POST h /auth/login → 10 []
+                POST x.test /auth/login → 10 []
+                GET x.test /auth/login → allow POST
+                DELETE x.test /auth/sessions/s_1 → 11 ["s_1"]
+                GET h /auth/sessions/s_1 → allow DELETE
+                GET x.test /auth/other → 1 ["auth/other"]
+                GET x.test /health → 12 []
+                HEAD h /health → 12 []
+                POST h /health → allow GET, HEAD
             "#]],
         );
     }

@@ -482,3 +482,20 @@ fn a_secret_out_of_a_variable_is_shown_nowhere() {
     assert_eq!(config.auth.keys[0].secret.as_ref().expect("a secret").reveal(), secret);
     assert!(!config.to_toml().contains("horse") && !format!("{config:?}").contains("horse"));
 }
+
+#[test]
+fn a_route_that_sees_no_request_is_worth_a_warning() {
+    let route =
+        |path: &str| format!("[upstreams.a]\ninstances = [\"h:1\"]\n[[routes]]\npath = \"{path}\"\nupstream = \"a\"\n");
+    check(&route("/auth/login"), &expect![[r#"
+        warning: the route of /auth/login sees no request: the gateway answers that path itself
+    "#]]);
+    check(&route("/health"), &expect![[r#"
+        warning: the route of /health sees no request: the gateway answers that path itself
+    "#]]);
+    check(&route("/auth/sessions/{id}"), &expect![[r#"
+        warning: the route of /auth/sessions/{id} sees no request: the gateway answers that path itself
+    "#]]);
+    check(&route("/auth/*"), &expect![[r#""#]]);
+    check(&(route("/auth/login") + "[accounts]\nenabled = false\n"), &expect![[r#""#]]);
+}

@@ -70,6 +70,7 @@ fn guarded(backend: &Backend) -> Gateway {
          [[routes]]\npath = \"/me\"\nupstream = \"back\"\n\
          [[routes]]\npath = \"/admin\"\nupstream = \"back\"\nroles = [\"admin\", \"editor\"]\n\
          [[routes]]\npath = \"/write\"\nupstream = \"back\"\npermissions = [\"events:write\", \"hub:publish\"]\n\
+         [[routes]]\npath = \"/only/*\"\nupstream = \"back\"\nmethods = [\"GET\", \"POST\"]\nroles = [\"admin\"]\n\
          [[routes]]\npath = \"/quiet\"\nupstream = \"back\"\nforward_authorization = false\n"
     );
     Setup { rest: &rest, ..Setup::default() }.start(&[backend.address()])
@@ -99,6 +100,21 @@ fn a_route_asks_for_a_token_unless_it_says_otherwise() {
     assert!(backend.requests().is_empty(), "nobody was let in");
     assert_eq!(ask(&gateway, "/elsewhere", "").status, 200, "a public route lets anybody in");
     assert_eq!(ask(&gateway, "/elsewhere", &bearer("x")).status, 200, "and looks at no token");
+}
+
+#[test]
+fn what_a_guarded_path_does_not_take_falls_through_to_no_wider_route() {
+    let mut backend = Backend::ok();
+    let gateway = guarded(&backend);
+    for method in ["DELETE", "PUT", "OPTIONS", "get", "PROPFIND"] {
+        let mut client = gateway.connect();
+        client.send(format!("{method} /only/x HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n"));
+        let answer = client.read_response();
+        expect_refusal(&answer, 405, "method_not_allowed");
+        assert_eq!(answer.field("allow"), Some("GET, HEAD, POST"), "{method}");
+    }
+    expect_refusal(&ask(&gateway, "/only/x", ""), 401, "token_missing");
+    assert!(backend.requests().is_empty(), "nobody was let in");
 }
 
 #[test]
