@@ -1,33 +1,36 @@
-//! What ends with a session: the long answers (streams, tunnels) that are under way for it.
+//! What ends with a session: the exchanges that are under way for it.
 //!
-//! A token is checked when its request begins. An answer that goes on after that is tied to the token's session here, and
-//! cut off when the session ends.
+//! A token is checked when its request begins. From then on the exchange is tied to the token's session: when that ends, an
+//! upload or an answer that is on its way is cut off, and an answer that is still waited for is refused instead.
 
-use std::{collections::HashMap, rc::Rc};
+use std::rc::Rc;
 
 use crate::{
-    auth::{Claims, Revocation, revocation::Kind},
+    auth::{Claims, Revocation},
     net::Cutter,
     shard::Local,
 };
 
-/// The long answers under way, by session and by user. One per shard.
+/// The exchanges under way that have a caller. One per shard.
+///
+/// Tying is on every such request's path, so it is a slot in a list and nothing more; a revocation, which is rare, looks
+/// through all of them.
 #[derive(Debug, Default)]
 pub struct Tethers {
     entries: Vec<Option<Entry>>,
     free: Vec<usize>,
-    by_session: HashMap<Box<str>, Vec<usize>>,
-    by_user: HashMap<Box<str>, Vec<usize>>,
 }
 
 #[derive(Debug)]
 struct Entry {
     claims: Rc<Claims>,
     cutter: Cutter,
-    is_cut: bool,
+    /// Bytes are on their way, so the end cannot wait for the answer's head.
+    is_flowing: bool,
+    has_ended: bool,
 }
 
-/// Ties an answer to its session, until it is dropped.
+/// Ties an exchange to its session, until it is dropped.
 #[derive(Debug)]
 pub struct Tether {
     tethers: Rc<Local<Tethers>>,
@@ -35,48 +38,41 @@ pub struct Tether {
 }
 
 impl Tethers {
-    /// Ties what is under way on this connection to the session of these claims.
-    pub fn tie(tethers: &Rc<Local<Self>>, claims: &Rc<Claims>, cutter: Cutter) -> Tether {
+    /// Ties what is under way on this connection to the session of these claims. `is_flowing`: a body is on its way.
+    pub fn tie(tethers: &Rc<Local<Self>>, claims: &Rc<Claims>, cutter: Cutter, is_flowing: bool) -> Tether {
         let place = tethers.with(|tethers| {
-            let entry = Some(Entry { claims: Rc::clone(claims), cutter, is_cut: false });
+            let entry = Some(Entry { claims: Rc::clone(claims), cutter, is_flowing, has_ended: false });
             let place = tethers.free.pop().unwrap_or_else(|| {
                 tethers.entries.push(None);
                 tethers.entries.len() - 1
             });
             tethers.entries[place] = entry;
-            if let Some(sid) = &claims.sid {
-                list(&mut tethers.by_session, sid).push(place);
-            }
-            list(&mut tethers.by_user, &claims.sub).push(place);
             place
         });
         Tether { tethers: Rc::clone(tethers), place }
     }
 
-    /// Cuts what this revocation ends, and says how many that were.
-    pub fn end(tethers: &Local<Self>, revocation: &Revocation) -> usize {
-        let cutters: Vec<Cutter> = tethers.with(|tethers| {
-            let index = match revocation.kind {
-                Kind::Session => &tethers.by_session,
-                Kind::User | Kind::Kick => &tethers.by_user,
-            };
-            let places = index.get(&revocation.id).map_or(&[][..], Vec::as_slice);
-            let mut cutters = Vec::new();
-            for place in places {
-                let Some(entry) = tethers.entries.get_mut(*place).and_then(Option::as_mut) else { continue };
-                if !entry.is_cut && revocation.ends(&entry.claims) {
-                    entry.is_cut = true;
-                    cutters.push(entry.cutter.clone());
+    /// Ends what these revocations end, and says how many exchanges that were.
+    pub fn end(tethers: &Local<Self>, revocations: &[Revocation]) -> usize {
+        let (count, cutters) = tethers.with(|tethers| {
+            let (mut count, mut cutters) = (0, Vec::new());
+            for entry in tethers.entries.iter_mut().flatten().filter(|entry| !entry.has_ended) {
+                if revocations.iter().any(|revocation| revocation.ends(&entry.claims)) {
+                    entry.has_ended = true;
+                    count += 1;
+                    if entry.is_flowing {
+                        cutters.push(entry.cutter.clone());
+                    }
                 }
             }
-            cutters
+            (count, cutters)
         });
         // Outside the closure: a cut wakes tasks.
         cutters.iter().for_each(Cutter::cut);
-        cutters.len()
+        count
     }
 
-    /// How many answers are tied.
+    /// How many exchanges are tied.
     pub fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }
@@ -89,41 +85,28 @@ impl Tethers {
 
 impl Tether {
     /// Whether its session has ended.
-    pub fn is_cut(&self) -> bool {
-        self.tethers.with(|tethers| tethers.entries[self.place].as_ref().is_some_and(|entry| entry.is_cut))
+    pub fn has_ended(&self) -> bool {
+        self.with(|entry| entry.has_ended)
+    }
+
+    /// The answer begins: from now on it is cut off when the session ends.
+    pub fn flow(&self) {
+        self.with(|entry| entry.is_flowing = true);
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> T {
+        self.tethers.with(|tethers| look(tethers.entries[self.place].as_mut().expect("a tether holds its place")))
     }
 }
 
 impl Drop for Tether {
     fn drop(&mut self) {
         let entry = self.tethers.with(|tethers| {
-            let entry = tethers.entries[self.place].take()?;
             tethers.free.push(self.place);
-            if let Some(sid) = &entry.claims.sid {
-                strike(&mut tethers.by_session, sid, self.place);
-            }
-            strike(&mut tethers.by_user, &entry.claims.sub, self.place);
-            Some(entry)
+            tethers.entries[self.place].take()
         });
+        // Outside the closure: the last cutter of a connection may drop more than itself.
         drop(entry);
-    }
-}
-
-/// The list of this key. A key is copied only when it is new.
-fn list<'a>(index: &'a mut HashMap<Box<str>, Vec<usize>>, key: &str) -> &'a mut Vec<usize> {
-    if !index.contains_key(key) {
-        index.insert(key.into(), Vec::new());
-    }
-    index.get_mut(key).expect("it was just put there")
-}
-
-fn strike(index: &mut HashMap<Box<str>, Vec<usize>>, key: &str, place: usize) {
-    let Some(places) = index.get_mut(key) else { return };
-    if let Some(at) = places.iter().position(|other| *other == place) {
-        places.swap_remove(at);
-    }
-    if places.is_empty() {
-        index.remove(key);
     }
 }
 
@@ -133,7 +116,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        auth::Origin,
+        auth::{Origin, revocation::Kind},
         net::{Connections, Slot},
     };
 
@@ -174,7 +157,7 @@ mod tests {
         ];
         let tie = |claims: &Rc<Claims>| {
             let slot = connections.enter();
-            let tether = Tethers::tie(&tethers, claims, slot.cutter());
+            let tether = Tethers::tie(&tethers, claims, slot.cutter(), true);
             (tether, slot)
         };
         for (kind, id, expected) in [
@@ -186,12 +169,12 @@ mod tests {
             (Kind::User, "nobody", [false; 4]),
         ] {
             let tied: Vec<_> = claims.iter().map(tie).collect();
-            let count = Tethers::end(&tethers, &revocation(kind, id));
+            let count = Tethers::end(&tethers, &[revocation(kind, id)]);
             let cut: Vec<bool> = tied.iter().map(|(_, slot)| is_cut(slot)).collect();
             assert_eq!(cut, expected, "{kind:?} {id}");
-            assert_eq!(tied.iter().map(|(tether, _)| tether.is_cut()).collect::<Vec<_>>(), expected);
+            assert_eq!(tied.iter().map(|(tether, _)| tether.has_ended()).collect::<Vec<_>>(), expected);
             assert_eq!(count, expected.iter().filter(|cut| **cut).count());
-            assert_eq!(Tethers::end(&tethers, &revocation(kind, id)), 0, "once");
+            assert_eq!(Tethers::end(&tethers, &[revocation(kind, id)]), 0, "once");
         }
     }
 
@@ -202,15 +185,28 @@ mod tests {
         let claims = claims("ann", Some("s_1"), 500);
         let slot = connections.enter();
         for _ in 0..3 {
-            let [one, two] = [(); 2].map(|()| Tethers::tie(&tethers, &claims, slot.cutter()));
+            let [one, two] = [(); 2].map(|()| Tethers::tie(&tethers, &claims, slot.cutter(), true));
             assert_eq!(tethers.with(|tethers| tethers.len()), 2);
             drop(one);
-            assert_eq!(Tethers::end(&tethers, &revocation(Kind::Session, "s_1")), 1);
+            assert_eq!(Tethers::end(&tethers, &[revocation(Kind::Session, "s_1")]), 1);
             drop(two);
         }
         tethers.with(|tethers| {
-            assert!(tethers.is_empty() && tethers.by_session.is_empty() && tethers.by_user.is_empty());
+            assert!(tethers.is_empty());
             assert_eq!(tethers.entries.len(), 2, "places are used again");
         });
+    }
+
+    #[test]
+    fn what_waits_for_its_answer_is_told_and_what_flows_is_cut() {
+        let connections = Connections::new();
+        let tethers = Rc::new(Local::new(Tethers::default()));
+        let slots = [(); 2].map(|()| connections.enter());
+        let claims = claims("ann", Some("s_1"), 500);
+        let [waiting, flowing] = [0, 1].map(|n: usize| Tethers::tie(&tethers, &claims, slots[n].cutter(), false));
+        flowing.flow();
+        assert_eq!(Tethers::end(&tethers, &[revocation(Kind::Session, "s_1")]), 2);
+        assert!(waiting.has_ended() && flowing.has_ended());
+        assert_eq!(slots.each_ref().map(is_cut), [false, true]);
     }
 }

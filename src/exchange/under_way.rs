@@ -117,9 +117,18 @@ impl Exchange {
         self.labels = Some(Rc::clone(labels));
     }
 
-    /// Its answer goes on for no longer than the session of these claims.
-    pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>, claims: &Rc<Claims>) {
-        self.tether = self.cutter.take().map(|cutter| Tethers::tie(tethers, claims, cutter));
+    /// From now on it goes on for no longer than its caller's session. `is_flowing`: its body is on its way.
+    pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>, is_flowing: bool) {
+        if let (Some(claims), Some(cutter)) = (&self.caller, self.cutter.take()) {
+            self.tether = Some(Tethers::tie(tethers, claims, cutter, is_flowing));
+        }
+    }
+
+    /// An answer is about to begin: whether it may, because its caller's session goes on.
+    pub fn may_answer(&self) -> bool {
+        let Some(tether) = &self.tether else { return true };
+        tether.flow();
+        !tether.has_ended()
     }
 
     /// It came while it was not known what had been revoked lately.
@@ -258,7 +267,7 @@ impl Drop for Exchange {
     /// The connection's task ended under it: its session ended, it panicked, or the shard stopped.
     fn drop(&mut self) {
         if !self.is_finished {
-            let has_session_ended = self.tether.as_ref().is_some_and(Tether::is_cut);
+            let has_session_ended = self.tether.as_ref().is_some_and(Tether::has_ended);
             self.reason = if has_session_ended { "revoked" } else { "aborted" };
             self.record(0);
         }

@@ -7,7 +7,7 @@ use crate::{
     auth::{self, Checker, KeySet, Revocations, TokenError},
     config::{Config, Revocation},
     exchange::{Code, Exchange, Reject, Tethers},
-    proto::head::{Framing, Known, RequestHead, ResponseHead},
+    proto::head::{Framing, Known, RequestHead},
     shard::{Instant, Local, clock},
     telemetry::metrics::{Counters, TokenCheck},
 };
@@ -85,9 +85,6 @@ struct State {
     known_until: Option<Instant>,
 }
 
-/// An answer longer than this is tied to its session, as streams are: it takes seconds to read.
-const LONG_BYTES: u64 = 1024 * 1024;
-
 impl Identity {
     pub(super) fn new(keys: Arc<KeySet>, tokens: &Tokens) -> Self {
         let state = State {
@@ -125,22 +122,16 @@ impl Identity {
         if is_permitted { Ok(()) } else { Err(Reject::new(Code::Forbidden)) }
     }
 
-    /// An answer is about to begin. One that may last is tied to its caller's session; a session that ended while the
-    /// answer was waited for gets none.
-    pub(super) fn tie(&self, exchange: &mut Exchange, head: &ResponseHead) -> Result<(), Reject> {
-        let Some(claims) = exchange.caller.as_ref().filter(|_| is_long(head)) else { return Ok(()) };
-        if self.state.with(|state| state.revocations.is_revoked(claims)) {
-            return Err(Reject::new(Code::TokenRevoked));
-        }
-        let claims = Rc::clone(claims);
-        exchange.tie(&self.tethers, &claims);
-        Ok(())
+    /// Ties an exchange to its caller's session: what is on its way ends with it, and what is waited for is refused.
+    pub(super) fn tie(&self, exchange: &mut Exchange) {
+        let is_flowing = exchange.head.framing != Framing::None;
+        exchange.tie(&self.tethers, is_flowing);
     }
 
-    /// What was revoked lately. Answers under way that it ends are cut; says how many.
+    /// What was revoked lately. Exchanges under way that it ends are cut or refused; says how many.
     pub(super) fn revoke(&self, revocations: &[auth::Revocation]) -> usize {
         self.state.with(|state| revocations.iter().for_each(|revocation| state.revocations.apply(revocation)));
-        revocations.iter().map(|revocation| Tethers::end(&self.tethers, revocation)).sum()
+        Tethers::end(&self.tethers, revocations)
     }
 
     /// Everything revoked until then is known here.
@@ -185,7 +176,7 @@ impl Identity {
         counters.tokens[TokenCheck::Refused.index()] = checks.refused;
         counters.tokens_remembered = size(remembered);
         counters.revocations = size(self.state.with(|state| state.revocations.len()));
-        counters.answers_tied = size(self.tethers.with(|tethers| tethers.len()));
+        counters.exchanges_tied = size(self.tethers.with(|tethers| tethers.len()));
     }
 }
 
@@ -221,13 +212,4 @@ fn refused(error: TokenError) -> Reject {
         TokenError::KeysAway => Code::DependencyUnavailable,
     };
     Reject { cause: Some(Box::new(error)), ..Reject::new(code) }
-}
-
-/// Whether an answer may last: a stream, a tunnel, or more than is soon read.
-fn is_long(head: &ResponseHead) -> bool {
-    match head.framing {
-        Framing::Length(bytes) => bytes > LONG_BYTES,
-        Framing::None => head.status == 101,
-        _ => true,
-    }
 }

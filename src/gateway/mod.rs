@@ -131,7 +131,7 @@ impl Gateway {
         let ended = self.identity.revoke(revocations);
         let now_ms = i64::try_from(clock::unix_now().as_millis()).unwrap_or(i64::MAX);
         self.ledger.with(|ledger| {
-            ledger.counters.answers_revoked += ended as u64;
+            ledger.counters.exchanges_revoked += ended as u64;
             let Some(ahead_ms) = clock_ahead_ms else { return };
             for revocation in revocations {
                 let at_ms = i64::try_from(revocation.at_ms).unwrap_or(i64::MAX).saturating_sub(ahead_ms);
@@ -259,8 +259,8 @@ impl Service for Gateway {
         let live = self.live();
         let mut besides = Besides::default();
         let answered = match live.answer(self, exchange, &mut besides, &mut body).await {
-            Ok((head, answer)) => self.identity.tie(exchange, &head).map(|()| (head, answer)),
-            Err(reject) => Err(reject),
+            Ok(_) if !exchange.may_answer() => Err(Reject::new(Code::TokenRevoked)),
+            answered => answered,
         };
         let (mut head, answer) = match answered {
             Ok(answer) => answer,
@@ -318,6 +318,10 @@ impl Live {
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
         gateway.identity.admit(exchange, access, &self.plan).inspect_err(|_| gateway.ask_for_keys())?;
+        // The gateway's own endpoints are not tied: a log-out is answered after its session has ended.
+        if let Target::Proxy(_) = target {
+            gateway.identity.tie(exchange);
+        }
         let by_the_rest = |key| match key {
             LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
             LimitKey::Address | LimitKey::Route => Some(limits.key),

@@ -134,10 +134,10 @@ table! {
         revocation_lag: Histogram<Requests> = Histogram "shardgate_revocation_lag_seconds" per Process;
         /// Revocations that a shard holds.
         revocations: i64 = Gauge "shardgate_revocations_held" per Shard;
-        /// Answers under way that end with their session.
-        answers_tied: i64 = Gauge "shardgate_answers_tied" per Shard;
-        /// Answers cut off because their session ended.
-        answers_revoked: u64 = Counter "shardgate_answers_revoked_total" per Process;
+        /// Exchanges under way that end with their caller's session.
+        exchanges_tied: i64 = Gauge "shardgate_exchanges_tied" per Shard;
+        /// Exchanges cut off or refused because their caller's session ended under them.
+        exchanges_revoked: u64 = Counter "shardgate_exchanges_revoked_total" per Process;
         /// Access-log lines dropped because they could not be written in time.
         access_log_dropped: u64 = Counter "shardgate_access_log_dropped_total" per Process;
         /// Panics caught; each closed one connection.
@@ -254,8 +254,8 @@ impl Default for Counters {
             stale: [0; Stale::COUNT],
             revocation_lag: Histogram::default(),
             revocations: 0,
-            answers_tied: 0,
-            answers_revoked: 0,
+            exchanges_tied: 0,
+            exchanges_revoked: 0,
             access_log_dropped: 0,
             panics: 0,
             mesh_spilled: 0,

@@ -1,6 +1,12 @@
 //! A caller's day: log in, be somebody on every shard, renew, look at the sessions, log out; and what ends with that.
 
-use std::{fs, io::Write as _, process::Stdio, time::Duration};
+use std::{
+    fs,
+    io::Write as _,
+    process::Stdio,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -18,6 +24,8 @@ struct House {
     backend: Backend,
     /// Every secret that was handed out; none may stand in a log.
     secrets: Vec<String>,
+    /// Holds the answers of `/held` back.
+    gate: Arc<OnceLock<()>>,
 }
 
 /// What a log-in brings.
@@ -28,13 +36,18 @@ struct Tokens {
 
 impl House {
     fn start(more: &str) -> Self {
-        let backend = Backend::start(|conversation| {
+        let gate = Arc::new(OnceLock::new());
+        let opened = Arc::clone(&gate);
+        let backend = Backend::start(move |conversation| {
             let request = conversation.read_request()?;
             if request.head.first_line.contains("/stream") {
                 conversation.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")?;
                 // Until the gateway lets go.
                 conversation.read_to_end();
                 return Ok(());
+            }
+            if request.head.first_line.contains("/held") {
+                opened.wait();
             }
             if request.head.first_line.contains("/tunnel") {
                 conversation
@@ -50,10 +63,14 @@ impl House {
             backend.address()
         );
         let gateway = Gateway::start(&config);
-        let mut house = Self { gateway, backend, secrets: vec![PASSWORD.to_owned()] };
+        let mut house = Self { gateway, backend, secrets: vec![PASSWORD.to_owned()], gate };
         house.run(&["user", "add", "ann@example.com", "--id", "42", "--role", "user"]);
         house.run(&["user", "add", "ben@example.com", "--id", "43", "--role", "user"]);
         house
+    }
+
+    fn release(&self) {
+        self.gate.get_or_init(|| ());
     }
 
     /// Runs a command of the binary beside the gateway, on the same data.
@@ -194,25 +211,58 @@ fn what_is_under_way_ends_with_its_session() {
     let mut kept = open(&staying, "/stream", "", "first");
     house
         .gateway
-        .metrics_until("all are tied to their sessions", |metrics| metrics.sum("shardgate_answers_tied") == 192);
+        .metrics_until("all are tied to their sessions", |metrics| metrics.sum("shardgate_exchanges_tied") == 192);
     assert_eq!(ask(&mut house.gateway.connect(), "POST", "/auth/logout-all", &ending.access).status, 204);
     for client in &mut ended {
         // The answer is cut short, or the connection reset: either way it is over.
         let _ = client.read_to_end();
     }
     let metrics =
-        house.gateway.metrics_until("the rest is let go", |metrics| metrics.sum("shardgate_answers_tied") == 64);
-    assert_eq!(metrics.sum("shardgate_answers_revoked_total"), 128);
+        house.gateway.metrics_until("the rest is let go", |metrics| metrics.sum("shardgate_exchanges_tied") == 64);
+    assert_eq!(metrics.sum("shardgate_exchanges_revoked_total"), 128);
     house.run(&["user", "disable", "ben@example.com"]);
     for client in &mut kept {
         let _ = client.read_to_end();
     }
-    house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_answers_tied") == 0);
+    house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_exchanges_tied") == 0);
     let revoked = house.gateway.access_lines(192).iter().filter(|line| line["reason"] == "revoked").count();
     assert_eq!(revoked, 192);
     expect_code(&ask(&mut house.gateway.connect(), "GET", "/x", &staying.access), 401, "token_revoked");
     drop(house.backend.requests());
     house.expect_all_shards();
+}
+
+#[test]
+fn uploads_end_and_answers_that_are_waited_for_are_refused() {
+    let mut house = House::start("");
+    let (ending, staying) = (house.log_in("ann@example.com"), house.log_in("ben@example.com"));
+    let begin = |tokens: &Tokens, path: &str, fields: &str, body: &str| {
+        let mut clients: Vec<Client> = (0..16).map(|_| house.gateway.connect()).collect();
+        for client in &mut clients {
+            let bearer = &tokens.access;
+            client.send(format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\n{fields}Authorization: Bearer {bearer}\r\n\r\n{body}"
+            ));
+        }
+        clients
+    };
+    let uploading = begin(&ending, "/x", "Transfer-Encoding: chunked\r\n", "5\r\nfirst\r\n");
+    let waiting = begin(&ending, "/held", "", "");
+    let others = begin(&staying, "/held", "", "");
+    house.gateway.metrics_until("all are under way", |metrics| metrics.sum("shardgate_exchanges_tied") == 48);
+    assert_eq!(ask(&mut house.gateway.connect(), "POST", "/auth/logout", &ending.access).status, 204);
+    for mut client in uploading {
+        // Cut off while the client still sends: no answer, whether it ends by a FIN or a reset.
+        assert!(client.read_to_end().unwrap_or_default().is_empty());
+    }
+    house.release();
+    for mut client in waiting {
+        expect_code(&client.read_response(), 401, "token_revoked");
+    }
+    for mut client in others {
+        assert_eq!(client.read_response().status, 200);
+    }
+    house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_exchanges_tied") == 0);
 }
 
 #[test]
@@ -297,4 +347,12 @@ fn what_is_no_log_in_is_told_what_is_wrong() {
         let answer = send(content_type, body);
         assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{body}: {}", answer.text());
     }
+    // What the route of everything else would take is still our own path.
+    let mut client = house.gateway.connect();
+    for (method, path, allow) in [("GET", "/auth/login", "POST"), ("PUT", "/auth/me", "GET, HEAD")] {
+        let wrong = ask(&mut client, method, path, "x");
+        expect_code(&wrong, 405, "method_not_allowed");
+        assert_eq!(wrong.field("allow"), Some(allow));
+    }
+    expect_code(&ask(&mut client, "GET", "/metrics", "x"), 404, "not_found");
 }
