@@ -73,7 +73,7 @@ impl Checker {
                     return Ok(Rc::clone(&entry.claims));
                 }
                 // It stays: it is refused faster so, and it may not come back otherwise before it has expired.
-                Again::Revoked => return Err(TokenError::Revoked),
+                Again::Revoked(refusal) => return Err(refusal),
                 Again::Expired => {
                     self.cache.remove(&digest);
                     return Err(TokenError::Expired);
@@ -89,17 +89,17 @@ impl Checker {
             }
         };
         let claims = Rc::new(checked.claims);
-        let is_revoked = revocations.is_revoked(&claims);
+        let refusal = revocations.refusal(&claims);
         let entry = Entry {
             claims: Rc::clone(&claims),
             key: checked.key,
             keys_generation: keys.generation(),
             // One that is revoked is looked up on each hit: a generation that never is.
-            revocations_generation: if is_revoked { 0 } else { revocations.generation() },
+            revocations_generation: if refusal.is_some() { 0 } else { revocations.generation() },
         };
         self.cache.insert(digest, entry);
-        if is_revoked {
-            return Err(TokenError::Revoked);
+        if let Some(refusal) = refusal {
+            return Err(refusal);
         }
         self.counts.passed += 1;
         Ok(claims)
@@ -152,7 +152,7 @@ impl Checker {
 enum Again {
     Good,
     Expired,
-    Revoked,
+    Revoked(TokenError),
     /// Its key is gone, or the rules for it have changed.
     OtherKeys,
 }
@@ -169,8 +169,8 @@ fn look_again(entry: &mut Entry, keys: &KeySet, revocations: &Revocations, now: 
         return Again::Expired;
     }
     if entry.revocations_generation != revocations.generation() {
-        if revocations.is_revoked(&entry.claims) {
-            return Again::Revoked;
+        if let Some(refusal) = revocations.refusal(&entry.claims) {
+            return Again::Revoked(refusal);
         }
         entry.revocations_generation = revocations.generation();
     }

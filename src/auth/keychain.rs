@@ -96,6 +96,13 @@ impl Keychain {
     /// Reads the keys of a new configuration: all of it, or nothing and the old ones stay. Sets that were fetched from where
     /// they still are to be fetched stay as well.
     pub fn reload(&mut self, auth: &Auth, made_in: Option<&Path>) -> Result<(), KeychainError> {
+        if let Some(made) = self.own.made.as_ref().filter(|made| auth.keys.is_empty() && !made.file.exists()) {
+            // Another one in its place would log everybody out, and nobody would know why.
+            return Err(KeychainError(format!(
+                "{}: the key that tokens are signed with is gone; put it back, or restart to make another, which logs everybody out",
+                made.file.display()
+            )));
+        }
         let own = load_own(auth, made_in)?;
         let mut sets = read_files(auth)?;
         let mut remotes = Self::remotes_of(auth)?;

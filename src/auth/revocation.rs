@@ -3,10 +3,10 @@
 //!
 //! The set is bounded and forgets nothing that could still matter. It keeps entries in batches by age: a batch goes when
 //! every token that it speaks of has expired. When the set is full the oldest batch goes early, and from then on all
-//! tokens *issued* up to the last of its entries count as revoked: their bearers refresh once, and those whose session
+//! tokens *issued* up to the last of its entries count as expired: their bearers refresh once, and those whose session
 //! was ended cannot.
 
-use super::Claims;
+use super::{Claims, TokenError};
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -88,7 +88,7 @@ pub struct Revocations {
     entries_max: usize,
     batches: VecDeque<Batch>,
     entries: usize,
-    /// Tokens issued up to here count as revoked; 0 for none.
+    /// Tokens issued up to here count as expired; 0 for none.
     floor_ms: u64,
     generation: u64,
 }
@@ -146,11 +146,22 @@ impl Revocations {
         self.generation += 1;
     }
 
-    /// Whether the token's session was ended, or all sessions of its user that began when it did.
-    pub fn is_revoked(&self, claims: &Claims) -> bool {
-        if self.floor_ms > 0 && claims.issued_ms() <= self.floor_ms {
-            return true;
+    /// Why the token is refused, if it is: its session was ended, or all sessions of its user that began when it did; or it
+    /// is older than what the set still knows, so that its bearer has to refresh it, which only a live session can.
+    pub fn refusal(&self, claims: &Claims) -> Option<TokenError> {
+        if self.knows(claims) {
+            return Some(TokenError::Revoked);
         }
+        let is_below_floor = self.floor_ms > 0 && claims.issued_ms() <= self.floor_ms;
+        is_below_floor.then_some(TokenError::Expired)
+    }
+
+    /// Whether the token is refused.
+    pub fn is_revoked(&self, claims: &Claims) -> bool {
+        self.refusal(claims).is_some()
+    }
+
+    fn knows(&self, claims: &Claims) -> bool {
         let session = |batch: &Batch| claims.sid.as_ref().is_some_and(|sid| batch.sessions.contains(sid));
         let user = |batch: &Batch| batch.users.get(&claims.sub).is_some_and(|until| claims.began_ms() <= *until);
         self.batches.iter().any(|batch| session(batch) || user(batch))
@@ -182,7 +193,7 @@ impl Revocations {
         self.entries == 0
     }
 
-    /// Tokens issued up to this time, in Unix milliseconds, count as revoked because the set was full; 0 for none.
+    /// Tokens issued up to this time, in Unix milliseconds, count as expired because the set was full; 0 for none.
     pub fn floor_ms(&self) -> u64 {
         self.floor_ms
     }
@@ -306,7 +317,7 @@ mod tests {
             assert!(set.is_revoked(&ended), "s_{n} is still refused");
         }
         let innocent = |iat| claims("43", Some("s_live"), Some(1), Some(iat));
-        assert!(set.is_revoked(&innocent(10)), "it has to refresh");
+        assert_eq!(set.refusal(&innocent(10)), Some(TokenError::Expired), "it has to refresh");
         assert!(!set.is_revoked(&innocent(set.floor_ms() / 1000 + 1)), "and then it goes on");
         set.expire(Duration::from_secs(2_000));
         assert_eq!((set.floor_ms(), set.len()), (0, 0));

@@ -33,6 +33,23 @@ fn a_key_is_made_once_and_kept_from_others() {
 }
 
 #[test]
+fn a_reload_makes_no_other_key_in_place_of_one_that_went() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let auth = config(Vec::new());
+    let mut keychain = Keychain::load(&auth, Some(folder.path())).expect("a key");
+    let before = keychain.keys().jwks_json().to_owned();
+    let (file, aside) = (folder.path().join("token-key.pem"), folder.path().join("aside"));
+    fs::rename(&file, &aside).expect("moved");
+    let error = keychain.reload(&auth, Some(folder.path())).expect_err("it is gone").to_string();
+    assert!(error.contains("token-key.pem") && error.contains("put it back"), "{error}");
+    assert!(!file.exists());
+    assert_eq!(keychain.keys().jwks_json(), before, "all goes on");
+    fs::rename(&aside, &file).expect("moved");
+    keychain.reload(&auth, Some(folder.path())).expect("it is back");
+    assert_eq!(keychain.keys().jwks_json(), before);
+}
+
+#[test]
 fn processes_that_start_at_once_agree_on_one_key() {
     let folder = tempfile::tempdir().expect("a folder");
     let kids: Vec<(String, bool)> = std::thread::scope(|scope| {
