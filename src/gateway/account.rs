@@ -6,6 +6,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use zeroize::Zeroizing;
@@ -17,7 +18,7 @@ use crate::{
     bus::desk::{Asked, Desk},
     exchange::{ClientNote, Code, Exchange, Reject},
     net::{BodyFailure, Chunks as _, RequestBody},
-    proto::head::{Known, ResponseHead, Span},
+    proto::head::{Framing, Known, ResponseHead, Span},
     shard::buffers,
     upstream::Failure,
 };
@@ -61,11 +62,11 @@ pub(super) async fn answer(
             return Ok(json(&Page { status: 200, body: document }));
         }
         Endpoint::Login => {
-            let bytes = read(body).await?;
+            let bytes = read(exchange, body).await?;
             request::login(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
         Endpoint::Refresh => {
-            let bytes = read(body).await?;
+            let bytes = read(exchange, body).await?;
             request::refresh(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
         Endpoint::Logout => {
@@ -119,9 +120,19 @@ fn me(claims: &Claims, roles: &Roles) -> serde_json::Value {
     serde_json::json!({ "user": Payload(claims), "permissions": permissions })
 }
 
-/// The body, whole: it is small, or refused.
-async fn read(body: &mut RequestBody<'_>) -> Result<Zeroizing<Vec<u8>>, Reject> {
-    body.set_bytes_max(request::BODY_BYTES_MAX as u64);
+/// How long a body may take: it is one packet or two.
+const BODY_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// The body, whole: it is small and soon here, or refused.
+async fn read(exchange: &Exchange, body: &mut RequestBody<'_>) -> Result<Zeroizing<Vec<u8>>, Reject> {
+    const BYTES_MAX: u64 = request::BODY_BYTES_MAX as u64;
+    if let Framing::Length(bytes) = exchange.head.framing
+        && bytes > BYTES_MAX
+    {
+        return Err(Reject::new(Code::BodyTooLarge));
+    }
+    body.set_bytes_max(BYTES_MAX);
+    body.set_due(body.due().min(exchange.began + BODY_TIME_MAX));
     let mut bytes = Zeroizing::new(Vec::new());
     body.wait_until_due();
     poll_fn(|cx| {

@@ -11,7 +11,13 @@ mod proxy;
 pub mod rate_limit;
 pub mod router;
 
-use std::{fmt, net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use access::Identity;
 use body::Body;
@@ -382,7 +388,7 @@ impl Live {
         let fields = head.fields.iter().filter(|field| field.known == Known::XForwardedFor);
         let hops = fields.rev().flat_map(|field| field.value.of(&head.bytes).rsplit(|byte| *byte == b','));
         for hop in hops {
-            let Some(address) = std::str::from_utf8(hop).ok().and_then(|hop| hop.trim().parse().ok()) else { break };
+            let Some(address) = hop_address(hop) else { break };
             client = address;
             if !is_trusted(address) {
                 break;
@@ -416,6 +422,14 @@ impl Live {
 
 fn json(page: &Page) -> (ResponseHead, Body) {
     own_answer(page.status, "application/json", &page.body)
+}
+
+/// The address of a member of `X-Forwarded-For`. Some proxies add the port, and brackets to an IPv6 address.
+fn hop_address(hop: &[u8]) -> Option<IpAddr> {
+    let hop = std::str::from_utf8(hop).ok()?.trim();
+    let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+    hop.parse().ok().or_else(with_port).or_else(bare)
 }
 
 /// An answer of the gateway's own.

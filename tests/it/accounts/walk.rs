@@ -347,6 +347,10 @@ fn what_is_no_log_in_is_told_what_is_wrong() {
         let answer = send(content_type, body);
         assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{body}: {}", answer.text());
     }
+    // Refused by what it says, before it is sent.
+    let mut client = house.gateway.connect();
+    client.send("POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Length: 16385\r\n\r\n");
+    expect_code(&client.read_response(), 413, "body_too_large");
     // What the route of everything else would take is still our own path.
     let mut client = house.gateway.connect();
     for (method, path, allow) in [("GET", "/auth/login", "POST"), ("PUT", "/auth/me", "GET, HEAD")] {

@@ -153,6 +153,9 @@ fn addresses_are_those_of_clients_behind_trusted_proxies() {
     };
     assert_eq!([from("192.0.2.1"), from("192.0.2.1"), from("192.0.2.2")], [200, 429, 200]);
     assert_eq!(from("::ffff:192.0.2.2"), 429, "the same address in IPv6's clothes");
+    // As some proxies write it: with the port, and an IPv6 address in brackets.
+    let seen = ["192.0.2.2:4711", "[2001:db8:0:9::1]:4711", "[2001:db8:0:9::1]", "2001:db8:0:9::1"].map(&mut from);
+    assert_eq!(seen, [429, 200, 429, 429]);
     // One household, and the one next door.
     assert_eq!([from("2001:db8::1"), from("2001:db8::2:1"), from("2001:db8:0:1::1")], [200, 429, 200]);
     // Nobody else's word counts: it is the peer's own address that is counted.
