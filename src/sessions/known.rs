@@ -39,7 +39,9 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) struct Known {
     kept_ms: u64,
+    /// One for each session and user, the latest: what several instances wrote back says nothing new.
     entries: BTreeMap<EntryId, Entry>,
+    numbers: HashMap<(Kind, Box<str>), EntryId>,
     /// When each session was revoked.
     sessions: HashMap<Box<str>, u64>,
     /// Until when each user's sessions began that are revoked.
@@ -49,18 +51,31 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new(kept: Duration) -> Self {
         let kept_ms = u64::try_from(kept.as_millis()).unwrap_or(u64::MAX);
-        Self { kept_ms, entries: BTreeMap::new(), sessions: HashMap::new(), users: HashMap::new() }
+        Self {
+            kept_ms,
+            entries: BTreeMap::new(),
+            numbers: HashMap::new(),
+            sessions: HashMap::new(),
+            users: HashMap::new(),
+        }
     }
 
     /// Takes an entry in that was read; says whether it is new.
     pub(super) fn read(&mut self, id: EntryId, entry: Entry) -> bool {
         let Revocation { kind, id: whom, at_ms, .. } = &entry.revocation;
         self.remember(*kind, whom, *at_ms);
-        let is_new = self.entries.insert(id, entry).is_none();
-        if self.entries.len() > ENTRIES_MAX {
-            self.entries.pop_first();
+        let number = self.numbers.entry((*kind, whom.clone())).or_insert(id);
+        if self.entries.get(number).is_some_and(|known| known.revocation.at_ms >= *at_ms) {
+            return false;
         }
-        is_new
+        self.entries.remove(&std::mem::replace(number, id));
+        self.entries.insert(id, entry);
+        if self.entries.len() > ENTRIES_MAX
+            && let Some((_, oldest)) = self.entries.pop_first()
+        {
+            self.numbers.remove(&(oldest.revocation.kind, oldest.revocation.id));
+        }
+        true
     }
 
     /// Remembers what this instance revoked itself.
@@ -87,15 +102,23 @@ impl Known {
     /// Lets go what no longer matters, by the server's clock.
     pub(super) fn expire(&mut self, now_ms: u64) {
         let oldest_ms = now_ms.saturating_sub(self.kept_ms);
-        self.entries = self.entries.split_off(&EntryId(oldest_ms, 0));
+        // By when it was revoked: an entry that was written back is younger than what it says.
+        self.entries.retain(|_, entry| entry.revocation.at_ms >= oldest_ms);
+        let Self { entries, numbers, .. } = self;
+        numbers.retain(|_, number| entries.contains_key(number));
         self.sessions.retain(|_, at_ms| *at_ms >= oldest_ms);
         self.users.retain(|_, at_ms| *at_ms >= oldest_ms);
     }
 
-    /// Takes the entries out that a whole reading of the log did not find.
-    pub(super) fn take_missing(&mut self, read: impl Fn(EntryId) -> bool) -> Vec<Entry> {
-        let missing: Vec<EntryId> = self.entries.keys().copied().filter(|id| !read(*id)).collect();
-        missing.iter().filter_map(|id| self.entries.remove(id)).collect()
+    /// Takes the entries out that a whole reading of the log did not find, under whatever number.
+    pub(super) fn take_missing(&mut self, is_found: impl Fn(&Revocation) -> bool) -> Vec<Entry> {
+        let missing: Vec<EntryId> =
+            self.entries.iter().filter(|(_, entry)| !is_found(&entry.revocation)).map(|(number, _)| *number).collect();
+        let missing: Vec<Entry> = missing.iter().filter_map(|number| self.entries.remove(number)).collect();
+        for Entry { revocation, .. } in &missing {
+            self.numbers.remove(&(revocation.kind, revocation.id.clone()));
+        }
+        missing
     }
 }
 
@@ -128,10 +151,24 @@ mod tests {
         let mut known = Known::new(Duration::from_secs(1));
         known.read(EntryId(1, 0), entry(Kind::Session, "s_1", 1));
         known.read(EntryId(1, 1), entry(Kind::Session, "s_2", 1));
-        assert_eq!(known.take_missing(|id| id == EntryId(1, 0)), [entry(Kind::Session, "s_2", 1)]);
-        assert_eq!(known.take_missing(|id| id == EntryId(1, 0)), []);
+        let is_found = |revocation: &Revocation| &*revocation.id == "s_1";
+        assert_eq!(known.take_missing(is_found), [entry(Kind::Session, "s_2", 1)]);
+        assert_eq!(known.take_missing(is_found), []);
         assert!(known.ends("", "s_2", 0), "it stays revoked here");
         assert_eq!(EntryId::parse("17-3"), Some(EntryId(17, 3)));
         assert_eq!((EntryId(17, 3).to_string().as_str(), EntryId::parse("17")), ("17-3", None));
+    }
+
+    #[test]
+    fn what_others_wrote_back_is_nothing_new_and_no_younger() {
+        let mut known = Known::new(Duration::from_secs(1));
+        assert!(known.read(EntryId(100, 0), entry(Kind::Session, "s_1", 100)));
+        assert!(!known.read(EntryId(900, 0), entry(Kind::Session, "s_1", 100)), "the same under another number");
+        assert!(known.read(EntryId(910, 0), entry(Kind::User, "42", 200)));
+        assert!(known.read(EntryId(920, 0), entry(Kind::User, "42", 300)), "later sessions too");
+        assert_eq!((known.entries.len(), known.numbers.len()), (2, 2));
+        known.expire(1_150);
+        assert_eq!(known.take_missing(|_| false), [entry(Kind::User, "42", 300)]);
+        assert!(known.numbers.is_empty());
     }
 }

@@ -111,13 +111,10 @@ if what == 'refresh' then
                 save()
                 return to_next
             end
-            if now > session.rotatedAt + grace then
-                return { 'reused' }
-            end
-            if generation + 1 == session.generation then
+            if generation + 1 == session.generation and now <= session.rotatedAt + grace then
                 return to_next
             end
-            return { 'invalid' }
+            return { 'reused' }
         end
     end
     return { 'invalid' }

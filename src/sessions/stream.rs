@@ -4,7 +4,7 @@
 //! still be affected by. So it shows what the log has lost, if a replica took over that lacked entries, or Redis came
 //! back empty: what this instance knows is written back, and nothing revoked is good again as long as one instance lives.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::streams::StreamReadReply;
@@ -106,8 +106,15 @@ impl Stream {
                 break looked_at;
             }
         };
-        let found: HashSet<EntryId> = read.iter().map(|(id, _)| *id).collect();
-        let missing = self.store.known.with(|known| known.take_missing(|id| found.contains(&id)));
+        let mut found: HashMap<(Kind, &str), u64> = HashMap::new();
+        for (_, Entry { revocation, .. }) in &read {
+            let at_ms = found.entry((revocation.kind, &revocation.id)).or_default();
+            *at_ms = revocation.at_ms.max(*at_ms);
+        }
+        // Not by number: an entry that another instance has written back already has another one.
+        let is_found =
+            |wanted: &Revocation| found.get(&(wanted.kind, &*wanted.id)).is_some_and(|at_ms| *at_ms >= wanted.at_ms);
+        let missing = self.store.known.with(|known| known.take_missing(is_found));
         let is_lossy = !missing.is_empty() || position < self.position;
         if is_lossy {
             tracing::error!(
