@@ -8,6 +8,7 @@ pub mod cli;
 mod operation;
 pub mod password;
 pub mod request;
+mod shares;
 pub mod slowdown;
 mod start;
 pub mod store;
@@ -33,6 +34,7 @@ use crate::shard::offload::{Offload, Refused};
 use crate::shard::{Local, clock};
 
 use self::password::{Hasher, Scratch, Stored, Verdict};
+use self::shares::Shares;
 use self::slowdown::{Admission, Key, Slowdown};
 use self::store::Change;
 use self::user::{User, normal_email};
@@ -40,11 +42,16 @@ use self::user::{User, normal_email};
 /// Who did it, in the log of revocations, when it was nobody in particular.
 const BY: &str = "accounts";
 
+/// When an address that has its share of the queue may come again: much of it has been served by then.
+const SHARE_RETRY: Duration = Duration::from_secs(1);
+
 /// The accounts. One per process, on the bridge.
 #[derive(Debug)]
 pub struct Accounts {
     kept: Kept,
     pool: Offload<Scratch>,
+    /// Of the pool's queue, by address.
+    shares: Shares,
     hasher: Arc<Hasher>,
     slowdown: Local<Slowdown>,
     /// Told whenever a log-in has ended, to those that wait for others of their account and address.
@@ -148,7 +155,10 @@ impl Accounts {
         // What is no address is nobody's, and is treated as an unknown one.
         let normal = normal_email(email);
         let key = self.slowdown.with(|slowdown| slowdown.key(normal.as_deref().unwrap_or(email), note.address));
-        // First a place, so that a flood is refused before anything is looked up for it.
+        // First a place, so that a flood is refused before anything is looked up for it; and no more than a share of
+        // them, so that others get in beside it.
+        let too_many = Refusal { code: Code::Overloaded, retry_after: Some(SHARE_RETRY) };
+        let share = self.shares.take(note.address).ok_or(too_many)?;
         let place = self.pool.reserve()?;
         let attempt = self.admitted(key).await?;
         let user = match &normal {
@@ -158,6 +168,7 @@ impl Accounts {
         let stored = user.as_ref().and_then(|user| user.password.clone());
         let (hasher, checked) = (Arc::clone(&self.hasher), stored.clone());
         let verdict = place.run(move |scratch| hasher.verify(scratch, &password, checked.as_ref())).await?;
+        drop(share);
         let (Some(user), Verdict::Right(better)) = (&user, &verdict) else {
             if let (Some(user), Verdict::Unusable) = (&user, &verdict) {
                 tracing::warn!(user = %user.id, "the stored hash of this user's password is not one that is checked here");

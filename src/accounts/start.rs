@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use super::password::{Cost, HashError, Hasher, Scratch};
+use super::shares::Shares;
 use super::slowdown::Slowdown;
 use super::store::{self, Health, Postgres, Store};
 use super::{Accounts, Terms};
@@ -32,7 +33,7 @@ static COMPONENTS: [Component; 2] = [store::COMPONENT, sessions::COMPONENT];
 const SLOWED_MAX: usize = 1 << 16;
 
 /// Where the key of refresh tokens stands that the gateway makes itself, in the data directory.
-const REFRESH_KEY_FILE: &str = "refresh-key";
+pub(super) const REFRESH_KEY_FILE: &str = "refresh-key";
 const REFRESH_KEY_BYTES: usize = 32;
 
 /// Why there are no accounts.
@@ -120,6 +121,7 @@ impl Accounts {
         Ok(Self {
             kept,
             pool: pool.map_err(StartError::Thread)?,
+            shares: Shares::of(accounts.password_queue),
             hasher: Arc::new(hasher),
             slowdown: Local::new(Slowdown::new(accounts.login_failures_max, SLOWED_MAX)),
             ended: Notify::new(),
