@@ -12,9 +12,11 @@ use zeroize::Zeroizing;
 
 use super::Kept;
 use super::password::{Cost, Hasher, PASSWORD_BYTES_MAX, Scratch, Stored};
+use super::start::REFRESH_KEY_FILE;
 use super::store::{Change, Failure, NewUser, Store};
 use super::user::{User, fresh_id, normal_email};
-use crate::config::Config;
+use crate::config::{self, Config};
+use crate::embedded;
 use crate::sessions::is_user_id;
 
 /// Who did it, in the log of revocations.
@@ -91,11 +93,13 @@ pub fn migrate(config: &Config, output: &mut impl Write) -> anyhow::Result<()> {
 /// Does what is to be done about users.
 pub fn user(command: UserCommand, config: &Config, output: &mut impl Write) -> anyhow::Result<()> {
     on_runtime(async {
+        check_store(config, matches!(command, UserCommand::Add { .. }))?;
         let kept = Kept::open(config)?;
         match command {
             UserCommand::Add { email, role, permissions, id } => {
                 let email = normal_email(&email).ok_or_else(|| anyhow!("{email:?} is no e-mail address"))?;
                 check_role(config, &role)?;
+                check_permissions(&permissions)?;
                 let id = id.or_else(fresh_id).context("the system has no random bytes")?;
                 if !is_user_id(&id) {
                     bail!("{id:?} is no id of a user; it is up to 128 of A-Z, a-z, 0-9, ., _, -, : and @");
@@ -122,6 +126,7 @@ pub fn user(command: UserCommand, config: &Config, output: &mut impl Write) -> a
             }
             UserCommand::Roles { whom, role, permissions } => {
                 check_role(config, &role)?;
+                check_permissions(&permissions)?;
                 let line = format!("({role})");
                 let user = change(&kept, &whom, |_| Ok(Change::Role { role, permissions }), true).await?;
                 Ok(writeln!(output, "changed {user} {line}; all its sessions have ended")?)
@@ -213,6 +218,33 @@ fn check_role(config: &Config, role: &str) -> anyhow::Result<()> {
     }
     let roles: Vec<&str> = config.roles.keys().map(String::as_str).collect();
     bail!("{role:?} is no role of the configuration; there are {}", roles.join(", "))
+}
+
+/// What a token can carry and a route can ask for.
+fn check_permissions(permissions: &[String]) -> anyhow::Result<()> {
+    match permissions.iter().find(|permission| !config::is_permission(permission)) {
+        None => Ok(()),
+        Some(wrong) => bail!("{:?} is no permission; {}", shown(wrong), config::PERMISSION_FORM),
+    }
+}
+
+/// Whether the embedded store, if it is the one, is where it is looked for: a command in another directory would make an
+/// empty one there, and one beside a gateway whose file went away would give it that.
+fn check_store(config: &Config, may_begin: bool) -> anyhow::Result<()> {
+    let directory = &config.data.dir;
+    let is_there = directory.join(embedded::FILE_NAME).exists();
+    // Keys without a store: there was one.
+    let is_virgin = !directory.join(REFRESH_KEY_FILE).exists();
+    if config.accounts.postgres_url.is_some() || is_there || (may_begin && is_virgin) {
+        return Ok(());
+    }
+    let place = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
+    bail!(
+        "data.dir: there is no {} in {}; run the command where the gateway runs or with its --config, put the file back, or make an \
+         empty one: `shardgate migrate`",
+        embedded::FILE_NAME,
+        place.display()
+    )
 }
 
 /// The log has said what to do.

@@ -40,6 +40,7 @@ pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
 pub use redis::{Redis, RedisMode, RedisUrl};
 pub use resolve::{find, load, resolve};
+pub use roles::{PERMISSION_FORM, is_permission};
 pub use routes::{ACCOUNT_PATHS, OWN_PATHS};
 pub use secret::{HIDDEN, Secret};
 pub use sessions::{Revocation, RevocationFail, SessionStore, Sessions};

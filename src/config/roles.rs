@@ -11,7 +11,7 @@ const BUILT_IN: [(&str, &[&str]); 4] =
     [("admin", &["*"]), ("analyst", &["hub:read"]), ("service", &["hub:publish", "hub:read"]), ("user", &[])];
 
 /// How a permission looks.
-const PERMISSION_FORM: &str = "a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like \"events:write\"";
+pub const PERMISSION_FORM: &str = "a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like \"events:write\"";
 
 /// Reads `[roles.<name>]`.
 pub(super) fn read_roles(node: Option<&Node>, report: &mut Report) -> BTreeMap<String, Role> {
@@ -32,9 +32,8 @@ pub(super) fn read_roles(node: Option<&Node>, report: &mut Report) -> BTreeMap<S
         }
         let fields = Fields::of("roles.<name>", format!("roles.{name}"), Some(node), report);
         let permissions: Vec<String> = fields.take("permissions", report);
-        for permission in &permissions {
-            let stem = if permission == "*" { "all" } else { permission.strip_suffix(":*").unwrap_or(permission) };
-            check_permission(stem, permission, &fields, report);
+        for permission in permissions.iter().filter(|permission| !is_permission(permission)) {
+            report_permission(permission, &fields, report);
         }
         roles.insert(name.clone(), Role { permissions });
     }
@@ -48,8 +47,8 @@ pub(super) fn check_access(route: &Route, fields: &Fields<'_>, roles: &BTreeMap<
         let what = format!("{}.roles has {}, and there is no such role", fields.path, quoted(role));
         report.push(fields.place_of("roles"), what, &super::read::suggestion(role, &names, ""));
     }
-    for permission in &route.permissions {
-        check_permission(permission, permission, fields, report);
+    for permission in route.permissions.iter().filter(|permission| !is_plain(permission)) {
+        report_permission(permission, fields, report);
     }
     if route.access == super::Access::Public {
         for (key, list) in [("roles", &route.roles), ("permissions", &route.permissions)] {
@@ -61,10 +60,17 @@ pub(super) fn check_access(route: &Route, fields: &Fields<'_>, roles: &BTreeMap<
     }
 }
 
-fn check_permission(stem: &str, written: &str, fields: &Fields<'_>, report: &mut Report) {
+/// Whether it is a permission that can be granted: a name, all names that begin so (`events:*`), or all (`*`).
+pub fn is_permission(text: &str) -> bool {
+    text == "*" || is_plain(text.strip_suffix(":*").unwrap_or(text))
+}
+
+fn is_plain(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':');
-    if !(1..=128).contains(&stem.len()) || !stem.bytes().all(is_plain) {
-        let what = format!("{}.permissions has {}", fields.path, quoted(written));
-        report.push(fields.place_of("permissions"), what, PERMISSION_FORM);
-    }
+    (1..=128).contains(&name.len()) && name.bytes().all(is_plain)
+}
+
+fn report_permission(permission: &str, fields: &Fields<'_>, report: &mut Report) {
+    let what = format!("{}.permissions has {}", fields.path, quoted(permission));
+    report.push(fields.place_of("permissions"), what, PERMISSION_FORM);
 }

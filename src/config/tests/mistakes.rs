@@ -487,15 +487,24 @@ fn a_secret_out_of_a_variable_is_shown_nowhere() {
 fn a_route_that_sees_no_request_is_worth_a_warning() {
     let route =
         |path: &str| format!("[upstreams.a]\ninstances = [\"h:1\"]\n[[routes]]\npath = \"{path}\"\nupstream = \"a\"\n");
-    check(&route("/auth/login"), &expect![[r#"
+    check(
+        &route("/auth/login"),
+        &expect![[r#"
         warning: the route of /auth/login sees no request: the gateway answers that path itself
-    "#]]);
-    check(&route("/health"), &expect![[r#"
+    "#]],
+    );
+    check(
+        &route("/health"),
+        &expect![[r#"
         warning: the route of /health sees no request: the gateway answers that path itself
-    "#]]);
-    check(&route("/auth/sessions/{id}"), &expect![[r#"
+    "#]],
+    );
+    check(
+        &route("/auth/sessions/{id}"),
+        &expect![[r#"
         warning: the route of /auth/sessions/{id} sees no request: the gateway answers that path itself
-    "#]]);
+    "#]],
+    );
     check(&route("/auth/*"), &expect![[r#""#]]);
     check(&(route("/auth/login") + "[accounts]\nenabled = false\n"), &expect![[r#""#]]);
 }

@@ -140,6 +140,35 @@ fn a_password_is_never_an_argument() {
 }
 
 #[test]
+fn a_command_in_another_directory_makes_no_store_there() {
+    let house = House::new("");
+    for arguments in [&["list"][..], &["disable", "a@b.c"], &["passwd", "a@b.c"]] {
+        let said = house.wrong(&[&["user"], arguments].concat(), PASSWORD);
+        assert!(said.contains("data.dir: there is no shardgate.db in ") && said.contains("migrate"), "{said}");
+    }
+    let data = house.directory.path().join("data");
+    assert!(!data.exists());
+    house.ok(&["user", "add", "a@b.c"], PASSWORD);
+    // A gateway ran here, and its store went.
+    fs::write(data.join("refresh-key"), "x").expect("written");
+    fs::remove_file(data.join("shardgate.db")).expect("it was there");
+    assert!(house.wrong(&["user", "add", "b@b.c"], PASSWORD).contains("put the file back"));
+    assert!(!data.join("shardgate.db").exists());
+}
+
+#[test]
+fn a_permission_that_no_token_can_carry_is_refused() {
+    let house = House::new("");
+    for wrong in ["a b", "a:**", "", "é"] {
+        let said = house.wrong(&["user", "add", "a@b.c", "--permission", wrong], PASSWORD);
+        assert!(said.contains("is no permission; a permission is up to 128 of"), "{said}");
+    }
+    house.ok(&["user", "add", "a@b.c", "--permission", "events:*", "--permission", "hub:read"], PASSWORD);
+    assert_eq!(house.users()[0]["permissions"], serde_json::json!(["events:*", "hub:read"]));
+    assert!(house.wrong(&["user", "roles", "a@b.c", "user", "--permission", "a b"], "").contains("is no permission"));
+}
+
+#[test]
 fn a_store_that_is_away_says_what_to_do() {
     let house = House::new("");
     fs::write(house.directory.path().join("data"), "no directory").expect("written");
