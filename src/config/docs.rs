@@ -178,7 +178,7 @@ mod tests {
     #[test]
     fn the_documentation_says_what_the_table_says() {
         const BEGIN: &str =
-            "<!-- The tables below are made from src/config/keys.rs; UPDATE_DOCS=1 cargo test makes them anew. -->\n";
+            "<!-- The tables below are made from src/config/keys; UPDATE_DOCS=1 cargo test makes them anew. -->\n";
         const END: &str = "<!-- End of the tables. -->\n";
         let found = read("docs/config.md");
         let (before, rest) = found.split_once(BEGIN).expect("the mark where the tables begin");

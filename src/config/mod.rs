@@ -14,7 +14,6 @@ mod cors;
 pub mod docs;
 pub mod env;
 pub mod keys;
-mod keys_of_tokens;
 mod limits;
 mod path;
 mod print;

@@ -1,7 +1,7 @@
 //! The part of the table of keys that is about tokens: `[auth]` and the sections inside it.
 
-use super::keys::Fallback::{Required, Unset, Value};
-use super::keys::{DAY, KIB, Key, Kind, MINUTE, Reload, SECOND, Scope, TIME, keys};
+use super::Fallback::{Required, Unset, Value};
+use super::{DAY, KIB, Key, Kind, MINUTE, Reload, SECOND, Scope, TIME, keys};
 
 const ALGORITHM: Kind = Kind::Choice(&["HS256", "RS256", "PS256", "ES256", "EdDSA"]);
 const CLAIM: Kind = Kind::Text("name of a claim, or a path like `/realm/role`");
