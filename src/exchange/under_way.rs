@@ -12,7 +12,7 @@ use crate::{
     telemetry::{
         ids::{RequestId, TraceContext},
         metrics::{Finished, Outcome, Stale},
-        record::Record,
+        record::{Place, Record},
         slots::{OTHER, Slot},
     },
     upstream::Trail,
@@ -21,12 +21,10 @@ use crate::{
 /// What logs and metrics call a route and its upstream. One per route and shard.
 #[derive(Debug)]
 pub struct Labels {
-    /// The route's name.
-    pub route: Box<str>,
+    /// Both names, as lines of the access log have them.
+    pub place: Place,
     /// The route's place in the metrics.
     pub route_slot: Slot,
-    /// The upstream's name; empty when the gateway answers itself.
-    pub upstream: Box<str>,
     /// The upstream's place in the metrics.
     pub upstream_slot: Slot,
 }
@@ -202,12 +200,12 @@ impl Exchange {
                 request_id: self.request_id.as_bytes(),
                 trace_id: self.trace.trace_id,
                 client: self.client,
+                client_text: if self.client == self.peer.address.ip() { self.peer.text() } else { &[] },
                 user: self.caller.as_deref().map_or("", |claims| &claims.sub),
                 method: head.text(head.method_text),
                 host: head.text(head.authority),
                 path: head.text(head.path),
-                route: labels.map_or("", |labels| &labels.route),
-                upstream: labels.map_or("", |labels| &labels.upstream),
+                place: labels.map_or(Place::NONE, |labels| &labels.place),
                 instance: trail.backend.as_ref().map_or(&[], |backend| backend.authority().as_bytes()),
                 protocol: match head.version {
                     Version::Http10 => "HTTP/1.0",

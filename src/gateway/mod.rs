@@ -35,7 +35,7 @@ use crate::{
     net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
     shard::{Instant, Local, buffers, clock, timer},
-    telemetry::{exposition, metrics::Counters, slots::OTHER},
+    telemetry::{exposition, metrics::Counters, record::Place, slots::OTHER},
     upstream::{Report, Upstream},
 };
 
@@ -229,9 +229,8 @@ impl Live {
                 Target::Own(_) | Target::Account(_) => None,
             };
             Rc::new(Labels {
-                route: route.name.as_str().into(),
+                place: Place::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
                 route_slot: route.slot,
-                upstream: upstream.map_or("", |upstream| &upstream.name).into(),
                 upstream_slot: upstream.map_or(OTHER, |upstream| upstream.slot),
             })
         });

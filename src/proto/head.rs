@@ -254,12 +254,17 @@ macro_rules! fields {
             /// Appends a field line. Name and value must be legal: they are written as they are.
             ///
             /// It is written out whole, so that lines that follow each other are encoded in one piece.
-            #[inline]
+            // Always: most names are constants, which then are stores instead of copies.
+            #[inline(always)]
             pub fn push(&mut self, known: Known, name: &[u8], value: &[u8]) {
-                let line = self.append(&[name, b": ", value, b"\r\n"]);
-                let name = Span { start: line.start, end: line.start.saturating_add(offset(name.len())) };
-                let value_end = line.end.saturating_sub(2);
-                let value = Span { start: value_end.saturating_sub(offset(value.len())), end: value_end };
+                let start = offset(self.bytes.len());
+                self.bytes.extend_from_slice(name);
+                self.bytes.extend_from_slice(b": ");
+                self.bytes.extend_from_slice(value);
+                let end = offset(self.bytes.len());
+                self.bytes.extend_from_slice(b"\r\n");
+                let name = Span { start, end: start.saturating_add(offset(name.len())) };
+                let value = Span { start: end.saturating_sub(offset(value.len())), end };
                 self.fields.push(Field { name, value, known });
             }
 

@@ -318,6 +318,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+    use crate::telemetry::record::Place;
 
     /// Long enough for any machine: reached only by a test that fails.
     const PATIENCE: Duration = Duration::from_mins(1);
@@ -328,12 +329,12 @@ mod tests {
             request_id: b"req-00000001",
             trace_id: [0; 16],
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            client_text: b"127.0.0.1",
             user: "",
             method: b"GET",
             host: b"localhost",
             path,
-            route: "",
-            upstream: "",
+            place: Place::NONE,
             instance: b"",
             protocol: "HTTP/1.1",
             status: 200,

@@ -5,33 +5,25 @@
 /// Stands at the end of a text that was cut.
 pub const TRUNCATION_MARK: &str = "…";
 
-/// Bytes compared at once: one SSE2 register.
-const BLOCK: usize = 16;
-
 /// Whether every byte may stand in a JSON string as it is: printable ASCII without `"` and `\`.
+///
+/// Blocks are looked at whole, 16 bytes (one SSE2 register) or 8; what is left over at the end is the last block once
+/// again.
 #[inline]
 pub fn is_plain(bytes: &[u8]) -> bool {
-    let (blocks, rest) = bytes.as_chunks::<BLOCK>();
-    if !blocks.iter().all(is_plain_block) {
-        return false;
+    if let Some(last) = bytes.last_chunk::<16>() {
+        return bytes.as_chunks::<16>().0.iter().all(is_plain_block) && is_plain_block(last);
     }
-    // What is left is looked at as one more block: the last bytes once again, or filled up when there are too few.
-    bytes.last_chunk().map_or_else(|| is_plain_block(&filled_up(rest)), is_plain_block)
+    match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        (Some(first), Some(last)) => is_plain_block(first) && is_plain_block(last),
+        _ => bytes.iter().fold(0, |found, &byte| found | needs_escape(byte)) == 0,
+    }
 }
 
 /// No early exit and no branch, so that the compiler looks at a block in a few instructions.
 #[inline]
-fn is_plain_block(block: &[u8; BLOCK]) -> bool {
+fn is_plain_block<const N: usize>(block: &[u8; N]) -> bool {
     block.iter().fold(0, |found, &byte| found | needs_escape(byte)) == 0
-}
-
-#[inline]
-fn filled_up(rest: &[u8]) -> [u8; BLOCK] {
-    let mut block = [b' '; BLOCK];
-    for (place, byte) in block.iter_mut().zip(rest) {
-        *place = *byte;
-    }
-    block
 }
 
 /// 1 for whatever is not printable ASCII, `"` and `\`; else 0.

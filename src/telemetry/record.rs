@@ -30,6 +30,8 @@ pub struct Record<'a> {
     pub trace_id: [u8; 16],
     /// Who asked: the peer, or whom a trusted peer named.
     pub client: IpAddr,
+    /// The same as text where somebody has it already; else empty.
+    pub client_text: &'a [u8],
     /// Who calls, by its token; empty when no token was checked.
     pub user: &'a str,
     /// The request's method.
@@ -38,10 +40,8 @@ pub struct Record<'a> {
     pub host: &'a [u8],
     /// The path without the query, which may hold secrets.
     pub path: &'a [u8],
-    /// The route that took it; empty when none did.
-    pub route: &'a str,
-    /// The upstream it went to; empty when it went to none, and then no field about upstreams is written.
-    pub upstream: &'a str,
+    /// The route that took it and the upstream it went to. Without an upstream no field about upstreams is written.
+    pub place: &'a Place,
     /// `host:port` of the instance that was asked last; empty when none was reached.
     pub instance: &'a [u8],
     /// `HTTP/1.1`, `HTTP/2`; a word of ours, written as it is.
@@ -72,6 +72,33 @@ pub struct Record<'a> {
     pub user_agent: &'a [u8],
 }
 
+/// A route and its upstream as every line of theirs shows them, written once.
+#[derive(Debug, Default)]
+pub struct Place {
+    json: Vec<u8>,
+    has_upstream: bool,
+}
+
+impl Place {
+    /// No route at all.
+    pub const NONE: &Self = &Self { json: Vec::new(), has_upstream: false };
+
+    /// The place of this name; `upstream` is empty where the gateway answers itself.
+    pub fn new(route: &str, upstream: &str) -> Self {
+        let mut json = Vec::new();
+        for (key, name) in [("route", route), ("upstream", upstream)] {
+            if !name.is_empty() {
+                json.extend_from_slice(b",\"");
+                json.extend_from_slice(key.as_bytes());
+                json.extend_from_slice(b"\":\"");
+                push_json_bounded(&mut json, name.as_bytes(), NAME_MAX);
+                json.push(b'"');
+            }
+        }
+        Self { json, has_upstream: !upstream.is_empty() }
+    }
+}
+
 impl Record<'_> {
     /// Appends the record as one line of JSON, its newline included.
     ///
@@ -91,7 +118,11 @@ impl Record<'_> {
             out.extend_from_slice(&digits);
         }
         out.extend_from_slice(b"\",\"client\":\"");
-        push_address(out, self.client);
+        if self.client_text.is_empty() {
+            push_address(out, self.client);
+        } else {
+            out.extend_from_slice(self.client_text);
+        }
         if !self.user.is_empty() {
             out.extend_from_slice(b"\",\"user\":\"");
             push_json_bounded(out, self.user.as_bytes(), NAME_MAX);
@@ -111,12 +142,8 @@ impl Record<'_> {
             out.extend_from_slice(self.reason.as_bytes());
             out.push(b'"');
         }
-        if !self.route.is_empty() {
-            out.extend_from_slice(b",\"route\":\"");
-            push_json_bounded(out, self.route.as_bytes(), NAME_MAX);
-            out.push(b'"');
-        }
-        if !self.upstream.is_empty() {
+        out.extend_from_slice(&self.place.json);
+        if self.place.has_upstream {
             self.push_upstream(out, &mut number);
         }
         out.extend_from_slice(b",\"request_bytes\":");
@@ -135,13 +162,12 @@ impl Record<'_> {
     }
 
     fn push_upstream(&self, out: &mut Vec<u8>, number: &mut itoa::Buffer) {
-        out.extend_from_slice(b",\"upstream\":\"");
-        push_json_bounded(out, self.upstream.as_bytes(), NAME_MAX);
         if !self.instance.is_empty() {
-            out.extend_from_slice(b"\",\"instance\":\"");
+            out.extend_from_slice(b",\"instance\":\"");
             push_json_bounded(out, self.instance, NAME_MAX);
+            out.push(b'"');
         }
-        out.extend_from_slice(b"\",\"upstream_us\":");
+        out.extend_from_slice(b",\"upstream_us\":");
         out.extend_from_slice(number.format(self.upstream_us).as_bytes());
         if let Some(connect_us) = self.connect_us {
             out.extend_from_slice(b",\"connect_us\":");
@@ -268,18 +294,22 @@ mod tests {
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
 
+    fn place() -> &'static Place {
+        Box::leak(Box::new(Place::new("events", "ingestion")))
+    }
+
     fn record() -> Record<'static> {
         Record {
             unix_ms: 1_795_428_969_007,
             request_id: b"req-00000001",
             trace_id: [0xab; 16],
             client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+            client_text: b"",
             user: "",
             method: b"GET",
             host: b"api.example.com",
             path: b"/api/events/1",
-            route: "events",
-            upstream: "ingestion",
+            place: place(),
             instance: b"127.0.0.1:8081",
             protocol: "HTTP/1.1",
             status: 200,
@@ -329,7 +359,7 @@ mod tests {
 
     #[test]
     fn a_refused_request_says_nothing_of_upstreams() {
-        let refused = Record { route: "", upstream: "", status: 404, reason: "not_found", ..record() };
+        let refused = Record { place: Place::NONE, status: 404, reason: "not_found", ..record() };
         check(
             &Record { trace_id: [0; 16], ..refused },
             &expect![[r#"
