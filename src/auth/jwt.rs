@@ -5,8 +5,8 @@
 //! before the signature is wrong whoever asks, and nothing is told of a token whose signature does not fit.
 
 use super::json::Json;
-use super::keys::{ClaimMap, Fingerprint, Issuer, Key, KeySet};
-use super::{Claims, Flaw, KID_BYTES_MAX, TokenError};
+use super::keys::{ClaimMap, Fingerprint, Issuer, Key, KeySet, Word};
+use super::{Claims, Flaw, KID_BYTES_MAX, TokenError, rbac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::time::Duration;
@@ -146,11 +146,11 @@ fn find_key<'k>(
 fn read_claims(payload: &Json<'_>, issuer: &Issuer) -> Result<Claims, Flaw> {
     let ClaimMap { role, permissions, email, sid } = &issuer.claims;
     let aud = read_audience(payload, issuer)?;
-    let claims = Claims {
+    let mut claims = Claims {
         sub: text(payload, "sub")?.ok_or(Flaw::Missing)?,
         email: text(payload, email)?,
-        role: read_role(payload, role)?,
-        permissions: read_permissions(payload, permissions)?,
+        role: read_role(payload, role, issuer.word.as_ref())?,
+        permissions: read_permissions(payload, permissions, issuer.word.as_ref())?,
         sid: text(payload, sid)?,
         jti: text(payload, "jti")?,
         iss: (*issuer.name).into(),
@@ -160,7 +160,15 @@ fn read_claims(payload: &Json<'_>, issuer: &Issuer) -> Result<Claims, Flaw> {
         session_began_ms: time(payload, "auth_time")?.map(|time| whole((time * 1000.0).round())),
         origin: issuer.origin,
     };
-    if are_sound(&claims) { Ok(claims) } else { Err(Flaw::ClaimType) }
+    if !are_sound(&claims) {
+        return Err(Flaw::ClaimType);
+    }
+    if let Some(Word { prefix, .. }) = issuer.word.as_ref().filter(|word| !word.prefix.is_empty()) {
+        for id in std::iter::once(&mut claims.sub).chain(&mut claims.sid) {
+            *id = [prefix, &**id].concat().into_boxed_str();
+        }
+    }
+    Ok(claims)
 }
 
 /// Whether every text fits where it is to go: ids into header fields, all of it into logs and JSON.
@@ -192,20 +200,47 @@ fn text(payload: &Json<'_>, place: &str) -> Result<Option<Box<str>>, Flaw> {
     }
 }
 
-/// A text, or a list of one: of several roles, which one counts would be a guess.
-fn read_role(payload: &Json<'_>, place: &str) -> Result<Option<Box<str>>, Flaw> {
-    match payload.at(place) {
-        Some(Json::List(list)) if list.len() == 1 => Ok(Some(list[0].text().ok_or(Flaw::ClaimType)?.into())),
-        _ => text(payload, place),
+/// A text, or a list with one that counts: of several, which one is meant would be a guess.
+fn read_role(payload: &Json<'_>, place: &str, word: Option<&Word>) -> Result<Option<Box<str>>, Flaw> {
+    let Some(word) = word else {
+        return match payload.at(place) {
+            Some(Json::List(list)) if list.len() == 1 => Ok(Some(list[0].text().ok_or(Flaw::ClaimType)?.into())),
+            _ => text(payload, place),
+        };
+    };
+    if word.roles.is_empty() {
+        // Then it may be anything: it is not for us.
+        return Ok(word.role.clone());
     }
+    let counts = |role: &str| word.roles.iter().any(|counts| counts == "*" || counts == role);
+    let mut role = None;
+    for said in texts(payload.at(place), |text| Some(text).filter(|text| !text.is_empty()).into_iter())? {
+        if counts(said) && role.replace(said).is_some_and(|other| other != said) {
+            return Err(Flaw::ClaimType);
+        }
+    }
+    Ok(role.map(Into::into).or_else(|| word.role.clone()))
 }
 
-/// A list of texts, or one text with spaces (RFC 8693 §4.2).
-fn read_permissions(payload: &Json<'_>, place: &str) -> Result<Box<[Box<str>]>, Flaw> {
-    match payload.at(place) {
-        None | Some(Json::Null) => Ok(Box::default()),
-        Some(Json::Text(text)) => Ok(text.split(' ').filter(|name| !name.is_empty()).map(Into::into).collect()),
-        Some(Json::List(list)) => list.iter().map(|name| Ok(name.text().ok_or(Flaw::ClaimType)?.into())).collect(),
+/// A list of texts, or one text with spaces (RFC 8693 §4.2); of those, the ones that count.
+fn read_permissions(payload: &Json<'_>, place: &str, word: Option<&Word>) -> Result<Box<[Box<str>]>, Flaw> {
+    if word.is_some_and(|word| word.permissions.is_empty()) {
+        return Ok(Box::default());
+    }
+    let said = texts(payload.at(place), |text| text.split(' ').filter(|name| !name.is_empty()))?;
+    let covered = |said: &&str| word.is_none_or(|word| word.permissions.iter().any(|by| rbac::grants(by, said)));
+    Ok(said.into_iter().filter(covered).map(Into::into).collect())
+}
+
+/// The texts of a list, or those that one text comes apart into.
+fn texts<'p, P>(place: Option<&'p Json<'_>>, parts: impl FnOnce(&'p str) -> P) -> Result<Vec<&'p str>, Flaw>
+where
+    P: Iterator<Item = &'p str>,
+{
+    match place {
+        None | Some(Json::Null) => Ok(Vec::new()),
+        Some(Json::Text(text)) => Ok(parts(text).collect()),
+        Some(Json::List(list)) => list.iter().map(|text| text.text().ok_or(Flaw::ClaimType)).collect(),
         Some(_) => Err(Flaw::ClaimType),
     }
 }

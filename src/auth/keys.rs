@@ -36,6 +36,8 @@ pub(super) struct Issuer {
     /// `typ` in small letters; empty for none.
     pub(super) types: Vec<String>,
     pub(super) claims: ClaimMap,
+    /// What it may say of its users; none: everything, for it is the gateway itself.
+    pub(super) word: Option<Word>,
     pub(super) lifetime_max: Duration,
     /// None: they could not be fetched so far.
     pub(super) keys: Option<Vec<Key>>,
@@ -50,6 +52,19 @@ pub(super) struct ClaimMap {
     pub(super) permissions: String,
     pub(super) email: String,
     pub(super) sid: String,
+}
+
+/// How far another issuer's word goes.
+#[derive(Debug)]
+pub(super) struct Word {
+    /// What stands before its `sub` and `sid`, so that they are nobody else's.
+    pub(super) prefix: String,
+    /// Roles that count; `*` is any.
+    pub(super) roles: Vec<String>,
+    /// Grants that count, by what covers them.
+    pub(super) permissions: Vec<String>,
+    /// The role where none counts.
+    pub(super) role: Option<Box<str>>,
 }
 
 /// A key, which is to say a verifier: it has one algorithm and no other.
@@ -150,6 +165,7 @@ fn own_issuer(auth: &Auth, own: &OwnKeys) -> Issuer {
         audiences: vec![auth.audience.clone()],
         types: vec!["jwt".to_owned(), "at+jwt".to_owned(), String::new()],
         claims,
+        word: None,
         lifetime_max: auth.lifetime_max,
         keys: None,
         can_fetch: false,
@@ -166,12 +182,19 @@ fn foreign_issuer(config: &TokenIssuer, set: Option<&Arc<JwkSet>>) -> Issuer {
         email: config.claim_email.clone(),
         sid: config.claim_sid.clone(),
     };
+    let word = Word {
+        prefix: config.sub_prefix(),
+        roles: config.roles.clone(),
+        permissions: config.permissions.clone(),
+        role: config.role.as_deref().map(Into::into),
+    };
     let mut issuer = Issuer {
         name: config.issuer.as_str().into(),
         origin: Origin::Foreign,
         audiences: config.audiences.clone(),
         types: config.types.iter().map(|name| name.to_ascii_lowercase()).collect(),
         claims,
+        word: Some(word),
         lifetime_max: config.lifetime_max,
         keys: None,
         can_fetch: config.jwks_url.is_some(),
@@ -191,9 +214,10 @@ impl Issuer {
     fn new_key(&self, kid: Option<&str>, algorithm: Algorithm, key: &DecodingKey) -> Option<Key> {
         let verifier = Verifier::new(algorithm, key).ok()?;
         let mut context = digest::Context::new(&digest::SHA256);
-        let Self { name, origin, audiences, types, claims, lifetime_max, .. } = self;
-        let rules =
-            format!("{name:?} {origin:?} {audiences:?} {types:?} {claims:?} {lifetime_max:?} {algorithm:?} {kid:?}");
+        let Self { name, origin, audiences, types, claims, word, lifetime_max, .. } = self;
+        let rules = format!(
+            "{name:?} {origin:?} {audiences:?} {types:?} {claims:?} {word:?} {lifetime_max:?} {algorithm:?} {kid:?}"
+        );
         context.update(rules.as_bytes());
         match key.kind() {
             DecodingKeyKind::SecretOrDer(bytes) => context.update(bytes),

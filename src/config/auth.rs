@@ -3,6 +3,7 @@
 
 use super::raw::{Node, Place, Value, quoted};
 use super::read::{Fields, FromText, Report, one_of};
+use super::roles::{is_permission, report_permission};
 use super::{HIDDEN, Secret, units};
 use hyper::Uri;
 use serde::Serialize;
@@ -16,6 +17,9 @@ pub const SECRET_BYTES_MIN: usize = 32;
 /// As many as a token's key is looked for among.
 const KEYS_MAX: usize = 32;
 const ISSUERS_MAX: usize = 64;
+
+/// A `sub` of 255 bytes still fits behind it wherever ids go.
+const SUB_PREFIX_BYTES_MAX: usize = 127;
 
 /// Tokens. All of it follows a reload.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -92,6 +96,16 @@ pub struct TokenIssuer {
     pub algorithms: Vec<Algorithm>,
     /// `typ` of its tokens; an empty text stands for none. Default `JWT`, `at+jwt` and none.
     pub types: Vec<String>,
+    /// What stands before its `sub` and `sid`. None: its name and a `|`; see [`TokenIssuer::sub_prefix`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sub_prefix: Option<String>,
+    /// Roles that it may give; `*` stands for any. Default none.
+    pub roles: Vec<String>,
+    /// Permissions that it may give, `events:*` and `*` among them. Default none.
+    pub permissions: Vec<String>,
+    /// The role of its callers whose token gives none of these. Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
     /// The claim that is the role. Default `role`.
     pub claim_role: String,
     /// The claim that is the permissions. Default `permissions`.
@@ -109,6 +123,13 @@ pub struct TokenIssuer {
     /// How long after one fetch a key that the set lacks may cause the next. Default 30 s.
     #[serde(serialize_with = "units::duration")]
     pub unknown_key_cooldown: Duration,
+}
+
+impl TokenIssuer {
+    /// What stands before its `sub` and `sid`, so that no two issuers can mean one user by chance.
+    pub fn sub_prefix(&self) -> String {
+        self.sub_prefix.clone().unwrap_or_else(|| format!("{}|", self.issuer))
+    }
 }
 
 /// What a key is used with.
@@ -269,6 +290,10 @@ fn read_issuers(auth: &Fields<'_>, report: &mut Report) -> Vec<TokenIssuer> {
             ca_file: fields.take_written("ca_file", report),
             algorithms: fields.take("algorithms", report),
             types: fields.take("types", report),
+            sub_prefix: fields.take_written("sub_prefix", report),
+            roles: fields.take("roles", report),
+            permissions: fields.take("permissions", report),
+            role: fields.take_written("role", report),
             claim_role: fields.take("claim_role", report),
             claim_permissions: fields.take("claim_permissions", report),
             claim_email: fields.take("claim_email", report),
@@ -332,11 +357,47 @@ fn check_issuer(issuer: &TokenIssuer, fields: &Fields<'_>, place: &Place, report
         let warning = "has no audiences, so tokens that it issued for anybody else are taken too";
         report.warn(place, &format!("{path} {warning}"));
     }
+    check_given(issuer, fields, report);
     let claims = [&issuer.claim_role, &issuer.claim_permissions, &issuer.claim_email, &issuer.claim_sid];
     for (key, claim) in ["claim_role", "claim_permissions", "claim_email", "claim_sid"].into_iter().zip(claims) {
         if !claim.is_empty() {
             check_name(claim, key, fields, report);
         }
+    }
+}
+
+/// What it may give: roles, permissions, and a name space for its ids.
+fn check_given(issuer: &TokenIssuer, fields: &Fields<'_>, report: &mut Report) {
+    let path = &fields.path;
+    for role in &issuer.roles {
+        check_name(role, "roles", fields, report);
+    }
+    if let Some(role) = &issuer.role {
+        check_name(role, "role", fields, report);
+    }
+    for permission in issuer.permissions.iter().filter(|permission| !is_permission(permission)) {
+        report_permission(permission, fields, report);
+    }
+    for (claim, list, is_empty) in [
+        ("claim_role", "roles", issuer.roles.is_empty()),
+        ("claim_permissions", "permissions", issuer.permissions.is_empty()),
+    ] {
+        if let Some(node) = fields.node(claim).filter(|_| is_empty) {
+            let warning = format!("{path}.{claim} is given, and {path}.{list} is empty, so that none of them counts");
+            report.warn(&node.place, &warning);
+        }
+    }
+    let prefix = issuer.sub_prefix();
+    let is_plain = prefix.bytes().all(|byte| (b' '..=b'~').contains(&byte)) && !prefix.starts_with(' ');
+    if is_plain && prefix.len() <= SUB_PREFIX_BYTES_MAX {
+        return;
+    }
+    let right = "it is up to 127 printable ASCII characters and begins with no space";
+    if fields.node("sub_prefix").is_some() {
+        report.push(fields.place_of("sub_prefix"), format!("{path}.sub_prefix is {}", quoted(&prefix)), right);
+    } else if fields.is_sound("issuer", report) {
+        let what = format!("{path}.sub_prefix would be the issuer and a |, {} bytes", prefix.len());
+        report.push(fields.place_of("issuer"), what, "write a shorter one: sub_prefix = \"partner:\"");
     }
 }
 
@@ -376,6 +437,23 @@ fn check_issuers(auth: &Auth, fields: &Fields<'_>, report: &mut Report) {
         if auth.issuers[..index].iter().any(|other| other.issuer == issuer.issuer) {
             let what = format!("auth.issuers[{index}].issuer is {name}, as that of another");
             report.push(fields.place_of("issuers"), what, "write each issuer once");
+        }
+        // Where one goes on as another may, ids of the two could meet.
+        let prefix = issuer.sub_prefix();
+        let goes_on = |other: &TokenIssuer| {
+            let other = other.sub_prefix();
+            !other.is_empty() && prefix.len() > other.len() && prefix.starts_with(&other)
+        };
+        if let Some(other) = auth.issuers.iter().position(goes_on) {
+            let what = format!(
+                "auth.issuers[{index}].sub_prefix is {}, which begins with that of auth.issuers[{other}]",
+                quoted(&prefix)
+            );
+            report.push(
+                fields.place_of("issuers"),
+                what,
+                "neither may begin with the other, or ids of the two could meet",
+            );
         }
     }
 }

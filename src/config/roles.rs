@@ -70,7 +70,8 @@ fn is_plain(name: &str) -> bool {
     (1..=128).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
-fn report_permission(permission: &str, fields: &Fields<'_>, report: &mut Report) {
+/// `permissions` of these fields has one that is none.
+pub(super) fn report_permission(permission: &str, fields: &Fields<'_>, report: &mut Report) {
     let what = format!("{}.permissions has {}", fields.path, quoted(permission));
     report.push(fields.place_of("permissions"), what, PERMISSION_FORM);
 }

@@ -135,7 +135,7 @@ fn keys(issuers: Vec<TokenIssuer>, fetched: &[(&str, Arc<JwkSet>)]) -> KeySet {
 #[test]
 fn claims_are_where_the_issuer_has_them() {
     let rules = issuer(
-        "audiences = [\"api\"]\nclaim_role = \"https://example.com/role\"\nclaim_permissions = \"/realm_access/roles\"\nclaim_email = \"mail\"\nclaim_sid = \"session_state\"\n",
+        "audiences = [\"api\"]\nroles = [\"analyst\"]\npermissions = [\"*\"]\nclaim_role = \"https://example.com/role\"\nclaim_permissions = \"/realm_access/roles\"\nclaim_email = \"mail\"\nclaim_sid = \"session_state\"\n",
     );
     let keys = keys(vec![rules], &[("id", set_of(Algorithm::Rs256, "rsa.pem", "r"))]);
     let claims = json!({
@@ -145,7 +145,81 @@ fn claims_are_where_the_issuer_has_them() {
     let claims = check(&keys, &token(Algorithm::Rs256, "rsa.pem", kid("r"), &claims)).expect("it passes");
     assert_eq!((claims.role.as_deref(), claims.email.as_deref(), claims.sid), (Some("analyst"), Some("a@x"), None));
     assert_eq!(*claims.permissions, ["events:write", "offline"].map(Box::<str>::from));
-    assert_eq!((claims.origin, &*claims.iss, &*claims.sub), (Origin::Foreign, "id", "u|1"));
+    assert_eq!((claims.origin, &*claims.iss, &*claims.sub), (Origin::Foreign, "id", "id|u|1"));
+}
+
+/// What a token of an issuer with these rules comes down to: its role and its permissions.
+fn given(rules: &str, said: Value) -> Result<(String, String), TokenError> {
+    let keys = keys(vec![issuer(rules)], &[("id", set_of(Algorithm::Es256, "p256.pem", "k"))]);
+    let mut claims = with(said);
+    claims["iss"] = "id".into();
+    let claims = check(&keys, &token(Algorithm::Es256, "p256.pem", kid("k"), &claims))?;
+    Ok((claims.role.unwrap_or_default().into(), claims.permissions.join(" ")))
+}
+
+#[test]
+fn an_issuer_gives_what_it_may_and_nothing_else() {
+    let all = || json!({ "role": "admin", "permissions": ["*", "events:*", "events:write", "hub:read"] });
+    for (rules, said, role, permissions) in [
+        ("", all(), "", ""),
+        ("", json!({ "role": ["a", "b"], "permissions": { "of": "another kind" } }), "", ""),
+        ("roles = [\"user\"]", all(), "", ""),
+        ("roles = [\"user\"]\nrole = \"guest\"", all(), "guest", ""),
+        ("role = \"guest\"", all(), "guest", ""),
+        ("roles = [\"user\"]\nrole = \"guest\"", json!({ "role": "user" }), "user", ""),
+        ("roles = [\"user\"]", json!({ "role": ["offline", "user", "admin"] }), "user", ""),
+        ("roles = [\"user\", \"admin\"]", all(), "admin", ""),
+        ("roles = [\"*\"]", all(), "admin", ""),
+        ("roles = [\"*\"]\nrole = \"guest\"", json!({ "role": "" }), "guest", ""),
+        ("permissions = [\"events:*\"]", all(), "", "events:* events:write"),
+        ("permissions = [\"events:write\"]", all(), "", "events:write"),
+        ("permissions = [\"events:write\"]", json!({ "permissions": "hub:read events:write *" }), "", "events:write"),
+        ("permissions = [\"*\"]", all(), "", "* events:* events:write hub:read"),
+    ] {
+        let expected = (role.to_owned(), permissions.to_owned());
+        assert_eq!(given(rules, said.clone()), Ok(expected), "{rules}: {said}");
+    }
+    let doubtful = json!({ "role": ["user", "admin"] });
+    assert_eq!(given("roles = [\"user\", \"admin\"]", doubtful), Err(Flaw::ClaimType.into()), "which one?");
+}
+
+#[test]
+fn ids_of_two_issuers_do_not_meet() {
+    let set = || set_of(Algorithm::Es256, "p256.pem", "k");
+    let ids = |rules: &str| {
+        let keys = keys(vec![issuer(rules)], &[("id", set())]);
+        let claims = check(&keys, &token(Algorithm::Es256, "p256.pem", kid("k"), &with(json!({ "iss": "id" }))));
+        claims.expect("it passes")
+    };
+    let revoked = |claims: &Claims| {
+        [(revocation::Kind::User, "42"), (revocation::Kind::Session, "s_1")].map(|(kind, id)| {
+            let entry = Revocation { kind, id: id.into(), at_ms: u64::MAX, by: "test".into() };
+            let mut set = no_revocations();
+            set.apply(&entry);
+            (set.is_revoked(claims), entry.ends(claims))
+        })
+    };
+    let theirs = ids("");
+    assert_eq!((&*theirs.sub, theirs.sid.as_deref()), ("id|42", Some("id|s_1")));
+    assert_eq!(revoked(&theirs), [(false, false); 2], "our 42 is somebody else");
+    let partners = ids("sub_prefix = \"partner:\"");
+    assert_eq!((&*partners.sub, partners.sid.as_deref()), ("partner:42", Some("partner:s_1")));
+    let ours = ids("sub_prefix = \"\"");
+    assert_eq!((&*ours.sub, ours.sid.as_deref()), ("42", Some("s_1")));
+    assert_eq!(revoked(&ours), [(true, true); 2], "where the configuration says that they are the same");
+}
+
+#[test]
+fn new_rules_hold_for_tokens_that_are_remembered() {
+    let before = keys(vec![issuer("roles = [\"admin\"]")], &[("id", set_of(Algorithm::Es256, "p256.pem", "k"))]);
+    let after = keys(vec![issuer("")], &[("id", set_of(Algorithm::Es256, "p256.pem", "k"))]);
+    let token = token(Algorithm::Es256, "p256.pem", kid("k"), &with(json!({ "iss": "id", "role": "admin" })));
+    let mut checker = Checker::new(8);
+    let mut role = |keys| {
+        let claims = checker.check(keys, &no_revocations(), token.as_bytes(), NOW).expect("it passes");
+        claims.role.as_deref().map(str::to_owned)
+    };
+    assert_eq!([role(&before), role(&before), role(&after)], [Some("admin".into()), Some("admin".into()), None]);
 }
 
 #[test]

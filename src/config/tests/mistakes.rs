@@ -468,6 +468,41 @@ jwks_file = "keys.json"
 }
 
 #[test]
+fn what_issuers_may_give() {
+    let issuer = |name: &str, rest: &str| {
+        format!("[[auth.issuers]]\nissuer = \"{name}\"\naudiences = [\"a\"]\njwks_file = \"keys.json\"\n{rest}")
+    };
+    let text = [
+        issuer("a", "sub_prefix = \" a\"\nroles = [\"\"]\nrole = \"\"\npermissions = [\"events*\"]\n"),
+        issuer("b", "sub_prefix = \"partner\"\n"),
+        issuer("c", "sub_prefix = \"partner:\"\nclaim_role = \"/role\"\nclaim_permissions = \"scope\"\n"),
+        issuer(&"d".repeat(127), ""),
+    ];
+    check(
+        &text.concat(),
+        &expect![[r#"
+        shardgate.toml:1: auth.issuers[2].sub_prefix is "partner:", which begins with that of auth.issuers[1]; neither may begin with the other, or ids of the two could meet
+        shardgate.toml:5: auth.issuers[0].sub_prefix is " a"; it is up to 127 printable ASCII characters and begins with no space
+        shardgate.toml:6: auth.issuers[0].roles is ""; it is 1 to 255 printable ASCII characters
+        shardgate.toml:7: auth.issuers[0].role is ""; it is 1 to 255 printable ASCII characters
+        shardgate.toml:8: auth.issuers[0].permissions has "events*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
+        shardgate.toml:22: auth.issuers[3].sub_prefix would be the issuer and a |, 128 bytes; write a shorter one: sub_prefix = "partner:""#]],
+    );
+    let fine = [
+        issuer("a", "sub_prefix = \"\"\nroles = [\"*\"]\npermissions = [\"*\", \"hub:*\"]\n"),
+        issuer("b", "sub_prefix = \"partner:\"\nrole = \"user\"\n"),
+        issuer("c", "sub_prefix = \"partner:\"\nclaim_role = \"/role\"\nclaim_permissions = \"scope\"\n"),
+    ];
+    check(
+        &fine.concat(),
+        &expect![[r#"
+        warning: shardgate.toml:19: auth.issuers[2].claim_role is given, and auth.issuers[2].roles is empty, so that none of them counts
+        warning: shardgate.toml:20: auth.issuers[2].claim_permissions is given, and auth.issuers[2].permissions is empty, so that none of them counts
+    "#]],
+    );
+}
+
+#[test]
 fn a_secret_out_of_a_variable_is_shown_nowhere() {
     let text = "[[auth.keys]]\nkid = \"a\"\nalgorithm = \"HS256\"\nsecret = \"${TOKEN_SECRET}\"\n";
     check_with(

@@ -265,7 +265,7 @@ fn another_issuers_keys_are_fetched_and_followed() {
     };
     everywhere_becomes(&mut clients, &one, 200);
     let seen = backend.requests().pop().expect("it was let in").head;
-    assert_eq!((seen.field("x-user-id"), seen.field("x-user-role")), (Some("42"), None));
+    assert_eq!((seen.field("x-user-id"), seen.field("x-user-role")), (Some("https://id.example|42"), None));
     expect_refusal(
         &ask(&mut clients[0], &token("https://other.example", "one", Algorithm::RS256, "rsa.pem")),
         401,
@@ -288,6 +288,99 @@ fn another_issuers_keys_are_fetched_and_followed() {
         metrics.value("shardgate_key_fetches_total{result=\"failed\"}") > 0
     });
     everywhere_becomes(&mut clients, &two, 200);
+}
+
+/// The claims of a token of another issuer, signed with its key, with these changes.
+fn foreign(issuer: &str, changes: &Value) -> String {
+    shardgate::auth::install();
+    let mut claims = hostile::claims(unix_now());
+    claims["iss"] = issuer.into();
+    for (name, value) in changes.as_object().expect("an object") {
+        claims[name] = value.clone();
+    }
+    let header = Header { kid: Some("one".to_owned()), ..Header::new(Algorithm::RS256) };
+    encode(&header, &claims, &EncodingKey::from_rsa_pem(&hostile::pem("rsa.pem")).expect("a key")).expect("signed")
+}
+
+#[test]
+fn another_issuer_gives_only_what_it_may() {
+    let mut backend = Backend::ok();
+    let directory = tempfile::tempdir().expect("a folder");
+    let file = directory.path().join("keys.json");
+    std::fs::write(&file, json!({ "keys": [jwk("one", "RS256", "rsa.pem")] }).to_string()).expect("written");
+    let issuer = |name: &str, more: &str| {
+        format!("[[auth.issuers]]\nissuer = \"{name}\"\njwks_file = \"{}\"\n{more}", file.display())
+    };
+    let config = [
+        secret("hs", true),
+        issuer("plain", ""),
+        issuer("partner", "sub_prefix = \"partner:\"\nroles = [\"admin\"]\npermissions = [\"events:*\"]\n"),
+        issuer("guests", "role = \"user\"\n"),
+        "[[routes]]\npath = \"/admin\"\nupstream = \"back\"\nroles = [\"admin\"]\n\
+         [[routes]]\npath = \"/write\"\nupstream = \"back\"\npermissions = [\"events:write\"]\n"
+            .to_owned(),
+    ];
+    let gateway = guarded(&backend, &config.concat());
+    let mut clients = everywhere(&gateway);
+    let all = json!({ "role": "admin", "permissions": ["*", "events:write"] });
+    let mut statuses = |token: &str| {
+        ["/me", "/admin", "/write"].map(|path| {
+            let mut statuses: Vec<u16> = clients
+                .iter_mut()
+                .map(|client| {
+                    client.send(format!(
+                        "GET {path} HTTP/1.1\r\nHost: shop.test\r\nAuthorization: Bearer {token}\r\n\r\n"
+                    ));
+                    client.read_response().status
+                })
+                .collect();
+            statuses.dedup();
+            statuses
+        })
+    };
+    assert_eq!(statuses(&foreign("plain", &all)), [[200], [403], [403]]);
+    let told = |backend: &mut Backend| {
+        let head = backend.requests().pop().expect("it was let in").head;
+        ["x-user-id", "x-user-role", "x-session-id"].map(|name| head.field(name).map(str::to_owned))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(told(&mut backend), [some("plain|42"), None, some("plain|s_1")]);
+    assert_eq!(statuses(&foreign("guests", &all)), [[200], [403], [403]]);
+    assert_eq!(told(&mut backend), [some("guests|42"), some("user"), some("guests|s_1")]);
+    assert_eq!(statuses(&foreign("partner", &all)), [[200], [200], [200]]);
+    assert_eq!(told(&mut backend), [some("partner:42"), some("admin"), some("partner:s_1")]);
+    let write_only = json!({ "role": "user", "permissions": ["*"] });
+    assert_eq!(statuses(&foreign("partner", &write_only)), [[200], [403], [403]], "`*` is more than it may give");
+    expect_all_shards_served(&gateway);
+}
+
+#[test]
+fn what_ends_our_user_leaves_another_issuers_of_the_same_id() {
+    let backend = Backend::ok();
+    let directory = tempfile::tempdir().expect("a folder");
+    let file = directory.path().join("keys.json");
+    std::fs::write(&file, json!({ "keys": [jwk("one", "RS256", "rsa.pem")] }).to_string()).expect("written");
+    let issuer = |name: &str, more: &str| {
+        format!("[[auth.issuers]]\nissuer = \"{name}\"\njwks_file = \"{}\"\n{more}", file.display())
+    };
+    let gateway =
+        guarded(&backend, &(secret("hs", true) + &issuer("theirs", "") + &issuer("ours", "sub_prefix = \"\"\n")));
+    let own = hostile::hs(r#"{"alg":"HS256","kid":"hs"}"#, &hostile::claims(unix_now()).to_string());
+    let (theirs, same) = (foreign("theirs", &json!({})), foreign("ours", &json!({})));
+    let mut clients = everywhere(&gateway);
+    for client in &mut clients {
+        assert_eq!([&own, &theirs, &same].map(|token| ask(client, token).status), [200; 3]);
+    }
+    clients[0].send(format!(
+        "POST /auth/logout-all HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {own}\r\nContent-Length: 0\r\n\r\n"
+    ));
+    assert_eq!(clients[0].read_response().status, 204);
+    for client in &mut clients {
+        expect_refusal(&ask(client, &own), 401, "token_revoked");
+        assert_eq!(ask(client, &theirs).status, 200, "their 42 is somebody else");
+        expect_refusal(&ask(client, &same), 401, "token_revoked");
+    }
+    expect_all_shards_served(&gateway);
 }
 
 #[test]
