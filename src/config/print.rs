@@ -51,9 +51,24 @@ impl Config {
         let once = SECTIONS.iter().filter(|section| section.shape == Shape::Once);
         once.flat_map(|section| section.keys.iter().map(move |key| (section.name, key)))
             .filter(|(_, key)| key.reload == Reload::Restart)
-            .filter(|(section, key)| value(&ours, section, key.name) != value(&theirs, section, key.name))
+            .filter(|(section, key)| {
+                value(&ours, section, key.name) != value(&theirs, section, key.name)
+                    || self.hides_another(next, section, key.name)
+            })
             .map(|(section, key)| format!("{section}.{}", key.name))
             .collect()
+    }
+
+    /// Whether a key that shows as `***`, in part or as a whole, has another value in `next`.
+    fn hides_another(&self, next: &Self, section: &str, key: &str) -> bool {
+        match (section, key) {
+            ("accounts", "postgres_url") => self.accounts.postgres_url != next.accounts.postgres_url,
+            ("redis", "urls") => self.redis.urls != next.redis.urls,
+            ("redis", "sentinel_password") => self.redis.sentinel_password != next.redis.sentinel_password,
+            ("sessions", "secret") => self.sessions.secret != next.sessions.secret,
+            ("sessions", "old_secret") => self.sessions.old_secret != next.sessions.old_secret,
+            _ => false,
+        }
     }
 
     /// Takes over from `old`, which is what the process runs with, the values of all keys that need a new one.

@@ -298,6 +298,33 @@ fn a_reload_names_the_keys_that_need_a_new_process() {
     }
 }
 
+/// A password that changed shows as `***` before and after.
+#[test]
+fn a_reload_names_hidden_keys_that_need_a_new_process() {
+    let urls = |password: &str| {
+        let secret = "[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n";
+        ("redis.urls".to_owned(), format!("{secret}[redis]\nurls = [\"redis://:{password}@h\"]\n"))
+    };
+    let hidden = every_key().filter(|(section, key)| {
+        section.shape == Shape::Once && key.reload == Reload::Restart && matches!(key.kind, Kind::Secret(_))
+    });
+    let mut cases = vec![[urls("before"), urls("after")]];
+    for (section, key) in hidden {
+        let name = format!("{}.{}", section.name, key.name);
+        let file = file_with(section, key);
+        let other = file.replace("an example", "another example").replace("shardgate@", "shardgate:changed@");
+        cases.push([(name.clone(), file), (name, other)]);
+    }
+    assert_eq!(cases.len(), 5);
+    for [(name, before), (_, after)] in cases {
+        let (before, mut after) = (good(&before), good(&after));
+        assert_eq!(before.to_toml(), after.to_toml(), "{name} is hidden");
+        assert_eq!(before.restart_needed(&after), [name]);
+        after.keep_until_restart(&before);
+        assert_eq!(before.restart_needed(&after), Vec::<String>::new());
+    }
+}
+
 fn example() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("shardgate.example.toml");
     fs::read_to_string(path).expect("the example is there")
