@@ -159,6 +159,43 @@ fn a_hit_ends_with_its_key_or_the_rules_for_it() {
     assert_eq!((checker.counts(), checker.len()), (CheckCounts { remembered: 2, passed: 2, refused: 2 }, 0));
 }
 
+/// The other half of the pair (r, s), (r, n - s): it fits as well, and anybody can compute it.
+fn twin(token: &str) -> String {
+    // n of P-256 (FIPS 186-4, D.1.2.3).
+    const ORDER: [u8; 32] = [
+        0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad,
+        0xa7, 0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+    ];
+    let (message, signature) = token.rsplit_once('.').expect("three parts");
+    let mut signature = URL_SAFE_NO_PAD.decode(signature).expect("base64url");
+    let mut borrow = false;
+    for (byte, of_order) in signature[32..].iter_mut().zip(ORDER).rev() {
+        let (less, first) = of_order.overflowing_sub(*byte);
+        let (less, second) = less.overflowing_sub(u8::from(borrow));
+        (*byte, borrow) = (less, first || second);
+    }
+    format!("{message}.{}", b64(signature))
+}
+
+#[test]
+fn a_twin_of_a_token_is_the_same_caller_and_ends_with_it() {
+    let auth = config(vec![key("k", Algorithm::Es256, Some("p256.pem"), true)]);
+    let own = OwnKeys::load(&auth, Path::new("nowhere")).expect("the keys are right");
+    let token = Issuer::new(&auth, &own).expect("it signs").issue(&grant(&[]), NOW).expect("signed").token;
+    let twin = twin(&token);
+    assert_ne!(*token, *twin);
+    let (keys, mut checker, mut revocations) = (key_set(&auth), Checker::new(8), no_revocations());
+    let mut both = |revocations: &Revocations| {
+        [&*token, &*twin].map(|text| checker.check(&keys, revocations, text.as_bytes(), NOW))
+    };
+    let [one, other] = both(&revocations);
+    assert_eq!(one.expect("it passes"), other.expect("it is as good"));
+    let entry = Revocation { kind: revocation::Kind::Session, id: "s_1".into(), at_ms: 1, by: "test".into() };
+    revocations.apply(&entry);
+    assert_eq!(both(&revocations), [Err(TokenError::Revoked), Err(TokenError::Revoked)]);
+    assert_eq!(checker.len(), 2, "an entry of the cache is all that it has of its own");
+}
+
 #[test]
 fn a_flood_of_garbage_evicts_nothing() {
     let (keys, mut checker) = (one_secret(), Checker::new(2));
