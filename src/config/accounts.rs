@@ -2,10 +2,12 @@
 
 use super::raw::Node;
 use super::read::{Fields, Report};
-use super::{Secret, units};
+use super::{HIDDEN, Secret, units};
 use serde::Serialize;
+use std::error::Error as _;
 use std::path::PathBuf;
 use std::time::Duration;
+use tokio_postgres::config::Host;
 
 /// Where users are kept, and what a log-in may cost. All of it needs a new process.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -52,15 +54,129 @@ pub(super) fn read_accounts(node: Option<&Node>, report: &mut Report) -> Account
         password_passes: fields.take("password_passes", report),
         login_failures_max: fields.take("login_failures_max", report),
     };
-    let is_url = |url: &Secret| {
-        let text = url.reveal();
-        let scheme = text.starts_with("postgres://") || text.starts_with("postgresql://");
-        // What the parser says may hold what it read, and with it a password.
-        scheme && text.parse::<tokio_postgres::Config>().is_ok_and(|parsed| !parsed.get_hosts().is_empty())
-    };
-    if accounts.postgres_url.as_ref().is_some_and(|url| !is_url(url)) {
-        let right = "write \"postgres://user:password@host:5432/database?sslmode=require\"; escape special characters of a password by percent signs";
-        report.push(fields.place_of("postgres_url"), "accounts.postgres_url is no URL of PostgreSQL".to_owned(), right);
+    if let Some(wrong) = accounts.postgres_url.as_ref().and_then(|url| wrong_part(url.reveal())) {
+        let right = format!("{wrong}; {FORM}");
+        report.wrong_at(fields.place_of("postgres_url"), "accounts.postgres_url", HIDDEN, &right);
     }
     accounts
+}
+
+/// How a URL of PostgreSQL looks.
+const FORM: &str = "write \"postgres://user:password@host:5432/database?sslmode=require\"; escape special characters of a \
+                    password by percent signs";
+
+/// Options that stand behind the `?`.
+const OPTIONS: [&str; 19] = [
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "load_balance_hosts",
+    "options",
+    "password",
+    "port",
+    "sslmode",
+    "sslnegotiation",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
+
+/// Which part of a URL of PostgreSQL is wrong, if one is. No part is quoted: where they are mistaken for one another, any of
+/// them may be the password.
+fn wrong_part(url: &str) -> Option<String> {
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Some("its scheme is not postgres://".to_owned());
+    }
+    let config: tokio_postgres::Config = match url.parse() {
+        Ok(config) => config,
+        // What the parser says may hold what it read.
+        Err(error) => return Some(told(&error.source().map(ToString::to_string).unwrap_or_default())),
+    };
+    let is_named = |host: &Host| match host {
+        Host::Tcp(name) => !name.is_empty(),
+        Host::Unix(_) => true,
+    };
+    let hosts = config.get_hosts();
+    let wrong = if hosts.is_empty() || !hosts.iter().all(is_named) {
+        "it names no host"
+    } else if hosts.iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
+        "its host has an @; one in a password is written as %40"
+    } else if config.get_ports().contains(&0) {
+        "its port is 0"
+    } else if config.get_ports().len() > 1 && config.get_ports().len() != hosts.len() {
+        "its ports are not as many as its hosts"
+    } else {
+        return None;
+    };
+    Some(wrong.to_owned())
+}
+
+/// What the parser says, without what it read.
+fn told(message: &str) -> String {
+    let refused = message.strip_prefix("invalid value for option `").and_then(|rest| rest.strip_suffix('`'));
+    match refused.and_then(|name| OPTIONS.iter().find(|option| **option == name)) {
+        Some(&"port") => "its port is no number from 1 to 65535".to_owned(),
+        Some(&"host") => "its host in brackets is no address".to_owned(),
+        Some(option) => format!("its option {option} has a value that there is not"),
+        None if message.starts_with("unknown option") => {
+            format!("it has an option that there is not behind the ?; there are {}", OPTIONS.join(", "))
+        }
+        None if message.starts_with("unterminated") => "an option behind the ? has no =".to_owned(),
+        None => "a part of it is no text behind its percent signs".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wrong_with_a_url_is_told_by_its_part() {
+        for (url, part) in [
+            ("hunter2", "scheme"),
+            ("mysql://u:hunter2@h/d", "scheme"),
+            ("postgres://u:hunter2@h:hunter2/d", "port"),
+            ("postgres://u:hunter2@h:99999/d", "port"),
+            ("postgres://u:hunter2@h:0/d", "port"),
+            ("postgres://u:hunter2@h/d?port=1&port=2", "ports"),
+            ("postgres://u:hunter2@:5432/d", "host"),
+            ("postgres://u:hunter2@", "host"),
+            ("postgres://u:hunter2@[::1/d", "host"),
+            ("postgres://u:hunter@hunter2@h/d", "%40"),
+            ("postgres://u:hunter2@h/d?sslmode=hunter2", "option sslmode"),
+            ("postgres://u:hunter2@h/d?connect_timeout=soon", "option connect_timeout"),
+            ("postgres://u:hunter2@h/d?hunter2=1", "an option that there is not"),
+            ("postgres://u:hunter2@h/d?hunter2", "no ="),
+            ("postgres://hunter2%ff@h/d", "percent"),
+            ("postgres://u:hunter2@h/%ff", "percent"),
+        ] {
+            let wrong = wrong_part(url).expect(url);
+            assert!(wrong.contains(part) && !wrong.contains("hunter"), "{url}: {wrong}");
+        }
+        for url in [
+            "postgres://u:hunter2@h:5432/d?sslmode=require",
+            "postgresql://h",
+            "postgres://u@[::1]:5432/d",
+            "postgres://u:p@one,two:5433/d?target_session_attrs=read-write",
+            "postgres:///d?host=/run/postgresql",
+        ] {
+            assert_eq!(wrong_part(url), None, "{url}");
+        }
+    }
+
+    /// What the parser takes, so that the list goes with it.
+    #[test]
+    fn the_options_are_those_of_the_parser() {
+        for option in OPTIONS {
+            let wrong = wrong_part(&format!("postgres://h/d?{option}=%00")).unwrap_or_default();
+            assert!(!wrong.contains("an option that there is not"), "{option}: {wrong}");
+        }
+    }
 }

@@ -87,39 +87,59 @@ impl FromText for RedisUrl {
     const IS_SECRET: bool = true;
 
     fn from_text(text: &str) -> Result<Self, String> {
-        read_url(text).ok_or_else(|| FORM.to_owned())
+        read_url(text).map_err(|wrong| format!("{wrong}; {FORM}"))
     }
 }
 
-fn read_url(text: &str) -> Option<RedisUrl> {
-    let (is_tls, rest) = match text.split_once("://")? {
-        ("redis", rest) => (false, rest),
-        ("rediss", rest) => (true, rest),
-        _ => return None,
+/// What is wrong is told by its part and never quoted: where the parts are mistaken for one another, any of them may be the
+/// password.
+fn read_url(text: &str) -> Result<RedisUrl, &'static str> {
+    let (is_tls, rest) = match text.split_once("://") {
+        Some(("redis", rest)) => (false, rest),
+        Some(("rediss", rest)) => (true, rest),
+        _ => return Err("its scheme is neither redis:// nor rediss://"),
     };
     let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let database = if database.is_empty() { 0 } else { database.parse().ok()? };
+    if database.contains('@') {
+        return Err("it has a / before an @; one in a password is written as %2F");
+    }
+    if database.contains('?') {
+        return Err("it has options behind a ?, and there are none");
+    }
+    let database = if database.is_empty() {
+        0
+    } else {
+        database.parse().map_err(|_| "its database, behind the /, is no number from 0 to 255")?
+    };
     let (login, server) = authority.rsplit_once('@').map_or((None, authority), |(login, server)| (Some(login), server));
     let (username, password) = match login {
         None => (None, None),
         Some(login) => {
             let (username, password) = login.split_once(':').unwrap_or((login, ""));
-            (Some(decoded(username)?).filter(|text| !text.is_empty()), Some(decoded(password)?))
+            let username = decoded(username).ok_or("its user has a % that stands for nothing")?;
+            let password = decoded(password).ok_or("its password has a % that stands for nothing; % itself is %25")?;
+            (Some(username).filter(|text| !text.is_empty()), Some(password).filter(|text| !text.is_empty()))
         }
     };
     let (host, port) = match server.strip_prefix('[') {
         Some(rest) => {
-            let (host, port) = rest.split_once(']')?;
-            let _: std::net::Ipv6Addr = host.parse().ok()?;
-            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':')?) })
+            const NO_ADDRESS: &str = "its host in brackets is no IPv6 address";
+            let (host, port) = rest.split_once(']').ok_or(NO_ADDRESS)?;
+            let _: std::net::Ipv6Addr = host.parse().map_err(|_| NO_ADDRESS)?;
+            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').unwrap_or_default()) })
         }
         None => server.split_once(':').map_or((server, None), |(host, port)| (host, Some(port))),
     };
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
-    let port = port.map_or(Some(6379), |port| port.parse().ok().filter(|port| *port != 0))?;
-    let is_sound = !host.is_empty() && host.len() <= 255 && host.bytes().all(is_plain);
-    let password = password.filter(|text| !text.is_empty()).map(Secret::from);
-    is_sound.then(|| RedisUrl { is_tls, username, password, host: host.to_owned(), port, database })
+    if host.is_empty() {
+        return Err("it names no host");
+    }
+    if host.len() > 255 || !host.bytes().all(is_plain) {
+        return Err("its host is no name and no address");
+    }
+    let port = port.map_or(Some(6379), |port| port.parse().ok().filter(|port| *port != 0));
+    let port = port.ok_or("its port is no number from 1 to 65535")?;
+    Ok(RedisUrl { is_tls, username, password: password.map(Secret::from), host: host.to_owned(), port, database })
 }
 
 /// A part of a URL without its percent signs.
@@ -243,6 +263,26 @@ mod tests {
             "redis://::1",
         ] {
             assert_eq!(shown(text), None, "{text}");
+        }
+        for (text, part) in [
+            ("hunter2", "scheme"),
+            ("redis//:hunter2@h", "scheme"),
+            ("redis://:hunter2@h:port", "port"),
+            ("redis://:hunter2@h:99999", "port"),
+            ("redis://:hunter2@[::1]6379", "port"),
+            ("redis://:hunter2@[h]", "host"),
+            ("redis://:hunter2@", "host"),
+            ("redis://:hunter2@h h", "host"),
+            ("redis://:hunter2@h/sessions", "database"),
+            ("redis://:hunter2@h/256", "database"),
+            ("redis://:hunter2@h/0?protocol=3", "options"),
+            ("redis://:hunter2/@h", "%2F"),
+            ("redis://:hunter2%@h", "password"),
+            ("redis://hunter2%zz@h", "user"),
+        ] {
+            let wrong = RedisUrl::from_text(text).expect_err(text);
+            let (wrong, _) = wrong.split_once("; write").expect("then what would be right");
+            assert!(wrong.contains(part) && !wrong.contains("hunter2"), "{text}: {wrong}");
         }
     }
 }

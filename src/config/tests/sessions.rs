@@ -10,8 +10,8 @@ fn servers_of_redis() {
     check(
         "[redis]\nurls = [\"http://h\", \"redis://:hunter2@h:x\", 7]\nmode = \"ring\"\ntimeout = \"0s\"\n",
         &expect![[r#"
-            shardgate.toml:2: redis.urls[0] is ***; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40
-            shardgate.toml:2: redis.urls[1] is ***; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40
+            shardgate.toml:2: redis.urls[0] is ***; its scheme is neither redis:// nor rediss://; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40
+            shardgate.toml:2: redis.urls[1] is ***; its port is no number from 1 to 65535; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40
             shardgate.toml:2: redis.urls[2] is ***; it is text: "redis://host:port", or "rediss://user:password@host:port/database"
             shardgate.toml:3: redis.mode is "ring"; it is one of "single", "sentinel", "cluster"
             shardgate.toml:4: redis.timeout is "0s"; write a duration from "1ms" to "1d", like "250ms", "10s" or "5m""#]],
@@ -45,9 +45,16 @@ fn servers_of_redis() {
     );
     check_with(
         "",
+        &[("SHARDGATE_ACCOUNTS_POSTGRES_URL", "postgres://a:hunter2@h:x/d")],
+        &expect![[
+            r#"environment: SHARDGATE_ACCOUNTS_POSTGRES_URL is ***; its port is no number from 1 to 65535; write "postgres://user:password@host:5432/database?sslmode=require"; escape special characters of a password by percent signs"#
+        ]],
+    );
+    check_with(
+        "",
         &[("SHARDGATE_REDIS_URLS", "redis://a:hunter2@")],
         &expect![[
-            r#"environment: SHARDGATE_REDIS_URLS is ***; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40"#
+            r#"environment: SHARDGATE_REDIS_URLS is ***; it names no host; write "redis://host:6379", or "rediss://user:password@host:6379/0" with TLS and a password; what is special in a password is written as %40"#
         ]],
     );
 }
