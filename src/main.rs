@@ -39,10 +39,13 @@ enum Command {
     },
     /// Run the gateway on port 3000 in front of three sample services, and say what to try.
     Demo,
-    /// Check a configuration and report every mistake in it.
+    /// Check a configuration and report every mistake in it, and in the files of keys and certificates that it names.
     Check {
         /// The configuration file; see `run` for the one that is taken without it.
         file: Option<PathBuf>,
+        /// Do not open the files that it names: they are on another machine, say.
+        #[arg(long)]
+        no_files: bool,
     },
     /// Print the configuration in force, defaults and environment included.
     Config {
@@ -82,9 +85,14 @@ fn main() -> ExitCode {
             Ok(config) => finish(demo::run(config)),
             Err(mistakes) => wrong(&mistakes),
         },
-        Command::Check { file } => with_config(file, |config, watch| {
+        Command::Check { file, no_files } => with_config(file, |config, watch| {
             for warning in &config.warnings {
                 eprintln!("warning: {warning}");
+            }
+            let wrong = if no_files { Vec::new() } else { server::check_files(&config) };
+            if !wrong.is_empty() {
+                eprintln!("{}", wrong.join("\n"));
+                return ExitCode::from(WRONG);
             }
             let source = watch.map_or_else(
                 || "the defaults and the environment".to_owned(),

@@ -36,7 +36,7 @@ impl Fetcher {
         let uri: Uri = url.parse().map_err(|error| format!("{error}"))?;
         let mut roots = RootCertStore::empty();
         if let Some(file) = &issuer.ca_file {
-            add_file(&mut roots, file)?;
+            roots = read_certificates(file).map_err(|wrong| format!("ca_file is {wrong}"))?;
         } else if uri.scheme_str() == Some("https") {
             // What cannot be read of the system's is no reason not to trust the rest.
             roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -93,14 +93,16 @@ impl Fetcher {
     }
 }
 
-fn add_file(roots: &mut RootCertStore, file: &Path) -> Result<(), String> {
-    let wrong = |why: &dyn std::fmt::Display| format!("ca_file is \"{}\": {why}", file.display());
+/// The certificates of a PEM file, or what is wrong with it: `"ca.pem": it has no certificate`.
+pub fn read_certificates(file: &Path) -> Result<RootCertStore, String> {
+    let wrong = |why: &dyn std::fmt::Display| format!("\"{}\": {why}", file.display());
+    let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?;
     for certificate in certificates {
         let certificate = certificate.map_err(|error| wrong(&error))?;
         roots.add(certificate).map_err(|error| wrong(&error))?;
     }
-    if roots.is_empty() { Err(wrong(&"it has no certificate; it is a PEM file")) } else { Ok(()) }
+    if roots.is_empty() { Err(wrong(&"it has no certificate; it is a PEM file")) } else { Ok(roots) }
 }
 
 /// An error and what caused it, in one line.

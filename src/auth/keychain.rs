@@ -1,13 +1,15 @@
 //! The control thread's keys: our own, those of other issuers from files, and those that are fetched, kept fresh. Each
 //! change makes a new [`KeySet`]; sending it to the shards is for whoever holds the [`Keychain`].
 
-use super::fetch::Fetcher;
-use super::jwk::JwkSet;
+use super::fetch::{Fetcher, read_certificates};
+use super::jwk::{JwkSet, SET_BYTES_MAX};
 use super::schedule::Schedule;
 use super::{Issuer, KeySet, OwnKeys};
 use crate::config::{Auth, TokenIssuer};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -124,6 +126,19 @@ impl Keychain {
         (self.auth, self.own, self.sets, self.remotes) = (auth.clone(), own, sets, remotes);
         self.rebuild();
         Ok(())
+    }
+
+    /// Everything that is wrong with the files that [`Keychain::load`] would read. Makes no key, and fetches nothing.
+    pub fn check_files(auth: &Auth, made_in: Option<&Path>) -> Vec<String> {
+        let mut wrong: Vec<String> = OwnKeys::check(auth, made_in).iter().map(ToString::to_string).collect();
+        for (index, issuer) in auth.issuers.iter().enumerate() {
+            let set = issuer.jwks_file.as_ref().map(|file| read_set(index, issuer, file));
+            wrong.extend(set.and_then(Result::err).map(|error| error.to_string()));
+            let certificates = issuer.ca_file.as_ref().map(|file| read_certificates(file));
+            let why = certificates.and_then(Result::err);
+            wrong.extend(why.map(|why| format!("auth.issuers[{index}]: ca_file is {why}")));
+        }
+        wrong
     }
 
     /// What the shards check tokens with now.
@@ -246,17 +261,23 @@ fn read_files(auth: &Auth) -> Result<BTreeMap<String, Arc<JwkSet>>, KeychainErro
     let mut sets = BTreeMap::new();
     for (index, issuer) in auth.issuers.iter().enumerate() {
         let Some(file) = &issuer.jwks_file else { continue };
-        let wrong = |why: &dyn fmt::Display| {
-            KeychainError(format!("auth.issuers[{index}].jwks_file is \"{}\": {why}", file.display()))
-        };
-        let bytes = std::fs::read(file).map_err(|error| wrong(&error))?;
-        let set = JwkSet::parse(&bytes, &issuer.algorithms).map_err(|fault| wrong(&fault))?;
+        let set = read_set(index, issuer, file)?;
         for why in &set.skipped {
             tracing::warn!(issuer = issuer.issuer, file = %file.display(), "a key of the issuer cannot be used: {why}");
         }
         sets.insert(issuer.issuer.clone(), Arc::new(set));
     }
     Ok(sets)
+}
+
+fn read_set(index: usize, issuer: &TokenIssuer, file: &Path) -> Result<JwkSet, KeychainError> {
+    let wrong = |why: &dyn fmt::Display| {
+        KeychainError(format!("auth.issuers[{index}].jwks_file is \"{}\": {why}", file.display()))
+    };
+    let mut bytes = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(SET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+    read.map_err(|error| wrong(&error))?;
+    JwkSet::parse(&bytes, &issuer.algorithms).map_err(|fault| wrong(&fault))
 }
 
 /// A key of one's own making is worth a line: it is to be kept, and backed up, and shared among instances.

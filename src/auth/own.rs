@@ -70,15 +70,19 @@ impl OwnKeys {
             let (key, is_new) = read_or_make(&file).map_err(|why| KeyError(format!("{}: {why}", file.display())))?;
             return Ok(Self { keys: vec![key], made: Some(Made { file, is_new }) });
         }
-        let read = |(index, key): (usize, &TokenKey)| {
-            let place = match &key.file {
-                Some(file) => format!("auth.keys[{index}].file is \"{}\"", file.display()),
-                None => format!("auth.keys[{index}].secret"),
-            };
-            read_key(key).map_err(|why| KeyError(format!("{place}: {why}")))
-        };
-        let keys = auth.keys.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        let keys = auth.keys.iter().enumerate().map(read_configured).collect::<Result<_, _>>()?;
         Ok(Self { keys, made: None })
+    }
+
+    /// Everything that is wrong with the files that [`OwnKeys::load`] would read; makes none.
+    pub(super) fn check(auth: &Auth, data_directory: Option<&Path>) -> Vec<KeyError> {
+        if let Some(file) = data_directory.filter(|_| auth.keys.is_empty()).map(|directory| directory.join(MADE_FILE)) {
+            // One that is not there yet is made at the start.
+            let is_there = fs::symlink_metadata(&file).is_ok();
+            let wrong = is_there.then(|| read_made(&file).err()).flatten();
+            return wrong.map(|why| KeyError(format!("{}: {why}", file.display()))).into_iter().collect();
+        }
+        auth.keys.iter().enumerate().filter_map(|key| read_configured(key).err()).collect()
     }
 
     /// No keys at all, for a gateway that nobody shows a token to.
@@ -90,6 +94,15 @@ impl OwnKeys {
     pub(super) fn signing(&self) -> Option<&OwnKey> {
         self.keys.iter().find(|key| key.signer.is_some())
     }
+}
+
+/// The key of this index, or what is wrong with it.
+fn read_configured((index, key): (usize, &TokenKey)) -> Result<OwnKey, KeyError> {
+    let place = match &key.file {
+        Some(file) => format!("auth.keys[{index}].file is \"{}\"", file.display()),
+        None => format!("auth.keys[{index}].secret"),
+    };
+    read_key(key).map_err(|why| KeyError(format!("{place}: {why}")))
 }
 
 fn read_key(key: &TokenKey) -> Result<OwnKey, String> {
@@ -183,11 +196,15 @@ fn read_or_make(file: &Path) -> Result<(OwnKey, bool), String> {
         })?,
         Err(error) => return Err(format!("the file cannot be read: {error}")),
     };
+    Ok((read_made(file)?, is_new))
+}
+
+fn read_made(file: &Path) -> Result<OwnKey, String> {
     let pem = read_file(file)?;
     let (public, signer) = from_pem(Algorithm::Es256, &pem)?;
     let kid = jwk::thumbprint(Algorithm::Es256, &public).ok_or("it is no key")?;
     let signer = Some(Arc::new(signer.ok_or("it is no private key")?));
-    Ok((OwnKey { kid, algorithm: Algorithm::Es256, public, signer }, is_new))
+    Ok(OwnKey { kid, algorithm: Algorithm::Es256, public, signer })
 }
 
 /// Makes a key and puts it there, whole or not at all; false when another process was faster.

@@ -378,13 +378,17 @@ fn check_given(issuer: &TokenIssuer, fields: &Fields<'_>, report: &mut Report) {
     for permission in issuer.permissions.iter().filter(|permission| !is_permission(permission)) {
         report_permission(permission, fields, report);
     }
-    for (claim, list, is_empty) in [
-        ("claim_role", "roles", issuer.roles.is_empty()),
-        ("claim_permissions", "permissions", issuer.permissions.is_empty()),
+    for (key, list, is_lost) in [
+        ("claim_role", "roles", issuer.roles.is_empty() && issuer.claim_role != "role"),
+        (
+            "claim_permissions",
+            "permissions",
+            issuer.permissions.is_empty() && issuer.claim_permissions != "permissions",
+        ),
     ] {
-        if let Some(node) = fields.node(claim).filter(|_| is_empty) {
-            let warning = format!("{path}.{claim} is given, and {path}.{list} is empty, so that none of them counts");
-            report.warn(&node.place, &warning);
+        if is_lost {
+            let warning = format!("{path}.{key} is given, and {path}.{list} is empty, so that none of them counts");
+            report.warn(&fields.place_of(key), &warning);
         }
     }
     let prefix = issuer.sub_prefix();

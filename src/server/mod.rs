@@ -10,6 +10,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 pub use control::Ended;
+pub use keys::check_files;
 use letter::Letter;
 
 use crate::{

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -69,7 +70,7 @@ fn check_accepts_what_is_right() {
     for (arguments, files) in [
         (&["check"][..], &[][..]),
         (&["check", "a.toml"], &[("a.toml", "[listener]\nport = 8080\n")]),
-        (&["check", "a.toml"], &[("a.toml", EXAMPLE)]),
+        (&["check", "--no-files", "a.toml"], &[("a.toml", EXAMPLE)]),
         (&["check"], &[("shardgate.toml", "")]),
     ] {
         let said = run(arguments, files);
@@ -88,6 +89,53 @@ fn check_tells_every_mistake_with_its_line() {
         let complaint = said.stderr.lines().find(|found| found.contains(&place)).unwrap_or_default();
         assert!(complaint.contains(words), "line {line}: {words}\n{}", said.stderr);
     }
+}
+
+#[test]
+fn check_opens_the_files_that_are_named_and_makes_none() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).expect("written");
+        path.display().to_string()
+    };
+    let loose = file("loose.pem", "32 bytes and more that anybody may read");
+    fs::set_permissions(&loose, fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let (set, certificates) = (file("set.json", "{}"), file("ca.pem", "no certificate"));
+    let config = format!(
+        "[auth]\n[[auth.keys]]\nkid = \"a\"\nalgorithm = \"ES256\"\nfile = \"/nowhere/key.pem\"\n\
+         [[auth.keys]]\nkid = \"b\"\nalgorithm = \"HS256\"\nfile = \"{loose}\"\n\
+         [[auth.issuers]]\nissuer = \"i\"\naudiences = [\"a\"]\njwks_file = \"{set}\"\n\
+         [[auth.issuers]]\nissuer = \"j\"\naudiences = [\"a\"]\njwks_url = \"https://j\"\nca_file = \"{certificates}\"\n\
+         [redis]\nurls = [\"rediss://h\"]\nca_file = \"/nowhere/redis.pem\"\n\
+         [sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n\
+         [accounts]\npostgres_url = \"postgres://h/d\"\npostgres_ca_file = \"/nowhere/postgres.pem\"\n"
+    );
+    let said = run(&["check", "a.toml"], &[("a.toml", &config)]);
+    assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
+    for (key, what) in [
+        ("auth.keys[0].file", "/nowhere/key.pem"),
+        ("auth.keys[1].file", "0600"),
+        ("auth.issuers[0].jwks_file", "set.json"),
+        ("auth.issuers[1]: ca_file", "no certificate"),
+        ("redis.ca_file", "/nowhere/redis.pem"),
+        ("accounts.postgres_ca_file", "/nowhere/postgres.pem"),
+    ] {
+        let complaint = said.stderr.lines().find(|line| line.contains(key)).unwrap_or_default();
+        assert!(complaint.contains(what), "{key}: {}", said.stderr);
+    }
+    assert_eq!(said.stderr.lines().count(), 6, "{}", said.stderr);
+    let said = run(&["check", "--no-files", "a.toml"], &[("a.toml", &config)]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    // The key that is made at the start is not made here, but looked at where it is.
+    let data = directory.path().join("data");
+    let config = format!("[data]\ndir = \"{}\"\n", data.display());
+    let said = run(&["check", "a.toml"], &[("a.toml", &config)]);
+    assert_eq!((said.code, data.exists()), (Some(0), false), "{said:?}");
+    fs::create_dir(&data).expect("made");
+    fs::write(data.join("token-key.pem"), "-----BEGIN PUBLIC KEY-----").expect("written");
+    let said = run(&["check", "a.toml"], &[("a.toml", &config)]);
+    assert!(said.code == Some(2) && said.stderr.contains("token-key.pem"), "{said:?}");
 }
 
 #[test]
@@ -124,7 +172,7 @@ fn the_effective_configuration_is_one_that_means_the_same() {
     for file in ["", EXAMPLE, "[listener]\nport = 8080\n[upstreams.ingestion]\ninstances = [\"10.0.0.1:1\"]\n"] {
         let first = run(&["config", "a.toml"], &[("a.toml", file)]);
         assert_eq!((first.code, first.stderr.as_str()), (Some(0), ""), "{first:?}");
-        let checked = run(&["check", "b.toml"], &[("b.toml", &first.stdout)]);
+        let checked = run(&["check", "--no-files", "b.toml"], &[("b.toml", &first.stdout)]);
         assert_eq!(checked.code, Some(0), "{checked:?}\n{}", first.stdout);
         let second = run(&["config", "b.toml"], &[("b.toml", &first.stdout)]);
         assert_eq!(second.stdout, first.stdout);
