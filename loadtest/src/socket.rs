@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU64;
 use std::time::Duration;
 
-use rustix::event::{Timespec, epoll};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -72,7 +72,18 @@ impl Poller {
         self.events.clear();
         self.next = 0;
         // An interrupted wait is an early one; the callers look at the clock anyway.
-        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), timeout.as_ref());
+        let Some(timeout) = timeout else {
+            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), None);
+            return;
+        };
+        // ppoll waits in nanoseconds and epoll_pwait in milliseconds. epoll_pwait2 would do both, but rustix takes it by a
+        // feature, which a build of the whole workspace would give to the gateway as well.
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&at_once));
+        if self.events.is_empty() && timeout_ns != Some(0) {
+            let _ = poll(&mut [PollFd::new(&self.epoll, PollFlags::IN)], Some(&timeout));
+            let _ = epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut self.events), Some(&at_once));
+        }
     }
 
     /// The next of the ready sockets, each once per wait.
