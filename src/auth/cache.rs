@@ -166,7 +166,6 @@ fn bounded(entries_max: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Origin;
     use proptest::prelude::*;
 
     fn digest(n: u8) -> Digest {
@@ -174,20 +173,7 @@ mod tests {
     }
 
     fn entry(n: u8) -> Entry {
-        let claims = Claims {
-            sub: n.to_string().into(),
-            email: None,
-            role: None,
-            permissions: Box::default(),
-            sid: None,
-            jti: None,
-            iss: "".into(),
-            aud: Box::default(),
-            iat: None,
-            exp: 0,
-            session_began_ms: None,
-            origin: Origin::Own,
-        };
+        let claims = Claims::plain(&n.to_string());
         Entry { claims: Rc::new(claims), key: [0; 16], keys_generation: [0; 16], revocations_generation: 0 }
     }
 

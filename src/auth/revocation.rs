@@ -227,26 +227,12 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Origin;
     use proptest::prelude::*;
 
     const KEPT: Duration = Duration::from_mins(15);
 
     fn claims(sub: &str, sid: Option<&str>, began_ms: Option<u64>, iat: Option<u64>) -> Claims {
-        Claims {
-            sub: sub.into(),
-            email: None,
-            role: None,
-            permissions: Box::default(),
-            sid: sid.map(Into::into),
-            jti: None,
-            iss: "shardgate".into(),
-            aud: Box::default(),
-            iat,
-            exp: u64::MAX,
-            session_began_ms: began_ms,
-            origin: Origin::Own,
-        }
+        Claims { sid: sid.map(Into::into), iat, session_began_ms: began_ms, ..Claims::plain(sub) }
     }
 
     fn entry(kind: Kind, id: &str, at_ms: u64) -> Revocation {

@@ -116,25 +116,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        auth::{Origin, revocation::Kind},
+        auth::revocation::Kind,
         net::{Connections, Slot},
     };
 
     fn claims(sub: &str, sid: Option<&str>, began_ms: u64) -> Rc<Claims> {
-        Rc::new(Claims {
-            sub: sub.into(),
-            email: None,
-            role: None,
-            permissions: Box::default(),
-            sid: sid.map(Into::into),
-            jti: None,
-            iss: "shardgate".into(),
-            aud: Box::default(),
-            iat: None,
-            exp: 0,
-            session_began_ms: Some(began_ms),
-            origin: Origin::Own,
-        })
+        Rc::new(Claims { sid: sid.map(Into::into), session_began_ms: Some(began_ms), ..Claims::plain(sub) })
     }
 
     fn revocation(kind: Kind, id: &str) -> Revocation {
