@@ -1,14 +1,16 @@
 -- Changes one user's sessions, all of them in one record. What it decides is what `rotation.rs` decides; tests hold the
 -- two together. Nothing here revokes: that is written to the log before, by whoever calls.
 --
--- KEYS[1] the record. ARGV[1] what to do, ARGV[2] the time (Unix ms; empty: this server's), ARGV[3] a session's lifetime
--- (ms), then what each of them takes.
+-- KEYS[1] the record. ARGV[1] until when, by this server's clock, anything may be changed (Unix ms; empty: for ever),
+-- ARGV[2] what to do, ARGV[3] the time (Unix ms; empty: this server's), ARGV[4] a session's lifetime (ms), then what each
+-- of them takes.
 
-local what, now, lifetime = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-if not now then
-    local time = redis.call('TIME')
-    now = time[1] * 1000 + math.floor(time[2] / 1000)
+local time = redis.call('TIME')
+local clock = time[1] * 1000 + math.floor(time[2] / 1000)
+if clock > (tonumber(ARGV[1]) or clock) then
+    return redis.error_reply('LATE whoever asked was told that it failed')
 end
+local what, now, lifetime = ARGV[2], tonumber(ARGV[3]) or clock, tonumber(ARGV[4])
 
 local text = redis.call('GET', KEYS[1])
 local record = text and cjson.decode(text) or {}
@@ -50,9 +52,9 @@ end
 
 -- user, sid, user agent, address, sessions at most, not before this time, then ids of sessions that may go for it
 if what == 'create' then
-    record.userId = ARGV[4]
+    record.userId = ARGV[5]
     local may_go = {}
-    for index = 10, #ARGV do
+    for index = 11, #ARGV do
         may_go[ARGV[index]] = true
     end
     local kept = {}
@@ -61,7 +63,7 @@ if what == 'create' then
             table.insert(kept, session)
         end
     end
-    local too_many = #kept + 1 - tonumber(ARGV[8])
+    local too_many = #kept + 1 - tonumber(ARGV[9])
     if too_many > 0 then
         table.sort(kept, function(one, two)
             if one.lastSeen ~= two.lastSeen then
@@ -79,15 +81,15 @@ if what == 'create' then
         return crowded
     end
     live = kept
-    local began = math.max(now, tonumber(ARGV[9]))
+    local began = math.max(now, tonumber(ARGV[10]))
     table.insert(live, {
-        sid = ARGV[5],
+        sid = ARGV[6],
         createdAt = began,
         lastSeen = began,
         generation = 0,
         rotatedAt = began,
-        userAgent = ARGV[6],
-        address = ARGV[7],
+        userAgent = ARGV[7],
+        address = ARGV[8],
     })
     save()
     return { 'begun', string.format('%.0f', began) }
@@ -95,9 +97,9 @@ end
 
 -- sid, generation, grace (ms), user agent, address
 if what == 'refresh' then
-    local generation, grace = tonumber(ARGV[5]), tonumber(ARGV[6])
+    local generation, grace = tonumber(ARGV[6]), tonumber(ARGV[7])
     for _, session in ipairs(live) do
-        if session.sid == ARGV[4] then
+        if session.sid == ARGV[5] then
             local to_next = { 'renewed', string.format('%.0f', session.createdAt), string.format('%.0f', generation + 1) }
             if generation > session.generation then
                 return { 'invalid' }
@@ -106,8 +108,8 @@ if what == 'refresh' then
                 session.generation = generation + 1
                 session.rotatedAt = now
                 session.lastSeen = now
-                session.userAgent = ARGV[7]
-                session.address = ARGV[8]
+                session.userAgent = ARGV[8]
+                session.address = ARGV[9]
                 save()
                 return to_next
             end
@@ -122,12 +124,12 @@ end
 
 -- sid
 if what == 'end' then
-    return { 'ended', tostring(keep(function(session) return session.sid ~= ARGV[4] end)) }
+    return { 'ended', tostring(keep(function(session) return session.sid ~= ARGV[5] end)) }
 end
 
 -- sessions that began until then
 if what == 'end_until' then
-    local til = tonumber(ARGV[4])
+    local til = tonumber(ARGV[5])
     return { 'ended', tostring(keep(function(session) return session.createdAt > til end)) }
 end
 

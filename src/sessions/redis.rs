@@ -61,7 +61,7 @@ impl Store {
             let after = self.known.with(|known| known.user_ended_ms(user)).map_or(0, |at_ms| at_ms + 1).to_string();
             let mut arguments = vec![user, sid, &note.user_agent, &address, &most, &after];
             arguments.extend(may_go.iter().map(String::as_str));
-            let answer = self.change(user, "create", rules, &arguments).await?;
+            let answer = self.change_in_time(user, "create", rules, &arguments).await?;
             match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
                 ["begun", began_ms] => return number(began_ms),
                 ["crowded", ref crowded @ ..] => {
@@ -81,7 +81,7 @@ impl Store {
         let (generation, grace, address) =
             (generation.to_string(), rules.grace_ms.to_string(), note.address.to_string());
         let arguments = [sid, generation.as_str(), &grace, &note.user_agent, &address];
-        let answer = self.change(user, "refresh", rules, &arguments).await?;
+        let answer = self.change_in_time(user, "refresh", rules, &arguments).await?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["renewed", began_ms, generation] => {
                 let (began_ms, generation) = (number(began_ms)?, number(generation)?);
@@ -162,7 +162,7 @@ impl Store {
         let arguments = self.append_arguments(kind, id, at_ms, by, user);
         let arguments = arguments.each_ref().map(String::as_str);
         let id_given: String =
-            self.redis.run(&self.scripts.append, &[LOG], &arguments).await.map_err(|error| told(&error))?;
+            self.redis.run_in_time(&self.scripts.append, &[LOG], &arguments).await.map_err(|error| told(&error))?;
         // What this instance writes it need not wait for to read.
         let at_ms = at_ms.or_else(|| id_given.split_once('-')?.0.parse().ok()).unwrap_or(0);
         self.known.with(|known| known.remember(kind, id, at_ms));
@@ -174,7 +174,9 @@ impl Store {
         let Revocation { kind, id, at_ms, by } = &entry.revocation;
         let user = entry.user.as_deref().unwrap_or_default();
         let arguments = self.append_arguments(*kind, id, Some(*at_ms), by, user);
-        link.run::<String>(&self.scripts.append, &[LOG], &arguments.each_ref().map(String::as_str)).await.map(|_| ())
+        // Whenever it is done, it is what was true.
+        let arguments: Vec<&str> = std::iter::once("").chain(arguments.iter().map(String::as_str)).collect();
+        link.run::<String>(&self.scripts.append, &[LOG], &arguments).await.map(|_| ())
     }
 
     fn append_arguments(&self, kind: Kind, id: &str, at_ms: Option<u64>, by: &str, user: &str) -> [String; 6] {
@@ -199,13 +201,37 @@ impl Store {
         Ok((now_ms, sessions.filter(|session| !session.is_over(now_ms, &rules)).collect()))
     }
 
+    /// Changes a record, or looks at it, whenever Redis comes to it: what has been written to the log is to be done.
     async fn change(&self, user: &str, what: &str, rules: Rules, arguments: &[&str]) -> Result<Vec<String>, Failure> {
-        let now_ms = (self.clock)().map_or_else(String::new, |now_ms| now_ms.to_string());
-        let lifetime_ms = rules.lifetime_ms.to_string();
-        let arguments: Vec<&str> = [what, &now_ms, &lifetime_ms].into_iter().chain(arguments.iter().copied()).collect();
-        let key = format!("session:{user}");
+        let (key, told_first) = (record_of(user), self.told_first(what, rules));
+        let told_first = told_first.iter().map(String::as_str);
+        let arguments: Vec<&str> = std::iter::once("").chain(told_first).chain(arguments.iter().copied()).collect();
         self.redis.run(&self.scripts.record, &[&key], &arguments).await.map_err(|error| told(&error))
     }
+
+    /// Changes a record, unless Redis comes to it when the client has been refused already: it may have asked again.
+    async fn change_in_time(
+        &self,
+        user: &str,
+        what: &str,
+        rules: Rules,
+        arguments: &[&str],
+    ) -> Result<Vec<String>, Failure> {
+        let (key, told_first) = (record_of(user), self.told_first(what, rules));
+        let arguments: Vec<&str> = told_first.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        self.redis.run_in_time(&self.scripts.record, &[&key], &arguments).await.map_err(|error| told(&error))
+    }
+
+    /// What the script is told whatever it is to do.
+    fn told_first(&self, what: &str, rules: Rules) -> [String; 3] {
+        let now_ms = (self.clock)().map_or_else(String::new, |now_ms| now_ms.to_string());
+        [what.to_owned(), now_ms, rules.lifetime_ms.to_string()]
+    }
+}
+
+/// The key of a user's record.
+fn record_of(user: &str) -> String {
+    format!("session:{user}")
 }
 
 /// A user's record, as other services may read it too.

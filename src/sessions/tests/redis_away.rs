@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::server::{ask, until};
 use super::*;
-use crate::bus::redis::{Class, Status};
+use crate::bus::redis::{self as bus, Class, Script, Status};
 use crate::shard::clock;
 
 /// An instance on this server, with the server's own clock.
@@ -95,6 +95,76 @@ fn a_redis_that_hangs_is_away_and_nobody_waits_long() {
         assert_eq!(sessions.list("42").await.expect("it answers").len(), 1);
         hear(&mut follower, |heard| heard.freshness.looked_at() > paused.freshness.looked_at().max(fresh.looked_at()))
             .await;
+    });
+}
+
+#[test]
+fn what_was_refused_while_redis_hung_is_not_done_when_it_goes_on() {
+    run(async {
+        let Some(server) = RedisServer::start() else { return };
+        let redis = connect(&server);
+        let sessions = Sessions { rules: Rules { grace_ms: 0, ..RULES }, ..instance(&redis) };
+        let first = sessions.create("42", &note("")).await.expect("it begins");
+        let before = server.ask(&["GET", "session:42"]);
+        server.pause();
+        // All are on their way before the first is given up.
+        let (note, token) = (note(""), first.refresh_token.reveal());
+        let refused = tokio::join!(
+            sessions.refresh(token, &note),
+            sessions.create("42", &note),
+            sessions.end("42", &first.sid, "42"),
+            sessions.kick("42", "42"),
+        );
+        assert_eq!(refused.0.expect_err("it hangs"), RefreshError::Failed(Failure::Away));
+        assert_eq!(refused.1.expect_err("it hangs"), Failure::Away);
+        assert_eq!((refused.2, refused.3), (Err(Failure::Away), Err(Failure::Away)));
+        // Its sockets are read to their ends before they are closed, so what is in them is done by then, if ever.
+        server.go_on();
+        until(|| {
+            let clients = server.ask(&["CLIENT", "LIST", "TYPE", "normal"]);
+            // Whoever asks, and the new connection.
+            (clients.lines().filter(|line| !line.is_empty()).count() <= 2).then_some(())
+        });
+        until_status(&redis, Status::is_up).await;
+        assert_eq!(server.ask(&["GET", "session:42"]), before, "nothing was changed");
+        assert_eq!(server.ask(&["EXISTS", redis::LOG]), "0", "nothing was revoked");
+        sessions.refresh(token, &note).await.expect("it was never spent");
+    });
+}
+
+#[test]
+fn a_script_that_is_come_to_too_late_changes_nothing() {
+    run(async {
+        let Some(server) = RedisServer::start() else { return };
+        let redis = connect(&server);
+        let sessions = instance(&redis);
+        let first = sessions.create("42", &note("")).await.expect("it begins");
+        let before = server.ask(&["GET", "session:42"]);
+        let time = server.ask(&["TIME"]);
+        let now_ms: u64 = time.lines().next().expect("seconds").parse::<u64>().expect("a number") * 1_000;
+        let record = Script::new(include_str!("../record.lua"));
+        let append = Script::new(include_str!("../append.lua"));
+        let until_ms = |ahead_s: u64| (now_ms - 1_000 + ahead_s * 1_000).to_string();
+        let renew = async |until_ms: &str| {
+            let arguments = [until_ms, "refresh", "", "1000000", &first.sid, "0", "0", "", "127.0.0.1"];
+            redis.run::<Vec<String>>(&record, &["session:42"], &arguments).await
+        };
+        let revoke = async |until_ms: &str| {
+            let arguments = [until_ms, "session", &first.sid, "", "42", "42", "900000"];
+            redis.run::<String>(&append, &[redis::LOG], &arguments).await
+        };
+        assert!(matches!(renew(&until_ms(0)).await, Err(bus::Failure::Late)));
+        assert!(matches!(revoke(&until_ms(0)).await, Err(bus::Failure::Late)));
+        assert_eq!((server.ask(&["GET", "session:42"]), server.ask(&["EXISTS", redis::LOG])), (before, "0".into()));
+        assert!(redis.status().is_up(), "the connection is good");
+        renew(&until_ms(60)).await.expect("in time");
+        revoke(&until_ms(60)).await.expect("in time");
+        // How the server is asked for the time that the limit is told by.
+        let two = Script::new("return { ARGV[1], ARGV[2] }");
+        let [until_ms, argument]: [String; 2] =
+            redis.run_in_time(&two, &["session:42"], &["x"]).await.expect("it answers");
+        let ahead_ms = until_ms.parse::<u64>().expect("a number") - now_ms;
+        assert!(argument == "x" && (500..60_000).contains(&ahead_ms), "{ahead_ms}");
     });
 }
 

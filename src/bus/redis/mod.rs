@@ -6,24 +6,27 @@
 //!
 //! For the bridge: it needs a tokio runtime with I/O and time.
 
+mod link;
+
 use std::fmt;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
-use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
-use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo as _, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind,
-    TlsCertificates, TlsMode, Value,
+    IntoConnectionInfo as _, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
+    Value,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::config::{self, RedisMode};
 use crate::shard::clock;
+use link::Line;
+pub use link::{Link, Script};
 
 /// How often the server is asked whether it is there.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -38,6 +41,9 @@ pub enum Failure {
     /// Redis cannot be reached, or it did not answer in time. A change may have been made.
     #[error("Redis is away: {}", .0.word())]
     Away(Class),
+    /// Redis came to it too late, and changed nothing; see [`Redis::run_in_time`].
+    #[error("Redis came to it too late, and changed nothing")]
+    Late,
     /// Redis answered that it will not do it, or with something else than was expected.
     #[error("Redis refused a command")]
     Refused(#[source] RedisError),
@@ -49,6 +55,9 @@ impl Failure {
         matches!(self, Self::Away(_))
     }
 }
+
+/// Tells the server's time, on the server that has the key.
+const CLOCK: &str = "return redis.call('TIME')";
 
 /// Why Redis is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -288,116 +297,11 @@ fn connection_info(url: &config::RedisUrl) -> RedisResult<ConnectionInfo> {
     Ok(address(url).into_connection_info()?.set_redis_settings(login))
 }
 
-/// A script that runs in Redis, as one step that nothing comes between.
-#[derive(Clone, Debug)]
-pub struct Script {
-    code: &'static str,
-    hash: String,
-}
-
-impl Script {
-    /// A script in Lua.
-    pub fn new(code: &'static str) -> Self {
-        Self { code, hash: redis::Script::new(code).get_hash().to_owned() }
-    }
-}
-
-/// A connection. Clones share it; what they ask is sent in one pipeline.
-#[derive(Clone)]
-pub struct Link {
-    line: Line,
-    answer_timeout: Duration,
-}
-
-#[derive(Clone)]
-enum Line {
-    One(MultiplexedConnection),
-    Cluster(ClusterConnection),
-}
-
-impl fmt::Debug for Link {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Link").finish_non_exhaustive()
-    }
-}
-
-impl ConnectionLike for Link {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        match &mut self.line {
-            Line::One(line) => line.req_packed_command(cmd),
-            Line::Cluster(line) => line.req_packed_command(cmd),
-        }
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        cmd: &'a redis::Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        match &mut self.line {
-            Line::One(line) => line.req_packed_commands(cmd, offset, count),
-            Line::Cluster(line) => line.req_packed_commands(cmd, offset, count),
-        }
-    }
-
-    fn get_db(&self) -> i64 {
-        match &self.line {
-            Line::One(line) => line.get_db(),
-            Line::Cluster(line) => line.get_db(),
-        }
-    }
-}
-
-impl Link {
-    /// Asks, and waits for the answer as long as may be.
-    pub async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, Failure> {
-        // Beyond the connection's own bound: a cluster tries more than once.
-        let bound = self.answer_timeout + Duration::from_millis(100);
-        told(timeout(bound, command.query_async(self)).await)
-    }
-
-    /// Runs a script, which is sent whole only where the server does not know it yet.
-    ///
-    /// In a cluster all keys are in one slot, which is where it runs.
-    pub async fn run<T: FromRedisValue>(
-        &mut self,
-        script: &Script,
-        keys: &[&str],
-        arguments: &[&str],
-    ) -> Result<T, Failure> {
-        let call = |how: &str, what: &str| {
-            let mut command = redis::cmd(how);
-            command.arg(what).arg(keys.len()).arg(keys).arg(arguments);
-            command
-        };
-        match self.ask(&call("EVALSHA", &script.hash)).await {
-            Err(Failure::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
-                self.ask(&call("EVAL", script.code)).await
-            }
-            other => other,
-        }
-    }
-}
-
-fn told<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, Failure> {
-    match answer {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => match Class::of(&error) {
-            Some(class) => {
-                tracing::debug!(%error, "a command to Redis failed");
-                Err(Failure::Away(class))
-            }
-            None => Err(Failure::Refused(error)),
-        },
-        Err(_) => Err(Failure::Away(Class::Timeout)),
-    }
-}
-
 /// A connection that is kept up. Clones share it. When the last is gone, so is the task that keeps it up.
 #[derive(Clone)]
 pub struct Redis {
     address: Address,
+    clock: Rc<Script>,
     state: watch::Receiver<State>,
     /// The numbers of connections that failed.
     failed: mpsc::UnboundedSender<(u64, Class)>,
@@ -424,7 +328,7 @@ impl Redis {
         let (tell, state) = watch::channel(state);
         let (failed, failures) = mpsc::unbounded_channel();
         tokio::spawn(keep_up(address.clone(), tell, failures));
-        Self { address, state, failed }
+        Self { address, clock: Rc::new(Script::new(CLOCK)), state, failed }
     }
 
     /// Asks, and waits for the answer as long as is configured; less long while Redis is known to be away.
@@ -444,6 +348,26 @@ impl Redis {
     ) -> Result<T, Failure> {
         let (number, mut link) = self.link().await?;
         self.watched(number, link.run(script, keys, arguments).await)
+    }
+
+    /// Runs a script that changes nothing once whoever asked has been told that Redis is away: what a server that hangs
+    /// finds in its sockets when it goes on was given up long before, and may have been asked for again.
+    ///
+    /// The script gets one more argument, before the others: until when it may change anything, in Unix milliseconds by
+    /// the clock of the server that has the first key; after that it answers with an error that begins with `LATE`. The
+    /// server is asked for its time first, each time: one more round trip, and no clock that was compared long ago, with
+    /// another server, before somebody set it. A server that stood still together with its clock (a frozen machine)
+    /// comes to it in time by its own clock, and so does one whose clock was set back between the two questions.
+    ///
+    /// A change may still have been made if the failure is [`Failure::Away`]: the answer may have been lost.
+    pub async fn run_in_time<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> Result<T, Failure> {
+        let (number, mut link) = self.link().await?;
+        self.watched(number, link.run_in_time(&self.clock, script, keys, arguments).await)
     }
 
     /// How it is.
@@ -524,7 +448,7 @@ async fn keep_up(address: Address, tell: watch::Sender<State>, mut failures: mps
 async fn connect(address: &Address) -> Result<Link, Class> {
     let class = |failure| match failure {
         Failure::Away(class) => class,
-        Failure::Refused(_) => Class::NotReady,
+        Failure::Refused(_) | Failure::Late => Class::NotReady,
     };
     let mut link = address.connect(Duration::ZERO).await.map_err(class)?;
     ping(&mut link).await.map_err(class)?;
@@ -557,7 +481,7 @@ async fn probe(
         match ping(&mut link).await {
             Err(Failure::Away(class)) => return class,
             // Whatever it says, it is there.
-            Ok(()) | Err(Failure::Refused(_)) => {}
+            Ok(()) | Err(Failure::Refused(_) | Failure::Late) => {}
         }
         tell.send_modify(|state| state.status = Status::now(None, clock::now().since(began)));
     }
