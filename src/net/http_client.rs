@@ -15,7 +15,7 @@ use super::{
 use crate::{
     proto::{
         head::{Method, ResponseHead},
-        http1::{BodyError, HeadLimits, ResponseError, ResponseScanner, parse_response},
+        http1::{BodyError, HeadLimits, ResponseError, ResponseScanner, WholeResponse, parse_response},
     },
     shard::{Instant, TcpStream, buffers},
 };
@@ -98,9 +98,14 @@ impl ClientConnection {
     /// Reads until the head of the final answer is complete, or that of a 101. Other interim answers are passed over.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, method: Method) -> Poll<Result<ResponseHead, ClientError>> {
         loop {
-            let scanned = self.scanner.scan(self.reader.bytes(), &ANSWER_LIMITS).map_err(ClientError::Head)?;
-            if let Some(head_bytes) = scanned {
-                let head = self.take_head(head_bytes, method)?;
+            let head = match self.take_whole_head(method) {
+                Some(head) => Some(head),
+                None => match self.scanner.scan(self.reader.bytes(), &ANSWER_LIMITS).map_err(ClientError::Head)? {
+                    Some(head_bytes) => Some(self.take_head(head_bytes, method)?),
+                    None => None,
+                },
+            };
+            if let Some(head) = head {
                 if head.status >= 200 || head.status == 101 {
                     return Poll::Ready(Ok(head));
                 }
@@ -117,6 +122,22 @@ impl ClientConnection {
                 Err(error) => return Poll::Ready(Err(ClientError::Broken(Some(error)))),
             }
         }
+    }
+
+    /// A head that came in one piece, as most do.
+    fn take_whole_head(&mut self, method: Method) -> Option<ResponseHead> {
+        if !self.scanner.is_new() || self.reader.bytes().is_empty() {
+            return None;
+        }
+        let mut fields = buffers::take_fields();
+        let Some(whole) = WholeResponse::read(self.reader.bytes(), &mut fields, method, &ANSWER_LIMITS) else {
+            buffers::give_fields(fields);
+            return None;
+        };
+        let bytes = self.reader.split_head(whole.head_len());
+        let head = whole.into_head(bytes, fields);
+        self.reader.begin_body(head.framing);
+        Some(head)
     }
 
     fn take_head(&mut self, head_bytes: usize, method: Method) -> Result<ResponseHead, ClientError> {

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     proto::{
         head::{Framing, RequestHead},
-        http1::{BodyError, HeadLimits, HeadScanner, RequestError, parse_request},
+        http1::{BodyError, HeadLimits, HeadScanner, RequestError, WholeRequest, parse_request},
     },
     shard::{Deadline, Instant, buffers, clock},
 };
@@ -156,6 +156,12 @@ impl Inbound {
         limits: &HttpLimits,
     ) -> Poll<Result<RequestHead, NoRequest>> {
         loop {
+            if self.scanner.is_new()
+                && self.has_bytes()
+                && let Some(head) = self.take_whole_head(limits)
+            {
+                return Poll::Ready(Ok(head));
+            }
             if let Some(head_bytes) =
                 self.scanner.scan(self.reader.bytes(), &limits.head).map_err(NoRequest::Refused)?
             {
@@ -169,16 +175,33 @@ impl Inbound {
         }
     }
 
+    /// A head that came in one piece, as most do.
+    fn take_whole_head(&mut self, limits: &HttpLimits) -> Option<RequestHead> {
+        let mut fields = buffers::take_fields();
+        let Some(whole) = WholeRequest::read(self.reader.bytes(), &mut fields, &limits.head) else {
+            buffers::give_fields(fields);
+            return None;
+        };
+        let bytes = self.reader.split_head(whole.head_len());
+        let head = whole.into_head(bytes, fields);
+        self.begin_body(&head, limits);
+        Some(head)
+    }
+
+    fn begin_body(&mut self, head: &RequestHead, limits: &HttpLimits) {
+        self.reader.begin_body(head.framing);
+        self.framing = head.framing;
+        self.body_bytes = 0;
+        self.body_bytes_max = limits.body_bytes_max;
+        self.interim = if head.expect_continue && !self.has_bytes() { CONTINUE } else { &[] };
+    }
+
     fn take_head(&mut self, head_bytes: usize, limits: &HttpLimits) -> Result<RequestHead, NoRequest> {
         self.scanner = HeadScanner::new();
         let bytes = self.reader.split_head(head_bytes);
         match parse_request(bytes, head_bytes, buffers::take_fields(), &limits.head) {
             Ok(head) => {
-                self.reader.begin_body(head.framing);
-                self.framing = head.framing;
-                self.body_bytes = 0;
-                self.body_bytes_max = limits.body_bytes_max;
-                self.interim = if head.expect_continue && !self.has_bytes() { CONTINUE } else { &[] };
+                self.begin_body(&head, limits);
                 Ok(head)
             }
             Err((error, bytes, fields)) => {

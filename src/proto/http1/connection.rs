@@ -20,6 +20,9 @@ pub fn connection_names<'h>(bytes: &'h [u8], fields: &'h [Field]) -> impl Iterat
 ///
 /// `Connection` itself stays, for whoever still wants to read it.
 pub fn remove_connection_named(bytes: &[u8], fields: &mut Vec<Field>) {
+    if !fields.iter().any(|field| field.known == Known::Connection) {
+        return;
+    }
     let mut names: [&[u8]; CONNECTION_OPTIONS_MAX] = [&[]; CONNECTION_OPTIONS_MAX];
     let mut filled = 0_usize;
     let values = fields.iter().filter(|field| field.known == Known::Connection).map(|field: &Field| field.value);

@@ -9,7 +9,8 @@ use std::num::NonZeroUsize;
 
 use super::{
     BodyDecoder, BodyError, CHUNK_END, ConnectionToken, Decoded, HeadLimits, HeadScanner, ResponseScanner,
-    encode_chunk_header, encode_last_chunk, encode_request, encode_response, parse_request, parse_response,
+    WholeRequest, WholeResponse, encode_chunk_header, encode_last_chunk, encode_request, encode_response,
+    parse_request, parse_response,
 };
 use crate::proto::head::{Field, Framing, Known, Method, RequestHead, ResponseHead, Span, Version};
 
@@ -57,6 +58,8 @@ pub(super) enum Event {
 pub(super) trait Side {
     type Scanner: Default;
     fn scan(&self, scanner: &mut Self::Scanner, bytes: &[u8]) -> Result<Option<usize>, String>;
+    /// What was understood at the first look, and how many bytes were the head.
+    fn at_once(&self, bytes: &[u8]) -> Option<(usize, String)>;
     /// Parses, checks, and says what was understood and how the body is framed; `None` when no HTTP follows.
     fn parse(&self, bytes: Vec<u8>) -> Result<(String, Option<Framing>), String>;
     /// The status that a mistake in a body makes.
@@ -115,6 +118,10 @@ fn step<S: Side>(buffer: &mut Vec<u8>, stage: &mut Stage<S::Scanner>, side: &S, 
             false
         }
         Stage::Head(scanner) => {
+            if let Some((len, told)) = side.at_once(buffer) {
+                assert_eq!(Ok(Some(len)), side.scan(&mut S::Scanner::default(), buffer), "the same head");
+                assert_eq!(Ok(told), side.parse(buffer[..len].to_vec()).map(|(told, _)| told), "and the same in it");
+            }
             let parsed = match side.scan(scanner, buffer) {
                 Ok(None) => {
                     assert!(buffer.len() < LIMITS.head_bytes_max, "waits beyond the bound");
@@ -230,6 +237,13 @@ impl Side for Requests {
         scanner.scan(bytes, &LIMITS).map_err(|error| named(error.status(), &error))
     }
 
+    fn at_once(&self, bytes: &[u8]) -> Option<(usize, String)> {
+        let mut fields = Vec::new();
+        let whole = WholeRequest::read(bytes, &mut fields, &LIMITS)?;
+        let len = whole.head_len();
+        Some((len, tell_request(&whole.into_head(bytes[..len].to_vec(), fields), true)))
+    }
+
     fn parse(&self, bytes: Vec<u8>) -> Result<(String, Option<Framing>), String> {
         let head_len = bytes.len();
         let head =
@@ -260,6 +274,13 @@ impl Side for Responses {
 
     fn scan(&self, scanner: &mut ResponseScanner, bytes: &[u8]) -> Result<Option<usize>, String> {
         scanner.scan(bytes, &LIMITS).map_err(|error| named(502, &error))
+    }
+
+    fn at_once(&self, bytes: &[u8]) -> Option<(usize, String)> {
+        let mut fields = Vec::new();
+        let whole = WholeResponse::read(bytes, &mut fields, self.0, &LIMITS)?;
+        let len = whole.head_len();
+        Some((len, tell_response(&whole.into_head(bytes[..len].to_vec(), fields), true)))
     }
 
     fn parse(&self, bytes: Vec<u8>) -> Result<(String, Option<Framing>), String> {

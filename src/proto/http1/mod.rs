@@ -34,6 +34,6 @@ pub use error::{BodyError, HeadError, RequestError, ResponseError};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_request, fuzz_response};
 pub use known::known;
-pub use request::parse_request;
-pub use response::parse_response;
+pub use request::{WholeRequest, parse_request};
+pub use response::{WholeResponse, parse_response};
 pub use scan::{HeadLimits, HeadScanner, ResponseScanner};

@@ -3,7 +3,7 @@
 use super::bytes::{TOKEN, all};
 use super::error::{HeadError, RequestError};
 use super::fields::{Expectation, FIELDS_MAX, Protocol, Survey, first_mistake, require_line_end, room, span_in};
-use super::scan::HeadLimits;
+use super::scan::{HeadLimits, METHOD_BYTES_MAX};
 use super::target::{Target, has_legal_bytes, is_host};
 use crate::proto::head::{Field, Framing, Method, RequestHead, Span, TargetForm, Version};
 
@@ -18,23 +18,8 @@ pub fn parse_request(
     limits: &HeadLimits,
 ) -> Result<RequestHead, (RequestError, Vec<u8>, Vec<Field>)> {
     fields.clear();
-    match read(bytes.get(..head_len).unwrap_or_default(), &mut fields, limits) {
-        Ok(parts) => Ok(RequestHead {
-            bytes,
-            fields,
-            method: parts.method,
-            method_text: parts.method_text,
-            target: parts.target_text,
-            form: parts.target.form,
-            path: parts.target.path,
-            query: parts.target.query,
-            authority: parts.authority,
-            version: parts.version,
-            framing: parts.framing,
-            keep_alive: parts.keep_alive,
-            expect_continue: parts.expect_continue,
-            upgrade: parts.upgrade,
-        }),
+    match read(bytes.get(..head_len).unwrap_or_default(), &mut fields, limits, Extent::All) {
+        Ok(parts) => Ok(parts.into_head(bytes, fields)),
         Err(error) => {
             fields.clear();
             Err((error, bytes, fields))
@@ -42,8 +27,52 @@ pub fn parse_request(
     }
 }
 
+/// A request's head that was whole, and in order, when its bytes were looked at first.
+pub struct WholeRequest(Parts);
+
+impl WholeRequest {
+    /// Reads the head that `bytes` begin with, whatever follows it, if there is nothing to wait for and nothing wrong
+    /// with it: most heads come in one piece, and are looked at only once so. `None` says nothing about the bytes; the
+    /// scanner and [`parse_request`] do.
+    ///
+    /// `fields` are the head's if there is one, else empty.
+    pub fn read(bytes: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits) -> Option<Self> {
+        fields.clear();
+        let window = bytes.get(..limits.head_bytes_max).unwrap_or(bytes);
+        let in_order = |parts: &Parts| {
+            // What only the scanner refuses.
+            parts.method_text.start == 0 && parts.method_text.end as usize <= METHOD_BYTES_MAX
+        };
+        let parts = read(window, fields, limits, Extent::Start).ok().filter(in_order);
+        if parts.is_none() {
+            fields.clear();
+        }
+        parts.map(Self)
+    }
+
+    /// Its length, through its empty line.
+    pub const fn head_len(&self) -> usize {
+        self.0.head_len
+    }
+
+    /// The head, of the same bytes and fields; of the bytes as many as it has.
+    pub fn into_head(self, bytes: Vec<u8>, fields: Vec<Field>) -> RequestHead {
+        self.0.into_head(bytes, fields)
+    }
+}
+
+/// What the bytes are that a head is read from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// The head.
+    All,
+    /// The head and what follows it. Refusals are not worth a name then.
+    Start,
+}
+
 /// A head without what it points into.
 struct Parts {
+    head_len: usize,
     method: Method,
     method_text: Span,
     target_text: Span,
@@ -56,19 +85,42 @@ struct Parts {
     upgrade: bool,
 }
 
+impl Parts {
+    #[inline]
+    fn into_head(self, bytes: Vec<u8>, fields: Vec<Field>) -> RequestHead {
+        RequestHead {
+            bytes,
+            fields,
+            method: self.method,
+            method_text: self.method_text,
+            target: self.target_text,
+            form: self.target.form,
+            path: self.target.path,
+            query: self.target.query,
+            authority: self.authority,
+            version: self.version,
+            framing: self.framing,
+            keep_alive: self.keep_alive,
+            expect_continue: self.expect_continue,
+            upgrade: self.upgrade,
+        }
+    }
+}
+
 #[inline]
-fn read(head: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits) -> Result<Parts, RequestError> {
-    if head.len() > limits.head_bytes_max || u32::try_from(head.len()).is_err() {
+fn read(bytes: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits, extent: Extent) -> Result<Parts, RequestError> {
+    if bytes.len() > limits.head_bytes_max || u32::try_from(bytes.len()).is_err() {
         return Err(HeadError::TooLarge.into());
     }
     let mut room = room();
     let room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let mut request = httparse::Request::new(&mut []);
-    match request.parse_with_uninit_headers(head, room) {
-        Ok(httparse::Status::Complete(end)) if end == head.len() && head.ends_with(b"\r\n\r\n") => {}
-        Ok(_) => return Err(mistake(head, None)),
-        Err(error) => return Err(mistake(head, Some(error))),
-    }
+    let head = match request.parse_with_uninit_headers(bytes, room) {
+        Ok(httparse::Status::Complete(end)) if let Some(head) = whole(bytes, end, extent) => head,
+        _ if extent == Extent::Start => return Err(RequestError::BadRequestLine),
+        Ok(_) => return Err(mistake(bytes, None)),
+        Err(error) => return Err(mistake(bytes, Some(error))),
+    };
     let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
         return Err(RequestError::BadRequestLine);
     };
@@ -97,6 +149,7 @@ fn read(head: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits) -> Result<Par
     };
     let upgrade = version == Version::Http11 && survey.upgrade && survey.protocol == Protocol::Named;
     Ok(Parts {
+        head_len: head.len(),
         method,
         method_text,
         target_text,
@@ -108,6 +161,13 @@ fn read(head: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits) -> Result<Par
         expect_continue,
         upgrade,
     })
+}
+
+/// The head that ends there, if it is all that it should be and ends in an empty line.
+#[inline]
+pub(super) fn whole(bytes: &[u8], end: usize, extent: Extent) -> Option<&[u8]> {
+    let head = bytes.get(..end)?;
+    (head.ends_with(b"\r\n\r\n") && (extent == Extent::Start || end == bytes.len())).then_some(head)
 }
 
 /// Space and `HTTP/1.x` after the target.

@@ -6,6 +6,7 @@ use super::bytes::{VALUE, all};
 use super::connection::elements;
 use super::error::{HeadError, ResponseError};
 use super::fields::{FIELDS_MAX, Survey, first_mistake, require_line_end, room, span_in};
+use super::request::{Extent, whole};
 use super::scan::HeadLimits;
 use crate::proto::head::{Field, Framing, Method, ResponseHead, Span, Version};
 
@@ -21,17 +22,8 @@ pub fn parse_response(
     limits: &HeadLimits,
 ) -> Result<ResponseHead, (ResponseError, Vec<u8>, Vec<Field>)> {
     fields.clear();
-    match read(bytes.get(..head_len).unwrap_or_default(), &mut fields, request_method, limits) {
-        Ok(parts) => Ok(ResponseHead {
-            bytes,
-            fields,
-            status: parts.status,
-            reason: parts.reason,
-            version: parts.version,
-            framing: parts.framing,
-            keep_alive: parts.keep_alive,
-            keep_alive_timeout_s: parts.keep_alive_timeout_s,
-        }),
+    match read(bytes.get(..head_len).unwrap_or_default(), &mut fields, request_method, limits, Extent::All) {
+        Ok(parts) => Ok(parts.into_head(bytes, fields)),
         Err(error) => {
             fields.clear();
             Err((error, bytes, fields))
@@ -39,8 +31,38 @@ pub fn parse_response(
     }
 }
 
+/// An answer's head that was whole, and in order, when its bytes were looked at first; see
+/// [`WholeRequest`](super::WholeRequest).
+pub struct WholeResponse(Parts);
+
+impl WholeResponse {
+    /// Reads the head that `bytes` begin with, if there is nothing to wait for and nothing wrong with it.
+    ///
+    /// `fields` are the head's if there is one, else empty.
+    pub fn read(bytes: &[u8], fields: &mut Vec<Field>, request_method: Method, limits: &HeadLimits) -> Option<Self> {
+        fields.clear();
+        let window = bytes.get(..limits.head_bytes_max).unwrap_or(bytes);
+        let parts = read(window, fields, request_method, limits, Extent::Start).ok();
+        if parts.is_none() {
+            fields.clear();
+        }
+        parts.map(Self)
+    }
+
+    /// Its length, through its empty line.
+    pub const fn head_len(&self) -> usize {
+        self.0.head_len
+    }
+
+    /// The head, of the same bytes and fields; of the bytes as many as it has.
+    pub fn into_head(self, bytes: Vec<u8>, fields: Vec<Field>) -> ResponseHead {
+        self.0.into_head(bytes, fields)
+    }
+}
+
 /// A head without what it points into.
 struct Parts {
+    head_len: usize,
     status: u16,
     reason: Span,
     version: Version,
@@ -49,28 +71,46 @@ struct Parts {
     keep_alive_timeout_s: Option<u32>,
 }
 
+impl Parts {
+    #[inline]
+    fn into_head(self, bytes: Vec<u8>, fields: Vec<Field>) -> ResponseHead {
+        ResponseHead {
+            bytes,
+            fields,
+            status: self.status,
+            reason: self.reason,
+            version: self.version,
+            framing: self.framing,
+            keep_alive: self.keep_alive,
+            keep_alive_timeout_s: self.keep_alive_timeout_s,
+        }
+    }
+}
+
 /// `HTTP/1.1 200`, after which a space and the reason may follow.
 const STATUS_BYTES: usize = 12;
 
 #[inline]
 fn read(
-    head: &[u8],
+    bytes: &[u8],
     fields: &mut Vec<Field>,
     request_method: Method,
     limits: &HeadLimits,
+    extent: Extent,
 ) -> Result<Parts, ResponseError> {
-    if head.len() > limits.head_bytes_max || u32::try_from(head.len()).is_err() {
+    if bytes.len() > limits.head_bytes_max || u32::try_from(bytes.len()).is_err() {
         return Err(HeadError::TooLarge.into());
     }
     let mut room = room();
     let room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let mut response = httparse::Response::new(&mut []);
     let parser = httparse::ParserConfig::default();
-    match parser.parse_response_with_uninit_headers(&mut response, head, room) {
-        Ok(httparse::Status::Complete(end)) if end == head.len() && head.ends_with(b"\r\n\r\n") => {}
-        Ok(_) => return Err(mistake(head, None)),
-        Err(error) => return Err(mistake(head, Some(error))),
-    }
+    let head = match parser.parse_response_with_uninit_headers(&mut response, bytes, room) {
+        Ok(httparse::Status::Complete(end)) if let Some(head) = whole(bytes, end, extent) => head,
+        _ if extent == Extent::Start => return Err(ResponseError::BadStatusLine),
+        Ok(_) => return Err(mistake(bytes, None)),
+        Err(error) => return Err(mistake(bytes, Some(error))),
+    };
     let (Some(version), Some(status)) = (response.version, response.code) else {
         return Err(ResponseError::BadStatusLine);
     };
@@ -93,6 +133,7 @@ fn read(
     // A 204 that announces a body may well send one, which would be taken for the next answer.
     let is_clean = status != 204 || !matches!(announced, Some(Framing::Length(1..) | Framing::Chunked));
     Ok(Parts {
+        head_len: head.len(),
         status,
         reason,
         version,

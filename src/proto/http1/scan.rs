@@ -10,7 +10,7 @@ use super::bytes::{TOKEN, is};
 use super::error::{HeadError, RequestError, ResponseError};
 
 /// Longest method that is looked at; the longest registered one (`UPDATEREDIRECTREF`) has 17 characters.
-const METHOD_BYTES_MAX: usize = 32;
+pub(super) const METHOD_BYTES_MAX: usize = 32;
 
 /// Empty lines before a request, which RFC 9112 §2.2 asks to ignore: some clients send one after a body.
 const LEADING_LINES_MAX: usize = 2;
@@ -57,6 +57,11 @@ impl HeadScanner {
     /// At the start of a request.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether it has looked at nothing yet.
+    pub const fn is_new(&self) -> bool {
+        self.lines.at == 0 && matches!(self.stage, Stage::Before)
     }
 
     /// The length of the head that `bytes` begin with, through its empty line; `None` while it is incomplete.
@@ -154,6 +159,11 @@ impl ResponseScanner {
     /// At the start of an answer, interim ones included.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether it has looked at nothing yet.
+    pub const fn is_new(&self) -> bool {
+        self.lines.at == 0
     }
 
     /// The length of the head that `bytes` begin with, through its empty line; `None` while it is incomplete.
