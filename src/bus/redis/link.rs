@@ -107,7 +107,7 @@ impl Link {
         }
     }
 
-    /// Runs a script that gets as its first argument until when it may change anything; see [`Redis::run_in_time`].
+    /// Runs a script that gets as its first argument until when it may change anything; see `Redis::run_in_time`.
     pub async fn run_in_time<T: FromRedisValue>(
         &mut self,
         clock: &Script,
