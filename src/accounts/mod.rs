@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use zeroize::Zeroizing;
 
 use crate::auth::rbac::Roles;
-use crate::auth::{Grant, Issuer};
+use crate::auth::{Grant, IssueError, Issuer};
 use crate::exchange::{ClientNote, Code};
 use crate::sessions::{self, RefreshError, RefreshToken};
 use crate::shard::offload::{Offload, Refused};
@@ -44,6 +44,9 @@ const BY: &str = "accounts";
 
 /// When an address that has its share of the queue may come again: much of it has been served by then.
 const SHARE_RETRY: Duration = Duration::from_secs(1);
+
+/// As long as the ids of sessions are.
+const SESSION_SAMPLE: &str = "s_0123456789abcdefghijkl";
 
 /// The accounts. One per process, on the bridge.
 #[derive(Debug)]
@@ -185,6 +188,8 @@ impl Accounts {
             // The next log-in tries again.
             let _ = self.kept.users.change(&user.id, Change::Rehash { old, new }).await;
         }
+        // First whether there can be a token, so that no session begins that nobody can use and others go for.
+        self.check_grant(user)?;
         let begun = self.kept.sessions.create(&user.id, note).await?;
         // Whoever locks a user out ends the sessions that there are by then. So one that began meanwhile is ended here.
         let now = self.kept.users.by_id(&user.id).await?;
@@ -194,7 +199,12 @@ impl Accounts {
             self.kept.sessions.end(&user.id, &begun.sid, BY).await?;
             return Err(Refusal::new(Code::InvalidCredentials));
         };
-        self.tokens(&user, &begun.sid, begun.began_ms, &begun.refresh_token)
+        let told = self.tokens(&user, &begun.sid, begun.began_ms, &begun.refresh_token);
+        if told.is_err() {
+            // The user was changed meanwhile, or the keys were.
+            self.kept.sessions.end(&user.id, &begun.sid, BY).await?;
+        }
+        told
     }
 
     async fn refresh(&self, token: &str, note: &ClientNote) -> Result<Outcome, Refusal> {
@@ -202,9 +212,11 @@ impl Accounts {
         let id = self.kept.sessions.user_of(token).ok_or(Refusal::new(Code::RefreshInvalid))?;
         let Some(user) = self.kept.users.by_id(&id).await?.filter(|user| !user.is_disabled) else {
             // Removed or locked out by other means than ours.
-            self.kept.sessions.end_all(&id, BY).await?;
+            self.kept.sessions.end_left(&id, BY).await?;
             return Err(Refusal::new(Code::RefreshInvalid));
         };
+        // While there can be no access token, no refresh token is spent for it.
+        self.check_grant(&user)?;
         let renewed = self.kept.sessions.refresh(token, note).await?;
         self.tokens(&user, &renewed.sid, renewed.began_ms, &renewed.refresh_token)
     }
@@ -216,6 +228,22 @@ impl Accounts {
         session_began_ms: u64,
         refresh_token: &RefreshToken,
     ) -> Result<Outcome, Refusal> {
+        let issued = self.granted(user, sid, session_began_ms, Issuer::issue)?;
+        Ok(answer::tokens(&issued, refresh_token))
+    }
+
+    /// Whether the user can have an access token now.
+    fn check_grant(&self, user: &User) -> Result<(), Refusal> {
+        self.granted(user, SESSION_SAMPLE, 0, Issuer::check)
+    }
+
+    fn granted<T>(
+        &self,
+        user: &User,
+        sid: &str,
+        session_began_ms: u64,
+        how: impl FnOnce(&Issuer, &Grant<'_>, Duration) -> Result<T, IssueError>,
+    ) -> Result<T, Refusal> {
         let Terms { issuer, roles } = self.terms.with(|terms| terms.clone());
         let Some(issuer) = issuer else { return Err(Refusal::new(Code::DependencyUnavailable)) };
         let mut permissions = user.permissions.clone();
@@ -224,13 +252,10 @@ impl Accounts {
         permissions.dedup();
         let (sub, email, role) = (&user.id, &user.email, &user.role);
         let grant = Grant { sub, email, role, permissions: &permissions, sid, session_began_ms };
-        match issuer.issue(&grant, clock::unix_now()) {
-            Ok(issued) => Ok(answer::tokens(&issued, refresh_token)),
-            Err(error) => {
-                tracing::error!(user = %user.id, %error, "this user gets no access token; look at its row in the table users");
-                Err(Refusal::new(Code::DependencyUnavailable))
-            }
-        }
+        how(&issuer, &grant, clock::unix_now()).map_err(|error| {
+            tracing::error!(user = %user.id, %error, "this user gets no access token; look at its row in the table users");
+            Refusal::new(Code::DependencyUnavailable)
+        })
     }
 
     /// Waits while as many log-ins of the key are under way as there are failures left.

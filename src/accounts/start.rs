@@ -129,10 +129,13 @@ impl Accounts {
         })
     }
 
-    /// Goes on by this configuration: its keys and its roles. With keys that cannot be used it stays as it is.
+    /// Goes on by this configuration: its keys, its roles, and how long tokens live. With keys that cannot be used it stays as it is.
     pub fn adopt(&self, config: &Config) {
         match Terms::new(config) {
-            Ok(terms) => self.terms.with(|current| *current = terms),
+            Ok(terms) => {
+                self.terms.with(|current| *current = terms);
+                self.kept.sessions.keep_revocations(config.auth.revocations_kept());
+            }
             Err(error) => tracing::error!(%error, "new tokens are signed as before the reload"),
         }
     }

@@ -159,6 +159,45 @@ fn who_may_not_come_in_is_told_nothing() {
 }
 
 #[test]
+fn who_can_have_no_token_begins_no_session_and_spends_no_token() {
+    run(async {
+        let house = house(|config| config.sessions.per_user_max = 1);
+        house.add("42", "ada@example.com", "correct horse").await;
+        let tokens = house.login("ada@example.com", "correct horse").await.expect("the password is right");
+        let list = async || {
+            let current = None;
+            house.ask(Operation::Sessions { user: "42".to_owned(), current }).await.expect("a list")["sessions"].clone()
+        };
+        let before = list().await;
+        let permissions = |count: usize| (0..count).map(|number| format!("permission:{number}:{}", "x".repeat(50)));
+        let role = "service".to_owned();
+        let change = Change::Role { role: role.clone(), permissions: permissions(200).collect() };
+        house.accounts.kept.users.change("42", change).await.expect("changed");
+        let unavailable = Err(("dependency_unavailable", None));
+        assert_eq!(house.login("ada@example.com", "correct horse").await, unavailable);
+        assert_eq!(house.ask(refresh(&tokens)).await, unavailable);
+        assert_eq!(list().await, before, "the session that there is was not crowded out, and was not renewed");
+        let change = Change::Role { role, permissions: Vec::new() };
+        house.accounts.kept.users.change("42", change).await.expect("changed");
+        house.ask(refresh(&tokens)).await.expect("it is good");
+    });
+}
+
+#[test]
+fn a_user_that_was_locked_out_is_written_to_the_log_once() {
+    run(async {
+        let house = house(|_| {});
+        house.add("42", "ada@example.com", "correct horse").await;
+        let tokens = house.login("ada@example.com", "correct horse").await.expect("the password is right");
+        house.accounts.kept.users.change("42", Change::Disabled(true)).await.expect("locked out");
+        for _ in 0..5 {
+            assert_eq!(house.ask(refresh(&tokens)).await, Err(("refresh_invalid", None)));
+        }
+        assert_eq!(house.accounts.follow().next().await.entries.len(), 1);
+    });
+}
+
+#[test]
 fn guesses_slow_down_where_they_come_from() {
     run(async {
         let house = house(|_| {});

@@ -112,12 +112,36 @@ impl Issuer {
         })
     }
 
+    /// Whether such a token can be signed, as far as that can be told without signing it: for whoever changes something
+    /// before there is all that the token says.
+    pub fn check(&self, grant: &Grant<'_>, now: Duration) -> Result<(), IssueError> {
+        let (token, _) = self.unsigned(grant, now)?;
+        if token.len() > self.token_bytes_max { Err(IssueError::TooLong) } else { Ok(()) }
+    }
+
     /// Signs a token that lives from now on. `now` is Unix time.
     pub fn issue(&self, grant: &Grant<'_>, now: Duration) -> Result<Issued, IssueError> {
+        let (mut token, claims) = self.unsigned(grant, now)?;
+        let signature = self.signer.signature(token.as_bytes()).map_err(|_| IssueError::Random)?;
+        token.push('.');
+        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
+        if token.len() > self.token_bytes_max {
+            return Err(IssueError::TooLong);
+        }
+        Ok(Issued { token, claims, expires_in: self.whole_lifetime() })
+    }
+
+    /// As `exp` counts.
+    fn whole_lifetime(&self) -> Duration {
+        Duration::from_secs(self.lifetime.as_secs().max(1))
+    }
+
+    /// Header and payload, and what they say.
+    fn unsigned(&self, grant: &Grant<'_>, now: Duration) -> Result<(Zeroizing<String>, Claims), IssueError> {
         let mut jti = [0; 16];
         SystemRandom::new().fill(&mut jti).map_err(|_| IssueError::Random)?;
         let jti = URL_SAFE_NO_PAD.encode(jti);
-        let (iat, lifetime) = (now.as_secs(), self.lifetime.as_secs().max(1));
+        let iat = now.as_secs();
         let claims = Claims {
             sub: grant.sub.into(),
             email: (!grant.email.is_empty()).then(|| grant.email.into()),
@@ -128,7 +152,7 @@ impl Issuer {
             iss: self.iss.clone(),
             aud: [self.audience.clone()].into(),
             iat: Some(iat),
-            exp: iat + lifetime,
+            exp: iat + self.whole_lifetime().as_secs(),
             session_began_ms: Some(grant.session_began_ms),
             origin: Origin::Own,
         };
@@ -153,13 +177,7 @@ impl Issuer {
         let mut token = Zeroizing::new(String::with_capacity(self.header.len() + payload.len() * 4 / 3 + 1400));
         token.push_str(&self.header);
         URL_SAFE_NO_PAD.encode_string(&*payload, &mut token);
-        let signature = self.signer.signature(token.as_bytes()).map_err(|_| IssueError::Random)?;
-        token.push('.');
-        URL_SAFE_NO_PAD.encode_string(signature, &mut token);
-        if token.len() > self.token_bytes_max {
-            return Err(IssueError::TooLong);
-        }
-        Ok(Issued { token, claims, expires_in: Duration::from_secs(lifetime) })
+        Ok((token, claims))
     }
 }
 

@@ -1,6 +1,7 @@
 //! Sessions and revocations in the embedded store. Each change is one transaction and durable when it is answered: a
 //! spent refresh token stays spent after a power cut.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -61,7 +62,7 @@ pub(super) struct Page {
 pub(super) struct Store {
     embedded: Embedded,
     /// How long an entry of the log matters.
-    kept_ms: i64,
+    kept_ms: Rc<Cell<i64>>,
     clock: Clock,
     /// Wakes whoever follows the log.
     appended: Rc<Notify>,
@@ -69,8 +70,12 @@ pub(super) struct Store {
 
 impl Store {
     pub(super) fn new(embedded: Embedded, kept: Duration, clock: Clock) -> Self {
-        let kept_ms = i64::try_from(kept.as_millis()).unwrap_or(i64::MAX);
-        Self { embedded, kept_ms, clock, appended: Rc::new(Notify::new()) }
+        Self { embedded, kept_ms: Rc::new(Cell::new(millis(kept))), clock, appended: Rc::new(Notify::new()) }
+    }
+
+    /// Entries matter this long from now on.
+    pub(super) fn keep(&self, kept: Duration) {
+        self.kept_ms.set(millis(kept));
     }
 
     pub(super) fn now_ms(&self) -> u64 {
@@ -147,7 +152,8 @@ impl Store {
         self.change(move |db| {
             let mut delete = db.prepare_cached("DELETE FROM sessions WHERE sid = ?1 AND user_id = ?2")?;
             let was_there = delete.execute([&sid, &user])? > 0;
-            if was_there || proof == Proof::Given {
+            // Whoever comes later finds what the first has written.
+            if was_there || (proof == Proof::Given && !is_revoked(db, &sid)?) {
                 log.append(db, Kind::Session, &sid, now_ms)?;
             }
             Ok(was_there)
@@ -166,6 +172,12 @@ impl Store {
             Ok(())
         })
         .await
+    }
+
+    pub(super) async fn end_left(&self, user: &str, by: &str) -> Result<(), Failure> {
+        let owned = user.to_owned();
+        let sessions = self.embedded.read(move |db| sessions_of(db, &owned)).await.map_err(|error| told(&error))?;
+        if sessions.is_empty() { Ok(()) } else { self.end_all(user, by).await }
     }
 
     pub(super) async fn append(&self, kind: Kind, id: &str, by: &str) -> Result<(), Failure> {
@@ -206,7 +218,7 @@ impl Store {
     }
 
     fn appending(&self, by: &str) -> Appending {
-        Appending { by: by.to_owned(), kept_ms: self.kept_ms }
+        Appending { by: by.to_owned(), kept_ms: self.kept_ms.get() }
     }
 
     async fn change<T: Send + 'static>(
@@ -252,6 +264,10 @@ fn clear_away(db: &Connection, now_ms: u64, rules: &Rules) -> rusqlite::Result<(
     Ok(())
 }
 
+fn is_revoked(db: &Connection, sid: &str) -> rusqlite::Result<bool> {
+    db.prepare_cached("SELECT 1 FROM revocations WHERE kind = 'session' AND id = ?1")?.exists([sid])
+}
+
 fn sessions_of(db: &Connection, user: &str) -> rusqlite::Result<Vec<Session>> {
     db.prepare_cached("SELECT * FROM sessions WHERE user_id = ?1")?.query_map([user], read_session)?.collect()
 }
@@ -291,6 +307,10 @@ fn told(error: &embedded::Failure) -> Failure {
 /// SQLite's numbers have a sign; times and generations have none and are far from its end.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn unsigned(number: i64) -> u64 {

@@ -50,14 +50,23 @@ pub(super) struct Known {
 
 impl Known {
     pub(super) fn new(kept: Duration) -> Self {
-        let kept_ms = u64::try_from(kept.as_millis()).unwrap_or(u64::MAX);
         Self {
-            kept_ms,
+            kept_ms: millis(kept),
             entries: BTreeMap::new(),
             numbers: HashMap::new(),
             sessions: HashMap::new(),
             users: HashMap::new(),
         }
+    }
+
+    /// Entries matter this long from now on.
+    pub(super) fn keep(&mut self, kept: Duration) {
+        self.kept_ms = millis(kept);
+    }
+
+    /// Whether the log was read to have an entry of this one, so that it would be written back.
+    pub(super) fn has_read(&self, kind: Kind, whom: &str) -> bool {
+        self.numbers.contains_key(&(kind, whom.into()))
     }
 
     /// Takes an entry in that was read; says whether it is new.
@@ -122,6 +131,10 @@ impl Known {
     }
 }
 
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +157,10 @@ mod tests {
         known.expire(1_150);
         assert!(!ends(&known, "7", "s_1", 900) && ends(&known, "42", "s_2", 200));
         assert_eq!(known.entries.len(), 2);
+        assert!(known.has_read(Kind::User, "42") && !known.has_read(Kind::Session, "s_1"));
+        known.keep(Duration::from_secs(5));
+        known.expire(5_150);
+        assert!(ends(&known, "42", "s_2", 200), "a reload keeps it longer");
     }
 
     #[test]

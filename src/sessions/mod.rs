@@ -232,6 +232,23 @@ impl Sessions {
         }
     }
 
+    /// As [`Sessions::end_all`], for a user that may have been asked to leave before: where no session is left, nothing is
+    /// written to the log again.
+    pub async fn end_left(&self, user: &str, by: &str) -> Result<(), Failure> {
+        match &self.store {
+            Store::Embedded(store) => store.end_left(user, by).await,
+            Store::Redis(store) => store.end_left(user, by, self.rules).await,
+        }
+    }
+
+    /// Revocations are kept this long from now on; see [`Sessions::embedded`].
+    pub fn keep_revocations(&self, kept: Duration) {
+        match &self.store {
+            Store::Embedded(store) => store.keep(kept),
+            Store::Redis(store) => store.keep(kept),
+        }
+    }
+
     /// Closes the user's live connections; sessions and tokens stay good.
     pub async fn kick(&self, user: &str, by: &str) -> Result<(), Failure> {
         match &self.store {

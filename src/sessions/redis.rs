@@ -5,10 +5,13 @@
 //! them, or if the second never comes, tokens are refused already, and a renewal is undone: `known` says what the log
 //! said. What a dead instance left half done the next one finishes when it reads the log at its start.
 
-use std::rc::Rc;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::OnceCell;
 
 use super::known::{Entry, Known};
 use super::rotation::{Rules, Session};
@@ -32,10 +35,14 @@ pub(super) struct Store {
     pub(super) redis: Redis,
     scripts: Rc<Scripts>,
     /// How long an entry of the log matters.
-    kept: Duration,
+    kept: Rc<Cell<Duration>>,
     clock: Clock,
     pub(super) known: Rc<Local<Known>>,
+    revoking: Rc<Local<Revoking>>,
 }
+
+/// Sessions whose revocation is being written to the log.
+type Revoking = HashMap<Box<str>, Weak<OnceCell<()>>>;
 
 struct Scripts {
     record: Script,
@@ -49,7 +56,14 @@ impl Store {
             append: Script::new(include_str!("append.lua")),
         };
         let known = Rc::new(Local::new(Known::new(kept)));
-        Self { redis, scripts: Rc::new(scripts), kept, clock, known }
+        let kept = Rc::new(Cell::new(kept));
+        Self { redis, scripts: Rc::new(scripts), kept, clock, known, revoking: Rc::default() }
+    }
+
+    /// Entries matter this long from now on.
+    pub(super) fn keep(&self, kept: Duration) {
+        self.kept.set(kept);
+        self.known.with(|known| known.keep(kept));
     }
 
     /// Begins a session and says when.
@@ -66,7 +80,7 @@ impl Store {
                 ["begun", began_ms] => return number(began_ms),
                 ["crowded", ref crowded @ ..] => {
                     for sid in crowded {
-                        self.append(Kind::Session, sid, None, user, user).await?;
+                        self.revoke(sid, user, user).await?;
                     }
                     may_go.extend(crowded.iter().map(|sid| (*sid).to_owned()));
                 }
@@ -93,7 +107,7 @@ impl Store {
                 Ok(Renewal::To { began_ms, generation })
             }
             ["reused"] => {
-                self.append(Kind::Session, sid, None, user, user).await?;
+                self.revoke(sid, user, user).await?;
                 self.change(user, "end", rules, &[sid]).await?;
                 Ok(Renewal::Reused)
             }
@@ -114,7 +128,7 @@ impl Store {
         if proof == Proof::Wanted && !self.list(user, rules).await?.iter().any(|session| session.sid == sid) {
             return Ok(false);
         }
-        self.append(Kind::Session, sid, None, by, user).await?;
+        self.revoke(sid, by, user).await?;
         if is_user_id(user) {
             self.change(user, "end", rules, &[sid]).await?;
         }
@@ -132,6 +146,31 @@ impl Store {
         self.append(Kind::User, user, Some(at_ms), by, user).await?;
         self.change(user, "end_until", rules, &[&at_ms.to_string()]).await?;
         Ok(())
+    }
+
+    /// As `end_all`, unless there is no session.
+    pub(super) async fn end_left(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
+        // What is in no record has been revoked: the log comes first.
+        if is_user_id(user) && self.list(user, rules).await?.is_empty() {
+            return Ok(());
+        }
+        self.end_all(user, by, rules).await
+    }
+
+    /// Appends the end of a session to the log, unless it is there: many may ask at once, and again.
+    async fn revoke(&self, sid: &str, by: &str, user: &str) -> Result<(), Failure> {
+        // Only what was read: should Redis lose it, this instance writes it back. What it has just written itself and
+        // not read yet would be lost.
+        if self.known.with(|known| known.has_read(Kind::Session, sid)) {
+            return Ok(());
+        }
+        let written = self.revoking.with(|revoking| {
+            revoking.retain(|_, written| written.strong_count() > 0);
+            let written = revoking.get(sid).and_then(Weak::upgrade).unwrap_or_default();
+            revoking.insert(sid.into(), Rc::downgrade(&written));
+            written
+        });
+        written.get_or_try_init(|| self.append(Kind::Session, sid, None, by, user)).await.copied()
     }
 
     /// Ends in the record what the log says has ended: whoever wrote it may have died before it could.
@@ -181,7 +220,7 @@ impl Store {
 
     fn append_arguments(&self, kind: Kind, id: &str, at_ms: Option<u64>, by: &str, user: &str) -> [String; 6] {
         let at_ms = at_ms.map_or_else(String::new, |at_ms| at_ms.to_string());
-        let kept_ms = self.kept.as_millis().to_string();
+        let kept_ms = self.kept.get().as_millis().to_string();
         [kind.word().to_owned(), id.to_owned(), at_ms, by.to_owned(), user.to_owned(), kept_ms]
     }
 
