@@ -295,7 +295,7 @@ fn instances_count_together_in_redis_and_alone_without_it() {
         let local = local.parse().expect("an address");
         let connect = |gateway: &Gateway| {
             let one = || Client::connect_from(local, gateway.address()).expect("the listener answers");
-            (0..24).map(|_| one()).collect::<Vec<_>>()
+            (0..64).map(|_| one()).collect::<Vec<_>>()
         };
         let mut clients: Vec<_> = gateways.iter().flat_map(connect).collect();
         let (mut passed, mut refused) = (0, 0);
