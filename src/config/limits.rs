@@ -102,7 +102,7 @@ words! {
 words! {
     /// Where a limit holds.
     LimitApplies {
-        /// On every route that names no limits of its own, and on the gateway's own endpoints for accounts.
+        /// On every route that names no limits of its own, on the gateway's own endpoints for accounts, and by address elsewhere.
         All = "all",
         /// On the gateway's own endpoints for accounts only.
         Auth = "auth",

@@ -307,16 +307,27 @@ impl Live {
         besides: &mut Besides,
         body: &mut RequestBody<'_>,
     ) -> Result<(ResponseHead, Body), Reject> {
-        if let Some(answer) = own_method(&exchange.head)? {
-            return Ok(answer);
-        }
-        let has_encoded_slash = normalise_path(&mut exchange.head)?;
         besides.origin = cors::origin_of(&exchange.head);
-        let found = self.route(&exchange.head)?;
+        if let Some(answered) = own_method(&exchange.head).transpose() {
+            self.pass_elsewhere(exchange.client, besides).await?;
+            return answered;
+        }
+        let routed = normalise_path(&mut exchange.head)
+            .and_then(|has_encoded_slash| Ok((self.route(&exchange.head)?, has_encoded_slash)));
+        let (found, has_encoded_slash) = match routed {
+            Ok(routed) => routed,
+            Err(reject) => {
+                self.pass_elsewhere(exchange.client, besides).await?;
+                return Err(reject);
+            }
+        };
         let Route { access, limits, cors, target, .. } = &self.plan.routes[found.route];
         besides.route = Some(found.route);
         exchange.routed(&self.labels[found.route]);
         if let Some(cors) = cors.as_deref().filter(|_| cors::asked_method(&exchange.head).is_some()) {
+            if !limits.is_empty() {
+                self.pass_elsewhere(exchange.client, besides).await?;
+            }
             besides.is_preflight = true;
             return Ok((cors.answer_preflight(&exchange.head), Body::Own(Vec::new().into())));
         }
@@ -349,6 +360,17 @@ impl Live {
                 Box::pin(account::answer(*endpoint, desk, roles, exchange, &found.captures, body)).await
             }
         }
+    }
+
+    /// Whether a request may pass that no route takes, or that only asks about another: by the address alone.
+    async fn pass_elsewhere(&self, client: IpAddr, besides: &mut Besides) -> Result<(), Reject> {
+        let which = &self.plan.limits_elsewhere;
+        if which.is_empty() {
+            return Ok(());
+        }
+        let by_address = |_| Some(CellKey::of_address(client));
+        // Boxed, so that requests which a route takes are not larger for it.
+        Box::pin(self.limits.pass(&self.plan.limits, which, by_address, &mut besides.limits)).await
     }
 
     /// The route that takes a request. A preflight asks about the request that is to follow, so it takes that one's.

@@ -38,6 +38,8 @@ pub struct Plan {
     pub(super) metrics_allowed: Vec<IpNet>,
     /// The limits of the rate of requests, in the order that routes refer to.
     pub limits: Vec<LimitPlan>,
+    /// Those that hold where no route does, by address.
+    pub(super) limits_elsewhere: Box<[u8]>,
     /// What browsers of other origins are told where no route says otherwise.
     pub(super) cors: Option<Arc<cors::Policy>>,
     /// What roles permit.
@@ -250,6 +252,7 @@ impl Plan {
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
             metrics_allowed: config.metrics.allow.clone(),
+            limits_elsewhere: RouteLimits::elsewhere(&limits),
             limits,
             cors,
             roles: roles(config),

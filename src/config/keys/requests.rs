@@ -66,7 +66,7 @@ pub(super) const LIMITS: &[Key] = keys! {
     scope: Kind::Choice(LimitScope::WORDS), Value("\"process\""), "\"shard\"", Process, Live,
         "Who counts together: each shard by itself, all shards of the process, or all instances on one Redis.";
     applies: Kind::Choice(LimitApplies::WORDS), Value("\"all\""), "\"named\"", Process, Live,
-        "Where it holds: on every route that names no `limits` and on `/auth/*`, on `/auth/*` only, or where `routes.limits` names it.";
+        "Where it holds: on every route that names no `limits`, on `/auth/*` and, by address, on preflights and requests that no route takes; on `/auth/*` only; or where `routes.limits` names it.";
     dry_run: Kind::Boolean, Value("false"), "true", Process, Live,
         "Whether it only counts and logs what it would refuse.";
     local_share_percent: Kind::Number(1, 100), Value("50"), "25", Process, Live,

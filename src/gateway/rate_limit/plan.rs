@@ -127,6 +127,16 @@ impl RouteLimits {
         Self::gather(limits, name, |limit| matches!(limit.applies, LimitApplies::All | LimitApplies::Auth))
     }
 
+    /// Those of requests that no route takes, and of preflights.
+    pub(in crate::gateway) fn elsewhere(limits: &[LimitPlan]) -> Box<[u8]> {
+        Self::gather(limits, "", |limit| limit.applies == LimitApplies::All).by_address
+    }
+
+    /// Whether no limit holds.
+    pub(in crate::gateway) fn is_empty(&self) -> bool {
+        self.by_address.is_empty() && self.later.is_empty()
+    }
+
     fn gather(limits: &[LimitPlan], name: &str, holds: impl Fn(&LimitPlan) -> bool) -> Self {
         let places = |is_wanted: &dyn Fn(&LimitPlan) -> bool| {
             let wanted = limits.iter().enumerate().filter(|(_, limit)| holds(limit) && is_wanted(limit));

@@ -6,6 +6,7 @@ mod bodies;
 mod cors;
 mod fields;
 mod limits;
+mod limits_reach;
 mod log;
 mod rate_limits;
 mod raw;

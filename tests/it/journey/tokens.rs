@@ -23,13 +23,13 @@ use crate::{
 
 #[path = "../../data/auth/hostile.rs"]
 #[expect(unreachable_pub, reason = "the tests of the check include it too")]
-mod hostile;
+pub(super) mod hostile;
 
 const SOON: Duration = Duration::from_secs(10);
 
 /// Seconds since 1970, by the clock that the gateway has too.
 #[expect(clippy::disallowed_methods, reason = "tokens tell the time of day")]
-fn unix_now() -> u64 {
+pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs()
 }
 
@@ -48,7 +48,7 @@ fn key(kid: &str, algorithm: &str, name: &str, sign: bool) -> String {
     )
 }
 
-fn secret(kid: &str, sign: bool) -> String {
+pub(super) fn secret(kid: &str, sign: bool) -> String {
     let secret = hostile::SECRET;
     format!("[[auth.keys]]\nkid = \"{kid}\"\nalgorithm = \"HS256\"\nsecret = \"{secret}\"\nsign = {sign}\n")
 }
@@ -120,7 +120,7 @@ fn hostile_tokens_are_refused_on_every_shard_cold_and_warm() {
 }
 
 /// A token of this issuer, signed by a key file.
-fn token(issuer: &str, kid: &str, algorithm: Algorithm, name: &str) -> String {
+pub(super) fn token(issuer: &str, kid: &str, algorithm: Algorithm, name: &str) -> String {
     shardgate::auth::install();
     let pem = hostile::pem(name);
     let key = match algorithm {
