@@ -215,6 +215,8 @@ table! {
         evicted: u64 = Counter "shardgate_limit_evicted_total" per Limit;
         /// Requests of new keys that found no place of their own and were counted together.
         shared: u64 = Counter "shardgate_limit_shared_total" per Limit;
+        /// Shards that count a limit of the fleet by this instance alone, as there is no Redis; 0 while Redis counts it.
+        shards_alone: i64 = Gauge "shardgate_limit_shards_alone" per Limit;
     }
 }
 

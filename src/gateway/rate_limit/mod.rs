@@ -350,6 +350,7 @@ impl Limits {
                 limit.held = counts.held;
                 limit.evicted = cells.evicted;
                 limit.shared = cells.shared;
+                limit.shards_alone = i64::from(entry.limit.is_fleet() && terms.home != Home::Redis);
                 if logs {
                     entry.log();
                 }

@@ -287,8 +287,13 @@ fn instances_count_together_in_redis_and_alone_without_it() {
     );
     let gateways = [(); 2].map(|()| start(backend.address(), &limits, ""));
     let counted = "limits of the fleet are counted in Redis";
+    let expect_alone = |gateway: &Gateway, shards: i64| {
+        let series = "shardgate_limit_shards_alone{limit=\"api\"}";
+        gateway.metrics_until("each shard knows who counts", |metrics| metrics.value(series) == shards);
+    };
     for gateway in &gateways {
         gateway.log_until(counted, Duration::from_secs(10));
+        expect_alone(gateway, 0);
     }
     // So many connections from an address to each, asked in turn, until each has been refused.
     let passed = |local: &str, gateways: &[Gateway]| {
@@ -317,6 +322,7 @@ fn instances_count_together_in_redis_and_alone_without_it() {
     redis.kill();
     for gateway in &gateways {
         gateway.log_until("limits of the fleet are counted by this instance alone", Duration::from_secs(10));
+        expect_alone(gateway, 4);
     }
     // A half for each, and what its shards may be ahead.
     let alone = passed("127.0.0.2", &gateways[..1]);
@@ -324,6 +330,7 @@ fn instances_count_together_in_redis_and_alone_without_it() {
     redis.restart();
     for gateway in &gateways {
         gateway.log_until_nth(counted, 2, Duration::from_secs(10));
+        expect_alone(gateway, 0);
     }
     let together = passed("127.0.0.3", &gateways);
     assert!((160..=160 + 7 * 10).contains(&together), "{together}");
