@@ -34,6 +34,11 @@ impl Failure {
         matches!(self, Self::Away(..) | Self::Slow)
     }
 
+    /// Whether another process holds the file.
+    pub(super) const fn is_locked(&self) -> bool {
+        matches!(self, Self::Away(Class::Locked, _))
+    }
+
     /// Whether a value that must be unique was there already (or another constraint did not hold).
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Query(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation))

@@ -15,7 +15,9 @@ use super::failure::{Class, Failure};
 pub const FILE_NAME: &str = "shardgate.db";
 
 /// How long a lane waits for another process's lock before it gives up.
-const LOCK_WAIT: Duration = Duration::from_secs(2);
+pub(super) const LOCK_WAIT: Duration = Duration::from_secs(2);
+/// The same, where the use before found it held: whoever queued behind that one has waited already.
+pub(super) const LOCK_WAIT_AGAIN: Duration = Duration::from_millis(100);
 
 /// The tables of one floor, as the steps that lead to them.
 #[derive(Debug)]
@@ -51,15 +53,15 @@ impl Opened {
 
 impl Place {
     /// Opens the file. It is created only when `may_create`: a file that vanished under a running gateway is not
-    /// silently replaced by an empty one.
-    pub(super) fn open(&self, may_create: bool) -> Result<Opened, Failure> {
+    /// silently replaced by an empty one. Another process's lock is waited for as long as `lock_wait`.
+    pub(super) fn open(&self, may_create: bool, lock_wait: Duration) -> Result<Opened, Failure> {
         if self.writes && may_create {
             create(&self.path)?;
         }
         let identity = identity(&self.path).map_err(|error| from_system(&error))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&self.path, flags)?;
-        connection.busy_timeout(LOCK_WAIT)?;
+        connection.busy_timeout(lock_wait)?;
         connection.set_prepared_statement_cache_capacity(64);
         if self.writes {
             connection.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;

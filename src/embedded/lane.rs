@@ -6,8 +6,8 @@ use std::sync::mpsc::Receiver;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
-use super::failure::{Failure, Health, log_change};
-use super::file::{Opened, Place};
+use super::failure::{Class, Failure, Health, log_change};
+use super::file::{LOCK_WAIT, LOCK_WAIT_AGAIN, Opened, Place};
 use crate::shard::clock;
 
 /// Requests in one transaction. More would only make the first of them wait longer for the same flush.
@@ -98,8 +98,9 @@ impl Lane {
             }
             let undone = self.ensure_open().and_then(|connection| transact(connection, writes, &mut batch)).err();
             if undone.as_ref().is_some_and(Failure::is_away) {
-                // A fresh connection sees what was repaired.
-                self.opened = None;
+                // A fresh connection sees what was repaired. One that waited for a lock in vain is as good as new.
+                let waited = undone.as_ref().is_some_and(Failure::is_locked);
+                self.opened.take_if(|opened| !waited || !opened.connection.is_autocommit());
             }
             // First told, then answered: whoever was answered and looks at the health sees this use or a later one.
             self.tell(began, undone.as_ref());
@@ -113,9 +114,14 @@ impl Lane {
         if self.opened.as_ref().is_some_and(|opened| !opened.is_in_place(&self.place)) {
             self.opened = None;
         }
+        let is_locked = self.health.borrow().away == Some(Class::Locked);
+        let lock_wait = if is_locked { LOCK_WAIT_AGAIN } else { LOCK_WAIT };
         let opened = match self.opened.take() {
-            Some(opened) => opened,
-            None => self.place.open(!self.was_open)?,
+            Some(opened) => {
+                opened.connection.busy_timeout(lock_wait)?;
+                opened
+            }
+            None => self.place.open(!self.was_open, lock_wait)?,
         };
         self.was_open = true;
         Ok(&self.opened.insert(opened).connection)

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::shard::clock;
 
 static NOTES: [Component; 1] =
     [Component { name: "notes", steps: &["CREATE TABLE notes (id INTEGER PRIMARY KEY, note TEXT UNIQUE) STRICT"] }];
@@ -209,6 +210,13 @@ fn another_processs_lock_is_waited_for_and_then_told() {
         assert!(matches!(add(&store, "one").await, Err(Failure::Away(Class::Locked, _))));
         assert_eq!(count(&store).await.expect("readers go on"), 0);
         assert_eq!(store.health().away, Some(Class::Locked));
+        // Known to be held, it is hardly waited for: five in turn take less than the first alone.
+        let waited = store.health().latency;
+        let began = clock::now();
+        for _ in 0..5 {
+            assert!(matches!(add(&store, "two").await, Err(Failure::Away(Class::Locked, _))));
+        }
+        assert!(clock::now().since(began) < waited, "{waited:?}");
         other.execute_batch("ROLLBACK").expect("unlocked");
         store.probe().await.expect("it passes");
         assert!(store.health().is_up());
