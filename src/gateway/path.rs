@@ -26,6 +26,10 @@ pub(super) enum PathError {
     /// `..` above the root.
     #[error("the path climbs above its root")]
     AboveRoot,
+    /// `..;x` or `.;x`: a backend that cuts parameters off (servlet containers do) would resolve what the router took
+    /// for a name.
+    #[error("the path has a dot segment with a parameter")]
+    DotParameter,
 }
 
 impl PathError {
@@ -36,6 +40,7 @@ impl PathError {
             Self::Escape => "the path has an incomplete percent-escape",
             Self::Control => "the path has an escaped control character",
             Self::AboveRoot => "the path climbs above its root",
+            Self::DotParameter => "the path has a dot segment with a parameter",
         }
     }
 }
@@ -104,6 +109,7 @@ fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, PathError> {
                 let parent = out.iter().rposition(|byte| *byte == b'/').ok_or(PathError::AboveRoot)?;
                 out.truncate(parent);
             }
+            _ if is_dot_with_parameter(segment) => return Err(PathError::DotParameter),
             _ => {
                 out.push(b'/');
                 out.extend_from_slice(segment);
@@ -116,6 +122,12 @@ fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, PathError> {
         }
     }
     Ok(out)
+}
+
+/// Whether a segment is `.` or `..` for whoever cuts off what begins at a `;`, escaped or not (RFC 3986 §3.3).
+fn is_dot_with_parameter(segment: &[u8]) -> bool {
+    let behind = segment.strip_prefix(b"..").or_else(|| segment.strip_prefix(b"."));
+    behind.is_some_and(|behind| behind.starts_with(b";") || behind.starts_with(b"%3B"))
 }
 
 #[cfg(test)]
@@ -145,6 +157,9 @@ mod tests {
             ("/a/...", "/a/..."),
             ("/a%252e", "/a%252e"),
             ("/a;v=1/b", "/a;v=1/b"),
+            ("/a/.hidden;v=1", "/a/.hidden;v=1"),
+            ("/a/...;v=1", "/a/...;v=1"),
+            ("/a/;..;/b", "/a/;..;/b"),
         ] {
             let found = normalise(path.as_bytes()).unwrap();
             assert_eq!(String::from_utf8_lossy(&found.path), normal, "{path}");
@@ -160,6 +175,11 @@ mod tests {
             ("/..", PathError::AboveRoot),
             ("/a/../../b", PathError::AboveRoot),
             ("/%2e%2e/", PathError::AboveRoot),
+            ("/a/..;/b", PathError::DotParameter),
+            ("/a/..;v=1", PathError::DotParameter),
+            ("/a/.;/b", PathError::DotParameter),
+            ("/a/%2e%2E;/b", PathError::DotParameter),
+            ("/a/..%3b/b", PathError::DotParameter),
             ("/%", PathError::Escape),
             ("/%a", PathError::Escape),
             ("/%zz", PathError::Escape),
@@ -182,13 +202,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_normal_form_is_stable(path in "/[a-c./%2e5CF]{0,24}") {
+        fn the_normal_form_is_stable(path in "/[a-c./%2e5CF;]{0,24}") {
             if let Ok(normal) = normalise(path.as_bytes()) {
                 let again = normalise(&normal.path).unwrap();
                 prop_assert_eq!(&again.path, &normal.path);
                 prop_assert!(normal.path.starts_with(b"/"));
                 let text = String::from_utf8_lossy(&normal.path).into_owned();
                 prop_assert!(!text.split('/').any(|segment| segment == ".." || segment == "."), "{}", text);
+                let name = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
+                prop_assert!(!text.split('/').any(|segment| matches!(&*name(segment), "." | "..")), "{}", text);
                 prop_assert!(!text.contains("//"), "{}", text);
             }
         }

@@ -186,7 +186,19 @@ fn the_backend_sees_the_normal_form() {
 fn paths_without_a_normal_form_are_refused() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());
-    for path in ["/..", "/a/../../b", "/%2e%2e/b", "/%", "/%4", "/%zz", "/a%00b", "/a%0d%0aX:1", "/%7f"] {
+    for path in [
+        "/..",
+        "/a/../../b",
+        "/%2e%2e/b",
+        "/%",
+        "/%4",
+        "/%zz",
+        "/a%00b",
+        "/a%0d%0aX:1",
+        "/%7f",
+        "/a/..;/b",
+        "/a/%2e%2e%3bx",
+    ] {
         expect_refusal(&ask(&gateway, "GET", "a", path), 400, "bad_request");
     }
     assert!(backend.requests().is_empty());
