@@ -146,12 +146,22 @@ impl Store {
     }
 
     /// Ends a session; says whether it was the user's.
-    pub(super) async fn end(&self, user: &str, sid: &str, by: &str, proof: Proof) -> Result<bool, Failure> {
+    pub(super) async fn end(
+        &self,
+        user: &str,
+        sid: &str,
+        by: &str,
+        proof: Proof,
+        rules: Rules,
+    ) -> Result<bool, Failure> {
         let (log, now_ms) = (self.appending(by), self.now_ms());
         let (user, sid) = (user.to_owned(), sid.to_owned());
         self.change(move |db| {
-            let mut delete = db.prepare_cached("DELETE FROM sessions WHERE sid = ?1 AND user_id = ?2")?;
-            let was_there = delete.execute([&sid, &user])? > 0;
+            let ended = db
+                .prepare_cached("DELETE FROM sessions WHERE sid = ?1 AND user_id = ?2 RETURNING *")?
+                .query_row([&sid, &user], read_session)
+                .optional()?;
+            let was_there = ended.is_some_and(|session| !session.is_over(now_ms, &rules));
             // Whoever comes later finds what the first has written.
             if was_there || (proof == Proof::Given && !is_revoked(db, &sid)?) {
                 log.append(db, Kind::Session, &sid, now_ms)?;

@@ -207,7 +207,7 @@ impl Sessions {
     /// revocation is durable, whether or not the session was still kept.
     pub async fn end(&self, user: &str, sid: &str, by: &str) -> Result<(), Failure> {
         match &self.store {
-            Store::Embedded(store) => store.end(user, sid, by, Proof::Given).await.map(|_| ()),
+            Store::Embedded(store) => store.end(user, sid, by, Proof::Given, self.rules).await.map(|_| ()),
             Store::Redis(store) => store.end(user, sid, by, Proof::Given, self.rules).await.map(|_| ()),
         }
     }
@@ -218,7 +218,7 @@ impl Sessions {
             return Ok(false);
         }
         match &self.store {
-            Store::Embedded(store) => store.end(user, sid, by, Proof::Wanted).await,
+            Store::Embedded(store) => store.end(user, sid, by, Proof::Wanted, self.rules).await,
             Store::Redis(store) => store.end(user, sid, by, Proof::Wanted, self.rules).await,
         }
     }

@@ -244,6 +244,9 @@ async fn nobody_ends_the_sessions_of_others(bed: Bed) {
     assert_eq!(sessions.end_own("43", &theirs.sid, "43").await, Ok(true));
     assert_eq!(sessions.end_own("43", &theirs.sid, "43").await, Ok(false));
     assert_eq!(bed.log().await, [(Kind::Session, theirs.sid)]);
+    let over = sessions.create("43", &note("")).await.expect("it begins");
+    bed.pass(RULES.lifetime_ms + 1);
+    assert_eq!(sessions.end_own("43", &over.sid, "43").await, Ok(false), "its time is over");
     for user in ["", "a b", "{42}", "*", "4\n2", &"u".repeat(129)] {
         assert_eq!(sessions.create(user, &note("")).await.expect_err("no name of a key"), Failure::UserId);
         assert_eq!(sessions.list(user).await, Ok(Vec::new()));
