@@ -263,7 +263,7 @@ fn a_thousand_log_ins_at_once_are_let_in_or_told_when_to_come() {
 #[test]
 fn an_address_that_floods_keeps_nobody_else_out() {
     run(async {
-        let house = house(|config| config.accounts.password_queue = 16);
+        let house = house(|config| config.accounts.password_queue = 32);
         house.add("1", "ada@example.com", "correct horse").await;
         let flood: Vec<_> =
             (0..90).map(|n| house.begin(login(&format!("{n}@example.com"), "guess", "192.0.2.66"))).collect();
@@ -278,7 +278,8 @@ fn an_address_that_floods_keeps_nobody_else_out() {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(put_off, 90 - 12, "three quarters of the places");
+        // Three quarters of the places, and those that were free again before the last had come.
+        assert!((90 - 24 - 5..=90 - 24).contains(&put_off), "{put_off}");
     });
 }
 
