@@ -350,6 +350,8 @@ fn a_backend_that_is_killed_takes_only_what_it_had_in_flight() {
     answered(400);
     killed.signal(Signal::KILL);
     killed.wait_exit(PATIENCE);
+    // On a busy machine the kernel may tell of the closed connections a little later than of the exit.
+    answered(4 * CLIENTS);
     let gone = now();
     answered(400);
     drop(heard);
