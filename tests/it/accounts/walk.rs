@@ -347,6 +347,29 @@ fn what_is_no_log_in_is_told_what_is_wrong() {
         let answer = send(content_type, body);
         assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{body}: {}", answer.text());
     }
+    // A password is its bytes: nothing is trimmed, cut at a NUL, or taken for another case.
+    for password in [format!("{PASSWORD} "), format!(" {PASSWORD}"), format!("{PASSWORD}\0"), PASSWORD.to_uppercase()] {
+        let answer = send(json, &json!({"email": "ben@example.com", "password": password}).to_string());
+        expect_code(&answer, 401, "invalid_credentials");
+    }
+    for (password, status, code) in [
+        ("", 422, "validation_failed"),
+        ("   ", 401, "invalid_credentials"),
+        ("\\u0000", 401, "invalid_credentials"),
+        ("\\ud83d\\ude00", 401, "invalid_credentials"),
+        ("\\ud800", 400, "invalid_json"),
+        ("\0", 400, "invalid_json"),
+    ] {
+        let body = format!("{{\"email\":\"nobody2@b.c\",\"password\":\"{password}\"}}");
+        let answer = send(json, &body);
+        assert_eq!((answer.status, &answer.json()["code"]), (status, &Value::from(code)), "{body}: {}", answer.text());
+    }
+    let mut client = house.gateway.connect();
+    client.send(
+        b"POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 34\r\n\r\n\
+                  {\"email\":\"a@b.c\",\"password\":\"\xff\xfex\"}",
+    );
+    expect_code(&client.read_response(), 400, "invalid_json");
     // Refused by what it says, before it is sent.
     let mut client = house.gateway.connect();
     client.send("POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Length: 16385\r\n\r\n");
