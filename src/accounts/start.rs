@@ -129,7 +129,8 @@ impl Accounts {
         })
     }
 
-    /// Goes on by this configuration: its keys, its roles, and how long tokens live. With keys that cannot be used it stays as it is.
+    /// Goes on by this configuration: its keys, its roles, and how long tokens live. With keys that cannot be used it
+    /// stays as it is.
     pub fn adopt(&self, config: &Config) {
         match Terms::new(config) {
             Ok(terms) => {
