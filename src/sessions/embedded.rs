@@ -20,7 +20,8 @@ use crate::shard::clock;
 /// Its tables. The log's numbers are never used again, so that whoever has read up to one knows what is new.
 pub const COMPONENT: Component = Component {
     name: "sessions",
-    steps: &["CREATE TABLE sessions (
+    steps: &[
+        "CREATE TABLE sessions (
             sid TEXT PRIMARY KEY,
             user_id TEXT NOT NULL,
             created_ms INTEGER NOT NULL,
@@ -39,7 +40,10 @@ pub const COMPONENT: Component = Component {
             at_ms INTEGER NOT NULL,
             by TEXT NOT NULL
         ) STRICT;
-        CREATE INDEX revocations_by_age ON revocations (at_ms);"],
+        CREATE INDEX revocations_by_age ON revocations (at_ms);",
+        // Each log-in asks when its user was last logged out everywhere.
+        "CREATE INDEX revocations_by_id ON revocations (kind, id, at_ms);",
+    ],
 };
 
 /// Rows that are cleared away with one change, so that no change waits for a great cleaning.
