@@ -218,6 +218,7 @@ impl From<Failure> for Reject {
             Failure::Request(BodyFailure::Malformed(error)) if error.status() == 431 => Code::HeaderTooLarge,
             Failure::Request(BodyFailure::Malformed(_)) => Code::BadRequest,
             Failure::Request(BodyFailure::ClientGone) | Failure::ClientGone => Code::ClientClosed,
+            Failure::Ended => Code::TokenRevoked,
         };
         Self { code, detail: None, allow: None, retry_after_s: None, cause: Some(Box::new(failure)) }
     }

@@ -1,7 +1,7 @@
 //! What ends with a session: the exchanges that are under way for it.
 //!
 //! A token is checked when its request begins. From then on the exchange is tied to the token's session: when that ends, an
-//! upload or an answer that is on its way is cut off, and an answer that is still waited for is refused instead.
+//! answer that is on its way is cut off, and as long as none is, the request is refused instead.
 
 use std::rc::Rc;
 
@@ -25,8 +25,8 @@ pub struct Tethers {
 struct Entry {
     claims: Rc<Claims>,
     cutter: Cutter,
-    /// Bytes are on their way, so the end cannot wait for the answer's head.
-    is_flowing: bool,
+    /// The answer's head may be on its way, so that no other answer can take its place.
+    is_answering: bool,
     has_ended: bool,
 }
 
@@ -38,10 +38,10 @@ pub struct Tether {
 }
 
 impl Tethers {
-    /// Ties what is under way on this connection to the session of these claims. `is_flowing`: a body is on its way.
-    pub fn tie(tethers: &Rc<Local<Self>>, claims: &Rc<Claims>, cutter: Cutter, is_flowing: bool) -> Tether {
+    /// Ties what is under way on this connection to the session of these claims.
+    pub fn tie(tethers: &Rc<Local<Self>>, claims: &Rc<Claims>, cutter: Cutter) -> Tether {
         let place = tethers.with(|tethers| {
-            let entry = Some(Entry { claims: Rc::clone(claims), cutter, is_flowing, has_ended: false });
+            let entry = Some(Entry { claims: Rc::clone(claims), cutter, is_answering: false, has_ended: false });
             let place = tethers.free.pop().unwrap_or_else(|| {
                 tethers.entries.push(None);
                 tethers.entries.len() - 1
@@ -52,24 +52,23 @@ impl Tethers {
         Tether { tethers: Rc::clone(tethers), place }
     }
 
-    /// Ends what these revocations end, and says how many exchanges that were.
+    /// Ends what these revocations end, and says how many exchanges that were. Those that wait are woken, and see it.
     pub fn end(tethers: &Local<Self>, revocations: &[Revocation]) -> usize {
-        let (count, cutters) = tethers.with(|tethers| {
-            let (mut count, mut cutters) = (0, Vec::new());
+        let ended = tethers.with(|tethers| {
+            let mut ended = Vec::new();
             for entry in tethers.entries.iter_mut().flatten().filter(|entry| !entry.has_ended) {
                 if revocations.iter().any(|revocation| revocation.ends(&entry.claims)) {
                     entry.has_ended = true;
-                    count += 1;
-                    if entry.is_flowing {
-                        cutters.push(entry.cutter.clone());
-                    }
+                    ended.push((entry.cutter.clone(), entry.is_answering));
                 }
             }
-            (count, cutters)
+            ended
         });
-        // Outside the closure: a cut wakes tasks.
-        cutters.iter().for_each(Cutter::cut);
-        count
+        // Outside the closure: this wakes tasks.
+        for (cutter, is_answering) in &ended {
+            if *is_answering { cutter.cut() } else { cutter.wake() }
+        }
+        ended.len()
     }
 
     /// How many exchanges are tied.
@@ -90,8 +89,8 @@ impl Tether {
     }
 
     /// The answer begins: from now on it is cut off when the session ends.
-    pub fn flow(&self) {
-        self.with(|entry| entry.is_flowing = true);
+    pub fn answer(&self) {
+        self.with(|entry| entry.is_answering = true);
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> T {
@@ -144,7 +143,8 @@ mod tests {
         ];
         let tie = |claims: &Rc<Claims>| {
             let slot = connections.enter();
-            let tether = Tethers::tie(&tethers, claims, slot.cutter(), true);
+            let tether = Tethers::tie(&tethers, claims, slot.cutter());
+            tether.answer();
             (tether, slot)
         };
         for (kind, id, expected) in [
@@ -172,7 +172,7 @@ mod tests {
         let claims = claims("ann", Some("s_1"), 500);
         let slot = connections.enter();
         for _ in 0..3 {
-            let [one, two] = [(); 2].map(|()| Tethers::tie(&tethers, &claims, slot.cutter(), true));
+            let [one, two] = [(); 2].map(|()| Tethers::tie(&tethers, &claims, slot.cutter()));
             assert_eq!(tethers.with(|tethers| tethers.len()), 2);
             drop(one);
             assert_eq!(Tethers::end(&tethers, &[revocation(Kind::Session, "s_1")]), 1);
@@ -185,15 +185,15 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_its_answer_is_told_and_what_flows_is_cut() {
+    fn what_waits_for_its_answer_is_told_and_what_is_answered_is_cut() {
         let connections = Connections::new();
         let tethers = Rc::new(Local::new(Tethers::default()));
         let slots = [(); 2].map(|()| connections.enter());
         let claims = claims("ann", Some("s_1"), 500);
-        let [waiting, flowing] = [0, 1].map(|n: usize| Tethers::tie(&tethers, &claims, slots[n].cutter(), false));
-        flowing.flow();
+        let [waiting, answered] = [0, 1].map(|n: usize| Tethers::tie(&tethers, &claims, slots[n].cutter()));
+        answered.answer();
         assert_eq!(Tethers::end(&tethers, &[revocation(Kind::Session, "s_1")]), 2);
-        assert!(waiting.has_ended() && flowing.has_ended());
+        assert!(waiting.has_ended() && answered.has_ended());
         assert_eq!(slots.each_ref().map(is_cut), [false, true]);
     }
 }

@@ -115,17 +115,23 @@ impl Exchange {
         self.labels = Some(Rc::clone(labels));
     }
 
-    /// From now on it goes on for no longer than its caller's session. `is_flowing`: its body is on its way.
-    pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>, is_flowing: bool) {
+    /// From now on it goes on for no longer than its caller's session.
+    pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>) {
         if let (Some(claims), Some(cutter)) = (&self.caller, self.cutter.take()) {
-            self.tether = Some(Tethers::tie(tethers, claims, cutter, is_flowing));
+            self.tether = Some(Tethers::tie(tethers, claims, cutter));
         }
+    }
+
+    /// What sending it to a backend needs: its head, what is tried, and what says whether its caller's session has ended.
+    pub fn to_send(&mut self) -> (&mut RequestHead, &mut Trail, impl Fn() -> bool) {
+        let tether = self.tether.as_ref();
+        (&mut self.head, &mut self.trail, move || tether.is_some_and(Tether::has_ended))
     }
 
     /// An answer is about to begin: whether it may, because its caller's session goes on.
     pub fn may_answer(&self) -> bool {
         let Some(tether) = &self.tether else { return true };
-        tether.flow();
+        tether.answer();
         !tether.has_ended()
     }
 

@@ -7,7 +7,7 @@ use crate::{
     auth::{self, Checker, KeySet, Revocations, TokenError},
     config::{Config, Revocation},
     exchange::{Code, Exchange, Reject, Tethers},
-    proto::head::{Framing, Known, RequestHead},
+    proto::head::{Known, RequestHead},
     shard::{Instant, Local, clock},
     telemetry::metrics::{Counters, TokenCheck},
 };
@@ -122,10 +122,9 @@ impl Identity {
         if is_permitted { Ok(()) } else { Err(Reject::new(Code::Forbidden)) }
     }
 
-    /// Ties an exchange to its caller's session: what is on its way ends with it, and what is waited for is refused.
+    /// Ties an exchange to its caller's session: an answer on its way ends with it, and a request without one is refused.
     pub(super) fn tie(&self, exchange: &mut Exchange) {
-        let is_flowing = exchange.head.framing != Framing::None;
-        exchange.tie(&self.tethers, is_flowing);
+        exchange.tie(&self.tethers);
     }
 
     /// What was revoked lately. Exchanges under way that it ends are cut or refused; says how many.

@@ -32,7 +32,7 @@ use crate::{
     bus::desk::Desk,
     config::LimitKey,
     exchange::{Code, Exchange, Labels, Ledger, Reject},
-    net::{HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
+    net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
     shard::{Instant, Local, buffers, clock, timer},
     telemetry::{exposition, metrics::Counters, record::Place, slots::OTHER},
@@ -264,7 +264,10 @@ impl Service for Gateway {
         let live = self.live();
         let mut besides = Besides::default();
         let answered = match live.answer(self, exchange, &mut besides, &mut body).await {
-            Ok(_) if !exchange.may_answer() => Err(Reject::new(Code::TokenRevoked)),
+            Ok((_, body)) if !exchange.may_answer() => {
+                body.abandon();
+                Err(Reject::new(Code::TokenRevoked))
+            }
             answered => answered,
         };
         let (mut head, answer) = match answered {

@@ -45,8 +45,8 @@ pub(super) async fn forward(
         retries_max: route.retries_max,
         cancels_on_close: route.cancels_on_close,
     };
-    let (head, trail) = (&mut exchange.head, &mut exchange.trail);
-    let (mut answer, streaming) = upstream.send(head, body, &call, trail).await?;
+    let (head, trail, has_ended) = exchange.to_send();
+    let (mut answer, streaming) = upstream.send(head, body, &call, trail, &has_ended).await?;
     if answer.status == 101 && !(asks_upgrade && fields::switches_as_asked(head, &answer)) {
         return Err(Reject::because(Code::UpstreamBadResponse, "the service switched protocols unasked"));
     }

@@ -142,6 +142,16 @@ pub struct Cutter {
 }
 
 impl Cutter {
+    /// The connection's task runs, and sees what has changed for it.
+    pub fn wake(&self) {
+        let waker = self.connections.state.with(|state| {
+            state.places.get_mut(self.place as usize).filter(|place| place.turn == self.turn)?.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
     /// The connection ends now. Its exchange under way is counted and logged as cut off.
     pub fn cut(&self) {
         let waker = self.connections.state.with(|state| {

@@ -135,6 +135,9 @@ pub enum Failure {
     /// The client left while the backend worked.
     #[error("the client closed before it was answered")]
     ClientGone,
+    /// The right to an answer ended while the backend worked.
+    #[error("the caller's session ended before the backend answered")]
+    Ended,
 }
 
 impl Failure {
@@ -161,7 +164,7 @@ impl Failure {
             Self::Connect(_) | Self::TimedOut => Some("timeout"),
             Self::Broken(_) => Some("closed"),
             Self::BadAnswer(_) => Some("malformed"),
-            Self::NoBackend | Self::CircuitOpen | Self::Request(_) | Self::ClientGone => None,
+            Self::NoBackend | Self::CircuitOpen | Self::Request(_) | Self::ClientGone | Self::Ended => None,
         }
     }
 }

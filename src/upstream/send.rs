@@ -30,7 +30,7 @@ pub struct Call {
     pub stream_idle_timeout: Duration,
     /// Attempts beyond the first.
     pub retries_max: u32,
-    /// Whether a client that leaves takes its request with it.
+    /// Whether a client that leaves, or whose session ends, takes its request with it.
     pub cancels_on_close: bool,
 }
 
@@ -44,20 +44,21 @@ impl Upstream {
     /// Sends a request and waits for the answer's head. The trail says what was tried, also when it fails.
     ///
     /// It is sent again only if that is safe: the method is idempotent or no byte of it was taken by a backend, no byte of
-    /// an answer has come, no byte of its body is gone, and the retry budget allows it. Dropping the future closes the
-    /// connection in use.
+    /// an answer has come, no byte of its body is gone, and the retry budget allows it. `has_ended` says whether the right
+    /// to an answer has ended; whoever ends it wakes the task. Dropping the future closes the connection in use.
     pub async fn send(
         self: &Rc<Self>,
         head: &mut RequestHead,
         body: &mut RequestBody<'_>,
         call: &Call,
         trail: &mut Trail,
+        has_ended: &impl Fn() -> bool,
     ) -> Result<(ResponseHead, Streaming), Failure> {
         let mut place = self.enter()?;
         let mut earlier = None;
         loop {
             let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
-            let failure = match self.attempt(&mut attempt, head, body, call, trail).await {
+            let failure = match self.attempt(&mut attempt, head, body, call, trail, has_ended).await {
                 Ok((answer, lease, upload)) => {
                     let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
                     return Ok((answer, streaming));
@@ -90,6 +91,7 @@ impl Upstream {
         body: &mut RequestBody<'_>,
         call: &Call,
         trail: &mut Trail,
+        has_ended: &impl Fn() -> bool,
     ) -> Result<(ResponseHead, Lease, Option<Box<Upload>>), Failure> {
         let now = attempt.began;
         let backend = self.choose(now, trail.backend.as_ref()).ok_or(Failure::NoBackend)?;
@@ -108,6 +110,7 @@ impl Upstream {
         let mut wait = Wait {
             method: head.method,
             call,
+            has_ended,
             began: now,
             has_waited: false,
             is_uploaded: false,
@@ -187,9 +190,10 @@ impl Attempt {
 }
 
 /// The wait for an answer's head while the request goes out.
-struct Wait<'a> {
+struct Wait<'a, E> {
     method: Method,
     call: &'a Call,
+    has_ended: &'a E,
     began: Instant,
     /// It was polled before, so that time may have passed.
     has_waited: bool,
@@ -200,7 +204,7 @@ struct Wait<'a> {
     blocked_at: Option<u64>,
 }
 
-impl Wait<'_> {
+impl<E: Fn() -> bool> Wait<'_, E> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -208,6 +212,9 @@ impl Wait<'_> {
         writer: &mut Writer,
         body: &mut RequestBody<'_>,
     ) -> Poll<Result<Waited, Failure>> {
+        if (self.has_ended)() && (!self.is_uploaded || self.call.cancels_on_close) {
+            return Poll::Ready(Err(Failure::Ended));
+        }
         let mut has_had_its_turn = false;
         if !self.is_uploaded && !self.is_broken {
             match writer.poll(connection.io(), cx, body) {

@@ -233,8 +233,9 @@ fn what_is_under_way_ends_with_its_session() {
 }
 
 #[test]
-fn uploads_end_and_answers_that_are_waited_for_are_refused() {
-    let mut house = House::start("");
+fn requests_without_an_answer_are_refused_when_their_session_ends() {
+    let finishing = "[[routes]]\npath = \"/finish/*\"\nupstream = \"back\"\non_client_close = \"finish\"\n";
+    let mut house = House::start(finishing);
     let (ending, staying) = (house.log_in("ann@example.com"), house.log_in("ben@example.com"));
     let begin = |tokens: &Tokens, path: &str, fields: &str, body: &str| {
         let mut clients: Vec<Client> = (0..16).map(|_| house.gateway.connect()).collect();
@@ -247,16 +248,28 @@ fn uploads_end_and_answers_that_are_waited_for_are_refused() {
         clients
     };
     let uploading = begin(&ending, "/x", "Transfer-Encoding: chunked\r\n", "5\r\nfirst\r\n");
-    let waiting = begin(&ending, "/held", "", "");
+    let waiting = [begin(&ending, "/held", "", ""), begin(&ending, "/held", "Content-Length: 5\r\n", "whole")];
+    let finishing = begin(&ending, "/finish/held", "Content-Length: 5\r\n", "whole");
     let others = begin(&staying, "/held", "", "");
-    house.gateway.metrics_until("all are under way", |metrics| metrics.sum("shardgate_exchanges_tied") == 48);
+    house.gateway.metrics_until("all are under way", |metrics| metrics.sum("shardgate_exchanges_tied") == 80);
+    // What is whole reaches the backend whole.
+    for _ in 0..64 {
+        house.backend.request();
+    }
     assert_eq!(ask(&mut house.gateway.connect(), "POST", "/auth/logout", &ending.access).status, 204);
     for mut client in uploading {
-        // Cut off while the client still sends: no answer, whether it ends by a FIN or a reset.
+        // The rest of its body would stand where the next request should: the connection closes.
+        expect_code(&client.read_response(), 401, "token_revoked");
         assert!(client.read_to_end().unwrap_or_default().is_empty());
     }
+    for mut client in waiting.into_iter().flatten() {
+        expect_code(&client.read_response(), 401, "token_revoked");
+        expect_code(&ask(&mut client, "GET", "/x", &ending.access), 401, "token_revoked");
+    }
+    // A backend that shall finish its work is let finish it.
+    house.gateway.metrics_until("the others wait on", |metrics| metrics.sum("shardgate_exchanges_tied") == 32);
     house.release();
-    for mut client in waiting {
+    for mut client in finishing {
         expect_code(&client.read_response(), 401, "token_revoked");
     }
     for mut client in others {
@@ -284,10 +297,10 @@ fn a_refresh_token_is_spent_once_and_again_within_the_grace() {
         (answer.status != 200).then_some(answer)
     });
     expect_code(&reused, 401, "refresh_reused");
-    // Not by way of a backend: a request that is under way there when the session ends may be cut off.
     until(Duration::from_secs(5), "the session has ended", || {
-        let answer = ask(&mut house.gateway.connect(), "GET", "/auth/me", &second.access);
-        (answer.status == 401).then_some(())
+        // A request that is under way at the backend just then is refused as the next one is.
+        let answer = ask(&mut house.gateway.connect(), "GET", "/x", &second.access);
+        (answer.status != 200).then(|| expect_code(&answer, 401, "token_revoked"))
     });
     expect_code(&renew(&house, &second.refresh), 401, "refresh_invalid");
     house.check_silence();
