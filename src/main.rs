@@ -21,7 +21,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// A thread-per-core API gateway and WebSocket hub.
 ///
 /// Exit codes: 0 it ended as asked; 1 it could not start or go on; 2 the arguments or the configuration are wrong;
-/// 3 it ended with connections cut off.
+/// 3 it ended with requests refused or cut off.
 #[derive(Debug, Parser)]
 #[command(name = "shardgate", version)]
 struct Arguments {
@@ -75,7 +75,7 @@ enum Command {
 
 /// The exit code for wrong arguments and configurations, as clap has it.
 const WRONG: u8 = 2;
-/// The exit code of an end that cut connections off.
+/// The exit code of an end that refused requests or cut them off.
 const CUT: u8 = 3;
 
 fn main() -> ExitCode {

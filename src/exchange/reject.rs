@@ -103,6 +103,8 @@ codes! {
     CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";
     /// The gateway has as many connections as it may.
     Overloaded = "overloaded", 503, "Overloaded", "the gateway has no room for another connection; try again shortly";
+    /// The gateway ends, and the time that requests under way had is up.
+    Draining = "draining", 503, "Draining", "the gateway is going out of service; try again over a new connection";
     /// What the answer depends on (the user store, the session store, the log of revocations) is away.
     DependencyUnavailable = "dependency_unavailable", 503, "Dependency unavailable", "something that this path depends on is away; try again shortly";
     /// The backend did not answer in time.

@@ -12,10 +12,14 @@ pub mod rate_limit;
 pub mod router;
 
 use std::{
+    cell::Cell,
     fmt,
+    future::poll_fn,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -51,6 +55,8 @@ pub struct Gateway {
     pub limits: Limits,
     live: Local<Rc<Live>>,
     identity: Identity,
+    /// Requests that have no answer yet are refused, for the process ends.
+    refuses_unanswered: Cell<bool>,
 }
 
 /// Where a shard asks other threads what it does not know itself.
@@ -116,7 +122,8 @@ impl Gateway {
         limits.adopt(&plan.limits);
         let identity = Identity::new(keys, &plan.tokens);
         let live = Live::new(plan, &[], &ledger, limits.clone(), Rc::default());
-        Self { ledger, desks, limits, identity, live: Local::new(Rc::new(live)) }
+        let refuses_unanswered = Cell::new(false);
+        Self { ledger, desks, limits, identity, live: Local::new(Rc::new(live)), refuses_unanswered }
     }
 
     /// Checks tokens with these keys from now on.
@@ -145,6 +152,11 @@ impl Gateway {
                 ledger.counters.revocation_lag.observe_us(lag_ms.saturating_mul(1000));
             }
         });
+    }
+
+    /// Requests that wait, for whatever it is, are refused from now on, once their tasks are woken: the process ends.
+    pub fn refuse_unanswered(&self) {
+        self.refuses_unanswered.set(true);
     }
 
     /// Adds what it holds to the shard's counters.
@@ -263,7 +275,15 @@ impl Service for Gateway {
     async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
         let live = self.live();
         let mut besides = Besides::default();
-        let answered = match live.answer(self, exchange, &mut besides, &mut body).await {
+        let answered = {
+            let mut answering = pin!(live.answer(self, exchange, &mut besides, &mut body));
+            poll_fn(|cx| match answering.as_mut().poll(cx) {
+                Poll::Pending if self.refuses_unanswered.get() => Poll::Ready(Err(Reject::new(Code::Draining))),
+                polled => polled,
+            })
+            .await
+        };
+        let answered = match answered {
             Ok((_, body)) if !exchange.may_answer() => {
                 body.abandon();
                 Err(Reject::new(Code::TokenRevoked))

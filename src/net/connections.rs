@@ -88,6 +88,11 @@ impl Connections {
         });
     }
 
+    /// Every connection's task runs, and sees what has changed for all of them.
+    pub fn wake(&self) {
+        self.wake_after(|_| {});
+    }
+
     /// Connections end now; each exchange under way is counted and logged as cut off.
     pub fn cut(&self) {
         self.wake_after(|state| state.is_cut = true);

@@ -33,6 +33,8 @@ use crate::{
 
 /// How often the shards are asked how they are, and the configuration file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// So long before the end of a drain requests without an answer are refused, so that clients read why.
+const FAREWELL: Duration = Duration::from_millis(250);
 /// A scrape is answered without the shards that have not told by then.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -56,7 +58,7 @@ pub(super) struct Equipment {
 pub enum Ended {
     /// Everything that was under way was finished.
     Drained,
-    /// The drain's time was up, or a second signal cut it short.
+    /// The drain's time was up before that, or a second signal cut it short.
     Cut,
 }
 
@@ -113,8 +115,27 @@ impl Shard {
 #[derive(Clone, Copy)]
 struct Drain {
     closes_at: Instant,
+    refuses_at: Instant,
     cut_at: Instant,
     has_closed: bool,
+    has_refused: bool,
+}
+
+impl Drain {
+    fn begin(now: Instant, config: &config::Drain) -> Self {
+        let (closes_at, cut_at) = (now + config.notice, now + config.max);
+        let refuses_at = (now + config.max.saturating_sub(FAREWELL)).max(closes_at);
+        Self { closes_at, refuses_at, cut_at, has_closed: false, has_refused: false }
+    }
+
+    /// When its next step is due.
+    fn due(&self) -> Instant {
+        match self {
+            Self { has_closed: false, .. } => self.closes_at,
+            Self { has_refused: false, .. } => self.refuses_at,
+            _ => self.cut_at,
+        }
+    }
 }
 
 /// Runs until the process is to end.
@@ -186,7 +207,7 @@ impl Control {
 
     /// When something is to be done even if nothing happens.
     fn due(&self) -> Option<Instant> {
-        let drain = self.drain.map(|drain| if drain.has_closed { drain.cut_at } else { drain.closes_at });
+        let drain = self.drain.map(|drain| drain.due());
         [drain, self.scrape_due].into_iter().flatten().min()
     }
 
@@ -319,7 +340,7 @@ impl Control {
                     max_s = drain.max.as_secs_f64(),
                     "draining: not ready from now on; a second signal ends at once"
                 );
-                self.drain = Some(Drain { closes_at: now + drain.notice, cut_at: now + drain.max, has_closed: false });
+                self.drain = Some(Drain::begin(now, drain));
                 self.broadcast(|| Letter::EndConnections);
                 self.show_pages();
                 false
@@ -336,10 +357,17 @@ impl Control {
             tracing::info!("closing the listeners; requests under way go on");
             self.broadcast(|| Letter::StopAccepting);
         }
-        self.drain = Some(drain);
-        if drain.has_closed && self.shards.iter().all(|shard| shard.has_drained) {
-            return Some(Ended::Drained);
+        let has_drained = drain.has_closed && self.shards.iter().all(|shard| shard.has_drained);
+        if has_drained {
+            // What was refused was not finished.
+            return Some(if drain.has_refused { Ended::Cut } else { Ended::Drained });
         }
+        if !drain.has_refused && now >= drain.refuses_at {
+            drain.has_refused = true;
+            tracing::warn!("the drain's time is up: refusing requests that have no answer yet, then cutting the rest");
+            self.broadcast(|| Letter::RefuseUnanswered);
+        }
+        self.drain = Some(drain);
         (now >= drain.cut_at).then_some(Ended::Cut)
     }
 

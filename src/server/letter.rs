@@ -29,6 +29,8 @@ pub(super) enum Letter {
     EndConnections,
     /// Control → shard: empty the accept queue, close the listener, then close what is idle.
     StopAccepting,
+    /// Control → shard: the time is nearly up: refuse what has no answer yet.
+    RefuseUnanswered,
     /// Control → shard and bridge: the time is up.
     Stop,
     /// Control → bridge: go on by this configuration.

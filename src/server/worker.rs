@@ -202,6 +202,10 @@ impl Worker {
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
             Letter::EndConnections => self.connections.end_after_answers(),
             Letter::StopAccepting => self.acceptor.stop(),
+            Letter::RefuseUnanswered => {
+                self.gateway.refuse_unanswered();
+                self.connections.wake();
+            }
             Letter::Limit(message) => self.gateway.limits.take(To::Shard(from.saturating_sub(endpoint(0))), message),
             Letter::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
             Letter::Stop => self.is_stopping.set(true),

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::{
@@ -276,6 +277,30 @@ fn requests_without_an_answer_are_refused_when_their_session_ends() {
         assert_eq!(client.read_response().status, 200);
     }
     house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_exchanges_tied") == 0);
+}
+
+#[test]
+fn log_ins_that_wait_at_the_end_of_a_drain_are_told() {
+    // A hash takes longer than the drain. Nobody's password takes as long as anybody's.
+    let mut gateway = Gateway::start(
+        "[accounts]\npassword_threads = 1\npassword_memory = \"128MiB\"\npassword_passes = 16\n[drain]\nnotice = \"0s\"\n\
+         max = \"300ms\"\n",
+    );
+    let mut clients: Vec<Client> = (0..32).map(|_| gateway.connect()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        let body = json!({"email": format!("{n}@example.com"), "password": PASSWORD}).to_string();
+        client.send(format!(
+            "POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        ));
+    }
+    gateway.metrics_until("all wait", |metrics| metrics.sum("shardgate_requests_in_flight") == 32);
+    gateway.signal(Signal::TERM);
+    for mut client in clients {
+        expect_code(&client.read_response(), 503, "draining");
+        client.expect_end();
+    }
+    assert_eq!(gateway.wait_exit(Duration::from_secs(10)), Some(3));
 }
 
 #[test]

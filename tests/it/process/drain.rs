@@ -61,19 +61,31 @@ fn ready_asked(gateway: &Gateway) -> usize {
 }
 
 #[test]
-fn what_is_left_at_the_end_of_the_drain_is_cut() {
+fn what_is_left_at_the_end_of_the_drain_is_refused_or_cut() {
     for driver in ["epoll", "io_uring"] {
         let service = Service::start();
         let config = format!("[runtime]\ndriver = \"{driver}\"\n[drain]\nnotice = \"0s\"\nmax = \"500ms\"\n");
         let mut gateway = Gateway::start(&service.config(&config));
-        let mut held = gateway.connect();
-        held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
-        wait_for_requests_in_flight(&gateway, 1);
+        let mut held: Vec<_> = (0..32).map(|_| gateway.connect()).collect();
+        for client in &mut held {
+            client.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
+        }
+        let mut stream = gateway.connect();
+        stream.send("GET /stream HTTP/1.1\r\nhost: a\r\n\r\n");
+        stream.read_until("first");
+        wait_for_requests_in_flight(&gateway, 33);
         gateway.signal(Signal::TERM);
+        for client in &mut held {
+            let answer = client.read_response();
+            assert_eq!((answer.status, &answer.json()["code"]), (503, &"draining".into()), "{driver}");
+            assert!(answer.field("retry-after").is_some());
+            client.expect_end();
+        }
         assert_eq!(gateway.wait_exit(SOON), Some(3), "{driver}");
-        held.expect_end();
-        let lines = gateway.access_lines(1);
-        assert_eq!((lines.len(), &lines[0]["path"]), (1, &"/held".into()), "what was cut is in the log: {lines:?}");
+        stream.expect_end();
+        let lines = gateway.access_lines(33);
+        let ended = |reason: &str| lines.iter().filter(|line| line["reason"] == reason).count();
+        assert_eq!((ended("draining"), ended("aborted")), (32, 1), "what was left is in the log: {lines:?}");
     }
 }
 
