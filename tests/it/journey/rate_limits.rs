@@ -135,9 +135,19 @@ fn a_burst_from_everywhere_at_once_passes_whole_and_no_further() {
         client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
     }
     let passed = clients.iter_mut().map(|client| client.read_response().status).filter(|status| *status == 200).count();
-    assert!((64..=64 + 3 * 4).contains(&passed), "{passed}");
-    let late = gateway.get("/x");
-    expect_limited(&late, 86_400);
+    assert!(passed >= 64, "{passed}");
+    // A shard that saw few of them may have some of its lease left, until it is told what the others have let in.
+    let (mut passed, mut refused) = (passed, 0);
+    while refused < 16 {
+        let answer = gateway.get("/x");
+        if answer.status == 200 {
+            passed += 1;
+        } else {
+            expect_limited(&answer, 86_400);
+            refused += 1;
+        }
+        assert!(passed <= 64 + 3 * 4, "{passed}");
+    }
 }
 
 #[test]
