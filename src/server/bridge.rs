@@ -282,6 +282,9 @@ impl Bridge {
     }
 
     fn tell(&self, heard: &Heard) {
+        if heard.is_lossy {
+            self.bus.send(CONTROL, Letter::RevocationsLost);
+        }
         if !heard.entries.is_empty() {
             let revoked = Revoked::of(heard);
             self.broadcast(|| Letter::Revoked(revoked.clone()));

@@ -213,10 +213,11 @@ impl Control {
 
     /// A letter from a shard or the bridge.
     fn take(&mut self, from: usize, letter: Letter) {
-        if let Letter::Databases(databases) = letter {
-            self.databases = *databases;
-            return;
-        }
+        let letter = match letter {
+            Letter::Databases(databases) => return self.databases = *databases,
+            Letter::RevocationsLost => return self.process.revocation_log_losses += 1,
+            letter => letter,
+        };
         let Some(shard) = from.checked_sub(endpoint(0)).and_then(|index| self.shards.get_mut(index)) else { return };
         match letter {
             Letter::Applied(scraped) => {

@@ -43,6 +43,8 @@ pub(super) enum Letter {
     Revoked(Revoked),
     /// Bridge → shard: everything revoked until then has been told.
     KnownUntil(Instant),
+    /// Bridge → control: the log of revocations has lost entries.
+    RevocationsLost,
     /// Bridge → control: how the stores are.
     Databases(Box<Databases>),
     /// Shard → shard: a fresh connection for you, not a byte of it read.

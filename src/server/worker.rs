@@ -218,6 +218,7 @@ impl Worker {
             | Letter::Drained
             | Letter::Configuration(_)
             | Letter::Account(_)
+            | Letter::RevocationsLost
             | Letter::Databases(_) => unreachable!("letters to the control thread and the bridge go to no shard"),
         }
     }

@@ -230,6 +230,8 @@ table! {
         /// Fetches of other issuers' key sets, by result.
         key_fetches: [u64; KeyFetch::COUNT] = Counter "shardgate_key_fetches_total" per Process
             by "result" in Values::Fixed(KeyFetch::VALUES);
+        /// Times that entries were missing in the log of revocations. What this instance knew was written back.
+        revocation_log_losses: u64 = Counter "shardgate_revocation_log_losses_total" per Process;
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.

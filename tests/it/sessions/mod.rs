@@ -269,6 +269,9 @@ fn what_is_known_serves_while_redis_is_away_and_nothing_revoked_is_good_after() 
         });
         expect_everywhere(gateway, "/any/x", &revoked.access, "401 token_revoked");
     }
+    // Whoever looks first writes back, and the other may find all of it.
+    let lost = |gateway: &Gateway| gateway.metrics().value("shardgate_revocation_log_losses_total");
+    assert!([&here, &there].iter().any(|gateway| lost(gateway) > 0), "the loss is counted");
     let fresh = Gateway::start(&guarded);
     expect_everywhere(&fresh, "/any/x", &revoked.access, "401 token_revoked");
     // Whoever asks for sessions has a connection of its own, which comes back when it does.
