@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::harness::now;
+use crate::{harness::now, secrets};
 
 /// How long any answer may take before the test gives up.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -117,6 +117,7 @@ impl Client {
 
     /// Sends all of these bytes, unless the connection has ended.
     pub(crate) fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
+        secrets::keep_message(bytes.as_ref());
         self.stream.set_write_timeout(Some(self.patience))?;
         self.stream.write_all(bytes.as_ref())
     }
@@ -159,6 +160,7 @@ impl Client {
         let mut response = self.read_response_head_until(due)?;
         if method != "HEAD" && response.status >= 200 && ![204, 304].contains(&response.status) {
             (response.body, response.trailers) = self.read_body_until(&response.fields, true, due)?;
+            secrets::keep_message(&response.body);
         }
         Ok(response)
     }

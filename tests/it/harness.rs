@@ -2,7 +2,7 @@
 //! access log, its metrics, its memory, its end.
 //!
 //! A gateway that goes out of scope is killed; in a test that passed it is first asked whether it panicked anywhere, and
-//! its log is searched for errors that nobody announced.
+//! its log is searched for errors that nobody announced, and all that it wrote for secrets.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +18,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) use crate::client::{Client, Response};
+use crate::secrets;
 
 /// How long a gateway may take to start.
 const START_MAX: Duration = Duration::from_secs(20);
@@ -264,8 +265,14 @@ impl Gateway {
             assert!(is_expected, "the gateway logged an error: {line}");
         }
         assert!(!log.contains("panicked at"), "the gateway panicked");
+        secrets::expect_none("the log", &log);
+        for name in [STDOUT, ACCESS_LOG] {
+            secrets::expect_none(name, &fs::read_to_string(self.directory.path().join(name)).unwrap_or_default());
+        }
         if self.has_exited().is_none() && self.admin.is_some() {
-            assert_eq!(self.metrics().sum("shardgate_panics_total"), 0, "the gateway caught a panic");
+            let metrics = self.ask_admin("/metrics").text();
+            secrets::expect_none("/metrics", &metrics);
+            assert_eq!(Metrics::parse(&metrics).sum("shardgate_panics_total"), 0, "the gateway caught a panic");
         }
     }
 }

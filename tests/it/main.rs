@@ -7,6 +7,7 @@ mod docs;
 mod harness;
 mod journey;
 mod process;
+mod secrets;
 mod servers;
 mod service;
 mod sessions;

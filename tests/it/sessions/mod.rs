@@ -1,5 +1,7 @@
 //! Sessions through real gateways: two of them on one Redis, one killed, one whose users are changed from outside.
 
+mod secrets;
+
 use std::{
     io::Write as _,
     path::Path,
@@ -280,6 +282,59 @@ fn what_is_known_serves_while_redis_is_away_and_nothing_revoked_is_good_after() 
     });
     assert_eq!(refused, "401 refresh_invalid", "sessions were lost with Redis");
     log_in(&here);
+}
+
+#[test]
+fn a_redis_that_hangs_is_away_and_does_later_nothing_that_was_given_up() {
+    let Some(server) = RedisServer::start() else { return };
+    let stage = Stage::new(&redis(&server));
+    stage.add_ann();
+    let guarded = format!("{}[revocation]\nmax_staleness = \"2s\"\n", stage.config());
+    let (here, there) = (Gateway::start(&guarded), Gateway::start(&guarded));
+    let (session, other) = (log_in(&here), log_in(&there));
+    server.pause();
+    let paused = now();
+    // Connections are there and nobody answers: each question ends by its own time.
+    assert_eq!(told(&refresh(&here, &session.refresh)), "503 dependency_unavailable");
+    let asked = [("/auth/logout", &session), ("/auth/logout-all", &other)];
+    for (path, tokens) in asked {
+        assert_eq!(told(&post(&there, path, &json!({}), &bearer(&tokens.access))), "503 dependency_unavailable");
+    }
+    assert!(now().duration_since(paused) < Duration::from_secs(5), "nobody waits for long");
+    for gateway in [&here, &there] {
+        until(Duration::from_secs(10), "what is known is too old", || {
+            (told(&ask(&mut gateway.connect(), "/admin", &session.access)) == "503 dependency_unavailable")
+                .then_some(())
+        });
+        // Requests that do not depend on it go on.
+        expect_everywhere(gateway, "/any/x", &session.access, "200 ok");
+    }
+    let mut stream = open_stream(&here, &session.access);
+
+    server.go_on();
+    for gateway in [&here, &there] {
+        until(Duration::from_secs(10), "it is back", || {
+            (told(&ask(&mut gateway.connect(), "/admin", &session.access)) == "200 ok").then_some(())
+        });
+    }
+    // Whoever was told that it could not be done finds it not done: nothing was spent, and nobody is logged out. Sessions
+    // are asked for on another connection than the log, which comes back when it does.
+    let [renewed, _] = [(&here, &session), (&there, &other)].map(|(gateway, session)| {
+        tokens(&until(Duration::from_secs(10), "sessions are asked for again", || {
+            Some(refresh(gateway, &session.refresh)).filter(|answer| answer.status != 503)
+        }))
+    });
+    for gateway in [&here, &there] {
+        for token in [&session.access, &renewed.access, &other.access] {
+            expect_everywhere(gateway, "/any/x", token, "200 ok");
+        }
+    }
+    log_out(&there, &renewed.access);
+    stream.expect_end();
+    expect_everywhere(&there, "/any/x", &renewed.access, "401 token_revoked");
+    until(Duration::from_secs(2), "the other has heard", || {
+        (told(&ask(&mut here.connect(), "/any/x", &renewed.access)) == "401 token_revoked").then_some(())
+    });
 }
 
 #[test]
