@@ -8,8 +8,9 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-/// What is shorter could stand in a log by chance.
+/// What is shorter, or has fewer different characters, could stand in a log by chance.
 const WORD_CHARS_MIN: usize = 20;
+const WORD_ALPHABET_MIN: usize = 10;
 const PHRASE_CHARS_MIN: usize = 12;
 
 /// A message may carry them in its first bytes, not behind.
@@ -48,7 +49,10 @@ impl Known {
     /// Of a JWT what it says and what proves it; its header is no secret.
     fn keep_token(&mut self, token: &str) {
         let parts = token.split('.').skip(usize::from(token.contains('.')));
-        self.words.extend(parts.filter(|part| part.len() >= WORD_CHARS_MIN).map(str::to_owned));
+        let is_telling = |part: &&str| {
+            part.len() >= WORD_CHARS_MIN && part.bytes().collect::<BTreeSet<_>>().len() >= WORD_ALPHABET_MIN
+        };
+        self.words.extend(parts.filter(is_telling).map(str::to_owned));
     }
 
     fn find_in(&self, text: &str) -> Option<String> {
@@ -83,7 +87,7 @@ pub(crate) fn expect_none(what: &str, text: &str) {
 #[test]
 fn what_messages_carry_is_found_again() {
     let mut known = Known::default();
-    let (refresh, claims, proof) = ["r", "c", "p"].map(|part| part.repeat(WORD_CHARS_MIN)).into();
+    let [refresh, claims, proof] = ["r", "c", "p"].map(|part| format!("{part}bcdefghij-_0123456789"));
     known.keep_message(
         format!("POST /auth/refresh HTTP/1.1\r\nAuthorization: Bearer eyJhbGciOiJFUzI1NiJ9.{claims}.{proof}\r\n\r\n{{\"refreshToken\":\"{refresh}\"}}")
             .as_bytes(),
