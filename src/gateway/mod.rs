@@ -341,7 +341,10 @@ impl Live {
             Ok(routed) => routed,
             Err(reject) => {
                 self.pass_elsewhere(exchange.client, besides).await?;
-                return Err(reject);
+                // The request that follows gets the refusal, so that its page can read it.
+                let is_routing = matches!(reject.code, Code::NotFound | Code::MethodNotAllowed);
+                let cors = self.plan.cors.as_deref().filter(|_| is_routing && self.is_about_nothing(&exchange.head));
+                return cors.map(|cors| answer_preflight(cors, &exchange.head, besides)).ok_or(reject);
             }
         };
         let Route { access, limits, cors, target, .. } = &self.plan.routes[found.route];
@@ -351,8 +354,7 @@ impl Live {
             if !limits.is_empty() {
                 self.pass_elsewhere(exchange.client, besides).await?;
             }
-            besides.is_preflight = true;
-            return Ok((cors.answer_preflight(&exchange.head), Body::Own(Vec::new().into())));
+            return Ok(answer_preflight(cors, &exchange.head, besides));
         }
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
@@ -407,6 +409,13 @@ impl Live {
             return Ok(found);
         }
         router.find(host, path, head.method, head.text(head.method_text)).map_err(no_route)
+    }
+
+    /// Whether it is a preflight that asks about a request which no route takes.
+    fn is_about_nothing(&self, head: &RequestHead) -> bool {
+        let (host, path) = (head.text(head.authority), head.text(head.path));
+        let asked = cors::asked_method(head).map(|asked| head.text(asked));
+        asked.is_some_and(|asked| self.plan.router.find(host, path, Method::of(asked), asked).is_err())
     }
 
     /// Adds to an answer, whoever gave it, what the gateway says to browsers and of limits.
@@ -500,6 +509,11 @@ fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject
         }
         _ => Ok(None),
     }
+}
+
+fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besides) -> (ResponseHead, Body) {
+    besides.is_preflight = true;
+    (cors.answer_preflight(head), Body::Own(Vec::new().into()))
 }
 
 /// Brings the path into normal form, in place where it is already. Says whether it has an escaped slash.
