@@ -1,5 +1,6 @@
 //! The process as an operator meets it: its command line, its signals, its shards, its limits, its memory.
 
+mod browser;
 mod cli;
 mod clients;
 mod drain;
