@@ -15,8 +15,8 @@ use super::shares::Shares;
 use super::slowdown::Slowdown;
 use super::store::{self, Health, Postgres, Store};
 use super::{Accounts, Terms};
+use crate::auth::Issuer;
 use crate::auth::rbac::Roles;
-use crate::auth::{Issuer, KeyError, OwnKeys};
 use crate::bus::redis::{Address, Class, Redis, Status};
 use crate::config::{Config, SessionStore};
 use crate::embedded::{Component, Embedded};
@@ -45,9 +45,6 @@ pub enum StartError {
     /// PostgreSQL as configured is impossible.
     #[error(transparent)]
     Postgres(#[from] store::StartError),
-    /// The keys of access tokens cannot be used.
-    #[error(transparent)]
-    Key(#[from] KeyError),
     /// The key of refresh tokens cannot be read or made.
     #[error("the key of refresh tokens in {} can be neither read nor made; let this user read and write data.dir", .0.display())]
     RefreshKey(PathBuf, #[source] io::Error),
@@ -108,10 +105,11 @@ impl Kept {
 }
 
 impl Accounts {
-    /// Opens the stores, reads the keys, and starts the pool. A store that is away is no error: it is asked for again with
-    /// each request. To be called on the bridge.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
-        let terms = Terms::new(config)?;
+    /// Opens the stores, reads the key of refresh tokens, and starts the pool. The issuer signs access tokens; with none
+    /// nobody can log in. A store that is away is no error: it is asked for again with each request. To be called on the
+    /// bridge.
+    pub fn start(config: &Config, issuer: Option<Issuer>) -> Result<Self, StartError> {
+        let terms = Terms::new(config, issuer);
         let kept = Kept::with_keys(config, keyring(config)?)?;
         let accounts = &config.accounts;
         let memory_kib = u32::try_from(accounts.password_memory >> 10).unwrap_or(u32::MAX);
@@ -129,16 +127,11 @@ impl Accounts {
         })
     }
 
-    /// Goes on by this configuration: its keys, its roles, and how long tokens live. With keys that cannot be used it
-    /// stays as it is.
-    pub fn adopt(&self, config: &Config) {
-        match Terms::new(config) {
-            Ok(terms) => {
-                self.terms.with(|current| *current = terms);
-                self.kept.sessions.keep_revocations(config.auth.revocations_kept());
-            }
-            Err(error) => tracing::error!(%error, "new tokens are signed as before the reload"),
-        }
+    /// Goes on by this configuration: its roles, what signs, and how long tokens live.
+    pub fn adopt(&self, config: &Config, issuer: Option<Issuer>) {
+        let terms = Terms::new(config, issuer);
+        self.terms.with(|current| *current = terms);
+        self.kept.sessions.keep_revocations(config.auth.revocations_kept());
     }
 
     /// Reads the log of revocations.
@@ -180,8 +173,7 @@ fn of_redis(redis: &Redis) -> Dependency {
 }
 
 impl Terms {
-    pub(super) fn new(config: &Config) -> Result<Self, KeyError> {
-        let issuer = Issuer::new(&config.auth, &OwnKeys::load(&config.auth, &config.data.dir)?);
+    fn new(config: &Config, issuer: Option<Issuer>) -> Self {
         if issuer.is_none() {
             tracing::warn!("no key of auth.keys signs, so nobody can log in here; say sign = true for one of them");
         }
@@ -189,7 +181,7 @@ impl Terms {
         let roles = Roles::new(
             roles.map(|(name, role)| (name.as_str(), role.permissions.iter().map(String::as_str).collect::<Vec<_>>())),
         );
-        Ok(Self { issuer, roles: Arc::new(roles) })
+        Self { issuer, roles: Arc::new(roles) }
     }
 }
 

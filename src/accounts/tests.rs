@@ -11,6 +11,7 @@ use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use super::*;
 use crate::accounts::password::Cost;
 use crate::accounts::store::NewUser;
+use crate::auth::OwnKeys;
 use crate::config::Config;
 
 const HOME: &str = "127.0.0.1";
@@ -21,6 +22,14 @@ struct House {
     accounts: Rc<Accounts>,
 }
 
+fn issuer(config: &Config) -> Option<Issuer> {
+    Issuer::new(&config.auth, &OwnKeys::load(&config.auth, &config.data.dir).expect("keys"))
+}
+
+fn start(config: &Config) -> Result<Accounts, StartError> {
+    Accounts::start(config, issuer(config))
+}
+
 fn house(prepare: impl FnOnce(&mut Config)) -> House {
     let directory = TempDir::new().expect("a directory");
     let mut config = Config::default();
@@ -29,7 +38,7 @@ fn house(prepare: impl FnOnce(&mut Config)) -> House {
     config.accounts.password_passes = 1;
     config.accounts.password_threads = Some(1);
     prepare(&mut config);
-    let accounts = Rc::new(Accounts::start(&config).expect("it starts"));
+    let accounts = Rc::new(start(&config).expect("it starts"));
     House { directory, config, accounts }
 }
 
@@ -356,10 +365,10 @@ fn a_reload_changes_roles_and_keys_are_kept_on_disk() {
         let mut house = house(|_| {});
         house.add("1", "ada@example.com", "correct horse").await;
         house.config.roles.get_mut("service").expect("it is there").permissions = vec!["new".to_owned()];
-        house.accounts.adopt(&house.config);
+        house.accounts.adopt(&house.config, issuer(&house.config));
         let tokens = house.login("ada@example.com", "correct horse").await.expect("in");
         assert_eq!(tokens["user"]["permissions"], serde_json::json!(["events:write", "new"]));
-        house.accounts = Rc::new(Accounts::start(&house.config).expect("it starts again"));
+        house.accounts = Rc::new(start(&house.config).expect("it starts again"));
         assert!(house.ask(refresh(&tokens)).await.is_ok(), "by the same key");
     });
 }

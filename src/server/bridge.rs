@@ -25,14 +25,14 @@ use super::{
 };
 use crate::{
     accounts::{Accounts, Operation, Outcome},
-    auth::revocation::Kind,
+    auth::{Issuer, revocation::Kind},
     bus::{
         self, Bus, Pump,
         desk::{Slip, Ticket},
         mesh::Endpoint,
         redis::{Address, Redis},
     },
-    config::{self, Config},
+    config::Config,
     exchange::Code,
     gateway::{
         Plan,
@@ -57,6 +57,8 @@ const SETTLE_MAX: Duration = Duration::from_millis(250);
 /// What the bridge is given when its thread begins.
 pub(super) struct Equipment {
     pub(super) config: Config,
+    /// What signs access tokens; none if nothing does.
+    pub(super) issuer: Option<Issuer>,
     pub(super) plan: Arc<Plan>,
     pub(super) shards: usize,
     pub(super) endpoint: Endpoint<Letter>,
@@ -96,12 +98,17 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
 }
 
 async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option<Revoked>>>) {
-    let Equipment { config, plan, shards, endpoint } = equipment;
+    let Equipment { config, issuer, plan, shards, endpoint } = equipment;
     let started = bus::on_tokio(endpoint).context("the bridge cannot be reached").and_then(|(bus, pump)| {
-        let accounts = config.accounts.enabled.then(|| Accounts::start(&config));
-        Ok((bus, pump, accounts.transpose().context("accounts cannot be served")?))
+        let accounts = config.accounts.enabled.then(|| Accounts::start(&config, issuer));
+        let accounts = accounts.transpose().context("accounts cannot be served")?;
+        let redis = match accounts.as_ref().and_then(Accounts::redis) {
+            None if config.redis.is_given() => Some(Redis::start(Address::new(&config.redis).context("redis")?)),
+            shared => shared.cloned(),
+        };
+        Ok((bus, pump, accounts, redis))
     });
-    let (bus, pump, accounts) = match started {
+    let (bus, pump, accounts, redis) = match started {
         Ok(started) => started,
         // Whoever waits ends the process.
         Err(error) => return drop(begun.send(Err(error))),
@@ -111,7 +118,7 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
         bus,
         shards,
         accounts,
-        redis: config.redis,
+        redis,
         fleet: Local::default(),
         under_way: Local::default(),
         awaited: Local::default(),
@@ -141,7 +148,8 @@ struct Bridge {
     shards: usize,
     /// None if the configuration has none.
     accounts: Option<Accounts>,
-    redis: config::Redis,
+    /// None if the configuration has none.
+    redis: Option<Redis>,
     /// What counts in Redis; none as long as no limit is the fleet's.
     fleet: Local<Option<Fleet>>,
     /// Operations under way that may be given up when nobody waits for them any more, by who asked.
@@ -180,9 +188,9 @@ impl Bridge {
                     }
                 }
             },
-            Letter::Configuration(config) => {
+            Letter::Configuration(config, issuer) => {
                 if let Some(accounts) = &self.accounts {
-                    accounts.adopt(&config);
+                    accounts.adopt(&config, issuer);
                 }
             }
             Letter::Plan(plan) => self.count_for_fleet(&plan),
@@ -201,18 +209,9 @@ impl Bridge {
         if let Some(fleet) = known {
             return fleet.adopt(&plan.limits);
         }
-        if !self.redis.is_given() || !plan.limits.iter().any(LimitPlan::is_fleet) {
-            return;
-        }
-        let address = match Address::new(&self.redis) {
-            Ok(address) => address,
-            Err(error) => {
-                tracing::error!(%error, "limits of the fleet are counted by this instance alone: Redis cannot be used");
-                return;
-            }
-        };
+        let Some(redis) = self.redis.clone().filter(|_| plan.limits.iter().any(LimitPlan::is_fleet)) else { return };
         let bus = self.bus.clone();
-        let fleet = Fleet::new(Redis::start(address), self.shards, move |shard, news| {
+        let fleet = Fleet::new(redis, self.shards, move |shard, news| {
             let letter = match news {
                 News::Message(message) => Letter::Limit(message),
                 News::IsAway(is_away) => Letter::LimitsAlone(is_away),

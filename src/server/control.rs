@@ -311,7 +311,7 @@ impl Control {
         let plan = Arc::clone(&self.plan);
         self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
         self.bus.send(BRIDGE, Letter::Plan(plan));
-        self.bus.send(BRIDGE, Letter::Configuration(Arc::new(self.config.clone())));
+        self.bus.send(BRIDGE, Letter::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
     }
 
     fn refuse_reload(&mut self, mistakes: &dyn std::fmt::Display) {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
     accounts::{Operation, Outcome},
-    auth::{KeySet, Revocation},
+    auth::{Issuer, KeySet, Revocation},
     bus::desk::{Slip, Ticket},
     config::Config,
     gateway::{Pages, Plan, rate_limit},
@@ -33,8 +33,8 @@ pub(super) enum Letter {
     RefuseUnanswered,
     /// Control → shard and bridge: the time is up.
     Stop,
-    /// Control → bridge: go on by this configuration.
-    Configuration(Arc<Config>),
+    /// Control → bridge: go on by this configuration, and sign with this.
+    Configuration(Arc<Config>, Option<Issuer>),
     /// Shard → bridge: an operation on an account, or that nobody waits for it any more.
     Account(Box<Slip<Operation>>),
     /// Bridge → shard: what came of an operation.

@@ -75,6 +75,7 @@ pub fn run(
     let bridge_end = endpoints.next().expect("the mesh has an endpoint for the bridge");
     let bridge = bridge::spawn(bridge::Equipment {
         config: config.clone(),
+        issuer: keychain.issuer(),
         plan: Arc::clone(&plan),
         shards,
         endpoint: bridge_end,

@@ -216,7 +216,7 @@ impl Worker {
             | Letter::AskMetrics(_)
             | Letter::WantKeys(_)
             | Letter::Drained
-            | Letter::Configuration(_)
+            | Letter::Configuration(..)
             | Letter::Account(_)
             | Letter::RevocationsLost
             | Letter::Databases(_) => unreachable!("letters to the control thread and the bridge go to no shard"),

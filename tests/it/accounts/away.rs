@@ -5,10 +5,11 @@ use std::{path::Path, time::Duration};
 use serde_json::Value;
 use shardgate::{
     accounts::{
-        Accounts, Kept, Operation, Outcome,
+        Accounts, Kept, Operation, Outcome, StartError,
         password::{Cost, Hasher, Scratch},
         store::NewUser,
     },
+    auth::{Issuer, OwnKeys},
     config::{self, Config},
     exchange::ClientNote,
 };
@@ -26,6 +27,11 @@ fn config(server: &PostgresServer, directory: &Path, timeout: &str) -> Config {
     );
     let path = Path::new("shardgate.toml");
     config::resolve(Some((path, &text)), &std::collections::BTreeMap::new()).expect("it is right")
+}
+
+fn start(config: &Config) -> Result<Accounts, StartError> {
+    let keys = OwnKeys::load(&config.auth, &config.data.dir).expect("keys");
+    Accounts::start(config, Issuer::new(&config.auth, &keys))
 }
 
 fn note() -> ClientNote {
@@ -72,7 +78,7 @@ fn postgresql_killed_and_started_again() {
     run(async {
         let config = config(&server, directory.path(), "20s");
         furnish(&config).await;
-        let accounts = Accounts::start(&config).expect("it starts");
+        let accounts = start(&config).expect("it starts");
         let mut tokens = login(&accounts).await.expect("in");
         for _ in 0..3 {
             server.kill();
@@ -105,7 +111,7 @@ fn postgresql_hanging() {
         let config = config(&server, directory.path(), "20s");
         furnish(&config).await;
         let hasty = self::config(&server, directory.path(), "500ms");
-        let accounts = Accounts::start(&hasty).expect("it starts");
+        let accounts = start(&hasty).expect("it starts");
         let tokens = loop {
             // A busy machine may need more than that to connect.
             if let Ok(tokens) = login(&accounts).await {
