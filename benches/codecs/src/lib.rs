@@ -1,23 +1,6 @@
 //! What all codecs of the comparison are given.
 
-/// As `curl` sends it.
-pub const SMALL: &[u8] =
-    b"GET /api/events/17 HTTP/1.1\r\nHost: localhost:3000\r\nUser-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n";
+#[path = "../../messages/mod.rs"]
+mod messages;
 
-/// As a browser sends it, with a token.
-pub const BROWSER: &[u8] = b"GET /api/predict/carts/8f14e45f?window=30d&limit=50 HTTP/1.1\r\n\
-Host: gateway.example.com\r\n\
-Connection: keep-alive\r\n\
-sec-ch-ua: \"Chromium\";v=\"130\", \"Google Chrome\";v=\"130\", \"Not?A_Brand\";v=\"99\"\r\n\
-sec-ch-ua-mobile: ?0\r\n\
-sec-ch-ua-platform: \"Linux\"\r\n\
-User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/130.0.0.0 Safari/537.36\r\n\
-Accept: application/json, text/plain, */*\r\n\
-Authorization: Bearer eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9.eyJzdWIiOiI0MiIsInJvbGUiOiJ1c2VyIn0.c2lnbmF0dXJlLW9mLTMyLWJ5dGVz\r\n\
-Origin: https://app.example.com\r\n\
-Sec-Fetch-Site: same-site\r\n\
-Sec-Fetch-Mode: cors\r\n\
-Sec-Fetch-Dest: empty\r\n\
-Referer: https://app.example.com/dashboard\r\n\
-Accept-Encoding: gzip, deflate, br, zstd\r\n\
-Accept-Language: en-GB,en;q=0.9,de;q=0.8\r\n\r\n";
+pub use messages::{ANSWER, BROWSER, SMALL};
