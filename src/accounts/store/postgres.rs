@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_postgres::config::SslMode;
@@ -24,6 +22,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::{Change, Failure, Health, NewUser};
 use crate::accounts::password::Stored;
 use crate::accounts::user::User;
+use crate::auth::read_certificates;
 use crate::config::Secret;
 use crate::shard::{Local, clock};
 
@@ -54,13 +53,8 @@ pub enum StartError {
     #[error("accounts.postgres_url is no URL of PostgreSQL")]
     Url,
     /// The certificates cannot be read.
-    #[error("accounts.postgres_ca_file {path} cannot be read: {cause}")]
-    CaFile {
-        /// As configured.
-        path: String,
-        /// What is wrong with it.
-        cause: String,
-    },
+    #[error("accounts.postgres_ca_file is {0}")]
+    CaFile(String),
     /// TLS cannot be set up.
     #[error("TLS to PostgreSQL cannot be set up")]
     Tls(#[from] rustls::Error),
@@ -381,21 +375,14 @@ fn server_of(config: &tokio_postgres::Config) -> String {
 
 /// The server's certificate is always checked; `sslmode=prefer` goes on without TLS where the server has none.
 fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, StartError> {
-    let mut roots = rustls::RootCertStore::empty();
-    if let Some(path) = ca_file {
-        let unreadable = |cause: String| StartError::CaFile { path: path.display().to_string(), cause };
-        let found = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(error.to_string()))?;
-        for certificate in found {
-            let certificate = certificate.map_err(|error| unreadable(error.to_string()))?;
-            roots.add(certificate).map_err(|error| unreadable(error.to_string()))?;
-        }
-        if roots.is_empty() {
-            return Err(unreadable("there is no certificate in it".to_owned()));
-        }
+    let roots = if let Some(file) = ca_file {
+        read_certificates(file).map_err(StartError::CaFile)?
     } else {
         // Those that cannot be read are left out; a server that needs one of them is then refused, and told so.
+        let mut roots = rustls::RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    }
+        roots
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
