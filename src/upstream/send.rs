@@ -57,6 +57,9 @@ impl Upstream {
         let mut place = self.enter()?;
         let mut earlier = None;
         loop {
+            if has_ended() {
+                return Err(Failure::Ended);
+            }
             let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
             let failure = match self.attempt(&mut attempt, head, body, call, trail, has_ended).await {
                 Ok((answer, lease, upload)) => {
@@ -117,7 +120,7 @@ impl Upstream {
             is_broken: false,
             blocked_at: None,
         };
-        let answer = loop {
+        let mut answer = loop {
             let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
             attempt.has_answered = lease.connection().has_answered();
             match waited? {
@@ -130,6 +133,8 @@ impl Upstream {
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
         self.succeeded(&backend, waited);
+        // A backend that took half of a request is given no other behind it.
+        answer.keep_alive &= !wait.is_broken;
         let goes_on = !wait.is_uploaded && !wait.is_broken;
         let upload = attempt.writer.take_if(|_| goes_on).map(|writer| Box::new(Upload::new(writer)));
         Ok((answer, lease, upload))

@@ -67,7 +67,8 @@ impl Streaming {
         let mut streaming = Self {
             hold: Some(Hold { lease, _place: place }),
             upload,
-            is_reusable: answer.keep_alive,
+            // A connection that has switched protocols speaks HTTP no more, whatever becomes of the tunnel.
+            is_reusable: answer.keep_alive && answer.status != 101,
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,

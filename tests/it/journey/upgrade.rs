@@ -2,6 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read as _},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -163,6 +164,40 @@ fn a_client_that_breaks_off_takes_the_backend_with_it() {
     socket2::SockRef::from(client.stream()).set_linger(Some(Duration::ZERO)).expect("a socket");
     drop(client);
     backend.wait_ended(0);
+}
+
+#[test]
+fn a_connection_that_has_switched_carries_no_request_whatever_becomes_of_its_client() {
+    let (gate, heard) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+    let (opened, told) = (Arc::clone(&gate), Arc::clone(&heard));
+    let mut backend = Backend::start(move |conversation| {
+        if conversation.number > 0 {
+            loop {
+                conversation.read_request()?;
+                conversation.send(OK)?;
+            }
+        }
+        conversation.tell_head()?;
+        opened.wait();
+        conversation.send(SWITCH)?;
+        let _ = told.set(conversation.read_to_end());
+        Ok(())
+    });
+    // One shard, so that all share one pool.
+    let finish = Setup { route: "on_client_close = \"finish\"", rest: "[runtime]\nshards = 1", ..Setup::default() };
+    let gateway = finish.start(&[backend.address()]);
+    let mut client = gateway.connect();
+    client.send(ASK);
+    backend.request();
+    socket2::SockRef::from(client.stream()).set_linger(Some(Duration::ZERO)).expect("a socket");
+    drop(client);
+    gate.get_or_init(|| ());
+    gateway.access_lines(1);
+    for _ in 0..4 {
+        assert_eq!(gateway.get("/y").status, 200);
+    }
+    backend.wait_ended(0);
+    assert_eq!(heard.get().map(Vec::len), Some(0), "nobody's request went into the tunnel");
 }
 
 #[test]
