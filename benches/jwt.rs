@@ -8,7 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use shardgate::auth::{Checker, Grant, Issuer, KeySet, OwnKeys, Revocation, Revocations, revocation::Kind};
+use shardgate::auth::revocation::{Bounds, Kind, Moment};
+use shardgate::auth::{Checker, Grant, Issuer, KeySet, OwnKeys, Revocation, Revocations};
 use shardgate::config::{self, Auth};
 use std::collections::BTreeMap;
 
@@ -53,14 +54,11 @@ fn grant(permissions: &[String]) -> Grant<'_> {
 
 /// As a busy gateway has them.
 fn revocations() -> Revocations {
-    let mut revocations = Revocations::new(Duration::from_hours(1), 100_000);
+    let (kept, leeway) = (Duration::from_hours(1), Duration::from_secs(5));
+    let mut revocations = Revocations::new(Bounds { kept, leeway, entries_max: 100_000 });
     for n in 0..10_000 {
-        revocations.apply(&Revocation {
-            kind: Kind::Session,
-            id: format!("s_{n}").into(),
-            at_ms: 1,
-            by: "bench".into(),
-        });
+        let (kind, id, by) = (Kind::Session, format!("s_{n}").into(), "bench".into());
+        revocations.apply(&Revocation { kind, id, at_ms: 1, by }, Moment::default());
     }
     revocations
 }

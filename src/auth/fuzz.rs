@@ -1,6 +1,7 @@
 //! Drives the check over any bytes and looks whether what must hold of all tokens does; for tests and fuzzing only.
 #![expect(clippy::expect_used, reason = "a broken promise must stop the run")]
 
+use super::revocation::Bounds;
 use super::{Checker, Claims, JwkSet, KeySet, OwnKeys, Revocations, TokenError, jwt};
 use crate::config::{Algorithm, Auth, Config, TokenKey};
 use base64::Engine as _;
@@ -51,7 +52,8 @@ fn check(token: &[u8]) {
         static KEYS: KeySet = keys();
     }
     KEYS.with(|keys| {
-        let revocations = Revocations::new(Duration::from_mins(15), 1024);
+        let (kept, leeway) = (Duration::from_mins(15), Duration::from_secs(5));
+        let revocations = Revocations::new(Bounds { kept, leeway, entries_max: 1024 });
         let mut checker = Checker::new(4);
         let cold = checker.check(keys, &revocations, token, NOW);
         let warm = checker.check(keys, &revocations, token, NOW);

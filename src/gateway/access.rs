@@ -4,7 +4,10 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 
 use super::Plan;
 use crate::{
-    auth::{self, Checker, KeySet, Revocations, TokenError},
+    auth::{
+        self, Checker, KeySet, Revocations, TokenError,
+        revocation::{Bounds, Moment},
+    },
     config::{Config, Revocation},
     exchange::{Code, Exchange, Reject, Tethers},
     proto::head::{Known, RequestHead},
@@ -49,8 +52,7 @@ pub(super) struct Tokens {
     /// Checked tokens that a shard remembers.
     pub(super) cached_max: usize,
     /// Revocations that a shard holds, and for how long each matters.
-    pub(super) revocations_max: usize,
-    pub(super) revocations_kept: Duration,
+    pub(super) revocations: Bounds,
     /// How old what is known of revocations may be; none when there is no log of them.
     pub(super) staleness_max: Option<Duration>,
     /// What happens after that.
@@ -61,8 +63,11 @@ impl Tokens {
     pub(super) fn of(config: &Config) -> Self {
         Self {
             cached_max: config.auth.cache_entries,
-            revocations_max: config.auth.revocations_max,
-            revocations_kept: config.auth.revocations_kept(),
+            revocations: Bounds {
+                kept: config.auth.revocations_kept(),
+                leeway: config.auth.leeway,
+                entries_max: config.auth.revocations_max,
+            },
             staleness_max: config.accounts.enabled.then_some(config.revocation.max_staleness),
             revocation: config.revocation.clone(),
         }
@@ -74,6 +79,7 @@ impl Tokens {
 pub(super) struct Identity {
     state: Local<State>,
     tethers: Rc<Local<Tethers>>,
+    began: Instant,
 }
 
 #[derive(Debug)]
@@ -90,10 +96,15 @@ impl Identity {
         let state = State {
             keys,
             checker: Checker::new(tokens.cached_max),
-            revocations: Revocations::new(tokens.revocations_kept, tokens.revocations_max),
+            revocations: Revocations::new(tokens.revocations),
             known_until: None,
         };
-        Self { state: Local::new(state), tethers: Rc::default() }
+        Self { state: Local::new(state), tethers: Rc::default(), began: clock::now() }
+    }
+
+    fn moment(&self) -> Moment {
+        let now = clock::now();
+        Moment { elapsed: now.since(self.began), unix: clock::to_unix(now) }
     }
 
     /// Lets the exchange in, with its caller, or refuses it.
@@ -129,7 +140,8 @@ impl Identity {
 
     /// What was revoked lately. Exchanges under way that it ends are cut or refused; says how many.
     pub(super) fn revoke(&self, revocations: &[auth::Revocation]) -> usize {
-        self.state.with(|state| revocations.iter().for_each(|revocation| state.revocations.apply(revocation)));
+        let now = self.moment();
+        self.state.with(|state| revocations.iter().for_each(|revocation| state.revocations.apply(revocation, now)));
         Tethers::end(&self.tethers, revocations)
     }
 
@@ -152,13 +164,14 @@ impl Identity {
     pub(super) fn adopt(&self, tokens: &Tokens) {
         self.state.with(|state| {
             state.checker.resize(tokens.cached_max);
-            state.revocations.resize(tokens.revocations_kept, tokens.revocations_max);
+            state.revocations.resize(tokens.revocations);
         });
     }
 
     /// Lets go what no longer matters.
     pub(super) fn sweep(&self) {
-        self.state.with(|state| state.revocations.expire(clock::unix_now()));
+        let now = self.moment();
+        self.state.with(|state| state.revocations.expire(now));
     }
 
     /// The public keys, as a JWK set.

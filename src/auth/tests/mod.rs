@@ -97,7 +97,8 @@ fn one_secret() -> KeySet {
 }
 
 fn no_revocations() -> Revocations {
-    Revocations::new(Duration::from_mins(15), 1024)
+    let (kept, leeway) = (Duration::from_mins(15), Duration::from_secs(5));
+    Revocations::new(revocation::Bounds { kept, leeway, entries_max: 1024 })
 }
 
 fn check(keys: &KeySet, token: &str) -> Result<Claims, TokenError> {

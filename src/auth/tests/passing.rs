@@ -132,10 +132,10 @@ fn a_hit_is_asked_about_revocation() {
     let mut check =
         |revocations: &Revocations, token: &str| checker.check(&keys, revocations, token.as_bytes(), NOW).err();
     assert_eq!([check(&revocations, &token), check(&revocations, &token)], [None, None]);
-    revocations.apply(&entry(revocation::Kind::Session, "s_1"));
+    revocations.apply(&entry(revocation::Kind::Session, "s_1"), revocation::Moment::default());
     assert_eq!([check(&revocations, &token), check(&revocations, &token)], [Some(TokenError::Revoked); 2]);
     assert_eq!([check(&revocations, &other), check(&revocations, &other)], [None, None]);
-    revocations.apply(&entry(revocation::Kind::User, "42"));
+    revocations.apply(&entry(revocation::Kind::User, "42"), revocation::Moment::default());
     assert_eq!([check(&revocations, &other), check(&revocations, &token)], [Some(TokenError::Revoked); 2]);
     let cold = Checker::new(8).check(&keys, &revocations, other.as_bytes(), NOW).err();
     assert_eq!(cold, Some(TokenError::Revoked));
@@ -191,7 +191,7 @@ fn a_twin_of_a_token_is_the_same_caller_and_ends_with_it() {
     let [one, other] = both(&revocations);
     assert_eq!(one.expect("it passes"), other.expect("it is as good"));
     let entry = Revocation { kind: revocation::Kind::Session, id: "s_1".into(), at_ms: 1, by: "test".into() };
-    revocations.apply(&entry);
+    revocations.apply(&entry, revocation::Moment::default());
     assert_eq!(both(&revocations), [Err(TokenError::Revoked), Err(TokenError::Revoked)]);
     assert_eq!(checker.len(), 2, "an entry of the cache is all that it has of its own");
 }

@@ -195,7 +195,7 @@ fn ids_of_two_issuers_do_not_meet() {
         [(revocation::Kind::User, "42"), (revocation::Kind::Session, "s_1")].map(|(kind, id)| {
             let entry = Revocation { kind, id: id.into(), at_ms: u64::MAX, by: "test".into() };
             let mut set = no_revocations();
-            set.apply(&entry);
+            set.apply(&entry, revocation::Moment::default());
             (set.is_revoked(claims), entry.ends(claims))
         })
     };
