@@ -177,8 +177,9 @@ fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     // Room for all of it from the start: a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(FILE_BYTES_MAX).unwrap_or(0) + 1));
     file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
-    let is_public = bytes.windows(11).any(|window| window == b"PUBLIC KEY-")
-        || bytes.windows(12).any(|window| window == b"CERTIFICATE-");
+    let has = |mark: &[u8]| bytes.windows(mark.len()).any(|window| window == mark);
+    // A file of both has a secret.
+    let is_public = (has(b"PUBLIC KEY-") || has(b"CERTIFICATE-")) && !has(b"PRIVATE KEY-");
     let mode = metadata.mode() & 0o7777;
     if !is_public && mode & 0o077 != 0 {
         return Err(format!("others than its owner may read the file (mode {mode:04o}); make it 0600"));

@@ -95,7 +95,11 @@ fn files_that_others_may_read_are_refused() {
     let public = folder.path().join("public.pem");
     fs::copy(file("p256.pub.pem"), &public).expect("copied");
     fs::set_permissions(&public, fs::Permissions::from_mode(0o644)).expect("ours");
-    assert!(load(vec![TokenKey { file: Some(public), sign: false, ..key }]).is_ok());
+    assert!(load(vec![TokenKey { file: Some(public.clone()), sign: false, ..key.clone() }]).is_ok());
+    // But not with the private one in the same file.
+    let both = [fs::read(file("p256.pub.pem")), fs::read(file("p256.pem"))].map(|pem| pem.expect("read")).concat();
+    fs::write(&public, both).expect("written");
+    assert!(load(vec![TokenKey { file: Some(public), ..key }]).is_err());
 }
 
 #[test]
