@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use crate::{
-    auth::{Claims, Revocation},
+    auth::{Claims, Revocation, revocation::Kind},
     net::Cutter,
     shard::Local,
 };
@@ -57,7 +57,9 @@ impl Tethers {
         let ended = tethers.with(|tethers| {
             let mut ended = Vec::new();
             for entry in tethers.entries.iter_mut().flatten().filter(|entry| !entry.has_ended) {
-                if revocations.iter().any(|revocation| revocation.ends(&entry.claims)) {
+                // A kick ends what lasts; the token stays good, so there is nothing to tell whoever waits for an answer.
+                let concerns = |revocation: &&Revocation| entry.is_answering || revocation.kind != Kind::Kick;
+                if revocations.iter().filter(concerns).any(|revocation| revocation.ends(&entry.claims)) {
                     entry.has_ended = true;
                     ended.push((entry.cutter.clone(), entry.is_answering));
                 }
@@ -114,10 +116,7 @@ mod tests {
     use std::task::{Context, Waker};
 
     use super::*;
-    use crate::{
-        auth::revocation::Kind,
-        net::{Connections, Slot},
-    };
+    use crate::net::{Connections, Slot};
 
     fn claims(sub: &str, sid: Option<&str>, began_ms: u64) -> Rc<Claims> {
         Rc::new(Claims { sid: sid.map(Into::into), session_began_ms: Some(began_ms), ..Claims::plain(sub) })
@@ -191,6 +190,7 @@ mod tests {
         let slots = [(); 2].map(|()| connections.enter());
         let claims = claims("ann", Some("s_1"), 500);
         let [waiting, answered] = [0, 1].map(|n: usize| Tethers::tie(&tethers, &claims, slots[n].cutter()));
+        assert_eq!(Tethers::end(&tethers, &[revocation(Kind::Kick, "ann")]), 0, "a kick ends what lasts");
         answered.answer();
         assert_eq!(Tethers::end(&tethers, &[revocation(Kind::Session, "s_1")]), 2);
         assert!(waiting.has_ended() && answered.has_ended());

@@ -365,6 +365,8 @@ impl Control {
         }
         if !drain.has_refused && now >= drain.refuses_at {
             drain.has_refused = true;
+            // They get to read it even if everything is due at once.
+            drain.cut_at = drain.cut_at.max(now + FAREWELL / 5);
             tracing::warn!("the drain's time is up: refusing requests that have no answer yet, then cutting the rest");
             self.broadcast(|| Letter::RefuseUnanswered);
         }
