@@ -232,7 +232,8 @@ impl Store {
     }
 
     fn appending(&self, by: &str) -> Appending {
-        Appending { by: by.to_owned(), kept_ms: self.kept_ms.get() }
+        let over_ms = signed(self.now_ms()).saturating_sub(self.kept_ms.get());
+        Appending { by: by.to_owned(), over_ms }
     }
 
     async fn change<T: Send + 'static>(
@@ -248,7 +249,8 @@ impl Store {
 /// What an entry of the log needs besides its subject.
 struct Appending {
     by: String,
-    kept_ms: i64,
+    /// Entries from before this do not matter any more, whatever the new one's time is.
+    over_ms: i64,
 }
 
 impl Appending {
@@ -264,7 +266,7 @@ impl Appending {
             "DELETE FROM revocations WHERE seq IN
              (SELECT seq FROM revocations WHERE at_ms < ?1 ORDER BY at_ms LIMIT ?2)",
         )?
-        .execute((at_ms.saturating_sub(self.kept_ms), CLEARED_MAX))?;
+        .execute((self.over_ms, CLEARED_MAX))?;
         Ok(())
     }
 }
