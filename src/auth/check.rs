@@ -137,7 +137,8 @@ impl Checker {
         }
         let Some(issuer) = jwt::issuer_to_ask(keys, token) else { return };
         match self.asked.iter_mut().find(|(name, _)| *name == issuer.name) {
-            Some((_, at)) if now.saturating_sub(*at) < QUIET => return,
+            // A date that was set back says nothing of how long that is ago.
+            Some((_, at)) if now >= *at && now.saturating_sub(*at) < QUIET => return,
             Some((_, at)) => *at = now,
             None => {
                 // Issuers come and go with reloads.

@@ -134,7 +134,7 @@ impl<'de> Visitor<'de> for Reader<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json<'de>, A::Error> {
         let inside = self.inside()?;
-        let mut members: Vec<(Cow<'de, str>, Json<'de>)> = Vec::with_capacity(12);
+        let mut members: Vec<(Cow<'de, str>, Json<'de>)> = Vec::new();
         while let Some(name) = map.next_key_seed(Name)? {
             if members.iter().any(|(other, _)| *other == name) {
                 return Err(self.fail(Flaw::Duplicate));

@@ -6,7 +6,7 @@
 
 use super::json::Json;
 use super::keys::{ClaimMap, Fingerprint, Issuer, Key, KeySet, Word};
-use super::{Claims, Flaw, KID_BYTES_MAX, TokenError, rbac};
+use super::{Claims, Flaw, KID_BYTES_MAX, Origin, TokenError, rbac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(super) fn check(keys: &KeySet, token: &[u8], now: Duration) -> Result<Checke
         return Err(Flaw::Signature.into());
     }
     let claims = read_claims(&payload, issuer)?;
-    check_times(&payload, &claims, issuer.lifetime_max, keys.leeway, now)?;
+    check_times(&payload, &claims, issuer, keys.leeway, now)?;
     Ok(Checked { claims, key: key.fingerprint })
 }
 
@@ -281,7 +281,7 @@ fn whole(number: f64) -> u64 {
 fn check_times(
     payload: &Json<'_>,
     claims: &Claims,
-    lifetime_max: Duration,
+    issuer: &Issuer,
     leeway: Duration,
     now: Duration,
 ) -> Result<(), TokenError> {
@@ -295,8 +295,15 @@ fn check_times(
     if time(payload, "iat")?.is_some_and(|iat| iat > latest) {
         return Err(Flaw::FromTheFuture.into());
     }
-    // Revocations are kept as long as a token may live, so none may live longer.
-    if Duration::from_secs(claims.exp) > now + lifetime_max + leeway {
+    // Ours may have begun later than now: behind an end of all sessions that was written by a clock that is ahead.
+    let is_early = |began_ms: u64| issuer.origin == Origin::Foreign && Duration::from_millis(began_ms) > now + leeway;
+    if claims.session_began_ms.is_some_and(is_early) {
+        return Err(Flaw::FromTheFuture.into());
+    }
+    // Revocations are kept as long as a token may live, so none may live longer, neither from now on nor since it was
+    // issued: it may come here late in its life, when its session's end is forgotten.
+    let since = Duration::from_secs(claims.iat.unwrap_or(u64::MAX)).min(now);
+    if Duration::from_secs(claims.exp) > since + issuer.lifetime_max + leeway {
         return Err(Flaw::Lifetime.into());
     }
     Ok(())

@@ -107,6 +107,11 @@ fn clocks_may_be_apart_by_the_leeway_and_no_more() {
     assert_eq!(at(json!({ "iat": now + 6 })), Err(Flaw::FromTheFuture.into()));
     assert_eq!(at(json!({ "exp": now + 3605 })), Ok(()));
     assert_eq!(at(json!({ "exp": now + 3606 })), Err(Flaw::Lifetime.into()));
+    // What is left of a life does not say how long it is.
+    assert_eq!(at(json!({ "iat": now - 3000, "exp": now + 605 })), Ok(()));
+    assert_eq!(at(json!({ "iat": now - 3000, "exp": now + 606 })), Err(Flaw::Lifetime.into()));
+    assert_eq!(at(json!({ "iat": "-", "exp": now + 3605 })), Ok(()));
+    assert_eq!(at(json!({ "auth_time": now + 60 })), Ok(()), "ours begin behind the end of all sessions before");
 }
 
 #[test]

@@ -258,6 +258,9 @@ fn rules_are_each_issuers_own() {
     assert_eq!(refused("types = [\"\"]", typed(None), json!({})), None);
     assert_eq!(refused("algorithms = [\"RS256\"]", kid("k"), json!({})), Some(Flaw::UnknownKey.into()));
     assert_eq!(refused("lifetime_max = \"10m\"", kid("k"), json!({})), Some(Flaw::Lifetime.into()));
+    let now = NOW.as_secs();
+    assert_eq!(refused("", kid("k"), json!({ "auth_time": now + 5 })), None);
+    assert_eq!(refused("", kid("k"), json!({ "auth_time": now + 6 })), Some(Flaw::FromTheFuture.into()));
     assert_eq!(refused("", Header::default(), json!({})), None, "with one key there is no doubt");
     assert_eq!(refused("", kid("other"), json!({})), Some(Flaw::UnknownKey.into()));
 }
