@@ -183,9 +183,12 @@ impl Keychain {
         for remote in &mut self.remotes {
             if remote.schedule.handle_timeout(now) {
                 let (fetcher, id, told) = (remote.fetcher.clone(), remote.id, self.fetched.clone());
+                let fetch = tokio::task::spawn_local(async move { fetcher.fetch().await });
                 tokio::task::spawn_local(async move {
+                    // The runtime catches a panic, and the issuer is asked again as after any other failure.
+                    let set = fetch.await.unwrap_or_else(|_| Err("asking it panicked".to_owned()));
                     // Nobody listens any more when the process ends.
-                    let _ = told.send(Fetched { id, set: fetcher.fetch().await });
+                    let _ = told.send(Fetched { id, set });
                 });
             }
         }
