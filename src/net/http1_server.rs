@@ -188,6 +188,7 @@ async fn serve_one<S: Service>(
     if !inbound.is_body_done() {
         inbound.deadline().set_after(LINGER);
         if !poll_fn(|cx| inbound.poll_discard(cx)).await {
+            linger(io, inbound).await;
             return After::Close;
         }
     }

@@ -57,6 +57,7 @@ impl Reader {
 
     /// Splits a complete head off; what follows stays, as body or as the next message.
     pub(super) fn split_head(&mut self, head_bytes: usize) -> Vec<u8> {
+        debug_assert!(self.taken == 0, "bytes of a body are no head");
         let mut bytes = std::mem::take(&mut self.buffer);
         if bytes.len() > head_bytes {
             self.buffer = buffers::take();
@@ -68,9 +69,8 @@ impl Reader {
 
     /// Gets ready for a body with this framing.
     pub(super) fn begin_body(&mut self, framing: Framing) {
+        debug_assert!(self.taken == 0, "the body before this one is forgotten");
         self.decoder = BodyDecoder::new(framing);
-        self.taken = 0;
-        self.chunk = (0, 0);
     }
 
     /// Decodes as far as a chunk, the end, or the end of what has come.
@@ -109,12 +109,16 @@ impl Reader {
         &self.buffer[self.chunk.0..self.chunk.1]
     }
 
-    /// Drops the first bytes of the current chunk.
+    /// Drops the first bytes of the current chunk, or all of it. With the last byte of a body none of it is left here:
+    /// what is in the buffer then is the next message.
     pub(super) fn consume(&mut self, bytes: usize) {
-        self.chunk.0 = (self.chunk.0 + bytes).min(self.chunk.1);
+        self.chunk.0 += bytes.min(self.chunk.1 - self.chunk.0);
+        if self.is_done() {
+            self.forget_taken();
+        }
     }
 
-    /// Whether the body has been consumed in full.
+    /// Whether the body has been consumed in full, and nothing of it is left here.
     pub(super) fn is_done(&self) -> bool {
         self.chunk.0 == self.chunk.1 && self.decoder.is_done()
     }

@@ -2,6 +2,7 @@
 //! sockets, in front of backends that do as they are told.
 
 mod access;
+mod between;
 mod bodies;
 mod cors;
 mod fields;
