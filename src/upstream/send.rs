@@ -133,8 +133,8 @@ impl Upstream {
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
         self.succeeded(&backend, waited);
-        // A backend that took half of a request is given no other behind it.
-        answer.keep_alive &= !wait.is_broken;
+        // A backend that answered before it had all of a request may take the rest of it for the next one.
+        answer.keep_alive &= wait.is_uploaded;
         let goes_on = !wait.is_uploaded && !wait.is_broken;
         let upload = attempt.writer.take_if(|_| goes_on).map(|writer| Box::new(Upload::new(writer)));
         Ok((answer, lease, upload))

@@ -16,6 +16,9 @@ use crate::{
 /// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
 const CHUNKS_PER_TURN: u32 = 64;
 
+/// How long an answer may go on for nobody: one that never ends would hold its place for ever.
+const ABANDONED_MAX: Duration = Duration::from_mins(5);
+
 /// The body of an answer. Its connection goes back to the pool with its last byte, and closes if it is dropped before.
 #[derive(Debug)]
 pub struct Streaming {
@@ -200,7 +203,8 @@ impl AnswerBody for Streaming {
         task::spawn("abandoned answer", async move {
             let mut silence = Deadline::new();
             silence.set_after(self.idle_timeout);
-            while !poll_fn(|cx| self.poll_discard(cx, &mut silence)).await {
+            let ends_at = clock::now() + ABANDONED_MAX;
+            while clock::now() < ends_at && !poll_fn(|cx| self.poll_discard(cx, &mut silence)).await {
                 timer::sleep(timer::TURN).await;
             }
         });
