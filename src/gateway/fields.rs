@@ -40,6 +40,13 @@ pub struct Rules {
     add: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
+impl Rules {
+    /// Whether any field is removed or replaced by them.
+    pub fn removes_any(&self) -> bool {
+        !self.remove.is_empty()
+    }
+}
+
 impl From<&HeaderRules> for Rules {
     /// `set` is a removal and an addition.
     fn from(rules: &HeaderRules) -> Self {

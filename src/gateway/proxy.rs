@@ -36,6 +36,10 @@ pub(super) async fn forward(
         caller: exchange.caller.as_deref(),
         forwards_authorization: route.forward_authorization,
     };
+    if route.request_headers.removes_any() {
+        // What may not stand in the head would come behind it.
+        body.drop_trailers();
+    }
     fields::of_request(&mut exchange.head, &said, &route.request_headers);
     let call = Call {
         target,
@@ -43,6 +47,7 @@ pub(super) async fn forward(
         response_timeout: route.response_timeout,
         stream_idle_timeout: route.stream_idle_timeout,
         retries_max: route.retries_max,
+        drops_trailers: route.response_headers.removes_any(),
         cancels_on_close: route.cancels_on_close,
     };
     let (head, trail, has_ended) = exchange.to_send();

@@ -69,6 +69,8 @@ pub(super) struct Inbound {
     body_bytes_max: u64,
     /// What the head says of the body's length.
     framing: Framing,
+    /// Trailer fields are left out.
+    drops_trailers: bool,
 }
 
 /// How the wait for a request's first bytes ended.
@@ -124,6 +126,7 @@ impl Inbound {
             body_bytes: 0,
             body_bytes_max: 0,
             framing: Framing::None,
+            drops_trailers: false,
         }
     }
 
@@ -191,6 +194,7 @@ impl Inbound {
     fn begin_body(&mut self, head: &RequestHead, limits: &HttpLimits) {
         self.reader.begin_body(head.framing);
         self.framing = head.framing;
+        self.drops_trailers = false;
         self.body_bytes = 0;
         self.body_bytes_max = limits.body_bytes_max;
         self.interim = if head.expect_continue && !self.has_bytes() { CONTINUE } else { &[] };
@@ -338,7 +342,7 @@ impl Chunks for RequestBody<'_> {
     }
 
     fn trailers(&self) -> &[u8] {
-        self.inbound.reader.trailers()
+        if self.inbound.drops_trailers { &[] } else { self.inbound.reader.trailers() }
     }
 }
 
@@ -366,6 +370,11 @@ impl<'i> RequestBody<'i> {
     /// Bytes of content consumed so far.
     pub fn received_bytes(&self) -> u64 {
         self.inbound.body_bytes
+    }
+
+    /// Leaves trailer fields out (RFC 9110 §6.5.1 lets an intermediary do so).
+    pub fn drop_trailers(&mut self) {
+        self.inbound.drops_trailers = true;
     }
 
     /// Replaces the bound on the body's size.

@@ -285,13 +285,22 @@ macro_rules! fields {
                 self.fields.retain(|field| !unwanted(field.known));
             }
 
-            /// Drops every field of this name, in any case.
+            /// Drops every field of this name, in any case and with any sign for `-`: programs that take fields from
+            /// their environment (CGI and its heirs) cannot tell these apart.
             pub fn remove_named(&mut self, name: &[u8]) {
                 let bytes = &self.bytes;
-                self.fields.retain(|field| !field.name.of(bytes).eq_ignore_ascii_case(name));
+                self.fields.retain(|field| !reads_as(field.name.of(bytes), name));
             }
         }
     };
+}
+
+/// Whether a field's name is this one for somebody who takes any sign that is no letter or digit for `-`.
+fn reads_as(name: &[u8], wanted: &[u8]) -> bool {
+    let is_same = |(byte, wanted): (&u8, &u8)| {
+        byte.eq_ignore_ascii_case(wanted) || !(byte.is_ascii_alphanumeric() || wanted.is_ascii_alphanumeric())
+    };
+    name.len() == wanted.len() && name.iter().zip(wanted).all(is_same)
 }
 
 fields!(RequestHead);

@@ -30,6 +30,8 @@ pub struct Call {
     pub stream_idle_timeout: Duration,
     /// Attempts beyond the first.
     pub retries_max: u32,
+    /// Whether the answer's trailer fields are left out.
+    pub drops_trailers: bool,
     /// Whether a client that leaves, or whose session ends, takes its request with it.
     pub cancels_on_close: bool,
 }

@@ -30,6 +30,7 @@ pub struct Streaming {
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     cancels_on_close: bool,
+    drops_trailers: bool,
     /// While the backend pauses: when it will have paused for too long.
     stalls_at: Option<Instant>,
     /// When the head was complete, until the body has to be waited for.
@@ -75,6 +76,7 @@ impl Streaming {
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
+            drops_trailers: call.drops_trailers,
             stalls_at: None,
             answered_at,
             trailers: Vec::new(),
@@ -92,7 +94,7 @@ impl Streaming {
     fn complete(&mut self) {
         let Some(Hold { mut lease, .. }) = self.hold.take() else { return };
         let connection = lease.connection();
-        if !connection.trailers().is_empty() {
+        if !connection.trailers().is_empty() && !self.drops_trailers {
             self.trailers.extend_from_slice(connection.trailers());
         }
         if self.is_reusable && self.upload.is_none() {

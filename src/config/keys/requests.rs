@@ -164,9 +164,9 @@ pub(super) const ROUTE_CORS: &[Key] = keys! {
 
 pub(super) const HEADERS: &[Key] = keys! {
     remove: Kind::List("field name"), Value("[]"), "[\"X-Debug\"]", Each, Live,
-        "Fields to take out, before the rest is done.";
+        "Fields to take out, before the rest is done, with any other sign for `-` too. With these, or with `set`, trailer fields are left out.";
     set: Kind::Fields, Value("{}"), "{ X-Tier = \"gold\" }", Each, Live,
-        "Fields to have once, with this value.";
+        "Fields to have once, with this value; whatever else would read as such a field is taken out.";
     add: Kind::Fields, Value("{}"), "{ X-Seen-By = \"edge\" }", Each, Live,
         "Fields to have besides those that are there.";
 };

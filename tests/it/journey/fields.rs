@@ -270,3 +270,25 @@ fn a_routes_rules_act_at_last() {
     assert_eq!(values(&answer.fields, "x-frame-options"), ["DENY"]);
     assert_eq!(values(&answer.fields, "vary"), ["a", "b"]);
 }
+
+#[test]
+fn nobody_brings_a_routes_fields_in_disguise() {
+    let mut backend = Backend::answering(
+        |_| "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Debug: 1\r\nX-Sum: 2\r\n\r\n",
+    );
+    let route = "[routes.request_headers]\nremove = [\"X-Internal\"]\nset = { X-Tier = \"gold\" }\n\
+                 [routes.response_headers]\nremove = [\"X-Debug\"]";
+    let gateway = Setup { route, ..Setup::default() }.start(&[backend.address()]);
+    let mut client = gateway.connect();
+    client.send(
+        "POST /x HTTP/1.1\r\nHost: a\r\nX_Internal: 1\r\nX.Tier: iron\r\nx_tier: tin\r\nXXTier: tin\r\n\
+         Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\nX-Internal: 1\r\nX-Tier: tin\r\n\r\n",
+    );
+    let answer = client.read_response();
+    assert_eq!((answer.text().as_str(), answer.trailers.len()), ("ok", 0));
+    let seen = backend.request();
+    let named: Vec<_> =
+        seen.head.fields.iter().filter(|(name, _)| name.to_ascii_lowercase().contains("tier")).collect();
+    assert_eq!(named, [&("XXTier".to_owned(), "tin".to_owned()), &("X-Tier".to_owned(), "gold".to_owned())]);
+    assert_eq!((seen.head.field("x_internal"), seen.trailers.len()), (None, 0));
+}
