@@ -358,6 +358,7 @@ impl Live {
         }
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
+        self.refuse_ambiguous_path(&exchange.head, found.route)?;
         gateway.identity.admit(exchange, access, &self.plan).inspect_err(|_| gateway.ask_for_keys())?;
         // The gateway's own endpoints are not tied: a log-out is answered after its session has ended.
         if let Target::Proxy(_) = target {
@@ -409,6 +410,18 @@ impl Live {
             return Ok(found);
         }
         router.find(host, path, head.method, head.text(head.method_text)).map_err(no_route)
+    }
+
+    /// Refuses a path that leads to another route once its parameters are cut off: the backend may see what that route
+    /// guards, or the other way round.
+    fn refuse_ambiguous_path(&self, head: &RequestHead, route: usize) -> Result<(), Reject> {
+        let (host, path) = (head.text(head.authority), head.text(head.path));
+        let Some(bare) = path::without_parameters(path) else { return Ok(()) };
+        let found = self.plan.router.find(host, &bare, head.method, head.text(head.method_text));
+        if found.is_ok_and(|found| found.route == route) {
+            return Ok(());
+        }
+        Err(Reject::because(Code::BadRequest, "the path leads elsewhere without what follows the semicolon"))
     }
 
     /// Whether it is a preflight that asks about a request which no route takes.

@@ -130,6 +130,29 @@ fn is_dot_with_parameter(segment: &[u8]) -> bool {
     behind.is_some_and(|behind| behind.starts_with(b";") || behind.starts_with(b"%3B"))
 }
 
+/// The path as a backend has it that cuts parameters off its segments (RFC 3986 §3.3; servlet containers do), and drops
+/// those that were nothing else; none if there are none. The path is in normal form.
+pub(super) fn without_parameters(path: &[u8]) -> Option<Vec<u8>> {
+    let parameters = |segment: &[u8]| {
+        let plain = segment.iter().position(|byte| *byte == b';');
+        let escaped = segment.windows(3).position(|escape| escape == b"%3B");
+        plain.into_iter().chain(escaped).min()
+    };
+    parameters(path)?;
+    let mut out = Vec::with_capacity(path.len());
+    for segment in path[1..].split(|byte| *byte == b'/') {
+        let name = &segment[..parameters(segment).unwrap_or(segment.len())];
+        if !name.is_empty() || segment.is_empty() {
+            out.push(b'/');
+            out.extend_from_slice(name);
+        }
+    }
+    if out.is_empty() {
+        out.push(b'/');
+    }
+    Some(out)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -164,6 +187,24 @@ mod tests {
             let found = normalise(path.as_bytes()).unwrap();
             assert_eq!(String::from_utf8_lossy(&found.path), normal, "{path}");
             assert!(!found.has_encoded_slash, "{path}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_cut_off_as_some_backends_do() {
+        for (path, bare) in [
+            ("/", None),
+            ("/a/b%3A", None),
+            ("/a;x/b", Some("/a/b")),
+            ("/a%3Bx/b", Some("/a/b")),
+            ("/a%3Bx;y", Some("/a")),
+            ("/a;/b/", Some("/a/b/")),
+            ("/;x/a", Some("/a")),
+            ("/a/;x", Some("/a")),
+            ("/;x", Some("/")),
+        ] {
+            let found = without_parameters(path.as_bytes()).map(|bare| String::from_utf8(bare).expect("ASCII"));
+            assert_eq!(found.as_deref(), bare, "{path}");
         }
     }
 

@@ -145,13 +145,15 @@ impl Router {
     }
 }
 
-/// The host without its port (RFC 3986 §3.2.2); an IPv6 literal keeps its brackets.
+/// The host without its port (RFC 3986 §3.2.2) and the dot of the root, with which a name is the same name; an IPv6
+/// literal keeps its brackets.
 fn host_of(authority: &[u8]) -> &[u8] {
     let after_literal = authority.iter().rposition(|byte| *byte == b']').unwrap_or(0);
-    match authority[after_literal..].iter().position(|byte| *byte == b':') {
+    let host = match authority[after_literal..].iter().position(|byte| *byte == b':') {
         Some(colon) => &authority[..after_literal + colon],
         None => authority,
-    }
+    };
+    host.strip_suffix(b".").unwrap_or(host)
 }
 
 impl Node {

@@ -220,6 +220,38 @@ fn an_escaped_slash_is_refused_unless_the_route_allows_it() {
 }
 
 #[test]
+fn a_path_that_leads_elsewhere_without_its_parameters_is_refused() {
+    let mut backend = Backend::ok();
+    let routes = named("all", "path = \"/*\"") + &named("admin", "path = \"/api/admin/*\"");
+    let gateway = routed(&backend, &routes);
+    for path in ["/api/admin;x/users", "/api;/admin/users", "/api/admin%3bx/users", "/api/;x/admin/users", "/health;x"]
+    {
+        expect_refusal(&ask(&gateway, "GET", "a", path), 400, "bad_request");
+    }
+    for (path, wanted) in [("/shop;v=2/a;b", "all"), ("/api/admin/users;v=2", "admin"), ("/api/admin/;x", "admin")] {
+        expect_route(&gateway, &mut backend, ("GET", "a", path), wanted);
+    }
+    assert!(backend.requests().is_empty());
+}
+
+#[test]
+fn a_host_with_the_roots_dot_is_the_same_host() {
+    let mut backend = Backend::ok();
+    let routes = named("any", "path = \"/*\"")
+        + &named("admin", "path = \"/*\"\nhosts = [\"admin.example.com\"]")
+        + &named("star", "path = \"/*\"\nhosts = [\"*.shop.example\"]");
+    let gateway = routed(&backend, &routes);
+    for (host, wanted) in [
+        ("admin.example.com.", "admin"),
+        ("ADMIN.example.com.:80", "admin"),
+        ("a.shop.example.", "star"),
+        ("example.com.", "any"),
+    ] {
+        expect_route(&gateway, &mut backend, ("GET", host, "/x"), wanted);
+    }
+}
+
+#[test]
 fn some_methods_are_about_the_gateway_or_for_nobody() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());
