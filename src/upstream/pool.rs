@@ -12,14 +12,23 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Idle {
     connection: Box<ClientConnection>,
+    /// The turn of the shard in which it came back.
+    since: Instant,
     /// From here on the backend may close it under a request.
     until: Instant,
 }
 
 impl Pool {
     /// The connection that came back last and is still good. Those found dead are closed.
-    pub(super) fn take(&mut self, now: Instant) -> Option<Box<ClientConnection>> {
-        while let Some(idle) = self.idle.pop() {
+    ///
+    /// None that came back in this turn: what its backend sent behind the answer, unasked or because it gave a body to a
+    /// HEAD, is seen when the next turn begins, and would be taken for the answer to this request. (On io_uring every look
+    /// at the clock is a turn, so there this holds nobody back.)
+    pub(super) fn take(&mut self, now: Instant, turn: Instant) -> Option<Box<ClientConnection>> {
+        let mut places = self.idle.iter().rposition(|idle| idle.since < turn)? + 1;
+        while places > 0 {
+            places -= 1;
+            let idle = self.idle.remove(places);
             if now < idle.until && idle.connection.is_reusable() {
                 return Some(idle.connection);
             }
@@ -27,10 +36,10 @@ impl Pool {
         None
     }
 
-    /// Keeps a connection until then, unless `idle_max` are kept already.
-    pub(super) fn give(&mut self, connection: Box<ClientConnection>, until: Instant, idle_max: usize) {
+    /// Keeps a connection that comes back in this turn until then, unless `idle_max` are kept already.
+    pub(super) fn give(&mut self, connection: Box<ClientConnection>, turn: Instant, until: Instant, idle_max: usize) {
         if self.idle.len() < idle_max {
-            self.idle.push(Idle { connection, until });
+            self.idle.push(Idle { connection, since: turn, until });
         }
     }
 

@@ -155,7 +155,7 @@ impl Upstream {
             .with(|state| (state.settings.connect_timeout, state.settings.idle_timeout, state.settings.idle_max));
         let warm = backend.state.with(|state| {
             state.in_flight += 1;
-            if is_retry { None } else { state.pool.take(now) }
+            if is_retry { None } else { state.pool.take(now, clock::turn()) }
         });
         // From here on the lease counts the request off again, whatever happens.
         let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max };
