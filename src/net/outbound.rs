@@ -20,6 +20,21 @@ use crate::{
     shard::{Deadline, timer},
 };
 
+/// A part of an answer whose end is all that tells it from the whole: unless it becomes the whole, the connection is
+/// reset, also when its task ends under it.
+struct Part<'a> {
+    io: &'a Io,
+    is_whole: bool,
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.io.reset_at_close();
+        }
+    }
+}
+
 /// What follows an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Ending {
@@ -133,6 +148,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
 
     /// Writes all of it.
     pub(super) async fn send(&mut self, io: &Io) -> Sent {
+        let mut part = self.is_until_close.then(|| Part { io, is_whole: false });
         let cut = loop {
             match poll_fn(|cx| self.poll_send(io, cx)).await {
                 Ok(true) => break None,
@@ -141,9 +157,8 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
                 Err(cut) => break Some(cut),
             }
         };
-        if cut.is_some() && self.is_until_close {
-            // Its end is all that tells a part from the whole.
-            io.reset_at_close();
+        if let Some(part) = &mut part {
+            part.is_whole = cut.is_none();
         }
         Sent { body_bytes: self.writer.content_bytes(), request_bytes: self.request.received_bytes(), cut }
     }
