@@ -9,7 +9,7 @@ use crate::shard::clock::{self, Instant};
 
 /// How often the embedded log is looked at: other processes write to it too (`shardgate user disable`), and SQLite wakes
 /// nobody. A look costs two queries of one row.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How often at least [`Follower::next`] answers while all is well, so that freshness travels.
 const HEARTBEAT: Duration = Duration::from_secs(1);
