@@ -31,6 +31,8 @@ const READABLE: Known = 1;
 const WRITABLE: Known = 2;
 /// The peer has ended its bytes, or the connection broke: behind a short read there is still the end to be read.
 const ENDED: Known = 4;
+/// The peer has sent urgent data (TCP's `URG`): a read stops there, so a short one does not say that all is taken.
+const URGENT: Known = 8;
 
 /// A non-blocking socket of this shard's. Dropping it closes it.
 pub(super) struct Socket {
@@ -84,7 +86,7 @@ impl Socket {
             match read(self.fd.as_fd()) {
                 Ok(bytes) => {
                     // All that had come is taken; what comes now is told anew. The end itself stays to be read.
-                    if bytes > 0 && bytes < room && known.get() & ENDED == 0 {
+                    if bytes > 0 && bytes < room && known.get() & (ENDED | URGENT) == 0 {
                         known.set(known.get() & !READABLE);
                     }
                     return Poll::Ready(Ok(bytes));
@@ -202,6 +204,7 @@ impl Reactor {
         });
         let token = token(place, self.places[place as usize].generation);
         let flags = epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
+        let flags = flags | epoll::EventFlags::PRI;
         if let Err(error) = epoll::add(&*self.epoll, fd, epoll::EventData::new_u64(token), flags) {
             self.free.push(place);
             return Err(error.into());
@@ -282,8 +285,11 @@ impl Poller {
             let flags = event.flags;
             let mut known = socket.known.get();
             let ended = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
-            if flags.intersects(epoll::EventFlags::IN | ended) {
+            if flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::PRI | ended) {
                 known |= READABLE;
+            }
+            if flags.contains(epoll::EventFlags::PRI) {
+                known |= URGENT;
             }
             if flags.intersects(ended) {
                 known |= ENDED;

@@ -79,6 +79,22 @@ fn a_backend_that_answers_early_gets_no_other_request_behind_the_rest_of_the_fir
 }
 
 #[test]
+fn urgent_data_holds_nothing_up() {
+    let mut backend = Backend::ok();
+    let gateway = before(backend.address());
+    for _ in 0..8 {
+        let mut client = gateway.connect();
+        client.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n");
+        client.send(vec![b'x'; 30_000]);
+        rustix::net::send(client.stream(), b"!", rustix::net::SendFlags::OOB).expect("it is connected");
+        client.send(vec![b'x'; 30_000]);
+        assert_eq!(client.read_response().status, 200);
+        // It is no part of the stream.
+        assert_eq!(backend.request().body, vec![b'x'; 60_000]);
+    }
+}
+
+#[test]
 fn what_comes_behind_an_answer_is_nobodys() {
     // A body to a HEAD, in a piece of its own: whoever asks next would take it for an answer.
     let mut backend = Backend::start(|conversation| {
