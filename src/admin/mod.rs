@@ -5,7 +5,7 @@
 
 pub mod health;
 
-use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use http_body_util::Full;
 use hyper::{
@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, mpsc, oneshot},
+    time::{sleep, timeout},
 };
 
 use crate::telemetry::exposition;
@@ -27,6 +28,9 @@ use crate::telemetry::exposition;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections served at once; operators and scrapers are few.
 const CONNECTIONS_MAX: usize = 64;
+/// How long a connection lasts, and how long its last answer may take then: whoever does not read gives its place back.
+const CONNECTION_TIME: Duration = Duration::from_mins(1);
+const LAST_ANSWER_TIME: Duration = Duration::from_secs(10);
 /// From a request's first byte to the end of its head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -64,7 +68,7 @@ pub async fn serve(listener: TcpListener, questions: mpsc::Sender<Question>) {
             }
             Err(error) => {
                 tracing::warn!(%error, "the operator's listener could not accept; trying again");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
             }
         }
     }
@@ -79,7 +83,15 @@ async fn serve_connection(stream: TcpStream, bound: Option<SocketAddr>, question
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = sleep(CONNECTION_TIME) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(LAST_ANSWER_TIME, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%error, "a connection to the operator's listener ended early");
     }
 }
@@ -122,7 +134,7 @@ async fn ask<T>(
 ) -> Option<T> {
     let (sender, answer) = oneshot::channel();
     questions.try_send(question(sender)).ok()?;
-    tokio::time::timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()
+    timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()
 }
 
 /// Whether a request means this listener: by `localhost`, by a loopback address or by the address that it is bound to.
