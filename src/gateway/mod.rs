@@ -416,10 +416,20 @@ impl Live {
     /// guards, or the other way round.
     fn refuse_ambiguous_path(&self, head: &RequestHead, route: usize) -> Result<(), Reject> {
         let (host, path) = (head.text(head.authority), head.text(head.path));
-        let Some(bare) = path::without_parameters(path) else { return Ok(()) };
-        let found = self.plan.router.find(host, &bare, head.method, head.text(head.method_text));
-        if found.is_ok_and(|found| found.route == route) {
-            return Ok(());
+        let Some(mut bare) = path::without_parameters(path) else { return Ok(()) };
+        let find = |path: &[u8]| self.plan.router.find(host, path, head.method, head.text(head.method_text));
+        if find(&bare).is_ok_and(|found| found.route == route) {
+            let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+            if !(last.starts_with(b";") || last.starts_with(b"%3B")) {
+                return Ok(());
+            }
+            // Of a last segment that was nothing else, some leave the slash.
+            if !bare.ends_with(b"/") {
+                bare.push(b'/');
+            }
+            if find(&bare).is_ok_and(|found| found.route == route) {
+                return Ok(());
+            }
         }
         Err(Reject::because(Code::BadRequest, "the path leads elsewhere without what follows the semicolon"))
     }

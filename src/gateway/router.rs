@@ -145,7 +145,7 @@ impl Router {
     }
 }
 
-/// The host without its port (RFC 3986 §3.2.2) and the dot of the root, with which a name is the same name; an IPv6
+/// The host without its port (RFC 3986 §3.2.2) and the dots of the root, with which a name is the same name; an IPv6
 /// literal keeps its brackets.
 fn host_of(authority: &[u8]) -> &[u8] {
     let after_literal = authority.iter().rposition(|byte| *byte == b']').unwrap_or(0);
@@ -153,7 +153,8 @@ fn host_of(authority: &[u8]) -> &[u8] {
         Some(colon) => &authority[..after_literal + colon],
         None => authority,
     };
-    host.strip_suffix(b".").unwrap_or(host)
+    let end = host.iter().rposition(|byte| *byte != b'.').map_or(0, |last| last + 1);
+    &host[..end]
 }
 
 impl Node {

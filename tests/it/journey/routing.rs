@@ -222,13 +222,28 @@ fn an_escaped_slash_is_refused_unless_the_route_allows_it() {
 #[test]
 fn a_path_that_leads_elsewhere_without_its_parameters_is_refused() {
     let mut backend = Backend::ok();
-    let routes = named("all", "path = \"/*\"") + &named("admin", "path = \"/api/admin/*\"");
+    let routes = named("all", "path = \"/*\"")
+        + &named("admin", "path = \"/api/admin/*\"")
+        + &named("slash", "path = \"/slash/\"")
+        + &named("item", "path = \"/items/{id}\"");
     let gateway = routed(&backend, &routes);
-    for path in ["/api/admin;x/users", "/api;/admin/users", "/api/admin%3bx/users", "/api/;x/admin/users", "/health;x"]
-    {
+    for path in [
+        "/api/admin;x/users",
+        "/api;/admin/users",
+        "/api/admin%3bx/users",
+        "/api/;x/admin/users",
+        "/health;x",
+        "/slash/;x",
+        "/slash/%3bx",
+    ] {
         expect_refusal(&ask(&gateway, "GET", "a", path), 400, "bad_request");
     }
-    for (path, wanted) in [("/shop;v=2/a;b", "all"), ("/api/admin/users;v=2", "admin"), ("/api/admin/;x", "admin")] {
+    for (path, wanted) in [
+        ("/shop;v=2/a;b", "all"),
+        ("/api/admin/users;v=2", "admin"),
+        ("/api/admin/;x", "admin"),
+        ("/items/5;v=2", "item"),
+    ] {
         expect_route(&gateway, &mut backend, ("GET", "a", path), wanted);
     }
     assert!(backend.requests().is_empty());
@@ -245,6 +260,7 @@ fn a_host_with_the_roots_dot_is_the_same_host() {
         ("admin.example.com.", "admin"),
         ("ADMIN.example.com.:80", "admin"),
         ("a.shop.example.", "star"),
+        ("admin.example.com..", "admin"),
         ("example.com.", "any"),
     ] {
         expect_route(&gateway, &mut backend, ("GET", host, "/x"), wanted);
