@@ -428,13 +428,13 @@ mod tests {
         let mut poller = Poller::new().expect("epoll");
         let (old, mut peer) = pair(Fresh::Unready);
         let place = old.readiness.place;
-        let number = old.fd.as_raw_fd();
         peer.write_all(b"late").expect("written");
         // The event has been taken, but not told, when another task closes the socket.
         poller.wait(Some(Duration::ZERO));
         drop(old);
         let (new, _peer) = pair(Fresh::Unready);
-        assert_eq!((new.readiness.place, new.fd.as_raw_fd()), (place, number), "it took over both numbers");
+        // Its descriptor's number too, unless another thread opened one in between.
+        assert_eq!(new.readiness.place, place, "it took over the place");
         poller.tell();
         assert!(!new.is_readable());
         hear(&mut poller);
