@@ -204,9 +204,9 @@ impl AnswerBody for Streaming {
         }
         task::spawn("abandoned answer", async move {
             let mut silence = Deadline::new();
-            silence.set_after(self.idle_timeout);
             let ends_at = clock::now() + ABANDONED_MAX;
-            while clock::now() < ends_at && !poll_fn(|cx| self.poll_discard(cx, &mut silence)).await {
+            silence.set((clock::now() + self.idle_timeout).min(ends_at));
+            while !poll_fn(|cx| self.poll_discard(cx, &mut silence, ends_at)).await {
                 timer::sleep(timer::TURN).await;
             }
         });
@@ -215,13 +215,17 @@ impl AnswerBody for Streaming {
 
 impl Streaming {
     /// Reads over the rest of the answer: `true` when there is none left, `false` when others should run first.
-    fn poll_discard(&mut self, cx: &mut Context<'_>, silence: &mut Deadline) -> Poll<bool> {
+    fn poll_discard(&mut self, cx: &mut Context<'_>, silence: &mut Deadline, ends_at: Instant) -> Poll<bool> {
         for _ in 0..CHUNKS_PER_TURN {
             let Some(hold) = &mut self.hold else { return Poll::Ready(true) };
             match hold.lease.connection().poll_fill(cx) {
                 Poll::Ready(Ok(true)) => {
                     hold.lease.connection().consume(usize::MAX);
-                    silence.set_after(self.idle_timeout);
+                    let now = clock::now();
+                    if now >= ends_at {
+                        return Poll::Ready(true);
+                    }
+                    silence.set((now + self.idle_timeout).min(ends_at));
                 }
                 Poll::Ready(Ok(false)) => self.complete(),
                 Poll::Ready(Err(_)) => return Poll::Ready(true),
