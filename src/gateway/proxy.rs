@@ -1,7 +1,7 @@
 //! Forwarding: a request on its way to its upstream, in the order of the contract. The fields are `fields`' work.
 
 use super::{
-    fields::{self, Said},
+    fields::{self, Rules, Said},
     plan::{Piece, ProxyRoute, Rewrite},
     router::Captures,
 };
@@ -10,7 +10,7 @@ use crate::{
     net::RequestBody,
     proto::head::{Framing, RequestHead, ResponseHead, Span},
     shard::Instant,
-    upstream::{Call, Streaming, Upstream},
+    upstream::{Asker, Call, Streaming, Upstream},
 };
 
 /// Forwards a request to its upstream and makes the answer's head ready for the client.
@@ -51,12 +51,29 @@ pub(super) async fn forward(
         cancels_on_close: route.cancels_on_close,
     };
     let (head, trail, has_ended) = exchange.to_send();
-    let (mut answer, streaming) = upstream.send(head, body, &call, trail, &has_ended).await?;
+    let client = Client { has_ended, rules: &route.response_headers };
+    let (mut answer, streaming) = upstream.send(head, body, &call, trail, &client).await?;
     if answer.status == 101 && !(asks_upgrade && fields::switches_as_asked(head, &answer)) {
         return Err(Reject::because(Code::UpstreamBadResponse, "the service switched protocols unasked"));
     }
     fields::of_answer(&mut answer, &route.response_headers);
     Ok((answer, streaming))
+}
+
+/// The client of a route, for whom the gateway asks an upstream.
+struct Client<'a, E> {
+    has_ended: E,
+    rules: &'a Rules,
+}
+
+impl<E: Fn() -> bool> Asker for Client<'_, E> {
+    fn has_ended(&self) -> bool {
+        (self.has_ended)()
+    }
+
+    fn prepare(&self, interim: &mut ResponseHead) {
+        fields::of_answer(interim, self.rules);
+    }
 }
 
 /// Sets the route's bounds for the request's body, and refuses one that is known to be too large.

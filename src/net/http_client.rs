@@ -95,7 +95,8 @@ impl ClientConnection {
         self.interim = 0;
     }
 
-    /// Reads until the head of the final answer is complete, or that of a 101. Other interim answers are passed over.
+    /// Reads until the head of an answer is complete. An interim one (RFC 9110 §15.2) is one too, except `100 Continue`:
+    /// who forwards requests does not ask for it, for it has told the client already.
     pub fn poll_head(&mut self, cx: &mut Context<'_>, method: Method) -> Poll<Result<ResponseHead, ClientError>> {
         loop {
             let head = match self.take_whole_head(method) {
@@ -106,14 +107,17 @@ impl ClientConnection {
                 },
             };
             if let Some(head) = head {
-                if head.status >= 200 || head.status == 101 {
+                if !head.is_interim() {
                     return Poll::Ready(Ok(head));
                 }
-                recycle(head);
                 self.interim += 1;
                 if self.interim > INTERIM_MAX {
                     return Poll::Ready(Err(ClientError::Interim));
                 }
+                if head.status != 100 {
+                    return Poll::Ready(Ok(head));
+                }
+                recycle(head);
                 continue;
             }
             match ready!(self.reader.poll_read(&self.io, cx)) {

@@ -4,6 +4,7 @@
 //! whatever it is for, moves that timer.
 
 use std::{
+    io,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -16,8 +17,11 @@ use super::{
 };
 use crate::{
     proto::{
-        head::{Framing, RequestHead},
-        http1::{BodyError, HeadLimits, HeadScanner, RequestError, WholeRequest, parse_request},
+        head::{Framing, RequestHead, ResponseHead},
+        http1::{
+            BodyError, ConnectionToken, HeadLimits, HeadScanner, RequestError, WholeRequest, encode_response,
+            parse_request,
+        },
     },
     shard::{Deadline, Instant, buffers, clock},
 };
@@ -59,8 +63,10 @@ pub(super) struct Inbound {
     /// How far the search for the end of the next head has come.
     scanner: HeadScanner,
     deadline: Deadline,
-    /// What is left to write of `100 Continue`, when the client waits for it.
-    interim: &'static [u8],
+    /// The client waits to be told to send its body, and nothing of that was written yet.
+    awaits_continue: bool,
+    /// What is left to write of interim answers (RFC 9110 §15.2), before anything else goes to the client.
+    interim: Vec<u8>,
     /// The client has sent its FIN, or the connection broke.
     has_ended: bool,
     /// When the body has to be complete.
@@ -120,7 +126,8 @@ impl Inbound {
             reader: Reader::new(),
             scanner: HeadScanner::new(),
             deadline: Deadline::new(),
-            interim: &[],
+            awaits_continue: false,
+            interim: Vec::new(),
             has_ended: false,
             body_due: Instant::NEVER,
             body_bytes: 0,
@@ -197,7 +204,7 @@ impl Inbound {
         self.drops_trailers = false;
         self.body_bytes = 0;
         self.body_bytes_max = limits.body_bytes_max;
-        self.interim = if head.expect_continue && !self.has_bytes() { CONTINUE } else { &[] };
+        self.awaits_continue = head.expect_continue && !self.has_bytes();
     }
 
     fn take_head(&mut self, head_bytes: usize, limits: &HttpLimits) -> Result<RequestHead, NoRequest> {
@@ -224,11 +231,6 @@ impl Inbound {
     /// Whether the body of the current request has been consumed in full.
     pub(super) fn is_body_done(&self) -> bool {
         self.reader.is_done()
-    }
-
-    /// Whether the client still waits to be told to send its body.
-    fn awaits_continue(&self) -> bool {
-        self.interim.len() == CONTINUE.len()
     }
 
     /// Takes what was read beyond the head: the first bytes of a tunnel.
@@ -284,12 +286,8 @@ impl Inbound {
 
     /// Reads further bytes of the body, after the client has been told to go on if it waits for that.
     fn poll_more_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFailure>> {
-        while !self.interim.is_empty() {
-            match self.io.poll_write(cx, self.interim) {
-                Poll::Ready(Ok(written)) => self.interim = &self.interim[written..],
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(BodyFailure::ClientGone)),
-                Poll::Pending => break,
-            }
+        if let Poll::Ready(Err(_)) = self.poll_continue(cx) {
+            return Poll::Ready(Err(BodyFailure::ClientGone));
         }
         match self.reader.poll_read(&self.io, cx) {
             Poll::Ready(Ok(0) | Err(_)) => {
@@ -300,6 +298,30 @@ impl Inbound {
             Poll::Pending if self.body_due <= clock::now() => Poll::Ready(Err(BodyFailure::TimedOut)),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Writes what is left of interim answers, then `100 Continue` if the client waits for it.
+    fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_interim(cx))?;
+        if self.awaits_continue {
+            let written = ready!(self.io.poll_write(cx, CONTINUE))?;
+            self.awaits_continue = false;
+            self.interim.extend_from_slice(&CONTINUE[written..]);
+            ready!(self.poll_interim(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what is left of interim answers.
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            let written = ready!(self.io.poll_write(cx, &self.interim))?;
+            self.interim.drain(..written);
+            if self.interim.is_empty() {
+                buffers::give(std::mem::take(&mut self.interim));
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Ready when the client has closed or the connection broke; until then the next requests are read ahead, within
@@ -359,7 +381,7 @@ impl<'i> RequestBody<'i> {
             _ => u64::MAX,
         };
         let is_due = || self.inbound.body_due <= clock::now();
-        self.is_done() || (rest <= DISCARD_MAX && !self.inbound.awaits_continue() && !is_due())
+        self.is_done() || (rest <= DISCARD_MAX && !self.inbound.awaits_continue && !is_due())
     }
 
     /// Whether every byte has been consumed.
@@ -397,12 +419,28 @@ impl<'i> RequestBody<'i> {
         self.inbound.body_due
     }
 
-    /// The answer begins: what is left of a `100 Continue` of which a part was written goes out before it, and one that
-    /// was not begun never will, for it would stand in the middle of the answer.
-    pub(super) fn end_interim(&mut self) -> &'static [u8] {
-        let was_begun = !self.inbound.awaits_continue();
-        let rest = std::mem::take(&mut self.inbound.interim);
-        if was_begun { rest } else { &[] }
+    /// Tells the client an interim answer (RFC 9110 §15.2), as soon as it reads. Once a buffer is full of those that it
+    /// has not taken, further ones are left out: a client that does not read costs no more.
+    pub fn tell(&mut self, interim: &ResponseHead) {
+        let out = &mut self.inbound.interim;
+        if out.is_empty() {
+            *out = buffers::take();
+        }
+        if out.len() < buffers::BUFFER_BYTES {
+            encode_response(interim, Framing::None, ConnectionToken::None, out);
+        }
+    }
+
+    /// Writes what was told, as far as the client takes it now. If it has left, that shows elsewhere.
+    pub fn poll_told(&mut self, cx: &mut Context<'_>) {
+        let _ = self.inbound.poll_interim(cx);
+    }
+
+    /// The answer begins: what is left of interim answers goes out before it, and a `100 Continue` that was not begun
+    /// never will, for it would stand in the middle of the answer.
+    pub(super) fn end_interim(&mut self) -> Vec<u8> {
+        self.inbound.awaits_continue = false;
+        std::mem::take(&mut self.inbound.interim)
     }
 
     /// Sets the connection's timer to when the whole body has to be here.
@@ -431,7 +469,7 @@ mod tests {
     use super::*;
     use crate::{
         net::{AnswerBody, Cut, Response, Tunnel, outbound},
-        proto::head::{ResponseHead, Version},
+        proto::head::Version,
         shard::{TcpStream, testing},
     };
 
@@ -479,13 +517,14 @@ mod tests {
         let mut inbound = Inbound::new(Rc::clone(&io));
         inbound.framing = Framing::Length(10);
         inbound.reader.begin_body(inbound.framing);
-        inbound.interim = &CONTINUE[written..];
+        inbound.awaits_continue = written == 0;
+        inbound.interim = if written == 0 { Vec::new() } else { CONTINUE[written..].to_vec() };
         let head = ResponseHead::new(417, buffers::take(), buffers::take_fields());
         let response = Response { head, body: Empty, request: RequestBody::new(&mut inbound) };
         let mut answer = outbound::Answer::new(response, false, Version::Http11, true, Duration::from_secs(30));
         assert_eq!(answer.send(&io).await.cut, None);
         drop(answer);
-        assert!(inbound.interim.is_empty(), "nothing of it may follow the answer");
+        assert!(inbound.interim.is_empty() && !inbound.awaits_continue, "nothing of it may follow the answer");
         drop((inbound, io));
         let mut heard = String::new();
         client.read_to_string(&mut heard).await.expect("read to the end");

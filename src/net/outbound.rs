@@ -17,7 +17,7 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
-    shard::{Deadline, timer},
+    shard::{Deadline, buffers, timer},
 };
 
 /// A part of an answer whose end is all that tells it from the whole: unless it becomes the whole, the connection is
@@ -116,13 +116,14 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             (Ending::Keep, Version::Http10) => ConnectionToken::KeepAlive,
             (Ending::Keep, _) => ConnectionToken::None,
         };
-        let torn_interim = request.end_interim();
+        let interim = request.end_interim();
         let writer = Writer::new(framing == Framing::Chunked, is_bodiless, |out| {
-            out.extend_from_slice(torn_interim);
+            out.extend_from_slice(&interim);
             // An answer to HEAD says how long its body would be, with the field that the backend sent.
             encode_response(&head, framing, token, out);
         });
         recycle(head);
+        buffers::give(interim);
         let is_until_close = framing == Framing::UntilClose;
         Self {
             body,

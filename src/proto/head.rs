@@ -328,4 +328,10 @@ impl ResponseHead {
             keep_alive_timeout_s: None,
         }
     }
+
+    /// Whether another answer to the same request follows (RFC 9110 §15.2). After a 101 there is none.
+    #[inline]
+    pub const fn is_interim(&self) -> bool {
+        matches!(self.status, 100 | 102..=199)
+    }
 }

@@ -17,7 +17,7 @@ use outlier::Outlier;
 pub use outlier::OutlierPolicy;
 use pool::Pool;
 use retry::RetryBudget;
-pub use send::Call;
+pub use send::{Asker, Call};
 pub use streaming::Streaming;
 
 use crate::{

@@ -9,9 +9,9 @@ use std::{
 
 use super::{Backend, Failure, Lease, Streaming, Trail, Upstream, streaming::Upload};
 use crate::{
-    net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer},
+    net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer, recycle},
     proto::{
-        head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
+        head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
         http1::encode_request,
     },
     shard::{Instant, clock, timer},
@@ -36,6 +36,15 @@ pub struct Call {
     pub cancels_on_close: bool,
 }
 
+/// Who waits for the answer.
+pub trait Asker {
+    /// Whether its right to an answer has ended. Whoever ends it wakes the task.
+    fn has_ended(&self) -> bool;
+
+    /// Makes the head of an interim answer ready for the client.
+    fn prepare(&self, interim: &mut ResponseHead);
+}
+
 /// How the answer to one attempt stands.
 enum Waited {
     Answered(ResponseHead),
@@ -46,24 +55,24 @@ impl Upstream {
     /// Sends a request and waits for the answer's head. The trail says what was tried, also when it fails.
     ///
     /// It is sent again only if that is safe: the method is idempotent or no byte of it was taken by a backend, no byte of
-    /// an answer has come, no byte of its body is gone, and the retry budget allows it. `has_ended` says whether the right
-    /// to an answer has ended; whoever ends it wakes the task. Dropping the future closes the connection in use.
+    /// an answer has come, no byte of its body is gone, and the retry budget allows it. Interim answers (RFC 9110 §15.2) go
+    /// to the client as they come. Dropping the future closes the connection in use.
     pub async fn send(
         self: &Rc<Self>,
         head: &mut RequestHead,
         body: &mut RequestBody<'_>,
         call: &Call,
         trail: &mut Trail,
-        has_ended: &impl Fn() -> bool,
+        asker: &impl Asker,
     ) -> Result<(ResponseHead, Streaming), Failure> {
         let mut place = self.enter()?;
         let mut earlier = None;
         loop {
-            if has_ended() {
+            if asker.has_ended() {
                 return Err(Failure::Ended);
             }
             let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
-            let failure = match self.attempt(&mut attempt, head, body, call, trail, has_ended).await {
+            let failure = match self.attempt(&mut attempt, head, body, call, trail, asker).await {
                 Ok((answer, lease, upload)) => {
                     let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
                     return Ok((answer, streaming));
@@ -96,7 +105,7 @@ impl Upstream {
         body: &mut RequestBody<'_>,
         call: &Call,
         trail: &mut Trail,
-        has_ended: &impl Fn() -> bool,
+        asker: &impl Asker,
     ) -> Result<(ResponseHead, Lease, Option<Box<Upload>>), Failure> {
         let now = attempt.began;
         let backend = self.choose(now, trail.backend.as_ref()).ok_or(Failure::NoBackend)?;
@@ -114,8 +123,9 @@ impl Upstream {
         body.wait_until_due();
         let mut wait = Wait {
             method: head.method,
+            version: head.version,
             call,
-            has_ended,
+            asker,
             began: now,
             has_waited: false,
             is_uploaded: false,
@@ -197,10 +207,12 @@ impl Attempt {
 }
 
 /// The wait for an answer's head while the request goes out.
-struct Wait<'a, E> {
+struct Wait<'a, A> {
     method: Method,
+    /// The client's.
+    version: Version,
     call: &'a Call,
-    has_ended: &'a E,
+    asker: &'a A,
     began: Instant,
     /// It was polled before, so that time may have passed.
     has_waited: bool,
@@ -211,7 +223,7 @@ struct Wait<'a, E> {
     blocked_at: Option<u64>,
 }
 
-impl<E: Fn() -> bool> Wait<'_, E> {
+impl<A: Asker> Wait<'_, A> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -219,7 +231,7 @@ impl<E: Fn() -> bool> Wait<'_, E> {
         writer: &mut Writer,
         body: &mut RequestBody<'_>,
     ) -> Poll<Result<Waited, Failure>> {
-        if (self.has_ended)() && (!self.is_uploaded || self.call.cancels_on_close) {
+        if self.asker.has_ended() && (!self.is_uploaded || self.call.cancels_on_close) {
             return Poll::Ready(Err(Failure::Ended));
         }
         let mut has_had_its_turn = false;
@@ -255,11 +267,15 @@ impl<E: Fn() -> bool> Wait<'_, E> {
             }
         }
         self.has_waited = true;
-        match connection.poll_head(cx, self.method) {
-            Poll::Ready(Ok(head)) => return Poll::Ready(Ok(Waited::Answered(head))),
-            Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::of(error))),
-            Poll::Pending => {}
+        loop {
+            match connection.poll_head(cx, self.method) {
+                Poll::Ready(Ok(head)) if head.is_interim() => self.pass_on(head, body),
+                Poll::Ready(Ok(head)) => return Poll::Ready(Ok(Waited::Answered(head))),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::of(error))),
+                Poll::Pending => break,
+            }
         }
+        body.poll_told(cx);
         if has_had_its_turn {
             return Poll::Ready(Ok(Waited::Turn));
         }
@@ -270,5 +286,14 @@ impl<E: Fn() -> bool> Wait<'_, E> {
         body.deadline()
             .poll(cx)
             .map(|()| Err(if is_the_clients { Failure::Request(BodyFailure::TimedOut) } else { Failure::TimedOut }))
+    }
+
+    /// An interim answer goes on to the client. RFC 9110 §15.2: an HTTP/1.0 client is sent none.
+    fn pass_on(&self, mut interim: ResponseHead, body: &mut RequestBody<'_>) {
+        if self.version == Version::Http11 && !self.asker.has_ended() {
+            self.asker.prepare(&mut interim);
+            body.tell(&interim);
+        }
+        recycle(interim);
     }
 }

@@ -78,10 +78,6 @@ fn answers_without_a_body_have_none() {
     let backend = Backend::answering(|request| match request.head.first_line.split(' ').nth(1) {
         Some("/204") => "HTTP/1.1 204 No Content\r\nX-Kept: 1\r\n\r\n",
         Some("/304") => "HTTP/1.1 304 Not Modified\r\nContent-Length: 1000\r\nETag: \"a\"\r\n\r\n",
-        Some("/103") => {
-            "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n\
-             HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-        }
         _ if request.head.first_line.starts_with("HEAD") => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
         _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
     });
@@ -95,8 +91,6 @@ fn answers_without_a_body_have_none() {
     client.send("HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n");
     let answer = client.read_head_response();
     assert_eq!((answer.status, answer.field("content-length")), (200, Some("1000")));
-    let answer = client.get("/103");
-    assert_eq!((answer.status, answer.text().as_str(), answer.field("link")), (200, "ok", None));
     assert_eq!(client.get("/x").text(), "ok");
 }
 
@@ -531,17 +525,4 @@ fn a_body_that_turns_out_malformed_cuts_an_answer_that_has_begun() {
     backend.wait_ended(0);
     assert_eq!(backend.opened(), 1);
     assert_eq!(gateway.access_lines(1)[0]["reason"], "upload_failed");
-}
-
-#[test]
-fn a_backend_that_only_ever_hints_is_given_up() {
-    let mut backend = Backend::start(|conversation| {
-        conversation.read_request()?;
-        loop {
-            conversation.send("HTTP/1.1 103 Early Hints\r\n\r\n")?;
-        }
-    });
-    let gateway = before(backend.address());
-    expect_refusal(&gateway.get("/x"), 502, "upstream_bad_response");
-    backend.wait_ended(0);
 }

@@ -1,10 +1,12 @@
 //! Raw bytes from either side: the tables in `tests/data/http1`, which the cores are tested with, sent through the whole
 //! gateway. What is ambiguous or malformed is refused, ends its connection, and is never passed on.
 
+use std::io;
+
 use super::{Setup, expect_refusal};
 use crate::{
     backend::{Backend, OK},
-    client::Client,
+    client::{Client, Response},
 };
 
 #[path = "../../data/http1/cases.rs"]
@@ -155,11 +157,17 @@ fn answers_are_passed_on_or_refused_as_the_table_says() {
         let method = if case.name.starts_with("HEAD ") { "HEAD" } else { "GET" };
         let mut client = gateway.connect();
         client.send(format!("{method} /{number} HTTP/1.1\r\nHost: a\r\n\r\n"));
-        let outcome = client.try_read_response(method);
+        let (told, outcome) = read_answers(&mut client, method);
         let used = backend.request().connection;
         assert!(!burnt.contains(&used), "{context}: over a connection that is not to be used again");
         let is_kept_by_client = outcome.as_ref().is_ok_and(|answer| answer.field("connection").is_none());
         let understood = understood.as_deref();
+        if let Some(understood) = understood {
+            let of_backend = understood.split("; ").filter(|part| part.starts_with('1'));
+            let passed_on =
+                of_backend.filter_map(|part| part.get(..3)).filter(|status| !["100", "101"].contains(status));
+            assert!(told.iter().map(String::as_str).eq(passed_on), "{context}: {told:?}");
+        }
         let is_kept = check_answer(case, understood, outcome, &context);
         if !is_kept {
             burnt.push(used);
@@ -173,13 +181,19 @@ fn answers_are_passed_on_or_refused_as_the_table_says() {
     }
 }
 
+/// The statuses of the interim answers, and the answer that follows them.
+fn read_answers(client: &mut Client, method: &str) -> (Vec<String>, io::Result<Response>) {
+    let mut told = Vec::new();
+    loop {
+        match client.try_read_response(method) {
+            Ok(answer) if (102..200).contains(&answer.status) => told.push(answer.status.to_string()),
+            outcome => return (told, outcome),
+        }
+    }
+}
+
 /// Checks what the client got; returns whether the connection to the backend may be used again.
-fn check_answer(
-    case: &Case,
-    understood: Option<&str>,
-    outcome: std::io::Result<crate::client::Response>,
-    context: &str,
-) -> bool {
+fn check_answer(case: &Case, understood: Option<&str>, outcome: io::Result<Response>, context: &str) -> bool {
     if case.name == "101" {
         // Nobody asked for it.
         let answer = outcome.unwrap_or_else(|error| panic!("{error}: {context}"));
@@ -189,7 +203,6 @@ fn check_answer(
     match case.outcome.split(' ').collect::<Vec<_>>()[..] {
         ["accept"] => {
             let answer = outcome.unwrap_or_else(|error| panic!("{error}: {context}"));
-            // Interim answers are passed over.
             let mut answers = understood.expect("what is accepted is understood").split("; ").peekable();
             while answers.peek().is_some_and(|text| text.starts_with('1')) {
                 answers.next();
