@@ -307,6 +307,8 @@ pub struct Upstream {
     pub idle_max: usize,
     /// Requests in flight at once to all its instances; more are refused (503 `circuit_open`). Default 1024. Process.
     pub requests_max: u32,
+    /// How many of these may have a body that is still coming in. Default half of `requests_max`. Process.
+    pub uploads_max: Option<u32>,
     /// Attempts beyond the first. Default 2; a route may say otherwise. Each.
     pub retries_max: u32,
     /// Retries as a share of requests, in percent. Default 20. Shard.

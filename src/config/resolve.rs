@@ -323,6 +323,7 @@ fn read_upstream(fields: &Fields<'_>, report: &mut Report) -> Upstream {
         idle_timeout: fields.take("idle_timeout", report),
         idle_max: fields.take("idle_max", report),
         requests_max: fields.take("requests_max", report),
+        uploads_max: fields.take_written("uploads_max", report),
         retries_max: fields.take("retries_max", report),
         retry_budget_percent: fields.take("retry_budget_percent", report),
         retry_budget_min_per_s: fields.take("retry_budget_min_per_s", report),

@@ -210,7 +210,7 @@ impl From<Failure> for Reject {
     fn from(failure: Failure) -> Self {
         let code = match &failure {
             Failure::NoBackend => Code::NoHealthyUpstream,
-            Failure::CircuitOpen => Code::CircuitOpen,
+            Failure::CircuitOpen | Failure::UploadsFull => Code::CircuitOpen,
             Failure::Connect(_) | Failure::Broken(_) => Code::UpstreamUnreachable,
             Failure::BadAnswer(_) => Code::UpstreamBadResponse,
             Failure::TimedOut => Code::UpstreamTimeout,
@@ -222,7 +222,9 @@ impl From<Failure> for Reject {
             Failure::Request(BodyFailure::ClientGone) | Failure::ClientGone => Code::ClientClosed,
             Failure::Ended => Code::TokenRevoked,
         };
-        Self { code, detail: None, allow: None, retry_after_s: None, cause: Some(Box::new(failure)) }
+        let detail = matches!(failure, Failure::UploadsFull)
+            .then_some("the service has too many requests under way whose bodies are on their way; try again shortly");
+        Self { code, detail, allow: None, retry_after_s: None, cause: Some(Box::new(failure)) }
     }
 }
 

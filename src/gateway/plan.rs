@@ -311,6 +311,7 @@ impl UpstreamPlan {
                 idle_timeout: upstream.idle_timeout,
                 idle_max: upstream.idle_max,
                 requests_max: share(upstream.requests_max),
+                uploads_max: share(upstream.uploads_max.unwrap_or_else(|| upstream.requests_max.div_ceil(2))),
                 retries_at_once_max: RETRIES_AT_ONCE_MAX,
                 retry_percent: upstream.retry_budget_percent,
                 retry_min_per_s: share(upstream.retry_budget_min_per_s),

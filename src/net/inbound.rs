@@ -52,6 +52,9 @@ const READ_AHEAD_MAX: usize = 4096;
 /// A request's body that the answer did not wait for is read over up to this many bytes, to keep the connection.
 const DISCARD_MAX: u64 = 64 * 1024;
 
+/// A body up to this size finds room in one buffer.
+const SHORT_MAX: u64 = buffers::BUFFER_BYTES as u64;
+
 /// What `100 Continue` looks like on the wire.
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -324,6 +327,15 @@ impl Inbound {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether all of the body that none was consumed of is here. One of unknown length never is.
+    fn is_body_here(&self) -> bool {
+        match self.framing {
+            Framing::None => true,
+            Framing::Length(bytes) => self.reader.bytes().len() as u64 >= bytes,
+            Framing::Chunked | Framing::UntilClose => false,
+        }
+    }
+
     /// Ready when the client has closed or the connection broke; until then the next requests are read ahead, within
     /// bounds.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -417,6 +429,27 @@ impl<'i> RequestBody<'i> {
     /// When the whole body has to be here.
     pub fn due(&self) -> Instant {
         self.inbound.body_due
+    }
+
+    /// Whether every byte of it has come. Asked before any of it is consumed.
+    pub fn is_here(&self) -> bool {
+        self.inbound.is_body_here()
+    }
+
+    /// Whether all of it finds room in the buffer that it is received into.
+    pub fn is_short(&self) -> bool {
+        matches!(self.inbound.framing, Framing::None | Framing::Length(0..=SHORT_MAX))
+    }
+
+    /// Waits until all of a short body is here, or it is due. None of it is consumed.
+    pub fn poll_here(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFailure>> {
+        while !self.is_here() {
+            match self.inbound.poll_more_body(cx) {
+                Poll::Ready(read) => read?,
+                Poll::Pending => return self.inbound.deadline.poll(cx).map(|()| Err(BodyFailure::TimedOut)),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Tells the client an interim answer (RFC 9110 §15.2), as soon as it reads. Once a buffer is full of those that it

@@ -248,6 +248,7 @@ impl Worker {
         for (upstream, report) in plan.upstreams.iter().zip(&reports) {
             let upstream = counters.upstream(upstream.slot);
             upstream.requests_in_flight = i64::from(report.in_flight);
+            upstream.uploads_in_flight = i64::from(report.uploading);
             upstream.connections_idle = i64::try_from(report.idle).unwrap_or(i64::MAX);
         }
         Scraped { counters, generation: plan.generation, reports }

@@ -5,6 +5,7 @@
 
 mod balance;
 mod outlier;
+mod place;
 mod pool;
 mod retry;
 mod send;
@@ -15,6 +16,7 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use balance::Candidate;
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
+use place::Place;
 use pool::Pool;
 use retry::RetryBudget;
 pub use send::{Asker, Call};
@@ -36,6 +38,8 @@ pub struct Settings {
     pub idle_max: usize,
     /// Requests under way on the upstream; past it the circuit is open.
     pub requests_max: u32,
+    /// How many of these may be without the last byte of their body.
+    pub uploads_max: u32,
     /// Retries under way at once.
     pub retries_at_once_max: u32,
     /// Share of the requests that may be retried.
@@ -67,6 +71,7 @@ struct State {
     backends: Vec<Rc<Backend>>,
     budget: RetryBudget,
     in_flight: u32,
+    uploading: u32,
     retrying: u32,
     latency_us: u32,
     rng: fastrand::Rng,
@@ -117,6 +122,9 @@ pub enum Failure {
     /// As many requests are under way as the upstream may have.
     #[error("the upstream has as many requests under way as it may")]
     CircuitOpen,
+    /// As many requests whose bodies are still coming in are under way as the upstream may have.
+    #[error("the upstream has as many requests with a body on its way as it may")]
+    UploadsFull,
     /// No connection to the backend.
     #[error("connecting to the backend failed")]
     Connect(#[source] io::Error),
@@ -164,7 +172,12 @@ impl Failure {
             Self::Connect(_) | Self::TimedOut => Some("timeout"),
             Self::Broken(_) => Some("closed"),
             Self::BadAnswer(_) => Some("malformed"),
-            Self::NoBackend | Self::CircuitOpen | Self::Request(_) | Self::ClientGone | Self::Ended => None,
+            Self::NoBackend
+            | Self::CircuitOpen
+            | Self::UploadsFull
+            | Self::Request(_)
+            | Self::ClientGone
+            | Self::Ended => None,
         }
     }
 }
@@ -178,6 +191,8 @@ pub struct Report {
     pub total: usize,
     /// Requests under way.
     pub in_flight: u32,
+    /// How many of these have a body that is still coming in.
+    pub uploading: u32,
     /// Idle connections.
     pub idle: usize,
     /// Whether the circuit is open now.
@@ -193,7 +208,16 @@ impl Upstream {
     pub fn new(settings: Settings, seed: u64) -> Self {
         let budget = RetryBudget::new(settings.retry_percent, settings.retry_min_per_s, clock::now());
         let rng = fastrand::Rng::with_seed(seed);
-        let state = State { settings, backends: Vec::new(), budget, in_flight: 0, retrying: 0, latency_us: 0, rng };
+        let state = State {
+            settings,
+            backends: Vec::new(),
+            budget,
+            in_flight: 0,
+            uploading: 0,
+            retrying: 0,
+            latency_us: 0,
+            rng,
+        };
         Self { state: Local::new(state) }
     }
 
@@ -226,6 +250,7 @@ impl Upstream {
             let mut report = Report {
                 total: state.backends.len(),
                 in_flight: state.in_flight,
+                uploading: state.uploading,
                 is_open: state.in_flight >= state.settings.requests_max,
                 latency_us: state.latency_us,
                 ..Report::default()
@@ -241,19 +266,6 @@ impl Upstream {
             }
             report
         })
-    }
-
-    /// Takes a place among the requests under way.
-    fn enter(self: &Rc<Self>) -> Result<Place, Failure> {
-        self.state.with(|state| {
-            if state.in_flight >= state.settings.requests_max {
-                return Err(Failure::CircuitOpen);
-            }
-            state.in_flight += 1;
-            state.budget.deposit();
-            Ok(())
-        })?;
-        Ok(Place { upstream: Rc::clone(self), is_retrying: false })
     }
 
     /// Chooses a backend, other than the one that just failed if there is a choice.
@@ -306,38 +318,6 @@ impl Backend {
     /// `host:port`, as configured.
     pub fn authority(&self) -> &str {
         &self.at.authority
-    }
-}
-
-/// A place among an upstream's requests under way. Dropping it gives it back.
-#[derive(Debug)]
-struct Place {
-    upstream: Rc<Upstream>,
-    is_retrying: bool,
-}
-
-impl Place {
-    /// Whether the request may be sent once more.
-    fn may_retry(&mut self, now: Instant) -> bool {
-        let was_retrying = self.is_retrying;
-        let allowed = self.upstream.state.with(|state| {
-            if !was_retrying && state.retrying >= state.settings.retries_at_once_max || !state.budget.withdraw(now) {
-                return false;
-            }
-            state.retrying += u32::from(!was_retrying);
-            true
-        });
-        self.is_retrying |= allowed;
-        allowed
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.upstream.state.with(|state| {
-            state.in_flight -= 1;
-            state.retrying -= u32::from(self.is_retrying);
-        });
     }
 }
 

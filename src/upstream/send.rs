@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Failure, Lease, Streaming, Trail, Upstream, streaming::Upload};
+use super::{Backend, Failure, Lease, Place, Streaming, Trail, Upstream, streaming::Upload};
 use crate::{
     net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer, recycle},
     proto::{
@@ -65,13 +65,20 @@ impl Upstream {
         trail: &mut Trail,
         asker: &impl Asker,
     ) -> Result<(ResponseHead, Streaming), Failure> {
-        let mut place = self.enter()?;
+        let mut place = match self.enter(!body.is_here()) {
+            Err(Failure::UploadsFull) if body.is_short() => {
+                body.wait_until_due();
+                poll_fn(|cx| wait_outside(cx, body, asker)).await?;
+                self.enter(false)?
+            }
+            entered => entered?,
+        };
         let mut earlier = None;
         loop {
             if asker.has_ended() {
                 return Err(Failure::Ended);
             }
-            let mut attempt = Attempt { began: clock::now(), writer: None, has_answered: false };
+            let mut attempt = Attempt { began: clock::now(), place: &mut place, writer: None, has_answered: false };
             let failure = match self.attempt(&mut attempt, head, body, call, trail, asker).await {
                 Ok((answer, lease, upload)) => {
                     let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
@@ -87,6 +94,7 @@ impl Upstream {
             let is_safe = matches!(failure, Failure::Connect(_) | Failure::Broken(_))
                 && attempt.is_repeatable(head.method)
                 && body.received_bytes() == 0;
+            drop(attempt);
             if !is_safe || trail.attempts > call.retries_max || !place.may_retry(now) {
                 return Err(match failure {
                     // The attempts took out the last backend: what they met says more.
@@ -100,7 +108,7 @@ impl Upstream {
 
     async fn attempt(
         &self,
-        attempt: &mut Attempt,
+        attempt: &mut Attempt<'_>,
         head: &mut RequestHead,
         body: &mut RequestBody<'_>,
         call: &Call,
@@ -126,6 +134,7 @@ impl Upstream {
             version: head.version,
             call,
             asker,
+            place: attempt.place,
             began: now,
             has_waited: false,
             is_uploaded: false,
@@ -180,6 +189,14 @@ impl Upstream {
     }
 }
 
+/// Waits for a short body that found no place among the uploads.
+fn wait_outside(cx: &mut Context<'_>, body: &mut RequestBody<'_>, asker: &impl Asker) -> Poll<Result<(), Failure>> {
+    if asker.has_ended() {
+        return Poll::Ready(Err(Failure::Ended));
+    }
+    body.poll_here(cx).map_err(Failure::Request)
+}
+
 /// Makes sure that there is one `Host` (RFC 9112 §3.2): the backend's authority, or the client's where it is kept. An
 /// HTTP/1.0 client may have sent none.
 fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
@@ -192,13 +209,14 @@ fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
 }
 
 /// What one attempt has done, for the decision whether there may be another.
-struct Attempt {
+struct Attempt<'p> {
     began: Instant,
+    place: &'p mut Place,
     writer: Option<Writer>,
     has_answered: bool,
 }
 
-impl Attempt {
+impl Attempt<'_> {
     /// RFC 9110 §9.2.2: a request that is not idempotent is never sent again once a backend may have it.
     fn is_repeatable(&self, method: Method) -> bool {
         let was_sent = self.writer.as_ref().is_some_and(Writer::has_written);
@@ -213,6 +231,7 @@ struct Wait<'a, A> {
     version: Version,
     call: &'a Call,
     asker: &'a A,
+    place: &'a mut Place,
     began: Instant,
     /// It was polled before, so that time may have passed.
     has_waited: bool,
@@ -239,6 +258,7 @@ impl<A: Asker> Wait<'_, A> {
             match writer.poll(connection.io(), cx, body) {
                 Progress::Done => {
                     self.is_uploaded = true;
+                    self.place.uploaded();
                     self.blocked_at = None;
                     // Most requests go out whole at once; then no time has passed.
                     let sent_at = if self.has_waited { clock::now() } else { self.began };
@@ -262,6 +282,7 @@ impl<A: Asker> Wait<'_, A> {
                 Progress::BodyFailed(failure) => return Poll::Ready(Err(Failure::Request(failure))),
                 Progress::Broken => {
                     self.is_broken = true;
+                    self.place.uploaded();
                     body.deadline().set_after(self.call.response_timeout);
                 }
             }

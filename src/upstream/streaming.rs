@@ -42,7 +42,7 @@ pub struct Streaming {
 #[derive(Debug)]
 struct Hold {
     lease: Lease,
-    _place: Place,
+    place: Place,
 }
 
 /// The rest of a request whose answer began before it was complete.
@@ -69,7 +69,7 @@ impl Streaming {
         answered_at: Option<Instant>,
     ) -> Self {
         let mut streaming = Self {
-            hold: Some(Hold { lease, _place: place }),
+            hold: Some(Hold { lease, place }),
             upload,
             // A connection that has switched protocols speaks HTTP no more, whatever becomes of the tunnel.
             is_reusable: answer.keep_alive && answer.status != 101,
@@ -111,7 +111,10 @@ impl Streaming {
         }
         upload.pause = None;
         match upload.writer.poll(hold.lease.connection().io(), cx, request) {
-            Progress::Done => self.upload = None,
+            Progress::Done => {
+                hold.place.uploaded();
+                self.upload = None;
+            }
             Progress::Turn => {
                 let mut pause = Deadline::new();
                 pause.set_after(timer::TURN);
@@ -124,6 +127,7 @@ impl Streaming {
             Progress::Broken => {
                 // It reads no further; its answer is still good.
                 self.is_reusable = false;
+                hold.place.uploaded();
                 self.upload = None;
             }
         }

@@ -282,6 +282,14 @@ impl Client {
         Ok(std::mem::replace(&mut self.unread, rest))
     }
 
+    /// Whether bytes are here that were not read, or the end.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.stream.set_nonblocking(true).expect("a socket");
+        let peeked = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).expect("a socket");
+        !self.unread.is_empty() || peeked.is_ok()
+    }
+
     /// Reads whatever comes next, at least one byte; nothing when the other end has closed.
     pub(crate) fn read_some(&mut self) -> io::Result<Vec<u8>> {
         if self.unread.is_empty() {

@@ -88,6 +88,8 @@ pub(super) const UPSTREAMS: &[Key] = keys! {
         "Idle connections kept for reuse, per instance.";
     requests_max: Kind::Number(1, u32::MAX as u64), Value("1024"), "256", Process, Live,
         "Requests in flight at once to all instances; more are refused (`503 circuit_open`).";
+    uploads_max: Kind::Number(1, u32::MAX as u64), Unset("half of `requests_max`"), "64", Process, Live,
+        "How many of these may have a body that is still coming in, so that slow uploads leave places for others. Past it, a body of up to 16 KiB is waited for without a place, and a request with a longer one, or one of unknown length, is refused (`503 circuit_open`).";
     retries_max: Kind::Number(0, 10), Value("2"), "1", Each, Live,
         "Attempts beyond the first, for requests that are safe to repeat. A route may say otherwise.";
     retry_budget_percent: PERCENT, Value("20"), "10", Shard, Live,

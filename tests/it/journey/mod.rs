@@ -15,6 +15,7 @@ mod raw;
 mod routing;
 mod tokens;
 mod upgrade;
+mod uploads;
 mod upstream;
 
 use std::{fmt::Write as _, net::SocketAddr};
