@@ -99,7 +99,7 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
-/// Threads and how they wait for I/O.
+/// Threads, how they wait for I/O, and how names are looked up.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Runtime {
     /// How many shards. `None` (written 0, the default): one per core that the process may use. Process, restart.
@@ -109,6 +109,9 @@ pub struct Runtime {
     pub driver: Driver,
     /// Whether each shard's thread stays on its core. Default true. Shard, restart.
     pub pin: bool,
+    /// How long the names of instances may take to be looked up. Default 10 s. Process, reload.
+    #[serde(serialize_with = "units::duration")]
+    pub lookup_timeout: Duration,
 }
 
 /// How a shard waits for I/O.

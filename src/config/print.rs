@@ -73,7 +73,9 @@ impl Config {
 
     /// Takes over from `old`, which is what the process runs with, the values of all keys that need a new one.
     pub fn keep_until_restart(&mut self, old: &Self) {
-        self.runtime.clone_from(&old.runtime);
+        self.runtime.shards = old.runtime.shards;
+        self.runtime.driver = old.runtime.driver;
+        self.runtime.pin = old.runtime.pin;
         self.admin.clone_from(&old.admin);
         self.data.clone_from(&old.data);
         self.accounts.clone_from(&old.accounts);

@@ -170,6 +170,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
             shards: none_for_zero(runtime.take("shards", report)),
             driver: runtime.take("driver", report),
             pin: runtime.take("pin", report),
+            lookup_timeout: runtime.take("lookup_timeout", report),
         },
         listener: Listener {
             address: listener.take("address", report),

@@ -2,6 +2,7 @@
 
 mod access;
 mod account;
+mod addresses;
 mod body;
 mod cors;
 pub mod fields;
@@ -24,6 +25,7 @@ use std::{
 };
 
 use access::Identity;
+pub use addresses::{Addresses, NoAddress};
 use body::Body;
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};

@@ -1,10 +1,11 @@
 //! A configuration made ready for the shards: compiled once on the control thread, immutable from then on.
 
-use std::{net::ToSocketAddrs, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use super::{
     access::{Access, Tokens},
     account::Endpoint,
+    addresses::Addresses,
     cors,
     fields::Rules,
     rate_limit::{self, LimitPlan, RouteLimits},
@@ -138,17 +139,9 @@ pub(super) enum Piece {
 /// Why a checked configuration cannot be put to work.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// A backend's name does not resolve.
-    #[error("upstreams.{upstream}.instances: {host} does not resolve; give an address, or a name that DNS knows")]
-    Resolve {
-        /// The upstream's name.
-        upstream: String,
-        /// The host as written.
-        host: String,
-        /// What the resolver said.
-        #[source]
-        cause: std::io::Error,
-    },
+    /// Instances have names without an address; one line for each.
+    #[error("{}", .0.join("\n"))]
+    Addresses(Vec<String>),
     /// More limits were named since the process began than there are places for.
     #[error("limits: more names were used since the process began than it has room for; restart it")]
     Limits,
@@ -183,20 +176,22 @@ const ACCOUNTS: [(&str, &str, Endpoint); 7] = [
 ];
 
 impl Plan {
-    /// Compiles a configuration for this many shards. Looks up the backends' names, so it may block for as long as DNS
-    /// does.
+    /// Compiles a configuration for this many shards. `addresses` has what [`Addresses::wanted`] asks for.
     pub fn compile(
         config: &Config,
+        addresses: &Addresses,
         generation: u64,
         shards: usize,
         descriptors: u64,
         names: &mut Names,
     ) -> Result<Self, PlanError> {
-        let upstreams = config
+        let backends = backends(config, addresses)?;
+        let upstreams: Vec<_> = config
             .upstreams
             .iter()
-            .map(|(name, upstream)| UpstreamPlan::compile(name, upstream, shards, names))
-            .collect::<Result<Vec<_>, _>>()?;
+            .zip(backends)
+            .map(|((name, upstream), backends)| UpstreamPlan::compile(name, upstream, backends, shards, names))
+            .collect();
         let limits = rate_limit::compile(config, shards, &mut names.limits).ok_or(PlanError::Limits)?;
         let cors = cors::Policy::compile(&config.cors).map(Arc::new);
         let mut router = Router::default();
@@ -286,24 +281,35 @@ fn http_limits(config: &Config) -> HttpLimits {
     }
 }
 
+/// The backends of each upstream, or all that is wrong with their names.
+fn backends(config: &Config, addresses: &Addresses) -> Result<Vec<Vec<BackendAddress>>, PlanError> {
+    let mut wrong = Vec::new();
+    let mut backends = Vec::with_capacity(config.upstreams.len());
+    for (name, upstream) in &config.upstreams {
+        let instances = upstream.instances.iter().enumerate();
+        let of_upstream = instances.filter_map(|(index, instance)| match addresses.of(instance) {
+            Ok(address) => Some(BackendAddress { authority: instance.to_string().into(), address }),
+            Err(why) => {
+                wrong.push(why.of(name, index, instance));
+                None
+            }
+        });
+        backends.push(of_upstream.collect());
+    }
+    if wrong.is_empty() { Ok(backends) } else { Err(PlanError::Addresses(wrong)) }
+}
+
 impl UpstreamPlan {
     fn compile(
         name: &str,
         upstream: &crate::config::Upstream,
+        backends: Vec<BackendAddress>,
         shards: usize,
         names: &mut Names,
-    ) -> Result<Self, PlanError> {
-        let mut backends = Vec::new();
-        for instance in &upstream.instances {
-            let host = instance.host.trim_matches(['[', ']']);
-            let failed = |cause| PlanError::Resolve { upstream: name.to_owned(), host: instance.host.clone(), cause };
-            let mut addresses = (host, instance.port).to_socket_addrs().map_err(failed)?;
-            let address = addresses.next().ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-            backends.push(BackendAddress { authority: instance.to_string().into(), address });
-        }
+    ) -> Self {
         // A limit of the process is shared out; rounding up, so that each shard may do something.
         let share = |limit: u32| limit.div_ceil(u32::try_from(shards).unwrap_or(1));
-        Ok(Self {
+        Self {
             name: name.to_owned(),
             slot: names.upstreams.claim(name),
             settings: Settings {
@@ -322,7 +328,7 @@ impl UpstreamPlan {
                 },
             },
             backends,
-        })
+        }
     }
 }
 
@@ -376,6 +382,7 @@ fn template_pieces(template: &str, path: &PathPattern) -> Vec<Piece> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::Upstream, gateway::NoAddress};
 
     #[test]
     fn the_configuration_knows_which_paths_are_our_own() {
@@ -392,5 +399,57 @@ mod tests {
             [text("/v2/"), Piece::Capture(0), text("/x/"), Piece::Capture(1), text("")]
         );
         assert_eq!(template_pieces("/fixed", &path), [text("/fixed")]);
+    }
+
+    fn compile(config: &Config, addresses: &Addresses) -> Result<Plan, PlanError> {
+        Plan::compile(config, addresses, 1, 1, 1024, &mut Names::default())
+    }
+
+    #[test]
+    fn instances_are_where_their_names_are_and_each_name_is_wanted_once() {
+        let mut config = Config::default();
+        let instances = |list: &[&str]| list.iter().map(|text| text.parse().expect("an instance")).collect();
+        let shop = Upstream::new(instances(&["shop.test:80", "127.0.0.9:81", "[::1]:82", "shop.test:83"]));
+        config.upstreams.insert("shop".to_owned(), shop);
+        config.upstreams.insert("till".to_owned(), Upstream::new(instances(&["shop.test:84", "late.test:85"])));
+        assert_eq!(
+            Addresses::wanted(&config).iter().map(|name| &**name).collect::<Vec<_>>(),
+            ["late.test", "shop.test"]
+        );
+
+        let found = |text: &str| Ok(text.parse().expect("an address"));
+        let late = || Err(NoAddress::Late(Duration::from_secs(10)));
+        let shop = [("shop.test", found("192.0.2.1:0")), ("late.test", found("[2001:db8::1]:0"))];
+        let known = |list: [(&str, _); 2]| Addresses::new(list.map(|(name, found)| (name.into(), found)).into());
+        let plan = compile(&config, &known(shop)).expect("all is known");
+        let of = |name: &str| plan.upstreams.iter().find(|upstream| upstream.name == name).expect("it is there");
+        let text = |name| of(name).backends.iter().map(|backend| format!("{} {}", backend.authority, backend.address));
+        assert_eq!(
+            text("shop").collect::<Vec<_>>(),
+            [
+                "shop.test:80 192.0.2.1:80",
+                "127.0.0.9:81 127.0.0.9:81",
+                "[::1]:82 [::1]:82",
+                "shop.test:83 192.0.2.1:83"
+            ]
+        );
+        assert_eq!(text("till").collect::<Vec<_>>(), ["shop.test:84 192.0.2.1:84", "late.test:85 [2001:db8::1]:85"]);
+
+        let unknown = Err(NoAddress::Unknown("no such name".to_owned()));
+        let error =
+            compile(&config, &known([("shop.test", unknown), ("late.test", late())])).expect_err("refused whole");
+        let told = error.to_string();
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!(lines.len(), 4, "{told}");
+        assert_eq!(
+            lines[1],
+            "upstreams.shop.instances[3] is \"shop.test:83\", and shop.test does not resolve (no such name); \
+             give an address, or a name that DNS knows"
+        );
+        assert_eq!(
+            lines[3],
+            "upstreams.till.instances[1] is \"late.test:85\", and late.test was not resolved within 10s; \
+             see whether DNS answers, give an address, or raise runtime.lookup_timeout"
+        );
     }
 }

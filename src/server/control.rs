@@ -1,7 +1,7 @@
 //! The control thread: signals, reloads, health, the operator's listener. It builds plans and pages and sends them to the
 //! shards; nothing here is on a request's path.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{fmt::Display, future::poll_fn, path::PathBuf, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -13,6 +13,7 @@ use tokio::{
 use super::{
     keys,
     letter::{Letter, Scraped},
+    lookup::Lookups,
     worker::{BRIDGE, endpoint},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     auth::Keychain,
     bus::{self, Bus, Pump, desk::Ticket, mesh::Endpoint},
     config::{self, Config, watch::Watch},
-    gateway::{Page, Pages, Plan},
+    gateway::{Addresses, Page, Pages, Plan},
     shard::clock,
     telemetry::{
         access_log,
@@ -45,6 +46,7 @@ pub(super) struct Equipment {
     pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
+    pub(super) lookups: Lookups,
     pub(super) shards: usize,
     pub(super) descriptors: u64,
     pub(super) endpoint: Endpoint<Letter>,
@@ -70,6 +72,9 @@ struct Control {
     watch: Option<Watch>,
     plan: Arc<Plan>,
     names: Names,
+    lookups: Lookups,
+    /// What is to be taken once its names are looked up.
+    candidate: Option<Candidate>,
     shards: Vec<Shard>,
     descriptors: u64,
     bus: Bus<Letter>,
@@ -79,6 +84,14 @@ struct Control {
     scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
     writer: access_log::Writer,
+}
+
+/// A configuration that was read and checked, and is not in force yet.
+struct Candidate {
+    config: Config,
+    /// Why it was read.
+    why: &'static str,
+    path: PathBuf,
 }
 
 /// Who waits for the metrics.
@@ -140,8 +153,8 @@ impl Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, keychain, watch, plan, names, shards, descriptors, endpoint, admin, writer, signals } =
-        equipment;
+    let Equipment { config, keychain, watch, plan, names, lookups, shards, descriptors, endpoint, .. } = equipment;
+    let (admin, writer, signals) = (equipment.admin, equipment.writer, equipment.signals);
     let (bus, pump) = bus::on_tokio(endpoint)?;
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
@@ -154,6 +167,8 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         watch,
         plan,
         names,
+        lookups,
+        candidate: None,
         shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
         descriptors,
         bus,
@@ -193,6 +208,7 @@ impl Control {
                 signal = signals.next() => if self.signalled(signal) {
                     return Ok(self.end(Ended::Cut));
                 },
+                addresses = self.lookups.done(), if self.candidate.is_some() => self.take_candidate(&addresses),
                 keys = self.keychain.changed() => self.broadcast(|| Letter::Keys(Arc::clone(&keys))),
                 _ = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -276,24 +292,45 @@ impl Control {
         }
     }
 
-    /// Takes the configuration file anew: whole, or not at all.
-    fn reload(&mut self, why: &str) {
+    /// Reads the configuration file anew. What is right is taken once its names are looked up; a newer one takes its place
+    /// meanwhile.
+    fn reload(&mut self, why: &'static str) {
         let Some(path) = self.watch.as_ref().map(|watch| watch.path().to_owned()) else {
             tracing::info!("there is no configuration file to reload");
             return;
         };
-        let mut config = match config::load(Some(&path)) {
+        let config = match config::load(Some(&path)) {
             Ok(config) => config,
             Err(mistakes) => return self.refuse_reload(&mistakes),
         };
+        let names = Addresses::wanted(&config);
+        if self.candidate.is_some() {
+            tracing::info!("the configuration whose names are being looked up is left for a newer one");
+        }
+        let candidate = self.candidate.insert(Candidate { config, why, path });
+        if names.is_empty() {
+            return self.take_candidate(&Addresses::default());
+        }
+        tracing::info!(names = names.len(), why, "looking up the names of instances for a new configuration");
+        self.lookups.begin(names, candidate.config.runtime.lookup_timeout);
+    }
+
+    /// Puts a new configuration in force: whole, or not at all.
+    fn take_candidate(&mut self, addresses: &Addresses) {
+        let Some(Candidate { mut config, why, path }) = self.candidate.take() else { return };
         let generation = self.plan.generation + 1;
-        match Plan::compile(&config, generation, self.shards.len(), self.descriptors, &mut self.names) {
+        let (shards, descriptors) = (self.shards.len(), self.descriptors);
+        match Plan::compile(&config, addresses, generation, shards, descriptors, &mut self.names) {
             // Once the keys are taken nothing can fail any more.
             Ok(plan) => match keys::reload(&mut self.keychain, &config) {
                 Ok(()) => self.plan = Arc::new(plan),
                 Err(error) => return self.refuse_reload(&error),
             },
-            Err(error) => return self.refuse_reload(&error),
+            Err(error) => {
+                let error = error.to_string();
+                let lines: Vec<_> = error.lines().map(|line| format!("{}: {line}", path.display())).collect();
+                return self.refuse_reload(&lines.join("\n"));
+            }
         }
         for warning in &config.warnings {
             tracing::warn!("{warning}");
@@ -314,7 +351,7 @@ impl Control {
         self.bus.send(BRIDGE, Letter::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
     }
 
-    fn refuse_reload(&mut self, mistakes: &dyn std::fmt::Display) {
+    fn refuse_reload(&mut self, mistakes: &dyn Display) {
         self.process.config_reloads[Reload::Refused.index()] += 1;
         tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
     }
@@ -509,6 +546,12 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
         })
+    }
+
+    /// Until the process is asked to end. A reload that is asked for before it has begun is none: the file has been watched
+    /// since before it was read.
+    pub(super) async fn end(&mut self) {
+        while !matches!(self.next().await, Signalled::End) {}
     }
 
     async fn next(&mut self) -> Signalled {

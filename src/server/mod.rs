@@ -4,6 +4,7 @@ mod bridge;
 mod control;
 mod keys;
 mod letter;
+mod lookup;
 mod worker;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -12,12 +13,13 @@ use anyhow::Context as _;
 pub use control::Ended;
 pub use keys::check_files;
 use letter::Letter;
+use lookup::Lookups;
 
 use crate::{
     bus::{load::LoadBoard, mesh},
     config::{self, Config, watch::Watch},
     exchange::Code,
-    gateway::Plan,
+    gateway::{Addresses, Plan},
     shard::{self, Driver, cores, listener},
     telemetry::{access_log, metrics::Names},
 };
@@ -39,7 +41,7 @@ pub fn run(
 ) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
-    let signals = {
+    let mut signals = {
         let _entered = runtime.enter();
         control::Signals::new().context("signals cannot be received")?
     };
@@ -55,20 +57,19 @@ pub fn run(
         config::Driver::IoUring => Driver::IoUring,
     });
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
-    let plan = Arc::new(Plan::compile(&config, 1, shards, descriptors, &mut names)?);
+    let mut lookups = Lookups::new();
+    let Some(addresses) = runtime.block_on(addresses(&config, &mut lookups, &mut signals)) else {
+        tracing::info!("ended before it listened: names were still being looked up");
+        return Ok(Ended::Drained);
+    };
+    let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = keys::load(&config).context("the keys of tokens cannot be used")?;
     let public = SocketAddr::new(config.listener.address, config.listener.port);
     let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
     let bound = listener::bind(public, backlog, shards)?;
     let admin = bind_admin(&config)?;
-    let target = match &config.log.access {
-        config::AccessLog::Off => access_log::Target::Off,
-        config::AccessLog::Stdout => access_log::Target::Stdout,
-        config::AccessLog::File(path) => access_log::Target::File(path.clone()),
-    };
-    let (writer, access_logs) =
-        access_log::spawn(&target, shards, config.log.buffer_bytes).context("the access log cannot be written")?;
+    let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
     let mut endpoints = mesh::build::<Letter>(worker::endpoint(shards), RING_LETTERS)?.into_iter();
     let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");
@@ -117,6 +118,7 @@ pub fn run(
         watch,
         plan,
         names,
+        lookups,
         shards,
         descriptors,
         endpoint: control_end,
@@ -142,6 +144,15 @@ pub fn run(
     Ok(ended)
 }
 
+/// The addresses of all instances, unless the process is to end before they are known.
+async fn addresses(config: &Config, lookups: &mut Lookups, signals: &mut control::Signals) -> Option<Addresses> {
+    lookups.begin(Addresses::wanted(config), config.runtime.lookup_timeout);
+    tokio::select! {
+        addresses = lookups.done() => Some(addresses),
+        () = signals.end() => None,
+    }
+}
+
 /// Binds the operator's listener, before anything is served.
 fn bind_admin(config: &Config) -> anyhow::Result<Option<std::net::TcpListener>> {
     if !config.admin.enabled {
@@ -153,6 +164,19 @@ fn bind_admin(config: &Config) -> anyhow::Result<Option<std::net::TcpListener>> 
     let bound = listener.local_addr()?;
     tracing::info!(address = %bound, "operators: http://{bound}/health and /metrics");
     Ok(Some(listener))
+}
+
+/// Opens the access log: its writer, and what each shard fills.
+fn open_access_log(
+    log: &config::Log,
+    shards: usize,
+) -> anyhow::Result<(access_log::Writer, Vec<access_log::AccessLog>)> {
+    let target = match &log.access {
+        config::AccessLog::Off => access_log::Target::Off,
+        config::AccessLog::Stdout => access_log::Target::Stdout,
+        config::AccessLog::File(path) => access_log::Target::File(path.clone()),
+    };
+    access_log::spawn(&target, shards, log.buffer_bytes).context("the access log cannot be written")
 }
 
 /// Asks the kernel for no huge pages: with them each shard's heap grows by 2 MiB at a time, and an idle gateway takes four

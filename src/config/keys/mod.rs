@@ -191,7 +191,12 @@ use keys;
 
 /// Everything that can be configured, in the order in which it is documented and printed.
 pub const SECTIONS: &[Section] = &[
-    Section { name: "runtime", shape: Shape::Once, about: "Threads and how they wait for I/O.", keys: RUNTIME },
+    Section {
+        name: "runtime",
+        shape: Shape::Once,
+        about: "Threads, how they wait for I/O, and how names are looked up.",
+        keys: RUNTIME,
+    },
     Section { name: "listener", shape: Shape::Once, about: "The public listener.", keys: LISTENER },
     Section { name: "admin", shape: Shape::Once, about: "The operator's listener.", keys: ADMIN },
     Section { name: "metrics", shape: Shape::Once, about: "Metrics on the public listener.", keys: METRICS },

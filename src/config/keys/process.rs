@@ -13,6 +13,8 @@ pub(super) const RUNTIME: &[Key] = keys! {
         "How shards wait for I/O. `io_uring` falls back to `epoll` where the kernel refuses it.";
     pin: Kind::Boolean, Value("true"), "false", Shard, Restart,
         "Whether each shard's thread stays on its core.";
+    lookup_timeout: Kind::Duration(1, HOUR), Value("\"10s\""), "\"30s\"", Process, Live,
+        "How long the names of instances may take to be looked up, all of them together: at the start, which fails then, and at a reload, which is refused then.";
 };
 
 pub(super) const LISTENER: &[Key] = keys! {

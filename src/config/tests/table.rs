@@ -14,6 +14,7 @@ fn the_defaults_are_those_that_were_promised() {
         shards = 0
         driver = "epoll"
         pin = true
+        lookup_timeout = "10s"
 
         [listener]
         address = "0.0.0.0"

@@ -7,6 +7,7 @@ mod drain;
 mod health;
 mod hostile;
 mod memory;
+mod names;
 mod reload;
 mod shards;
 
