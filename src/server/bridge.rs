@@ -83,6 +83,8 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
         let guard = AbortOnUnwind("a panic on the bridge");
         LocalSet::new().block_on(&runtime, run(equipment, tell));
         guard.disarm();
+        // Whoever still looks up the name of Redis or PostgreSQL is not waited for.
+        runtime.shutdown_background();
     })?;
     match begun.recv_timeout(BEGIN_MAX) {
         Ok(revoked) => Ok(Begun { thread, revoked: revoked? }),

@@ -127,7 +127,10 @@ pub fn run(
         signals,
     };
     // The control thread is the one that called: it has nothing else to do.
-    let (ended, writer) = tokio::task::LocalSet::new().block_on(&runtime, control::run(control))?;
+    let ended = tokio::task::LocalSet::new().block_on(&runtime, control::run(control));
+    // Whoever still looks up the name of an issuer is not waited for.
+    runtime.shutdown_background();
+    let (ended, writer) = ended?;
     for thread in threads {
         // A shard's panic has ended the process already, and so has the bridge's.
         let _ = thread.join();

@@ -167,3 +167,18 @@ fn a_signal_ends_a_start_that_waits_for_a_name() {
     assert_eq!(gateway.wait_exit(SOON), Some(0));
     assert!(gateway.log().contains("ended before it listened"), "{}", gateway.log());
 }
+
+#[test]
+fn an_end_waits_for_no_name_of_an_issuer_or_of_redis() {
+    let resolver = Resolver::new();
+    let others = [
+        "[[auth.issuers]]\nissuer = \"https://id.example\"\naudiences = [\"a\"]\njwks_url = \"http://slowly/keys\"\n",
+        "[redis]\nurls = [\"redis://slowly\"]\n[sessions]\nstore = \"embedded\"\n[limits.all]\nquota = 9\nwindow = \"1s\"\nscope = \"fleet\"\n",
+    ];
+    for other in others {
+        let mut gateway = resolver.start(&format!("[accounts]\nenabled = false\n[drain]\nnotice = \"0s\"\n{other}"));
+        until(SOON, "a name is being looked up", || (threads(&gateway, "tokio-rt-worker") > 0).then_some(()));
+        gateway.signal(Signal::TERM);
+        assert_eq!(gateway.wait_exit(SOON), Some(0), "{other}");
+    }
+}
