@@ -88,7 +88,10 @@ impl Upstream {
             };
             let now = clock::now();
             trail.waited += now.since(attempt.began);
-            if let Some(backend) = trail.backend.as_ref().filter(|_| failure.class().is_some()) {
+            // A backend may close a connection that has served before, and cannot know that a request is on its way.
+            let was_stale = trail.reused && !attempt.has_answered && matches!(failure, Failure::Broken(_));
+            let is_its_fault = failure.class().is_some() && !was_stale;
+            if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
                 trail.ejected += u32::from(self.failed(backend, &failure, now));
             }
             let is_safe = matches!(failure, Failure::Connect(_) | Failure::Broken(_))

@@ -141,6 +141,40 @@ fn a_warm_connection_that_breaks_under_a_post_fails_it() {
 }
 
 #[test]
+fn connections_that_were_closed_in_idleness_take_no_backend_out() {
+    const CLIENTS: usize = 6;
+    // Each serves one request, all of them at the same time, and takes the next one with it.
+    let (gate, released) = mpsc::sync_channel(0);
+    let mut backend = Backend::start(move |conversation| {
+        conversation.read_request()?;
+        let _ = gate.send(());
+        conversation.send(OK)?;
+        conversation.read_request().map(drop)
+    });
+    let upstream = "outlier_failures = 2\noutlier_percent_max = 100";
+    let gateway = Setup { upstream, rest: "[runtime]\nshards = 1", ..Setup::default() }.start(&[backend.address()]);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    backend.wait_opened(CLIENTS);
+    for _ in 0..CLIENTS {
+        released.recv_timeout(PATIENCE).expect("the backend answers");
+    }
+    for client in &mut clients {
+        assert_eq!(client.read_response().status, 200);
+    }
+    for client in &mut clients {
+        expect_refusal(&client.post("/x", b"hello"), 502, "upstream_unreachable");
+    }
+    assert_eq!(gateway.metrics().value(r#"shardgate_upstream_ejections_total{upstream="back"}"#), 0);
+    let mut client = gateway.connect();
+    client.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n");
+    released.recv_timeout(PATIENCE).expect("the backend answers");
+    assert_eq!(client.read_response().status, 200);
+}
+
+#[test]
 fn a_request_whose_answer_has_begun_is_not_sent_again() {
     let mut backend = Backend::start(|conversation| {
         conversation.read_request()?;
