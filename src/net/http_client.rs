@@ -35,6 +35,8 @@ pub struct ClientConnection {
     scanner: ResponseScanner,
     interim: u8,
     has_answered: bool,
+    /// The backend takes no more. Whatever told of that is told once: the end of the stream may stand for a reset now.
+    is_broken: bool,
 }
 
 /// What a backend's connection did wrong.
@@ -66,6 +68,7 @@ impl ClientConnection {
             scanner: ResponseScanner::new(),
             interim: 0,
             has_answered: false,
+            is_broken: false,
         }))
     }
 
@@ -87,6 +90,11 @@ impl ClientConnection {
     /// Takes what was read beyond the answer's head: the first bytes of a tunnel.
     pub fn take_rest(&mut self) -> Vec<u8> {
         self.reader.take_rest()
+    }
+
+    /// A write to the backend has failed: from here on no end of the stream ends an answer.
+    pub fn write_broke(&mut self) {
+        self.is_broken = true;
     }
 
     /// Forgets the last exchange before the next one.
@@ -167,6 +175,7 @@ impl ClientConnection {
                 Step::Chunk => return Poll::Ready(Ok(true)),
                 Step::Done => return Poll::Ready(Ok(false)),
                 Step::More => match ready!(self.reader.poll_read(&self.io, cx)) {
+                    Ok(0) if self.is_broken => return Poll::Ready(Err(ClientError::Broken(None))),
                     Ok(0) => self.reader.finish_at_eof().map_err(ClientError::Body)?,
                     Ok(_) => {}
                     Err(error) => return Poll::Ready(Err(ClientError::Broken(Some(error)))),

@@ -286,6 +286,7 @@ impl<A: Asker> Wait<'_, A> {
                 Progress::Broken => {
                     self.is_broken = true;
                     self.place.uploaded();
+                    connection.write_broke();
                     body.deadline().set_after(self.call.response_timeout);
                 }
             }

@@ -125,7 +125,8 @@ impl Streaming {
             Progress::Blocked | Progress::Waiting => {}
             Progress::BodyFailed(_) => return Some(Cut::Upload),
             Progress::Broken => {
-                // It reads no further; its answer is still good.
+                // It reads no further; its answer is still good, if it says itself where it ends.
+                hold.lease.connection().write_broke();
                 self.is_reusable = false;
                 hold.place.uploaded();
                 self.upload = None;

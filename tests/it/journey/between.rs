@@ -11,6 +11,8 @@ use crate::backend::{Backend, OK};
 const MIB: usize = 1024 * 1024;
 /// What the gateway has of an upload when the answer begins may be all but this.
 const LAST: usize = 16 * 1024;
+/// A write that takes longer has met back-pressure.
+const STUCK: Duration = Duration::from_millis(300);
 
 /// One shard, so that all share one pool of connections.
 const ONE_SHARD: &str = "[runtime]\nshards = 1";
@@ -153,4 +155,30 @@ fn an_answer_that_is_finished_for_nobody_leaves_its_connection_clean() {
     });
     assert_eq!(gateway.get("/next").text(), "ok");
     assert_eq!([backend.request(), backend.request()].map(|request| request.connection), [0, 0], "it is used again");
+}
+
+#[test]
+fn an_answer_that_was_broken_off_does_not_end_well() {
+    // The gateway learns of the reset when it passes on more of the request; what it reads then looks like the end.
+    let gate = Arc::new(OnceLock::new());
+    let opened = Arc::clone(&gate);
+    let mut backend = Backend::start(move |conversation| {
+        conversation.tell_head()?;
+        conversation.send("HTTP/1.1 200 OK\r\n\r\nfirst")?;
+        opened.wait();
+        // More than the gateway takes while its client does not read.
+        conversation.stream().set_write_timeout(Some(STUCK))?;
+        while conversation.send([b'x'; LAST]).is_ok() {}
+        conversation.reset()
+    });
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    client.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+    client.read_until("first");
+    gate.get_or_init(|| ());
+    backend.wait_ended(0);
+    client.send("6");
+    let rest = client.read_to_end().unwrap_or_default();
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "a part passes for the whole");
+    assert_eq!(gateway.access_lines(1)[0]["reason"], "upstream_broken");
 }
