@@ -13,6 +13,7 @@ mod log;
 mod rate_limits;
 mod raw;
 mod routing;
+mod simulation;
 mod tokens;
 mod upgrade;
 mod uploads;

@@ -1,0 +1,107 @@
+//! Clients, gateway and backends at random: many messages on each connection, all of them half done at some time. Nothing of
+//! one exchange may ever be taken for another's, on either side.
+//!
+//! A seed makes a [`plan`]; the [`stage`] plays it with [`players`] at both sides of a real gateway; the [`judge`] reads what
+//! they got. A failure tells its seed: `SHARDGATE_TEST_SEED` plays that one again, `SHARDGATE_TEST_ROUNDS` so many from
+//! there on.
+
+mod board;
+mod judge;
+mod plan;
+mod players;
+mod script;
+mod stage;
+mod wire;
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use super::Setup;
+use crate::harness::{Gateway, is_long, now, pause};
+use plan::Plan;
+use stage::Stage;
+
+/// Seeds for each number of shards.
+const ROUNDS: u64 = 80;
+const ROUNDS_LONG: u64 = 1500;
+/// How long the gateway may take to see that all is over, and how often it is asked.
+const PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
+#[test]
+fn what_many_say_at_once_is_never_confused_on_one_shard() {
+    play_all(1);
+}
+
+#[test]
+fn what_many_say_at_once_is_never_confused_on_four_shards() {
+    play_all(4);
+}
+
+fn play_all(shards: usize) {
+    let first = number("SHARDGATE_TEST_SEED");
+    let usual = match first {
+        Some(_) => 1,
+        None if is_long() => ROUNDS_LONG,
+        None => ROUNDS,
+    };
+    let first = first.unwrap_or(0);
+    for seed in first..first + number("SHARDGATE_TEST_ROUNDS").unwrap_or(usual) {
+        play(seed, shards);
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var_os(variable)?.into_string().ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is {value:?}; it should be a number")))
+}
+
+fn play(seed: u64, shards: usize) {
+    let plan = Plan::new(seed);
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let gateway = gateway(shards, listener.local_addr().expect("it is bound"));
+    // io_uring tells nobody when a turn begins: there, what comes behind an answer has to come with it.
+    let splits_junk = std::env::var_os("SHARDGATE_TEST_DRIVER").is_none_or(|driver| driver == "epoll");
+    let mut stage = Stage::new(&plan, seed, gateway.address(), &listener, splits_junk);
+    let left = if stage.play() { unsettled(&gateway, &mut stage) } else { Some("nothing happens any more".to_owned()) };
+    let outcome = stage.finish();
+    let complaints: Vec<String> = left.into_iter().chain(judge::complaints(&plan, &outcome)).collect();
+    assert!(
+        complaints.is_empty(),
+        "{}\n---- {}\nSHARDGATE_TEST_SEED={seed}, {shards} shards",
+        outcome.log.join("\n"),
+        complaints.join("\n---- ")
+    );
+}
+
+/// One route lets answers go on that nobody waits for any more, the other does not.
+fn gateway(shards: usize, backend: SocketAddr) -> Gateway {
+    let cancel = "access = \"public\"\nname = \"cancel\"\npath = \"/cancel/*\"\nupstream = \"back\"";
+    Setup {
+        http: "body_bytes_max = \"4MiB\"",
+        upstream: "retry_budget_percent = 100\noutlier_failures = 0",
+        route: "on_client_close = \"finish\"",
+        rest: &format!("[runtime]\nshards = {shards}\n[[routes]]\n{cancel}\non_client_close = \"cancel\""),
+    }
+    .start(&[backend])
+}
+
+/// What is still under way when all is over.
+fn unsettled(gateway: &Gateway, stage: &mut Stage<'_>) -> Option<String> {
+    let due = now() + PATIENCE;
+    loop {
+        stage.look_around();
+        let metrics = gateway.metrics();
+        let gauges = ["shardgate_requests_in_flight", "shardgate_upstream_requests_in_flight"];
+        let under_way = gauges.map(|gauge| (gauge, metrics.sum(gauge)));
+        if under_way.iter().all(|(_, count)| *count == 0) {
+            return None;
+        }
+        if now() > due {
+            return Some(format!("all is over, but not for the gateway: {under_way:?}"));
+        }
+        pause(LOOK_INTERVAL);
+    }
+}
