@@ -12,6 +12,7 @@ use std::{
 const WORD_CHARS_MIN: usize = 20;
 const WORD_ALPHABET_MIN: usize = 10;
 const PHRASE_CHARS_MIN: usize = 12;
+const PHRASE_ALPHABET_MIN: usize = 5;
 
 /// A message may carry them in its first bytes, not behind.
 const LOOKED_AT_MAX: usize = 64 * 1024;
@@ -39,7 +40,9 @@ impl Known {
                 let secret = &rest[..rest.find(end).unwrap_or(rest.len())];
                 if is_token {
                     self.keep_token(secret);
-                } else if secret.chars().count() >= PHRASE_CHARS_MIN {
+                } else if secret.chars().count() >= PHRASE_CHARS_MIN
+                    && secret.chars().collect::<BTreeSet<_>>().len() >= PHRASE_ALPHABET_MIN
+                {
                     self.phrases.insert(secret.to_owned());
                 }
             }
@@ -93,10 +96,12 @@ fn what_messages_carry_is_found_again() {
             .as_bytes(),
     );
     known.keep_message(b"{\"email\":\"ann@example.com\",\"password\":\"correct horse battery\"}");
+    let filler = "x".repeat(1_025);
+    known.keep_message(format!("{{\"password\":\"{filler}\"}}").as_bytes());
     for secret in [&*refresh, &claims, &proof, "correct horse battery"] {
         assert_eq!(known.find_in(&format!("{{\"message\":\"refused {secret}\"}}\n")).as_deref(), Some(secret));
     }
-    for harmless in ["", "eyJhbGciOiJFUzI1NiJ9", "ann@example.com", &refresh[1..], &format!("{proof}p")] {
+    for harmless in ["", "eyJhbGciOiJFUzI1NiJ9", "ann@example.com", &filler, &refresh[1..], &format!("{proof}p")] {
         assert_eq!(known.find_in(&format!("{{\"message\":\"refused {harmless}\"}}\n")), None, "{harmless}");
     }
 }
