@@ -101,8 +101,8 @@ codes! {
     NoHealthyUpstream = "no_healthy_upstream", 503, "No healthy upstream", "no instance of the service is healthy; try again shortly";
     /// The upstream has as many requests under way as it may.
     CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";
-    /// The gateway has as many connections as it may.
-    Overloaded = "overloaded", 503, "Overloaded", "the gateway has no room for another connection; try again shortly";
+    /// The gateway has as many connections as it may, or as much waits for the stores of accounts.
+    Overloaded = "overloaded", 503, "Overloaded", "the gateway has as much to do as it may; try again shortly";
     /// The gateway ends, and the time that requests under way had is up.
     Draining = "draining", 503, "Draining", "the gateway is going out of service; try again over a new connection";
     /// What the answer depends on (the user store, the session store, the log of revocations) is away.

@@ -155,9 +155,22 @@ async fn read(exchange: &Exchange, body: &mut RequestBody<'_>) -> Result<Zeroizi
 
 /// The outcome, unless the client leaves before.
 async fn outcome(mut asked: Asked<Operation, Outcome>, body: &mut RequestBody<'_>) -> Result<Outcome, Reject> {
+    // A short body that no endpoint reads is read over: behind it one sees whether the client is still there.
+    let mut reads_over = body.is_short();
     poll_fn(|cx: &mut Context<'_>| {
         if let Poll::Ready(outcome) = Pin::new(&mut asked).poll(cx) {
             return Poll::Ready(Ok(outcome));
+        }
+        while reads_over && !body.is_done() {
+            match body.poll_fill(cx) {
+                Poll::Ready(Ok(_)) => body.consume(usize::MAX),
+                Poll::Ready(Err(BodyFailure::ClientGone)) => {
+                    return Poll::Ready(Err(Reject::new(Code::ClientClosed)));
+                }
+                // What is asked needs no body, so what is wrong with it is for whoever reads the next request.
+                Poll::Ready(Err(_)) => reads_over = false,
+                Poll::Pending => return Poll::Pending,
+            }
         }
         if body.is_done() && body.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Reject::new(Code::ClientClosed)));

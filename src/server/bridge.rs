@@ -14,18 +14,19 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
-    sync::oneshot,
-    task::{AbortHandle, LocalSet, spawn_local},
+    task::{AbortHandle, JoinError, LocalSet, spawn_local},
     time::{MissedTickBehavior, interval, timeout},
 };
 
 use super::{
-    letter::{Letter, Revoked},
+    letter::{Letter, Load, Revoked},
+    operations::{Next, Operations},
+    revoking::Revoking,
     worker::{CONTROL, endpoint},
 };
 use crate::{
     accounts::{Accounts, Operation, Outcome},
-    auth::{Issuer, revocation::Kind},
+    auth::Issuer,
     bus::{
         self, Bus, Pump,
         desk::{Slip, Ticket},
@@ -42,7 +43,7 @@ use crate::{
         },
     },
     sessions::{Follower, Heard},
-    shard::{Local, local::AbortOnUnwind},
+    shard::{Local, clock, local::AbortOnUnwind},
 };
 
 /// How long the process waits for the stores to be opened and the log of revocations to be read before it listens. After
@@ -50,6 +51,11 @@ use crate::{
 const BEGIN_MAX: Duration = Duration::from_secs(5);
 /// How often the control thread is told how the stores are.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+/// Operations of one sort that are under way at once, whether or not their clients wait for them. The embedded store takes
+/// 256 in one transaction, and Redis that many in a fraction of a millisecond, so more would only wait there.
+const AT_ONCE_MAX: usize = 512;
+/// How long an operation waits for its turn, or up to a second longer. What waits is bounded by the shards' desks.
+const WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long the answer to a log-out waits until the shards have been told of it. The revocation is durable by then, and
 /// other instances do not wait either.
 const SETTLE_MAX: Duration = Duration::from_millis(250);
@@ -122,8 +128,9 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
         accounts,
         redis,
         fleet: Local::default(),
-        under_way: Local::default(),
-        awaited: Local::default(),
+        log_ins: Local::default(),
+        operations: Sort::ALL.map(|_| Local::new(Operations::new(AT_ONCE_MAX, WAIT_MAX))),
+        revoking: Revoking::default(),
         is_stopping: Cell::new(false),
     });
     bridge.count_for_fleet(&plan);
@@ -138,6 +145,7 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
             bridge.tell(&heard);
             spawn_local(Rc::clone(&bridge).follow(follower));
             spawn_local(Rc::clone(&bridge).report());
+            spawn_local(Rc::clone(&bridge).look());
         }
         None => drop(begun.try_send(Ok(None))),
     }
@@ -154,18 +162,42 @@ struct Bridge {
     redis: Option<Redis>,
     /// What counts in Redis; none as long as no limit is the fleet's.
     fleet: Local<Option<Fleet>>,
-    /// Operations under way that may be given up when nobody waits for them any more, by who asked.
-    under_way: Local<HashMap<(usize, Ticket), AbortHandle>>,
+    /// Log-ins under way, by who asked. They are given up when nobody waits for them any more, and bounded by the shards'
+    /// desks and the queue for hashes.
+    log_ins: Local<HashMap<Asker, AbortHandle>>,
+    /// Everything else, by its sort.
+    operations: [Local<Operations<Asker, Operation>>; Sort::ALL.len()],
     /// Revocations that an operation waits to have told the shards of.
-    awaited: Local<Vec<Awaited>>,
+    revoking: Revoking,
     is_stopping: Cell<bool>,
 }
 
-/// A revocation that an operation waits for.
-struct Awaited {
-    kind: Kind,
-    id: Box<str>,
-    told: oneshot::Sender<()>,
+/// Who waits for an operation: a shard, and the ticket of its desk.
+type Asker = (usize, Ticket);
+
+/// Operations that wait for the same: those that stand still with one store hold up none that do not need it.
+#[derive(Clone, Copy)]
+enum Sort {
+    /// Renewals need the users and their sessions.
+    Renewal,
+    /// Endings and lists need the sessions.
+    Session,
+}
+
+impl Sort {
+    const ALL: [Self; 2] = [Self::Renewal, Self::Session];
+
+    /// A log-in is of no sort: it has a queue of its own.
+    const fn of(operation: &Operation) -> Option<Self> {
+        match operation {
+            Operation::Login { .. } => None,
+            Operation::Refresh { .. } => Some(Self::Renewal),
+            Operation::Logout { .. }
+            | Operation::LogoutAll { .. }
+            | Operation::EndSession { .. }
+            | Operation::Sessions { .. } => Some(Self::Session),
+        }
+    }
 }
 
 impl Bridge {
@@ -182,13 +214,8 @@ impl Bridge {
     fn take(self: &Rc<Self>, from: usize, letter: Letter) {
         match letter {
             Letter::Account(slip) => match *slip {
-                Slip::Ask(ticket, operation) => self.begin(from, ticket, operation),
-                Slip::Withdraw(ticket) => {
-                    let task = self.under_way.with(|under_way| under_way.remove(&(from, ticket)));
-                    if let Some(task) = task {
-                        task.abort();
-                    }
-                }
+                Slip::Ask(ticket, operation) => self.ask((from, ticket), operation),
+                Slip::Withdraw(ticket) => self.leave((from, ticket)),
             },
             Letter::Configuration(config, issuer) => {
                 if let Some(accounts) = &self.accounts {
@@ -225,53 +252,71 @@ impl Bridge {
         self.fleet.with(|place| *place = Some(fleet));
     }
 
-    /// Begins an operation. One that changes something goes on even if its asker leaves; a log-in need not.
-    fn begin(self: &Rc<Self>, from: usize, ticket: Ticket, operation: Operation) {
-        let may_be_left = matches!(operation, Operation::Login { .. } | Operation::Sessions { .. });
-        let bridge = Rc::clone(self);
-        let task = spawn_local(async move { bridge.carry_out(operation).await });
-        if may_be_left {
-            self.under_way.with(|under_way| under_way.insert((from, ticket), task.abort_handle()));
+    /// Begins an operation when its turn comes: a log-in at once.
+    fn ask(self: &Rc<Self>, asker: Asker, operation: Operation) {
+        let Some(sort) = Sort::of(&operation) else { return self.log_in(asker, operation) };
+        self.operations[sort as usize].with(|operations| operations.handle_ask(clock::now(), asker, operation));
+        self.go_on(sort);
+    }
+
+    /// Nobody waits for an operation any more. A log-in is given up, and so is what has not begun; the rest goes on.
+    fn leave(&self, asker: Asker) {
+        if let Some(task) = self.log_ins.with(|log_ins| log_ins.remove(&asker)) {
+            task.abort();
         }
-        let bridge = Rc::clone(self);
+        for operations in &self.operations {
+            operations.with(|operations| operations.handle_withdrawn(asker));
+        }
+    }
+
+    /// Begins what may begin, and refuses what has waited for too long.
+    fn go_on(self: &Rc<Self>, sort: Sort) {
+        let next = || self.operations[sort as usize].with(|operations| operations.poll(clock::now()));
+        while let Some(next) = next() {
+            match next {
+                Next::Begin(asker, operation) => {
+                    let (task, bridge) = (self.carry_out(operation), Rc::clone(self));
+                    spawn_local(async move {
+                        let outcome = outcome(spawn_local(task).await);
+                        bridge.operations[sort as usize].with(Operations::handle_end);
+                        bridge.answer(asker, outcome);
+                        bridge.go_on(sort);
+                    });
+                }
+                Next::Refuse(asker) => self.answer(asker, Some(Outcome::refused(Code::Overloaded))),
+            }
+        }
+    }
+
+    fn log_in(self: &Rc<Self>, asker: Asker, operation: Operation) {
+        let (task, bridge) = (spawn_local(self.carry_out(operation)), Rc::clone(self));
+        self.log_ins.with(|log_ins| log_ins.insert(asker, task.abort_handle()));
         spawn_local(async move {
-            let outcome = match task.await {
-                Ok(outcome) => outcome,
-                Err(given_up) if given_up.is_cancelled() => return,
-                // The runtime has caught the panic, and the hook has logged it.
-                Err(_) => Outcome::refused(Code::DependencyUnavailable),
-            };
-            bridge.under_way.with(|under_way| under_way.remove(&(from, ticket)));
-            bridge.bus.send(from, Letter::Told(ticket, outcome));
+            let outcome = outcome(task.await);
+            bridge.log_ins.with(|log_ins| log_ins.remove(&asker));
+            bridge.answer(asker, outcome);
         });
     }
 
-    async fn carry_out(&self, operation: Operation) -> Outcome {
-        // Without accounts no route leads here.
-        let Some(accounts) = &self.accounts else { return Outcome::refused(Code::NotFound) };
-        let told = self.await_revocation(&operation);
-        let outcome = accounts.handle(operation).await;
-        if let Some(told) = told.filter(|_| matches!(outcome, Outcome::Done { .. })) {
-            // Late is better than never: the revocation is durable, and the log is still followed.
-            let _ = timeout(SETTLE_MAX, told).await;
+    fn answer(&self, (from, ticket): Asker, outcome: Option<Outcome>) {
+        if let Some(outcome) = outcome {
+            self.bus.send(from, Letter::Told(ticket, outcome));
         }
-        outcome
     }
 
-    /// For an operation that revokes: ready once the shards of this instance have been told.
-    fn await_revocation(&self, operation: &Operation) -> Option<oneshot::Receiver<()>> {
-        let (kind, id) = match operation {
-            Operation::Logout { sid, .. } | Operation::EndSession { sid, .. } => (Kind::Session, sid.as_str()),
-            Operation::LogoutAll { user } => (Kind::User, user.as_str()),
-            _ => return None,
-        };
-        let (told, receiver) = oneshot::channel();
-        let awaited = Awaited { kind, id: id.into(), told };
-        self.awaited.with(|list| {
-            list.retain(|other| !other.told.is_closed());
-            list.push(awaited);
-        });
-        Some(receiver)
+    fn carry_out(self: &Rc<Self>, operation: Operation) -> impl Future<Output = Outcome> + 'static {
+        let bridge = Rc::clone(self);
+        async move {
+            // Without accounts no route leads here.
+            let Some(accounts) = &bridge.accounts else { return Outcome::refused(Code::NotFound) };
+            let revocation = bridge.revoking.expect(&operation);
+            let outcome = accounts.handle(operation).await;
+            if let Some(revocation) = revocation.filter(|_| matches!(outcome, Outcome::Done { .. })) {
+                // Late is better than never: the revocation is durable, and the log is still followed.
+                let _ = timeout(SETTLE_MAX, revocation.told()).await;
+            }
+            outcome
+        }
     }
 
     /// Follows the log of revocations and tells the shards.
@@ -293,21 +338,36 @@ impl Bridge {
         if let Some(until) = heard.freshness.looked_at() {
             self.broadcast(|| Letter::KnownUntil(until));
         }
-        let told: Vec<_> = self.awaited.with(|list| {
-            let is_told = |awaited: &mut Awaited| {
-                heard.entries.iter().any(|entry| entry.kind == awaited.kind && entry.id == awaited.id)
-            };
-            list.extract_if(.., is_told).collect()
-        });
-        for awaited in told {
-            // An operation that gave up waiting has been answered.
-            let _ = awaited.told.send(());
+        for entry in &heard.entries {
+            self.revoking.tell(entry.kind, &entry.id);
         }
     }
 
     fn broadcast(&self, letter: impl Fn() -> Letter) {
         for shard in 0..self.shards {
             self.bus.send(endpoint(shard), letter());
+        }
+    }
+
+    /// Tells the control thread how much there is to do, and refuses what has waited for too long even if nothing ends.
+    async fn look(self: Rc<Self>) {
+        let mut due = interval(REPORT_INTERVAL);
+        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told = Load::default();
+        loop {
+            due.tick().await;
+            let mut load = Load::default();
+            for sort in Sort::ALL {
+                self.go_on(sort);
+                self.operations[sort as usize].with(|operations| {
+                    load.under_way += operations.under_way();
+                    load.waiting += operations.waiting();
+                });
+            }
+            if load != told {
+                told = load;
+                self.bus.send(CONTROL, Letter::Load(load));
+            }
         }
     }
 
@@ -321,5 +381,15 @@ impl Bridge {
             let databases = accounts.databases().await;
             self.bus.send(CONTROL, Letter::Databases(Box::new(databases)));
         }
+    }
+}
+
+/// What came of an operation; nothing if it was given up.
+fn outcome(ended: Result<Outcome, JoinError>) -> Option<Outcome> {
+    match ended {
+        Ok(outcome) => Some(outcome),
+        Err(given_up) if given_up.is_cancelled() => None,
+        // The runtime has caught the panic, and the hook has logged it.
+        Err(_) => Some(Outcome::refused(Code::DependencyUnavailable)),
     }
 }

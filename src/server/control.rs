@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     keys,
-    letter::{Letter, Scraped},
+    letter::{Letter, Load, Scraped},
     lookup::Lookups,
     worker::{BRIDGE, endpoint},
 };
@@ -231,6 +231,12 @@ impl Control {
     fn take(&mut self, from: usize, letter: Letter) {
         let letter = match letter {
             Letter::Databases(databases) => return self.databases = *databases,
+            Letter::Load(Load { under_way, waiting }) => {
+                let level = |count| i64::try_from(count).unwrap_or(i64::MAX);
+                self.process.operations_under_way = level(under_way);
+                self.process.operations_waiting = level(waiting);
+                return;
+            }
             Letter::RevocationsLost => return self.process.revocation_log_losses += 1,
             letter => letter,
         };

@@ -45,6 +45,8 @@ pub(super) enum Letter {
     KnownUntil(Instant),
     /// Bridge → control: the log of revocations has lost entries.
     RevocationsLost,
+    /// Bridge → control: how much it has to do.
+    Load(Load),
     /// Bridge → control: how the stores are.
     Databases(Box<Databases>),
     /// Shard → shard: a fresh connection for you, not a byte of it read.
@@ -65,6 +67,15 @@ pub(super) enum Letter {
     WantKeys(Arc<str>),
     /// Shard → control: the listener is closed and no connection is left.
     Drained,
+}
+
+/// Operations on accounts at the bridge, log-ins left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Load {
+    /// Those that have begun.
+    pub(super) under_way: usize,
+    /// Those that wait for their turn.
+    pub(super) waiting: usize,
 }
 
 /// What was revoked lately.

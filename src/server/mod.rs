@@ -5,6 +5,8 @@ mod control;
 mod keys;
 mod letter;
 mod lookup;
+mod operations;
+mod revoking;
 mod worker;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -219,6 +219,7 @@ impl Worker {
             | Letter::Configuration(..)
             | Letter::Account(_)
             | Letter::RevocationsLost
+            | Letter::Load(_)
             | Letter::Databases(_) => unreachable!("letters to the control thread and the bridge go to no shard"),
         }
     }

@@ -234,6 +234,10 @@ table! {
             by "result" in Values::Fixed(KeyFetch::VALUES);
         /// Times that entries were missing in the log of revocations. What this instance knew was written back.
         revocation_log_losses: u64 = Counter "shardgate_revocation_log_losses_total" per Process;
+        /// Operations on accounts that have begun, log-ins left out: at most 512 renewals, and 512 endings and lists.
+        operations_under_way: i64 = Gauge "shardgate_account_operations_under_way" per Process;
+        /// Operations on accounts that wait for their turn, log-ins left out: the stores are slow.
+        operations_waiting: i64 = Gauge "shardgate_account_operations_waiting" per Process;
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.

@@ -1,5 +1,6 @@
 //! Sessions through real gateways: two of them on one Redis, one killed, one whose users are changed from outside.
 
+mod crowd;
 mod secrets;
 
 use std::{

@@ -1,0 +1,155 @@
+//! Clients that ask and leave, by the thousand: what goes on without them is bounded, the others are told in time, and
+//! what was begun is whole.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{
+    RedisServer, Stage, Tokens, ask, bearer, expect_everywhere, log_in, log_out, post, redis, refresh, tokens, told,
+};
+use crate::{
+    client::{Client, Response},
+    harness::{Gateway, now, until},
+};
+
+const SOON: Duration = Duration::from_secs(20);
+const UNDER_WAY: &str = "shardgate_account_operations_under_way";
+const WAITING: &str = "shardgate_account_operations_waiting";
+/// What the bridge begins at once of renewals, and of endings.
+const AT_ONCE_MAX: i64 = 512;
+
+fn request(method: &str, path: &str, fields: &str, body: &Value) -> String {
+    let body = body.to_string();
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{fields}\r\n{body}",
+        body.len()
+    )
+}
+
+/// Asks, and leaves before there is an answer.
+fn ask_and_leave(gateway: &Gateway, request: &str) {
+    gateway.connect().send(request);
+}
+
+/// The endings and renewals of a session that clients ask for.
+fn changes(session: &Tokens) -> [String; 4] {
+    let (bearer, nothing) = (bearer(&session.access), json!({}));
+    [
+        request("POST", "/auth/refresh", "", &json!({ "refreshToken": session.refresh })),
+        request("POST", "/auth/logout", &bearer, &nothing),
+        request("POST", "/auth/logout-all", &bearer, &nothing),
+        request("DELETE", "/auth/sessions/s_0123456789abcdefghijkl", &bearer, &nothing),
+    ]
+}
+
+/// How much the bridge has to do. Never more at once than may be.
+#[track_caller]
+fn load(gateway: &Gateway) -> [i64; 2] {
+    let metrics = gateway.metrics();
+    let load = [UNDER_WAY, WAITING].map(|name| metrics.value(name));
+    assert!(load[0] <= 2 * AT_ONCE_MAX, "{load:?}");
+    load
+}
+
+/// Whether an answer is a refusal that says when to come again.
+#[track_caller]
+fn expect_put_off(answer: &Response) {
+    let told = told(answer);
+    assert!(["503 overloaded", "503 dependency_unavailable"].contains(&told.as_str()), "{told}");
+    assert!(answer.field("retry-after").is_some(), "{answer:?}");
+}
+
+#[test]
+fn clients_that_ask_a_hanging_redis_and_leave_pile_nothing_up() {
+    let Some(server) = RedisServer::start() else { return };
+    let timeout = Duration::from_secs(10);
+    let stage = Stage::new(&redis(&server).replace("\ntimeout = \"250ms\"", "\ntimeout = \"10s\""));
+    stage.add_ann();
+    let gateway = stage.start();
+    let (session, other) = (log_in(&gateway), log_in(&gateway));
+    server.pause();
+    let changes = changes(&session);
+    let asked = now();
+    // A quarter of them are renewals: more than may be under way at once of each.
+    for change in changes.iter().cycle().take(2_400) {
+        ask_and_leave(&gateway, change);
+    }
+    until(SOON, "as much is under way as may be, and what waited has been withdrawn", || {
+        (load(&gateway) == [2 * AT_ONCE_MAX, 0]).then_some(())
+    });
+    eprintln!("all had asked and left after {:?}", now().duration_since(asked));
+    let put_off = gateway.metrics().value("shardgate_rejects_total{code=\"overloaded\"}");
+    assert!(put_off < 100, "{put_off} were still waited for when their time was up");
+    // Whoever waits is told in time, and everything else goes on.
+    let asked = now();
+    let mut patient: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
+    for (client, change) in patient.iter_mut().zip(changes.iter().cycle()) {
+        client.send(change);
+    }
+    expect_everywhere(&gateway, "/any/x", &session.access, "200 ok");
+    for client in &mut patient {
+        expect_put_off(&client.read_response());
+    }
+    let waited = now().duration_since(asked);
+    assert!(waited < timeout + Duration::from_secs(2), "{waited:?}");
+    // Once the first timeouts have told, nobody waits.
+    until(SOON, "all that was begun has ended", || (load(&gateway) == [0, 0]).then_some(()));
+    let asked = now();
+    for change in &changes {
+        let mut client = gateway.connect();
+        client.send(change);
+        expect_put_off(&client.read_response());
+    }
+    assert!(now().duration_since(asked) < Duration::from_secs(2), "it is known to be away");
+
+    server.go_on();
+    let renewed = tokens(&until(SOON, "sessions are asked for again", || {
+        Some(refresh(&gateway, &session.refresh)).filter(|answer| answer.status != 503)
+    }));
+    // Nothing that was given up has been done.
+    for token in [&session.access, &renewed.access, &other.access] {
+        expect_everywhere(&gateway, "/any/x", token, "200 ok");
+    }
+    log_out(&gateway, &other.access);
+    expect_everywhere(&gateway, "/any/x", &other.access, "401 token_revoked");
+    assert_eq!(told(&refresh(&gateway, &other.refresh)), "401 refresh_invalid");
+    let answer = post(&gateway, "/auth/logout-all", &json!({}), &bearer(&renewed.access));
+    assert_eq!(answer.status, 204);
+    expect_everywhere(&gateway, "/any/x", &renewed.access, "401 token_revoked");
+}
+
+/// For each of many sessions a client asks for its end and leaves at once.
+#[track_caller]
+fn expect_each_ended_or_untouched(stage: &Stage) {
+    stage.add_ann();
+    let gateway = stage.start();
+    let sessions: Vec<_> = (0..200).map(|_| log_in(&gateway)).collect();
+    for session in &sessions {
+        ask_and_leave(&gateway, &request("POST", "/auth/logout", &bearer(&session.access), &json!({})));
+    }
+    // The one that stays is last in the queue, so that what was begun before it has ended.
+    let last = log_in(&gateway);
+    log_out(&gateway, &last.access);
+    until(SOON, "all that was begun has ended", || (load(&gateway) == [0, 0]).then_some(()));
+    let mut ended = 0;
+    for session in &sessions {
+        let access = told(&ask(&mut Client::connect(gateway.address()), "/any/x", &session.access));
+        let renewal = told(&refresh(&gateway, &session.refresh));
+        match (access.as_str(), renewal.as_str()) {
+            ("401 token_revoked", "401 refresh_invalid") => ended += 1,
+            ("200 ok", "200 ok") => {}
+            half_done => panic!("{half_done:?}"),
+        }
+    }
+    eprintln!("{ended} of {} sessions were ended", sessions.len());
+    assert!(ended > 0, "some had begun before their clients left");
+}
+
+#[test]
+fn log_outs_whose_clients_leave_are_done_or_never_begun() {
+    let most = "[sessions]\nper_user_max = 1000\n";
+    expect_each_ended_or_untouched(&Stage::new(most));
+    let Some(server) = RedisServer::start() else { return };
+    expect_each_ended_or_untouched(&Stage::new(&(redis(&server) + "per_user_max = 1000\n")));
+}
