@@ -86,7 +86,7 @@ fn main() -> ExitCode {
             Err(mistakes) => wrong(&mistakes),
         },
         Command::Check { file, no_files } => with_config(file, |config, watch| {
-            for warning in &config.warnings {
+            for warning in server::warnings(&config) {
                 eprintln!("warning: {warning}");
             }
             let wrong = if no_files { Vec::new() } else { server::check_files(&config) };

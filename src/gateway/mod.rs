@@ -6,6 +6,7 @@ mod addresses;
 mod body;
 mod cors;
 pub mod fields;
+mod neighbours;
 mod path;
 mod plan;
 mod proxy;
@@ -27,6 +28,7 @@ use std::{
 use access::Identity;
 pub use addresses::{Addresses, NoAddress};
 use body::Body;
+pub use neighbours::unguarded_neighbours;
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};

@@ -338,9 +338,7 @@ impl Control {
                 return self.refuse_reload(&lines.join("\n"));
             }
         }
-        for warning in &config.warnings {
-            tracing::warn!("{warning}");
-        }
+        super::warn(&config);
         let restart_needed = self.config.restart_needed(&config);
         if !restart_needed.is_empty() {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");

@@ -21,7 +21,7 @@ use crate::{
     bus::{load::LoadBoard, mesh},
     config::{self, Config, watch::Watch},
     exchange::Code,
-    gateway::{Addresses, Plan},
+    gateway::{self, Addresses, Plan},
     shard::{self, Driver, cores, listener},
     telemetry::{access_log, metrics::Names},
 };
@@ -47,9 +47,7 @@ pub fn run(
         let _entered = runtime.enter();
         control::Signals::new().context("signals cannot be received")?
     };
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
+    warn(&config);
     keep_pages_small();
     let descriptors = raise_descriptor_limit();
     let cores = cores::shard_count(config.runtime.shards);
@@ -147,6 +145,18 @@ pub fn run(
         Ended::Cut => tracing::warn!("ended: connections that were still open were cut"),
     }
     Ok(ended)
+}
+
+/// What is allowed in a configuration and yet looks like a slip, one sentence each.
+pub fn warnings(config: &Config) -> impl Iterator<Item = String> {
+    config.warnings.iter().cloned().chain(gateway::unguarded_neighbours(config))
+}
+
+/// Tells the log.
+fn warn(config: &Config) {
+    for warning in warnings(config) {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// The addresses of all instances, unless the process is to end before they are known.

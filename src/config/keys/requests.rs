@@ -110,7 +110,7 @@ pub(super) const ROUTES: &[Key] = keys! {
     hosts: Kind::List("host, as `shop.example.com` or `*.example.com`"), Value("[]"), "[\"shop.example.com\"]", Process, Live,
         "Hosts it answers for, without ports. `*.` stands for one label or more. Empty: any.";
     path: Kind::Text("path"), Required, "\"/shop/*\"", Process, Live,
-        "Paths it answers for: `/health` is that path alone, `/api/*` is `/api` and all below it, `/users/{id}/orders` takes one segment as `id`, and `/users/{id}/*` all below. Paths are normalised before they are compared. `/users/` and `/Users` are other paths than `/users`, and a wider route may take them: guard `/users/*`.";
+        "Paths it answers for: `/health` is that path alone, `/api/*` is `/api` and all below it, `/users/{id}/orders` takes one segment as `id`, and `/users/{id}/*` all below. Paths are normalised before they are compared. `/users/` and `/Users` are other paths than `/users`, and a wider route may take them: guard `/users/*`. Where a less guarded route to the same upstream takes `/users/`, a warning says so.";
     methods: Kind::List("method, as `GET`"), Value("[]"), "[\"GET\", \"HEAD\"]", Process, Live,
         "Methods it answers for. Empty: any.";
     upstream: Kind::Text("name of an upstream"), Required, "\"shop\"", Process, Live,

@@ -66,6 +66,21 @@ fn version_is_the_package_version() {
 }
 
 #[test]
+fn check_and_the_log_warn_of_a_path_beside_a_guarded_one() {
+    let routes = "[upstreams.shop]\ninstances = [\"127.0.0.1:9\"]\n\
+                  [[routes]]\npath = \"/users\"\nupstream = \"shop\"\nroles = [\"admin\"]\n\
+                  [[routes]]\npath = \"/*\"\nupstream = \"shop\"\naccess = \"public\"\n";
+    let warning = "the route /* asks for less than /users and takes /users/";
+    let said = run(&["check", "a.toml"], &[("a.toml", routes)]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.stderr.contains(&format!("warning: {warning}")), "{said:?}");
+    let gateway = Gateway::start(routes);
+    assert!(gateway.log_until(warning, Duration::from_secs(10)).contains("WARN"));
+    gateway.signal(rustix::process::Signal::HUP);
+    gateway.log_until_nth(warning, 2, Duration::from_secs(10));
+}
+
+#[test]
 fn check_accepts_what_is_right() {
     for (arguments, files) in [
         (&["check"][..], &[][..]),
