@@ -85,7 +85,8 @@ pub(super) const CONTROL: usize = 0;
 /// The endpoint of the bridge.
 pub(super) const BRIDGE: usize = 1;
 
-/// Operations on accounts that one shard may have under way. Each holds a connection of its client meanwhile.
+/// Operations on accounts that clients of one shard may wait for. Each holds a connection of its client meanwhile; those
+/// that go on without their clients are counted by the bridge.
 const OPERATIONS_MAX: usize = 4096;
 
 /// A shard's endpoint.

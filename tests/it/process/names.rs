@@ -30,11 +30,21 @@ struct Resolver {
 }
 
 impl Resolver {
-    fn new() -> Self {
+    /// Nothing where another library answers before the one that reads the file; the test is passed over then.
+    fn new() -> Option<Self> {
+        let switch = fs::read_to_string("/etc/nsswitch.conf").unwrap_or_default();
+        let hosts = switch.lines().find_map(|line| line.strip_prefix("hosts:")).unwrap_or(" files dns");
+        let before: Vec<_> = hosts.split_whitespace().take_while(|service| *service != "dns").collect();
+        if !hosts.split_whitespace().any(|service| service == "dns") || before.contains(&"resolve") {
+            let is_required = std::env::var_os("SHARDGATE_TEST_TOOLS").is_some_and(|value| value == "required");
+            assert!(!is_required, "names are not looked up by DNS first, and SHARDGATE_TEST_TOOLS says that they are");
+            eprintln!("skipped: /etc/nsswitch.conf looks hosts up by{hosts}");
+            return None;
+        }
         let resolver = Self { directory: TempDir::new().expect("a temporary directory") };
         let made = Command::new("mkfifo").arg(resolver.aliases()).status().expect("mkfifo runs");
         assert!(made.success());
-        resolver
+        Some(resolver)
     }
 
     fn aliases(&self) -> PathBuf {
@@ -96,7 +106,8 @@ fn reload(gateway: &Gateway, config: &str) {
 
 #[test]
 fn while_a_reload_waits_for_a_name_all_else_goes_on_and_a_newer_file_wins() {
-    let (resolver, service) = (Resolver::new(), Service::start());
+    let Some(resolver) = Resolver::new() else { return };
+    let service = Service::start();
     let mut gateway = resolver.start(&versioned(&service, 1, ""));
     gateway.log_until("every shard runs the configuration", SOON);
     reload(&gateway, &versioned(&service, 2, &with_timeout("1h")));
@@ -123,7 +134,8 @@ fn while_a_reload_waits_for_a_name_all_else_goes_on_and_a_newer_file_wins() {
 
 #[test]
 fn a_reload_whose_names_nobody_tells_in_time_is_refused_whole() {
-    let (resolver, service) = (Resolver::new(), Service::start());
+    let Some(resolver) = Resolver::new() else { return };
+    let service = Service::start();
     let mut gateway = resolver.start(&versioned(&service, 1, ""));
     gateway.expect_error("the configuration is refused");
     gateway.log_until("every shard runs the configuration", SOON);
@@ -147,7 +159,8 @@ fn a_reload_whose_names_nobody_tells_in_time_is_refused_whole() {
 
 #[test]
 fn a_start_waits_so_long_and_says_what_it_waited_for() {
-    let (resolver, service) = (Resolver::new(), Service::start());
+    let Some(resolver) = Resolver::new() else { return };
+    let service = Service::start();
     let mut gateway = resolver.launch(&versioned(&service, 1, &with_timeout("50ms")));
     assert_eq!(gateway.wait_exit(SOON), Some(1));
     assert!(
@@ -159,7 +172,8 @@ fn a_start_waits_so_long_and_says_what_it_waited_for() {
 
 #[test]
 fn a_signal_ends_a_start_that_waits_for_a_name() {
-    let (resolver, service) = (Resolver::new(), Service::start());
+    let Some(resolver) = Resolver::new() else { return };
+    let service = Service::start();
     let mut gateway = resolver.launch(&versioned(&service, 1, &with_timeout("1h")));
     until_it_hangs(&gateway);
     gateway.signal(Signal::HUP);
@@ -170,7 +184,7 @@ fn a_signal_ends_a_start_that_waits_for_a_name() {
 
 #[test]
 fn an_end_waits_for_no_name_of_an_issuer_or_of_redis() {
-    let resolver = Resolver::new();
+    let Some(resolver) = Resolver::new() else { return };
     let others = [
         "[[auth.issuers]]\nissuer = \"https://id.example\"\naudiences = [\"a\"]\njwks_url = \"http://slowly/keys\"\n",
         "[redis]\nurls = [\"redis://slowly\"]\n[sessions]\nstore = \"embedded\"\n[limits.all]\nquota = 9\nwindow = \"1s\"\nscope = \"fleet\"\n",
