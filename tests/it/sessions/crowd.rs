@@ -6,11 +6,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{
-    RedisServer, Stage, Tokens, ask, bearer, expect_everywhere, log_in, log_out, post, redis, refresh, tokens, told,
+    EMAIL, PASSWORD, RedisServer, Stage, Tokens, ask, bearer, expect_everywhere, log_in, log_out, post, redis, refresh,
+    secrets::run, tokens, told,
 };
 use crate::{
     client::{Client, Response},
     harness::{Gateway, now, until},
+    servers::postgres::PostgresServer,
 };
 
 const SOON: Duration = Duration::from_secs(20);
@@ -117,6 +119,32 @@ fn clients_that_ask_a_hanging_redis_and_leave_pile_nothing_up() {
     let answer = post(&gateway, "/auth/logout-all", &json!({}), &bearer(&renewed.access));
     assert_eq!(answer.status, 204);
     expect_everywhere(&gateway, "/any/x", &renewed.access, "401 token_revoked");
+}
+
+#[test]
+fn renewals_that_wait_for_a_hanging_postgresql_hold_up_no_log_out() {
+    let Some(server) = PostgresServer::start() else { return };
+    let accounts = format!("[accounts]\npostgres_timeout = \"10s\"\npostgres_url = \"{}\"\n", server.url());
+    let stage = Stage::new("");
+    let config = stage.config().replacen("[accounts]\n", &accounts, 1);
+    run(&["migrate"], &config, "");
+    run(&["user", "add", EMAIL], &config, PASSWORD);
+    let gateway = Gateway::start(&config);
+    let (session, other) = (log_in(&gateway), log_in(&gateway));
+    server.pause();
+    let [renewal, ..] = changes(&other);
+    for _ in 0..700 {
+        ask_and_leave(&gateway, &renewal);
+    }
+    until(SOON, "as many renewals are under way as may be", || (load(&gateway)[0] == AT_ONCE_MAX).then_some(()));
+    let asked = now();
+    log_out(&gateway, &session.access);
+    let waited = now().duration_since(asked);
+    assert!(waited < Duration::from_secs(5), "{waited:?}");
+    expect_everywhere(&gateway, "/any/x", &session.access, "401 token_revoked");
+    server.go_on();
+    // None of them was spent for nothing.
+    until(SOON, "users are asked for again", || (refresh(&gateway, &other.refresh).status == 200).then_some(()));
 }
 
 /// For each of many sessions a client asks for its end and leaves at once.

@@ -12,7 +12,7 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// Runs a command, and returns all that it prints.
 #[track_caller]
-fn run(arguments: &[&str], config: &str, input: &str) -> String {
+pub(super) fn run(arguments: &[&str], config: &str, input: &str) -> String {
     let directory = TempDir::new().expect("a temporary directory");
     let file = directory.path().join("shardgate.toml");
     std::fs::write(&file, config).expect("the configuration is written");
