@@ -142,7 +142,7 @@ impl Plan {
             asked += exchanges;
         }
         // Those who come last ask what anybody would, and get what anybody should.
-        for number in busy..busy + 4 {
+        for number in busy..busy + 6 {
             clients.push(Client::plain(&mut rng, number, asked));
         }
         Self { clients }
@@ -236,7 +236,7 @@ impl Ask {
     fn new(rng: &mut Rng, tag: Tag, is_last: bool) -> Self {
         let route = if rng.bool() { "finish" } else { "cancel" };
         let is_http10 = percent(rng, 6);
-        let upgrades = is_last && !is_http10 && percent(rng, 20);
+        let upgrades = is_last && !is_http10 && percent(rng, 25);
         let method = if upgrades { "GET" } else { ["GET", "HEAD", "POST", "POST", "PUT"][rng.usize(0..5)] };
         let framing = match method {
             "POST" | "PUT" if is_http10 || percent(rng, 60) => Framing::Length,
@@ -244,7 +244,12 @@ impl Ask {
             _ if upgrades => Framing::Rest,
             _ => Framing::Bare,
         };
-        let content_bytes = if framing == Framing::Bare { 0 } else { size(rng) };
+        let content_bytes = match framing {
+            Framing::Bare => 0,
+            // What the gateway moves before it looks at others: the place where it stops in the middle.
+            _ if percent(rng, 15) => MIB,
+            _ => size(rng),
+        };
         let expects = !is_http10 && !upgrades && content_bytes > 0 && percent(rng, 15);
         let closes = percent(rng, if is_last { 20 } else { 2 });
         Self { method, target: format!("/{route}/{tag}"), framing, content_bytes, is_http10, expects, closes, upgrades }
@@ -297,7 +302,12 @@ impl Answer {
             50..88 => Framing::Chunked,
             _ => Framing::Rest,
         };
-        let content_bytes = if framing == Framing::Bare { 0 } else { size(rng) };
+        let content_bytes = match framing {
+            Framing::Bare => 0,
+            // Through some tunnels nothing comes, and nothing tells them from idle connections.
+            Framing::Rest if is_switch && percent(rng, 40) => 0,
+            _ => size(rng),
+        };
         let is_early = !is_switch && ask.content_bytes > 0 && percent(rng, 60);
         let end = match rng.usize(0..100) {
             _ if is_switch => End::Keep,

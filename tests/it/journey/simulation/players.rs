@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     io::{self, ErrorKind, Read as _, Write as _},
     net::TcpStream,
     time::Duration,
@@ -29,6 +30,16 @@ pub(super) enum Met {
     Bytes(usize),
     End,
     Reset,
+}
+
+impl fmt::Display for Met {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(read) => write!(f, "reads {read} bytes"),
+            Self::End => write!(f, "reads the end"),
+            Self::Reset => write!(f, "is reset"),
+        }
+    }
 }
 
 impl End {

@@ -18,6 +18,8 @@ pub(super) struct Script<'r> {
     /// Bytes that are sent so far, and what of the content is among them; nothing of an answer that has not begun.
     sent: (usize, usize),
     said: (usize, Option<usize>),
+    /// The sides take turns, and each waits for the other.
+    is_strict: bool,
 }
 
 impl<'r> Script<'r> {
@@ -29,6 +31,7 @@ impl<'r> Script<'r> {
         let says = content(Kind::Answer, tag, answer.content_bytes);
         let encoded = Encoded::new(&head, answer.framing, &says, || size(rng));
         let plain = encoded.bytes.clone();
+        let is_strict = rng.bool();
         let exchange = Exchange { tag, ask, answer, starts_at: 0, steps: Vec::new(), plain, leaves: false };
         Self {
             rng,
@@ -39,6 +42,7 @@ impl<'r> Script<'r> {
             backend: Vec::new(),
             sent: (0, 0),
             said: (0, None),
+            is_strict,
         }
     }
 
@@ -46,7 +50,8 @@ impl<'r> Script<'r> {
     pub(super) fn finish(mut self, leaves: bool) -> (Exchange, Vec<Step>) {
         let mut sends = stops(self.rng, self.exchange.ask.content_bytes);
         let mut says = stops(self.rng, self.exchange.answer.content_bytes);
-        let leaves_at = leaves.then(|| self.rng.usize(0..=sends.len() + says.len()));
+        let last = if self.exchange.ask.upgrades && self.rng.bool() { 0 } else { sends.len() + says.len() };
+        let leaves_at = leaves.then(|| self.rng.usize(0..=last));
         self.send(0);
         let mut step = 0;
         if self.exchange.ask.upgrades {
@@ -64,7 +69,8 @@ impl<'r> Script<'r> {
         }
         while !sends.is_empty() || !says.is_empty() {
             self.maybe_leave(leaves_at == Some(step));
-            let answers = sends.is_empty() || (self.may_answer() && !says.is_empty() && self.rng.bool());
+            let is_backends = if self.is_strict { step % 2 == 1 } else { self.rng.bool() };
+            let answers = sends.is_empty() || (self.may_answer() && !says.is_empty() && is_backends);
             if answers {
                 if self.backend.is_empty() && !self.exchange.answer.is_early {
                     self.say_interim();
@@ -89,6 +95,11 @@ impl<'r> Script<'r> {
         (exchange, client)
     }
 
+    /// Whether a step waits until the other side has all that it was sent.
+    fn waits(&mut self) -> bool {
+        self.is_strict || percent(self.rng, 60)
+    }
+
     fn may_answer(&self) -> bool {
         self.exchange.answer.is_early || self.exchange.answer.status == 101
     }
@@ -98,8 +109,9 @@ impl<'r> Script<'r> {
         if self.exchange.leaves {
             return;
         }
+        let waits = self.exchange.ask.upgrades || self.waits();
         let when = match self.said.1 {
-            Some(said) if self.exchange.ask.upgrades || percent(self.rng, 60) => When::Seen(said),
+            Some(said) if waits => When::Seen(said),
             _ if self.exchange.ask.expects && self.sent.0 > 0 => When::Invited,
             _ => When::Now,
         };
@@ -129,7 +141,7 @@ impl<'r> Script<'r> {
             When::Left
         } else if !self.may_answer() {
             When::HeardAll
-        } else if !is_deaf && percent(self.rng, 70) {
+        } else if !is_deaf && self.waits() {
             When::Heard(self.sent.1)
         } else {
             When::Now
@@ -238,12 +250,12 @@ fn junk(rng: &mut Rng, tag: Tag) -> Vec<u8> {
 /// Where the sending of so much content pauses: now and then, near the end, and at its end.
 fn stops(rng: &mut Rng, bytes: usize) -> Vec<usize> {
     let mut stops = vec![bytes];
-    for _ in 0..rng.usize(0..3) {
-        stops.push(match rng.usize(0..4) {
+    for _ in 0..rng.usize(0..4) {
+        stops.push(match rng.usize(0..5) {
             0 => bytes.saturating_sub(64 * rng.usize(1..4)),
-            1 => bytes.saturating_sub(BUFFER),
-            2 => bytes.saturating_sub(1),
-            _ => rng.usize(0..=bytes),
+            1 => bytes.saturating_sub(1),
+            2 => rng.usize(0..=bytes),
+            _ => bytes.saturating_sub(BUFFER),
         });
     }
     stops.sort_unstable();

@@ -1,14 +1,17 @@
 //! Plays a plan: clients and backends in one thread, one step at a time, in an order that a seed chooses among the steps
 //! that can be done.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::{
+    fmt,
+    net::{SocketAddr, TcpListener, TcpStream},
+};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
     board::Board,
     plan::{Act, Plan},
-    players::{Backend, Client, End, Got, Heard, Met},
+    players::{Backend, Client, End, Got, Heard},
 };
 
 /// How long nothing may happen while somebody waits.
@@ -42,12 +45,32 @@ pub(super) struct Stage<'p> {
 /// What may happen next.
 #[derive(Clone, Copy, Debug)]
 enum Turn {
-    Come(usize),
+    Comes(usize),
     Accept,
-    ClientReads(usize),
-    ClientActs(usize),
-    BackendReads(usize),
-    BackendActs(usize),
+    Reads(Who),
+    Acts(Who),
+}
+
+/// One end of a connection, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    Client(usize),
+    Backend(usize),
+}
+
+impl Turn {
+    fn is_of(self, whom: Option<Who>) -> bool {
+        matches!(self, Self::Reads(who) | Self::Acts(who) if Some(who) == whom)
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Client(number) => write!(f, "client {number}"),
+            Self::Backend(number) => write!(f, "backend {number}"),
+        }
+    }
 }
 
 impl<'p> Stage<'p> {
@@ -74,21 +97,24 @@ impl<'p> Stage<'p> {
 
     /// Plays until every exchange is over; whether that came to be.
     pub(super) fn play(&mut self) -> bool {
+        let mut last = None;
         while !self.is_over() {
             let turns = self.turns();
-            if turns.is_empty() {
-                return false;
-            }
-            let turn = turns[self.rng.usize(0..turns.len())];
-            self.take(turn);
+            // Now one after the other, now in bursts: what comes close together meets the gateway in one turn of its own.
+            let burst: Vec<Turn> = turns.iter().copied().filter(|turn| turn.is_of(last)).collect();
+            let turns = if self.rng.bool() && !burst.is_empty() { burst } else { turns };
+            let Some(&turn) = self.rng.choice(&turns) else { return false };
+            last = Some(self.take(turn));
         }
         true
     }
 
     /// Reads what there is to be read, for everybody: what nobody expects, and ends of connections.
     pub(super) fn look_around(&mut self) {
-        (0..self.clients.len()).for_each(|client| self.take(Turn::ClientReads(client)));
-        (0..self.backends.len()).for_each(|backend| self.take(Turn::BackendReads(backend)));
+        let clients = (0..self.clients.len()).map(Who::Client);
+        for who in clients.chain((0..self.backends.len()).map(Who::Backend)) {
+            self.take(Turn::Reads(who));
+        }
     }
 
     /// Ends.
@@ -109,19 +135,12 @@ impl<'p> Stage<'p> {
         let over = self.board.over();
         for (number, client) in self.clients.iter().enumerate() {
             if !client.has_come && over >= self.plan.clients[number].comes_after {
-                turns.push(Turn::Come(number));
+                turns.push(Turn::Comes(number));
             }
-            self.look(
-                &client.end,
-                true,
-                [Turn::ClientReads(number), Turn::ClientActs(number)],
-                &mut turns,
-                &mut waiting,
-            );
+            self.look(&client.end, true, Who::Client(number), &mut turns, &mut waiting);
         }
         for (number, backend) in self.backends.iter().enumerate() {
-            let both = [Turn::BackendReads(number), Turn::BackendActs(number)];
-            self.look(&backend.end, backend.reads(&self.board), both, &mut turns, &mut waiting);
+            self.look(&backend.end, backend.reads(&self.board), Who::Backend(number), &mut turns, &mut waiting);
         }
         let (mut sockets, whose): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
         let patience = if turns.is_empty() { SILENCE_MAX } else { AT_ONCE };
@@ -138,61 +157,51 @@ impl<'p> Stage<'p> {
         &self,
         end: &'e End,
         reads: bool,
-        [read, act]: [Turn; 2],
+        who: Who,
         turns: &mut Vec<Turn>,
         waiting: &mut Vec<(PollFd<'e>, Turn)>,
     ) {
         let Some(stream) = &end.stream else { return };
         if reads {
-            waiting.push((PollFd::new(stream, PollFlags::IN), read));
+            waiting.push((PollFd::new(stream, PollFlags::IN), Turn::Reads(who)));
         }
         match end.steps.front() {
             Some(step) if !self.board.is_open(step.tag, step.when) => {}
-            Some(step) if matches!(step.act, Act::Close | Act::Reset) => turns.push(act),
-            Some(_) => waiting.push((PollFd::new(stream, PollFlags::OUT), act)),
+            Some(step) if matches!(step.act, Act::Close | Act::Reset) => turns.push(Turn::Acts(who)),
+            Some(_) => waiting.push((PollFd::new(stream, PollFlags::OUT), Turn::Acts(who))),
             None => {}
         }
     }
 
-    fn take(&mut self, turn: Turn) {
+    /// Lets it happen; returns to whom.
+    fn take(&mut self, turn: Turn) -> Who {
+        let Self { plan, board, clients, backends, .. } = self;
         // Mostly all that is there, at times less.
         let bytes_max = if self.rng.u8(0..4) == 0 { self.rng.usize(1..20_000) } else { 256 * 1024 };
-        let said = match turn {
-            Turn::Come(number) => {
-                let stream = TcpStream::connect(self.gateway).expect("the gateway takes connections");
-                self.clients[number].come(prepared(stream));
-                "comes".to_owned()
-            }
+        let (who, said) = match turn {
             Turn::Accept => {
                 let (stream, _) = self.listener.accept().expect("a connection waits");
-                self.backends.push(Backend::new(prepared(stream)));
-                format!("backend {}", self.backends.len() - 1)
+                backends.push(Backend::new(prepared(stream)));
+                (Who::Backend(backends.len() - 1), "is connected to".to_owned())
             }
-            Turn::ClientReads(number) => {
-                let met = self.clients[number].read(bytes_max, &self.plan.clients[number], &mut self.board);
-                told(met) + &self.clients[number].told()
+            Turn::Comes(number) => {
+                let stream = TcpStream::connect(self.gateway).expect("the gateway takes connections");
+                clients[number].come(prepared(stream));
+                (Who::Client(number), "comes".to_owned())
             }
-            Turn::ClientActs(number) => self.clients[number].act(&mut self.board),
-            Turn::BackendReads(number) => {
-                let met = self.backends[number].read(bytes_max, self.plan, &mut self.board);
-                told(met) + &self.backends[number].told()
+            Turn::Reads(who @ Who::Client(number)) => {
+                let met = clients[number].read(bytes_max, &plan.clients[number], board);
+                (who, format!("{met}{}", clients[number].told()))
             }
-            Turn::BackendActs(number) => self.backends[number].act(self.plan, &mut self.board, self.splits_junk),
-        };
-        let who = match turn {
-            Turn::Come(number) | Turn::ClientReads(number) | Turn::ClientActs(number) => format!("client {number}"),
-            Turn::Accept => "the gateway opens".to_owned(),
-            Turn::BackendReads(number) | Turn::BackendActs(number) => format!("backend {number}"),
+            Turn::Acts(who @ Who::Client(number)) => (who, clients[number].act(board)),
+            Turn::Reads(who @ Who::Backend(number)) => {
+                let met = backends[number].read(bytes_max, plan, board);
+                (who, format!("{met}{}", backends[number].told()))
+            }
+            Turn::Acts(who @ Who::Backend(number)) => (who, backends[number].act(plan, board, self.splits_junk)),
         };
         self.log.push(format!("{who} {said}"));
-    }
-}
-
-fn told(met: Met) -> String {
-    match met {
-        Met::Bytes(read) => format!("reads {read} bytes"),
-        Met::End => "reads the end".to_owned(),
-        Met::Reset => "is reset".to_owned(),
+        who
     }
 }
 
