@@ -454,7 +454,10 @@ impl<'i> RequestBody<'i> {
 
     /// Tells the client an interim answer (RFC 9110 §15.2), as soon as it reads. Once a buffer is full of those that it
     /// has not taken, further ones are left out: a client that does not read costs no more.
-    pub fn tell(&mut self, interim: &ResponseHead) {
+    pub fn tell(&mut self, cx: &mut Context<'_>, interim: &ResponseHead) {
+        if self.inbound.interim.len() >= buffers::BUFFER_BYTES {
+            self.poll_told(cx);
+        }
         let out = &mut self.inbound.interim;
         if out.is_empty() {
             *out = buffers::take();

@@ -294,7 +294,7 @@ impl<A: Asker> Wait<'_, A> {
         self.has_waited = true;
         loop {
             match connection.poll_head(cx, self.method) {
-                Poll::Ready(Ok(head)) if head.is_interim() => self.pass_on(head, body),
+                Poll::Ready(Ok(head)) if head.is_interim() => self.pass_on(cx, head, body),
                 Poll::Ready(Ok(head)) => return Poll::Ready(Ok(Waited::Answered(head))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::of(error))),
                 Poll::Pending => break,
@@ -314,10 +314,10 @@ impl<A: Asker> Wait<'_, A> {
     }
 
     /// An interim answer goes on to the client. RFC 9110 §15.2: an HTTP/1.0 client is sent none.
-    fn pass_on(&self, mut interim: ResponseHead, body: &mut RequestBody<'_>) {
+    fn pass_on(&self, cx: &mut Context<'_>, mut interim: ResponseHead, body: &mut RequestBody<'_>) {
         if self.version == Version::Http11 && !self.asker.has_ended() {
             self.asker.prepare(&mut interim);
-            body.tell(&interim);
+            body.tell(cx, &interim);
         }
         recycle(interim);
     }

@@ -127,3 +127,17 @@ fn a_backend_that_only_ever_hints_is_given_up() {
     expect_refusal(&answer, 502, "upstream_bad_response");
     backend.wait_ended(0);
 }
+
+#[test]
+fn a_client_that_reads_misses_no_hint() {
+    // Together far more than is kept for a client that does not read.
+    let hint = format!("HTTP/1.1 103 Early Hints\r\nX-Padding: {}\r\n\r\n", "x".repeat(6000));
+    let backend = Backend::answering(move |_| before_ok(&hint.repeat(8)));
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    for _ in 0..8 {
+        client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+        let told: Vec<_> = (0..9).map(|_| client.read_response().status).collect();
+        assert_eq!(told, [[103; 8].as_slice(), &[200]].concat());
+    }
+}
