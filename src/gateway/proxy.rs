@@ -8,7 +8,7 @@ use super::{
 use crate::{
     exchange::{Code, Exchange, Reject},
     net::RequestBody,
-    proto::head::{Framing, RequestHead, ResponseHead, Span},
+    proto::head::{Framing, Known, RequestHead, ResponseHead, Span},
     shard::Instant,
     upstream::{Asker, Call, Streaming, Upstream},
 };
@@ -72,6 +72,8 @@ impl<E: Fn() -> bool> Asker for Client<'_, E> {
     }
 
     fn prepare(&self, interim: &mut ResponseHead) {
+        // Which pages may read is said with the answer, and where the gateway does CORS not by the service.
+        interim.remove(|known| known == Known::AccessControl);
         fields::of_answer(interim, self.rules);
     }
 }

@@ -141,3 +141,19 @@ fn a_client_that_reads_misses_no_hint() {
         assert_eq!(told, [[103; 8].as_slice(), &[200]].concat());
     }
 }
+
+#[test]
+fn a_hint_says_nothing_of_cors() {
+    let allows = "Access-Control-Allow-Origin: *\r\nAccess-Control-Allow-Credentials: true\r\n";
+    let backend =
+        Backend::answering(move |_| before_ok(&format!("HTTP/1.1 103 Early Hints\r\n{allows}Link: </a>\r\n\r\n")));
+    let rest = "[cors]\norigins = [\"https://shop.example\"]";
+    let gateway = Setup { rest, ..Setup::default() }.start(&[backend.address()]);
+    let mut client = gateway.connect();
+    client.send("GET /x HTTP/1.1\r\nHost: a\r\nOrigin: https://evil.example\r\n\r\n");
+    let hint = client.read_response();
+    assert_eq!((hint.status, hint.field("link")), (103, Some("</a>")));
+    let is_cors = |name: &str| name.to_ascii_lowercase().starts_with("access-control-");
+    assert!(!hint.fields.iter().any(|(name, _)| is_cors(name)), "{hint:?}");
+    assert_eq!(client.read_response().text(), "ok");
+}
