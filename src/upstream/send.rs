@@ -160,6 +160,9 @@ impl Upstream {
         // A backend that answered before it had all of a request may take the rest of it for the next one.
         answer.keep_alive &= wait.is_uploaded;
         let goes_on = !wait.is_uploaded && !wait.is_broken;
+        if !goes_on {
+            attempt.place.uploaded();
+        }
         let upload = attempt.writer.take_if(|_| goes_on).map(|writer| Box::new(Upload::new(writer)));
         Ok((answer, lease, upload))
     }
@@ -284,8 +287,8 @@ impl<A: Asker> Wait<'_, A> {
                 }
                 Progress::BodyFailed(failure) => return Poll::Ready(Err(Failure::Request(failure))),
                 Progress::Broken => {
+                    // It stays an upload: if nothing of its body is gone, it may be sent again.
                     self.is_broken = true;
-                    self.place.uploaded();
                     connection.write_broke();
                     body.deadline().set_after(self.call.response_timeout);
                 }

@@ -174,6 +174,21 @@ impl Gateway {
         kill_process(self.process(), signal).expect("the gateway runs");
     }
 
+    /// Stops the process, and waits until every thread of it stands still. `Signal::CONT` lets it go on.
+    #[track_caller]
+    pub(crate) fn stand_still(&self) {
+        self.signal(Signal::STOP);
+        let is_still = |status: &str| status.lines().any(|line| line.starts_with("State:\tT"));
+        until(START_MAX, "every thread stands still", || {
+            let mut threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("it runs");
+            let all = threads.all(|thread| {
+                let path = thread.expect("a thread").path().join("status");
+                fs::read_to_string(path).is_ok_and(|status| is_still(&status))
+            });
+            all.then_some(())
+        });
+    }
+
     /// The process, as system calls name it.
     pub(crate) fn process(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.pid()).expect("process ids are small")).expect("process ids are positive")

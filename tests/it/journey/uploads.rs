@@ -1,6 +1,8 @@
 //! Requests whose bodies take their time, and what they leave for everybody else.
 
-use std::time::Duration;
+use std::{sync::mpsc, time::Duration};
+
+use rustix::process::Signal;
 
 use super::{Setup, expect_refusal};
 use crate::{
@@ -131,4 +133,33 @@ fn uploads_may_have_more_or_fewer_places() {
     let upstream = "requests_max = 1024\nuploads_max = 16";
     let gateway = Setup { upstream, ..Setup::default() }.start(&[backend.address()]);
     fill(&gateway, &mut backend, &format!("Content-Length: {LONG}"));
+}
+
+#[test]
+fn an_upload_that_is_sent_again_is_still_one() {
+    let (gate, released) = mpsc::sync_channel(0);
+    let mut backend = Backend::start(move |conversation| {
+        conversation.tell_head()?;
+        if conversation.number > 0 {
+            conversation.take(LONG)?;
+            return conversation.send(OK);
+        }
+        let _ = gate.send(());
+        conversation.reset()
+    });
+    let gateway = Setup::default().start(&[backend.address()]);
+    let mut client = gateway.connect();
+    client.send(format!("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: {LONG}\r\n\r\n"));
+    backend.request();
+    // The gateway sees both at once: that its connection broke, and the first of the body, which finds that out.
+    gateway.stand_still();
+    released.recv_timeout(PATIENCE).expect("the backend waits for it");
+    backend.wait_ended(0);
+    client.send(vec![b'x'; LONG / 10]);
+    gateway.signal(Signal::CONT);
+    backend.request();
+    assert_eq!(uploads(&gateway), 1);
+    client.send(vec![b'x'; LONG - LONG / 10]);
+    assert_eq!(client.read_response().status, 200);
+    assert_eq!(uploads(&gateway), 0);
 }
