@@ -199,6 +199,8 @@ pub struct Http {
     pub stream_idle_timeout: Duration,
     /// What becomes of the upstream's request when its client leaves. Default cancel; a route may say otherwise.
     pub on_client_close: ClientClose,
+    /// Whether clients get the upstream's interim answers. Default true; a route may say otherwise.
+    pub interim_answers: bool,
     /// Requests on one connection before it is closed; 0 is no limit. Default 0.
     pub requests_per_connection_max: u32,
 }
@@ -374,6 +376,9 @@ pub struct Route {
     /// Instead of [`Http::on_client_close`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_client_close: Option<ClientClose>,
+    /// Instead of [`Http::interim_answers`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interim_answers: Option<bool>,
     /// Instead of [`Upstream::retries_max`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retries_max: Option<u32>,

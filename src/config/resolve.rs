@@ -236,6 +236,7 @@ fn read_http(http: &Fields<'_>, report: &mut Report) -> Http {
         body_bytes_max: http.take("body_bytes_max", report),
         stream_idle_timeout: http.take("stream_idle_timeout", report),
         on_client_close: http.take("on_client_close", report),
+        interim_answers: http.take("interim_answers", report),
         requests_per_connection_max: http.take("requests_per_connection_max", report),
     }
 }

@@ -118,6 +118,7 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
         request_timeout: fields.take_written("request_timeout", report),
         stream_idle_timeout: fields.take_written("stream_idle_timeout", report),
         on_client_close: fields.take_written("on_client_close", report),
+        interim_answers: fields.take_written("interim_answers", report),
         retries_max: fields.take_written("retries_max", report),
         limits: fields.take_written("limits", report),
         cors: read_route_cors(fields, report),

@@ -114,6 +114,7 @@ pub(super) struct ProxyRoute {
     pub(super) stream_idle_timeout: Duration,
     pub(super) retries_max: u32,
     pub(super) cancels_on_close: bool,
+    pub(super) passes_interim: bool,
     pub(super) request_headers: Rules,
     pub(super) response_headers: Rules,
 }
@@ -358,6 +359,7 @@ impl ProxyRoute {
             stream_idle_timeout: route.stream_idle_timeout.unwrap_or(config.http.stream_idle_timeout),
             retries_max: route.retries_max.unwrap_or(upstream.retries_max),
             cancels_on_close: route.on_client_close.unwrap_or(config.http.on_client_close) == ClientClose::Cancel,
+            passes_interim: route.interim_answers.unwrap_or(config.http.interim_answers),
             request_headers: Rules::from(&route.request_headers),
             response_headers: Rules::from(&route.response_headers),
         }

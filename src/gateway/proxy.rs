@@ -1,7 +1,7 @@
 //! Forwarding: a request on its way to its upstream, in the order of the contract. The fields are `fields`' work.
 
 use super::{
-    fields::{self, Rules, Said},
+    fields::{self, Said},
     plan::{Piece, ProxyRoute, Rewrite},
     router::Captures,
 };
@@ -51,7 +51,7 @@ pub(super) async fn forward(
         cancels_on_close: route.cancels_on_close,
     };
     let (head, trail, has_ended) = exchange.to_send();
-    let client = Client { has_ended, rules: &route.response_headers };
+    let client = Client { has_ended, route };
     let (mut answer, streaming) = upstream.send(head, body, &call, trail, &client).await?;
     if answer.status == 101 && !(asks_upgrade && fields::switches_as_asked(head, &answer)) {
         return Err(Reject::because(Code::UpstreamBadResponse, "the service switched protocols unasked"));
@@ -63,7 +63,7 @@ pub(super) async fn forward(
 /// The client of a route, for whom the gateway asks an upstream.
 struct Client<'a, E> {
     has_ended: E,
-    rules: &'a Rules,
+    route: &'a ProxyRoute,
 }
 
 impl<E: Fn() -> bool> Asker for Client<'_, E> {
@@ -71,10 +71,14 @@ impl<E: Fn() -> bool> Asker for Client<'_, E> {
         (self.has_ended)()
     }
 
-    fn prepare(&self, interim: &mut ResponseHead) {
+    fn prepare(&self, interim: &mut ResponseHead) -> bool {
+        if !self.route.passes_interim {
+            return false;
+        }
         // Which pages may read is said with the answer, and where the gateway does CORS not by the service.
         interim.remove(|known| known == Known::AccessControl);
-        fields::of_answer(interim, self.rules);
+        fields::of_answer(interim, &self.route.response_headers);
+        true
     }
 }
 

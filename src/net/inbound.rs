@@ -319,6 +319,9 @@ impl Inbound {
     fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.interim.is_empty() {
             let written = ready!(self.io.poll_write(cx, &self.interim))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
             self.interim.drain(..written);
             if self.interim.is_empty() {
                 buffers::give(std::mem::take(&mut self.interim));
@@ -452,8 +455,8 @@ impl<'i> RequestBody<'i> {
         Poll::Ready(Ok(()))
     }
 
-    /// Tells the client an interim answer (RFC 9110 §15.2), as soon as it reads. Once a buffer is full of those that it
-    /// has not taken, further ones are left out: a client that does not read costs no more.
+    /// Tells the client an interim answer (RFC 9110 §15.2), as soon as it reads. Once it has left
+    /// a buffer's worth of them, further ones are left out: a client that does not read costs that and one head at most.
     pub fn tell(&mut self, cx: &mut Context<'_>, interim: &ResponseHead) {
         if self.inbound.interim.len() >= buffers::BUFFER_BYTES {
             self.poll_told(cx);

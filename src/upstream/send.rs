@@ -41,8 +41,8 @@ pub trait Asker {
     /// Whether its right to an answer has ended. Whoever ends it wakes the task.
     fn has_ended(&self) -> bool;
 
-    /// Makes the head of an interim answer ready for the client.
-    fn prepare(&self, interim: &mut ResponseHead);
+    /// Makes the head of an interim answer ready for the client; `false` if it gets none.
+    fn prepare(&self, interim: &mut ResponseHead) -> bool;
 }
 
 /// How the answer to one attempt stands.
@@ -318,8 +318,7 @@ impl<A: Asker> Wait<'_, A> {
 
     /// An interim answer goes on to the client. RFC 9110 §15.2: an HTTP/1.0 client is sent none.
     fn pass_on(&self, cx: &mut Context<'_>, mut interim: ResponseHead, body: &mut RequestBody<'_>) {
-        if self.version == Version::Http11 && !self.asker.has_ended() {
-            self.asker.prepare(&mut interim);
+        if self.version == Version::Http11 && !self.asker.has_ended() && self.asker.prepare(&mut interim) {
             body.tell(cx, &interim);
         }
         recycle(interim);

@@ -28,6 +28,8 @@ pub(super) const HTTP: &[Key] = keys! {
         "How long an answer may stand still while it streams, because its upstream sends nothing or its client reads nothing. A route may say otherwise.";
     on_client_close: CLIENT_CLOSE, Value("\"cancel\""), "\"finish\"", Each, Live,
         "What becomes of the upstream's request when its client leaves before the answer is complete. A route may say otherwise.";
+    interim_answers: Kind::Boolean, Value("true"), "false", Each, Live,
+        "Whether interim answers of the upstream (`103 Early Hints` and other 1xx) go to HTTP/1.1 clients. Some take the first of them for the answer, Python's `http.client` among them. A route may say otherwise.";
     requests_per_connection_max: COUNT, Value("0"), "1000", Each, Live,
         "Requests on one client connection before it is closed. 0: no limit.";
 };
@@ -141,6 +143,8 @@ pub(super) const ROUTES: &[Key] = keys! {
         "How long an answer may stand still while it streams.";
     on_client_close: CLIENT_CLOSE, Unset("`http.on_client_close`"), "\"finish\"", Each, Live,
         "What becomes of the upstream's request when its client leaves.";
+    interim_answers: Kind::Boolean, Unset("`http.interim_answers`"), "false", Each, Live,
+        "Whether interim answers of the upstream go to the client.";
     retries_max: Kind::Number(0, 10), Unset("the upstream's"), "0", Each, Live,
         "Attempts beyond the first.";
     limits: Kind::List("name of a limit"), Unset("those that apply to all"), "[]", Process, Live,

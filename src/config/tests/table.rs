@@ -42,6 +42,7 @@ fn the_defaults_are_those_that_were_promised() {
         body_bytes_max = "1MiB"
         stream_idle_timeout = "5m"
         on_client_close = "cancel"
+        interim_answers = true
         requests_per_connection_max = 0
 
         [trust]

@@ -76,6 +76,20 @@ fn an_old_client_gets_the_answer_alone() {
 }
 
 #[test]
+fn a_route_may_keep_hints_from_clients_that_take_them_for_answers() {
+    let backend = Backend::answering(|_| before_ok("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"));
+    for (http, route, first) in [
+        ("interim_answers = true", "", 103),
+        ("interim_answers = false", "", 200),
+        ("interim_answers = false", "interim_answers = true", 103),
+        ("", "interim_answers = false", 200),
+    ] {
+        let gateway = Setup { http, route, ..Setup::default() }.start(&[backend.address()]);
+        assert_eq!(gateway.get("/x").status, first, "{http}, {route}");
+    }
+}
+
+#[test]
 fn a_hint_and_a_continue_are_both_whole() {
     let backend = Backend::start(|conversation| {
         loop {
