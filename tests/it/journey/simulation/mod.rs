@@ -23,6 +23,8 @@ use crate::harness::{Gateway, is_long, now, pause};
 use plan::Plan;
 use stage::Stage;
 
+/// The first seed: from here on the mistakes that this was made for show within thirty, when they are made again.
+const FIRST: u64 = 2000;
 /// Seeds for each number of shards.
 const ROUNDS: u64 = 60;
 const ROUNDS_LONG: u64 = 1500;
@@ -47,7 +49,7 @@ fn play_all(shards: usize) {
         None if is_long() => ROUNDS_LONG,
         None => ROUNDS,
     };
-    let first = first.unwrap_or(0);
+    let first = first.unwrap_or(FIRST);
     for seed in first..first + number("SHARDGATE_TEST_ROUNDS").unwrap_or(usual) {
         play(seed, shards);
     }

@@ -207,7 +207,7 @@ impl Exchange {
     fn new(rng: &mut Rng, tag: Tag, is_last: bool) -> (Self, Vec<Step>) {
         let ask = Ask::new(rng, tag, is_last);
         let answer = Answer::new(rng, &ask);
-        let leaves = is_last && percent(rng, 30);
+        let leaves = is_last && percent(rng, if ask.upgrades { 60 } else { 30 });
         Script::new(rng, tag, ask, answer).finish(leaves)
     }
 
