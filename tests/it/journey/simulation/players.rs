@@ -106,6 +106,8 @@ pub(super) struct Got {
     pub(super) answers: Vec<Vec<Message>>,
     /// Why what came is no answer to anything.
     pub(super) strange: Option<String>,
+    /// Its connection was reset.
+    pub(super) was_reset: bool,
 }
 
 #[derive(Debug)]
@@ -119,7 +121,7 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn new(plan: &plan::Client) -> Self {
-        let got = Got { answers: vec![Vec::new(); plan.exchanges.len()], strange: None };
+        let got = Got { answers: vec![Vec::new(); plan.exchanges.len()], ..Got::default() };
         Self { end: End::new(None, plan.steps.clone().into()), got, has_come: false, at: 0 }
     }
 
@@ -178,6 +180,7 @@ impl Client {
         let met = self.end.read(bytes_max);
         self.take(met, plan, board);
         if !matches!(met, Met::Bytes(_)) {
+            self.got.was_reset |= self.end.stream.is_some() && met == Met::Reset;
             self.end.close(false);
             self.end.steps.clear();
             board.ended(plan.exchanges[0].tag.client, false);
