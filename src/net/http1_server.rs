@@ -165,6 +165,7 @@ async fn serve_one<S: Service>(
     let mut answer = outbound::Answer::new(response, asked.is_head, asked.version, keeps, limits.write_timeout);
     let sent = answer.send(io).await;
     let ending = answer.ending();
+    let tells_its_end = answer.tells_its_end();
     let body = answer.into_body();
     if sent.cut.is_none() && ending == Ending::Tunnel {
         let body_bytes = match body.into_tunnel() {
@@ -178,6 +179,10 @@ async fn serve_one<S: Service>(
     if let Some(cut) = sent.cut {
         if matches!(cut, Cut::ClientGone | Cut::ClientStalled) {
             body.abandon();
+        } else if tells_its_end {
+            // A part is seen to be one, and the client gets what was sent of it, and of the answers before.
+            drop(body);
+            linger(io, inbound).await;
         }
         return After::Close;
     }

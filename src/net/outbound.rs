@@ -142,6 +142,11 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
         self.ending
     }
 
+    /// Whether a part of it can be told from the whole.
+    pub(super) fn tells_its_end(&self) -> bool {
+        !self.is_until_close
+    }
+
     /// The body, for the tunnel that it becomes.
     pub(super) fn into_body(self) -> B {
         self.body

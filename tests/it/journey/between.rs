@@ -182,3 +182,22 @@ fn an_answer_that_was_broken_off_does_not_end_well() {
     assert!(!rest.ends_with(b"0\r\n\r\n"), "a part passes for the whole");
     assert_eq!(gateway.access_lines(1)[0]["reason"], "upstream_broken");
 }
+
+#[test]
+fn what_was_sent_before_an_answer_broke_off_arrives() {
+    let mut backend = Backend::start(|conversation| {
+        while !conversation.read_request()?.head.first_line.contains("/part") {
+            conversation.send(OK)?;
+        }
+        conversation.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+    });
+    let gateway = Setup { rest: ONE_SHARD, ..Setup::default() }.start(&[backend.address()]);
+    let mut client = gateway.connect();
+    // More requests than the gateway reads ahead: a socket that is closed over them resets its connection.
+    let further = "GET /further HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2000);
+    client.send(format!("GET /whole HTTP/1.1\r\nHost: a\r\n\r\nGET /part HTTP/1.1\r\nHost: a\r\n\r\n{further}"));
+    assert_eq!(gateway.access_lines(2)[1]["reason"], "upstream_malformed");
+    let heard = client.read_to_end().expect("an end, not a reset");
+    assert!(heard.ends_with(b"5\r\nfirst\r\n"), "{}", String::from_utf8_lossy(&heard));
+    assert!(backend.requests().iter().all(|request| !request.head.first_line.contains("further")));
+}
