@@ -98,11 +98,9 @@ fn main() -> ExitCode {
                 || "the defaults and the environment".to_owned(),
                 |watch| watch.path().display().to_string(),
             );
-            print(&format!(
-                "{source}: no mistakes; {} routes, {} upstreams\n",
-                config.routes.len(),
-                config.upstreams.len()
-            ))
+            let (routes, upstreams) =
+                (counted(config.routes.len(), "route"), counted(config.upstreams.len(), "upstream"));
+            print(&format!("{source}: no mistakes; {routes}, {upstreams}\n"))
         }),
         Command::Config { schema: true, .. } => print(&format!("{:#}\n", config::docs::schema())),
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),
@@ -162,4 +160,8 @@ fn print(text: &str) -> ExitCode {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => ExitCode::FAILURE,
         _ => ExitCode::SUCCESS,
     }
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

@@ -187,7 +187,7 @@ table! {
             by "outcome" in Values::Fixed(Outcome::VALUES);
         /// Requests in flight to it now.
         requests_in_flight: i64 = Gauge "shardgate_upstream_requests_in_flight" per Upstream;
-        /// How many of these have a body that is still coming in.
+        /// Requests in flight to it whose body is still coming in.
         uploads_in_flight: i64 = Gauge "shardgate_upstream_uploads_in_flight" per Upstream;
         /// Time that requests waited for it.
         duration: Histogram<Requests> = Histogram "shardgate_upstream_duration_seconds" per Upstream;

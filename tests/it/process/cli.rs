@@ -92,6 +92,9 @@ fn check_accepts_what_is_right() {
         assert_eq!(said.code, Some(0), "{said:?}");
         assert!(said.stdout.contains("no mistakes"), "{said:?}");
     }
+    let one = "[upstreams.a]\ninstances = [\"127.0.0.1:1\"]\n[[routes]]\npath = \"/*\"\nupstream = \"a\"";
+    let said = run(&["check", "one.toml"], &[("one.toml", one)]);
+    assert_eq!(said.stdout, "one.toml: no mistakes; 1 route, 1 upstream\n");
 }
 
 #[test]
