@@ -330,7 +330,7 @@ impl Inbound {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether all of the body that none was consumed of is here. One of unknown length never is.
+    /// Whether the whole body has come; asked before any of it is consumed. One of unknown length is never said to be here.
     fn is_body_here(&self) -> bool {
         match self.framing {
             Framing::None => true,
@@ -455,8 +455,8 @@ impl<'i> RequestBody<'i> {
         Poll::Ready(Ok(()))
     }
 
-    /// Tells the client an interim answer (RFC 9110 §15.2), as soon as it reads. Once it has left
-    /// a buffer's worth of them, further ones are left out: a client that does not read costs that and one head at most.
+    /// Sends the client an interim answer (RFC 9110 §15.2), as soon as it reads. While a buffer's worth of them waits for
+    /// that, further ones are left out: a client that does not read costs a buffer and one head at the most.
     pub fn tell(&mut self, cx: &mut Context<'_>, interim: &ResponseHead) {
         if self.inbound.interim.len() >= buffers::BUFFER_BYTES {
             self.poll_told(cx);
@@ -500,85 +500,4 @@ impl<'i> RequestBody<'i> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{net::TcpListener, rc::Rc};
-
-    use tokio::io::AsyncReadExt;
-
-    use super::*;
-    use crate::{
-        net::{AnswerBody, Cut, Response, Tunnel, outbound},
-        proto::head::Version,
-        shard::{TcpStream, testing},
-    };
-
-    /// The body of an answer that has none.
-    struct Empty;
-
-    impl AnswerBody for Empty {
-        fn poll_fill(&mut self, _: &mut Context<'_>, _: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
-            Poll::Ready(Ok(false))
-        }
-
-        fn chunk(&self) -> &[u8] {
-            &[]
-        }
-
-        fn consume(&mut self, _: usize) {}
-
-        fn trailers(&self) -> &[u8] {
-            &[]
-        }
-
-        fn poll_meanwhile(&mut self, _: &mut Context<'_>, _: &mut RequestBody<'_>) -> Poll<Cut> {
-            Poll::Pending
-        }
-
-        fn write_timeout(&self) -> Option<Duration> {
-            None
-        }
-
-        fn into_tunnel(self) -> Option<Tunnel> {
-            None
-        }
-
-        fn abandon(self) {}
-    }
-
-    /// What a client that waits for `100 Continue` gets to read when so much of it was written before the answer began.
-    async fn answered_after(written: usize) -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let due = clock::now() + Duration::from_secs(30);
-        let address = listener.local_addr().expect("an address");
-        let mut client = TcpStream::connect(address, due).await.expect("connected");
-        let (server, _) = listener.accept().expect("accepted");
-        let io = Rc::new(Io::new(TcpStream::from_fd(server.into()).expect("registered")));
-        let mut inbound = Inbound::new(Rc::clone(&io));
-        inbound.framing = Framing::Length(10);
-        inbound.reader.begin_body(inbound.framing);
-        inbound.awaits_continue = written == 0;
-        inbound.interim = if written == 0 { Vec::new() } else { CONTINUE[written..].to_vec() };
-        let head = ResponseHead::new(417, buffers::take(), buffers::take_fields());
-        let response = Response { head, body: Empty, request: RequestBody::new(&mut inbound) };
-        let mut answer = outbound::Answer::new(response, false, Version::Http11, true, Duration::from_secs(30));
-        assert_eq!(answer.send(&io).await.cut, None);
-        drop(answer);
-        assert!(inbound.interim.is_empty() && !inbound.awaits_continue, "nothing of it may follow the answer");
-        drop((inbound, io));
-        let mut heard = String::new();
-        client.read_to_string(&mut heard).await.expect("read to the end");
-        heard
-    }
-
-    #[test]
-    fn a_torn_interim_answer_is_completed_before_the_answer() {
-        testing::on_both_drivers(|| async {
-            let torn = answered_after(9).await;
-            assert!(torn.starts_with("100 Continue\r\n\r\nHTTP/1.1 417 "), "{torn}");
-            for written in [0, CONTINUE.len()] {
-                let whole = answered_after(written).await;
-                assert!(whole.starts_with("HTTP/1.1 417 "), "{written}: {whole}");
-            }
-        });
-    }
-}
+mod tests;
