@@ -175,6 +175,22 @@ impl Store {
         .await
     }
 
+    /// Whether the session has ended, or with no `sid` all that the user had when this one began. What the log has, its
+    /// transaction has taken from the sessions too.
+    pub(super) async fn has_ended(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, Failure> {
+        let (user, sid) = (user.to_owned(), sid.map(str::to_owned));
+        let read = self.embedded.read(move |db| {
+            if let Some(sid) = sid
+                && is_revoked(db, &sid)?
+            {
+                return Ok(true);
+            }
+            db.prepare_cached("SELECT 1 FROM revocations WHERE kind = 'user' AND id = ?1 AND at_ms >= ?2")?
+                .exists((user, signed(began_ms)))
+        });
+        read.await.map_err(|error| told(&error))
+    }
+
     pub(super) async fn end_all(&self, user: &str, by: &str) -> Result<(), Failure> {
         let (log, now_ms) = (self.appending(by), self.now_ms());
         let user = user.to_owned();

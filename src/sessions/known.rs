@@ -1,9 +1,10 @@
-//! What this instance knows of the log in Redis: for renewals that come between the two steps of an ending, and to write
-//! back what a Redis that lost data has forgotten. Pure.
+//! What this instance knows of the log in Redis: for whoever looks at a record between the two steps of an ending, and to
+//! write back what a Redis that lost data has forgotten. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
+use super::{is_session_id, is_user_id};
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 
@@ -35,6 +36,36 @@ pub(super) struct Entry {
     pub(super) user: Option<Box<str>>,
 }
 
+impl Entry {
+    /// Whose record the second step changes; none where there is none to make.
+    pub(super) fn record_of(&self) -> Option<&str> {
+        let user = self.user.as_deref().filter(|user| is_user_id(user))?;
+        let Revocation { kind, id, .. } = &self.revocation;
+        let has_one = match kind {
+            Kind::Session => is_session_id(id),
+            Kind::User => **id == *user,
+            Kind::Kick => false,
+        };
+        has_one.then_some(user)
+    }
+
+    /// What marks it as unfinished; the script that appends writes the same. All of it is in it, and only who did it may
+    /// have spaces.
+    pub(super) fn mark(&self) -> Option<String> {
+        let user = self.record_of()?;
+        let Revocation { kind, id, at_ms, by } = &self.revocation;
+        Some(format!("{} {id} {at_ms} {user} {by}", kind.word()))
+    }
+
+    /// The entry that is marked so.
+    pub(super) fn of_mark(mark: &str) -> Option<Self> {
+        let [kind, id, at_ms, user, by] = mark.splitn(5, ' ').collect::<Vec<_>>().try_into().ok()?;
+        let (kind, at_ms) = (Kind::from_word(kind)?, at_ms.parse().ok()?);
+        let revocation = Revocation { kind, id: id.into(), at_ms, by: by.into() };
+        Some(Self { revocation, user: Some(user.into()) }).filter(|entry| entry.record_of().is_some())
+    }
+}
+
 /// The entries that still matter. One per process.
 #[derive(Debug)]
 pub(super) struct Known {
@@ -46,6 +77,8 @@ pub(super) struct Known {
     sessions: HashMap<Box<str>, u64>,
     /// Until when each user's sessions began that are revoked.
     users: HashMap<Box<str>, u64>,
+    /// What is unfinished, so that it matters however old it is.
+    unfinished: HashSet<(Kind, Box<str>)>,
 }
 
 impl Known {
@@ -56,6 +89,7 @@ impl Known {
             numbers: HashMap::new(),
             sessions: HashMap::new(),
             users: HashMap::new(),
+            unfinished: HashSet::new(),
         }
     }
 
@@ -64,9 +98,18 @@ impl Known {
         self.kept_ms = millis(kept);
     }
 
-    /// Whether the log was read to have an entry of this one, so that it would be written back.
-    pub(super) fn has_read(&self, kind: Kind, whom: &str) -> bool {
-        self.numbers.contains_key(&(kind, whom.into()))
+    /// The entry of this one that was read, so that it would be written back.
+    pub(super) fn entry(&self, kind: Kind, whom: &str) -> Option<&Entry> {
+        self.entries.get(self.numbers.get(&(kind, whom.into()))?)
+    }
+
+    /// This is all that is unfinished now.
+    pub(super) fn keep_unfinished<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) {
+        self.unfinished.clear();
+        for Entry { revocation, .. } in entries {
+            self.remember(revocation.kind, &revocation.id, revocation.at_ms);
+            self.unfinished.insert((revocation.kind, revocation.id.clone()));
+        }
     }
 
     /// Takes an entry in that was read; says whether it is new.
@@ -103,20 +146,43 @@ impl Known {
         self.sessions.contains_key(sid) || self.user_ended_ms(user).is_some_and(|at_ms| began_ms <= at_ms)
     }
 
+    /// What says that the session has ended, or for all sessions of the user that this one has, which began then.
+    pub(super) fn endings(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Vec<Entry> {
+        let of_session = sid.and_then(|sid| Some((Kind::Session, sid, *self.sessions.get(sid)?)));
+        let of_user = self.user_ended_ms(user).filter(|at_ms| began_ms <= *at_ms);
+        let known = of_session.into_iter().chain(of_user.map(|at_ms| (Kind::User, user, at_ms)));
+        known
+            .map(|(kind, id, at_ms)| {
+                let read = self.entry(kind, id).map(|entry| entry.revocation.clone());
+                let written = || Revocation { kind, id: id.into(), at_ms, by: Box::default() };
+                // The user is the one who asks: the log may not say whose session it was.
+                Entry { revocation: read.unwrap_or_else(written), user: Some(user.into()) }
+            })
+            .collect()
+    }
+
     /// Sessions of the user that began until then are revoked.
     pub(super) fn user_ended_ms(&self, user: &str) -> Option<u64> {
         self.users.get(user).copied()
     }
 
-    /// Lets go what no longer matters, by the server's clock.
+    /// What was revoked before this no token can be affected by.
+    pub(super) fn oldest_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.kept_ms)
+    }
+
+    /// Lets go what no longer matters, by the server's clock: what is unfinished does.
     pub(super) fn expire(&mut self, now_ms: u64) {
-        let oldest_ms = now_ms.saturating_sub(self.kept_ms);
-        // By when it was revoked: an entry that was written back is younger than what it says.
-        self.entries.retain(|_, entry| entry.revocation.at_ms >= oldest_ms);
-        let Self { entries, numbers, .. } = self;
+        let oldest_ms = self.oldest_ms(now_ms);
+        let Self { entries, numbers, sessions, users, unfinished, .. } = self;
+        let matters = |kind: Kind, id: &str, at_ms: u64| {
+            // By when it was revoked: an entry that was written back is younger than what it says.
+            at_ms >= oldest_ms || (!unfinished.is_empty() && unfinished.contains(&(kind, id.into())))
+        };
+        entries.retain(|_, Entry { revocation, .. }| matters(revocation.kind, &revocation.id, revocation.at_ms));
         numbers.retain(|_, number| entries.contains_key(number));
-        self.sessions.retain(|_, at_ms| *at_ms >= oldest_ms);
-        self.users.retain(|_, at_ms| *at_ms >= oldest_ms);
+        sessions.retain(|sid, at_ms| matters(Kind::Session, sid, *at_ms));
+        users.retain(|user, at_ms| matters(Kind::User, user, *at_ms));
     }
 
     /// Takes the entries out that a whole reading of the log did not find, under whatever number.
@@ -157,7 +223,7 @@ mod tests {
         known.expire(1_150);
         assert!(!ends(&known, "7", "s_1", 900) && ends(&known, "42", "s_2", 200));
         assert_eq!(known.entries.len(), 2);
-        assert!(known.has_read(Kind::User, "42") && !known.has_read(Kind::Session, "s_1"));
+        assert!(known.entry(Kind::User, "42").is_some() && known.entry(Kind::Session, "s_1").is_none());
         known.keep(Duration::from_secs(5));
         known.expire(5_150);
         assert!(ends(&known, "42", "s_2", 200), "a reload keeps it longer");

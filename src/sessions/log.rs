@@ -7,7 +7,7 @@ use super::stream::Stream;
 use crate::auth::Revocation;
 use crate::shard::clock::{self, Instant};
 
-/// How often the embedded log is looked at: other processes write to it too (`shardgate user disable`), and SQLite wakes
+/// How often the embedded log is looked at (decision 8): other processes write to it too (`shardgate user disable`), and SQLite wakes
 /// nobody. A look costs two queries of one row.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -160,5 +160,17 @@ async fn look(store: &embedded::Store, position: i64) -> Option<(Vec<Revocation>
             Some(next) => position = next,
             None => return Some((entries, page.last, looked_at)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_decision_says_how_often_the_embedded_log_is_looked_at() {
+        let decision = include_str!("../../docs/decisions/0008-sessions-and-revocations.md");
+        let said = format!("**The embedded log is looked at every {} ms.**", LOOK_INTERVAL.as_millis());
+        assert!(decision.contains(&said), "decision 8 does not say: {said}");
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! There are two stores that behave alike: Redis, for several instances, and the embedded one. In both, a session is
 //! ended in this order: the revocation is written to the log and durable, then the session goes, then the caller is
-//! answered (decision 8).
+//! answered (decision 8). In the embedded one both are one transaction; in Redis what stops between them is finished.
 
 mod embedded;
 mod known;
@@ -17,6 +17,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 mod token;
+mod unfinished;
 
 pub use embedded::COMPONENT;
 pub use log::{Follower, Freshness, Heard};
@@ -212,6 +213,16 @@ impl Sessions {
         }
     }
 
+    /// Asked again for the end of a session, or with no `sid` of all that the user had when this one began: nothing ends
+    /// that has not ended, and the answer is whether it has. It means that nothing is left to be done, and that the
+    /// revocation is durable. Either is known as the user's, from a token.
+    pub async fn end_again(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, Failure> {
+        match &self.store {
+            Store::Embedded(store) => store.has_ended(user, sid, began_ms).await,
+            Store::Redis(store) => store.end_again(user, sid, began_ms, self.rules).await,
+        }
+    }
+
     /// Ends a session if it is this user's; says whether it was.
     pub async fn end_own(&self, user: &str, sid: &str, by: &str) -> Result<bool, Failure> {
         if !is_user_id(user) || !is_session_id(sid) {
@@ -253,7 +264,7 @@ impl Sessions {
     pub async fn kick(&self, user: &str, by: &str) -> Result<(), Failure> {
         match &self.store {
             Store::Embedded(store) => store.append(Kind::Kick, user, by).await,
-            Store::Redis(store) => store.append(Kind::Kick, user, None, by, "").await,
+            Store::Redis(store) => store.append(Kind::Kick, user, None, by, "").await.map(|_| ()),
         }
     }
 

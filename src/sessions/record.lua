@@ -116,7 +116,7 @@ if what == 'refresh' then
             if generation + 1 == session.generation and now <= session.rotatedAt + grace then
                 return to_next
             end
-            return { 'reused' }
+            return { 'reused', string.format('%.0f', session.createdAt) }
         end
     end
     return { 'invalid' }

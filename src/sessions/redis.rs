@@ -2,8 +2,9 @@
 //!
 //! A user's sessions are one record, changed by one script. The log of revocations is a stream with a key of its own,
 //! which in a cluster is in another slot: no script can change both. So each ending is two steps, the log first. Between
-//! them, or if the second never comes, tokens are refused already, and a renewal is undone: `known` says what the log
-//! said. What a dead instance left half done the next one finishes when it reads the log at its start.
+//! them tokens are refused already, a renewal is undone, and no list has the session: `known` says what the log said. The
+//! first step marks the ending as unfinished, the second takes the mark away; what is left marked, whoever dies or fails,
+//! any instance finishes (`unfinished`).
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use tokio::sync::OnceCell;
 use super::known::{Entry, Known};
 use super::rotation::{Rules, Session};
 use super::token::Said;
-use super::{Clock, Failure, Proof, Renewal, is_session_id, is_user_id};
+use super::{Clock, Failure, Proof, Renewal, is_user_id};
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 use crate::bus::redis::{self as bus, Link, Redis, Script};
@@ -25,6 +26,10 @@ use crate::shard::Local;
 
 /// The log's key.
 pub(super) const LOG: &str = "shardgate:revocations";
+
+/// The key of the marks of endings whose second step is not known to be made. In a cluster it is in the log's slot: what
+/// is in the braces is the log's whole key.
+pub(super) const UNFINISHED: &str = "{shardgate:revocations}:unfinished";
 
 /// How often room is made for one session before it is given up: each time somebody else was faster.
 const CREATE_TRIES: usize = 8;
@@ -42,7 +47,7 @@ pub(super) struct Store {
 }
 
 /// Sessions whose revocation is being written to the log.
-type Revoking = HashMap<Box<str>, Weak<OnceCell<()>>>;
+type Revoking = HashMap<Box<str>, Weak<OnceCell<Entry>>>;
 
 struct Scripts {
     record: Script,
@@ -71,16 +76,28 @@ impl Store {
         let address = note.address.to_string();
         let most = rules.per_user_max.to_string();
         let mut may_go: Vec<String> = Vec::new();
-        for _ in 0..CREATE_TRIES {
+        let mut revoked = Vec::new();
+        for tries in 0..CREATE_TRIES {
             let after = self.known.with(|known| known.user_ended_ms(user)).map_or(0, |at_ms| at_ms + 1).to_string();
             let mut arguments = vec![user, sid, &note.user_agent, &address, &most, &after];
             arguments.extend(may_go.iter().map(String::as_str));
             let answer = self.change_in_time(user, "create", rules, &arguments).await?;
             match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-                ["begun", began_ms] => return number(began_ms),
+                ["begun", began_ms] => {
+                    // They went from the record in the same step.
+                    self.unmark(&revoked).await;
+                    return number(began_ms);
+                }
                 ["crowded", ref crowded @ ..] => {
+                    if tries == 0 {
+                        // Those that have ended already take no other's place.
+                        may_go = self.ended_in_record(user, rules).await?.into_iter().map(|ended| ended.sid).collect();
+                        if !may_go.is_empty() {
+                            continue;
+                        }
+                    }
                     for sid in crowded {
-                        self.revoke(sid, user, user).await?;
+                        revoked.push(self.revoke(sid, user, user).await?);
                     }
                     may_go.extend(crowded.iter().map(|sid| (*sid).to_owned()));
                 }
@@ -99,16 +116,16 @@ impl Store {
         match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["renewed", began_ms, generation] => {
                 let (began_ms, generation) = (number(began_ms)?, number(generation)?);
-                if self.known.with(|known| known.ends(user, sid, began_ms)) {
-                    // It was revoked, and its record is not gone yet.
-                    self.change(user, "end", rules, &[sid]).await?;
+                // It may have been revoked, and its record is not gone yet.
+                let has_ended = self.end_again(user, Some(sid), began_ms, rules).await?;
+                Ok(if has_ended { Renewal::Invalid } else { Renewal::To { began_ms, generation } })
+            }
+            ["reused", began_ms] => {
+                if self.end_again(user, Some(sid), number(began_ms)?, rules).await? {
                     return Ok(Renewal::Invalid);
                 }
-                Ok(Renewal::To { began_ms, generation })
-            }
-            ["reused"] => {
-                self.revoke(sid, user, user).await?;
-                self.change(user, "end", rules, &[sid]).await?;
+                let entry = self.revoke(sid, user, user).await?;
+                self.finish(&entry, rules).await.map_err(|error| told(&error))?;
                 Ok(Renewal::Reused)
             }
             ["invalid"] => Ok(Renewal::Invalid),
@@ -125,44 +142,64 @@ impl Store {
         proof: Proof,
         rules: Rules,
     ) -> Result<bool, Failure> {
-        if proof == Proof::Wanted && !self.list(user, rules).await?.iter().any(|session| session.sid == sid) {
-            return Ok(false);
+        if proof == Proof::Wanted {
+            let (_, sessions) = self.look(user, rules).await?;
+            let Some(session) = sessions.iter().find(|session| session.sid == sid) else { return Ok(false) };
+            if self.end_again(user, Some(sid), session.created_ms, rules).await? {
+                return Ok(true);
+            }
         }
-        self.revoke(sid, by, user).await?;
-        if is_user_id(user) {
-            self.change(user, "end", rules, &[sid]).await?;
-        }
+        let entry = self.revoke(sid, by, user).await?;
+        self.finish(&entry, rules).await.map_err(|error| told(&error))?;
         Ok(true)
+    }
+
+    /// Makes the second step of what the log says has ended: the session, or all that the user had when it began. Says
+    /// whether the log says so.
+    pub(super) async fn end_again(
+        &self,
+        user: &str,
+        sid: Option<&str>,
+        began_ms: u64,
+        rules: Rules,
+    ) -> Result<bool, Failure> {
+        let endings = self.known.with(|known| known.endings(user, sid, began_ms));
+        for entry in &endings {
+            self.finish(entry, rules).await.map_err(|error| told(&error))?;
+        }
+        Ok(!endings.is_empty())
     }
 
     pub(super) async fn end_all(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
         if !is_user_id(user) {
-            return self.append(Kind::User, user, None, by, "").await;
+            return self.append(Kind::User, user, None, by, "").await.map(|_| ());
         }
         let (now_ms, sessions) = self.look(user, rules).await?;
         // Whatever the server's clock says now, sessions that are there began before.
         let latest = sessions.iter().map(|session| session.created_ms).max();
         let at_ms = now_ms.max(latest.unwrap_or(0));
-        self.append(Kind::User, user, Some(at_ms), by, user).await?;
-        self.change(user, "end_until", rules, &[&at_ms.to_string()]).await?;
+        let entry = self.append(Kind::User, user, Some(at_ms), by, user).await?;
+        self.finish(&entry, rules).await.map_err(|error| told(&error))
+    }
+
+    /// As `end_all`, unless there is no session, or none that the log does not say has ended.
+    pub(super) async fn end_left(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
+        if !is_user_id(user) || !self.list(user, rules).await?.is_empty() {
+            return self.end_all(user, by, rules).await;
+        }
+        // What is in no record has been revoked: the log comes first.
+        for ended in self.ended_in_record(user, rules).await? {
+            self.end_again(user, Some(&ended.sid), ended.created_ms, rules).await?;
+        }
         Ok(())
     }
 
-    /// As `end_all`, unless there is no session.
-    pub(super) async fn end_left(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
-        // What is in no record has been revoked: the log comes first.
-        if is_user_id(user) && self.list(user, rules).await?.is_empty() {
-            return Ok(());
-        }
-        self.end_all(user, by, rules).await
-    }
-
     /// Appends the end of a session to the log, unless it is there: many may ask at once, and again.
-    async fn revoke(&self, sid: &str, by: &str, user: &str) -> Result<(), Failure> {
+    async fn revoke(&self, sid: &str, by: &str, user: &str) -> Result<Entry, Failure> {
         // Only what was read: should Redis lose it, this instance writes it back. What it has just written itself and
         // not read yet would be lost.
-        if self.known.with(|known| known.has_read(Kind::Session, sid)) {
-            return Ok(());
+        if let Some(entry) = self.known.with(|known| known.entry(Kind::Session, sid).cloned()) {
+            return Ok(Entry { user: Some(user.into()), ..entry });
         }
         let written = self.revoking.with(|revoking| {
             revoking.retain(|_, written| written.strong_count() > 0);
@@ -170,22 +207,42 @@ impl Store {
             revoking.insert(sid.into(), Rc::downgrade(&written));
             written
         });
-        written.get_or_try_init(|| self.append(Kind::Session, sid, None, by, user)).await.copied()
+        written.get_or_try_init(|| self.append(Kind::Session, sid, None, by, user)).await.cloned()
     }
 
-    /// Ends in the record what the log says has ended: whoever wrote it may have died before it could.
-    pub(super) async fn finish(&self, entry: &Entry, rules: Rules) -> Result<(), Failure> {
-        let Some(user) = entry.user.as_deref().filter(|user| is_user_id(user)) else { return Ok(()) };
+    /// The second step: what the log says has ended goes from the record, and the mark that it is to be done goes.
+    pub(super) async fn finish(&self, entry: &Entry, rules: Rules) -> Result<(), bus::Failure> {
+        let Some(user) = entry.record_of() else { return Ok(()) };
         let Revocation { kind, id, at_ms, .. } = &entry.revocation;
         match kind {
-            Kind::Session if is_session_id(id) => self.change(user, "end", rules, &[id]).await.map(|_| ()),
-            Kind::User => self.change(user, "end_until", rules, &[&at_ms.to_string()]).await.map(|_| ()),
-            Kind::Session | Kind::Kick => Ok(()),
+            Kind::Session => self.change(user, "end", rules, &[id]).await?,
+            Kind::User => self.change(user, "end_until", rules, &[&at_ms.to_string()]).await?,
+            Kind::Kick => return Ok(()),
+        };
+        self.unmark(std::slice::from_ref(entry)).await;
+        Ok(())
+    }
+
+    /// Takes marks away. What fails here is done all the same: it is only done once more.
+    async fn unmark(&self, entries: &[Entry]) {
+        let marks: Vec<String> = entries.iter().filter_map(Entry::mark).collect();
+        if !marks.is_empty() {
+            let _ = self.redis.ask::<u64>(redis::cmd("ZREM").arg(UNFINISHED).arg(marks)).await;
         }
     }
 
+    /// The sessions that have not ended.
     pub(super) async fn list(&self, user: &str, rules: Rules) -> Result<Vec<Session>, Failure> {
-        Ok(self.look(user, rules).await?.1)
+        let (_, mut sessions) = self.look(user, rules).await?;
+        self.known.with(|known| sessions.retain(|session| !known.ends(user, &session.sid, session.created_ms)));
+        Ok(sessions)
+    }
+
+    /// The sessions whose record has them although the log says that they have ended.
+    async fn ended_in_record(&self, user: &str, rules: Rules) -> Result<Vec<Session>, Failure> {
+        let (_, mut sessions) = self.look(user, rules).await?;
+        self.known.with(|known| sessions.retain(|session| known.ends(user, &session.sid, session.created_ms)));
+        Ok(sessions)
     }
 
     /// Appends to the log. `user` is whose record has what is ended; empty where there is none.
@@ -196,37 +253,40 @@ impl Store {
         at_ms: Option<u64>,
         by: &str,
         user: &str,
-    ) -> Result<(), Failure> {
+    ) -> Result<Entry, Failure> {
         let at_ms = at_ms.or_else(|| (self.clock)());
-        let arguments = self.append_arguments(kind, id, at_ms, by, user);
+        let user = Some(user).filter(|user| !user.is_empty()).map(Into::into);
+        let revocation = Revocation { kind, id: id.into(), at_ms: at_ms.unwrap_or(0), by: by.into() };
+        let mut entry = Entry { revocation, user };
+        let arguments = self.append_arguments(&entry, at_ms);
         let arguments = arguments.each_ref().map(String::as_str);
-        let id_given: String =
-            self.redis.run_in_time(&self.scripts.append, &[LOG], &arguments).await.map_err(|error| told(&error))?;
+        let appended = self.redis.run_in_time::<String>(&self.scripts.append, &[LOG, UNFINISHED], &arguments).await;
+        entry.revocation.at_ms = number(&appended.map_err(|error| told(&error))?)?;
         // What this instance writes it need not wait for to read.
-        let at_ms = at_ms.or_else(|| id_given.split_once('-')?.0.parse().ok()).unwrap_or(0);
-        self.known.with(|known| known.remember(kind, id, at_ms));
-        Ok(())
+        self.known.with(|known| known.remember(kind, id, entry.revocation.at_ms));
+        Ok(entry)
     }
 
     /// Writes an entry to the log again, after the log has lost it.
     pub(super) async fn write_back(&self, link: &mut Link, entry: &Entry) -> Result<(), bus::Failure> {
-        let Revocation { kind, id, at_ms, by } = &entry.revocation;
-        let user = entry.user.as_deref().unwrap_or_default();
-        let arguments = self.append_arguments(*kind, id, Some(*at_ms), by, user);
+        let arguments = self.append_arguments(entry, Some(entry.revocation.at_ms));
         // Whenever it is done, it is what was true.
         let arguments: Vec<&str> = std::iter::once("").chain(arguments.iter().map(String::as_str)).collect();
-        link.run::<String>(&self.scripts.append, &[LOG], &arguments).await.map(|_| ())
+        link.run::<String>(&self.scripts.append, &[LOG, UNFINISHED], &arguments).await.map(|_| ())
     }
 
-    fn append_arguments(&self, kind: Kind, id: &str, at_ms: Option<u64>, by: &str, user: &str) -> [String; 6] {
+    fn append_arguments(&self, entry: &Entry, at_ms: Option<u64>) -> [String; 7] {
+        let Revocation { kind, id, by, .. } = &entry.revocation;
         let at_ms = at_ms.map_or_else(String::new, |at_ms| at_ms.to_string());
+        let user = entry.user.as_deref().unwrap_or_default();
+        let has_second_step = u8::from(entry.record_of().is_some()).to_string();
         let kept_ms = self.kept.get().as_millis().to_string();
-        [kind.word().to_owned(), id.to_owned(), at_ms, by.to_owned(), user.to_owned(), kept_ms]
+        [kind.word().to_owned(), id.to_string(), at_ms, by.to_string(), user.to_owned(), kept_ms, has_second_step]
     }
 
     /// The time, and the sessions that are not over.
     async fn look(&self, user: &str, rules: Rules) -> Result<(u64, Vec<Session>), Failure> {
-        let answer = self.change(user, "look", rules, &[]).await?;
+        let answer = self.change(user, "look", rules, &[]).await.map_err(|error| told(&error))?;
         let [what, now_ms, text] = &answer[..] else { return Err(odd(&answer)) };
         let now_ms = number(now_ms)?;
         if what != "record" || text.is_empty() {
@@ -241,11 +301,17 @@ impl Store {
     }
 
     /// Changes a record, or looks at it, whenever Redis comes to it: what has been written to the log is to be done.
-    async fn change(&self, user: &str, what: &str, rules: Rules, arguments: &[&str]) -> Result<Vec<String>, Failure> {
+    async fn change(
+        &self,
+        user: &str,
+        what: &str,
+        rules: Rules,
+        arguments: &[&str],
+    ) -> Result<Vec<String>, bus::Failure> {
         let (key, told_first) = (record_of(user), self.told_first(what, rules));
         let told_first = told_first.iter().map(String::as_str);
         let arguments: Vec<&str> = std::iter::once("").chain(told_first).chain(arguments.iter().copied()).collect();
-        self.redis.run(&self.scripts.record, &[&key], &arguments).await.map_err(|error| told(&error))
+        self.redis.run(&self.scripts.record, &[&key], &arguments).await
     }
 
     /// Changes a record, unless Redis comes to it when the client has been refused already: it may have asked again.

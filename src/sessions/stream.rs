@@ -3,6 +3,7 @@
 //! After each connection the whole log is read, which is short: it holds what access tokens of the last minutes could
 //! still be affected by. So it shows what the log has lost, if a replica took over that lacked entries, or Redis came
 //! back empty: what this instance knows is written back, and nothing revoked is good again as long as one instance lives.
+//! On the way it has finished what is half done.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::known::{Entry, EntryId};
 use super::log::{Freshness, Heard};
 use super::redis::{LOG, Store};
 use super::rotation::Rules;
+use super::unfinished::Finisher;
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 use crate::bus::redis::{Failure, Link};
@@ -32,7 +34,7 @@ const PAGE: usize = 1000;
 /// Reads the log.
 pub(super) struct Stream {
     store: Store,
-    rules: Rules,
+    finisher: Finisher,
     link: Option<Link>,
     /// The last entry that was read.
     position: EntryId,
@@ -47,8 +49,8 @@ pub(super) struct Stream {
 impl Stream {
     pub(super) fn new(store: Store, rules: Rules) -> Self {
         Self {
+            finisher: Finisher::new(store.clone(), rules),
             store,
-            rules,
             link: None,
             position: EntryId::default(),
             added: None,
@@ -114,8 +116,10 @@ impl Stream {
         // Not by number: an entry that another instance has written back already has another one.
         let is_found =
             |wanted: &Revocation| found.get(&(wanted.kind, &*wanted.id)).is_some_and(|at_ms| *at_ms >= wanted.at_ms);
-        let missing = self.store.known.with(|known| known.take_missing(is_found));
-        let is_lossy = !missing.is_empty() || position < self.position;
+        let (missing, oldest_ms) =
+            self.store.known.with(|known| (known.take_missing(is_found), known.oldest_ms(now_ms)));
+        // One that only mattered because it was unfinished may have been finished since, and gone with its time.
+        let is_lossy = missing.iter().any(|entry| entry.revocation.at_ms >= oldest_ms) || position < self.position;
         if is_lossy {
             tracing::error!(
                 read = %self.position,
@@ -138,8 +142,9 @@ impl Stream {
         }
         let is_first = std::mem::replace(&mut self.is_first, false);
         if is_first {
-            self.finish(read.iter().map(|(_, entry)| entry.clone()).collect());
+            self.finisher.add(read.iter().map(|(_, entry)| entry.clone()));
         }
+        self.finisher.look(&mut link).await?;
         self.added = info(&mut link).await?.and_then(|(_, added)| added);
         let entries = self.take_in(read, is_first);
         self.position = position;
@@ -168,6 +173,10 @@ impl Stream {
                 return self.catch_up().await;
             }
             self.added = now.and_then(|(_, added)| added);
+        }
+        if self.finisher.is_due() {
+            self.finisher.look(link).await?;
+            // Right after, so that nothing goes that is unfinished.
             let now_ms = self.store_now_ms();
             self.store.known.with(|known| known.expire(now_ms));
         }
@@ -191,19 +200,6 @@ impl Stream {
             }
         });
         new
-    }
-
-    /// Ends in the records what other instances may have left half done.
-    fn finish(&self, entries: Vec<Entry>) {
-        let (redis, rules) = (self.store.clone(), self.rules);
-        // Of its own, as no request waits for it; what fails is refused by its tokens anyway.
-        tokio::task::spawn_local(async move {
-            for entry in entries {
-                if redis.finish(&entry, rules).await.is_err() {
-                    return;
-                }
-            }
-        });
     }
 
     /// The server's time; remembers how far it is ahead of ours.

@@ -1,10 +1,12 @@
 //! One suite against both stores.
 
+mod half_done;
 mod histories;
 mod killed;
 mod redis_away;
 
 use std::cell::Cell;
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -119,6 +121,7 @@ suite! {
     all_sessions_of_a_user_end_and_new_ones_go_on
     nobody_ends_the_sessions_of_others
     what_has_ended_is_written_to_the_log_once
+    an_end_that_is_asked_for_again_is_one
     the_log_is_followed
 }
 
@@ -269,6 +272,25 @@ async fn what_has_ended_is_written_to_the_log_once(bed: Bed) {
     }
     assert_eq!(bed.log().await, [(Kind::Session, begun.sid), (Kind::User, "42".to_owned())]);
     assert_eq!(bed.sids("42").await, Vec::<String>::new());
+}
+
+async fn an_end_that_is_asked_for_again_is_one(bed: Bed) {
+    let sessions = &bed.sessions;
+    let one = sessions.create("42", &note("")).await.expect("it begins");
+    let two = sessions.create("42", &note("")).await.expect("it begins");
+    let again = async |sid: Option<&str>| sessions.end_again("42", sid, two.began_ms).await;
+    sessions.end("42", &one.sid, "42").await.expect("it ends");
+    assert_eq!(
+        (again(Some(&one.sid)).await, again(Some(&two.sid)).await, again(None).await),
+        (Ok(true), Ok(false), Ok(false))
+    );
+    assert_eq!(bed.sids("42").await, std::slice::from_ref(&two.sid), "it ended nothing");
+    sessions.end_all("42", "42").await.expect("they end");
+    assert_eq!((again(Some(&two.sid)).await, again(None).await), (Ok(true), Ok(true)));
+    assert_eq!(sessions.end_again("43", None, two.began_ms).await, Ok(false), "another user");
+    let later = sessions.create("42", &note("")).await.expect("it begins");
+    assert_eq!(sessions.end_again("42", Some(&later.sid), later.began_ms).await, Ok(false), "it goes on");
+    assert_eq!(bed.log().await.len(), 2);
 }
 
 async fn the_log_is_followed(bed: Bed) {

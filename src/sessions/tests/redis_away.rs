@@ -9,8 +9,13 @@ use crate::shard::clock;
 
 /// An instance on this server, with the server's own clock.
 fn instance(redis: &Redis) -> Sessions {
+    instance_that_keeps(redis, KEPT)
+}
+
+/// One that keeps revocations so long.
+pub(super) fn instance_that_keeps(redis: &Redis, kept: Duration) -> Sessions {
     let keys = Keyring::new(b"0123456789abcdef0123456789abcdef", []);
-    Sessions::redis(redis.clone(), keys, RULES, KEPT)
+    Sessions::redis(redis.clone(), keys, RULES, kept)
 }
 
 fn connect(server: &RedisServer) -> Redis {
@@ -35,7 +40,7 @@ async fn until_status(redis: &Redis, mut is_so: impl FnMut(&Status) -> bool) -> 
 }
 
 /// Goes on until something is heard that is as wanted.
-async fn hear(follower: &mut Follower, mut is_so: impl FnMut(&Heard) -> bool) -> Heard {
+pub(super) async fn hear(follower: &mut Follower, mut is_so: impl FnMut(&Heard) -> bool) -> Heard {
     let look = async {
         loop {
             let heard = follower.next().await;
@@ -150,8 +155,8 @@ fn a_script_that_is_come_to_too_late_changes_nothing() {
             redis.run::<Vec<String>>(&record, &["session:42"], &arguments).await
         };
         let revoke = async |until_ms: &str| {
-            let arguments = [until_ms, "session", &first.sid, "", "42", "42", "900000"];
-            redis.run::<String>(&append, &[redis::LOG], &arguments).await
+            let arguments = [until_ms, "session", &first.sid, "", "42", "42", "900000", "1"];
+            redis.run::<String>(&append, &[redis::LOG, redis::UNFINISHED], &arguments).await
         };
         assert!(matches!(renew(&until_ms(0)).await, Err(bus::Failure::Late)));
         assert!(matches!(revoke(&until_ms(0)).await, Err(bus::Failure::Late)));
@@ -345,6 +350,21 @@ fn a_cluster_holds_them() {
             assert_eq!(refused.expect_err("it has ended"), RefreshError::Invalid);
             sessions.create(user, &note("")).await.expect("it begins");
         }
+        // One that stopped half way, with its mark beside the log.
+        let begun = sessions.create("1", &note("")).await.expect("it begins");
+        let append = Script::new(include_str!("../append.lua"));
+        let arguments = ["", "session", &begun.sid, "", "1", "1", "900000", "1"];
+        redis.run::<String>(&append, &[redis::LOG, redis::UNFINISHED], &arguments).await.expect("it is written");
+        let marks = async || redis.ask::<u64>(::redis::cmd("ZCARD").arg(redis::UNFINISHED)).await.expect("it answers");
+        assert_eq!(marks().await, 1);
+        let finished = async {
+            while marks().await > 0 {
+                follower.next().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), finished).await.expect("it is finished");
+        let refused = sessions.refresh(begun.refresh_token.reveal(), &note("")).await;
+        assert_eq!(refused.expect_err("it has ended"), RefreshError::Invalid);
         let keys = nodes.iter().map(|node| ask(node.port(), &["DBSIZE"]).expect("it answers"));
         assert_eq!(keys.map(|count| count.parse::<u32>().expect("a number")).sum::<u32>(), 6, "five users and the log");
     });

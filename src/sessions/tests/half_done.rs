@@ -1,0 +1,291 @@
+//! Endings in Redis that stop between their two steps: the log can be written, and records cannot be changed; or whoever
+//! began is gone.
+
+use super::redis_away::{hear, instance_that_keeps};
+use super::*;
+use crate::bus::redis::Script;
+
+/// A server and a user of it whose rights can be taken. When it starts again they are given again.
+struct House {
+    server: RedisServer,
+}
+
+const RIGHTS: [&str; 13] = [
+    "--user",
+    "gate",
+    "on",
+    ">pass",
+    "~*",
+    "&*",
+    "+@all",
+    "--appendonly",
+    "yes",
+    "--appendfsync",
+    "always",
+    "--save",
+    "",
+];
+
+impl House {
+    fn build(further: &[&str]) -> Option<Self> {
+        Some(Self { server: RedisServer::start_with(&[&RIGHTS[..], further].concat())? })
+    }
+
+    fn redis(&self) -> Redis {
+        Redis::start(address(&format!("redis://gate:pass@127.0.0.1:{}", self.server.port())))
+    }
+
+    fn instance(&self, kept: Duration) -> Sessions {
+        instance_that_keeps(&self.redis(), kept)
+    }
+
+    /// From now on records can be looked at only; the log can be written.
+    fn close_records(&self) {
+        assert_eq!(self.server.ask(&["ACL", "SETUSER", "gate", "-set", "-del"]), "OK");
+    }
+
+    fn open_records(&self) {
+        assert_eq!(self.server.ask(&["ACL", "SETUSER", "gate", "+set", "+del"]), "OK");
+    }
+
+    fn record(&self, user: &str) -> String {
+        self.server.ask(&["GET", &format!("session:{user}")])
+    }
+
+    fn log(&self) -> String {
+        self.server.ask(&["XRANGE", redis::LOG, "-", "+"])
+    }
+
+    fn entries(&self) -> String {
+        self.server.ask(&["XLEN", redis::LOG])
+    }
+
+    fn unfinished(&self) -> String {
+        self.server.ask(&["ZCARD", redis::UNFINISHED])
+    }
+}
+
+/// Follows the log as a process does, for as long as the test runs.
+fn follow(sessions: &Sessions) -> tokio::task::JoinHandle<()> {
+    let mut follower = sessions.follow();
+    tokio::task::spawn_local(async move {
+        loop {
+            follower.next().await;
+        }
+    })
+}
+
+/// Waits while others go on.
+async fn wait_for(mut is_so: impl FnMut() -> bool) {
+    let look = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), look).await.expect("it comes to be so");
+}
+
+async fn begin(sessions: &Sessions) -> Begun {
+    sessions.create("42", &note("")).await.expect("it begins")
+}
+
+async fn renew(sessions: &Sessions, begun: &Begun) -> RefreshError {
+    sessions.refresh(begun.refresh_token.reveal(), &note("")).await.expect_err("it has ended")
+}
+
+#[test]
+fn what_is_half_done_counts_as_done_and_is_when_it_is_asked_for_again() {
+    run(async {
+        let Some(house) = House::build(&[]) else { return };
+        // It does not follow the log, so that nothing is finished unasked.
+        let sessions = house.instance(KEPT);
+        let (ended, one, two) = (begin(&sessions).await, begin(&sessions).await, begin(&sessions).await);
+        house.close_records();
+        for _ in 0..3 {
+            assert_eq!(sessions.end("42", &ended.sid, "42").await, Err(Failure::Away));
+        }
+        assert_eq!(sessions.end_own("42", &ended.sid, "42").await, Err(Failure::Away));
+        assert!(house.record("42").contains(&ended.sid) && house.log().contains(&ended.sid));
+        assert_ne!(house.unfinished(), "0");
+        let listed = sessions.list("42").await.expect("it may look").into_iter().map(|session| session.sid);
+        assert_eq!(listed.collect::<HashSet<_>>(), [one.sid.clone(), two.sid.clone()].into());
+        assert_eq!(renew(&sessions, &ended).await, RefreshError::Failed(Failure::Away));
+
+        // It takes nobody's place, although the record still has it.
+        house.open_records();
+        let entries = house.entries();
+        let three = begin(&sessions).await;
+        let listed = sessions.list("42").await.expect("it answers").into_iter().map(|session| session.sid);
+        assert_eq!(listed.collect::<HashSet<_>>(), [&one, &two, &three].map(|session| session.sid.clone()).into());
+        assert_eq!(house.entries(), entries, "nobody was crowded out");
+
+        house.close_records();
+        assert_eq!(sessions.end_own("42", &one.sid, "42").await, Err(Failure::Away));
+        house.open_records();
+        assert_eq!(renew(&sessions, &one).await, RefreshError::Invalid);
+        assert!(!house.record("42").contains(&one.sid), "and that finishes it");
+
+        house.close_records();
+        assert_eq!(sessions.end_own("42", &two.sid, "42").await, Err(Failure::Away));
+        assert_eq!(sessions.end_again("42", Some(&two.sid), two.began_ms).await, Err(Failure::Away));
+        assert_eq!(sessions.end_again("42", None, two.began_ms).await, Ok(false), "not all were to end");
+        house.open_records();
+        assert_eq!(sessions.end_own("42", &two.sid, "42").await, Ok(true));
+        assert_eq!(sessions.end_again("42", Some(&two.sid), two.began_ms).await, Ok(true), "however often");
+        assert!(!house.record("42").contains(&two.sid));
+
+        house.close_records();
+        assert_eq!(sessions.end_all("42", "42").await, Err(Failure::Away));
+        assert_eq!((sessions.list("42").await, sessions.end_left("42", "42").await), (Ok(vec![]), Err(Failure::Away)));
+        assert!(house.record("42").contains(&three.sid));
+        house.open_records();
+        let entries = house.entries();
+        assert_eq!(sessions.end_left("42", "42").await, Ok(()));
+        assert_eq!((house.record("42"), house.entries()), (String::new(), entries), "finished, and not revoked again");
+        assert_eq!(sessions.end_again("42", None, three.began_ms).await, Ok(true));
+        let four = begin(&sessions).await;
+        assert_eq!(sessions.end_again("42", None, four.began_ms).await, Ok(false), "it began after");
+    });
+}
+
+#[test]
+fn another_instance_finishes_what_is_half_done_and_nothing_of_it_is_forgotten_before() {
+    run(async {
+        // Entries go at once when they may.
+        let Some(house) = House::build(&["--stream-node-max-entries", "1"]) else { return };
+        let kept = Duration::from_secs(2);
+        let (here, there) = (house.instance(kept), house.instance(kept));
+        let (ended, thief, crowded) = (begin(&here).await, begin(&here).await, begin(&here).await);
+        let third = here.refresh(thief.refresh_token.reveal(), &note("")).await.expect("it is renewed").refresh_token;
+        let third = here.refresh(third.reveal(), &note("")).await.expect("it is renewed").refresh_token;
+        let latest = here.refresh(crowded.refresh_token.reveal(), &note("")).await.expect("it is renewed");
+        let other = here.create("43", &note("")).await.expect("it begins");
+        let following = follow(&there);
+        house.close_records();
+        assert_eq!(here.create("42", &note("")).await.expect_err("none goes for it"), Failure::Away);
+        assert!(house.log().contains(&ended.sid), "it is the one that was not seen for longest");
+        assert_eq!(renew(&here, &thief).await, RefreshError::Failed(Failure::Away), "it was used before");
+        assert_eq!(here.end("42", &crowded.sid, "42").await, Err(Failure::Away));
+        assert_eq!(here.end_all("43", "43").await, Err(Failure::Away));
+        drop(here);
+
+        // Long after no access token can be affected by it.
+        let seconds = || house.server.ask(&["TIME"]).lines().next().and_then(|text| text.parse::<u64>().ok());
+        let began = seconds();
+        wait_for(|| seconds() > began.map(|began| began + 5)).await;
+        let half_done = [&ended.sid, &thief.sid, &crowded.sid, "43"];
+        for _ in 0..5 {
+            there.kick("44", "44").await.expect("it is written");
+        }
+        let log = house.log();
+        assert!(half_done.iter().all(|id| log.contains(*id)), "{log}");
+        assert_eq!(house.unfinished(), "4");
+        assert_eq!(there.list("42").await, Ok(Vec::new()));
+        assert_eq!(there.list("43").await, Ok(Vec::new()));
+
+        // One that starts now knows it too, with whatever right.
+        let late = house.instance(kept);
+        let mut follower = late.follow();
+        assert!(hear(&mut follower, |heard| heard.is_replay).await.entries.len() >= 4);
+        assert_eq!(late.list("42").await, Ok(Vec::new()));
+        house.open_records();
+        for token in [&ended.refresh_token, &third, &latest.refresh_token, &other.refresh_token] {
+            let refused = late.refresh(token.reveal(), &note("")).await;
+            assert_eq!(refused.expect_err("it has ended"), RefreshError::Invalid);
+        }
+        wait_for(|| house.unfinished() == "0").await;
+        assert_eq!((house.record("42"), house.record("43")), (String::new(), String::new()));
+        assert!(!following.is_finished());
+        wait_for(|| seconds() > began.map(|began| began + 9)).await;
+        for _ in 0..5 {
+            there.kick("44", "44").await.expect("it is written");
+        }
+        let log = house.log();
+        assert!(!half_done.iter().any(|id| log.contains(*id)), "what is done goes with its time: {log}");
+    });
+}
+
+#[test]
+fn what_a_killed_redis_left_half_done_is_finished_when_it_is_back() {
+    run(async {
+        let Some(mut house) = House::build(&[]) else { return };
+        let (here, there) = (house.instance(KEPT), house.instance(KEPT));
+        let (one, two) = (begin(&here).await, begin(&here).await);
+        let following = [follow(&here), follow(&there)];
+        house.close_records();
+        assert_eq!(here.end("42", &one.sid, "42").await, Err(Failure::Away));
+        house.server.kill();
+        assert_eq!(here.end("42", &two.sid, "42").await, Err(Failure::Away));
+        house.server.restart();
+        wait_for(|| house.unfinished() == "0" && !house.record("42").contains(&one.sid)).await;
+        assert!(house.record("42").contains(&two.sid), "of this one nothing is in the log");
+        assert!(following.iter().all(|task| !task.is_finished()));
+    });
+}
+
+#[test]
+fn what_an_older_version_left_half_done_is_finished_though_it_fails_at_first() {
+    run(async {
+        let Some(house) = House::build(&[]) else { return };
+        let sessions = house.instance(KEPT);
+        let begun = begin(&sessions).await;
+        // Without a mark.
+        let at_ms = begun.began_ms.to_string();
+        let whom = ["kind", "session", "id", &begun.sid, "at", &at_ms, "by", "42", "user", "42"];
+        house.server.ask(&[&["XADD", redis::LOG, "*"], &whom[..]].concat());
+        house.close_records();
+        let mut follower = sessions.follow();
+        for _ in 0..3 {
+            follower.next().await;
+        }
+        assert!(house.record("42").contains(&begun.sid));
+        house.open_records();
+        let going_on = async {
+            loop {
+                follower.next().await;
+            }
+        };
+        tokio::select! {
+            () = going_on => {}
+            () = wait_for(|| house.record("42").is_empty()) => {}
+        }
+    });
+}
+
+#[test]
+fn the_log_keeps_what_is_unfinished_and_does_not_grow_for_it() {
+    run(async {
+        let Some(house) = House::build(&["--stream-node-max-entries", "1"]) else { return };
+        let redis = house.redis();
+        let append = Script::new(include_str!("../append.lua"));
+        let write = async |kind: &str, id: &str, user: &str, marked: &str| {
+            let arguments = ["", kind, id, "1700000000000", "who did it", user, "1", marked];
+            redis.run::<String>(&append, &[redis::LOG, redis::UNFINISHED], &arguments).await.expect("it is written")
+        };
+        for number in 0..7 {
+            assert_eq!(write("session", &format!("s_{number}"), "42", "1").await, "1700000000000");
+            // As several instances do that write back.
+            write("session", &format!("s_{number}"), "42", "1").await;
+        }
+        house.server.ask(&["ZADD", redis::UNFINISHED, "0", "nothing"]);
+        assert_eq!(house.unfinished(), "8");
+        for _ in 0..100 {
+            write("kick", "44", "", "0").await;
+            let log = house.log();
+            assert!((0..7).all(|number| log.contains(&format!("s_{number}"))), "{log}");
+        }
+        let entries: usize = house.entries().parse().expect("a number");
+        assert!(entries < 60, "{entries} are no more than lately came");
+        assert_eq!(house.unfinished(), "7", "what is no mark is not kept");
+        let marks = house.server.ask(&["ZRANGE", redis::UNFINISHED, "0", "-1"]);
+        assert!(marks.lines().all(|mark| mark.ends_with(" 1700000000000 42 who did it")), "{marks}");
+        let mark = marks.lines().next().expect("there are some");
+        assert_eq!(known::Entry::of_mark(mark).and_then(|entry| entry.mark()).as_deref(), Some(mark));
+        // A key of another type is somebody's mistake, and no half of an ending.
+        house.server.ask(&["SET", redis::UNFINISHED, "text"]);
+        let entries = house.entries();
+        let sessions = house.instance(KEPT);
+        assert_eq!(sessions.end("42", "s_8", "42").await, Err(Failure::Away));
+        assert_eq!(house.entries(), entries);
+    });
+}
