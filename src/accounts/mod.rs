@@ -141,6 +141,14 @@ impl Accounts {
             Operation::Refresh { token, note } => self.refresh(&token, &note).await,
             Operation::Logout { user, sid } => done(self.kept.sessions.end(&user, &sid, &user).await),
             Operation::LogoutAll { user } => done(self.kept.sessions.end_all(&user, &user).await),
+            Operation::EndAgain { user, sid, began_ms } => {
+                match self.kept.sessions.end_again(&user, sid.as_deref(), began_ms).await {
+                    Ok(true) => Ok(answer::nothing()),
+                    // Nobody ends anything by a token that is revoked.
+                    Ok(false) => Err(Refusal::new(Code::TokenRevoked)),
+                    Err(failure) => Err(failure.into()),
+                }
+            }
             Operation::Sessions { user, current } => match self.kept.sessions.list(&user).await {
                 Ok(listed) => Ok(answer::sessions(&listed, current.as_deref())),
                 Err(failure) => Err(failure.into()),

@@ -36,6 +36,15 @@ pub enum Operation {
         /// The caller's id.
         user: String,
     },
+    /// Asked again for an end, by a token that it has revoked already: what the log says has ended is to be gone.
+    EndAgain {
+        /// The caller's id.
+        user: String,
+        /// The session that its token names; none for every session that the caller had when it began.
+        sid: Option<String>,
+        /// When the session of the token began, in Unix milliseconds.
+        began_ms: u64,
+    },
     /// List the caller's sessions.
     Sessions {
         /// The caller's id.
@@ -60,6 +69,7 @@ impl Operation {
             Self::Refresh { .. } => "refresh",
             Self::Logout { .. } => "logout",
             Self::LogoutAll { .. } => "logout_all",
+            Self::EndAgain { .. } => "end_again",
             Self::Sessions { .. } => "sessions",
             Self::EndSession { .. } => "end_session",
         }

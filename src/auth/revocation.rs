@@ -66,7 +66,7 @@ impl Revocation {
 
 impl Claims {
     /// When the session began, as far as the token says: `auth_time`, else `iat`, else as early as can be.
-    fn began_ms(&self) -> u64 {
+    pub fn began_ms(&self) -> u64 {
         self.session_began_ms.unwrap_or_else(|| self.iat.unwrap_or(0).saturating_mul(1000))
     }
 

@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use super::Plan;
 use crate::{
     auth::{
-        self, Checker, KeySet, Revocations, TokenError,
+        self, Checker, KeySet, Origin, Revocations, TokenError,
         revocation::{Bounds, Moment},
     },
     config::{Config, Revocation},
@@ -44,6 +44,14 @@ impl Access {
             }
         }
     }
+}
+
+/// What a caller is that was let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    /// Its session has ended, and it may see that end through: nothing else.
+    Ended,
 }
 
 /// How tokens are checked, as the configuration says. Part of the plan.
@@ -107,15 +115,30 @@ impl Identity {
         Moment { elapsed: now.since(self.began), unix: clock::to_unix(now) }
     }
 
-    /// Lets the exchange in, with its caller, or refuses it.
-    pub(super) fn admit(&self, exchange: &mut Exchange, access: &Access, plan: &Plan) -> Result<(), Reject> {
-        let Access::Caller { roles, permissions } = access else { return Ok(()) };
+    /// Lets the exchange in, with its caller, or refuses it. Where `ends` says that an end is asked for, one of our own
+    /// tokens is let in that such an end has revoked: whoever was told that it may not be done asks again. Says whether it
+    /// is one.
+    pub(super) fn admit(
+        &self,
+        exchange: &mut Exchange,
+        access: &Access,
+        ends: bool,
+        plan: &Plan,
+    ) -> Result<Standing, Reject> {
+        let Access::Caller { roles, permissions } = access else { return Ok(Standing::Good) };
         let token = bearer(&exchange.head)?;
         let is_guarded = !(roles.is_empty() && permissions.is_empty());
-        let (claims, is_stale) = self.state.with(|state| {
-            let claims =
-                state.checker.check(&state.keys, &state.revocations, token, clock::unix_now()).map_err(refused)?;
-            Ok::<_, Reject>((claims, state.is_stale(plan.tokens.staleness_max, exchange.began)))
+        let (claims, standing, is_stale) = self.state.with(|state| {
+            let (keys, now) = (&state.keys, clock::unix_now());
+            let (claims, standing) = match state.checker.check(keys, &state.revocations, token, now) {
+                Err(TokenError::Revoked) if ends => {
+                    let claims = state.checker.check_revoked(keys, token, now);
+                    let own = claims.ok().filter(|claims| claims.origin == Origin::Own);
+                    (own.ok_or(TokenError::Revoked).map_err(refused)?, Standing::Ended)
+                }
+                checked => (checked.map_err(refused)?, Standing::Good),
+            };
+            Ok::<_, Reject>((claims, standing, state.is_stale(plan.tokens.staleness_max, exchange.began)))
         })?;
         if is_stale {
             let is_refused = plan.tokens.revocation.closes(is_guarded);
@@ -130,7 +153,7 @@ impl Identity {
         let has_role = roles.is_empty() || claims.role.as_ref().is_some_and(|role| roles.contains(role));
         let is_permitted = has_role && permissions.iter().all(|permission| plan.roles.permit(&claims, permission));
         exchange.caller = Some(claims);
-        if is_permitted { Ok(()) } else { Err(Reject::new(Code::Forbidden)) }
+        if is_permitted { Ok(standing) } else { Err(Reject::new(Code::Forbidden)) }
     }
 
     /// Ties an exchange to its caller's session: an answer on its way ends with it, and a request without one is refused.

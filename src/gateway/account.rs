@@ -11,7 +11,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Page, body::Body, json, router::Captures};
+use super::{Page, access::Standing, body::Body, json, router::Captures};
 use crate::{
     accounts::{Operation, Outcome, Payload, request},
     auth::{Claims, rbac::Roles},
@@ -40,6 +40,11 @@ impl Endpoint {
     pub(super) const fn is_public(self) -> bool {
         matches!(self, Self::Login | Self::Refresh)
     }
+
+    /// Whether it ends sessions: callers whose session has ended may ask again.
+    pub(super) const fn ends(self) -> bool {
+        matches!(self, Self::Logout | Self::LogoutAll | Self::EndSession)
+    }
 }
 
 /// Where a shard asks for operations.
@@ -50,6 +55,7 @@ pub(super) type AccountDesk = Rc<Desk<Operation, Outcome>>;
 /// Dropping the future withdraws the operation; one that changes something may still be carried out.
 pub(super) async fn answer(
     endpoint: Endpoint,
+    standing: Standing,
     desk: &AccountDesk,
     roles: &Roles,
     exchange: &Exchange,
@@ -69,6 +75,13 @@ pub(super) async fn answer(
             let bytes = read(exchange, body).await?;
             request::refresh(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
+        Endpoint::Logout | Endpoint::LogoutAll | Endpoint::EndSession if standing == Standing::Ended => {
+            let sid = match endpoint {
+                Endpoint::EndSession => Some(named_session(exchange, captures)),
+                _ => None,
+            };
+            end_again(endpoint, own(caller(exchange)?)?, sid)?
+        }
         Endpoint::Logout => {
             let claims = own(caller(exchange)?)?;
             let Some(sid) = &claims.sid else { return Err(no_session()) };
@@ -81,9 +94,7 @@ pub(super) async fn answer(
         }
         Endpoint::EndSession => {
             let claims = own(caller(exchange)?)?;
-            let (path, sid) = (exchange.head.path, captures.nth(0));
-            let sid = Span { start: path.start + sid.start, end: path.start + sid.end };
-            request::end_session(&claims.sub, sid.of(&exchange.head.bytes))?
+            request::end_session(&claims.sub, named_session(exchange, captures))?
         }
     };
     let asked =
@@ -92,6 +103,22 @@ pub(super) async fn answer(
         Outcome::Done { status, body } => Ok(done(status, &body)),
         Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
     }
+}
+
+/// The session that the path names.
+fn named_session<'a>(exchange: &'a Exchange, captures: &Captures) -> &'a [u8] {
+    let (path, sid) = (exchange.head.path, captures.nth(0));
+    Span { start: path.start + sid.start, end: path.start + sid.end }.of(&exchange.head.bytes)
+}
+
+/// What a token that is revoked may ask for: that the end which revoked it is done. Of another session it ends nothing.
+fn end_again(endpoint: Endpoint, claims: &Claims, named: Option<&[u8]>) -> Result<Operation, Reject> {
+    let sid = claims.sid.as_deref();
+    if sid.is_none() || named.is_some_and(|named| Some(named) != sid.map(str::as_bytes)) {
+        return Err(Reject::new(Code::TokenRevoked));
+    }
+    let sid = sid.filter(|_| endpoint != Endpoint::LogoutAll).map(str::to_owned);
+    Ok(Operation::EndAgain { user: claims.sub.to_string(), sid, began_ms: claims.began_ms() })
 }
 
 fn caller(exchange: &Exchange) -> Result<&Claims, Reject> {

@@ -363,7 +363,9 @@ impl Live {
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
         self.refuse_ambiguous_path(&exchange.head, found.route)?;
-        gateway.identity.admit(exchange, access, &self.plan).inspect_err(|_| gateway.ask_for_keys())?;
+        let ends = matches!(target, Target::Account(endpoint) if endpoint.ends());
+        let standing = gateway.identity.admit(exchange, access, ends, &self.plan);
+        let standing = standing.inspect_err(|_| gateway.ask_for_keys())?;
         // The gateway's own endpoints are not tied: a log-out is answered after its session has ended.
         if let Target::Proxy(_) = target {
             gateway.identity.tie(exchange);
@@ -387,7 +389,7 @@ impl Live {
             Target::Own(page) => Ok(self.own_page(gateway, *page)),
             Target::Account(endpoint) => {
                 let (desk, roles) = (&gateway.desks.accounts, &self.plan.roles);
-                Box::pin(account::answer(*endpoint, desk, roles, exchange, &found.captures, body)).await
+                Box::pin(account::answer(*endpoint, standing, desk, roles, exchange, &found.captures, body)).await
             }
         }
     }

@@ -195,6 +195,7 @@ impl Sort {
             Operation::Logout { .. }
             | Operation::LogoutAll { .. }
             | Operation::EndSession { .. }
+            | Operation::EndAgain { .. }
             | Operation::Sessions { .. } => Some(Self::Session),
         }
     }

@@ -36,7 +36,11 @@ impl Revoking {
         let (of, id) = match operation {
             Operation::Logout { sid, .. } | Operation::EndSession { sid, .. } => (&self.sessions, sid),
             Operation::LogoutAll { user } => (&self.users, user),
-            Operation::Login { .. } | Operation::Refresh { .. } | Operation::Sessions { .. } => return None,
+            // The shards have been told of what is ended again.
+            Operation::EndAgain { .. }
+            | Operation::Login { .. }
+            | Operation::Refresh { .. }
+            | Operation::Sessions { .. } => return None,
         };
         let id: Box<str> = id.as_str().into();
         let news = of.with(|waited| Rc::clone(waited.entry(id.clone()).or_default()));

@@ -1,6 +1,7 @@
 //! Sessions through real gateways: two of them on one Redis, one killed, one whose users are changed from outside.
 
 mod crowd;
+mod half_done;
 mod secrets;
 
 use std::{
