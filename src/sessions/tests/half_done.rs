@@ -2,6 +2,7 @@
 //! began is gone.
 
 use super::redis_away::{hear, instance_that_keeps};
+use super::server::until;
 use super::*;
 use crate::bus::redis::Script;
 
@@ -65,9 +66,10 @@ impl House {
     }
 }
 
-/// Follows the log as a process does, for as long as the test runs.
-fn follow(sessions: &Sessions) -> tokio::task::JoinHandle<()> {
+/// Follows the log as a process does, for as long as the test runs; what it was at the start has been read.
+async fn follow(sessions: &Sessions) -> tokio::task::JoinHandle<()> {
     let mut follower = sessions.follow();
+    hear(&mut follower, |heard| heard.is_replay).await;
     tokio::task::spawn_local(async move {
         loop {
             follower.next().await;
@@ -160,7 +162,7 @@ fn another_instance_finishes_what_is_half_done_and_nothing_of_it_is_forgotten_be
         let third = here.refresh(third.reveal(), &note("")).await.expect("it is renewed").refresh_token;
         let latest = here.refresh(crowded.refresh_token.reveal(), &note("")).await.expect("it is renewed");
         let other = here.create("43", &note("")).await.expect("it begins");
-        let following = follow(&there);
+        let following = follow(&there).await;
         house.close_records();
         assert_eq!(here.create("42", &note("")).await.expect_err("none goes for it"), Failure::Away);
         assert!(house.log().contains(&ended.sid), "it is the one that was not seen for longest");
@@ -189,11 +191,16 @@ fn another_instance_finishes_what_is_half_done_and_nothing_of_it_is_forgotten_be
         assert!(hear(&mut follower, |heard| heard.is_replay).await.entries.len() >= 4);
         assert_eq!(late.list("42").await, Ok(Vec::new()));
         house.open_records();
-        for token in [&ended.refresh_token, &third, &latest.refresh_token, &other.refresh_token] {
+        let expect_refused = async |token: &RefreshToken| {
             let refused = late.refresh(token.reveal(), &note("")).await;
             assert_eq!(refused.expect_err("it has ended"), RefreshError::Invalid);
-        }
+        };
+        expect_refused(&ended.refresh_token).await;
+        expect_refused(&third).await;
+        // The others nobody asks for.
         wait_for(|| house.unfinished() == "0").await;
+        expect_refused(&latest.refresh_token).await;
+        expect_refused(&other.refresh_token).await;
         assert_eq!((house.record("42"), house.record("43")), (String::new(), String::new()));
         assert!(!following.is_finished());
         wait_for(|| seconds() > began.map(|began| began + 9)).await;
@@ -211,7 +218,7 @@ fn what_a_killed_redis_left_half_done_is_finished_when_it_is_back() {
         let Some(mut house) = House::build(&[]) else { return };
         let (here, there) = (house.instance(KEPT), house.instance(KEPT));
         let (one, two) = (begin(&here).await, begin(&here).await);
-        let following = [follow(&here), follow(&there)];
+        let following = [follow(&here).await, follow(&there).await];
         house.close_records();
         assert_eq!(here.end("42", &one.sid, "42").await, Err(Failure::Away));
         house.server.kill();
@@ -287,5 +294,54 @@ fn the_log_keeps_what_is_unfinished_and_does_not_grow_for_it() {
         let sessions = house.instance(KEPT);
         assert_eq!(sessions.end("42", "s_8", "42").await, Err(Failure::Away));
         assert_eq!(house.entries(), entries);
+    });
+}
+
+#[test]
+fn amid_a_hundred_log_outs_redis_is_killed_and_none_stays_half_done() {
+    run(async {
+        let Some(house) = House::build(&[]) else { return };
+        let (here, there) = (house.instance(KEPT), house.instance(KEPT));
+        let following = [follow(&here).await, follow(&there).await];
+        let mut begun = Vec::new();
+        for user in 0..100 {
+            let user = format!("u{user}");
+            begun.push((here.create(&user, &note("")).await.expect("it begins"), user));
+        }
+        // At whatever step each of them is then.
+        let killer = tokio::task::spawn_blocking(move || {
+            let mut house = house;
+            until(|| (house.entries().parse().is_ok_and(|entries: u32| entries >= 5)).then_some(()));
+            house.server.kill();
+            house.server.restart();
+            house
+        });
+        let ends = begun.chunks(10).map(|part| {
+            let (sessions, part) = (here.clone(), part.to_vec());
+            tokio::task::spawn_local(async move {
+                let mut ended = Vec::new();
+                for (begun, user) in part {
+                    ended.push(sessions.end(&user, &begun.sid, &user).await.is_ok());
+                }
+                ended
+            })
+        });
+        let ends: Vec<_> = ends.collect();
+        let mut ended = Vec::new();
+        for end in ends {
+            ended.extend(end.await.expect("it does not panic"));
+        }
+        let house = killer.await.expect("it is back");
+        wait_for(|| house.unfinished() == "0").await;
+        let log = house.log();
+        let mut only_begun = 0;
+        for ((begun, user), is_told) in begun.iter().zip(ended) {
+            let is_in_log = log.contains(&begun.sid);
+            assert!(is_in_log || !is_told, "{user} was told that it is done");
+            assert_eq!(house.record(user).is_empty(), is_in_log, "{user} is half done");
+            only_begun += usize::from(is_in_log && !is_told);
+        }
+        eprintln!("{only_begun} were finished without an answer");
+        assert!(following.iter().all(|task| !task.is_finished()));
     });
 }
