@@ -5,6 +5,40 @@ use std::fmt;
 use zeroize::Zeroizing;
 
 use crate::exchange::{ClientNote, Code};
+use crate::shard::Instant;
+
+/// An operation that is asked for. Moves between threads.
+#[derive(Debug)]
+pub struct Question {
+    /// What is asked.
+    pub operation: Operation,
+    /// When all of its request had come, and its client was still there. After that, what one thread knows of the client
+    /// may be old.
+    pub came: Instant,
+}
+
+/// Whoever waits for an operation, as far as it depends on that whether it is carried out.
+pub trait Asker {
+    /// A renewal is not made later than this: its client has given up by then, or soon will, and asks again.
+    fn waits_until(&self) -> Instant;
+
+    /// Whether somebody still waits. Asked right before what cannot be taken back.
+    fn is_there(&self) -> impl Future<Output = bool>;
+}
+
+/// Waits for as long as it takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Patient;
+
+impl Asker for Patient {
+    fn waits_until(&self) -> Instant {
+        Instant::NEVER
+    }
+
+    async fn is_there(&self) -> bool {
+        true
+    }
+}
 
 /// What a client asks. Moves between threads.
 pub enum Operation {

@@ -26,6 +26,8 @@ pub struct Ticket {
 pub enum Slip<Q> {
     /// Answer this.
     Ask(Ticket, Q),
+    /// Somebody still waited for this when the desk was asked.
+    Awaited(Ticket),
     /// Nobody waits for this any more.
     Withdraw(Ticket),
 }
@@ -54,7 +56,11 @@ struct Place<A> {
 
 enum State<A> {
     Free,
-    Asked(Option<Waker>),
+    Asked {
+        waker: Option<Waker>,
+        /// Whoever is to answer wants to know whether somebody still waits.
+        is_doubted: bool,
+    },
     Answered(A),
 }
 
@@ -83,11 +89,26 @@ impl<Q, A> Desk<Q, A> {
         let waker = self.places.with(|places| {
             let place = places.at(ticket)?;
             match std::mem::replace(&mut place.state, State::Answered(answer)) {
-                State::Asked(waker) => waker,
+                State::Asked { waker, .. } => waker,
                 State::Free | State::Answered(_) => None,
             }
         });
         // Outside the closure: waking runs code of the runtime's.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whoever is to answer wants to know whether somebody still waits. The asker is woken, and confirms or drops its
+    /// question; if it has left, a withdrawal is on its way already.
+    pub fn doubt(&self, ticket: Ticket) {
+        let waker = self.places.with(|places| match &mut places.at(ticket)?.state {
+            State::Asked { waker, is_doubted } => {
+                *is_doubted = true;
+                waker.take()
+            }
+            State::Free | State::Answered(_) => None,
+        });
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -110,7 +131,7 @@ impl<A> Places<A> {
             None => return None,
         };
         let taken = &mut self.all[place as usize];
-        taken.state = State::Asked(None);
+        taken.state = State::Asked { waker: None, is_doubted: false };
         Some(Ticket { place, turn: taken.turn })
     }
 
@@ -121,7 +142,7 @@ impl<A> Places<A> {
     /// Gives the place back; says whether its question was still open.
     fn leave(&mut self, ticket: Ticket) -> bool {
         let Some(place) = self.at(ticket) else { return false };
-        let was_open = matches!(place.state, State::Asked(_));
+        let was_open = matches!(place.state, State::Asked { .. });
         place.turn = place.turn.wrapping_add(1);
         place.state = State::Free;
         self.free.push(ticket.place);
@@ -143,6 +164,24 @@ impl<Q, A> fmt::Debug for Asked<Q, A> {
     }
 }
 
+impl<Q, A> Asked<Q, A> {
+    /// Whether the one who is to answer wants to know if somebody still waits. To be looked at after each poll.
+    pub fn is_doubted(&self) -> bool {
+        let is_doubted = |place: &mut Place<A>| matches!(place.state, State::Asked { is_doubted: true, .. });
+        self.desk.places.with(|places| places.at(self.ticket).is_some_and(is_doubted))
+    }
+
+    /// Somebody still waits.
+    pub fn confirm(&self) {
+        self.desk.places.with(|places| {
+            if let Some(Place { state: State::Asked { is_doubted, .. }, .. }) = places.at(self.ticket) {
+                *is_doubted = false;
+            }
+        });
+        (self.desk.post)(Slip::Awaited(self.ticket));
+    }
+}
+
 impl<Q, A> Future for Asked<Q, A> {
     type Output = A;
 
@@ -150,12 +189,18 @@ impl<Q, A> Future for Asked<Q, A> {
         let ticket = self.ticket;
         let answer = self.desk.places.with(|places| {
             let place = places.at(ticket).expect("a place is left only when its question is dropped or answered");
-            match std::mem::replace(&mut place.state, State::Asked(Some(cx.waker().clone()))) {
-                State::Answered(answer) => {
-                    places.leave(ticket);
-                    Some(answer)
+            match &mut place.state {
+                State::Asked { waker, .. } => {
+                    *waker = Some(cx.waker().clone());
+                    None
                 }
-                State::Asked(_) | State::Free => None,
+                state => match std::mem::replace(state, State::Free) {
+                    State::Answered(answer) => {
+                        places.leave(ticket);
+                        Some(answer)
+                    }
+                    _ => None,
+                },
             }
         });
         match answer {
@@ -230,6 +275,25 @@ mod tests {
         let Slip::Ask(ticket, "three") = next(&posted) else { panic!("it is posted") };
         desk.told(ticket, 3);
         assert_eq!(poll(next_asked.as_mut()), Poll::Ready(3));
+    }
+
+    #[test]
+    fn whoever_is_doubted_confirms_or_has_left() {
+        let (desk, posted) = desk(2);
+        let mut asked = Box::pin(desk.ask("one").expect("there is room"));
+        let Slip::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
+        assert!(poll(asked.as_mut()).is_pending() && !asked.is_doubted());
+        desk.doubt(ticket);
+        assert!(poll(asked.as_mut()).is_pending() && asked.is_doubted());
+        asked.confirm();
+        assert!(!asked.is_doubted());
+        assert!(matches!(next(&posted), Slip::Awaited(confirmed) if confirmed == ticket));
+        desk.doubt(ticket);
+        drop(asked);
+        assert!(matches!(next(&posted), Slip::Withdraw(withdrawn) if withdrawn == ticket));
+        desk.doubt(ticket);
+        let mut another = Box::pin(desk.ask("two").expect("there is room"));
+        assert!(poll(another.as_mut()).is_pending() && !another.is_doubted(), "it was about another question");
     }
 
     #[test]

@@ -13,13 +13,13 @@ use zeroize::Zeroizing;
 
 use super::{Page, access::Standing, body::Body, json, router::Captures};
 use crate::{
-    accounts::{Operation, Outcome, Payload, request},
+    accounts::{Operation, Outcome, Payload, Question, request},
     auth::{Claims, rbac::Roles},
     bus::desk::{Asked, Desk},
     exchange::{ClientNote, Code, Exchange, Reject},
     net::{BodyFailure, Chunks as _, RequestBody},
     proto::head::{Framing, Known, ResponseHead, Span},
-    shard::buffers,
+    shard::{buffers, clock},
     upstream::Failure,
 };
 
@@ -48,7 +48,7 @@ impl Endpoint {
 }
 
 /// Where a shard asks for operations.
-pub(super) type AccountDesk = Rc<Desk<Operation, Outcome>>;
+pub(super) type AccountDesk = Rc<Desk<Question, Outcome>>;
 
 /// Answers a request about an account.
 ///
@@ -97,8 +97,15 @@ pub(super) async fn answer(
             request::end_session(&claims.sub, named_session(exchange, captures))?
         }
     };
-    let asked =
-        desk.ask(operation).map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;
+    // Before the look: whatever happens between the two, the client is not said to have been seen later than it was.
+    let came = clock::turn();
+    if endpoint.is_public() && poll_fn(|cx| Poll::Ready(body.has_client_left(cx))).await {
+        // What it had sent was found only now, as this shard did not run. It may have renewed elsewhere meanwhile.
+        return Err(Reject::new(Code::ClientClosed));
+    }
+    let asked = desk
+        .ask(Question { operation, came })
+        .map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;
     match outcome(asked, body).await? {
         Outcome::Done { status, body } => Ok(done(status, &body)),
         Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
@@ -181,12 +188,18 @@ async fn read(exchange: &Exchange, body: &mut RequestBody<'_>) -> Result<Zeroizi
 }
 
 /// The outcome, unless the client leaves before.
-async fn outcome(mut asked: Asked<Operation, Outcome>, body: &mut RequestBody<'_>) -> Result<Outcome, Reject> {
+async fn outcome(mut asked: Asked<Question, Outcome>, body: &mut RequestBody<'_>) -> Result<Outcome, Reject> {
     // A short body that no endpoint reads is read over: behind it one sees whether the client is still there.
     let mut reads_over = body.is_short();
     poll_fn(|cx: &mut Context<'_>| {
         if let Poll::Ready(outcome) = Pin::new(&mut asked).poll(cx) {
             return Poll::Ready(Ok(outcome));
+        }
+        if asked.is_doubted() {
+            if body.has_client_left(cx) {
+                return Poll::Ready(Err(Reject::new(Code::ClientClosed)));
+            }
+            asked.confirm();
         }
         while reads_over && !body.is_done() {
             match body.poll_fill(cx) {

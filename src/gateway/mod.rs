@@ -35,7 +35,7 @@ use rate_limit::{Limits, Statement, cells::CellKey};
 use router::{Found, NoRoute};
 
 use crate::{
-    accounts::{Operation, Outcome},
+    accounts::{Outcome, Question},
     auth::{KeySet, Revocation},
     bus::desk::Desk,
     config::LimitKey,
@@ -68,7 +68,7 @@ pub struct Desks {
     /// The control thread, for what all shards have counted.
     pub metrics: Rc<Desk<(), Arc<str>>>,
     /// The bridge, for what callers do with their accounts.
-    pub accounts: Rc<Desk<Operation, Outcome>>,
+    pub accounts: Rc<Desk<Question, Outcome>>,
     /// Tells the control thread of an issuer whose keys lack the one that a token named.
     pub want_keys: Box<dyn Fn(Arc<str>)>,
 }

@@ -47,6 +47,11 @@ impl Io {
         self.stream.with(|stream| !stream.is_unfit())
     }
 
+    /// Whether the peer has ended its bytes or broken the connection; see [`TcpStream::has_peer_ended`].
+    pub fn has_peer_ended(&self) -> io::Result<bool> {
+        self.stream.with(|stream| stream.has_peer_ended())
+    }
+
     /// Writes what the kernel takes of `bytes`.
     #[inline]
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {

@@ -22,14 +22,15 @@ use super::{
     letter::{Letter, Load, Revoked},
     operations::{Next, Operations},
     revoking::Revoking,
+    waiting::{self, Client, Waiting},
     worker::{CONTROL, endpoint},
 };
 use crate::{
-    accounts::{Accounts, Operation, Outcome},
+    accounts::{Accounts, Operation, Outcome, Question},
     auth::Issuer,
     bus::{
         self, Bus, Pump,
-        desk::{Slip, Ticket},
+        desk::Slip,
         mesh::Endpoint,
         redis::{Address, Redis},
     },
@@ -43,7 +44,7 @@ use crate::{
         },
     },
     sessions::{Follower, Heard},
-    shard::{Local, clock, local::AbortOnUnwind},
+    shard::{Instant, Local, clock, local::AbortOnUnwind},
 };
 
 /// How long the process waits for the stores to be opened and the log of revocations to be read before it listens. After
@@ -54,7 +55,8 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 /// Operations of one sort that are under way at once, whether or not their clients wait for them. The embedded store takes
 /// 256 in one transaction, and Redis that many in a fraction of a millisecond, so more would only wait there.
 const AT_ONCE_MAX: usize = 512;
-/// How long an operation waits for its turn, or up to a second longer. What waits is bounded by the shards' desks.
+/// How long an operation waits for its turn, or up to a second longer; and how long after its request came a renewal may
+/// still be made. What waits is bounded by the shards' desks.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 /// How long the answer to a log-out waits until the shards have been told of it. The revocation is durable by then, and
 /// other instances do not wait either.
@@ -131,6 +133,7 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
         log_ins: Local::default(),
         operations: Sort::ALL.map(|_| Local::new(Operations::new(AT_ONCE_MAX, WAIT_MAX))),
         revoking: Revoking::default(),
+        waiting: Waiting::default(),
         is_stopping: Cell::new(false),
     });
     bridge.count_for_fleet(&plan);
@@ -166,14 +169,19 @@ struct Bridge {
     /// desks and the queue for hashes.
     log_ins: Local<HashMap<Asker, AbortHandle>>,
     /// Everything else, by its sort.
-    operations: [Local<Operations<Asker, Operation>>; Sort::ALL.len()],
+    operations: [Local<Operations<Asker, Task>>; Sort::ALL.len()],
     /// Revocations that an operation waits to have told the shards of.
     revoking: Revoking,
+    /// Clients for whom a session is to begin or to be renewed.
+    waiting: Waiting,
     is_stopping: Cell<bool>,
 }
 
-/// Who waits for an operation: a shard, and the ticket of its desk.
-type Asker = (usize, Ticket);
+/// Who waits for an operation.
+type Asker = waiting::Name;
+
+/// What is to be carried out, and for whom if that matters.
+type Task = (Operation, Option<Rc<Client>>);
 
 /// Operations that wait for the same: those that stand still with one store hold up none that do not need it.
 #[derive(Clone, Copy)]
@@ -207,6 +215,10 @@ impl Bridge {
         poll_fn(|cx| {
             // It is never ready by itself.
             let _ = pump.poll(cx, |from, letter| self.take(from, letter));
+            // Only now: who asked may have left in the next letter.
+            for sort in Sort::ALL {
+                self.go_on(sort);
+            }
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -215,7 +227,8 @@ impl Bridge {
     fn take(self: &Rc<Self>, from: usize, letter: Letter) {
         match letter {
             Letter::Account(slip) => match *slip {
-                Slip::Ask(ticket, operation) => self.ask((from, ticket), operation),
+                Slip::Ask(ticket, question) => self.ask((from, ticket), question),
+                Slip::Awaited(ticket) => self.waiting.seen((from, ticket)),
                 Slip::Withdraw(ticket) => self.leave((from, ticket)),
             },
             Letter::Configuration(config, issuer) => {
@@ -253,15 +266,24 @@ impl Bridge {
         self.fleet.with(|place| *place = Some(fleet));
     }
 
-    /// Begins an operation when its turn comes: a log-in at once.
-    fn ask(self: &Rc<Self>, asker: Asker, operation: Operation) {
-        let Some(sort) = Sort::of(&operation) else { return self.log_in(asker, operation) };
-        self.operations[sort as usize].with(|operations| operations.handle_ask(clock::now(), asker, operation));
-        self.go_on(sort);
+    /// Takes an operation that begins when its turn comes: a log-in at once.
+    fn ask(self: &Rc<Self>, asker: Asker, Question { operation, came }: Question) {
+        let enter = |until| Some(self.waiting.enter(asker, self.bus.clone(), came, until));
+        let (sort, since, client) = match Sort::of(&operation) {
+            // Its password may have waited for long; see `accounts.password_queue`.
+            None => return self.log_in(asker, (operation, enter(Instant::NEVER))),
+            // Since its request came: its client has been waiting since then, wherever that was.
+            Some(sort @ Sort::Renewal) => (sort, came, enter(came + WAIT_MAX)),
+            // An end is right whenever it is made, and whether or not its client waits.
+            Some(sort @ Sort::Session) => (sort, clock::now(), None),
+        };
+        self.operations[sort as usize].with(|operations| operations.handle_ask(since, asker, (operation, client)));
     }
 
-    /// Nobody waits for an operation any more. A log-in is given up, and so is what has not begun; the rest goes on.
+    /// Nobody waits for an operation any more. A log-in is given up, and so is what has not begun; the rest goes on, a
+    /// renewal not beyond where it can still be left.
     fn leave(&self, asker: Asker) {
+        self.waiting.leave(asker);
         if let Some(task) = self.log_ins.with(|log_ins| log_ins.remove(&asker)) {
             task.abort();
         }
@@ -275,8 +297,8 @@ impl Bridge {
         let next = || self.operations[sort as usize].with(|operations| operations.poll(clock::now()));
         while let Some(next) = next() {
             match next {
-                Next::Begin(asker, operation) => {
-                    let (task, bridge) = (self.carry_out(operation), Rc::clone(self));
+                Next::Begin(asker, task) => {
+                    let (task, bridge) = (self.carry_out(task), Rc::clone(self));
                     spawn_local(async move {
                         let outcome = outcome(spawn_local(task).await);
                         bridge.operations[sort as usize].with(Operations::handle_end);
@@ -289,8 +311,8 @@ impl Bridge {
         }
     }
 
-    fn log_in(self: &Rc<Self>, asker: Asker, operation: Operation) {
-        let (task, bridge) = (spawn_local(self.carry_out(operation)), Rc::clone(self));
+    fn log_in(self: &Rc<Self>, asker: Asker, task: Task) {
+        let (task, bridge) = (spawn_local(self.carry_out(task)), Rc::clone(self));
         self.log_ins.with(|log_ins| log_ins.insert(asker, task.abort_handle()));
         spawn_local(async move {
             let outcome = outcome(task.await);
@@ -299,19 +321,24 @@ impl Bridge {
         });
     }
 
-    fn answer(&self, (from, ticket): Asker, outcome: Option<Outcome>) {
+    fn answer(&self, asker: Asker, outcome: Option<Outcome>) {
+        self.waiting.leave(asker);
+        let (from, ticket) = asker;
         if let Some(outcome) = outcome {
             self.bus.send(from, Letter::Told(ticket, outcome));
         }
     }
 
-    fn carry_out(self: &Rc<Self>, operation: Operation) -> impl Future<Output = Outcome> + 'static {
+    fn carry_out(self: &Rc<Self>, (operation, client): Task) -> impl Future<Output = Outcome> + 'static {
         let bridge = Rc::clone(self);
         async move {
             // Without accounts no route leads here.
             let Some(accounts) = &bridge.accounts else { return Outcome::refused(Code::NotFound) };
             let revocation = bridge.revoking.expect(&operation);
-            let outcome = accounts.handle(operation).await;
+            let outcome = match client {
+                Some(client) => accounts.handle_for(operation, &client).await,
+                None => accounts.handle(operation).await,
+            };
             if let Some(revocation) = revocation.filter(|_| matches!(outcome, Outcome::Done { .. })) {
                 // Late is better than never: the revocation is durable, and the log is still followed.
                 let _ = timeout(SETTLE_MAX, revocation.told()).await;

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
-    accounts::{Operation, Outcome},
+    accounts::{Outcome, Question},
     auth::{Issuer, KeySet, Revocation},
     bus::desk::{Slip, Ticket},
     config::Config,
@@ -35,8 +35,10 @@ pub(super) enum Letter {
     Stop,
     /// Control → bridge: go on by this configuration, and sign with this.
     Configuration(Arc<Config>, Option<Issuer>),
-    /// Shard → bridge: an operation on an account, or that nobody waits for it any more.
-    Account(Box<Slip<Operation>>),
+    /// Shard → bridge: an operation on an account, or whether anybody waits for it.
+    Account(Box<Slip<Question>>),
+    /// Bridge → shard: look whether the client still waits for this.
+    Doubted(Ticket),
     /// Bridge → shard: what came of an operation.
     Told(Ticket, Outcome),
     /// Bridge → shard: these were revoked.

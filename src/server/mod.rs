@@ -7,6 +7,7 @@ mod letter;
 mod lookup;
 mod operations;
 mod revoking;
+mod waiting;
 mod worker;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

@@ -49,10 +49,11 @@ impl<K: Copy + Eq + Hash, T> Operations<K, T> {
     }
 
     /// An operation is asked for.
-    pub(super) fn handle_ask(&mut self, now: Instant, key: K, operation: T) {
+    /// `came` is since when it waits; those that came earlier may be asked for later.
+    pub(super) fn handle_ask(&mut self, came: Instant, key: K, operation: T) {
         self.came += 1;
         self.places.insert(key, self.came);
-        self.waiting.insert(self.came, Waiting { key, operation, until: now + self.wait_max });
+        self.waiting.insert(self.came, Waiting { key, operation, until: came + self.wait_max });
     }
 
     /// Nobody waits for it any more. If it has begun it goes on.

@@ -16,7 +16,7 @@ use rustix::net::SendFlags;
 
 use super::letter::{Letter, Revoked, Scraped};
 use crate::{
-    accounts::{Operation, Outcome},
+    accounts::{Outcome, Question},
     auth::KeySet,
     bus::{
         self, Bus, Pump,
@@ -67,7 +67,7 @@ pub(super) struct Equipment {
 struct Worker {
     index: usize,
     gateway: Rc<Gateway>,
-    accounts: Rc<Desk<Operation, Outcome>>,
+    accounts: Rc<Desk<Question, Outcome>>,
     metrics: Rc<Desk<(), Arc<str>>>,
     ledger: Rc<Local<Ledger>>,
     connections: Connections,
@@ -116,8 +116,8 @@ pub(super) async fn run(equipment: Equipment) {
         let bus = bus.clone();
         move |slip| match slip {
             Slip::Ask(ticket, ()) => bus.send(CONTROL, Letter::AskMetrics(ticket)),
-            // What was asked for is on its way to nobody, then.
-            Slip::Withdraw(_) => {}
+            // What was asked for is on its way to nobody, then. Nobody doubts who waits.
+            Slip::Withdraw(_) | Slip::Awaited(_) => {}
         }
     });
     let limits = limits(index, board.shards(), bus.clone());
@@ -198,6 +198,7 @@ impl Worker {
             Letter::Pages(pages) => self.gateway.show(pages),
             Letter::Keys(keys) => self.gateway.adopt_keys(keys),
             Letter::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
+            Letter::Doubted(ticket) => self.accounts.doubt(ticket),
             Letter::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
             Letter::KnownUntil(until) => self.gateway.known_until(until),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),

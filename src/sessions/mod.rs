@@ -36,6 +36,7 @@ use crate::bus::redis::Redis;
 use crate::config::{Config, SessionStore};
 use crate::embedded::Embedded;
 use crate::exchange::ClientNote;
+use crate::shard::Instant;
 use rotation::Session;
 use token::Said;
 
@@ -181,10 +182,15 @@ impl Sessions {
     ///
     /// Dropping the future may leave the token spent; the grace lets the client ask again.
     pub async fn refresh(&self, token: &str, note: &ClientNote) -> Result<Renewed, RefreshError> {
+        self.refresh_until(token, note, Instant::NEVER).await
+    }
+
+    /// The same, unless Redis comes to it later than this.
+    pub async fn refresh_until(&self, token: &str, note: &ClientNote, until: Instant) -> Result<Renewed, RefreshError> {
         let said = self.keys.check(token).ok_or(RefreshError::Invalid)?;
         let renewal = match &self.store {
             Store::Embedded(store) => store.refresh(&said, note, self.rules).await?,
-            Store::Redis(store) => store.refresh(&said, note, self.rules).await?,
+            Store::Redis(store) => store.refresh(&said, note, self.rules, until).await?,
         };
         match renewal {
             Renewal::To { began_ms, generation } => {

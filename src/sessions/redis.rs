@@ -22,7 +22,7 @@ use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 use crate::bus::redis::{self as bus, Link, Redis, Script};
 use crate::exchange::ClientNote;
-use crate::shard::Local;
+use crate::shard::{Instant, Local};
 
 /// The log's key.
 pub(super) const LOG: &str = "shardgate:revocations";
@@ -81,7 +81,7 @@ impl Store {
             let after = self.known.with(|known| known.user_ended_ms(user)).map_or(0, |at_ms| at_ms + 1).to_string();
             let mut arguments = vec![user, sid, &note.user_agent, &address, &most, &after];
             arguments.extend(may_go.iter().map(String::as_str));
-            let answer = self.change_in_time(user, "create", rules, &arguments).await?;
+            let answer = self.change_in_time(user, "create", rules, &arguments, Instant::NEVER).await?;
             match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
                 ["begun", began_ms] => {
                     // They went from the record in the same step.
@@ -107,12 +107,18 @@ impl Store {
         Err(Failure::Busy)
     }
 
-    pub(super) async fn refresh(&self, said: &Said, note: &ClientNote, rules: Rules) -> Result<Renewal, Failure> {
+    pub(super) async fn refresh(
+        &self,
+        said: &Said,
+        note: &ClientNote,
+        rules: Rules,
+        until: Instant,
+    ) -> Result<Renewal, Failure> {
         let Said { sid, user, generation } = said;
         let (generation, grace, address) =
             (generation.to_string(), rules.grace_ms.to_string(), note.address.to_string());
         let arguments = [sid, generation.as_str(), &grace, &note.user_agent, &address];
-        let answer = self.change_in_time(user, "refresh", rules, &arguments).await?;
+        let answer = self.change_in_time(user, "refresh", rules, &arguments, until).await?;
         match answer.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["renewed", began_ms, generation] => {
                 let (began_ms, generation) = (number(began_ms)?, number(generation)?);
@@ -260,7 +266,8 @@ impl Store {
         let mut entry = Entry { revocation, user };
         let arguments = self.append_arguments(&entry, at_ms);
         let arguments = arguments.each_ref().map(String::as_str);
-        let appended = self.redis.run_in_time::<String>(&self.scripts.append, &[LOG, UNFINISHED], &arguments).await;
+        let keys = [LOG, UNFINISHED];
+        let appended = self.redis.run_in_time::<String>(&self.scripts.append, &keys, &arguments, Instant::NEVER).await;
         entry.revocation.at_ms = number(&appended.map_err(|error| told(&error))?)?;
         // What this instance writes it need not wait for to read.
         self.known.with(|known| known.remember(kind, id, entry.revocation.at_ms));
@@ -314,17 +321,20 @@ impl Store {
         self.redis.run(&self.scripts.record, &[&key], &arguments).await
     }
 
-    /// Changes a record, unless Redis comes to it when the client has been refused already: it may have asked again.
+    /// Changes a record, unless Redis comes to it when the client has been refused already: it may have asked again. Nor
+    /// later than `until`.
     async fn change_in_time(
         &self,
         user: &str,
         what: &str,
         rules: Rules,
         arguments: &[&str],
+        until: Instant,
     ) -> Result<Vec<String>, Failure> {
         let (key, told_first) = (record_of(user), self.told_first(what, rules));
         let arguments: Vec<&str> = told_first.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
-        self.redis.run_in_time(&self.scripts.record, &[&key], &arguments).await.map_err(|error| told(&error))
+        let changed = self.redis.run_in_time(&self.scripts.record, &[&key], &arguments, until).await;
+        changed.map_err(|error| told(&error))
     }
 
     /// What the script is told whatever it is to do.

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use monoio::io::IntoPollIo;
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
@@ -135,6 +136,18 @@ impl TcpStream {
         self.poll_unfit(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
+    /// Whether the peer has ended its bytes or broken the connection, as the kernel knows it now: also behind bytes that
+    /// were not read, and also if this shard was not told yet, because it did not run.
+    ///
+    /// A system call, and on io_uring four: for what is rare and dear. An error means that nobody can tell this way; see
+    /// [`TcpStream::reset_at_close`].
+    pub fn has_peer_ended(&self) -> io::Result<bool> {
+        match &self.io {
+            Io::Epoll(socket) => has_ended(socket),
+            Io::Ring(io) => has_ended(&duplicate(io.as_raw_fd())?),
+        }
+    }
+
     /// Makes the connection end in a reset once it is dropped, so that the peer cannot take what it has for the whole.
     ///
     /// An error means that it will close in the ordinary way: on io_uring a container's seccomp filter may forbid
@@ -146,6 +159,13 @@ impl TcpStream {
         }
         Ok(())
     }
+}
+
+fn has_ended(socket: impl AsFd) -> io::Result<bool> {
+    // What is an error, or an end of both directions, is told unasked.
+    let mut sockets = [PollFd::new(&socket, PollFlags::RDHUP)];
+    let told = poll(&mut sockets, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    Ok(told? > 0)
 }
 
 /// Another descriptor for the same socket. monoio lends no `BorrowedFd`, and to make one out of a number takes `unsafe`;
@@ -260,6 +280,7 @@ impl AsyncRead for LocalStream {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
     use std::net::TcpListener;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -304,6 +325,28 @@ mod tests {
             let mut answer = [0; 10];
             client.read_exact(&mut answer).await.expect("read");
             assert_eq!(&answer, b"still here");
+        });
+    }
+
+    #[test]
+    fn the_kernel_knows_of_an_end_before_anybody_was_told() {
+        testing::on_both_drivers(|| async {
+            let linger = Some(Duration::ZERO);
+            for (unread, is_reset) in [(&b""[..], false), (b"not read", false), (b"", true), (b"lost", true)] {
+                let listener = TcpListener::bind(LOCAL).expect("a port");
+                let address = listener.local_addr().expect("its address");
+                let mut client = std::net::TcpStream::connect(address).expect("connected");
+                let server = TcpStream::from_fd(listener.accept().expect("accepted").0.into()).expect("registered");
+                assert!(!server.has_peer_ended().expect("known"));
+                client.write_all(unread).expect("written");
+                assert!(!server.has_peer_ended().expect("known"), "bytes are no end");
+                if is_reset {
+                    sockopt::set_socket_linger(&client, linger).expect("set");
+                }
+                // Over loopback it has arrived when this returns, and this task has not let anybody else run.
+                drop(client);
+                assert!(server.has_peer_ended().expect("known"), "{unread:?} {is_reset}");
+            }
         });
     }
 

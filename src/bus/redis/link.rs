@@ -9,6 +9,7 @@ use redis::{Cmd, ErrorKind, FromRedisValue, RedisFuture, RedisResult, ServerErro
 use tokio::time::timeout;
 
 use super::{Class, Failure};
+use crate::shard::clock::{self, Instant};
 
 /// What a script answers with that was come to too late: the first word of its error.
 const LATE: &str = "LATE";
@@ -114,11 +115,18 @@ impl Link {
         script: &Script,
         keys: &[&str],
         arguments: &[&str],
+        until: Instant,
     ) -> Result<T, Failure> {
+        let asked_at = clock::now();
+        if until <= asked_at {
+            return Err(Failure::Late);
+        }
         let (seconds, micros): (u64, u64) = self.run(clock, keys, &[]).await?;
         // The server told its time before we heard it, and we begin to wait after that. So by its clock we still wait
         // when this is over, and for as long as an answer may be on its way.
         let patience = self.answer_timeout.saturating_sub(self.answer_timeout / ON_ITS_WAY);
+        // The server told its time after we asked for it, so what is left since then is the least that is left.
+        let patience = patience.min(until.since(asked_at));
         let until = Duration::from_secs(seconds) + Duration::from_micros(micros) + patience;
         let until_ms = until.as_millis().to_string();
         let arguments: Vec<&str> = std::iter::once(until_ms.as_str()).chain(arguments.iter().copied()).collect();

@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::config::{self, RedisMode};
-use crate::shard::clock;
+use crate::shard::clock::{self, Instant};
 use link::Line;
 pub use link::{Link, Script};
 
@@ -359,15 +359,18 @@ impl Redis {
     /// another server, before somebody set it. A server that stood still together with its clock (a frozen machine)
     /// comes to it in time by its own clock, and so does one whose clock was set back between the two questions.
     ///
+    /// Nor is anything changed later than `until`, by this machine's clock: when whoever asked has had enough.
+    ///
     /// A change may still have been made if the failure is [`Failure::Away`]: the answer may have been lost.
     pub async fn run_in_time<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[&str],
         arguments: &[&str],
+        until: Instant,
     ) -> Result<T, Failure> {
         let (number, mut link) = self.link().await?;
-        self.watched(number, link.run_in_time(&self.clock, script, keys, arguments).await)
+        self.watched(number, link.run_in_time(&self.clock, script, keys, arguments, until).await)
     }
 
     /// How it is.

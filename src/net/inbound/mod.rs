@@ -493,6 +493,13 @@ impl<'i> RequestBody<'i> {
         self.inbound.poll_gone(cx)
     }
 
+    /// Whether the client has closed, or its connection broke, by now: the kernel is asked, not what was heard of it, so
+    /// a shard that stood still knows as well. For what is not to be begun for a client that has left.
+    pub fn has_client_left(&mut self, cx: &mut Context<'_>) -> bool {
+        // Where the kernel cannot be asked so, a read tells, unless requests that were sent ahead stand before the end.
+        self.inbound.io.has_peer_ended().unwrap_or_else(|_| self.inbound.poll_gone(cx).is_ready())
+    }
+
     /// The connection's timer: whoever waits on behalf of this request sets and polls it.
     pub fn deadline(&mut self) -> &mut Deadline {
         &mut self.inbound.deadline

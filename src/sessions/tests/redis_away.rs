@@ -166,10 +166,16 @@ fn a_script_that_is_come_to_too_late_changes_nothing() {
         revoke(&until_ms(60)).await.expect("in time");
         // How the server is asked for the time that the limit is told by.
         let two = Script::new("return { ARGV[1], ARGV[2] }");
-        let [until_ms, argument]: [String; 2] =
-            redis.run_in_time(&two, &["session:42"], &["x"]).await.expect("it answers");
+        let ask = async |until: Instant| redis.run_in_time::<[String; 2]>(&two, &["session:42"], &["x"], until).await;
+        let [until_ms, argument] = ask(Instant::NEVER).await.expect("it answers");
         let ahead_ms = until_ms.parse::<u64>().expect("a number") - now_ms;
         assert!(argument == "x" && (500..60_000).contains(&ahead_ms), "{ahead_ms}");
+        // Nor longer than whoever asked has patience; the connection's own is 875 ms.
+        let [until_ms, _] = ask(clock::now() + Duration::from_millis(200)).await.expect("it answers");
+        let time = server.ask(&["TIME"]);
+        let time: Vec<u64> = time.lines().map(|part| part.parse().expect("a number")).collect();
+        assert!(until_ms.parse::<u64>().expect("a number") <= time[0] * 1_000 + time[1] / 1_000 + 200);
+        assert!(matches!(ask(clock::now()).await, Err(bus::Failure::Late)));
     });
 }
 

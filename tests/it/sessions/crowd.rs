@@ -21,7 +21,7 @@ const WAITING: &str = "shardgate_account_operations_waiting";
 /// What the bridge begins at once of renewals, and of endings.
 const AT_ONCE_MAX: i64 = 512;
 
-fn request(method: &str, path: &str, fields: &str, body: &Value) -> String {
+pub(super) fn request(method: &str, path: &str, fields: &str, body: &Value) -> String {
     let body = body.to_string();
     format!(
         "{method} {path} HTTP/1.1\r\nhost: gateway.test\r\ncontent-type: application/json\r\ncontent-length: {}\r\n{fields}\r\n{body}",
@@ -32,6 +32,17 @@ fn request(method: &str, path: &str, fields: &str, body: &Value) -> String {
 /// Asks, and leaves before there is an answer.
 fn ask_and_leave(gateway: &Gateway, request: &str) {
     gateway.connect().send(request);
+}
+
+/// Asks as often as this, and waits.
+#[track_caller]
+fn ask_and_wait<'c>(gateway: &Gateway, count: usize, requests: impl Iterator<Item = &'c String>) -> Vec<Client> {
+    let ask = |request| {
+        let mut client = gateway.connect();
+        client.send(request);
+        client
+    };
+    requests.take(count).map(ask).collect()
 }
 
 /// The endings and renewals of a session that clients ask for.
@@ -47,7 +58,7 @@ fn changes(session: &Tokens) -> [String; 4] {
 
 /// How much the bridge has to do. Never more at once than may be.
 #[track_caller]
-fn load(gateway: &Gateway) -> [i64; 2] {
+pub(super) fn load(gateway: &Gateway) -> [i64; 2] {
     let metrics = gateway.metrics();
     let load = [UNDER_WAY, WAITING].map(|name| metrics.value(name));
     assert!(load[0] <= 2 * AT_ONCE_MAX, "{load:?}");
@@ -71,8 +82,12 @@ fn clients_that_ask_a_hanging_redis_and_leave_pile_nothing_up() {
     let (session, other) = (log_in(&gateway), log_in(&gateway));
     server.pause();
     let changes = changes(&session);
-    // A quarter of them are renewals: more than may be under way at once of each.
-    for change in changes.iter().cycle().take(2_400) {
+    // More than may be under way at once of renewals, which are not begun for those who have left, and of endings.
+    let first = changes[..2].iter().cycle();
+    let waiting = ask_and_wait(&gateway, 1_040, first);
+    until(SOON, "as much is under way as may be", || (load(&gateway)[0] == 2 * AT_ONCE_MAX).then_some(()));
+    drop(waiting);
+    for change in changes.iter().cycle().take(1_360) {
         ask_and_leave(&gateway, change);
     }
     until(SOON, "as much is under way as may be, and what waited has been withdrawn", || {
@@ -127,10 +142,9 @@ fn renewals_that_wait_for_a_hanging_postgresql_hold_up_no_log_out() {
     let (session, other) = (log_in(&gateway), log_in(&gateway));
     server.pause();
     let [renewal, ..] = changes(&other);
-    for _ in 0..700 {
-        ask_and_leave(&gateway, &renewal);
-    }
+    let waiting = ask_and_wait(&gateway, 700, std::iter::repeat(&renewal));
     until(SOON, "as many renewals are under way as may be", || (load(&gateway)[0] == AT_ONCE_MAX).then_some(()));
+    drop(waiting);
     log_out(&gateway, &session.access);
     expect_everywhere(&gateway, "/any/x", &session.access, "401 token_revoked");
     server.go_on();

@@ -2,6 +2,7 @@
 
 mod crowd;
 mod half_done;
+mod left;
 mod secrets;
 
 use std::{
