@@ -16,6 +16,8 @@ pub struct Known {
     pub upstreams: Vec<(String, Vec<Report>)>,
     /// How the stores are.
     pub databases: Databases,
+    /// What was revoked lately is not known, so that `revocation.fail` decides.
+    pub is_revocation_stale: bool,
     /// Seconds since the process began.
     pub uptime_s: u64,
     /// Now, as RFC 3339 has it.
@@ -49,12 +51,15 @@ pub fn whole(known: &Known) -> (u16, Vec<u8>) {
     let total = known.upstreams.len();
     let (status, word) = match () {
         () if total > 0 && down == total => (503, "unhealthy"),
-        () if up == total && are_stores_up && known.shards_ready == known.shards => (200, "healthy"),
+        () if up == total && are_stores_up && !known.is_revocation_stale && known.shards_ready == known.shards => {
+            (200, "healthy")
+        }
         () => (200, "degraded"),
     };
     let document = json!({
         "status": word,
         "services": services,
+        "revocations": {"status": if known.is_revocation_stale { "stale" } else { "current" }},
         "timestamp": known.timestamp,
         "version": env!("CARGO_PKG_VERSION"),
         "uptimeSeconds": known.uptime_s,
@@ -153,6 +158,7 @@ mod tests {
         Known {
             upstreams: upstreams.iter().map(upstream).collect(),
             databases: Databases::default(),
+            is_revocation_stale: false,
             uptime_s: 5,
             timestamp: "2026-11-24T10:00:00Z".to_owned(),
             checked_at: "2026-11-24T09:59:59Z".to_owned(),
@@ -213,6 +219,17 @@ mod tests {
         assert_eq!(ready(&known).0, 200, "whoever is ready without it stays ready");
         known.databases = Databases { embedded: dependency(Some("disk_full")), ..Databases::default() };
         assert_eq!(outcome(&known).1["status"], "degraded");
+    }
+
+    #[test]
+    fn not_to_know_what_was_revoked_degrades_the_whole() {
+        let mut known = known(&[("a", &[(1, 1)])]);
+        assert_eq!(outcome(&known).1["revocations"]["status"], "current");
+        known.is_revocation_stale = true;
+        let (status, document) = outcome(&known);
+        assert_eq!((status, &document["status"]), (200, &Value::from("degraded")));
+        assert_eq!(document["revocations"]["status"], "stale");
+        assert_eq!(ready(&known).0, 200);
     }
 
     #[test]

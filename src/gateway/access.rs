@@ -138,7 +138,7 @@ impl Identity {
                 }
                 checked => (checked.map_err(refused)?, Standing::Good),
             };
-            Ok::<_, Reject>((claims, standing, state.is_stale(plan.tokens.staleness_max, exchange.began)))
+            Ok::<_, Reject>((claims, standing, state.is_stale(plan.tokens.staleness_max, clock::turn())))
         })?;
         if is_stale {
             let is_refused = plan.tokens.revocation.closes(is_guarded);
@@ -203,7 +203,7 @@ impl Identity {
     }
 
     /// Adds what it holds to a shard's counters.
-    pub(super) fn count(&self, counters: &mut Counters) {
+    pub(super) fn count(&self, tokens: &Tokens, counters: &mut Counters) {
         let size = |size: usize| i64::try_from(size).unwrap_or(i64::MAX);
         let (checks, remembered) = self.state.with(|state| (state.checker.counts(), state.checker.len()));
         counters.tokens[TokenCheck::Remembered.index()] = checks.remembered;
@@ -211,11 +211,22 @@ impl Identity {
         counters.tokens[TokenCheck::Refused.index()] = checks.refused;
         counters.tokens_remembered = size(remembered);
         counters.revocations = size(self.state.with(|state| state.revocations.len()));
+        let now = clock::now();
+        let (age, is_stale) =
+            self.state.with(|state| (state.age(now, self.began), state.is_stale(tokens.staleness_max, now)));
+        let has_log = tokens.staleness_max.is_some();
+        counters.revocation_age = if has_log { i64::try_from(age.as_secs()).unwrap_or(i64::MAX) } else { 0 };
+        counters.revocation_stale_shards = i64::from(is_stale);
         counters.exchanges_tied = size(self.tethers.with(|tethers| tethers.len()));
     }
 }
 
 impl State {
+    /// For how long nothing has been known of what was revoked: since the beginning, if nothing ever was.
+    fn age(&self, now: Instant, began: Instant) -> Duration {
+        now.since(self.known_until.unwrap_or(began))
+    }
+
     /// Whether what was revoked lately is not known.
     fn is_stale(&self, staleness_max: Option<Duration>, now: Instant) -> bool {
         let is_old = |max| self.known_until.is_none_or(|until| now.since(until) > max);

@@ -165,7 +165,7 @@ impl Gateway {
 
     /// Adds what it holds to the shard's counters.
     pub fn count(&self, counters: &mut Counters) {
-        self.identity.count(counters);
+        self.identity.count(&self.live().plan.tokens, counters);
     }
 
     /// Everything that was revoked until then has been told.

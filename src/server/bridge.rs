@@ -19,6 +19,7 @@ use tokio::{
 };
 
 use super::{
+    knowledge::Knowledge,
     letter::{Letter, Load, Revoked},
     operations::{Next, Operations},
     revoking::Revoking,
@@ -75,8 +76,8 @@ pub(super) struct Equipment {
 /// What is known once the bridge has begun.
 pub(super) struct Begun {
     pub(super) thread: thread::JoinHandle<()>,
-    /// What was revoked until now; none if the log could not be read.
-    pub(super) revoked: Option<Revoked>,
+    /// What was revoked, and until when that is complete; none if the log could not be read.
+    pub(super) revoked: Option<(Revoked, Instant)>,
 }
 
 /// Starts the bridge's thread and waits until it has opened what it works with.
@@ -94,12 +95,12 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
         // Whoever still looks up the name of Redis or PostgreSQL is not waited for.
         runtime.shutdown_background();
     })?;
-    match begun.recv_timeout(BEGIN_MAX) {
+    match begun.recv_timeout(2 * BEGIN_MAX) {
         Ok(revoked) => Ok(Begun { thread, revoked: revoked? }),
         Err(mpsc::RecvTimeoutError::Timeout) => {
             tracing::warn!(
-                waited_s = BEGIN_MAX.as_secs(),
-                "the log of revocations has not been read yet; requests that depend on it are refused until it is"
+                waited_s = 2 * BEGIN_MAX.as_secs(),
+                "the stores have not been opened yet; requests that depend on them are refused until they are"
             );
             Ok(Begun { thread, revoked: None })
         }
@@ -107,7 +108,7 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
     }
 }
 
-async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option<Revoked>>>) {
+async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option<(Revoked, Instant)>>>) {
     let Equipment { config, issuer, plan, shards, endpoint } = equipment;
     let started = bus::on_tokio(endpoint).context("the bridge cannot be reached").and_then(|(bus, pump)| {
         let accounts = config.accounts.enabled.then(|| Accounts::start(&config, issuer));
@@ -134,6 +135,7 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
         operations: Sort::ALL.map(|_| Local::new(Operations::new(AT_ONCE_MAX, WAIT_MAX))),
         revoking: Revoking::default(),
         waiting: Waiting::default(),
+        knowledge: Knowledge::new(&config.revocation),
         is_stopping: Cell::new(false),
     });
     bridge.count_for_fleet(&plan);
@@ -141,8 +143,9 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
     let receive = spawn_local(async move { receiving.receive(pump).await });
     match follower {
         Some(mut follower) => {
-            let heard = follower.next().await;
-            let revoked = heard.freshness.looked_at().map(|_| Revoked::of(&heard));
+            // Dropping the question loses nothing; it is asked again.
+            let heard = timeout(BEGIN_MAX, follower.next()).await.unwrap_or_default();
+            let revoked = heard.freshness.looked_at().map(|until| (Revoked::of(&heard), until));
             // Whoever waited too long runs the shards already, so they are told by letter too.
             let _ = begun.try_send(Ok(revoked));
             bridge.tell(&heard);
@@ -174,6 +177,8 @@ struct Bridge {
     revoking: Revoking,
     /// Clients for whom a session is to begin or to be renewed.
     waiting: Waiting,
+    /// How old what is known of revocations is.
+    knowledge: Knowledge,
     is_stopping: Cell<bool>,
 }
 
@@ -234,6 +239,7 @@ impl Bridge {
             Letter::Configuration(config, issuer) => {
                 if let Some(accounts) = &self.accounts {
                     accounts.adopt(&config, issuer);
+                    self.knowledge.adopt(&config.revocation);
                 }
             }
             Letter::Plan(plan) => self.count_for_fleet(&plan),
@@ -363,6 +369,7 @@ impl Bridge {
             let revoked = Revoked::of(heard);
             self.broadcast(|| Letter::Revoked(revoked.clone()));
         }
+        self.knowledge.heard(heard.freshness);
         if let Some(until) = heard.freshness.looked_at() {
             self.broadcast(|| Letter::KnownUntil(until));
         }
@@ -384,6 +391,7 @@ impl Bridge {
         let mut told = Load::default();
         loop {
             due.tick().await;
+            self.knowledge.look(clock::now());
             let mut load = Load::default();
             for sort in Sort::ALL {
                 self.go_on(sort);

@@ -507,6 +507,7 @@ impl Control {
         health::Known {
             upstreams: upstreams.collect(),
             databases: self.databases.clone(),
+            is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
             uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
             timestamp: format!("{now:.3}"),
             checked_at: format!("{now:.3}"),

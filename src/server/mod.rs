@@ -3,6 +3,7 @@
 mod bridge;
 mod control;
 mod keys;
+mod knowledge;
 mod letter;
 mod lookup;
 mod operations;

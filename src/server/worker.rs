@@ -34,7 +34,7 @@ use crate::{
         head::Known,
         http1::{ConnectionToken, encode_response},
     },
-    shard::{Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
+    shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
     telemetry::{
         access_log::AccessLog,
         ids::RequestId,
@@ -53,8 +53,8 @@ pub(super) struct Equipment {
     pub(super) index: usize,
     pub(super) plan: Arc<Plan>,
     pub(super) keys: Arc<KeySet>,
-    /// What was revoked until now, if that is known.
-    pub(super) revoked: Option<Revoked>,
+    /// What was revoked, and until when that is complete, if it is known.
+    pub(super) revoked: Option<(Revoked, Instant)>,
     pub(super) endpoint: Endpoint<Letter>,
     pub(super) board: Arc<LoadBoard>,
     pub(super) socket: TcpListener,
@@ -131,9 +131,9 @@ pub(super) async fn run(equipment: Equipment) {
     };
     let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts), want_keys };
     let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits);
-    if let Some(revoked) = revoked {
+    if let Some((revoked, until)) = revoked {
         gateway.revoke(&revoked.entries, None);
-        gateway.known_until(clock::now());
+        gateway.known_until(until);
     }
     let worker = Rc::new(Worker {
         index,

@@ -11,8 +11,9 @@ use crate::shard::clock::{self, Instant};
 /// nobody. A look costs two queries of one row.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How often at least [`Follower::next`] answers while all is well, so that freshness travels.
-const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often at least [`Follower::next`] answers while all is well, so that freshness travels: well below the least
+/// `revocation.max_staleness`, which is a second.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Until when the knowledge of the log is complete. Moves between threads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,8 +22,9 @@ use crate::auth::revocation::Kind;
 use crate::bus::redis::{Failure, Link};
 use crate::shard::clock;
 
-/// How long the server holds a question when there is nothing new. Freshness advances each time.
-const WAIT: Duration = Duration::from_secs(1);
+/// How long the server holds a question when there is nothing new. Freshness advances each time, so this stays well below
+/// the least `revocation.max_staleness`, which is a second.
+const WAIT: Duration = Duration::from_millis(500);
 
 /// The pauses between attempts to read: the first, and the longest.
 const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
@@ -38,6 +39,8 @@ pub(super) struct Stream {
     link: Option<Link>,
     /// The last entry that was read.
     position: EntryId,
+    /// The latest reading brought something: whether that was all shows the next, which does not wait.
+    is_behind: bool,
     /// How many entries the log had ever taken when it was last looked at, where the server counts them (Redis 7).
     added: Option<u64>,
     freshness: Freshness,
@@ -53,6 +56,7 @@ impl Stream {
             store,
             link: None,
             position: EntryId::default(),
+            is_behind: false,
             added: None,
             freshness: Freshness::NEVER,
             clock_ahead_ms: 0,
@@ -156,12 +160,19 @@ impl Stream {
     /// Waits for what is new, and answers when there was nothing for a while.
     async fn wait(&mut self) -> Result<Heard, Failure> {
         let Some(link) = &mut self.link else { return Err(Failure::Away(crate::bus::redis::Class::Unknown)) };
-        let page = read_after(link, self.position, Some(WAIT)).await?;
-        let looked_at = clock::now();
+        // When it was asked, not when it was answered: this process may have stood still since the server looked.
+        let mut looked_at = clock::now();
+        let page = read_after(link, self.position, (!self.is_behind).then_some(WAIT)).await?;
+        self.is_behind = !page.is_empty();
         let is_end = page.len() < PAGE;
         let position = page.last().map_or(self.position, |(id, _)| *id);
         if page.is_empty() {
+            let asked_at = clock::now();
             let now = info(link).await?;
+            if now.is_none_or(|(last, _)| last <= self.position) {
+                // The log ends where it was read to, and that was asked just now.
+                looked_at = asked_at;
+            }
             let is_another = match now {
                 Some((last, added)) => {
                     last < self.position || added.zip(self.added).is_some_and(|(now, before)| now < before)

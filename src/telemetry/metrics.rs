@@ -130,6 +130,10 @@ table! {
         /// Requests with a token that came while revocations were not known up to date, by what became of them.
         stale: [u64; Stale::COUNT] = Counter "shardgate_revocation_stale_requests_total" per Process
             by "outcome" in Values::Fixed(Stale::VALUES);
+        /// Seconds for which a shard has not known of everything that was revoked; since its start, if it never did.
+        revocation_age: i64 = Gauge "shardgate_revocation_age_seconds" per Shard;
+        /// Shards that know of no revocations, or whose knowledge is older than `revocation.max_staleness`; 0 is well.
+        revocation_stale_shards: i64 = Gauge "shardgate_revocation_stale_shards" per Process;
         /// Time from a revocation to the shard's knowledge of it.
         revocation_lag: Histogram<Requests> = Histogram "shardgate_revocation_lag_seconds" per Process;
         /// Revocations that a shard holds.
@@ -262,6 +266,8 @@ impl Default for Counters {
             gateway_duration: Histogram::default(),
             rejects: [0; REJECT_CODES_MAX],
             stale: [0; Stale::COUNT],
+            revocation_age: 0,
+            revocation_stale_shards: 0,
             revocation_lag: Histogram::default(),
             revocations: 0,
             exchanges_tied: 0,

@@ -4,6 +4,7 @@ mod crowd;
 mod half_done;
 mod left;
 mod secrets;
+mod unread;
 
 use std::{
     io::Write as _,
