@@ -164,12 +164,12 @@ impl Accounts {
 
 fn of_users(users: &Store) -> Dependency {
     let Health { away, latency, checked_at, .. } = users.health();
-    Dependency { error: away, latency, checked_at }
+    Dependency { error: away, is_degraded: false, latency, checked_at }
 }
 
 fn of_redis(redis: &Redis) -> Dependency {
-    let Status { away, latency, checked_at } = redis.status();
-    Dependency { error: away.map(Class::word), latency, checked_at }
+    let Status { away, refuses, latency, checked_at } = redis.status();
+    Dependency { error: away.or(refuses).map(Class::word), is_degraded: away.is_none(), latency, checked_at }
 }
 
 impl Terms {

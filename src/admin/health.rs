@@ -104,10 +104,17 @@ fn entry(reports: &[Report], checked_at: &str) -> Value {
 
 /// One store.
 fn store(store: Option<&Dependency>) -> Value {
-    let Some(Dependency { error, latency, checked_at }) = store else { return json!({"status": "disabled"}) };
-    let is_up = error.is_none();
+    let Some(Dependency { error, is_degraded, latency, checked_at }) = store else {
+        return json!({"status": "disabled"});
+    };
+    let (is_up, word) = match error {
+        None => (true, "up"),
+        // It answers, so what only reads goes on.
+        Some(_) if *is_degraded => (true, "degraded"),
+        Some(_) => (false, "down"),
+    };
     let mut entry = json!({
-        "status": if is_up { "up" } else { "down" },
+        "status": word,
         // Tenths of a millisecond say enough, and stay short.
         "latencyMs": (latency.as_secs_f64() * 10_000.0).round() / 10.0,
         "instances": {"healthy": usize::from(is_up), "total": 1},
@@ -200,7 +207,7 @@ mod tests {
         let mut known = known(&[("a", &[(1, 1)])]);
         let dependency = |error| {
             let (latency, checked_at) = (Duration::from_micros(1_234), Duration::from_millis(1_764_000_000_250));
-            Some(Dependency { error, latency, checked_at })
+            Some(Dependency { error, is_degraded: false, latency, checked_at })
         };
         known.databases = Databases { redis: dependency(None), ..Databases::default() };
         let (status, document) = outcome(&known);
@@ -216,6 +223,11 @@ mod tests {
         let (status, document) = outcome(&known);
         assert_eq!((status, &document["status"]), (200, &Value::from("degraded")));
         assert_eq!(document["services"]["databases"]["redis"]["error"], "timeout");
+        known.databases.redis =
+            dependency(Some("out_of_memory")).map(|store| Dependency { is_degraded: true, ..store });
+        let (status, document) = outcome(&known);
+        assert_eq!((status, &document["status"]), (200, &Value::from("degraded")));
+        assert_eq!(document["services"]["databases"]["redis"]["status"], "degraded");
         assert_eq!(ready(&known).0, 200, "whoever is ready without it stays ready");
         known.databases = Databases { embedded: dependency(Some("disk_full")), ..Databases::default() };
         assert_eq!(outcome(&known).1["status"], "degraded");

@@ -47,6 +47,8 @@ pub(super) struct Stream {
     clock_ahead_ms: i64,
     pause: Option<Duration>,
     is_first: bool,
+    /// The log was told that the server refuses to be read.
+    is_refused: bool,
 }
 
 impl Stream {
@@ -62,6 +64,7 @@ impl Stream {
             clock_ahead_ms: 0,
             pause: None,
             is_first: true,
+            is_refused: false,
         }
     }
 
@@ -76,11 +79,14 @@ impl Stream {
         };
         match heard {
             Ok(heard) => {
+                self.is_refused = false;
                 self.pause = None;
                 heard
             }
             Err(failure) => {
-                if let Failure::Refused(error) = &failure {
+                if let Failure::Refused(error) = &failure
+                    && !std::mem::replace(&mut self.is_refused, true)
+                {
                     tracing::error!(%error, "Redis refused to read the log of revocations");
                 }
                 self.link = None;

@@ -2,11 +2,67 @@
 
 use std::time::Duration;
 
+/// How a store is, as far as the log tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It does what it is asked.
+    Up,
+    /// It is there and answers, and takes no changes; why, as a class.
+    Refusing(&'static str),
+    /// It cannot be used; why, as a class.
+    Away(&'static str),
+}
+
+/// What is to be said of a store: one line for each change, however many requests notice it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It is there for the first time.
+    There,
+    /// It is there again, or takes changes again.
+    Back,
+    /// It takes no changes.
+    Refuses(&'static str),
+    /// It has gone.
+    Gone(&'static str),
+}
+
+/// What the log was told of a store.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told(Option<Condition>);
+
+impl Told {
+    /// It is so now: what is to be said of it, if anything.
+    pub fn change(&mut self, now: Condition) -> Option<News> {
+        let before = self.0;
+        if before == Some(now) {
+            return None;
+        }
+        if let (Some(Condition::Away(one)), Condition::Away(two)) = (before, now)
+            && [one, two].iter().all(|class| PASSING.contains(class))
+        {
+            // A server that restarts breaks its connections, refuses new ones, and loads: that is one event.
+            return None;
+        }
+        self.0 = Some(now);
+        Some(match now {
+            Condition::Up if before.is_none() => News::There,
+            Condition::Up => News::Back,
+            Condition::Refusing(class) => News::Refuses(class),
+            Condition::Away(class) => News::Gone(class),
+        })
+    }
+}
+
+/// Classes that follow each other while a server goes and comes back.
+const PASSING: [&str; 5] = ["unknown", "timeout", "refused", "broken", "not_ready"];
+
 /// How a store that the gateway depends on was when it was last used or looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependency {
-    /// Why it is away, as a class (`timeout`, `refused`, …); none while it is up.
+    /// Why it is away or takes no changes, as a class (`timeout`, `refused`, `out_of_memory`, …); none while it is up.
     pub error: Option<&'static str>,
+    /// It answers all the same, and only takes no changes.
+    pub is_degraded: bool,
     /// How long that use took.
     pub latency: Duration,
     /// When that was: the time since 1970.
@@ -28,5 +84,31 @@ impl Databases {
     /// Those that there are.
     pub fn all(&self) -> impl Iterator<Item = &Dependency> {
         [&self.redis, &self.postgres, &self.embedded].into_iter().flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_for_a_change_and_none_for_what_belongs_to_it() {
+        let mut told = Told::default();
+        let conditions = [
+            (Condition::Up, Some(News::There)),
+            (Condition::Up, None),
+            (Condition::Away("broken"), Some(News::Gone("broken"))),
+            (Condition::Away("refused"), None),
+            (Condition::Away("not_ready"), None),
+            (Condition::Up, Some(News::Back)),
+            (Condition::Away("timeout"), Some(News::Gone("timeout"))),
+            (Condition::Away("authentication"), Some(News::Gone("authentication"))),
+            (Condition::Refusing("read_only"), Some(News::Refuses("read_only"))),
+            (Condition::Refusing("read_only"), None),
+            (Condition::Up, Some(News::Back)),
+        ];
+        for (condition, news) in conditions {
+            assert_eq!(told.change(condition), news, "{condition:?}");
+        }
     }
 }

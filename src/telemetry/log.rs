@@ -53,7 +53,9 @@ fn filter(level: &str) -> Result<EnvFilter, InitError> {
     if !level.split(',').any(|part| means_a_level(part.trim())) {
         return Err(refused(None));
     }
-    EnvFilter::try_new(level).map_err(|source| refused(Some(source)))
+    // The pool of connections tells of each that breaks; the store of users tells of the server, once. Whoever names the
+    // pool's target, or another that begins so, hears it.
+    EnvFilter::try_new(format!("deadpool=off,{level}")).map_err(|source| refused(Some(source)))
 }
 
 fn json<M>(level: &str, output: M) -> Result<impl Subscriber + Send + Sync, InitError>

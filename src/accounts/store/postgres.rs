@@ -3,6 +3,7 @@
 //! Each statement is one round trip without a name, so it also works through poolers that know no prepared statements.
 //! A connection whose statement did not end in time is closed, not used again: whoever came next would wait behind it.
 
+use std::cell::Cell;
 use std::error::Error as _;
 use std::fmt;
 use std::io;
@@ -24,7 +25,8 @@ use crate::accounts::password::Stored;
 use crate::accounts::user::User;
 use crate::auth::read_certificates;
 use crate::config::Secret;
-use crate::shard::{Local, clock};
+use crate::shard::{Instant, Local, clock};
+use crate::telemetry::dependency::{Condition, News, Told};
 
 /// Requests that wait for a connection or an answer; more are refused.
 const UNDER_WAY_MAX: usize = 1024;
@@ -66,6 +68,9 @@ pub struct Postgres {
     patience: Duration,
     under_way: Semaphore,
     health: Local<Health>,
+    told: Local<Told>,
+    /// When it last went or came back. What was asked before that says nothing of how it is now.
+    changed_at: Cell<Instant>,
     /// Where it is, without a password.
     server: String,
 }
@@ -114,6 +119,8 @@ impl Postgres {
             patience,
             under_way: Semaphore::new(UNDER_WAY_MAX),
             health: Local::new(health),
+            told: Local::default(),
+            changed_at: Cell::new(Instant::START),
             server,
         })
     }
@@ -239,7 +246,7 @@ impl Postgres {
     }
 
     /// Keeps how it went, and tells the log when that changed.
-    fn note<T>(&self, began: clock::Instant, outcome: Result<T, Trouble>) -> Result<T, Failure> {
+    fn note<T>(&self, began: Instant, outcome: Result<T, Trouble>) -> Result<T, Failure> {
         let (class, cause) = match &outcome {
             Ok(_) => (None, String::new()),
             Err(trouble) => match classify(trouble) {
@@ -248,18 +255,25 @@ impl Postgres {
                 _ => (None, String::new()),
             },
         };
+        if began < self.changed_at.get() {
+            return outcome.map_err(|trouble| classify(&trouble));
+        }
         let latency = clock::now().since(began);
         let health = Health { kind: "postgres", away: class, latency, checked_at: clock::unix_now() };
-        let before = self.health.with(|latest| std::mem::replace(latest, health)).away;
-        match class {
-            Some(class) if before != Some(class) => tracing::error!(
+        self.health.with(|latest| *latest = health);
+        let news = self.told.with(|told| told.change(class.map_or(Condition::Up, Condition::Away)));
+        match news {
+            Some(News::Gone(class) | News::Refuses(class)) => tracing::error!(
                 server = %self.server,
                 cause,
                 "PostgreSQL is away ({class}): {}; until then logins and renewals are refused with 503",
                 advice(class)
             ),
-            None if before.is_some() => tracing::info!(server = %self.server, "PostgreSQL is back"),
-            _ => {}
+            Some(News::Back) => tracing::info!(server = %self.server, "PostgreSQL is back"),
+            Some(News::There) | None => {}
+        }
+        if news.is_some() {
+            self.changed_at.set(clock::now());
         }
         outcome.map_err(|trouble| classify(&trouble))
     }

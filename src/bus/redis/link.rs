@@ -138,6 +138,9 @@ fn told<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Resul
     match answer {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) if error.code() == Some(LATE) => Err(Failure::Late),
+        Ok(Err(error)) if let Some(class) = Class::of_no_changes(&error) => {
+            Err(Failure::NoChanges(class, error.to_string().into()))
+        }
         Ok(Err(error)) => match Class::of(&error) {
             Some(class) => {
                 tracing::debug!(%error, "a command to Redis failed");

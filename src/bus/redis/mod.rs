@@ -6,8 +6,10 @@
 //!
 //! For the bridge: it needs a tokio runtime with I/O and time.
 
+mod keeper;
 mod link;
 
+use std::cell::Cell;
 use std::fmt;
 use std::path::Path;
 use std::rc::Rc;
@@ -18,22 +20,14 @@ use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType}
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
     IntoConnectionInfo as _, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
-    Value,
 };
 use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::config::{self, RedisMode};
 use crate::shard::clock::{self, Instant};
 use link::Line;
 pub use link::{Link, Script};
-
-/// How often the server is asked whether it is there.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The pauses between attempts to connect: the first, and the longest. Half of each is chance, so that instances do not
-/// come back all at once.
-const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 
 /// Why something was not done, or nobody knows whether it was.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -44,6 +38,9 @@ pub enum Failure {
     /// Redis came to it too late, and changed nothing; see [`Redis::run_in_time`].
     #[error("Redis came to it too late, and changed nothing")]
     Late,
+    /// Redis is there and takes no changes now: its memory is full, it follows another server, its disk fails.
+    #[error("Redis takes no changes: {}", .0.word())]
+    NoChanges(Class, Box<str>),
     /// Redis answered that it will not do it, or with something else than was expected.
     #[error("Redis refused a command")]
     Refused(#[source] RedisError),
@@ -74,6 +71,14 @@ pub enum Class {
     Login,
     /// It is there and cannot serve: it loads, follows another one, lost its cluster; or the sentinels know no server.
     NotReady,
+    /// It follows another server.
+    ReadOnly,
+    /// It has as much as it may (`maxmemory`), and lets nothing go for it.
+    OutOfMemory,
+    /// It could not write its data to its disk.
+    NotSaved,
+    /// Fewer servers follow it than it is told to want (`min-replicas-to-write`).
+    TooFewReplicas,
 }
 
 impl Class {
@@ -86,7 +91,41 @@ impl Class {
             Self::Broken => "broken",
             Self::Login => "login",
             Self::NotReady => "not_ready",
+            Self::ReadOnly => "read_only",
+            Self::OutOfMemory => "out_of_memory",
+            Self::NotSaved => "not_saved",
+            Self::TooFewReplicas => "too_few_replicas",
         }
+    }
+
+    /// What an operator does about a server that takes no changes.
+    const fn advice(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "name its master in redis.urls, or its sentinels",
+            Self::OutOfMemory => "give it more memory (maxmemory), or find who fills it",
+            Self::NotSaved => "look at its log and its disk",
+            Self::TooFewReplicas => "look at its replicas (min-replicas-to-write)",
+            _ => "look at its log",
+        }
+    }
+
+    /// Why the server takes no changes, if it says that.
+    fn of_no_changes(error: &RedisError) -> Option<Self> {
+        let class = |code| {
+            Some(match code {
+                "READONLY" => Self::ReadOnly,
+                "OOM" => Self::OutOfMemory,
+                "MISCONF" => Self::NotSaved,
+                "NOREPLICAS" => Self::TooFewReplicas,
+                _ => return None,
+            })
+        };
+        // Before Redis 7 the code stands within what a script's error tells.
+        let within = || {
+            let words = error.detail()?.split([' ', '-']);
+            words.filter(|word| error.code() == Some("ERR") && word.len() > 2).find_map(class)
+        };
+        error.code().and_then(class).or_else(within)
     }
 
     /// Why the connection is of no use after this error; none if it is.
@@ -103,9 +142,10 @@ impl Class {
                 ServerErrorKind::BusyLoading
                 | ServerErrorKind::ClusterDown
                 | ServerErrorKind::MasterDown
-                | ServerErrorKind::ReadOnly
                 | ServerErrorKind::TryAgain,
             ) => Some(Self::NotReady),
+            // It became another's replica while it was asked for what is new.
+            ErrorKind::Extension if error.code() == Some("UNBLOCKED") => Some(Self::NotReady),
             ErrorKind::Extension if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => Some(Self::Login),
             _ => None,
         }
@@ -115,8 +155,10 @@ impl Class {
 /// How Redis is. Moves between threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Why it is away; none while it is up.
+    /// Why it is away; none while it answers.
     pub away: Option<Class>,
+    /// Why it takes no changes though it answers; none while it does.
+    pub refuses: Option<Class>,
     /// How long the latest question whether it is there took.
     pub latency: Duration,
     /// When that was: the time since 1970.
@@ -124,13 +166,13 @@ pub struct Status {
 }
 
 impl Status {
-    fn now(away: Option<Class>, latency: Duration) -> Self {
-        Self { away, latency, checked_at: clock::unix_now() }
+    fn now(away: Option<Class>, refuses: Option<Class>, latency: Duration) -> Self {
+        Self { away, refuses, latency, checked_at: clock::unix_now() }
     }
 
-    /// Whether it is up.
+    /// Whether it answers and takes changes.
     pub const fn is_up(&self) -> bool {
-        self.away.is_none()
+        self.away.is_none() && self.refuses.is_none()
     }
 }
 
@@ -303,8 +345,18 @@ pub struct Redis {
     address: Address,
     clock: Rc<Script>,
     state: watch::Receiver<State>,
-    /// The numbers of connections that failed.
-    failed: mpsc::UnboundedSender<(u64, Class)>,
+    /// What was noticed on a connection, by its number.
+    noticed: mpsc::UnboundedSender<(u64, Noticed)>,
+    /// When the log was last told that a command was refused.
+    complained_at: Rc<Cell<Option<Instant>>>,
+}
+
+/// What whoever uses a connection tells the task that keeps it up.
+enum Noticed {
+    /// It is of no use any more.
+    Failed(Class),
+    /// The server takes no changes, and says so.
+    Refused(Class, Box<str>),
 }
 
 #[derive(Clone)]
@@ -324,11 +376,11 @@ impl fmt::Debug for Redis {
 impl Redis {
     /// Starts to connect. Within a tokio runtime.
     pub fn start(address: Address) -> Self {
-        let state = State { number: 0, link: None, status: Status::now(Some(Class::Unknown), Duration::ZERO) };
+        let state = State { number: 0, link: None, status: Status::now(Some(Class::Unknown), None, Duration::ZERO) };
         let (tell, state) = watch::channel(state);
-        let (failed, failures) = mpsc::unbounded_channel();
-        tokio::spawn(keep_up(address.clone(), tell, failures));
-        Self { address, clock: Rc::new(Script::new(CLOCK)), state, failed }
+        let (noticed, notices) = mpsc::unbounded_channel();
+        tokio::spawn(keeper::keep_up(address.clone(), tell, notices));
+        Self { address, clock: Rc::new(Script::new(CLOCK)), state, noticed, complained_at: Rc::default() }
     }
 
     /// Asks, and waits for the answer as long as is configured; less long while Redis is known to be away.
@@ -402,117 +454,29 @@ impl Redis {
         }
     }
 
+    /// Tells the log of a command that is refused for another reason than that none is taken: a mistake of ours or of who
+    /// set Redis up. Now and then: each request may meet it.
+    fn complain(&self, error: &RedisError) {
+        let now = clock::now();
+        if self.complained_at.get().is_none_or(|at| now.since(at) >= COMPLAINT_INTERVAL) {
+            self.complained_at.set(Some(now));
+            tracing::error!(%error, "Redis refused a command; this is told once a minute at most");
+        }
+    }
+
     fn watched<T>(&self, number: u64, answer: Result<T, Failure>) -> Result<T, Failure> {
-        if let Err(Failure::Away(class)) = &answer {
-            // If nobody listens the runtime ends.
-            let _ = self.failed.send((number, *class));
+        // If nobody listens the runtime ends.
+        match &answer {
+            Err(Failure::Away(class)) => drop(self.noticed.send((number, Noticed::Failed(*class)))),
+            Err(Failure::NoChanges(class, said)) => {
+                let _ = self.noticed.send((number, Noticed::Refused(*class, said.clone())));
+            }
+            Err(Failure::Refused(error)) => self.complain(error),
+            Ok(_) | Err(Failure::Late) => {}
         }
         answer
     }
 }
 
-/// Connects, looks whether the connection is good, and connects anew, until nobody wants it any more.
-async fn keep_up(address: Address, tell: watch::Sender<State>, mut failures: mpsc::UnboundedReceiver<(u64, Class)>) {
-    let mut number = 0;
-    let mut pause = PAUSE[0];
-    let mut told = Told::Nothing;
-    loop {
-        number += 1;
-        let began = clock::now();
-        let connected = tokio::select! {
-            connected = connect(&address) => connected,
-            () = tell.closed() => return,
-        };
-        let away = match connected {
-            Ok(link) => {
-                pause = PAUSE[0];
-                log_change(&mut told, None);
-                let status = Status::now(None, clock::now().since(began));
-                tell.send_replace(State { number, link: Some(link.clone()), status });
-                tokio::select! {
-                    class = probe(link, number, &tell, &mut failures) => class,
-                    () = tell.closed() => return,
-                }
-            }
-            Err(class) => class,
-        };
-        log_change(&mut told, Some(away));
-        let status = Status::now(Some(away), clock::now().since(began));
-        tell.send_replace(State { number, link: None, status });
-        tokio::select! {
-            () = sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
-            () = tell.closed() => return,
-        }
-        pause = PAUSE[1].min(pause * 2);
-    }
-}
-
-/// Connects and sees whether it is answered: a server that loads its data accepts connections.
-async fn connect(address: &Address) -> Result<Link, Class> {
-    let class = |failure| match failure {
-        Failure::Away(class) => class,
-        Failure::Refused(_) | Failure::Late => Class::NotReady,
-    };
-    let mut link = address.connect(Duration::ZERO).await.map_err(class)?;
-    ping(&mut link).await.map_err(class)?;
-    Ok(link)
-}
-
-/// Asks again and again whether the server is there, until it is not or somebody else had no answer on this connection.
-async fn probe(
-    mut link: Link,
-    number: u64,
-    tell: &watch::Sender<State>,
-    failures: &mut mpsc::UnboundedReceiver<(u64, Class)>,
-) -> Class {
-    loop {
-        let failed = async {
-            loop {
-                match failures.recv().await {
-                    Some((failed, class)) if failed == number => return class,
-                    // It is about a connection that was given up already.
-                    Some(_) => {}
-                    None => std::future::pending().await,
-                }
-            }
-        };
-        tokio::select! {
-            class = failed => return class,
-            () = sleep(PROBE_INTERVAL) => {}
-        }
-        let began = clock::now();
-        match ping(&mut link).await {
-            Err(Failure::Away(class)) => return class,
-            // Whatever it says, it is there.
-            Ok(()) | Err(Failure::Refused(_) | Failure::Late) => {}
-        }
-        tell.send_modify(|state| state.status = Status::now(None, clock::now().since(began)));
-    }
-}
-
-async fn ping(link: &mut Link) -> Result<(), Failure> {
-    match link.line {
-        // In a cluster it would be sent to all nodes, and one that is away would be the fault of all.
-        Line::Cluster(_) => link.ask::<Value>(redis::cmd("EXISTS").arg("shardgate:probe")).await.map(|_| ()),
-        Line::One(_) => link.ask::<Value>(&redis::cmd("PING")).await.map(|_| ()),
-    }
-}
-
-/// Tells the log when Redis goes away, for another reason than before, or comes back.
-fn log_change(told: &mut Told, away: Option<Class>) {
-    match (away, &told) {
-        (Some(class), Told::Away(before)) if *before == class => {}
-        (Some(class), _) => tracing::warn!(error = class.word(), "Redis is away"),
-        (None, Told::Nothing) => tracing::info!("Redis is there"),
-        (None, Told::Away(_)) => tracing::info!("Redis is back"),
-        (None, Told::Up) => {}
-    }
-    *told = away.map_or(Told::Up, Told::Away);
-}
-
-/// What the log says of Redis.
-enum Told {
-    Nothing,
-    Up,
-    Away(Class),
-}
+/// How often the log is told that Redis refused a command, at most.
+const COMPLAINT_INTERVAL: Duration = Duration::from_mins(1);

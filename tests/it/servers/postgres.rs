@@ -92,6 +92,12 @@ impl PostgresServer {
         self.child.wait().expect("it is ours");
     }
 
+    /// Ends it by a signal to the server alone: `INT` is its fast shutdown, `QUIT` its immediate one.
+    pub(crate) fn stop(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+        self.child.wait().expect("it is ours");
+    }
+
     /// Starts it again after it was killed, on the same port and with what it kept.
     #[track_caller]
     pub(crate) fn restart(&mut self) {

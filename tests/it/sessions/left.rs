@@ -103,7 +103,7 @@ fn what_is_found_of_clients_that_left_while_the_instance_stood_still_is_not_begu
 }
 
 /// Gateways whose users are in PostgreSQL.
-fn with_postgres(server: &PostgresServer, rest: &str) -> (Stage, String) {
+pub(super) fn with_postgres(server: &PostgresServer, rest: &str) -> (Stage, String) {
     let accounts = format!("[accounts]\npostgres_timeout = \"10s\"\npostgres_url = \"{}\"\n", server.url());
     let stage = Stage::new(rest);
     let config = stage.config().replacen("[accounts]\n", &accounts, 1);

@@ -3,6 +3,7 @@
 mod crowd;
 mod half_done;
 mod left;
+mod refusing;
 mod secrets;
 mod unread;
 
@@ -125,9 +126,13 @@ fn tokens(answer: &Response) -> Tokens {
     Tokens { access: text("accessToken"), refresh: text("refreshToken") }
 }
 
+fn credentials() -> Value {
+    json!({ "email": EMAIL, "password": PASSWORD })
+}
+
 #[track_caller]
 fn log_in(gateway: &Gateway) -> Tokens {
-    tokens(&post(gateway, "/auth/login", &json!({ "email": EMAIL, "password": PASSWORD }), ""))
+    tokens(&post(gateway, "/auth/login", &credentials(), ""))
 }
 
 fn refresh(gateway: &Gateway, token: &str) -> Response {
