@@ -5,6 +5,7 @@ mod half_done;
 mod left;
 mod refusing;
 mod secrets;
+mod soak;
 mod unread;
 
 use std::{
