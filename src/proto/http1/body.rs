@@ -1,6 +1,7 @@
 //! Walks through the body of a message as it comes: says which stretches are payload, and copies none of them.
 
 use super::error::BodyError;
+use super::fields::LENGTH_MAX;
 use super::trailers::Trailers;
 use crate::proto::head::Framing;
 
@@ -205,7 +206,7 @@ impl Chunked {
             b'0'..=b'9' => byte & 0x0f,
             _ => (byte & 0x0f).saturating_add(9),
         };
-        let shifted = self.left.checked_mul(16).ok_or(BodyError::ChunkTooLarge)?;
+        let shifted = self.left.checked_mul(16).filter(|size| *size <= LENGTH_MAX).ok_or(BodyError::ChunkTooLarge)?;
         self.left = shifted | u64::from(digit);
         Ok(Expected::MoreSize)
     }

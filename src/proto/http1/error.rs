@@ -60,7 +60,7 @@ mistakes! {
         AmbiguousFieldName 400 "a field name can be mistaken for Content-Length or Transfer-Encoding",
         LengthAndTransferEncoding 400 "Content-Length and Transfer-Encoding are both present",
         SeveralContentLengths 400 "Content-Length is present more than once",
-        BadContentLength 400 "Content-Length is not a decimal number within 64 bits",
+        BadContentLength 400 "Content-Length is not a decimal number within 63 bits",
         SeveralTransferEncodings 400 "Transfer-Encoding is present more than once",
         BadTransferEncoding 400 "Transfer-Encoding does not end in a single chunked",
         UnknownTransferCoding 501 "Transfer-Encoding names a coding other than chunked",
@@ -111,7 +111,7 @@ mistakes! {
     /// What is wrong with the framing of a body. Its connection cannot be used again.
     BodyError {
         BadChunkSize 400 "a chunk size is not a hexadecimal number",
-        ChunkTooLarge 400 "a chunk size does not fit in 64 bits",
+        ChunkTooLarge 400 "a chunk size does not fit in 63 bits",
         BadChunkExtension 400 "a chunk extension is malformed",
         ChunkLineTooLong 400 "a chunk line is longer than is accepted",
         TooMuchChunkOverhead 400 "the chunks are too small for the lines that announce them",

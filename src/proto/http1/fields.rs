@@ -151,7 +151,10 @@ impl Survey {
     }
 }
 
-/// `1*DIGIT` within 64 bits and nothing else: no sign, no list, no white space inside.
+/// The longest body, or chunk, that may be announced. Those who count with a sign take more for less than nothing.
+pub(super) const LENGTH_MAX: u64 = i64::MAX as u64;
+
+/// `1*DIGIT` up to [`LENGTH_MAX`] and nothing else: no sign, no list, no white space inside.
 fn length(value: &[u8]) -> Result<u64, HeadError> {
     if value.is_empty() {
         return Err(HeadError::BadContentLength);
@@ -160,7 +163,7 @@ fn length(value: &[u8]) -> Result<u64, HeadError> {
         .iter()
         .try_fold(0_u64, |length, byte| {
             let digit = byte.is_ascii_digit().then(|| u64::from(byte & 0x0f))?;
-            length.checked_mul(10)?.checked_add(digit)
+            length.checked_mul(10)?.checked_add(digit).filter(|length| *length <= LENGTH_MAX)
         })
         .ok_or(HeadError::BadContentLength)
 }
