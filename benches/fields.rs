@@ -12,7 +12,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use messages::{ANSWER, BROWSER};
 use shardgate::config::HeaderRules;
 use shardgate::gateway::fields::{Rules, Said, of_answer, of_request};
-use shardgate::proto::head::{Field, Method, RequestHead, ResponseHead};
+use shardgate::proto::head::{Field, Method, RequestHead, ResponseHead, Version};
 use shardgate::proto::http1::{HeadLimits, parse_request, parse_response};
 use shardgate::telemetry::ids::TraceContext;
 
@@ -77,7 +77,7 @@ fn rewriting(criterion: &mut Criterion) {
         criterion.bench_function(&format!("fields of an answer{suffix}"), |bencher| {
             bencher.iter(|| {
                 again.reset(&mut head.bytes, &mut head.fields);
-                of_answer(black_box(&mut head), &rules);
+                of_answer(black_box(&mut head), Version::Http11, &rules);
             });
         });
     }

@@ -41,7 +41,7 @@ fn requests(criterion: &mut Criterion) {
             let mut out = Vec::with_capacity(4096);
             bencher.iter(|| {
                 out.clear();
-                encode_request(black_box(&head), b"/events/17", Framing::None, &mut out);
+                encode_request(black_box(&head), b"/events/17", Framing::None, false, &mut out);
                 out.len()
             });
         });

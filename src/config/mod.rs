@@ -314,6 +314,9 @@ pub struct Upstream {
     pub requests_max: u32,
     /// How many of these may have a body that is still coming in. Default half of `requests_max`. Process.
     pub uploads_max: Option<u32>,
+    /// Methods with which its servers read bodies; `*` alone is all. Default POST, PUT and PATCH; a route may say otherwise.
+    /// Each.
+    pub body_methods: Vec<String>,
     /// Attempts beyond the first. Default 2; a route may say otherwise. Each.
     pub retries_max: u32,
     /// Retries as a share of requests, in percent. Default 20. Shard.
@@ -364,6 +367,9 @@ pub struct Route {
     /// Instead of [`Http::body_bytes_max`].
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "units::optional_size")]
     pub body_bytes_max: Option<u64>,
+    /// Instead of [`Upstream::body_methods`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub body_methods: Option<Vec<String>>,
     /// Instead of [`Upstream::response_timeout`].
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "units::optional_duration")]
     pub response_timeout: Option<Duration>,

@@ -10,7 +10,7 @@ use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::redis::read_redis;
 use super::roles::read_roles;
-use super::routes::{Referred, read_routes, warn_about_own_paths};
+use super::routes::{Referred, check_body_methods, read_routes, warn_about_own_paths};
 use super::sessions::{read_revocation, read_sessions};
 use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
 use std::collections::BTreeMap;
@@ -318,6 +318,8 @@ fn read_upstreams(node: Option<&Node>, report: &mut Report) -> BTreeMap<String, 
 }
 
 fn read_upstream(fields: &Fields<'_>, report: &mut Report) -> Upstream {
+    let body_methods: Vec<String> = fields.take("body_methods", report);
+    check_body_methods(&body_methods, fields, report);
     Upstream {
         instances: fields.take_written("instances", report).unwrap_or_default(),
         connect_timeout: fields.take("connect_timeout", report),
@@ -326,6 +328,7 @@ fn read_upstream(fields: &Fields<'_>, report: &mut Report) -> Upstream {
         idle_max: fields.take("idle_max", report),
         requests_max: fields.take("requests_max", report),
         uploads_max: fields.take_written("uploads_max", report),
+        body_methods,
         retries_max: fields.take("retries_max", report),
         retry_budget_percent: fields.take("retry_budget_percent", report),
         retry_budget_min_per_s: fields.take("retry_budget_min_per_s", report),

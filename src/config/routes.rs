@@ -97,6 +97,8 @@ pub(super) fn read_routes(node: Option<&Node>, referred: &Referred<'_>, report: 
 }
 
 fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Route {
+    let body_methods: Option<Vec<String>> = fields.take_written("body_methods", report);
+    check_body_methods(body_methods.as_deref().unwrap_or_default(), fields, report);
     let mut headers = |name: &str| read_headers(fields, name, report);
     let [request_headers, response_headers] = ["request_headers", "response_headers"].map(&mut headers);
     Route {
@@ -114,6 +116,7 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
         forward_authorization: fields.take("forward_authorization", report),
         allow_encoded_slash: fields.take("allow_encoded_slash", report),
         body_bytes_max: fields.take_written("body_bytes_max", report),
+        body_methods,
         response_timeout: fields.take_written("response_timeout", report),
         request_timeout: fields.take_written("request_timeout", report),
         stream_idle_timeout: fields.take_written("stream_idle_timeout", report),
@@ -147,7 +150,21 @@ fn read_hosts(fields: &Fields<'_>, report: &mut Report) -> Vec<HostPattern> {
 
 fn read_methods(fields: &Fields<'_>, report: &mut Report) -> Vec<String> {
     let methods: Vec<String> = fields.take("methods", report);
-    for method in &methods {
+    check_methods(&methods, "methods", fields, report);
+    methods
+}
+
+/// Methods with which bodies are read: names, or a star for all.
+pub(super) fn check_body_methods(methods: &[String], fields: &Fields<'_>, report: &mut Report) {
+    check_methods(methods, "body_methods", fields, report);
+    if methods.len() > 1 && methods.iter().any(|method| method == "*") {
+        let what = format!("{}.body_methods has \"*\" and more", fields.path);
+        report.push(fields.place_of("body_methods"), what, "the star stands for all");
+    }
+}
+
+fn check_methods(methods: &[String], key: &str, fields: &Fields<'_>, report: &mut Report) {
+    for method in methods {
         let right = if !is_token(method) || method.len() > 32 {
             "a method is a word of up to 32 letters, like GET".to_owned()
         } else if method.bytes().any(|byte| byte.is_ascii_lowercase()) {
@@ -157,10 +174,9 @@ fn read_methods(fields: &Fields<'_>, report: &mut Report) -> Vec<String> {
         } else {
             continue;
         };
-        report.push(fields.place_of("methods"), format!("{}.methods has {}", fields.path, quoted(method)), &right);
+        report.push(fields.place_of(key), format!("{}.{key} has {}", fields.path, quoted(method)), &right);
     }
-    report_twice(&methods, "methods", fields, report);
-    methods
+    report_twice(methods, key, fields, report);
 }
 
 fn report_twice<T: PartialEq + ToString>(values: &[T], key: &str, fields: &Fields<'_>, report: &mut Report) {

@@ -1,12 +1,14 @@
 //! The fields of a request and of its answer as the other side gets them: what goes, what the gateway says, then the
 //! route's rules. Pure edits of a flat head.
 
+use std::cell::Cell;
+
 use crate::{
     auth::Claims,
     config::HeaderRules,
     proto::{
         head::{Field, Framing, Known, RequestHead, ResponseHead, Span, Version},
-        http1::remove_connection_named,
+        http1::{remove_connection_named, trailer_names},
     },
     telemetry::ids::{TRACEPARENT_LENGTH, TraceContext},
 };
@@ -95,7 +97,9 @@ fn is_claim(known: Known) -> bool {
 pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     remove_connection_named(&head.bytes, &mut head.fields);
     let is_upgrade = head.upgrade;
+    let has_trailer = Cell::new(false);
     head.remove(|known| {
+        has_trailer.set(has_trailer.get() || known == Known::Trailer);
         is_hop_by_hop(known)
             || (known == Known::Upgrade && !is_upgrade)
             || is_replaced(known)
@@ -103,6 +107,10 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
             || (is_claim(known) && !said.is_trusted)
             || (known == Known::Authorization && !said.forwards_authorization)
     });
+    if has_trailer.get() {
+        let are_passed = head.framing == Framing::Chunked && !rules.removes_any();
+        announce_trailers(&mut head.bytes, &mut head.fields, are_passed);
+    }
     let mut traceparent = [0; TRACEPARENT_LENGTH];
     said.trace.write(&mut traceparent);
     head.push(Known::XRequestId, b"X-Request-Id", said.request_id);
@@ -150,16 +158,24 @@ fn append_to(head: &mut RequestHead, known: Known, name: &[u8], member: &[u8]) {
     head.fields[place].value = Span { start, end };
 }
 
-/// The answer's fields as the client gets them. The request id is the exchange's to set.
-pub fn of_answer(head: &mut ResponseHead, rules: &Rules) {
+/// The answer's fields as a client of this version gets them. The request id is the exchange's to set.
+pub fn of_answer(head: &mut ResponseHead, to: Version, rules: &Rules) {
     remove_connection_named(&head.bytes, &mut head.fields);
     let keeps_length = head.framing == Framing::None;
     let is_upgrade = head.status == 101;
+    let has_trailer = Cell::new(false);
     head.remove(|known| {
+        has_trailer.set(has_trailer.get() || known == Known::Trailer);
         (is_hop_by_hop(known) && !(known == Known::ContentLength && keeps_length))
             || (known == Known::Upgrade && !is_upgrade)
             || known == Known::XRequestId
     });
+    if has_trailer.get() {
+        // Without a body of its own an answer tells what another would have: to a HEAD, with a 304.
+        let may_come = to != Version::Http10 && matches!(head.framing, Framing::Chunked | Framing::None);
+        let are_passed = may_come && !rules.removes_any();
+        announce_trailers(&mut head.bytes, &mut head.fields, are_passed);
+    }
     let via = head.fields.iter().position(|field| field.known == Known::Via);
     match via {
         None => head.push(Known::Via, b"Via", VIA),
@@ -177,6 +193,21 @@ pub fn of_answer(head: &mut ResponseHead, rules: &Rules) {
     for (name, value) in &rules.add {
         head.push(Known::Other, name, value);
     }
+}
+
+/// Leaves in the `Trailer` fields the names that are passed on behind the body, if any are: some servers refuse a message
+/// that announces what may not come there. A field that names nothing goes.
+fn announce_trailers(bytes: &mut Vec<u8>, fields: &mut Vec<Field>, are_passed: bool) {
+    fields.retain_mut(|field| {
+        if field.known != Known::Trailer {
+            return true;
+        }
+        let names = trailer_names(field.value.of(bytes)).filter(|_| are_passed).collect::<Vec<_>>().join(&b", "[..]);
+        let start = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        bytes.extend_from_slice(&names);
+        field.value = Span { start, end: u32::try_from(bytes.len()).unwrap_or(u32::MAX) };
+        !names.is_empty()
+    });
 }
 
 /// Whether a 101 names the protocols that it switches to, and each of them was asked for (RFC 9110 §7.8).

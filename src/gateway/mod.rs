@@ -12,6 +12,7 @@ mod plan;
 mod proxy;
 pub mod rate_limit;
 pub mod router;
+mod unasked;
 
 use std::{
     cell::Cell,
@@ -206,6 +207,7 @@ impl Gateway {
         for upstream in &self.live().upstreams {
             upstream.sweep(now);
         }
+        self.note_unasked();
     }
 
     /// How each upstream stands on this shard, in the order of the plan's.

@@ -8,6 +8,7 @@ use super::{
     addresses::Addresses,
     cors,
     fields::Rules,
+    proxy::BodyMethods,
     rate_limit::{self, LimitPlan, RouteLimits},
     router::{CAPTURES_MAX, Router},
 };
@@ -110,6 +111,7 @@ pub(super) struct ProxyRoute {
     pub(super) allow_encoded_slash: bool,
     pub(super) body_bytes_max: u64,
     pub(super) request_timeout: Duration,
+    pub(super) body_methods: BodyMethods,
     pub(super) response_timeout: Duration,
     pub(super) stream_idle_timeout: Duration,
     pub(super) retries_max: u32,
@@ -355,6 +357,7 @@ impl ProxyRoute {
             allow_encoded_slash: route.allow_encoded_slash,
             body_bytes_max: route.body_bytes_max.unwrap_or(config.http.body_bytes_max),
             request_timeout: route.request_timeout.unwrap_or(config.http.request_timeout),
+            body_methods: BodyMethods::from(route.body_methods.as_ref().unwrap_or(&upstream.body_methods).as_slice()),
             response_timeout: route.response_timeout.unwrap_or(upstream.response_timeout),
             stream_idle_timeout: route.stream_idle_timeout.unwrap_or(config.http.stream_idle_timeout),
             retries_max: route.retries_max.unwrap_or(upstream.retries_max),

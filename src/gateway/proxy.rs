@@ -8,10 +8,30 @@ use super::{
 use crate::{
     exchange::{Code, Exchange, Reject},
     net::RequestBody,
-    proto::head::{Framing, Known, RequestHead, ResponseHead, Span},
+    proto::head::{Framing, Known, RequestHead, ResponseHead, Span, Version},
     shard::Instant,
     upstream::{Asker, Call, Streaming, Upstream},
 };
+
+/// Methods with which a service reads a request's body to its end.
+#[derive(Debug)]
+pub(super) struct BodyMethods(Vec<Box<[u8]>>);
+
+impl From<&[String]> for BodyMethods {
+    fn from(names: &[String]) -> Self {
+        Self(names.iter().map(|name| name.as_bytes().into()).collect())
+    }
+}
+
+impl BodyMethods {
+    /// Whether the request may have a body that the service does not read: GET, HEAD, DELETE and OPTIONS have none by which
+    /// they are defined (RFC 9110 §9.3), and services differ. Whoever leaves one unread takes it for the next request.
+    fn may_leave_body(&self, head: &RequestHead) -> bool {
+        let has_body = matches!(head.framing, Framing::Length(1..) | Framing::Chunked);
+        let method = head.text(head.method_text);
+        has_body && !self.0.iter().any(|name| **name == *method || **name == *b"*")
+    }
+}
 
 /// Forwards a request to its upstream and makes the answer's head ready for the client.
 pub(super) async fn forward(
@@ -47,6 +67,7 @@ pub(super) async fn forward(
         response_timeout: route.response_timeout,
         stream_idle_timeout: route.stream_idle_timeout,
         retries_max: route.retries_max,
+        is_last: route.body_methods.may_leave_body(&exchange.head),
         drops_trailers: route.response_headers.removes_any(),
         cancels_on_close: route.cancels_on_close,
     };
@@ -56,7 +77,7 @@ pub(super) async fn forward(
     if answer.status == 101 && !(asks_upgrade && fields::switches_as_asked(head, &answer)) {
         return Err(Reject::because(Code::UpstreamBadResponse, "the service switched protocols unasked"));
     }
-    fields::of_answer(&mut answer, &route.response_headers);
+    fields::of_answer(&mut answer, head.version, &route.response_headers);
     Ok((answer, streaming))
 }
 
@@ -77,7 +98,7 @@ impl<E: Fn() -> bool> Asker for Client<'_, E> {
         }
         // Which pages may read is said with the answer, and where the gateway does CORS not by the service.
         interim.remove(|known| known == Known::AccessControl);
-        fields::of_answer(interim, &self.route.response_headers);
+        fields::of_answer(interim, Version::Http11, &self.route.response_headers);
         true
     }
 }

@@ -17,7 +17,7 @@ use crate::{
         head::{Method, ResponseHead},
         http1::{BodyError, HeadLimits, ResponseError, ResponseScanner, WholeResponse, parse_response},
     },
-    shard::{Instant, TcpStream, buffers},
+    shard::{Heard, Instant, TcpStream, buffers},
 };
 
 /// Bounds of an answer's head. Wider than a request's: the backend is ours, and cookies are long.
@@ -72,9 +72,14 @@ impl ClientConnection {
         }))
     }
 
-    /// Whether an idle connection can take another request: the backend has neither closed it nor sent anything unasked.
-    pub fn is_reusable(&self) -> bool {
-        self.reader.bytes().is_empty() && self.io.is_quiet()
+    /// Whether more was read than the last answer. What that is nobody asked for.
+    pub fn has_unread(&self) -> bool {
+        !self.reader.bytes().is_empty()
+    }
+
+    /// What came over an idle connection: whether the backend has closed it, or sent anything unasked.
+    pub fn heard(&self) -> Heard {
+        if self.has_unread() { Heard::Bytes } else { self.io.heard() }
     }
 
     /// Whether a byte of an answer to the current request has come: from there on the request was acted upon.

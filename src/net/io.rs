@@ -8,7 +8,7 @@ use std::{
 
 use tokio::io::AsyncWrite;
 
-use crate::shard::{Local, TcpStream, buffers};
+use crate::shard::{Heard, Local, TcpStream, buffers};
 
 /// One per connection. Both halves borrow it; neither keeps it across an await.
 #[derive(Debug)]
@@ -40,11 +40,10 @@ impl Io {
         read
     }
 
-    /// Whether the peer is silent and still there: no byte and no end of stream is waiting. Leaves no waker behind that
-    /// anybody hears.
+    /// What came while nobody had anything to say. Bytes are thrown away. Leaves no waker behind that anybody hears.
     #[inline]
-    pub fn is_quiet(&self) -> bool {
-        self.stream.with(|stream| !stream.is_unfit())
+    pub fn heard(&self) -> Heard {
+        self.stream.with(TcpStream::heard)
     }
 
     /// Whether the peer has ended its bytes or broken the connection; see [`TcpStream::has_peer_ended`].

@@ -215,6 +215,8 @@ pub struct ResponseHead {
     pub framing: Framing,
     /// Whether the upstream keeps the connection after this answer.
     pub keep_alive: bool,
+    /// Whether it has no body by rule, and yet may be followed by one: it tells of one, or does not say that there is none.
+    pub may_have_body: bool,
     /// The `timeout` of `Keep-Alive`, in seconds.
     pub keep_alive_timeout_s: Option<u32>,
 }
@@ -325,6 +327,7 @@ impl ResponseHead {
             version: Version::Http11,
             framing: Framing::None,
             keep_alive: true,
+            may_have_body: false,
             keep_alive_timeout_s: None,
         }
     }

@@ -232,6 +232,7 @@ impl Worker {
     }
 
     fn scraped(&self) -> Scraped {
+        self.gateway.note_unasked();
         let mut counters = self.ledger.with(|ledger| {
             ledger.counters.access_log_dropped = ledger.access_log.dropped();
             ledger.counters.loop_lag.observe_us(u64::try_from(stall::lag().as_micros()).unwrap_or(u64::MAX));
@@ -252,7 +253,10 @@ impl Worker {
             let upstream = counters.upstream(upstream.slot);
             upstream.requests_in_flight = i64::from(report.in_flight);
             upstream.uploads_in_flight = i64::from(report.uploading);
-            upstream.connections_idle = i64::try_from(report.idle).unwrap_or(i64::MAX);
+            let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+            upstream.connections_idle = gauge(report.idle);
+            upstream.connections_held = gauge(report.held);
+            upstream.instances_distrusted = gauge(report.distrusted);
         }
         Scraped { counters, generation: plan.generation, reports }
     }

@@ -21,7 +21,7 @@ pub mod timer;
 
 pub use clock::Instant;
 pub use local::Local;
-pub use stream::TcpStream;
+pub use stream::{Heard, TcpStream};
 pub use timer::Deadline;
 
 use std::future::Future;

@@ -38,6 +38,17 @@ enum Io {
     Ring(<monoio::net::TcpStream as IntoPollIo>::PollIo),
 }
 
+/// What came over a connection on which nobody has anything to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is as it was.
+    Nothing,
+    /// The peer closed or broke it.
+    End,
+    /// The peer sent something, and may have closed it then.
+    Bytes,
+}
+
 impl TcpStream {
     /// Takes over a connected socket: without delay of small writes, and registered with this thread's driver.
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
@@ -124,16 +135,22 @@ impl TcpStream {
         Pin::new(self).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
     }
 
-    /// Whether an idle connection is unfit for use, as far as this shard's driver has heard. May replace the waker of
-    /// whoever waits in [`TcpStream::poll_unfit`].
+    /// What came over an idle connection, as far as this shard's driver has heard. Bytes are thrown away. May replace the
+    /// waker of whoever waits in [`TcpStream::poll_unfit`].
     #[inline]
-    pub fn is_unfit(&mut self) -> bool {
+    pub fn heard(&mut self) -> Heard {
         if let Io::Epoll(socket) = &self.io
             && !socket.is_readable()
         {
-            return false;
+            return Heard::Nothing;
         }
-        self.poll_unfit(&mut Context::from_waker(Waker::noop())).is_ready()
+        let mut byte = [0];
+        let mut byte = ReadBuf::new(&mut byte);
+        match Pin::new(self).poll_read(&mut Context::from_waker(Waker::noop()), &mut byte) {
+            Poll::Pending => Heard::Nothing,
+            Poll::Ready(Ok(())) if !byte.filled().is_empty() => Heard::Bytes,
+            Poll::Ready(_) => Heard::End,
+        }
     }
 
     /// Whether the peer has ended its bytes or broken the connection, as the kernel knows it now: also behind bytes that
@@ -425,15 +442,22 @@ mod tests {
     fn an_idle_connection_that_ended_or_spoke_is_unfit() {
         testing::on_both_drivers(|| async {
             let (mut quiet, server) = pair().await;
-            assert!(!quiet.is_unfit());
+            assert_eq!(quiet.heard(), Heard::Nothing);
             drop(server);
             poll_fn(|cx| quiet.poll_unfit(cx)).await;
-            assert!(quiet.is_unfit());
+            assert_eq!(quiet.heard(), Heard::End);
 
             let (mut quiet, mut server) = pair().await;
-            assert!(!quiet.is_unfit());
+            assert_eq!(quiet.heard(), Heard::Nothing);
             server.write_all(b"unasked").await.expect("written");
-            testing::until(|| quiet.is_unfit()).await;
+            drop(server);
+            let mut heard = Heard::Nothing;
+            testing::until(|| {
+                heard = quiet.heard();
+                heard != Heard::Nothing
+            })
+            .await;
+            assert_eq!(heard, Heard::Bytes, "also when it is closed behind them");
         });
     }
 

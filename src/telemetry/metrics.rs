@@ -201,6 +201,12 @@ table! {
         connections_reused: u64 = Counter "shardgate_upstream_connections_reused_total" per Upstream;
         /// Connections to it that wait for a request now.
         connections_idle: i64 = Gauge "shardgate_upstream_connections_idle" per Upstream;
+        /// Connections to it that are held out of use until it is known that nothing comes behind their last answers.
+        connections_held: i64 = Gauge "shardgate_upstream_connections_held" per Upstream;
+        /// Connections to it that were closed because something came which nobody had asked for.
+        connections_unasked: u64 = Counter "shardgate_upstream_connections_unasked_total" per Upstream;
+        /// Instances of it that sent something unasked of late, each counted by every shard that saw it.
+        instances_distrusted: i64 = Gauge "shardgate_upstream_instances_distrusted" per Upstream;
         /// Requests sent to it again.
         retries: u64 = Counter "shardgate_upstream_retries_total" per Upstream;
         /// Instances of it that were taken out for failing.

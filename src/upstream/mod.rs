@@ -17,7 +17,8 @@ use balance::Candidate;
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
 use place::Place;
-use pool::Pool;
+pub use pool::Caught;
+use pool::{Doubt, Pool};
 use retry::RetryBudget;
 pub use send::{Asker, Call};
 pub use streaming::Streaming;
@@ -195,6 +196,10 @@ pub struct Report {
     pub uploading: u32,
     /// Idle connections.
     pub idle: usize,
+    /// Connections that are held out of use until it is known that nothing comes behind their last answers.
+    pub held: usize,
+    /// Backends that sent something unasked of late.
+    pub distrusted: usize,
     /// Whether the circuit is open now.
     pub is_open: bool,
     /// How long answers took of late: a moving average, in microseconds.
@@ -236,12 +241,21 @@ impl Upstream {
         drop(replaced);
     }
 
-    /// Closes connections that have been idle for too long.
+    /// Closes connections that have been idle for too long, or that their backends have closed or sent something on.
     pub fn sweep(&self, now: Instant) {
         let backends = self.state.with(|state| state.backends.clone());
         for backend in backends {
             backend.state.with(|backend| backend.pool.sweep(now));
         }
+    }
+
+    /// What its backends were caught at since this was asked last, for each that was.
+    pub fn take_caught(&self) -> Vec<(Rc<Backend>, Caught)> {
+        let caught = |backend: &Rc<Backend>| backend.state.with(|backend| backend.pool.take_caught());
+        self.state.with(|state| {
+            let backends = state.backends.iter().map(|backend| (Rc::clone(backend), caught(backend)));
+            backends.filter(|(_, caught)| *caught != Caught::default()).collect()
+        })
     }
 
     /// How it stands on this shard.
@@ -261,6 +275,8 @@ impl Upstream {
                     let is_healthy = !backend.outlier.is_out(now) && !backend.outlier.is_failing(&policy);
                     report.healthy += usize::from(is_healthy);
                     report.idle += backend.pool.len();
+                    report.held += backend.pool.held();
+                    report.distrusted += usize::from(backend.pool.is_distrusted(now));
                     report.error = report.error.or(backend.last_error.filter(|_| !is_healthy));
                 });
             }
@@ -337,12 +353,12 @@ impl Lease {
 
     /// Ends the lease and keeps the connection for later, for as long as the backend said that it keeps it, less a
     /// margin for the way.
-    fn give_back(mut self, keep_alive: Option<Duration>, now: Instant) {
+    fn give_back(mut self, keep_alive: Option<Duration>, doubt: Option<Doubt>, now: Instant) {
         let margin = Duration::from_secs(1);
         let idle = keep_alive.map_or(self.idle_timeout, |hint| self.idle_timeout.min(hint.saturating_sub(margin)));
         if let Some(connection) = self.connection.take_if(|_| !idle.is_zero()) {
             let until = now + idle;
-            self.backend.state.with(|state| state.pool.give(connection, clock::turn(), until, self.idle_max));
+            self.backend.state.with(|state| state.pool.give(connection, clock::turn(), until, doubt, self.idle_max));
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::{
 
 /// What an upstream is asked, besides the head and the body. The route's.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a decision of its own")]
 pub struct Call {
     /// The target that the backend sees: a span of the head's bytes.
     pub target: Span,
@@ -30,6 +31,9 @@ pub struct Call {
     pub stream_idle_timeout: Duration,
     /// Attempts beyond the first.
     pub retries_max: u32,
+    /// Whether nothing may follow it on its connection, which the backend is told: it may not read the body, and take that
+    /// for the next request.
+    pub is_last: bool,
     /// Whether the answer's trailer fields are left out.
     pub drops_trailers: bool,
     /// Whether a client that leaves, or whose session ends, takes its request with it.
@@ -128,7 +132,7 @@ impl Upstream {
         set_host(head, &backend, call.preserve_host);
         let is_chunked = head.framing == Framing::Chunked;
         let writer = attempt.writer.insert(Writer::new(is_chunked, head.framing == Framing::None, |out| {
-            encode_request(head, head.text(call.target), head.framing, out);
+            encode_request(head, head.text(call.target), head.framing, call.is_last, out);
         }));
         lease.connection().begin();
         body.wait_until_due();
@@ -157,8 +161,9 @@ impl Upstream {
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
         self.succeeded(&backend, waited);
-        // A backend that answered before it had all of a request may take the rest of it for the next one.
-        answer.keep_alive &= wait.is_uploaded;
+        // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
+        // switch protocols may close all the same, or have left HTTP behind.
+        answer.keep_alive &= wait.is_uploaded && !call.is_last && (!head.upgrade || answer.status == 101);
         let goes_on = !wait.is_uploaded && !wait.is_broken;
         if !goes_on {
             attempt.place.uploaded();
@@ -180,7 +185,7 @@ impl Upstream {
             .with(|state| (state.settings.connect_timeout, state.settings.idle_timeout, state.settings.idle_max));
         let warm = backend.state.with(|state| {
             state.in_flight += 1;
-            if is_retry { None } else { state.pool.take(now, clock::turn()) }
+            if is_retry { None } else { state.pool.take(now, clock::turn(), idle_max) }
         });
         // From here on the lease counts the request off again, whatever happens.
         let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max };

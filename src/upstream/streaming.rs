@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Call, Lease, Place};
+use super::{Call, Lease, Place, pool::Doubt};
 use crate::{
     net::{AnswerBody, ClientError, Cut, Progress, RequestBody, Tunnel, Writer},
     proto::head::{Framing, ResponseHead},
@@ -27,6 +27,7 @@ pub struct Streaming {
     /// What is left of the request; boxed, since there seldom is any.
     upload: Option<Box<Upload>>,
     is_reusable: bool,
+    doubt: Option<Doubt>,
     keep_alive: Option<Duration>,
     idle_timeout: Duration,
     cancels_on_close: bool,
@@ -59,6 +60,16 @@ impl Upload {
     }
 }
 
+/// What speaks against the next request behind such an answer.
+fn doubt_about(answer: &ResponseHead) -> Option<Doubt> {
+    match answer.status {
+        _ if answer.may_have_body => Some(Doubt::Body),
+        // The request, or the connection, was not to a server's liking.
+        400 | 408 | 413 | 414 | 417 | 426 | 431 | 501 | 505 => Some(Doubt::End),
+        _ => None,
+    }
+}
+
 impl Streaming {
     pub(super) fn new(
         lease: Lease,
@@ -73,6 +84,7 @@ impl Streaming {
             upload,
             // A connection that has switched protocols speaks HTTP no more, whatever becomes of the tunnel.
             is_reusable: answer.keep_alive && answer.status != 101,
+            doubt: doubt_about(answer),
             keep_alive: answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds))),
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
@@ -99,7 +111,7 @@ impl Streaming {
         }
         if self.is_reusable && self.upload.is_none() {
             // Most answers are here whole with their head; then no time has passed.
-            lease.give_back(self.keep_alive, self.answered_at.unwrap_or_else(clock::now));
+            lease.give_back(self.keep_alive, self.doubt, self.answered_at.unwrap_or_else(clock::now));
         }
     }
 

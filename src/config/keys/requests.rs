@@ -8,6 +8,7 @@ const ACCESS: Kind = Kind::Choice(&["public", "authenticated"]);
 const CLIENT_CLOSE: Kind = Kind::Choice(&["cancel", "finish"]);
 const ORIGINS: Kind = Kind::List("origin, as `https://shop.example.com` or `https://*.example.com`; `null`; `*`");
 const WORDS: Kind = Kind::List("name, or `*`");
+const METHODS: Kind = Kind::List("method, as `GET`; `*`");
 
 pub(super) const HTTP: &[Key] = keys! {
     header_timeout: TIME, Value("\"10s\""), "\"5s\"", Each, Live,
@@ -92,6 +93,8 @@ pub(super) const UPSTREAMS: &[Key] = keys! {
         "Requests in flight at once to all instances; more are refused (`503 circuit_open`).";
     uploads_max: Kind::Number(1, u32::MAX as u64), Unset("half of `requests_max`"), "64", Process, Live,
         "How many of these may have a body that is still coming in, so that slow uploads leave places for others. Past it, a body of up to 16 KiB is waited for without a place, and a request with a longer one, or one of unknown length, is refused (`503 circuit_open`).";
+    body_methods: METHODS, Value("[\"POST\", \"PUT\", \"PATCH\"]"), "[\"POST\", \"PUT\", \"PATCH\", \"DELETE\"]", Each, Live,
+        "Methods with which its instances read a request's body to its end. After a body with another method the connection is closed, and the instance is told so before: it might take the body for the next request. `*`: all. A route may say otherwise.";
     retries_max: Kind::Number(0, 10), Value("2"), "1", Each, Live,
         "Attempts beyond the first, for requests that are safe to repeat. A route may say otherwise.";
     retry_budget_percent: PERCENT, Value("20"), "10", Shard, Live,
@@ -135,6 +138,8 @@ pub(super) const ROUTES: &[Key] = keys! {
         "Whether `%2F` and `%5C` may stand in a path; otherwise it is refused (`400 bad_request`).";
     body_bytes_max: Kind::Size(0, TIB), Unset("`http.body_bytes_max`"), "\"10MiB\"", Each, Live,
         "Bytes of a request's body (`413 body_too_large`).";
+    body_methods: METHODS, Unset("the upstream's"), "[\"*\"]", Each, Live,
+        "Methods with which the service reads a request's body to its end. `*`: all.";
     response_timeout: TIME, Unset("the upstream's"), "\"30s\"", Each, Live,
         "From the request's last byte to the head of the answer (`504 upstream_timeout`).";
     request_timeout: TIME, Unset("`http.request_timeout`"), "\"10m\"", Each, Live,

@@ -179,6 +179,7 @@ path = "/3"
 upstream = "a"
 rewrite = "/x"
 strip_prefix = "/3"
+body_methods = ["*", "get"]
 "#;
     check(
         &format!("{upstream}{text}"),
@@ -196,7 +197,9 @@ strip_prefix = "/3"
             shardgate.toml:13: routes[2].hosts has "b" twice; once is enough
             shardgate.toml:17: routes[3].strip_prefix is "/ap"; the path, "/api/*", does not begin with it in whole segments
             shardgate.toml:21: routes[4].rewrite is "/x/{name}"; the path has no {name}; it has {id}
-            shardgate.toml:25: routes[5].rewrite is "/x"; take either rewrite or strip_prefix"#]],
+            shardgate.toml:25: routes[5].rewrite is "/x"; take either rewrite or strip_prefix
+            shardgate.toml:27: routes[5].body_methods has "get"; methods are told apart by case; write "GET"
+            shardgate.toml:27: routes[5].body_methods has "*" and more; the star stands for all"#]],
     );
     check(
         "[[routes]]\npath = \"/\"\nupstream = \"ingestion\"\n",

@@ -124,6 +124,7 @@ fn the_defaults_are_those_that_were_promised() {
         idle_timeout = "4s"
         idle_max = 64
         requests_max = 1024
+        body_methods = ["POST", "PUT", "PATCH"]
         retries_max = 2
         retry_budget_percent = 20
         retry_budget_min_per_s = 3
@@ -138,6 +139,7 @@ fn the_defaults_are_those_that_were_promised() {
         idle_timeout = "4s"
         idle_max = 64
         requests_max = 1024
+        body_methods = ["POST", "PUT", "PATCH"]
         retries_max = 2
         retry_budget_percent = 20
         retry_budget_min_per_s = 3
@@ -152,6 +154,7 @@ fn the_defaults_are_those_that_were_promised() {
         idle_timeout = "4s"
         idle_max = 64
         requests_max = 1024
+        body_methods = ["POST", "PUT", "PATCH"]
         retries_max = 2
         retry_budget_percent = 20
         retry_budget_min_per_s = 3

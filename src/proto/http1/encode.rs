@@ -10,7 +10,7 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 /// Ends a chunked body that has no trailers.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// What an answer's `Connection` field says.
+/// What a head's `Connection` field says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionToken {
     /// There is no such field: an HTTP/1.1 connection stays.
@@ -23,17 +23,18 @@ pub enum ConnectionToken {
     Upgrade,
 }
 
-/// Appends the head of a request: its method, this target, its fields, this framing.
+/// Appends the head of a request: its method, this target, its fields, this framing; `Connection: close` if it `is_last`
+/// on its connection.
 ///
-/// Of the fields, those about framing and about the connection stay behind, except `Upgrade` when `head.upgrade`. No
-/// request is framed by close: [`Framing::UntilClose`] is written as chunked.
-pub fn encode_request(head: &RequestHead, target: &[u8], framing: Framing, out: &mut Vec<u8>) {
+/// Of the fields, those about framing and about the connection stay behind, except `Upgrade` when `head.upgrade` and
+/// something may follow. No request is framed by close: [`Framing::UntilClose`] is written as chunked.
+pub fn encode_request(head: &RequestHead, target: &[u8], framing: Framing, is_last: bool, out: &mut Vec<u8>) {
     out.reserve(room_for(&head.bytes, &head.fields).saturating_add(target.len()));
     out.extend_from_slice(head.text(head.method_text));
     out.push(b' ');
     out.extend_from_slice(target);
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    let upgrade = head.upgrade;
+    let upgrade = head.upgrade && !is_last;
     encode_fields(&head.bytes, &head.fields, out, |known| match known {
         Known::Upgrade => upgrade,
         known => !is_of_this_connection(known),
@@ -43,7 +44,9 @@ pub fn encode_request(head: &RequestHead, target: &[u8], framing: Framing, out: 
         Framing::Length(length) => encode_length(length, out),
         Framing::Chunked | Framing::UntilClose => out.extend_from_slice(CHUNKED),
     }
-    if upgrade {
+    if is_last {
+        out.extend_from_slice(CONNECTION_CLOSE);
+    } else if upgrade {
         out.extend_from_slice(CONNECTION_UPGRADE);
     }
     out.extend_from_slice(b"\r\n");

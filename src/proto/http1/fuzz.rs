@@ -252,7 +252,7 @@ impl Side for Requests {
         // An HTTP/1.0 request may lack what 1.1 requires and is passed on as 1.1.
         if head.version == Version::Http11 {
             let mut wire = Vec::new();
-            encode_request(&head, head.text(head.target), head.framing, &mut wire);
+            encode_request(&head, head.text(head.target), head.framing, false, &mut wire);
             let len = wire.len();
             assert_eq!(Ok(Some(len)), HeadScanner::new().scan(&wire, &WRITTEN_LIMITS), "written as a head");
             let again = parse_request(wire, len, Vec::new(), &WRITTEN_LIMITS).expect("what was encoded parses");

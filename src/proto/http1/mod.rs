@@ -37,3 +37,4 @@ pub use known::known;
 pub use request::{WholeRequest, parse_request};
 pub use response::{WholeResponse, parse_response};
 pub use scan::{HeadLimits, HeadScanner, ResponseScanner};
+pub use trailers::trailer_names;

@@ -68,6 +68,7 @@ struct Parts {
     version: Version,
     framing: Framing,
     keep_alive: bool,
+    may_have_body: bool,
     keep_alive_timeout_s: Option<u32>,
 }
 
@@ -82,6 +83,7 @@ impl Parts {
             version: self.version,
             framing: self.framing,
             keep_alive: self.keep_alive,
+            may_have_body: self.may_have_body,
             keep_alive_timeout_s: self.keep_alive_timeout_s,
         }
     }
@@ -130,8 +132,15 @@ fn read(
         (_, Some(framing)) => framing,
         (_, None) => Framing::UntilClose,
     };
-    // A 204 that announces a body may well send one, which would be taken for the next answer.
-    let is_clean = status != 204 || !matches!(announced, Some(Framing::Length(1..) | Framing::Chunked));
+    // A 204 that announces a body may well send one, which would be taken for the next answer. With others it is the rule
+    // to tell of a body that does not come, and some servers send it.
+    let tells_of_body = matches!(announced, Some(Framing::Length(1..) | Framing::Chunked));
+    let is_clean = status != 204 || !tells_of_body;
+    let may_have_body = match status {
+        304 => tells_of_body,
+        200..=203 | 205.. => request_method == Method::Head && announced != Some(Framing::Length(0)),
+        _ => false,
+    };
     Ok(Parts {
         head_len: head.len(),
         status,
@@ -139,6 +148,7 @@ fn read(
         version,
         framing,
         keep_alive: survey.keeps_alive(version) && framing != Framing::UntilClose && is_clean,
+        may_have_body,
         keep_alive_timeout_s: survey.keep_alive_parameters.and_then(|span| timeout_s(span.of(head))),
     })
 }

@@ -181,7 +181,7 @@ fn a_request_is_written_with_the_gateways_own_framing() {
     head.remove(|known| matches!(known, Known::Host | Known::Identity));
     head.push(Known::Host, b"Host", b"backend:80");
     let mut wire = Vec::new();
-    encode_request(&head, b"/a?b", Framing::Chunked, &mut wire);
+    encode_request(&head, b"/a?b", Framing::Chunked, false, &mut wire);
     expect![[
         r"POST /a?b HTTP/1.1\r\nAccept: x\r\nCookie: c\r\nHost: backend:80\r\nTransfer-Encoding: chunked\r\n\r\n"
     ]]
@@ -192,7 +192,7 @@ fn a_request_is_written_with_the_gateways_own_framing() {
 fn an_upgrade_is_written_hop_by_hop() {
     let raw = "GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\r\n";
     let mut wire = Vec::new();
-    encode_request(&request(raw), b"/ws", Framing::None, &mut wire);
+    encode_request(&request(raw), b"/ws", Framing::None, false, &mut wire);
     expect![[r"GET /ws HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n"]]
         .assert_eq(&wire.escape_ascii().to_string());
     let head = response("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n");

@@ -1,5 +1,7 @@
 //! The trailer section of a chunked body: bounded, checked like the fields of a head, and rid of what may not stand there.
 
+use super::bytes::{TOKEN, all};
+use super::connection::elements;
 use super::error::{BodyError, HeadError};
 use super::fields::check_line;
 use super::known::{known, looks_like_framing};
@@ -70,6 +72,11 @@ impl Trailers {
         }
         Ok(false)
     }
+}
+
+/// The names in the value of a `Trailer` field that may come behind a body, in their order (RFC 9110 §6.6.2).
+pub fn trailer_names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    elements(value).filter(|name| all(name, TOKEN) && may_trail(name))
 }
 
 /// RFC 9110 §6.5.1: framing, routing, credentials, conditions and whatever tells how to read the content may not trail.

@@ -12,6 +12,7 @@ mod limits_reach;
 mod log;
 mod rate_limits;
 mod raw;
+mod reuse;
 mod routing;
 mod simulation;
 mod tokens;

@@ -34,6 +34,8 @@ pub(super) struct Board {
     clients: Vec<Vec<Standing>>,
     /// Bytes that each client has sent.
     sent: Vec<usize>,
+    /// A backend was held up, and sent something later than the gateway waits for it.
+    pub(super) is_too_late: bool,
 }
 
 impl Board {
@@ -41,7 +43,7 @@ impl Board {
         let standing =
             |exchange: &super::plan::Exchange| Standing { starts_at: exchange.starts_at, ..Standing::default() };
         let clients = plan.clients.iter().map(|client| client.exchanges.iter().map(standing).collect());
-        Self { clients: clients.collect(), sent: vec![0; plan.clients.len()] }
+        Self { clients: clients.collect(), sent: vec![0; plan.clients.len()], is_too_late: false }
     }
 
     pub(super) fn of(&self, tag: Tag) -> &Standing {

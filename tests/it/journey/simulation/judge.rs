@@ -61,8 +61,9 @@ fn check_request(exchange: &Exchange, request: &Message) -> Result<(), String> {
     if framing_of_request(&request.head) != framing {
         return Err(format!("it is framed otherwise: {:?}", request.head));
     }
-    let is_refused = ask.upgrades && !exchange.is_tunnel();
-    let sent = content(Kind::Request, exchange.tag, if is_refused { 0 } else { ask.content_bytes });
+    // A refused tunnel gets nothing, and who reads no content has taken none.
+    let has_none = ask.upgrades && !exchange.is_tunnel() || exchange.answer.end == End::Unread;
+    let sent = content(Kind::Request, exchange.tag, if has_none { 0 } else { ask.content_bytes });
     check_content(&sent, &request.content, request.is_whole && !exchange.is_tunnel())
 }
 
@@ -166,15 +167,16 @@ fn may_be_torn(exchange: &Exchange, outcome: &Outcome) -> bool {
     let breaks = match exchange.answer.end {
         End::Torn => true,
         End::Announced | End::Silent => exchange.answer.is_early,
-        End::Keep | End::Junk => false,
+        End::Keep | End::Junk | End::Late(_) | End::Unread => false,
     };
     exchange.is_tunnel() || is_first && breaks
 }
 
 /// Whether a backend closed before it answered: as planned, or since it closed a connection that it had kept until then,
-/// and the request was none to send again.
+/// and the request was none to send again. Behind a refused switch it may close as it likes: nobody comes there.
 fn may_be_unreachable(plan: &Plan, exchange: &Exchange) -> bool {
     let is_once = exchange.ask.method == "POST" || exchange.ask.content_bytes > 0;
-    let mut ends = plan.clients.iter().flat_map(|client| &client.exchanges).map(|exchange| exchange.answer.end);
+    let others = plan.clients.iter().flat_map(|client| &client.exchanges).filter(|other| !other.ask.upgrades);
+    let mut ends = others.map(|other| other.answer.end);
     exchange.answer.end == End::Torn || is_once && ends.any(|end| matches!(end, End::Silent | End::Torn))
 }

@@ -89,6 +89,11 @@ pub(super) enum End {
     Torn,
     /// It goes on to send what nobody asked for.
     Junk,
+    /// It sends the body of so many bytes that a HEAD told of, when the client has long had its answer.
+    Late(usize),
+    /// It takes no notice of the request's content: what is left of that is the next request, unless this one was said to be
+    /// the last.
+    Unread,
 }
 
 /// One thing that one side does.
@@ -126,6 +131,10 @@ pub(super) enum Act {
     WriteBoth(Vec<u8>),
     /// The end of an answer, and junk behind it.
     WriteJunk(Vec<u8>, Vec<u8>),
+    /// So much more than a HEAD gets, unless that would come too late to be waited for.
+    WriteLate(Vec<u8>),
+    /// Only if the request was said to be the last.
+    CloseIfLast,
     Close,
     Reset,
 }
@@ -133,7 +142,10 @@ pub(super) enum Act {
 impl Plan {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let busy = rng.usize(4..12);
+        let mut doubtful = Rng::with_seed(!seed);
+        // In a calm plan whoever closes, or sends what nobody asked for, has been given a reason to expect it.
+        let is_calm = percent(&mut doubtful, 40);
+        let busy = if is_calm { 0 } else { rng.usize(4..12) };
         let mut clients = Vec::new();
         let mut asked = 0;
         for number in 0..busy {
@@ -141,9 +153,13 @@ impl Plan {
             clients.push(Client::new(&mut rng, number, exchanges, asked / 2));
             asked += exchanges;
         }
+        for _ in 0..doubtful.usize(if is_calm { 6..20 } else { 0..6 }) {
+            clients.push(Client::doubtful(&mut doubtful, clients.len(), asked / 2));
+            asked += clients.last().map_or(0, |client| client.exchanges.len());
+        }
         // Those who come last ask what anybody would, and get what anybody should.
-        for number in busy..busy + 6 {
-            clients.push(Client::plain(&mut rng, number, asked));
+        for _ in 0..6 {
+            clients.push(Client::plain(&mut rng, clients.len(), asked));
         }
         Self { clients }
     }
@@ -176,13 +192,48 @@ impl Client {
     }
 
     fn plain(rng: &mut Rng, number: usize, comes_after: usize) -> Self {
+        let tag = |exchange| Tag { client: number, exchange };
+        let asks = [Ask::plain(tag(0), "GET", Framing::Bare), Ask::plain(tag(1), "POST", Framing::Length)];
+        Self::one_by_one(rng, comes_after, asks.into_iter().map(|ask| (ask, Answer::plain())))
+    }
+
+    /// Asks as anybody would, and then so that it is in doubt what becomes of the connection to the service.
+    fn doubtful(rng: &mut Rng, number: usize, busy: usize) -> Self {
+        let comes_after = rng.usize(0..=busy);
+        let before = rng.usize(0..3);
+        let tag = |exchange| Tag { client: number, exchange };
+        let plain = (0..before).map(|exchange| Ask::plain(tag(exchange), "POST", Framing::Length));
+        let mut exchanges: Vec<_> = plain.map(|ask| (ask, Answer::plain())).collect();
+        let (ask, answer) = (Ask::plain(tag(before), "GET", Framing::Bare), Answer::plain());
+        exchanges.push(match rng.usize(0..3) {
+            0 => {
+                let end = End::Late(rng.usize(64..2000));
+                (Ask { method: "HEAD", ..ask }, Answer { framing: Framing::Bare, content_bytes: 0, end, ..answer })
+            }
+            1 => {
+                let framing = if rng.bool() { Framing::Length } else { Framing::Chunked };
+                let method = ["GET", "HEAD", "DELETE"][rng.usize(0..3)];
+                let ask = Ask { method, framing, content_bytes: rng.usize(1..2000), ..ask };
+                let framing = if method == "HEAD" { Framing::Bare } else { Framing::Length };
+                let content_bytes = if method == "HEAD" { 0 } else { 100 };
+                (ask, Answer { framing, content_bytes, end: End::Unread, ..answer })
+            }
+            _ => {
+                let ask = Ask { upgrades: true, framing: Framing::Rest, ..ask };
+                let status = [200, 400, 403, 426][rng.usize(0..4)];
+                (ask, Answer { status, end: End::Silent, ..answer })
+            }
+        });
+        Self::one_by_one(rng, comes_after, exchanges.into_iter())
+    }
+
+    /// Each request when the one before is answered.
+    fn one_by_one(rng: &mut Rng, comes_after: usize, exchanges: impl Iterator<Item = (Ask, Answer)>) -> Self {
         let mut client = Self { comes_after, exchanges: Vec::new(), steps: Vec::new() };
         let mut written = 0;
-        for (exchange, (method, framing)) in [("GET", Framing::Bare), ("POST", Framing::Length)].into_iter().enumerate()
-        {
-            let tag = Tag { client: number, exchange };
-            let ask = Ask::plain(tag, method, framing);
-            let (mut exchange, mut steps) = Script::new(rng, tag, ask, Answer::plain()).finish(false);
+        for (ask, answer) in exchanges {
+            let tag = ask.tag();
+            let (mut exchange, mut steps) = Script::new(rng, tag, ask, answer).finish(false);
             exchange.starts_at = written;
             written += steps.iter().map(Step::bytes).sum::<usize>();
             steps[0].when = When::Alone;
@@ -197,7 +248,7 @@ impl Step {
     fn bytes(&self) -> usize {
         match &self.act {
             Act::Write(bytes) | Act::WriteBoth(bytes) => bytes.len(),
-            Act::WriteJunk(..) | Act::Close | Act::Reset => 0,
+            Act::WriteJunk(..) | Act::WriteLate(_) | Act::CloseIfLast | Act::Close | Act::Reset => 0,
         }
     }
 }
@@ -220,8 +271,10 @@ impl Exchange {
     pub(super) fn plain_steps(&self) -> Vec<Step> {
         let (tag, when) = (self.tag, if self.is_tunnel() { When::Now } else { When::HeardAll });
         let mut steps = vec![Step { tag, when, act: Act::Write(self.plain.clone()) }];
-        if self.answer.end == End::Announced {
-            steps.push(Step { tag, when: When::Now, act: Act::Close });
+        match self.answer.end {
+            End::Announced => steps.push(Step { tag, when: When::Now, act: Act::Close }),
+            End::Unread => steps.push(Step { tag, when: When::Over, act: Act::CloseIfLast }),
+            _ => {}
         }
         steps
     }
@@ -233,6 +286,11 @@ impl Exchange {
 }
 
 impl Ask {
+    /// Whose it is, as its target says.
+    fn tag(&self) -> Tag {
+        self.target.rsplit('/').next().and_then(Tag::parse).expect("it was made of one")
+    }
+
     fn new(rng: &mut Rng, tag: Tag, is_last: bool) -> Self {
         let route = if rng.bool() { "finish" } else { "cancel" };
         let is_http10 = percent(rng, 6);
@@ -334,7 +392,9 @@ impl Answer {
             _ if self.end == End::Announced => head += "Connection: close\r\n",
             _ => {}
         }
-        if self.framing == Framing::Bare && self.status != 204 && rng.bool() {
+        if let End::Late(bytes) = self.end {
+            head = format!("{head}Content-Length: {bytes}\r\n");
+        } else if self.framing == Framing::Bare && self.status != 204 && rng.bool() {
             // Of what a GET would be given.
             head = format!("{head}Content-Length: {}\r\n", size(rng));
         }

@@ -5,14 +5,21 @@ use std::{
     fmt,
     io::{self, ErrorKind, Read as _, Write as _},
     net::TcpStream,
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use crate::harness::now;
 
 use super::{
     board::Board,
     plan::{self, Act, Exchange, Plan, Step, When},
     wire::{Framing, Message, Tag, framing_of_answer, framing_of_request},
 };
+
+/// How long after its answer a backend may still send what the gateway waits for, with a margin for what holds up either.
+const LATE_MAX: Duration = Duration::from_millis(40);
+/// How long the gateway waits for that at least.
+const WAITED_FOR: Duration = Duration::from_millis(90);
 
 /// A socket, what is to be done on it, and what has come.
 #[derive(Debug)]
@@ -148,6 +155,7 @@ impl Client {
                 }
                 format!("writes {written} bytes of {tag} and the next ({when:?})")
             }
+            Act::WriteLate(_) | Act::CloseIfLast => String::new(),
             Act::Close | Act::Reset => {
                 self.end.close(matches!(act, Act::Reset));
                 self.end.steps.clear();
@@ -246,12 +254,16 @@ pub(super) struct Backend {
     current: Option<Tag>,
     /// It reads nothing until that exchange is over.
     is_deaf: bool,
+    /// That request was said to be the last.
+    is_told_last: bool,
+    /// When it last began to write.
+    wrote_at: Option<Instant>,
 }
 
 impl Backend {
     pub(super) fn new(stream: TcpStream) -> Self {
         let end = End::new(Some(stream), VecDeque::new());
-        Self { end, heard: Heard::default(), current: None, is_deaf: false }
+        Self { end, heard: Heard::default(), current: None, is_deaf: false, is_told_last: false, wrote_at: None }
     }
 
     /// What it got; a request that is not done yet is told as far as it came.
@@ -296,6 +308,22 @@ impl Backend {
                 }
                 format!("writes {written} bytes to {tag}, with junk ({when:?})")
             }
+            Act::WriteLate(late) => {
+                let began = self.wrote_at.unwrap_or_else(now);
+                if began.elapsed() > LATE_MAX {
+                    format!("leaves {} bytes behind {tag} unsaid", late.len())
+                } else {
+                    let written = self.end.write(&late).unwrap_or(0);
+                    board.is_too_late |= began.elapsed() > WAITED_FOR;
+                    format!("writes {written} bytes behind {tag} ({when:?})")
+                }
+            }
+            Act::CloseIfLast if !self.is_told_last => "goes on".to_owned(),
+            Act::CloseIfLast => {
+                self.end.close(false);
+                self.ended(plan, board);
+                return format!("closes behind {tag}, as it was told");
+            }
             Act::Close | Act::Reset => {
                 let said = format!("closes ({act:?}, {when:?})");
                 self.end.close(matches!(act, Act::Reset));
@@ -310,6 +338,7 @@ impl Backend {
     }
 
     fn write(&mut self, bytes: &[u8], tag: Tag, board: &mut Board, again: impl FnOnce(Vec<u8>) -> Act) -> usize {
+        self.wrote_at = Some(now());
         let Some(written) = self.end.write(bytes) else {
             // The gateway has gone; reading finds out.
             self.end.steps.clear();
@@ -336,6 +365,12 @@ impl Backend {
     /// The connection has ended.
     fn ended(&mut self, plan: &Plan, board: &mut Board) {
         self.end.steps.clear();
+        let reads_none = |tag| plan.exchange(tag).is_some_and(|exchange| exchange.answer.end == plan::End::Unread);
+        if self.is_told_last && self.current.is_some_and(reads_none) {
+            // What it has not read of the request goes with the connection.
+            let head = self.end.unread.windows(4).position(|window| window == b"\r\n\r\n");
+            self.end.unread.truncate(head.map_or(0, |at| at + 4));
+        }
         self.take(true, plan, board);
         if let Some(tag) = self.current.take() {
             board.torn(tag);
@@ -370,11 +405,17 @@ impl Backend {
                     if attempt == 1 { exchange.steps.clone().into() } else { exchange.plain_steps().into() };
             }
         }
-        let framing = |head: &_| if exchange.is_tunnel() { Framing::Rest } else { framing_of_request(head) };
+        let reads_none = exchange.answer.end == plan::End::Unread;
+        self.is_told_last = first.head.field("connection").is_some_and(|value| value == "close");
+        let framing = |head: &_| match () {
+            () if exchange.is_tunnel() => Framing::Rest,
+            () if reads_none => Framing::Bare,
+            () => framing_of_request(head),
+        };
         let Some(request) = Message::read(&self.end.unread, framing, has_ended)? else { return Ok(false) };
         board.heard(tag, &request);
         let is_answered = !self.end.steps.iter().any(|step| matches!(step.act, Act::Write(_) | Act::WriteJunk(..)));
-        if request.is_whole && !is_answered && self.end.unread.len() > request.bytes {
+        if request.is_whole && !reads_none && !is_answered && self.end.unread.len() > request.bytes {
             return Err(format!("something behind {tag}, which is not answered"));
         }
         if !(has_ended || request.is_whole && self.end.steps.is_empty()) {

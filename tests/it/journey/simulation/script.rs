@@ -203,6 +203,11 @@ impl<'r> Script<'r> {
                 let when = if self.rng.bool() { When::Over } else { When::Now };
                 self.backend.push(Step { tag, when, act: Act::Close });
             }
+            End::Late(bytes) => {
+                let late = content(Kind::Answer, tag, bytes);
+                self.backend.push(Step { tag, when: When::Over, act: Act::WriteLate(late) });
+            }
+            End::Unread => self.backend.push(Step { tag, when: When::Over, act: Act::CloseIfLast }),
             End::Torn => self.tear(),
             End::Junk => self.add_junk(),
         }
