@@ -322,6 +322,10 @@ mod tests {
                 "example..com",
                 "example.com.",
                 "-a.com",
+                ".example.com",
+                "*..example.com",
+                "*.",
+                ".",
                 "",
             ],
             &expect![[r#"
@@ -338,6 +342,10 @@ mod tests {
                 "example..com" -> ! write a host as "shop.example.com" or "*.example.com"
                 "example.com." -> ! write a host as "shop.example.com" or "*.example.com"
                 "-a.com" -> ! write a host as "shop.example.com" or "*.example.com"
+                ".example.com" -> ! write a host as "shop.example.com" or "*.example.com"
+                "*..example.com" -> ! write a host as "shop.example.com" or "*.example.com"
+                "*." -> ! write a host as "shop.example.com" or "*.example.com"
+                "." -> ! write a host as "shop.example.com" or "*.example.com"
                 "" -> ! write a host as "shop.example.com" or "*.example.com"
             "#]],
         );

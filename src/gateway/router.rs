@@ -4,7 +4,7 @@
 //! a parameter before the rest of a prefix. Where the most specific path has routes, but none for the method, the search
 //! ends: what guards a path would be no guard if other methods fell through to a wider route.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::Ipv6Addr};
 
 use crate::{
     config::{HostPattern, PathPattern, Segment},
@@ -128,8 +128,8 @@ impl Router {
         let mut search = Search { path, method, method_text, captures: Captures::default(), allowed: Vec::new() };
         let mut found = search.enter(&self.own);
         if found.is_none() && !(self.exact.is_empty() && self.wildcard.is_empty()) {
-            let host = host_of(authority).to_ascii_lowercase();
-            found = self.exact.get(&*host).and_then(|node| search.enter(node));
+            let host = host_of(authority);
+            found = self.exact.get(host.as_slice()).and_then(|node| search.enter(node));
             for (suffix, node) in &self.wildcard {
                 // The star stands for one label or more, never for none.
                 if found.is_none() && host.len() > suffix.len() && host.ends_with(suffix) {
@@ -145,16 +145,19 @@ impl Router {
     }
 }
 
-/// The host without its port (RFC 3986 §3.2.2) and the dots of the root, with which a name is the same name; an IPv6
-/// literal keeps its brackets.
-fn host_of(authority: &[u8]) -> &[u8] {
+/// The host without its port (RFC 3986 §3.2.2) and the dot of the root, with which a name is the same name, in lower case.
+/// An IPv6 address keeps its brackets, and is written in its one usual form, as in the configuration.
+fn host_of(authority: &[u8]) -> Vec<u8> {
     let after_literal = authority.iter().rposition(|byte| *byte == b']').unwrap_or(0);
     let host = match authority[after_literal..].iter().position(|byte| *byte == b':') {
         Some(colon) => &authority[..after_literal + colon],
         None => authority,
     };
-    let end = host.iter().rposition(|byte| *byte != b'.').map_or(0, |last| last + 1);
-    &host[..end]
+    let literal = host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]"));
+    match literal.and_then(|literal| std::str::from_utf8(literal).ok()?.parse::<Ipv6Addr>().ok()) {
+        Some(address) => format!("[{address}]").into_bytes(),
+        None => host.strip_suffix(b".").unwrap_or(host).to_ascii_lowercase(),
+    }
 }
 
 impl Node {
@@ -395,6 +398,8 @@ mod tests {
                 "GET a.b.example.com /a",
                 "GET example.com /a",
                 "GET [::1]:3000 /a",
+                "GET [0:0::0:1] /a",
+                "GET x.Example.com. /a",
                 "GET other /only",
                 "GET x.example.com /only",
             ],
@@ -406,6 +411,8 @@ mod tests {
                 GET a.b.example.com /a → 1 []
                 GET example.com /a → 3 []
                 GET [::1]:3000 /a → 4 []
+                GET [0:0::0:1] /a → 4 []
+                GET x.Example.com. /a → 1 []
                 GET other /only → not found
                 GET x.example.com /only → not found
             "]],

@@ -4,7 +4,7 @@
 //! queries; these pass where they are sent. Nothing else does: no space, control character, `#`, `"`, `<`, `>` and no
 //! byte beyond ASCII. What percent-encoding in a path means is for the router.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::from_utf8;
 
 use super::bytes::{HOST, PATH, QUERY, all, is};
@@ -128,8 +128,10 @@ fn len_of(bytes: &[u8]) -> u32 {
 /// `uri-host [ ":" port ]`.
 ///
 /// Narrower than RFC 3986: a name has letters, digits and `-._~` only, since no other resolves, and a comma, `%2f` or
-/// `@` in a host has served to fool the second parser. A port has digits, at least one, and is 1 to 65535. Names in
-/// brackets are IPv6 addresses without a zone.
+/// `@` in a host has served to fool the second parser. No label is empty, but for the root's behind a last dot: nginx,
+/// Apache and HAProxy take `.example.com` for a name below `example.com`, which it is not for others. A port has digits,
+/// at least one, and is 1 to 65535. Names in brackets are IPv6 addresses without a zone, and a name that ends in a number
+/// is an IPv4 address in its one usual form: `127.1` and `0x7f000001` are the same address to some (WHATWG URL).
 struct Authority<'a> {
     name: &'a [u8],
     port: Option<u16>,
@@ -150,8 +152,28 @@ impl<'a> Authority<'a> {
             [b':', digits @ ..] => Some(port(digits)?),
             _ => return None,
         };
-        (!name.is_empty()).then_some(Self { name, port })
+        (name.starts_with(b"[") || is_name(name)).then_some(Self { name, port })
     }
+}
+
+/// Whether no label is empty, and what ends in a number is an IPv4 address.
+fn is_name(name: &[u8]) -> bool {
+    let name = name.strip_suffix(b".").unwrap_or(name);
+    let mut last: &[u8] = b"";
+    for label in name.split(|&byte| byte == b'.') {
+        if label.is_empty() {
+            return false;
+        }
+        last = label;
+    }
+    if !last.first().is_some_and(u8::is_ascii_digit) {
+        return true;
+    }
+    let is_number = match last {
+        [b'0', b'x' | b'X', digits @ ..] => digits.iter().all(u8::is_ascii_hexdigit),
+        digits => digits.iter().all(u8::is_ascii_digit),
+    };
+    !is_number || from_utf8(name).is_ok_and(|name| name.parse::<Ipv4Addr>().is_ok())
 }
 
 /// Whether a `Host` value is valid. An empty one is not: it is for targets without an authority, and `http` and
