@@ -192,8 +192,18 @@ pub(super) fn check_path(path: &str) -> Result<(), String> {
                     return Err("after % stand two digits of 0-9A-F, as in %20".to_owned());
                 }
                 let value = std::str::from_utf8(&pair).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                if let Some(value) = value.filter(|value| is_unreserved(*value)) {
-                    return Err(format!("write {} as itself; paths are normalised first", char::from(value)));
+                match value {
+                    Some(value) if is_unreserved(value) => {
+                        return Err(format!("write {} as itself; paths are normalised first", char::from(value)));
+                    }
+                    // A star has a meaning of its own here.
+                    Some(value) if is_path_byte(value) && !matches!(value, b'/' | b'*') => {
+                        return Err(format!("write {} as itself; services take both for the same", char::from(value)));
+                    }
+                    Some(b'/' | b'\\') => {
+                        return Err("an escaped slash is a slash to services, and so to what guards them".to_owned());
+                    }
+                    _ => {}
                 }
             }
             b'?' | b'#' => return Err("a path has no query and no fragment".to_owned()),
@@ -277,6 +287,10 @@ mod tests {
             "/a%2",
             "/a%2f",
             "/a%41",
+            "/a%40b",
+            "/a%2Fb",
+            "/a%5Cb",
+            "/a%2Ab",
             "/{id}/{id}",
             "/{rest}/x",
             "/{Id}",
@@ -316,6 +330,10 @@ mod tests {
             "/a%2" -> ! after % stand two digits of 0-9A-F, as in %20
             "/a%2f" -> ! after % stand two digits of 0-9A-F, as in %20
             "/a%41" -> ! write A as itself; paths are normalised first
+            "/a%40b" -> ! write @ as itself; services take both for the same
+            "/a%2Fb" -> ! an escaped slash is a slash to services, and so to what guards them
+            "/a%5Cb" -> ! an escaped slash is a slash to services, and so to what guards them
+            "/a%2Ab" -> Exact("/a%2Ab")
             "/{id}/{id}" -> ! {id} stands there twice; name each parameter once
             "/{rest}/x" -> ! {rest} is the name of what "/*" takes; name the parameter otherwise
             "/{Id}" -> ! {Id} is no parameter; a name is a lower-case letter, then letters, digits or _

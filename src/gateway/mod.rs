@@ -11,6 +11,7 @@ mod path;
 mod plan;
 mod proxy;
 pub mod rate_limit;
+mod readings;
 pub mod router;
 mod unasked;
 
@@ -30,9 +31,10 @@ use access::Identity;
 pub use addresses::{Addresses, NoAddress};
 use body::Body;
 pub use neighbours::unguarded_neighbours;
-use plan::{OwnPage, Route, Target};
+use plan::{OwnPage, Rewrite, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
+use readings::Routed;
 use router::{Found, NoRoute};
 
 use crate::{
@@ -341,9 +343,8 @@ impl Live {
             self.pass_elsewhere(exchange.client, besides).await?;
             return answered;
         }
-        let routed = normalise_path(&mut exchange.head)
-            .and_then(|has_encoded_slash| Ok((self.route(&exchange.head)?, has_encoded_slash)));
-        let (found, has_encoded_slash) = match routed {
+        let routed = normalise_path(&mut exchange.head).and_then(|path| Ok((self.route(&exchange.head)?, path)));
+        let (found, path) = match routed {
             Ok(routed) => routed,
             Err(reject) => {
                 self.pass_elsewhere(exchange.client, besides).await?;
@@ -364,7 +365,7 @@ impl Live {
         }
         let by_address = |_| Some(CellKey::of_address(exchange.client));
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
-        self.refuse_ambiguous_path(&exchange.head, found.route)?;
+        self.refuse_other_readings(&exchange.head, &found, &path)?;
         let ends = matches!(target, Target::Account(endpoint) if endpoint.ends());
         let standing = gateway.identity.admit(exchange, access, ends, &self.plan);
         let standing = standing.inspect_err(|_| gateway.ask_for_keys())?;
@@ -379,9 +380,6 @@ impl Live {
         self.limits.pass(&self.plan.limits, &limits.later, by_the_rest, &mut besides.limits).await?;
         match target {
             Target::Proxy(route) => {
-                if has_encoded_slash && !route.allow_encoded_slash {
-                    return Err(Reject::because(Code::BadRequest, "the path has an escaped slash"));
-                }
                 let upstream = &self.upstreams[route.upstream];
                 let (head, body) = proxy::forward(exchange, route, upstream, &found.captures, body).await?;
                 Ok((head, Body::Upstream(body)))
@@ -420,26 +418,30 @@ impl Live {
         router.find(host, path, head.method, head.text(head.method_text)).map_err(no_route)
     }
 
-    /// Refuses a path that leads to another route once its parameters are cut off: the backend may see what that route
-    /// guards, or the other way round.
-    fn refuse_ambiguous_path(&self, head: &RequestHead, route: usize) -> Result<(), Reject> {
-        let (host, path) = (head.text(head.authority), head.text(head.path));
-        let Some(mut bare) = path::without_parameters(path) else { return Ok(()) };
-        let find = |path: &[u8]| self.plan.router.find(host, path, head.method, head.text(head.method_text));
-        if find(&bare).is_ok_and(|found| found.route == route) {
-            let last = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-            if !(last.starts_with(b";") || last.starts_with(b"%3B")) {
-                return Ok(());
+    /// Refuses a request that a service could read as one of another route: what that one guards, or the other way round.
+    fn refuse_other_readings(&self, head: &RequestHead, found: &Found, path: &Seen) -> Result<(), Reject> {
+        let rewrite = match &self.plan.routes[found.route].target {
+            Target::Proxy(route) if path.has_encoded_slash && !route.allow_encoded_slash => {
+                return Err(Reject::because(Code::BadRequest, "the path has an escaped slash"));
             }
-            // Of a last segment that was nothing else, some leave the slash.
-            if !bare.ends_with(b"/") {
-                bare.push(b'/');
-            }
-            if find(&bare).is_ok_and(|found| found.route == route) {
-                return Ok(());
-            }
-        }
-        Err(Reject::because(Code::BadRequest, "the path leads elsewhere without what follows the semicolon"))
+            Target::Proxy(route) => &route.rewrite,
+            Target::Own(_) | Target::Account(_) => &Rewrite::Keep,
+        };
+        let routed = Routed {
+            router: &self.plan.router,
+            host: head.text(head.authority),
+            path: head.text(head.path),
+            method: head.method,
+            method_text: head.text(head.method_text),
+            route: found.route,
+            captures: &found.captures,
+            rewrite,
+        };
+        let name = |route: usize| self.plan.routes[route].name.as_str();
+        readings::check(&routed, path.is_plain).map_err(|doubt| Reject {
+            cause: Some(doubt.cause(&name).into()),
+            ..Reject::because(Code::BadRequest, doubt.detail())
+        })
     }
 
     /// Whether it is a preflight that asks about a request which no route takes.
@@ -547,11 +549,17 @@ fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besid
     (cors.answer_preflight(head), Body::Own(Vec::new().into()))
 }
 
-/// Brings the path into normal form, in place where it is already. Says whether it has an escaped slash.
-fn normalise_path(head: &mut RequestHead) -> Result<bool, Reject> {
+/// What was seen of a path while it was brought into normal form.
+struct Seen {
+    has_encoded_slash: bool,
+    is_plain: bool,
+}
+
+/// Brings the path into normal form, in place where it is already.
+fn normalise_path(head: &mut RequestHead) -> Result<Seen, Reject> {
     let normal = path::normalise(head.path.of(&head.bytes))
         .map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
-    let has_encoded_slash = normal.has_encoded_slash;
+    let seen = Seen { has_encoded_slash: normal.has_encoded_slash, is_plain: normal.is_plain };
     let changed = match normal.path {
         std::borrow::Cow::Borrowed(path) if !head.path.is_empty() => {
             debug_assert_eq!(path.len(), (head.path.end - head.path.start) as usize);
@@ -562,7 +570,7 @@ fn normalise_path(head: &mut RequestHead) -> Result<bool, Reject> {
     if let Some(path) = changed {
         head.path = head.append(&[&path]);
     }
-    Ok(has_encoded_slash)
+    Ok(seen)
 }
 
 fn no_route(reason: NoRoute) -> Reject {

@@ -1,14 +1,19 @@
-//! The normal form of a path, so that the router and the backend see the same one (RFC 3986 §6.2.2).
+//! The normal form of a path, so that the router and the backend see the same one (RFC 3986 §6.2.2). What services make of
+//! it that do more is for `readings`.
 
 use std::borrow::Cow;
+
+use super::readings::stands_for_itself;
 
 /// A path in normal form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Normal<'p> {
     /// The path: dot segments resolved, slashes merged, needless escapes undone, escapes in upper case.
     pub(super) path: Cow<'p, [u8]>,
-    /// It holds `%2F` or `%5C`: a backend may see other segments than the router did.
+    /// It holds `%2F` or `%5C`.
     pub(super) has_encoded_slash: bool,
+    /// Nobody reads it as another path: all that it holds stands for itself, and escapes are of bytes that cannot.
+    pub(super) is_plain: bool,
 }
 
 /// Why a path has no normal form.
@@ -26,10 +31,6 @@ pub(super) enum PathError {
     /// `..` above the root.
     #[error("the path climbs above its root")]
     AboveRoot,
-    /// `..;x` or `.;x`: a backend that cuts parameters off (servlet containers do) would resolve what the router took
-    /// for a name.
-    #[error("the path has a dot segment with a parameter")]
-    DotParameter,
 }
 
 impl PathError {
@@ -40,7 +41,6 @@ impl PathError {
             Self::Escape => "the path has an incomplete percent-escape",
             Self::Control => "the path has an escaped control character",
             Self::AboveRoot => "the path climbs above its root",
-            Self::DotParameter => "the path has a dot segment with a parameter",
         }
     }
 }
@@ -48,32 +48,61 @@ impl PathError {
 /// Brings a path into normal form. An empty one is `/`. Nothing is copied when it is in normal form already.
 pub(super) fn normalise(path: &[u8]) -> Result<Normal<'_>, PathError> {
     if path.is_empty() {
-        return Ok(Normal { path: Cow::Borrowed(b"/"), has_encoded_slash: false });
+        return Ok(Normal { path: Cow::Borrowed(b"/"), has_encoded_slash: false, is_plain: true });
     }
     if path[0] != b'/' {
         return Err(PathError::Relative);
     }
-    if is_plain(path) {
-        return Ok(Normal { path: Cow::Borrowed(path), has_encoded_slash: false });
+    let (is_normal, is_plain) = survey(path);
+    if is_normal {
+        return Ok(Normal { path: Cow::Borrowed(path), has_encoded_slash: false, is_plain });
     }
-    let (unescaped, has_encoded_slash) = unescape(path)?;
-    Ok(Normal { path: Cow::Owned(resolve_dots(&unescaped)?), has_encoded_slash })
+    let (unescaped, escapes) = unescape(path)?;
+    let path = resolve_dots(&unescaped)?;
+    // What stands for itself may have gone with a dot segment; then it is looked at for nothing.
+    let is_plain = is_plain && escapes == Escapes::default();
+    Ok(Normal { path: Cow::Owned(path), has_encoded_slash: escapes.has_slash, is_plain })
 }
 
-/// Whether there is nothing to do: no escape, no empty segment, no segment that begins with a dot.
-fn is_plain(path: &[u8]) -> bool {
+/// Whether there is nothing to do (no escape, no empty segment, no segment that begins with a dot), and whether every
+/// byte but escapes stands for itself and begins nothing.
+fn survey(path: &[u8]) -> (bool, bool) {
     let mut previous = 0;
-    path.iter().all(|&byte| {
-        let is_plain = byte != b'%' && !(previous == b'/' && matches!(byte, b'/' | b'.'));
+    let (mut is_normal, mut is_plain) = (true, true);
+    for &byte in path {
+        is_normal &= byte != b'%' && !(previous == b'/' && matches!(byte, b'/' | b'.'));
+        is_plain &= PLAIN[usize::from(byte)];
         previous = byte;
-        is_plain
-    })
+    }
+    (is_normal, is_plain)
+}
+
+/// What stands for itself in a path, to every service; an escape is looked at when it is read.
+static PLAIN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0_u8;
+    loop {
+        table[byte as usize] = (stands_for_itself(byte) && byte != b';') || byte == b'%';
+        if byte == u8::MAX {
+            break table;
+        }
+        byte += 1;
+    }
+};
+
+/// Which of the escapes that stay may be undone by a service, for another path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Escapes {
+    /// `%2F` or `%5C`.
+    has_slash: bool,
+    /// One of what may stand plain, of what begins a parameter, a query or a fragment, or of `%` itself.
+    has_other: bool,
 }
 
 /// Undoes escapes of unreserved characters and writes the others in upper case.
-fn unescape(path: &[u8]) -> Result<(Vec<u8>, bool), PathError> {
+fn unescape(path: &[u8]) -> Result<(Vec<u8>, Escapes), PathError> {
     let mut out = Vec::with_capacity(path.len());
-    let mut has_encoded_slash = false;
+    let mut escapes = Escapes::default();
     let mut rest = path;
     while let [byte, tail @ ..] = rest {
         if *byte != b'%' {
@@ -88,13 +117,14 @@ fn unescape(path: &[u8]) -> Result<(Vec<u8>, bool), PathError> {
             0..=0x1f | 0x7f => return Err(PathError::Control),
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(value),
             _ => {
-                has_encoded_slash |= matches!(value, b'/' | b'\\');
+                escapes.has_slash |= matches!(value, b'/' | b'\\');
+                escapes.has_other |= stands_for_itself(value) || matches!(value, b'?' | b'#' | b'%');
                 out.extend_from_slice(&[b'%', high.to_ascii_uppercase(), low.to_ascii_uppercase()]);
             }
         }
         rest = tail;
     }
-    Ok((out, has_encoded_slash))
+    Ok((out, escapes))
 }
 
 /// Resolves `.` and `..` and merges slashes (RFC 3986 §5.2.4, but refusing to climb above the root).
@@ -109,7 +139,6 @@ fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, PathError> {
                 let parent = out.iter().rposition(|byte| *byte == b'/').ok_or(PathError::AboveRoot)?;
                 out.truncate(parent);
             }
-            _ if is_dot_with_parameter(segment) => return Err(PathError::DotParameter),
             _ => {
                 out.push(b'/');
                 out.extend_from_slice(segment);
@@ -122,35 +151,6 @@ fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, PathError> {
         }
     }
     Ok(out)
-}
-
-/// Whether a segment is `.` or `..` for whoever cuts off what begins at a `;`, escaped or not (RFC 3986 §3.3).
-fn is_dot_with_parameter(segment: &[u8]) -> bool {
-    let behind = segment.strip_prefix(b"..").or_else(|| segment.strip_prefix(b"."));
-    behind.is_some_and(|behind| behind.starts_with(b";") || behind.starts_with(b"%3B"))
-}
-
-/// The path as a backend has it that cuts parameters off its segments (RFC 3986 §3.3; servlet containers do), and drops
-/// those that were nothing else; none if there are none. The path is in normal form.
-pub(super) fn without_parameters(path: &[u8]) -> Option<Vec<u8>> {
-    let parameters = |segment: &[u8]| {
-        let plain = segment.iter().position(|byte| *byte == b';');
-        let escaped = segment.windows(3).position(|escape| escape == b"%3B");
-        plain.into_iter().chain(escaped).min()
-    };
-    parameters(path)?;
-    let mut out = Vec::with_capacity(path.len());
-    for segment in path[1..].split(|byte| *byte == b'/') {
-        let name = &segment[..parameters(segment).unwrap_or(segment.len())];
-        if !name.is_empty() || segment.is_empty() {
-            out.push(b'/');
-            out.extend_from_slice(name);
-        }
-    }
-    if out.is_empty() {
-        out.push(b'/');
-    }
-    Some(out)
 }
 
 #[cfg(test)]
@@ -191,24 +191,6 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_cut_off_as_some_backends_do() {
-        for (path, bare) in [
-            ("/", None),
-            ("/a/b%3A", None),
-            ("/a;x/b", Some("/a/b")),
-            ("/a%3Bx/b", Some("/a/b")),
-            ("/a%3Bx;y", Some("/a")),
-            ("/a;/b/", Some("/a/b/")),
-            ("/;x/a", Some("/a")),
-            ("/a/;x", Some("/a")),
-            ("/;x", Some("/")),
-        ] {
-            let found = without_parameters(path.as_bytes()).map(|bare| String::from_utf8(bare).expect("ASCII"));
-            assert_eq!(found.as_deref(), bare, "{path}");
-        }
-    }
-
-    #[test]
     fn what_has_none_is_refused() {
         for (path, error) in [
             ("a", PathError::Relative),
@@ -216,11 +198,6 @@ mod tests {
             ("/..", PathError::AboveRoot),
             ("/a/../../b", PathError::AboveRoot),
             ("/%2e%2e/", PathError::AboveRoot),
-            ("/a/..;/b", PathError::DotParameter),
-            ("/a/..;v=1", PathError::DotParameter),
-            ("/a/.;/b", PathError::DotParameter),
-            ("/a/%2e%2E;/b", PathError::DotParameter),
-            ("/a/..%3b/b", PathError::DotParameter),
             ("/%", PathError::Escape),
             ("/%a", PathError::Escape),
             ("/%zz", PathError::Escape),
@@ -250,8 +227,6 @@ mod tests {
                 prop_assert!(normal.path.starts_with(b"/"));
                 let text = String::from_utf8_lossy(&normal.path).into_owned();
                 prop_assert!(!text.split('/').any(|segment| segment == ".." || segment == "."), "{}", text);
-                let name = |segment: &str| segment.split(';').next().unwrap_or_default().to_owned();
-                prop_assert!(!text.split('/').any(|segment| matches!(&*name(segment), "." | "..")), "{}", text);
                 prop_assert!(!text.contains("//"), "{}", text);
             }
         }

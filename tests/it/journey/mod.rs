@@ -15,6 +15,7 @@ mod raw;
 mod reuse;
 mod routing;
 mod simulation;
+mod spellings;
 mod tokens;
 mod upgrade;
 mod uploads;

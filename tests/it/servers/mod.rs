@@ -4,3 +4,4 @@ pub(crate) mod postgres;
 pub(crate) mod python;
 #[expect(dead_code, reason = "the library's own tests use the rest")]
 pub(crate) mod redis;
+pub(crate) mod web;

@@ -1,0 +1,228 @@
+//! The paths that a service may read where the gateway reads one, and whether each of them leads to the same route.
+//!
+//! The path that a service sees is in normal form; services differ in what they do to it:
+//!
+//! | service | cuts `;…` | undoes escapes | takes `\` for `/` | resolves dots |
+//! | --- | --- | --- | --- | --- |
+//! | nginx | no | all | no | afterwards, and merges slashes (or, as configured, does not) |
+//! | Apache `AllowEncodedSlashes On` | no | all | on Windows | before and afterwards, and merges slashes |
+//! | Apache `AllowEncodedSlashes NoDecode` | no | all but `%2F` | on Windows | before |
+//! | Apache before 2.4.60, `proxy:fcgi` | no | all, and ends the path at `?` | no | – |
+//! | Tomcat | before | all (`encodedSolidusHandling`: or not `%2F`) | as configured | afterwards, and merges slashes |
+//! | Jetty | before | all | no | afterwards; `..` takes an empty segment for one |
+//! | IIS, Kestrel | no | all but `%2F` | yes | afterwards |
+//! | node: `normalize(decodeURIComponent(..))` (express.static) | no | all | on Windows | afterwards, and merges slashes |
+//! | node: `new URL(decodeURIComponent(..))` | no | all | yes | afterwards; a host in front is cut off |
+//! | Python: `normpath(unquote(..))` (http.server) | no | all | on Windows | afterwards, and merges slashes |
+//! | Python's WSGI and ASGI, Ruby's Rack | no | all | no | never |
+//! | Go: `net/http`, `path.Clean` | no | all | no | afterwards, and merges slashes |
+//!
+//! Services stand behind each other (nginx before Tomcat), so every step is combined with every other, in each order in
+//! which services take them. Two that undo escapes one after the other make `/` of `%252F`: that is looked at too, three
+//! are not. Letter case is not looked at, nor are spellings that decoders stopped to take: `%u002F`, overlong UTF-8.
+
+mod reading;
+
+pub(super) use reading::stands_for_itself;
+use reading::{Cut, Reading, Shape, Unescape, Unreadable, has_one_shape};
+
+use super::{
+    plan::{Piece, Rewrite},
+    router::{Captures, NoRoute, Router},
+};
+use crate::proto::head::Method;
+
+/// A path that could be read in more ways is refused: honest ones have a dozen, and each costs two passes over it.
+const READINGS_MAX: usize = 64;
+
+/// A request that was routed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Routed<'r> {
+    pub(super) router: &'r Router,
+    pub(super) host: &'r [u8],
+    /// In normal form.
+    pub(super) path: &'r [u8],
+    pub(super) method: Method,
+    pub(super) method_text: &'r [u8],
+    /// Where it leads.
+    pub(super) route: usize,
+    pub(super) captures: &'r Captures,
+    /// What becomes of the path before the service sees it.
+    pub(super) rewrite: &'r Rewrite,
+}
+
+/// A way to read a request for which it is not the same request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Doubt {
+    /// The path leads to this route, or to none.
+    Elsewhere { reading: String, route: Option<usize> },
+    /// The path climbs above its root.
+    AboveRoot { reading: String },
+    /// A segment is `.` or `..` once what follows its semicolon is cut off.
+    DotParameter,
+    /// There are more ways than are looked at.
+    TooMany,
+    /// The method in capitals has another route.
+    Method { route: Option<usize> },
+}
+
+impl Doubt {
+    /// The sentence for the client.
+    pub(super) const fn detail(&self) -> &'static str {
+        match self {
+            Self::Elsewhere { .. } => "the path leads elsewhere in a spelling that services take for the same",
+            Self::AboveRoot { .. } => "the path climbs above its root once its escapes are undone",
+            Self::DotParameter => "the path has a dot segment with a parameter",
+            Self::TooMany => "the path can be read in too many ways",
+            Self::Method { .. } => "the method leads elsewhere in capitals, which services take for the same",
+        }
+    }
+
+    /// What the log says; routes have names.
+    pub(super) fn cause<'n>(&self, name: &dyn Fn(usize) -> &'n str) -> String {
+        let to = |route: Option<usize>| route.map_or("no route of this one", name);
+        match self {
+            Self::Elsewhere { reading, route } => format!("read {reading}, the path leads to {}", to(*route)),
+            Self::AboveRoot { reading } => format!("read {reading}, the path climbs above its root"),
+            Self::DotParameter | Self::TooMany => self.detail().to_owned(),
+            Self::Method { route } => format!("in capitals the method leads to {}", to(*route)),
+        }
+    }
+}
+
+/// Looks for a reading that leads elsewhere. For a path that has a sign of one, and for methods that are not well known.
+pub(super) fn check(routed: &Routed<'_>, is_plain: bool) -> Result<(), Doubt> {
+    if routed.method == Method::Other {
+        routed.check_method()?;
+    }
+    if is_plain { Ok(()) } else { routed.check_path() }
+}
+
+impl Routed<'_> {
+    /// Werkzeug, for one, takes `get` for `GET`.
+    fn check_method(&self) -> Result<(), Doubt> {
+        if !self.method_text.iter().any(u8::is_ascii_lowercase) {
+            return Ok(());
+        }
+        let capitals = self.method_text.to_ascii_uppercase();
+        let found = self.router.find(self.host, self.path, Method::of(&capitals), &capitals);
+        match found.ok().map(|found| found.route) {
+            Some(route) if route == self.route => Ok(()),
+            route => Err(Doubt::Method { route }),
+        }
+    }
+
+    fn check_path(&self) -> Result<(), Doubt> {
+        let sent = self.sent(self.path, self.captures);
+        let mut count = 0;
+        each(&sent, |reading| {
+            count += 1;
+            if count > READINGS_MAX { Err(Doubt::TooMany) } else { self.check_reading(reading, &sent) }
+        })
+    }
+
+    fn check_reading(&self, reading: Reading, sent: &[u8]) -> Result<(), Doubt> {
+        let read = |path: &[u8]| {
+            reading.of(path).map_err(|unreadable| match unreadable {
+                Unreadable::AboveRoot => Doubt::AboveRoot { reading: reading.to_string() },
+                Unreadable::DotParameter => Doubt::DotParameter,
+            })
+        };
+        let seen = read(sent)?;
+        // The path that a client would ask for to have the service see just that.
+        let asked = match self.rewrite {
+            Rewrite::Keep => seen.clone(),
+            Rewrite::Strip(prefix) => [self.path.get(..*prefix).unwrap_or_default(), &seen].concat(),
+            Rewrite::Template(_) => read(self.path)?,
+        };
+        let captures = self.lead_here(reading, &asked)?;
+        if matches!(self.rewrite, Rewrite::Template(_)) && self.sent(&asked, &captures) != seen {
+            return Err(Doubt::Elsewhere { reading: reading.to_string(), route: None });
+        }
+        // Some leave no slash where a dot segment, or one that was a parameter only, was the last.
+        match asked.strip_suffix(b"/") {
+            Some(bare) if !bare.is_empty() && !self.path.ends_with(b"/") => self.lead_here(reading, bare).map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
+    fn lead_here(&self, reading: Reading, path: &[u8]) -> Result<Captures, Doubt> {
+        match self.router.find(self.host, path, self.method, self.method_text) {
+            Ok(found) if found.route == self.route => Ok(found.captures),
+            Ok(found) => Err(Doubt::Elsewhere { reading: reading.to_string(), route: Some(found.route) }),
+            Err(NoRoute::NotFound | NoRoute::Method(_)) => {
+                Err(Doubt::Elsewhere { reading: reading.to_string(), route: None })
+            }
+        }
+    }
+
+    /// The path that the service gets for a path of this route.
+    fn sent(&self, path: &[u8], captures: &Captures) -> Vec<u8> {
+        match self.rewrite {
+            Rewrite::Keep => path.to_vec(),
+            Rewrite::Strip(prefix) => match path.get(*prefix..) {
+                None | Some([]) => b"/".to_vec(),
+                Some(rest) => rest.to_vec(),
+            },
+            Rewrite::Template(pieces) => {
+                let text = |piece: &Piece| match piece {
+                    Piece::Text(text) => text.clone(),
+                    Piece::Capture(n) => captures.nth(*n).of(path).to_vec(),
+                };
+                pieces.iter().flat_map(text).collect()
+            }
+        }
+    }
+}
+
+/// Every reading that makes something else of a path than it is, each once.
+fn each<E>(path: &[u8], mut visit: impl FnMut(Reading) -> Result<(), E>) -> Result<(), E> {
+    let has_escape = path.contains(&b'%');
+    // A step that changes nothing is no reading of its own. What cannot be spelled is for the visitor to see.
+    let spelled = |reading: Reading| reading.spelled(path);
+    for cut in [Cut::Never, Cut::Before, Cut::After] {
+        let mut before = None;
+        for unescape in [Unescape::None, Unescape::NoSlash, Unescape::All, Unescape::Twice] {
+            let with_cut = Reading { cut, unescape, ..Reading::default() };
+            let uncut = spelled(Reading { cut: Cut::Never, ..with_cut });
+            let has_parameter = match cut {
+                Cut::Never => true,
+                Cut::Before => path.contains(&b';'),
+                // Without escapes it makes no difference when it is done.
+                Cut::After => has_escape && uncut.is_ok_and(|text| text.contains(&b';')),
+            };
+            if !has_parameter {
+                continue;
+            }
+            let Ok(text) = spelled(with_cut) else { return visit(with_cut) };
+            if before.as_ref() == Some(&text) {
+                continue;
+            }
+            let has_question = text.iter().any(|byte| matches!(byte, b'?' | b'#'));
+            for ends_at_question in [false, true] {
+                for backslash in [false, true] {
+                    if (ends_at_question && !has_question) || (backslash && !text.contains(&b'\\')) {
+                        continue;
+                    }
+                    each_shape(path, Reading { ends_at_question, backslash, ..with_cut }, &mut visit)?;
+                }
+            }
+            before = Some(text);
+        }
+    }
+    Ok(())
+}
+
+fn each_shape<E>(path: &[u8], reading: Reading, visit: &mut impl FnMut(Reading) -> Result<(), E>) -> Result<(), E> {
+    let Ok(text) = reading.spelled(path) else { return visit(reading) };
+    visit(reading)?;
+    if has_one_shape(&text) {
+        return Ok(());
+    }
+    visit(Reading { shape: Shape::Merged, ..reading })?;
+    visit(Reading { shape: Shape::Resolved, ..reading })?;
+    if text.starts_with(b"//") { visit(Reading { shape: Shape::Url, ..reading }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;
