@@ -146,7 +146,7 @@ fn undo(text: &[u8], slashes: bool, out: &mut Vec<u8>) {
     let mut rest = text;
     while let [byte, tail @ ..] = rest {
         rest = tail;
-        match escaped(rest).filter(|_| *byte == b'%') {
+        match if *byte == b'%' { escaped(rest) } else { None } {
             Some(b'/') if !slashes => out.push(b'%'),
             Some(value) if stands_for_itself(value) || matches!(value, b'\\' | b'?' | b'#') => {
                 out.push(value);

@@ -105,6 +105,12 @@ fn a_path_that_can_be_read_in_endless_ways_is_refused() {
     let path = "/;%3B%253B/%2F%252F%5C%255C%3F%253F%40";
     let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, path).expect("it has a route");
     assert_eq!(checked, Err(Doubt::TooMany));
+    // A long one has fewer, but one that is only long has all that it needs.
+    let long = format!("/%2F%5C%3F%3B{}", "x".repeat(8000));
+    let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, &long).expect("it has a route");
+    assert_eq!(checked, Err(Doubt::TooMany));
+    let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, &"/a%2Fb".repeat(10_000)).expect("it has a route");
+    assert_eq!(checked, Ok(()));
 }
 
 /// Percent-decoding, written once more.
