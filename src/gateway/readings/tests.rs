@@ -65,7 +65,7 @@ fn a_path_that_may_be_read_as_one_of_another_route_is_doubtful() {
             "/x;a=%2F%252F%5C%3F%40",
             "/100%25",
         ],
-        &expect![[r#"
+        &expect![[r"
             /enc/a%2Fb – 1
             /enc/a%2F..%2Fb – 1
             /enc/..%2Fadmin – 1, but read escapes undone, slashes merged and dots resolved, the path leads to 0
@@ -80,7 +80,7 @@ fn a_path_that_may_be_read_as_one_of_another_route_is_doubtful() {
             /%40me – 2, but read escapes but %2F undone, the path leads to 3
             /x;a=%2F%252F%5C%3F%40 – 2
             /100%25 – 2
-        "#]],
+        "]],
     );
 }
 
@@ -90,13 +90,13 @@ fn what_is_stripped_is_no_ground_to_climb_on() {
         &router(&["/api/admin/*", "/api/*"]),
         &Rewrite::Strip(4),
         &["/api/x%2Fy", "/api/..%2Fapi/x", "/api/x%2F..%2Fadmin", "/api/%2Fhome%2Fx", "/api/%2Fx/admin"],
-        &expect![[r#"
+        &expect![[r"
             /api/x%2Fy – 1
             /api/..%2Fapi/x – 1, but read escapes undone, slashes merged and dots resolved, the path climbs above its root
             /api/x%2F..%2Fadmin – 1, but read escapes undone, slashes merged and dots resolved, the path leads to 0
             /api/%2Fhome%2Fx – 1
             /api/%2Fx/admin – 1, but read escapes undone, without a host in front, the path leads to 0
-        "#]],
+        "]],
     );
 }
 
@@ -156,8 +156,10 @@ fn without_host(text: &str) -> &str {
     if text.starts_with("//") { host.find('/').map_or("/", |slash| &host[slash..]) } else { text }
 }
 
+type Read = fn(&str) -> String;
+
 /// How services read a path, as `normpath` would write it.
-const SERVICES: [(&str, fn(&str) -> String); 9] = [
+const SERVICES: [(&str, Read); 9] = [
     ("Python", |path| normpath(&decoded(path, false))),
     ("Windows", |path| normpath(&decoded(path, false).replace('\\', "/"))),
     ("Kestrel", |path| normpath(&decoded(path, true).replace('\\', "/"))),

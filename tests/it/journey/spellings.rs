@@ -122,7 +122,9 @@ fn nginx_gets_no_host_of_a_guarded_wildcard_from_a_route_of_any_host() {
 /// A gateway with these routes to one backend, all public unless they say otherwise.
 #[track_caller]
 fn routed(backend: &Backend, routes: &[&str]) -> Gateway {
-    let routes = routes.iter().map(|route| format!("[[routes]]\nupstream = \"back\"\n{route}\n")).collect::<String>();
+    let routes: Vec<String> =
+        routes.iter().map(|route| format!("[[routes]]\nupstream = \"back\"\n{route}\n")).collect();
+    let routes = routes.concat();
     Gateway::start(&format!("[upstreams.back]\ninstances = [\"{}\"]\n{KEYS}{routes}", backend.address()))
 }
 

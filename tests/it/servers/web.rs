@@ -112,18 +112,20 @@ impl WebServer {
     /// Starts node's server.
     #[track_caller]
     pub(crate) fn node() -> Option<Self> {
-        Self::script(require(Some("node").filter(|program| runs(program, "--version")), "node")?, &["-e", NODE])
+        let program = require(Some("node").filter(|program| runs(program, "--version")), "node")?;
+        Some(Self::script(program, &["-e", NODE]))
     }
 
     /// Starts Python's server.
     #[track_caller]
     pub(crate) fn python() -> Option<Self> {
-        Self::script(require(Some("python3").filter(|program| runs(program, "--version")), "python3")?, &["-c", PYTHON])
+        let program = require(Some("python3").filter(|program| runs(program, "--version")), "python3")?;
+        Some(Self::script(program, &["-c", PYTHON]))
     }
 
     /// Starts a program that tells the port that it got.
     #[track_caller]
-    fn script(program: &str, arguments: &[&str]) -> Option<Self> {
+    fn script(program: &str, arguments: &[&str]) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let mut command = Command::new(program);
         command.args(arguments).current_dir(directory.path()).stdin(Stdio::null()).stdout(Stdio::piped());
@@ -132,7 +134,7 @@ impl WebServer {
         let mut told = BufReader::new(child.stdout.take().expect("it is piped"));
         told.read_line(&mut line).expect("it tells its port");
         let port = line.trim().parse().unwrap_or_else(|_| panic!("{program} told {line:?}"));
-        Some(Self { child, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), _directory: directory })
+        Self { child, address: SocketAddr::from((Ipv4Addr::LOCALHOST, port)), _directory: directory }
     }
 
     /// Where it listens.
