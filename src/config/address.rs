@@ -89,11 +89,18 @@ pub struct Instance {
     pub port: u16,
 }
 
+/// What becomes of whoever expects TLS to a service.
+pub(super) const NO_TLS: &str =
+    "there is no TLS to services yet: requests and their tokens would go to it in clear text";
+
 impl FromStr for Instance {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         const FORM: &str = "write an instance as \"host:port\", like \"127.0.0.1:4001\" or \"[::1]:4001\"";
+        if text.starts_with("https://") {
+            return Err(format!("{NO_TLS}; {FORM}, where it speaks plain HTTP on a network that you trust"));
+        }
         if text.contains("://") {
             return Err(format!("{FORM}, without a scheme"));
         }
@@ -279,6 +286,7 @@ mod tests {
                 "host:65536",
                 "host:+80",
                 "http://host:80",
+                "https://host",
                 "host:80/path",
                 "bad host:80",
                 "1.2.3:80",
@@ -296,6 +304,7 @@ mod tests {
                 "host:65536" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
                 "host:+80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
                 "http://host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme
+                "https://host" -> ! there is no TLS to services yet: requests and their tokens would go to it in clear text; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", where it speaks plain HTTP on a network that you trust
                 "host:80/path" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
                 "bad host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
                 "1.2.3:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"

@@ -38,7 +38,7 @@ pub use limits::{LIMITS_PER_ROUTE_MAX, Limit, LimitApplies, LimitKey, LimitScope
 pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
 pub use redis::{Redis, RedisMode, RedisUrl};
-pub use resolve::{find, load, resolve};
+pub use resolve::{INSTANCES_MAX, find, load, resolve};
 pub use roles::{PERMISSION_FORM, is_permission};
 pub use routes::{ACCOUNT_PATHS, OWN_PATHS};
 pub use secret::{HIDDEN, Secret};

@@ -2,6 +2,7 @@
 //! mistakes at once.
 
 use super::accounts::read_accounts;
+use super::address::NO_TLS;
 use super::auth::read_auth;
 use super::cors::read_cors;
 use super::keys::SECTIONS;
@@ -347,9 +348,12 @@ pub(super) fn is_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
 }
 
+/// As many as one shard's snapshot of an upstream should ever hold.
+pub const INSTANCES_MAX: usize = 1024;
+
+const HTTPS_PORT: u16 = 443;
+
 fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Report) {
-    /// As many as one shard's snapshot should ever hold.
-    const INSTANCES_MAX: usize = 1024;
     let Some(node) = fields.node("instances") else { return };
     let path = format!("{}.instances", fields.path);
     let written = if let Value::List(list) = &node.value { list.len() } else { instances.len() };
@@ -364,6 +368,9 @@ fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Rep
     for (index, instance) in instances.iter().enumerate() {
         if instances[..index].contains(instance) {
             report.push(node.place.clone(), format!("{path} has {instance} twice"), "name each instance once");
+        }
+        if instance.port == HTTPS_PORT {
+            report.warn(&node.place, &format!("{path} has {instance}, the port of HTTPS, and {NO_TLS}"));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use crate::config::{Config, Instance, written_duration};
 
 /// What is known of names. Each is asked for once, however many instances have it.
 #[derive(Clone, Debug, Default)]
-pub struct Addresses(BTreeMap<Box<str>, Result<SocketAddr, NoAddress>>);
+pub struct Addresses(BTreeMap<Box<str>, Result<Box<[SocketAddr]>, NoAddress>>);
 
 /// Why a name has no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,9 +23,15 @@ pub enum NoAddress {
 }
 
 impl Addresses {
-    /// What became of these names.
-    pub fn new(found: BTreeMap<Box<str>, Result<SocketAddr, NoAddress>>) -> Self {
+    /// What became of these names. A name that was found has an address or several.
+    pub fn new(found: BTreeMap<Box<str>, Result<Box<[SocketAddr]>, NoAddress>>) -> Self {
         Self(found)
+    }
+
+    /// What everybody knows without asking.
+    pub fn of_this_machine() -> Self {
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        Self([("localhost".into(), Ok(loopback.map(|address| SocketAddr::new(address, 0)).into()))].into())
     }
 
     /// The names that a configuration needs the addresses of.
@@ -35,16 +41,55 @@ impl Addresses {
         names.map(|instance| instance.host.as_str().into()).collect()
     }
 
-    /// Where an instance is.
-    pub(super) fn of(&self, instance: &Instance) -> Result<SocketAddr, NoAddress> {
+    /// Where an instance is: every address of its name.
+    pub(super) fn of(&self, instance: &Instance) -> Result<Box<[SocketAddr]>, NoAddress> {
         if let Ok(address) = instance.host.parse::<IpAddr>() {
-            return Ok(SocketAddr::new(address, instance.port));
+            return Ok([SocketAddr::new(address, instance.port)].into());
         }
         let found = self.0.get(&*instance.host).cloned();
-        let mut address = found.unwrap_or_else(|| Err(NoAddress::Unknown("nobody looked it up".to_owned())))?;
-        address.set_port(instance.port);
-        Ok(address)
+        let mut addresses = found.unwrap_or_else(|| Err(NoAddress::Unknown("nobody looked it up".to_owned())))?;
+        addresses.iter_mut().for_each(|address| address.set_port(instance.port));
+        Ok(addresses)
     }
+}
+
+/// Warnings of instances that are the gateway's own listener: whoever asks for one asks until no connection is left. As far
+/// as addresses are known; `listener` is where it is bound, or will be.
+pub fn own_listener_loops(config: &Config, addresses: &Addresses, listener: SocketAddr) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (name, upstream) in &config.upstreams {
+        for (index, instance) in upstream.instances.iter().enumerate().filter(|(_, one)| one.port == listener.port()) {
+            let found = addresses.of(instance).unwrap_or_default();
+            if let Some(address) = found.iter().find(|address| is_reached_at(listener.ip(), address.ip())) {
+                warnings.push(format!(
+                    "upstreams.{name}.instances[{index}] is \"{instance}\", and {address} is the gateway's own listener: \
+                     its requests would come back until connections run out; name the service's address"
+                ));
+            }
+        }
+    }
+    warnings
+}
+
+/// Whether what listens on `bound` takes connections to `address`.
+fn is_reached_at(bound: IpAddr, address: IpAddr) -> bool {
+    let (bound, address) = (bound.to_canonical(), address.to_canonical());
+    // A connection to no address in particular goes to loopback (connect(2) on Linux).
+    let address = match address {
+        IpAddr::V4(v4) if v4.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(v6) if v6.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        address => address,
+    };
+    match bound {
+        IpAddr::V4(v4) if v4.is_unspecified() => address.is_ipv4() && is_of_this_machine(address),
+        IpAddr::V6(v6) if v6.is_unspecified() => is_of_this_machine(address),
+        bound => bound == address,
+    }
+}
+
+/// An address that sockets can be bound to is the machine's own.
+fn is_of_this_machine(address: IpAddr) -> bool {
+    address.is_loopback() || UdpSocket::bind((address, 0)).is_ok()
 }
 
 impl NoAddress {

@@ -28,7 +28,7 @@ use std::{
 };
 
 use access::Identity;
-pub use addresses::{Addresses, NoAddress};
+pub use addresses::{Addresses, NoAddress, own_listener_loops};
 use body::Body;
 pub use neighbours::unguarded_neighbours;
 use plan::{OwnPage, Rewrite, Route, Target};

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::http1::HeadLimits,
     telemetry::{metrics::Names, slots::Slot},
@@ -284,20 +284,28 @@ fn http_limits(config: &Config) -> HttpLimits {
     }
 }
 
-/// The backends of each upstream, or all that is wrong with their names.
+/// The backends of each upstream, or all that is wrong with their names. Each address of a name is a backend of its own; an
+/// address that two instances lead to is one for each of them, as their requests carry different `Host` fields.
 fn backends(config: &Config, addresses: &Addresses) -> Result<Vec<Vec<BackendAddress>>, PlanError> {
     let mut wrong = Vec::new();
     let mut backends = Vec::with_capacity(config.upstreams.len());
     for (name, upstream) in &config.upstreams {
-        let instances = upstream.instances.iter().enumerate();
-        let of_upstream = instances.filter_map(|(index, instance)| match addresses.of(instance) {
-            Ok(address) => Some(BackendAddress { authority: instance.to_string().into(), address }),
-            Err(why) => {
-                wrong.push(why.of(name, index, instance));
-                None
+        let mut of_upstream = Vec::with_capacity(upstream.instances.len());
+        for (index, instance) in upstream.instances.iter().enumerate() {
+            let authority: Box<str> = instance.to_string().into();
+            match addresses.of(instance) {
+                Ok(found) => of_upstream
+                    .extend(found.into_iter().map(|address| BackendAddress { authority: authority.clone(), address })),
+                Err(why) => wrong.push(why.of(name, index, instance)),
             }
-        });
-        backends.push(of_upstream.collect());
+        }
+        if of_upstream.len() > INSTANCES_MAX {
+            wrong.push(format!(
+                "upstreams.{name}.instances have {} addresses; an upstream has at most {INSTANCES_MAX}",
+                of_upstream.len()
+            ));
+        }
+        backends.push(of_upstream);
     }
     if wrong.is_empty() { Ok(backends) } else { Err(PlanError::Addresses(wrong)) }
 }
@@ -386,6 +394,8 @@ fn template_pieces(template: &str, path: &PathPattern) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+
     use super::*;
     use crate::{config::Upstream, gateway::NoAddress};
 
@@ -422,9 +432,9 @@ mod tests {
             ["late.test", "shop.test"]
         );
 
-        let found = |text: &str| Ok(text.parse().expect("an address"));
+        let found = |list: &[&str]| Ok(list.iter().map(|text| text.parse().expect("an address")).collect());
         let late = || Err(NoAddress::Late(Duration::from_secs(10)));
-        let shop = [("shop.test", found("192.0.2.1:0")), ("late.test", found("[2001:db8::1]:0"))];
+        let shop = [("shop.test", found(&["192.0.2.1:0"])), ("late.test", found(&["192.0.2.2:0", "[2001:db8::1]:0"]))];
         let known = |list: [(&str, _); 2]| Addresses::new(list.map(|(name, found)| (name.into(), found)).into());
         let plan = compile(&config, &known(shop)).expect("all is known");
         let of = |name: &str| plan.upstreams.iter().find(|upstream| upstream.name == name).expect("it is there");
@@ -438,7 +448,10 @@ mod tests {
                 "shop.test:83 192.0.2.1:83"
             ]
         );
-        assert_eq!(text("till").collect::<Vec<_>>(), ["shop.test:84 192.0.2.1:84", "late.test:85 [2001:db8::1]:85"]);
+        assert_eq!(
+            text("till").collect::<Vec<_>>(),
+            ["shop.test:84 192.0.2.1:84", "late.test:85 192.0.2.2:85", "late.test:85 [2001:db8::1]:85"]
+        );
 
         let unknown = Err(NoAddress::Unknown("no such name".to_owned()));
         let error =
@@ -456,5 +469,12 @@ mod tests {
             "upstreams.till.instances[1] is \"late.test:85\", and late.test was not resolved within 10s; \
              see whether DNS answers, give an address, or raise runtime.lookup_timeout"
         );
+
+        let many = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); INSTANCES_MAX].into();
+        let error = compile(&config, &known([("shop.test", Ok(many)), ("late.test", found(&["192.0.2.2:0"]))]));
+        let told = error.expect_err("too many").to_string();
+        let (shop, till) = told.split_once('\n').expect("two lines");
+        assert_eq!(shop, "upstreams.shop.instances have 2050 addresses; an upstream has at most 1024");
+        assert!(till.starts_with("upstreams.till.instances have 1025"), "{till}");
     }
 }

@@ -1,7 +1,7 @@
 //! The control thread: signals, reloads, health, the operator's listener. It builds plans and pages and sends them to the
 //! shards; nothing here is on a request's path.
 
-use std::{fmt::Display, future::poll_fn, path::PathBuf, sync::Arc, task::Poll, time::Duration};
+use std::{fmt::Display, future::poll_fn, net::SocketAddr, path::PathBuf, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -47,6 +47,8 @@ pub(super) struct Equipment {
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
     pub(super) lookups: Lookups,
+    /// Where the public listener is bound.
+    pub(super) listener: SocketAddr,
     pub(super) shards: usize,
     pub(super) descriptors: u64,
     pub(super) endpoint: Endpoint<Letter>,
@@ -73,6 +75,7 @@ struct Control {
     plan: Arc<Plan>,
     names: Names,
     lookups: Lookups,
+    listener: SocketAddr,
     /// What is to be taken once its names are looked up.
     candidate: Option<Candidate>,
     shards: Vec<Shard>,
@@ -153,7 +156,8 @@ impl Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, keychain, watch, plan, names, lookups, shards, descriptors, endpoint, .. } = equipment;
+    let Equipment { config, keychain, watch, plan, names, lookups, listener, .. } = equipment;
+    let (shards, descriptors, endpoint) = (equipment.shards, equipment.descriptors, equipment.endpoint);
     let (admin, writer, signals) = (equipment.admin, equipment.writer, equipment.signals);
     let (bus, pump) = bus::on_tokio(endpoint)?;
     let process = ProcessCounters {
@@ -168,6 +172,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         plan,
         names,
         lookups,
+        listener,
         candidate: None,
         shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
         descriptors,
@@ -339,6 +344,7 @@ impl Control {
             }
         }
         super::warn(&config);
+        super::warn_of_loops(&config, addresses, self.listener);
         let restart_needed = self.config.restart_needed(&config);
         if !restart_needed.is_empty() {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");

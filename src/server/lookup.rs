@@ -22,8 +22,12 @@ use crate::gateway::{Addresses, NoAddress};
 /// far more in a second; one that does not is not given more threads than this.
 const AT_ONCE_MAX: usize = 32;
 
+/// Addresses of one name that are instances. Whoever answers for DNS decides how many come; more than these are no service
+/// of anybody's, and each is a pool on each shard.
+const ADDRESSES_MAX: usize = 256;
+
 /// What tells where a name is, and may block.
-type Resolve = dyn Fn(&str) -> io::Result<SocketAddr> + Send + Sync;
+type Resolve = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
 /// One per process, on the control thread. Looks up the names of one configuration at a time; a newer one takes its place.
 pub(super) struct Lookups {
@@ -38,13 +42,13 @@ pub(super) struct Lookups {
     missing: BTreeSet<Box<str>>,
     /// Those of them that no thread asks for yet.
     waiting: Vec<Box<str>>,
-    found: BTreeMap<Box<str>, Result<SocketAddr, NoAddress>>,
+    found: BTreeMap<Box<str>, Result<Box<[SocketAddr]>, NoAddress>>,
     tell: mpsc::UnboundedSender<Told>,
     told: mpsc::UnboundedReceiver<Told>,
 }
 
 /// What a thread has to say of its name.
-type Told = (Box<str>, io::Result<SocketAddr>);
+type Told = (Box<str>, io::Result<Vec<SocketAddr>>);
 
 impl fmt::Debug for Lookups {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -58,14 +62,11 @@ impl fmt::Debug for Lookups {
 impl Lookups {
     /// By the system's resolver.
     pub(super) fn new() -> Self {
-        Self::by(|name| {
-            let mut addresses = (name, 0).to_socket_addrs()?;
-            addresses.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "it has no address"))
-        })
+        Self::by(|name| Ok((name, 0).to_socket_addrs()?.collect()))
     }
 
     /// By this. It runs on many threads at once.
-    fn by(resolve: impl Fn(&str) -> io::Result<SocketAddr> + Send + Sync + 'static) -> Self {
+    fn by(resolve: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
         Self {
             resolve: Arc::new(resolve),
@@ -119,9 +120,14 @@ impl Lookups {
         self.ask();
     }
 
-    fn end(&mut self, name: Box<str>, found: io::Result<SocketAddr>) {
+    fn end(&mut self, name: Box<str>, found: io::Result<Vec<SocketAddr>>) {
         self.missing.remove(&name);
-        self.found.insert(name, found.map_err(|error| NoAddress::Unknown(error.to_string())));
+        let found = match found.map(|addresses| in_order(&name, addresses)) {
+            Ok(addresses) if addresses.is_empty() => Err(NoAddress::Unknown("it has no address".to_owned())),
+            Ok(addresses) => Ok(addresses),
+            Err(error) => Err(NoAddress::Unknown(error.to_string())),
+        };
+        self.found.insert(name, found);
     }
 
     /// Starts as many threads as may run.
@@ -145,6 +151,21 @@ impl Lookups {
     }
 }
 
+/// Each address once, in an order that does not depend on the resolver's: it turns them from answer to answer.
+fn in_order(name: &str, mut addresses: Vec<SocketAddr>) -> Box<[SocketAddr]> {
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.len() > ADDRESSES_MAX {
+        tracing::warn!(
+            name,
+            addresses = addresses.len(),
+            "a name of instances has more addresses than are used; the first {ADDRESSES_MAX} in order are"
+        );
+        addresses.truncate(ADDRESSES_MAX);
+    }
+    addresses.into()
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc as std_mpsc;
@@ -158,12 +179,12 @@ mod tests {
     /// A name that was asked for, and where its answer goes.
     struct Asked {
         name: String,
-        answer: std_mpsc::Sender<io::Result<SocketAddr>>,
+        answer: std_mpsc::Sender<io::Result<Vec<SocketAddr>>>,
     }
 
     impl Asked {
         fn answer(self, found: io::Result<&str>) {
-            let found = found.map(|address| address.parse().expect("an address"));
+            let found = found.map(|text| text.split(' ').map(|address| address.parse().expect("an address")).collect());
             self.answer.send(found).expect("its thread waits");
         }
     }
@@ -199,6 +220,10 @@ mod tests {
         all
     }
 
+    fn addresses(text: &str) -> Box<[SocketAddr]> {
+        text.split(' ').map(|address| address.parse().expect("an address")).collect()
+    }
+
     fn shown(addresses: &Addresses) -> String {
         format!("{addresses:?}")
     }
@@ -232,7 +257,25 @@ mod tests {
             let expected = Addresses::new(BTreeMap::from([
                 ("a".into(), Err(NoAddress::Unknown("no such name".to_owned()))),
                 ("b".into(), Err(NoAddress::Unknown("no such name".to_owned()))),
-                ("c".into(), Ok("192.0.2.3:0".parse().expect("an address"))),
+                ("c".into(), Ok(addresses("192.0.2.3:0"))),
+            ]));
+            assert_eq!(shown(&lookups.done().await), shown(&expected));
+        });
+    }
+
+    #[test]
+    fn every_address_counts_once_in_an_order_of_its_own_and_so_many_at_most() {
+        run(async {
+            let (mut lookups, asked) = blocking();
+            lookups.begin(names(["both", "many"]), LONG);
+            let [both, many] = next(&asked);
+            both.answer(Ok("[::1]:0 127.0.0.1:0 [::1]:0"));
+            let all: Vec<String> =
+                (0..ADDRESSES_MAX + 9).rev().map(|host| format!("10.0.{}.{}:0", host / 256, host % 256)).collect();
+            many.answer(Ok(&all.join(" ")));
+            let expected = Addresses::new(BTreeMap::from([
+                ("both".into(), Ok(addresses("127.0.0.1:0 [::1]:0"))),
+                ("many".into(), Ok(addresses(&all[9..].iter().rev().cloned().collect::<Vec<_>>().join(" ")))),
             ]));
             assert_eq!(shown(&lookups.done().await), shown(&expected));
         });
@@ -253,7 +296,7 @@ mod tests {
             b.answer(Ok("192.0.2.2:0"));
             a.answer(Ok("192.0.2.1:0"));
             let both = [("a", "192.0.2.1:0"), ("b", "192.0.2.2:0")];
-            let both = both.map(|(name, address)| (Box::from(name), Ok(address.parse().expect("an address"))));
+            let both = both.map(|(name, address)| (Box::from(name), Ok(addresses(address))));
             assert_eq!(shown(&lookups.done().await), shown(&Addresses::new(both.into())));
         });
     }
@@ -270,7 +313,7 @@ mod tests {
             let again = meanwhile(&mut lookups, &asked).await;
             assert_eq!(again.name, "a");
             again.answer(Ok("192.0.2.1:0"));
-            let found = BTreeMap::from([("a".into(), Ok("192.0.2.1:0".parse().expect("an address")))]);
+            let found = BTreeMap::from([("a".into(), Ok(addresses("192.0.2.1:0")))]);
             assert_eq!(shown(&lookups.done().await), shown(&Addresses::new(found)), "and no more than was wanted");
         });
     }
@@ -318,7 +361,7 @@ mod tests {
         run(async {
             let mut lookups = Lookups::new();
             lookups.begin(names(["localhost"]), LONG);
-            assert!(shown(&lookups.done().await).contains("localhost\": Ok("));
+            assert!(shown(&lookups.done().await).contains("localhost\": Ok(["));
         });
     }
 }

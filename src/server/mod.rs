@@ -70,6 +70,7 @@ pub fn run(
     let public = SocketAddr::new(config.listener.address, config.listener.port);
     let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
     let bound = listener::bind(public, backlog, shards)?;
+    warn_of_loops(&config, &addresses, bound.address);
     let admin = bind_admin(&config)?;
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
@@ -121,6 +122,7 @@ pub fn run(
         plan,
         names,
         lookups,
+        listener: bound.address,
         shards,
         descriptors,
         endpoint: control_end,
@@ -149,14 +151,27 @@ pub fn run(
     Ok(ended)
 }
 
-/// What is allowed in a configuration and yet looks like a slip, one sentence each.
+/// What is allowed in a configuration and yet looks like a slip, one sentence each, as far as can be told without asking
+/// for names.
 pub fn warnings(config: &Config) -> impl Iterator<Item = String> {
+    let listener = SocketAddr::new(config.listener.address, config.listener.port);
+    own_warnings(config).chain(gateway::own_listener_loops(config, &Addresses::of_this_machine(), listener))
+}
+
+fn own_warnings(config: &Config) -> impl Iterator<Item = String> {
     config.warnings.iter().cloned().chain(gateway::unguarded_neighbours(config))
 }
 
-/// Tells the log.
+/// Tells the log of what looks like a slip in a configuration.
 fn warn(config: &Config) {
-    for warning in warnings(config) {
+    for warning in own_warnings(config) {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Tells the log of instances that are this public listener, once all addresses are known.
+fn warn_of_loops(config: &Config, addresses: &Addresses, listener: SocketAddr) {
+    for warning in gateway::own_listener_loops(config, addresses, listener) {
         tracing::warn!("{warning}");
     }
 }

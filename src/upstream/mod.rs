@@ -284,20 +284,24 @@ impl Upstream {
         })
     }
 
-    /// Chooses a backend, other than the one that just failed if there is a choice.
-    fn choose(&self, now: Instant, failed: Option<&Rc<Backend>>) -> Option<Rc<Backend>> {
+    /// Chooses a backend, other than those that failed if there is a choice.
+    fn choose(&self, now: Instant, failed: &[Rc<Backend>]) -> Option<Rc<Backend>> {
+        let is_fresh = |backend: &Rc<Backend>| !failed.iter().any(|failed| Rc::ptr_eq(failed, backend));
+        self.choose_among(now, is_fresh).or_else(|| self.choose_among(now, |_| true))
+    }
+
+    /// Chooses one of these backends.
+    fn choose_among(&self, now: Instant, is_meant: impl Fn(&Rc<Backend>) -> bool) -> Option<Rc<Backend>> {
         self.state.with(|state| {
             let State { backends, rng, .. } = state;
-            let candidate = |place: usize, avoid_failed: bool| {
-                let backend: &Rc<Backend> = &backends[place];
-                let is_failed = avoid_failed && failed.is_some_and(|failed| Rc::ptr_eq(failed, backend));
+            let place = balance::choose(rng, backends.len(), |place| {
+                let backend = &backends[place];
+                let is_meant = is_meant(backend);
                 backend.state.with(|state| Candidate {
                     in_flight: state.in_flight,
-                    is_usable: !is_failed && !state.outlier.is_out(now),
+                    is_usable: is_meant && !state.outlier.is_out(now),
                 })
-            };
-            let place = balance::choose(rng, backends.len(), |place| candidate(place, true))
-                .or_else(|| balance::choose(rng, backends.len(), |place| candidate(place, false)))?;
+            })?;
             Some(Rc::clone(&backends[place]))
         })
     }

@@ -49,6 +49,9 @@ pub trait Asker {
     fn prepare(&self, interim: &mut ResponseHead) -> bool;
 }
 
+/// Further addresses of a name that one request tries when no connection can be opened.
+const ADDRESSES_TRIED_MAX: u32 = 4;
+
 /// How the answer to one attempt stands.
 enum Waited {
     Answered(ResponseHead),
@@ -59,8 +62,9 @@ impl Upstream {
     /// Sends a request and waits for the answer's head. The trail says what was tried, also when it fails.
     ///
     /// It is sent again only if that is safe: the method is idempotent or no byte of it was taken by a backend, no byte of
-    /// an answer has come, no byte of its body is gone, and the retry budget allows it. Interim answers (RFC 9110 §15.2) go
-    /// to the client as they come. Dropping the future closes the connection in use.
+    /// an answer has come, no byte of its body is gone, and the retry budget allows it. A connection that was not opened
+    /// cost nobody anything: for the next instance that budget is not asked, and the other addresses of one that is given
+    /// by name are part of the same attempt. Interim answers (RFC 9110 §15.2) go to the client as they come. Dropping the future closes the connection in use.
     pub async fn send(
         self: &Rc<Self>,
         head: &mut RequestHead,
@@ -78,12 +82,17 @@ impl Upstream {
             entered => entered?,
         };
         let mut earlier = None;
+        let mut failed: Vec<Rc<Backend>> = Vec::new();
+        let mut next = None;
+        // Attempts that were other addresses of the same instance.
+        let mut addresses = 0;
         loop {
             if asker.has_ended() {
                 return Err(Failure::Ended);
             }
             let mut attempt = Attempt { began: clock::now(), place: &mut place, writer: None, has_answered: false };
-            let failure = match self.attempt(&mut attempt, head, body, call, trail, asker).await {
+            let backend = next.take().or_else(|| self.choose(attempt.began, &failed));
+            let failure = match self.attempt(&mut attempt, backend, head, body, call, trail, asker).await {
                 Ok((answer, lease, upload)) => {
                     let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
                     return Ok((answer, streaming));
@@ -102,20 +111,44 @@ impl Upstream {
                 && attempt.is_repeatable(head.method)
                 && body.received_bytes() == 0;
             drop(attempt);
-            if !is_safe || trail.attempts > call.retries_max || !place.may_retry(now) {
+            if !is_safe {
                 return Err(match failure {
                     // The attempts took out the last backend: what they met says more.
                     Failure::NoBackend => earlier.unwrap_or(failure),
                     failure => failure,
                 });
             }
+            failed.extend(trail.backend.clone());
+            let is_fresh = |backend: &Rc<Backend>| !failed.iter().any(|failed| Rc::ptr_eq(failed, backend));
+            // Nobody was asked for anything, so whoever is tried next gets no more than a request.
+            let is_unasked = is_its_fault && matches!(failure, Failure::Connect(_));
+            if is_unasked && addresses < ADDRESSES_TRIED_MAX {
+                let authority = trail.backend.as_ref().map(|backend| backend.authority());
+                let is_the_same = |backend: &Rc<Backend>| is_fresh(backend) && Some(backend.authority()) == authority;
+                next = self.choose_among(now, is_the_same);
+            }
+            if next.is_some() {
+                addresses += 1;
+            } else {
+                if trail.attempts - addresses > call.retries_max {
+                    return Err(failure);
+                }
+                if is_unasked {
+                    next = self.choose_among(now, is_fresh);
+                }
+                if next.is_none() && !place.may_retry(now) {
+                    return Err(failure);
+                }
+            }
             earlier = Some(failure);
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "what a request is and what has become of it so far")]
     async fn attempt(
         &self,
         attempt: &mut Attempt<'_>,
+        backend: Option<Rc<Backend>>,
         head: &mut RequestHead,
         body: &mut RequestBody<'_>,
         call: &Call,
@@ -123,7 +156,7 @@ impl Upstream {
         asker: &impl Asker,
     ) -> Result<(ResponseHead, Lease, Option<Box<Upload>>), Failure> {
         let now = attempt.began;
-        let backend = self.choose(now, trail.backend.as_ref()).ok_or(Failure::NoBackend)?;
+        let backend = backend.ok_or(Failure::NoBackend)?;
         let is_retry = trail.attempts > 0;
         trail.attempts += 1;
         trail.backend = Some(Rc::clone(&backend));

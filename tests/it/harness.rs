@@ -111,13 +111,25 @@ impl Gateway {
     /// Starts the process without waiting for it to listen.
     #[track_caller]
     pub(crate) fn launch(config: &str, prepare: impl FnOnce(&mut Command)) -> Self {
+        Self::launch_through(&[], config, prepare)
+    }
+
+    /// The same, by a command that becomes the one behind it: `unshare --mount sh -c '…; exec "$@"' sh`.
+    #[track_caller]
+    pub(crate) fn launch_through(before: &[&str], config: &str, prepare: impl FnOnce(&mut Command)) -> Self {
         let directory = TempDir::new().expect("a temporary directory");
         let file = directory.path().join("shardgate.toml");
         fs::write(&file, completed(config, directory.path())).expect("the configuration is written");
-        let mut command = shardgate(directory.path());
+        let mut command = through(before, directory.path());
         command.arg("run").arg("--config").arg(&file);
         prepare(&mut command);
         Self::spawn(directory, command)
+    }
+
+    /// Waits for one that was only launched.
+    #[track_caller]
+    pub(crate) fn wait_listening(self) -> Self {
+        self.listening()
     }
 
     fn spawn(directory: TempDir, mut command: Command) -> Self {
@@ -317,7 +329,14 @@ const ACCESS_LOG: &str = "access.log";
 
 /// The binary, with nothing of this process's environment that it would listen to, and what it writes in `directory`.
 pub(crate) fn shardgate(directory: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shardgate"));
+    through(&[], directory)
+}
+
+/// The same, as the last argument of another command.
+fn through(before: &[&str], directory: &Path) -> Command {
+    let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_shardgate")]);
+    let mut command = Command::new(words.next().expect("the binary at least"));
+    command.args(words);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
         if text.starts_with("SHARDGATE_") || text == "PORT" {

@@ -80,9 +80,9 @@ pub(super) const LIMITS: &[Key] = keys! {
 
 pub(super) const UPSTREAMS: &[Key] = keys! {
     instances: Kind::List("`host:port`"), Required, "[\"127.0.0.1:4001\"]", Process, Live,
-        "Its servers; at least one.";
+        "Its servers; at least one. Every address of a name is an instance: it is chosen, pooled, left out and counted by itself, and sees the name as `Host`. Plain HTTP: there is no TLS to services yet.";
     connect_timeout: TIME, Value("\"1s\""), "\"250ms\"", Each, Live,
-        "To open a connection; then the next instance is tried (`502 upstream_unreachable` when none is left).";
+        "To open a connection; then the next instance is tried, and first up to four other addresses of the same name (`502 upstream_unreachable` when none is left).";
     response_timeout: TIME, Value("\"15s\""), "\"5s\"", Each, Live,
         "From the request's last byte to the head of the answer (`504 upstream_timeout`). A route may say otherwise.";
     idle_timeout: TIME, Value("\"4s\""), "\"2s\"", Each, Live,
@@ -96,9 +96,9 @@ pub(super) const UPSTREAMS: &[Key] = keys! {
     body_methods: METHODS, Value("[\"POST\", \"PUT\", \"PATCH\"]"), "[\"POST\", \"PUT\", \"PATCH\", \"DELETE\"]", Each, Live,
         "Methods with which its instances read a request's body to its end. After a body with another method the connection is closed, and the instance is told so before: it might take the body for the next request. `*`: all. A route may say otherwise.";
     retries_max: Kind::Number(0, 10), Value("2"), "1", Each, Live,
-        "Attempts beyond the first, for requests that are safe to repeat. A route may say otherwise.";
+        "Attempts beyond the first, for requests that are safe to repeat. Further addresses of a name are not counted where a connection could not be opened. A route may say otherwise.";
     retry_budget_percent: PERCENT, Value("20"), "10", Shard, Live,
-        "Retries as a share of requests, in percent; what goes beyond fails at once instead of making an outage worse.";
+        "Retries as a share of requests, in percent; what goes beyond fails at once instead of making an outage worse. Another instance after a connection that could not be opened is not counted: nobody was asked twice.";
     retry_budget_min_per_s: COUNT, Value("3"), "10", Process, Live,
         "Retries per second that are allowed whatever the share says.";
     outlier_failures: COUNT, Value("5"), "10", Shard, Live,

@@ -1,5 +1,6 @@
 //! The process as an operator meets it: its command line, its signals, its shards, its limits, its memory.
 
+mod addresses;
 mod browser;
 mod cli;
 mod clients;
@@ -8,6 +9,7 @@ mod health;
 mod hostile;
 mod memory;
 mod names;
+mod namespace;
 mod reload;
 mod shards;
 
