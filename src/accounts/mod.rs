@@ -18,7 +18,7 @@ pub mod user;
 
 pub use answer::Payload;
 pub use operation::{Asker, Operation, Outcome, Patient, Question};
-pub use start::{Kept, StartError};
+pub use start::{Kept, StartError, check_key};
 
 use std::sync::Arc;
 use std::time::Duration;

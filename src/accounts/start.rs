@@ -1,7 +1,7 @@
 //! From a configuration to accounts: opens the stores, reads the keys, starts the pool. And what a reload changes.
 
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::{Accounts, Terms};
 use crate::auth::Issuer;
 use crate::auth::rbac::Roles;
 use crate::bus::redis::{Address, Class, Redis, Status};
-use crate::config::{Config, SessionStore};
+use crate::config::{Config, SecretFile, SessionStore};
 use crate::embedded::{Component, Embedded};
 use crate::sessions::{self, Follower, Keyring, Rules, Sessions};
 use crate::shard::offload::Offload;
@@ -46,7 +46,7 @@ pub enum StartError {
     #[error(transparent)]
     Postgres(#[from] store::StartError),
     /// The key of refresh tokens cannot be read or made.
-    #[error("the key of refresh tokens in {} can be neither read nor made; let this user read and write data.dir", .0.display())]
+    #[error("the key of refresh tokens in {} can be neither used nor made; let this user read and write data.dir", .0.display())]
     RefreshKey(PathBuf, #[source] io::Error),
     /// Redis as configured is impossible.
     #[error("redis")]
@@ -85,8 +85,8 @@ impl Kept {
             None => Store::Embedded(here()),
             Some(url) => {
                 let (connections_max, patience) = (accounts.postgres_connections_max, accounts.postgres_timeout);
-                let ca_file = accounts.postgres_ca_file.as_deref();
-                Store::Postgres(Box::new(Postgres::new(url, ca_file, connections_max, patience)?))
+                let ca_file = accounts.postgres_ca();
+                Store::Postgres(Box::new(Postgres::new(url, ca_file.as_deref(), connections_max, patience)?))
             }
         };
         let redis = if config.redis.is_given() {
@@ -223,14 +223,21 @@ fn refresh_key(directory: &Path) -> Result<Zeroizing<Vec<u8>>, StartError> {
     read_or_make().map_err(|error| StartError::RefreshKey(path.clone(), error))
 }
 
+/// What is wrong with the key of refresh tokens that the data directory holds, if it is to be used and is there.
+pub fn check_key(config: &Config) -> Option<String> {
+    let path = config.data.dir.join(REFRESH_KEY_FILE);
+    let is_used = config.accounts.enabled && config.sessions.secret.is_none();
+    let wrong = is_used.then(|| read_key(&path).err()).flatten();
+    wrong.map(|error| format!("{}: {error}", path.display()))
+}
+
 fn read_key(path: &Path) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-    let file = match fs::File::open(path) {
+    let file = match SecretFile::read(path, 1024) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mut key = Zeroizing::new(Vec::with_capacity(1024));
-    file.take(1024).read_to_end(&mut key)?;
+    let key = file.secret(path).map_err(|wrong| io::Error::new(io::ErrorKind::PermissionDenied, wrong))?;
     if key.len() < REFRESH_KEY_BYTES {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it has fewer than 32 bytes"));
     }

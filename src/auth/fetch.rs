@@ -2,7 +2,7 @@
 //! elsewhere. When that is done is for `schedule`.
 
 use super::jwk::{JwkSet, SET_BYTES_MAX, SetFault};
-use crate::config::{Algorithm, TokenIssuer};
+use crate::config::{Algorithm, TokenIssuer, open_regular};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, Uri, header};
@@ -97,7 +97,7 @@ impl Fetcher {
 pub fn read_certificates(file: &Path) -> Result<RootCertStore, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("\"{}\": {why}", file.display());
     let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))?;
+    let certificates = CertificateDer::pem_reader_iter(open_regular(file).map_err(|error| wrong(&error))?);
     for certificate in certificates {
         let certificate = certificate.map_err(|error| wrong(&error))?;
         roots.add(certificate).map_err(|error| wrong(&error))?;

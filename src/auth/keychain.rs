@@ -5,10 +5,9 @@ use super::fetch::{Fetcher, read_certificates};
 use super::jwk::{JwkSet, SET_BYTES_MAX};
 use super::schedule::Schedule;
 use super::{Issuer, KeySet, OwnKeys};
-use crate::config::{Auth, TokenIssuer};
+use crate::config::{Auth, TokenIssuer, open_regular};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -278,7 +277,7 @@ fn read_set(index: usize, issuer: &TokenIssuer, file: &Path) -> Result<JwkSet, K
         KeychainError(format!("auth.issuers[{index}].jwks_file is \"{}\": {why}", file.display()))
     };
     let mut bytes = Vec::new();
-    let read = File::open(file).and_then(|file| file.take(SET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
+    let read = open_regular(file).and_then(|file| file.take(SET_BYTES_MAX as u64 + 1).read_to_end(&mut bytes));
     read.map_err(|error| wrong(&error))?;
     JwkSet::parse(&bytes, &issuer.algorithms).map_err(|fault| wrong(&fault))
 }

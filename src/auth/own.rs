@@ -3,7 +3,7 @@
 
 use super::jwk;
 use super::provider::Signer;
-use crate::config::{Algorithm, Auth, TokenKey};
+use crate::config::{Algorithm, Auth, SecretFile, TokenKey, trimmed};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::{DecodingKey, EncodingKey};
@@ -11,8 +11,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zeroize::Zeroizing;
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 const MADE_FILE: &str = "token-key.pem";
 
 /// The largest key file: RSA of 8192 bits takes 6.5 KiB.
-const FILE_BYTES_MAX: u64 = 64 << 10;
+const FILE_BYTES_MAX: usize = 64 << 10;
 
 /// The gateway's own keys. Shows nothing of them.
 #[derive(Debug)]
@@ -108,12 +108,16 @@ fn read_configured((index, key): (usize, &TokenKey)) -> Result<OwnKey, KeyError>
 fn read_key(key: &TokenKey) -> Result<OwnKey, String> {
     let pem = match (&key.file, &key.secret) {
         (Some(file), _) => read_file(file)?,
+        // Some platforms hand on variables of one line only.
+        (None, Some(secret)) if key.algorithm != Algorithm::Hs256 => {
+            Zeroizing::new(secret.reveal().replace("\\n", "\n").into_bytes())
+        }
         (None, Some(secret)) => Zeroizing::new(secret.reveal().as_bytes().to_vec()),
         (None, None) => return Err("there is neither file nor secret".to_owned()),
     };
     let (public, signer) = if key.algorithm == Algorithm::Hs256 {
-        // A file ends with a newline that nobody means.
-        let secret = pem.strip_suffix(b"\n").map_or(&pem[..], |pem| pem.strip_suffix(b"\r").unwrap_or(pem));
+        // What is no text is the secret to the last byte.
+        let secret = str::from_utf8(&pem).map_or(&pem[..], |text| trimmed(text).as_bytes());
         // A public key as a secret is what key confusion dreams of, and a PEM of any kind is a slip.
         if secret.windows(10).any(|window| window == b"-----BEGIN") {
             return Err("it is a PEM file, which is no secret for HS256; name the algorithm of the key".to_owned());
@@ -145,7 +149,7 @@ fn from_pem(algorithm: Algorithm, pem: &[u8]) -> Result<(DecodingKey, Option<Sig
             _ => "an RSA key, as `openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072` makes it",
         };
         let name = algorithm.name();
-        format!("it is no key for {name}; it is a PEM file (PRIVATE KEY or PUBLIC KEY) with {kind}")
+        format!("it is no key for {name}; it is PEM (PRIVATE KEY or PUBLIC KEY) with {kind}")
     };
     let is_private = pem.windows(12).any(|window| window == b"PRIVATE KEY-");
     if is_private {
@@ -166,25 +170,18 @@ fn from_pem(algorithm: Algorithm, pem: &[u8]) -> Result<(DecodingKey, Option<Sig
     Ok((public.map_err(|_| right())?, None))
 }
 
-/// Reads a key file that only its owner may read, unless what it holds is public.
+/// Reads a key file, which not everybody may read unless what it holds is public.
 fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let unreadable = |error: io::Error| format!("the file cannot be read: {error}");
-    let file = File::open(path).map_err(unreadable)?;
-    let metadata = file.metadata().map_err(unreadable)?;
-    if metadata.len() > FILE_BYTES_MAX {
-        return Err("the file is larger than 64KiB; name a key".to_owned());
-    }
-    // Room for all of it from the start: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(FILE_BYTES_MAX).unwrap_or(0) + 1));
-    file.take(FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(unreadable)?;
-    let has = |mark: &[u8]| bytes.windows(mark.len()).any(|window| window == mark);
+    let file = SecretFile::read(path, FILE_BYTES_MAX).map_err(|error| match error.kind() {
+        io::ErrorKind::FileTooLarge => "the file is larger than 64KiB; name a key".to_owned(),
+        _ => format!("the file cannot be read: {error}"),
+    })?;
+    let has = |mark: &[u8]| file.public().windows(mark.len()).any(|window| window == mark);
     // A file of both has a secret.
-    let is_public = (has(b"PUBLIC KEY-") || has(b"CERTIFICATE-")) && !has(b"PRIVATE KEY-");
-    let mode = metadata.mode() & 0o7777;
-    if !is_public && mode & 0o077 != 0 {
-        return Err(format!("others than its owner may read the file (mode {mode:04o}); make it 0600"));
+    if (has(b"PUBLIC KEY-") || has(b"CERTIFICATE-")) && !has(b"PRIVATE KEY-") {
+        return Ok(Zeroizing::new(file.public().to_vec()));
     }
-    Ok(bytes)
+    file.secret(path)
 }
 
 /// ES256, not HS256: its public half can be published, so services behind the gateway check tokens without sharing a

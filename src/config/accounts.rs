@@ -2,6 +2,7 @@
 
 use super::raw::Node;
 use super::read::{Fields, Report};
+use super::redis::decoded as percent_decoded;
 use super::{HIDDEN, Secret, units};
 use serde::Serialize;
 use std::error::Error as _;
@@ -57,16 +58,84 @@ pub(super) fn read_accounts(node: Option<&Node>, report: &mut Report) -> Account
     if let Some(wrong) = accounts.postgres_url.as_ref().and_then(|url| wrong_part(url.reveal())) {
         let right = format!("{wrong}; {FORM}");
         report.wrong_at(fields.place_of("postgres_url"), "accounts.postgres_url", HIDDEN, &right);
+    } else if accounts.postgres_ca_file.is_some() && accounts.postgres_url.as_ref().is_some_and(has_own_ca) {
+        let what = "accounts.postgres_ca_file is given, and accounts.postgres_url has sslrootcert".to_owned();
+        report.push(fields.place_of("postgres_ca_file"), what, "name the certificates once");
     }
     accounts
 }
 
+impl Accounts {
+    /// The certificates that PostgreSQL's is checked against, wherever they are named. None: the system's.
+    pub fn postgres_ca(&self) -> Option<PathBuf> {
+        let in_url = self.postgres_url.as_ref().and_then(|url| postgres_url(url.reveal()).ok()?.ca_file);
+        self.postgres_ca_file.clone().or(in_url)
+    }
+}
+
+fn has_own_ca(url: &Secret) -> bool {
+    postgres_url(url.reveal()).is_ok_and(|url| url.ca_file.is_some())
+}
+
+/// What a URL of PostgreSQL says.
+#[derive(Debug)]
+pub struct PostgresUrl {
+    /// Where to connect to and how, but for certificates.
+    pub connect: tokio_postgres::Config,
+    /// `sslrootcert`: certificates (PEM) that the server's is checked against.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Values of `sslmode`. The server's certificate and its name are checked whenever there is TLS, so the last three are one.
+const SSL_MODES: [&str; 5] = ["disable", "prefer", "require", "verify-ca", "verify-full"];
+
+/// Reads a URL of PostgreSQL; or which part of it is wrong. No part is quoted: where they are mistaken for one another, any
+/// of them may be the password.
+pub fn postgres_url(url: &str) -> Result<PostgresUrl, String> {
+    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err("its scheme is not postgres://".to_owned());
+    }
+    // A ? in a password comes before the @.
+    let (before, options) = url.rsplit_once('@').map_or(("", url), |(login, _)| url.split_at(login.len()));
+    let Some((server, options)) = options.split_once('?') else { return parse(url, None) };
+    let mut ca_file = None;
+    let mut left = Vec::new();
+    for option in options.split('&') {
+        match option.split_once('=') {
+            Some(("sslmode", mode)) if !SSL_MODES.contains(&mode) => {
+                return Err(format!("its sslmode is none of {}", SSL_MODES.join(", ")));
+            }
+            Some(("sslmode", "verify-ca" | "verify-full")) => left.push("sslmode=require"),
+            // As libpq has it: the system's certificates.
+            Some(("sslrootcert", "system")) => {}
+            Some(("sslrootcert", path)) => match percent_decoded(path).filter(|path| !path.is_empty()) {
+                Some(path) => ca_file = Some(PathBuf::from(path)),
+                None => return Err("its sslrootcert is no path".to_owned()),
+            },
+            _ => left.push(option),
+        }
+    }
+    let options = if left.is_empty() { String::new() } else { format!("?{}", left.join("&")) };
+    parse(&format!("{before}{server}{options}"), ca_file)
+}
+
+fn parse(url: &str, ca_file: Option<PathBuf>) -> Result<PostgresUrl, String> {
+    match url.parse() {
+        Ok(connect) => Ok(PostgresUrl { connect, ca_file }),
+        // What the parser says may hold what it read.
+        Err(error) => {
+            let error: tokio_postgres::Error = error;
+            Err(told(&error.source().map(ToString::to_string).unwrap_or_default()))
+        }
+    }
+}
+
 /// How a URL of PostgreSQL looks.
-const FORM: &str = "write \"postgres://user:password@host:5432/database?sslmode=require\"; escape special characters of a \
+const FORM: &str = "write \"postgres://user:password@host:5432/database?sslmode=verify-full\"; escape special characters of a \
                     password by percent signs";
 
 /// Options that stand behind the `?`.
-const OPTIONS: [&str; 19] = [
+const OPTIONS: [&str; 20] = [
     "application_name",
     "channel_binding",
     "connect_timeout",
@@ -83,21 +152,17 @@ const OPTIONS: [&str; 19] = [
     "port",
     "sslmode",
     "sslnegotiation",
+    "sslrootcert",
     "target_session_attrs",
     "tcp_user_timeout",
     "user",
 ];
 
-/// Which part of a URL of PostgreSQL is wrong, if one is. No part is quoted: where they are mistaken for one another, any of
-/// them may be the password.
+/// Which part of a URL of PostgreSQL is wrong, if one is.
 fn wrong_part(url: &str) -> Option<String> {
-    if !["postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Some("its scheme is not postgres://".to_owned());
-    }
-    let config: tokio_postgres::Config = match url.parse() {
-        Ok(config) => config,
-        // What the parser says may hold what it read.
-        Err(error) => return Some(told(&error.source().map(ToString::to_string).unwrap_or_default())),
+    let config = match postgres_url(url) {
+        Ok(url) => url.connect,
+        Err(wrong) => return Some(wrong),
     };
     let is_named = |host: &Host| match host {
         Host::Tcp(name) => !name.is_empty(),
@@ -136,6 +201,7 @@ fn told(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio_postgres::config::SslMode;
 
     #[test]
     fn what_is_wrong_with_a_url_is_told_by_its_part() {
@@ -150,7 +216,10 @@ mod tests {
             ("postgres://u:hunter2@", "host"),
             ("postgres://u:hunter2@[::1/d", "host"),
             ("postgres://u:hunter@hunter2@h/d", "%40"),
-            ("postgres://u:hunter2@h/d?sslmode=hunter2", "option sslmode"),
+            ("postgres://u:hunter2@h/d?sslmode=hunter2", "none of disable, prefer, require, verify-ca, verify-full"),
+            ("postgres://u:hunter2@h/d?sslmode=allow", "none of disable, prefer"),
+            ("postgres://u:hunter2@h/d?sslrootcert=", "sslrootcert is no path"),
+            ("postgres://u:hunter2@h/d?sslcert=hunter2", "an option that there is not"),
             ("postgres://u:hunter2@h/d?connect_timeout=soon", "option connect_timeout"),
             ("postgres://u:hunter2@h/d?hunter2=1", "an option that there is not"),
             ("postgres://u:hunter2@h/d?hunter2", "no ="),
@@ -166,8 +235,37 @@ mod tests {
             "postgres://u@[::1]:5432/d",
             "postgres://u:p@one,two:5433/d?target_session_attrs=read-write",
             "postgres:///d?host=/run/postgresql",
+            "postgres://u:p@h/d?sslmode=verify-ca",
+            "postgres://u:p@h/d?sslrootcert=/etc/ca.pem",
         ] {
             assert_eq!(wrong_part(url), None, "{url}");
+        }
+    }
+
+    #[test]
+    fn managed_databases_hand_out_urls_that_are_taken() {
+        let read = |url: &str| {
+            let PostgresUrl { connect, ca_file } = postgres_url(url).expect(url);
+            let password = connect.get_password().map(|password| String::from_utf8_lossy(password).into_owned());
+            (connect.get_ssl_mode(), ca_file, password, connect.get_application_name().map(str::to_owned))
+        };
+        let path = |path: &str| Some(PathBuf::from(path));
+        let password = || Some("p".to_owned());
+        for (url, expected) in [
+            ("postgres://u:p@h/d", (SslMode::Prefer, None, password(), None)),
+            ("postgres://u:p@h/d?sslmode=verify-full", (SslMode::Require, None, password(), None)),
+            (
+                "postgres://u:p@h:5432/d?sslmode=verify-full&sslrootcert=/etc/my%20ca.pem&application_name=x",
+                (SslMode::Require, path("/etc/my ca.pem"), password(), Some("x".to_owned())),
+            ),
+            ("postgres://u:p@h/d?sslrootcert=system&sslmode=verify-ca", (SslMode::Require, None, password(), None)),
+            (
+                "postgres://u:?sslmode=p@h/d?sslmode=disable",
+                (SslMode::Disable, None, Some("?sslmode=p".to_owned()), None),
+            ),
+            ("postgres://h/d?sslmode=require", (SslMode::Require, None, None, None)),
+        ] {
+            assert_eq!(read(url), expected, "{url}");
         }
     }
 

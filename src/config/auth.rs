@@ -69,7 +69,7 @@ pub struct TokenKey {
     /// The file that holds it; exactly one of `file` and `secret` is given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// The secret itself, with HS256 only; 32 bytes or more.
+    /// What the file would hold: the secret with HS256, 32 bytes or more; else the key as PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<Secret>,
     /// Whether new tokens are signed with it. Default true for the first key.
@@ -265,12 +265,20 @@ fn check_key(key: &TokenKey, fields: &Fields<'_>, place: &Place, report: &mut Re
     let [file, secret] = ["file", "secret"].map(|key| fields.node(key).is_some());
     if file == secret {
         let what = if file { "has both file and secret" } else { "has neither file nor secret" };
-        report.push(place.clone(), format!("{path} {what}"), "give the file that holds the key, or an HS256 secret");
+        report.push(
+            place.clone(),
+            format!("{path} {what}"),
+            "give the file that holds the key, or the key itself as secret",
+        );
     }
     if let Some(text) = &key.secret {
-        if key.algorithm != Algorithm::Hs256 && fields.is_sound("algorithm", report) {
-            let what = format!("{path}.secret is given, and {path}.algorithm is \"{}\"", key.algorithm.name());
-            report.push(fields.place_of("secret"), what, "only HS256 has a secret; name the file of the key");
+        if key.algorithm != Algorithm::Hs256 {
+            if fields.is_sound("algorithm", report) && !text.reveal().starts_with("-----BEGIN ") {
+                let what = format!("{path}.secret is no PEM, and {path}.algorithm is \"{}\"", key.algorithm.name());
+                let right = "only HS256 has a secret; name the file of the key, or write secret = \"${VARIABLE}\" where the \
+                             variable holds the key as PEM";
+                report.push(fields.place_of("secret"), what, right);
+            }
         } else if text.reveal().len() < SECRET_BYTES_MIN {
             let what = format!("{path}.secret has {} bytes", text.reveal().len());
             let right = format!("it has {SECRET_BYTES_MIN} or more, by chance: `openssl rand -base64 32` makes one");

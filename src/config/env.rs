@@ -3,6 +3,7 @@
 use super::keys::{SECTIONS, Shape};
 use super::raw::{Node, Place, Table, Text, Value};
 use super::read::{Report, suggestion};
+use super::secret::trimmed;
 use std::collections::BTreeMap;
 
 /// Names the file to read when the command line does not.
@@ -23,7 +24,7 @@ pub fn process() -> BTreeMap<String, String> {
 /// Puts the variables over what the file says. A variable that is set to nothing counts as not set, as container
 /// templates have it.
 pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: &mut Report) {
-    let given = |name: &str| env.get(name).filter(|value| !value.is_empty());
+    let given = |name: &str| env.get(name).map(|value| trimmed(value)).filter(|value| !value.is_empty());
     if let Some(port) = given("PORT") {
         put(root, "listener", "port", "PORT", port);
     }

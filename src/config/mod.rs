@@ -24,13 +24,14 @@ mod resolve;
 mod roles;
 mod routes;
 mod secret;
+mod secret_file;
 mod sessions;
 #[cfg(test)]
 mod tests;
 mod units;
 pub mod watch;
 
-pub use accounts::Accounts;
+pub use accounts::{Accounts, postgres_url};
 pub use address::{HostPattern, Instance, IpNet};
 pub use auth::{Algorithm, Auth, SECRET_BYTES_MIN, TokenIssuer, TokenKey};
 pub use cors::{Cors, ORIGIN_BYTES_MAX, OriginPattern, Port, RouteCors};
@@ -41,7 +42,8 @@ pub use redis::{Redis, RedisMode, RedisUrl};
 pub use resolve::{INSTANCES_MAX, find, load, resolve};
 pub use roles::{PERMISSION_FORM, is_permission};
 pub use routes::{ACCOUNT_PATHS, OWN_PATHS};
-pub use secret::{HIDDEN, Secret};
+pub use secret::{HIDDEN, Secret, trimmed};
+pub use secret_file::{SecretFile, open_regular};
 pub use sessions::{Revocation, RevocationFail, SessionStore, Sessions};
 pub use units::{parse_duration, parse_size, written_duration, written_size};
 

@@ -2,6 +2,7 @@
 //! for `read` and `resolve`.
 
 use super::read::Report;
+use super::secret::trimmed;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use toml::de::{DeTable, DeValue};
@@ -143,7 +144,7 @@ impl TreeReader<'_> {
     fn placed(&mut self, place: &Place, value: &DeValue<'_>, path: &str) -> Value {
         let DeValue::String(text) = value else { return self.value(value, path) };
         match interpolate(text, self.env) {
-            Ok(text) => Value::Text(text),
+            Ok(Text { text, from_variable }) => Value::Text(Text { text: trimmed(&text).to_owned(), from_variable }),
             Err(wrong) => {
                 self.report.wrong_at(place.clone(), path, &quoted(text), &wrong);
                 Value::Broken
@@ -199,8 +200,10 @@ fn interpolate(text: &str, env: &BTreeMap<String, String>) -> Result<Text, Strin
         }
         match (env.get(name), default) {
             // As in a shell, `:-` is also for a variable that is set to nothing.
-            (Some(value), Some(default)) => filled.push_str(if value.is_empty() { default } else { value }),
-            (Some(value), None) => filled.push_str(value),
+            (Some(value), Some(default)) => {
+                filled.push_str(Some(trimmed(value)).filter(|value| !value.is_empty()).unwrap_or(default));
+            }
+            (Some(value), None) => filled.push_str(trimmed(value)),
             (None, Some(default)) => filled.push_str(default),
             (None, None) => return Err(format!("{name} is not set; set it, or write ${{{name}:-default}}")),
         }
@@ -220,7 +223,7 @@ mod tests {
 
     #[test]
     fn variables_are_filled_in() {
-        let env = [("HOST", "db"), ("EMPTY", ""), ("A1_b", "x"), ("DOLLAR", "${HOST}$$")];
+        let env = [("HOST", "db"), ("EMPTY", ""), ("A1_b", "x"), ("DOLLAR", "${HOST}$$"), ("LINE", " x\n")];
         let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         let mut outcome = String::new();
         for text in [
@@ -235,6 +238,7 @@ mod tests {
             "costs $$5",
             "$${HOST}",
             "${DOLLAR}",
+            "<${LINE}>",
             "${NONE}",
             "$HOST",
             "5$",
@@ -258,6 +262,7 @@ mod tests {
             costs $$5 -> costs $5
             $${HOST} -> ${HOST}
             ${DOLLAR} -> ${HOST}$$
+            <${LINE}> -> <x>
             ${NONE} -> ! NONE is not set; set it, or write ${NONE:-default}
             $HOST -> ! write $$ for a dollar, or ${NAME} for a variable
             5$ -> ! write $$ for a dollar, or ${NAME} for a variable

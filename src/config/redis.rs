@@ -143,7 +143,7 @@ fn read_url(text: &str) -> Result<RedisUrl, &'static str> {
 }
 
 /// A part of a URL without its percent signs.
-fn decoded(text: &str) -> Option<String> {
+pub(super) fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

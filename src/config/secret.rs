@@ -18,6 +18,12 @@ impl Secret {
     }
 }
 
+/// A value without the white space around it. Files end with a newline that nobody means, and so do variables that are made
+/// of them. What is written in a configuration, stands in a variable or in the file of a secret is read through this.
+pub fn trimmed(text: &str) -> &str {
+    text.trim_matches(|character: char| character.is_ascii_whitespace())
+}
+
 impl From<String> for Secret {
     fn from(text: String) -> Self {
         Self(Zeroizing::new(text))
@@ -39,6 +45,12 @@ impl Serialize for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn white_space_around_a_value_goes_and_within_it_stays() {
+        assert_eq!(trimmed("\n a b\r\n"), "a b");
+        assert_eq!(trimmed("\u{a0}a"), "\u{a0}a", "only what editors and shells leave behind");
+    }
 
     #[test]
     fn a_secret_shows_nowhere() {

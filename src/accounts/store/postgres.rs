@@ -24,7 +24,7 @@ use super::{Change, Failure, Health, NewUser};
 use crate::accounts::password::Stored;
 use crate::accounts::user::User;
 use crate::auth::read_certificates;
-use crate::config::Secret;
+use crate::config::{Secret, postgres_url};
 use crate::shard::{Instant, Local, clock};
 use crate::telemetry::dependency::{Condition, News, Told};
 
@@ -98,7 +98,7 @@ impl Postgres {
         connections_max: usize,
         patience: Duration,
     ) -> Result<Self, StartError> {
-        let mut config: tokio_postgres::Config = url.reveal().parse().map_err(|_| StartError::Url)?;
+        let mut config = postgres_url(url.reveal()).map_err(|_| StartError::Url)?.connect;
         config.connect_timeout(patience);
         config.keepalives_idle(Duration::from_secs(30));
         if config.get_application_name().is_none() {

@@ -7,7 +7,7 @@ pub(super) const ACCOUNTS: &[Key] = keys! {
     enabled: Kind::Boolean, Value("true"), "false", Process, Restart,
         "Whether the gateway has users of its own: `/auth/*`, sessions and the log of revocations. Without it, tokens of `[[auth.keys]]` and `[[auth.issuers]]` are checked all the same, and nothing is kept on disk but a generated key.";
     postgres_url: Kind::Secret("`postgres://user:password@host:5432/database`"), Unset("the embedded store"), "\"postgres://shardgate@localhost/shop\"", Process, Restart,
-        "The PostgreSQL server that has the table `users`; write `\"${DATABASE_URL}\"`. `?sslmode=require` asks for TLS, `disable` for none; by default it is used if the server has it.";
+        "The PostgreSQL server that has the table `users`; write `\"${DATABASE_URL}\"`. `?sslmode=verify-full` (`verify-ca`, `require`) insists on TLS, `disable` is for none, and with `prefer`, the default, it is used if the server has it; certificate and name of the server are always checked. `sslrootcert=` names the certificates as `postgres_ca_file` does.";
     postgres_ca_file: Kind::Text("path"), Unset("the system's certificates"), "\"/etc/shardgate/ca.pem\"", Process, Restart,
         "The certificates that PostgreSQL's is checked against, as PEM.";
     postgres_connections_max: Kind::Number(1, 1000), Value("4"), "16", Process, Restart,

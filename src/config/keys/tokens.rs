@@ -31,9 +31,9 @@ pub(super) const AUTH_KEYS: &[Key] = keys! {
     algorithm: ALGORITHM, Required, "\"ES256\"", Process, Live,
         "The one algorithm that it is used with.";
     file: Kind::Text("path"), Unset("`secret` is given"), "\"/etc/shardgate/token-key.pem\"", Process, Live,
-        "The file that holds it, which only its owner may read: PEM (`PRIVATE KEY`, or `PUBLIC KEY` for a key that only verifies), or the bytes of an HS256 secret.";
-    secret: Kind::Secret("32 bytes or more"), Unset("`file` is given"), "\"an example of 32 bytes or more: no secret\"", Process, Live,
-        "The secret itself, with HS256 only; write `\"${TOKEN_SECRET}\"`.";
+        "The file that holds it: PEM (`PRIVATE KEY`, or `PUBLIC KEY` for a key that only verifies), or an HS256 secret. A secret one may be readable by a group if it is root's or the gateway's own, and by nobody else. A reload reads it anew.";
+    secret: Kind::Secret("32 bytes or more for HS256, else PEM"), Unset("`file` is given"), "\"an example of 32 bytes or more: no secret\"", Process, Live,
+        "What `file` would hold, for platforms that have variables only: write `\"${TOKEN_KEY}\"`. In PEM, `\\n` may stand for a line's end. A process keeps its variables, so another key takes a restart.";
     sign: Kind::Boolean, Unset("`true` for the first key when no key says"), "true", Process, Live,
         "Whether new tokens are signed with it. At most one key; with none, nobody can log in.";
 };

@@ -47,7 +47,7 @@ fn servers_of_redis() {
         "",
         &[("SHARDGATE_ACCOUNTS_POSTGRES_URL", "postgres://a:hunter2@h:x/d")],
         &expect![[
-            r#"environment: SHARDGATE_ACCOUNTS_POSTGRES_URL is ***; its port is no number from 1 to 65535; write "postgres://user:password@host:5432/database?sslmode=require"; escape special characters of a password by percent signs"#
+            r#"environment: SHARDGATE_ACCOUNTS_POSTGRES_URL is ***; its port is no number from 1 to 65535; write "postgres://user:password@host:5432/database?sslmode=verify-full"; escape special characters of a password by percent signs"#
         ]],
     );
     check_with(

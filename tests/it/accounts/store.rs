@@ -262,6 +262,18 @@ fn tls_is_used_with_the_certificate_that_is_given_and_no_other() {
         assert_eq!(server.sql("SELECT count(*) FROM pg_stat_ssl WHERE ssl AND pid <> pg_backend_pid()"), "1");
         assert_eq!(with(None).by_id("u_1").await, Err(Failure::Away("tls")), "nobody vouches for it");
     });
+    // As managed databases hand it out, and as a file that became a variable holds it.
+    let url = format!("{}?sslmode=verify-full&sslrootcert={}\n", server.url(), certificate.display());
+    let migrate = |url: &str| {
+        let mut command = crate::harness::shardgate(server.directory());
+        let command = command.arg("migrate").env("SHARDGATE_ACCOUNTS_POSTGRES_URL", url);
+        command.env("SHARDGATE_ACCOUNTS_POSTGRES_TIMEOUT", "20s").output().expect("it runs").status.code()
+    };
+    assert_eq!(migrate(&url), Some(0));
+    assert_eq!(migrate(&url.replace("verify-full", "verify-ca")), Some(0));
+    assert_eq!(migrate(&url.replace("127.0.0.1", "localhost")), Some(1), "it is another name's certificate");
+    assert_eq!(migrate(&url.replace("verify-full", "allow")), Some(2));
+    let url = Secret::from(format!("{}?sslmode=require", server.url()));
     let unreadable = Postgres::new(&url, Some(Path::new("/nowhere/ca.pem")), 2, Duration::from_secs(1));
     assert!(unreadable.expect_err("no file").to_string().contains("/nowhere/ca.pem"));
     until(Duration::from_secs(1), "the server is well", || Some(server.sql("SELECT 1")));

@@ -133,7 +133,7 @@ fn check_opens_the_files_that_are_named_and_makes_none() {
     assert_eq!((said.code, said.stdout.as_str()), (Some(2), ""), "{said:?}");
     for (key, what) in [
         ("auth.keys[0].file", "/nowhere/key.pem"),
-        ("auth.keys[1].file", "0600"),
+        ("auth.keys[1].file", "chmod o= "),
         ("auth.issuers[0].jwks_file", "set.json"),
         ("auth.issuers[1]: ca_file", "no certificate"),
         ("redis.ca_file", "/nowhere/redis.pem"),

@@ -11,6 +11,7 @@ mod memory;
 mod names;
 mod namespace;
 mod reload;
+mod secret_files;
 mod shards;
 
 use std::{fs, net::IpAddr, process::Command};
