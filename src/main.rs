@@ -89,7 +89,13 @@ fn main() -> ExitCode {
             for warning in server::warnings(&config) {
                 eprintln!("warning: {warning}");
             }
-            let wrong = if no_files { Vec::new() } else { server::check_files(&config) };
+            let mut wrong = Vec::new();
+            if !no_files {
+                for warning in server::file_warnings(&config) {
+                    eprintln!("warning: {warning}");
+                }
+                wrong = server::check_files(&config);
+            }
             if !wrong.is_empty() {
                 eprintln!("{}", wrong.join("\n"));
                 return ExitCode::from(WRONG);

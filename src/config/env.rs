@@ -28,6 +28,12 @@ pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: 
     if let Some(port) = given("PORT") {
         put(root, "listener", "port", "PORT", port);
     }
+    // systemd names the directory that it keeps for a service (`StateDirectory`), or several with colons between them.
+    if let Some(directory) = given("STATE_DIRECTORY").and_then(|list| list.split(':').next())
+        && !is_written(root, "data", "dir")
+    {
+        put(root, "data", "dir", "STATE_DIRECTORY", directory);
+    }
     for section in SECTIONS {
         for key in section.keys {
             let variable = section.variable(key);
@@ -47,6 +53,13 @@ pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: 
             report.push(Place::Variable(name.clone()), format!("{name} is no variable of Shardgate"), right);
         }
     }
+}
+
+fn is_written(root: &Table, section: &str, key: &str) -> bool {
+    root.get(section).is_some_and(|node| match &node.value {
+        Value::Table(table) => table.contains_key(key),
+        _ => true,
+    })
 }
 
 fn put(root: &mut Table, section: &str, key: &str, variable: &str, value: &str) {

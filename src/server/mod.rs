@@ -2,6 +2,7 @@
 
 mod bridge;
 mod control;
+mod files;
 mod keys;
 mod knowledge;
 mod letter;
@@ -15,7 +16,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 pub use control::Ended;
-pub use keys::check_files;
+pub use files::{check_files, file_warnings};
 use letter::Letter;
 use lookup::Lookups;
 

@@ -90,6 +90,16 @@ impl Gateway {
         Self::spawn(directory, command).listening()
     }
 
+    /// Starts this program with its arguments, which becomes the binary, and waits until it listens.
+    #[track_caller]
+    pub(crate) fn start_program(words: &[String], prepare: impl FnOnce(&mut Command)) -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut command = program(&words[0], directory.path());
+        command.args(&words[1..]);
+        prepare(&mut command);
+        Self::spawn(directory, command).listening()
+    }
+
     /// Waits until it listens, and learns where.
     #[track_caller]
     fn listening(self) -> Self {
@@ -335,11 +345,16 @@ pub(crate) fn shardgate(directory: &Path) -> Command {
 /// The same, as the last argument of another command.
 fn through(before: &[&str], directory: &Path) -> Command {
     let mut words = before.iter().copied().chain([env!("CARGO_BIN_EXE_shardgate")]);
-    let mut command = Command::new(words.next().expect("the binary at least"));
+    let mut command = program(words.next().expect("the binary at least"), directory);
     command.args(words);
+    command
+}
+
+fn program(name: &str, directory: &Path) -> Command {
+    let mut command = Command::new(name);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("SHARDGATE_") || text == "PORT" {
+        if text.starts_with("SHARDGATE_") || text == "PORT" || text == "STATE_DIRECTORY" {
             command.env_remove(&name);
         }
     }

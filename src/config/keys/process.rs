@@ -55,7 +55,7 @@ pub(super) const DRAIN: &[Key] = keys! {
 
 pub(super) const DATA: &[Key] = keys! {
     dir: DIRECTORY, Value("\"./data\""), "\"/var/lib/shardgate\"", Process, Restart,
-        "The directory for what the gateway keeps: `shardgate.db` (accounts, sessions and revocations, where no PostgreSQL or Redis is given) and generated keys. It is made, for this user alone, when something is first kept.";
+        "The directory for what the gateway keeps: `shardgate.db` (accounts, sessions and revocations, where no PostgreSQL or Redis is given) and generated keys. It is made, for this user alone, when something is first kept. Where systemd keeps a directory for the service (`StateDirectory=`), that one is the default.";
 };
 
 pub(super) const LOG: &[Key] = keys! {

@@ -13,6 +13,7 @@ mod namespace;
 mod reload;
 mod secret_files;
 mod shards;
+mod systemd;
 
 use std::{fs, net::IpAddr, process::Command};
 

@@ -1,0 +1,80 @@
+//! The files that a configuration names, looked at before anything is started: what is wrong with them, and what whoever
+//! runs this may not do there. Nothing is made.
+
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::io::Errno;
+
+use super::keys;
+use crate::{
+    accounts,
+    auth::{Keychain, read_certificates},
+    config::{AccessLog, Config, SessionStore},
+};
+
+/// Everything that is wrong with the files that a configuration names and the gateway reads at its start: keys, key sets
+/// and certificates. Nothing is made or fetched.
+pub fn check_files(config: &Config) -> Vec<String> {
+    let mut wrong = Keychain::check_files(&config.auth, keys::made_in(config));
+    wrong.extend(accounts::check_key(config));
+    let accounts = &config.accounts;
+    let redis = config.redis.ca_file.clone().filter(|_| config.redis.is_given());
+    let postgres = accounts.postgres_ca().filter(|_| accounts.postgres_url.is_some());
+    let is_in_url = accounts.postgres_ca_file.is_none();
+    let postgres_key = if is_in_url { "accounts.postgres_url: sslrootcert" } else { "accounts.postgres_ca_file" };
+    for (key, file) in [("redis.ca_file", redis), (postgres_key, postgres)] {
+        let why = file.map(|file| read_certificates(&file)).and_then(Result::err);
+        wrong.extend(why.map(|why| format!("{key} is {why}")));
+    }
+    wrong
+}
+
+/// Where the gateway would write and whoever runs this may not. No mistakes: it may be run as somebody else.
+pub fn file_warnings(config: &Config) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let user = rustix::process::geteuid().as_raw();
+    if keeps_something(config) {
+        let directory = &config.data.dir;
+        if let Err((place, error)) = may_write(directory) {
+            warnings.push(format!(
+                "data.dir is \"{}\", and user {user} cannot write in {} ({error}); keys, accounts and sessions are kept \
+                 there: make it and give it to the user that the gateway runs as, or name another",
+                directory.display(),
+                place.display()
+            ));
+        }
+    }
+    if let AccessLog::File(path) = &config.log.access {
+        let place = if path.exists() { path } else { path.parent().unwrap_or(Path::new(".")) };
+        if let Err(error) = accessat(CWD, place, Access::WRITE_OK, AtFlags::EACCESS) {
+            warnings.push(format!(
+                "log.access is \"{}\", and user {user} cannot write to {} ({error}); make it and give it to the user that \
+                 the gateway runs as, or name another",
+                path.display(),
+                place.display()
+            ));
+        }
+    }
+    warnings
+}
+
+/// Whether anything is kept in the data directory.
+fn keeps_something(config: &Config) -> bool {
+    let makes_key = config.auth.keys.is_empty() && keys::made_in(config).is_some();
+    let accounts = &config.accounts;
+    let has_store = accounts.postgres_url.is_none() || config.session_store() == SessionStore::Embedded;
+    makes_key || accounts.enabled && (has_store || config.sessions.secret.is_none())
+}
+
+/// Whether files can be made in a directory, or the directory itself where it is missing; if not, where that fails.
+fn may_write(directory: &Path) -> Result<(), (PathBuf, Errno)> {
+    let absolute = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
+    for place in absolute.ancestors() {
+        match accessat(CWD, place, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            Err(Errno::NOENT) => {}
+            tried => return tried.map_err(|error| (place.to_owned(), error)),
+        }
+    }
+    Ok(())
+}
