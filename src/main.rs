@@ -11,7 +11,7 @@ use shardgate::{
     accounts::cli::{self, UserCommand},
     config::{self, Config, Mistakes, env, watch::Watch},
     demo,
-    server::{self, Ended},
+    server::{self, CUT, Ended},
     telemetry::log,
 };
 
@@ -75,8 +75,6 @@ enum Command {
 
 /// The exit code for wrong arguments and configurations, as clap has it.
 const WRONG: u8 = 2;
-/// The exit code of an end that refused requests or cut them off.
-const CUT: u8 = 3;
 
 fn main() -> ExitCode {
     match Arguments::parse().command {

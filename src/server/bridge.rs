@@ -1,19 +1,11 @@
 //! The bridge thread: what a request may have to wait for off its shard (accounts, sessions, the log of revocations,
 //! Redis, PostgreSQL). A request waits for the bridge, never for the control thread (decision 10).
 
-use std::{
-    cell::Cell,
-    collections::HashMap,
-    future::poll_fn,
-    rc::Rc,
-    sync::{Arc, mpsc},
-    task::Poll,
-    thread,
-    time::Duration,
-};
+use std::{cell::Cell, collections::HashMap, future::poll_fn, rc::Rc, sync::Arc, task::Poll, thread, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{
+    sync::oneshot,
     task::{AbortHandle, JoinError, LocalSet, spawn_local},
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -73,6 +65,12 @@ pub(super) struct Equipment {
     pub(super) endpoint: Endpoint<Letter>,
 }
 
+/// A bridge that opens what it works with.
+pub(super) struct Beginning {
+    thread: thread::JoinHandle<()>,
+    begun: oneshot::Receiver<anyhow::Result<Option<(Revoked, Instant)>>>,
+}
+
 /// What is known once the bridge has begun.
 pub(super) struct Begun {
     pub(super) thread: thread::JoinHandle<()>,
@@ -80,9 +78,9 @@ pub(super) struct Begun {
     pub(super) revoked: Option<(Revoked, Instant)>,
 }
 
-/// Starts the bridge's thread and waits until it has opened what it works with.
-pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
-    let (tell, begun) = mpsc::sync_channel(1);
+/// Starts the bridge's thread.
+pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Beginning> {
+    let (tell, begun) = oneshot::channel();
     let thread = thread::Builder::new().name("bridge".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -95,20 +93,28 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Begun> {
         // Whoever still looks up the name of Redis or PostgreSQL is not waited for.
         runtime.shutdown_background();
     })?;
-    match begun.recv_timeout(2 * BEGIN_MAX) {
-        Ok(revoked) => Ok(Begun { thread, revoked: revoked? }),
-        Err(mpsc::RecvTimeoutError::Timeout) => {
-            tracing::warn!(
-                waited_s = 2 * BEGIN_MAX.as_secs(),
-                "the stores have not been opened yet; requests that depend on them are refused until they are"
-            );
-            Ok(Begun { thread, revoked: None })
+    Ok(Beginning { thread, begun })
+}
+
+impl Beginning {
+    /// Waits until the bridge has opened what it works with. Dropping the future leaves the thread to itself.
+    pub(super) async fn begun(self) -> anyhow::Result<Begun> {
+        let Self { thread, begun } = self;
+        match timeout(2 * BEGIN_MAX, begun).await {
+            Ok(Ok(revoked)) => Ok(Begun { thread, revoked: revoked? }),
+            Ok(Err(_)) => anyhow::bail!("the bridge's thread ended as it began"),
+            Err(_) => {
+                tracing::warn!(
+                    waited_s = 2 * BEGIN_MAX.as_secs(),
+                    "the stores have not been opened yet; requests that depend on them are refused until they are"
+                );
+                Ok(Begun { thread, revoked: None })
+            }
         }
-        Err(mpsc::RecvTimeoutError::Disconnected) => anyhow::bail!("the bridge's thread ended as it began"),
     }
 }
 
-async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option<(Revoked, Instant)>>>) {
+async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<(Revoked, Instant)>>>) {
     let Equipment { config, issuer, plan, shards, endpoint } = equipment;
     let started = bus::on_tokio(endpoint).context("the bridge cannot be reached").and_then(|(bus, pump)| {
         let accounts = config.accounts.enabled.then(|| Accounts::start(&config, issuer));
@@ -147,13 +153,13 @@ async fn run(equipment: Equipment, begun: mpsc::SyncSender<anyhow::Result<Option
             let heard = timeout(BEGIN_MAX, follower.next()).await.unwrap_or_default();
             let revoked = heard.freshness.looked_at().map(|until| (Revoked::of(&heard), until));
             // Whoever waited too long runs the shards already, so they are told by letter too.
-            let _ = begun.try_send(Ok(revoked));
+            let _ = begun.send(Ok(revoked));
             bridge.tell(&heard);
             spawn_local(Rc::clone(&bridge).follow(follower));
             spawn_local(Rc::clone(&bridge).report());
             spawn_local(Rc::clone(&bridge).look());
         }
-        None => drop(begun.try_send(Ok(None))),
+        None => drop(begun.send(Ok(None))),
     }
     assert!(receive.await.is_ok(), "letters to the bridge are not taken any more");
 }

@@ -5,7 +5,6 @@ use std::{fmt::Display, future::poll_fn, net::SocketAddr, path::PathBuf, sync::A
 
 use tokio::{
     net::TcpListener,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -14,6 +13,7 @@ use super::{
     keys,
     letter::{Letter, Load, Scraped},
     lookup::Lookups,
+    signals::{Signalled, Signals},
     worker::{BRIDGE, endpoint},
 };
 use crate::{
@@ -533,43 +533,4 @@ async fn receive(pump: &mut Pump<Letter>) -> Vec<(usize, Letter)> {
         if letters.is_empty() { Poll::Pending } else { Poll::Ready(letters) }
     })
     .await
-}
-
-/// What a signal asks for.
-#[derive(Clone, Copy)]
-enum Signalled {
-    Reload,
-    End,
-}
-
-/// The signals of SPEC, Annex C.
-pub(super) struct Signals {
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    /// Takes the signals over from the kernel's defaults. Those that come before anybody asks are kept.
-    pub(super) fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    /// Until the process is asked to end. A reload that is asked for before it has begun is none: the file has been watched
-    /// since before it was read.
-    pub(super) async fn end(&mut self) {
-        while !matches!(self.next().await, Signalled::End) {}
-    }
-
-    async fn next(&mut self) -> Signalled {
-        tokio::select! {
-            _ = self.hangup.recv() => Signalled::Reload,
-            _ = self.terminate.recv() => Signalled::End,
-            _ = self.interrupt.recv() => Signalled::End,
-        }
-    }
 }

@@ -9,6 +9,7 @@ mod letter;
 mod lookup;
 mod operations;
 mod revoking;
+mod signals;
 mod waiting;
 mod worker;
 
@@ -19,6 +20,8 @@ pub use control::Ended;
 pub use files::{check_files, file_warnings};
 use letter::Letter;
 use lookup::Lookups;
+pub use signals::CUT;
+use signals::Signals;
 
 use crate::{
     bus::{load::LoadBoard, mesh},
@@ -46,10 +49,7 @@ pub fn run(
 ) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
-    let mut signals = {
-        let _entered = runtime.enter();
-        control::Signals::new().context("signals cannot be received")?
-    };
+    let mut signals = Signals::new().context("signals cannot be received")?;
     warn(&config);
     keep_pages_small();
     let descriptors = raise_descriptor_limit();
@@ -61,10 +61,9 @@ pub fn run(
     });
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
     let mut lookups = Lookups::new();
-    let Some(addresses) = runtime.block_on(addresses(&config, &mut lookups, &mut signals)) else {
-        tracing::info!("ended before it listened: names were still being looked up");
-        return Ok(Ended::Drained);
-    };
+    lookups.begin(Addresses::wanted(&config), config.runtime.lookup_timeout);
+    let addresses = unless_ended(&runtime, &mut signals, lookups.done(), "names were still being looked up");
+    let Some(addresses) = addresses else { return Ok(Ended::Drained) };
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = keys::load(&config).context("the keys of tokens cannot be used")?;
@@ -85,6 +84,8 @@ pub fn run(
         shards,
         endpoint: bridge_end,
     })?;
+    let begun = unless_ended(&runtime, &mut signals, bridge.begun(), "the stores were still being opened");
+    let Some(bridge) = begun.transpose()? else { return Ok(Ended::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
     let parts = bound.sockets.into_iter().zip(access_logs).zip(endpoints).enumerate();
@@ -177,13 +178,22 @@ fn warn_of_loops(config: &Config, addresses: &Addresses, listener: SocketAddr) {
     }
 }
 
-/// The addresses of all instances, unless the process is to end before they are known.
-async fn addresses(config: &Config, lookups: &mut Lookups, signals: &mut control::Signals) -> Option<Addresses> {
-    lookups.begin(Addresses::wanted(config), config.runtime.lookup_timeout);
-    tokio::select! {
-        addresses = lookups.done() => Some(addresses),
-        () = signals.end() => None,
-    }
+/// What comes of the work, unless the process is to end before it is done.
+fn unless_ended<T>(
+    runtime: &tokio::runtime::Runtime,
+    signals: &mut Signals,
+    work: impl Future<Output = T>,
+    state: &str,
+) -> Option<T> {
+    runtime.block_on(async {
+        tokio::select! {
+            done = work => Some(done),
+            () = signals.end() => {
+                tracing::info!("ended before it listened: {state}");
+                None
+            }
+        }
+    })
 }
 
 /// Binds the operator's listener, before anything is served.
@@ -209,7 +219,13 @@ fn open_access_log(
         config::AccessLog::Stdout => access_log::Target::Stdout,
         config::AccessLog::File(path) => access_log::Target::File(path.clone()),
     };
-    access_log::spawn(&target, shards, log.buffer_bytes).context("the access log cannot be written")
+    access_log::spawn(&target, shards, log.buffer_bytes).map_err(|error| match &log.access {
+        config::AccessLog::File(path) => {
+            let remedy = access_log::remedy(path, &error);
+            anyhow::Error::new(error).context(format!("log.access is \"{}\": {remedy}", path.display()))
+        }
+        _ => anyhow::Error::new(error).context("the access log cannot be written"),
+    })
 }
 
 /// Asks the kernel for no huge pages: with them each shard's heap grows by 2 MiB at a time, and an idle gateway takes four

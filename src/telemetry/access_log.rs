@@ -4,11 +4,11 @@
 //! counted. What a line says is `record`'s business.
 
 use std::error::Error;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -154,13 +154,53 @@ pub fn spawn(target: &Target, shards: usize, buffer_bytes: usize) -> io::Result<
             Ok((Writer { running: None }, logs))
         }
         Target::Stdout => start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, shards, buffer_bytes),
-        Target::File(path) => start(open(path)?, Some(path.clone()), shards, buffer_bytes),
+        Target::File(path) => match standard(path) {
+            Some(descriptor) => start(File::from(descriptor?), None, shards, buffer_bytes),
+            None => start(open(path)?, Some(path.clone()), shards, buffer_bytes),
+        },
     }
 }
 
-fn open(path: &PathBuf) -> io::Result<File> {
+/// The descriptor that is meant by such a path: the path itself cannot be opened where it leads to a socket, as under
+/// systemd, or to what belongs to somebody else, as in containers.
+fn standard(path: &Path) -> Option<io::Result<OwnedFd>> {
+    let is = |names: [&str; 3]| names.iter().any(|name| path == Path::new(name));
+    if is(["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"]) {
+        return Some(io::stdout().as_fd().try_clone_to_owned());
+    }
+    is(["/dev/stderr", "/dev/fd/2", "/proc/self/fd/2"]).then(|| io::stderr().as_fd().try_clone_to_owned())
+}
+
+/// Opens a file without waiting, also where it is a pipe that nobody reads: that is an error.
+fn open(path: &Path) -> io::Result<File> {
+    let not_waiting = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
     // Not for everybody to read: lines hold people's addresses.
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(not_waiting).open(path)
+}
+
+/// What is wrong with a file that could not be opened, and what to do about it.
+pub fn remedy(path: &Path, error: &io::Error) -> String {
+    let user = rustix::process::geteuid().as_raw();
+    let kind = fs::metadata(path).map(|found| found.file_type());
+    match error.kind() {
+        _ if kind.as_ref().is_ok_and(FileTypeExt::is_fifo) && error.raw_os_error() == Some(libc::ENXIO) => {
+            "it is a pipe that nobody reads; start its reader first, or name a file".to_owned()
+        }
+        _ if kind.as_ref().is_ok_and(FileTypeExt::is_socket) => {
+            "it is a socket; write \"stdout\", or name a file".to_owned()
+        }
+        io::ErrorKind::NotFound => match path.parent() {
+            Some(directory) if !directory.exists() => {
+                format!("there is no directory {}; make it, or name another file", directory.display())
+            }
+            _ => "it leads to where nothing is; name another file".to_owned(),
+        },
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            format!("user {user} may not write there; give it to that user, or name another file")
+        }
+        io::ErrorKind::IsADirectory => "it is a directory; name a file in it".to_owned(),
+        _ => "it cannot be opened; name another file".to_owned(),
+    }
 }
 
 fn start(
@@ -303,8 +343,9 @@ impl Writing {
                 tracing::info!(path = %path.display(), "access log: file reopened");
             }
             Err(error) => {
-                let error = &error as &dyn Error;
-                tracing::error!(error, path = %path.display(), "access log: cannot reopen; the old file goes on");
+                let error = &error;
+                let remedy = remedy(path, error);
+                tracing::error!(error = error as &dyn Error, path = %path.display(), "access log: cannot reopen, and the old file goes on: {remedy}");
             }
         }
     }
@@ -314,7 +355,6 @@ impl Writing {
 mod tests {
     use std::io::{BufRead as _, BufReader, Read as _};
     use std::net::{IpAddr, Ipv4Addr};
-    use std::os::fd::OwnedFd;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -430,19 +470,19 @@ mod tests {
     fn a_file_is_appended_to_and_reopened_after_a_rotation() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, rotated) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
-        std::fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
+        fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
         let (writer, mut logs) = spawn(&Target::File(path.clone()), 1, 64 * BATCH_BYTES).expect("a file");
         logs[0].line(&record(b"/before"));
         flush_and_wait(&mut logs[0]);
-        std::fs::rename(&path, &rotated).expect("rotated");
+        fs::rename(&path, &rotated).expect("rotated");
         writer.reopen();
         logs[0].line(&record(b"/after"));
         flush_and_wait(&mut logs[0]);
         assert!(writer.close(PATIENCE));
-        let read = |path| paths(&std::fs::read_to_string(path).expect("a log"));
+        let read = |path| paths(&fs::read_to_string(path).expect("a log"));
         assert_eq!(read(&rotated), ["/older", "/before"]);
         assert_eq!(read(&path), ["/after"]);
-        let mode = std::fs::metadata(&path).expect("a log").permissions().mode();
+        let mode = fs::metadata(&path).expect("a log").permissions().mode();
         assert_eq!(mode & 0o007, 0, "strangers may not read it");
     }
 

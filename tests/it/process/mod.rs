@@ -1,10 +1,12 @@
 //! The process as an operator meets it: its command line, its signals, its shards, its limits, its memory.
 
+mod access_log;
 mod addresses;
 mod browser;
 mod cli;
 mod clients;
 mod drain;
+mod endings;
 mod health;
 mod hostile;
 mod memory;
