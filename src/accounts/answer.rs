@@ -15,13 +15,18 @@ pub struct Payload<'a>(pub &'a Claims);
 
 impl Serialize for Payload<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Claims { sub, email, role, permissions, sid, jti, iss, aud, iat, exp, .. } = self.0;
+        let Claims { sub, email, roles, permissions, sid, jti, iss, aud, iat, exp, .. } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("sub", sub)?;
-        for (name, text) in [("email", email), ("role", role)] {
-            if let Some(text) = text {
-                map.serialize_entry(name, text)?;
-            }
+        if let Some(email) = email {
+            map.serialize_entry("email", email)?;
+        }
+        // One role is what our own tokens say; only another issuer's may say more.
+        if let Some(role) = roles.names().next() {
+            map.serialize_entry("role", role)?;
+        }
+        if roles.names().nth(1).is_some() {
+            map.serialize_entry("roles", &roles.names().collect::<Vec<_>>())?;
         }
         map.serialize_entry("permissions", permissions)?;
         for (name, text) in [("sid", sid), ("jti", jti)] {
@@ -89,14 +94,14 @@ pub(super) fn nothing() -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::Origin;
+    use crate::auth::{CallerRoles, Origin};
 
     #[test]
     fn a_payload_has_the_names_of_the_token() {
         let claims = Claims {
             sub: "42".into(),
             email: Some("a@b".into()),
-            role: Some("user".into()),
+            roles: CallerRoles::new(&["user"]),
             permissions: ["x".into()].into(),
             sid: Some("s_1".into()),
             jti: Some("j".into()),
@@ -112,7 +117,10 @@ mod tests {
             text(&claims),
             r#"{"sub":"42","email":"a@b","role":"user","permissions":["x"],"sid":"s_1","jti":"j","iss":"shardgate","aud":"shop","iat":1,"exp":2}"#
         );
-        let bare = Claims { email: None, role: None, sid: None, jti: None, iat: None, aud: Box::default(), ..claims };
+        let several = Claims { roles: CallerRoles::new(&["user", "editor"]), ..claims.clone() };
+        assert!(text(&several).contains(r#","role":"user","roles":["user","editor"],"#), "{}", text(&several));
+        let roles = CallerRoles::default();
+        let bare = Claims { email: None, roles, sid: None, jti: None, iat: None, aud: Box::default(), ..claims };
         assert_eq!(text(&bare), r#"{"sub":"42","permissions":["x"],"iss":"shardgate","exp":2}"#);
     }
 

@@ -2,8 +2,8 @@
 
 use super::own::OwnKeys;
 use super::provider::Signer;
-use super::{Claims, Origin, jwt};
-use crate::config::Auth;
+use super::{CallerRoles, Claims, Origin, jwt};
+use crate::config::{Auth, is_role};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -145,7 +145,7 @@ impl Issuer {
         let claims = Claims {
             sub: grant.sub.into(),
             email: (!grant.email.is_empty()).then(|| grant.email.into()),
-            role: Some(grant.role.into()),
+            roles: CallerRoles::new(&[grant.role]),
             permissions: grant.permissions.iter().map(|permission| permission.as_str().into()).collect(),
             sid: Some(grant.sid.into()),
             jti: Some(jti.as_str().into()),
@@ -156,7 +156,7 @@ impl Issuer {
             session_began_ms: Some(grant.session_began_ms),
             origin: Origin::Own,
         };
-        if !jwt::are_sound(&claims) {
+        if !(jwt::are_sound(&claims) && is_role(grant.role)) {
             return Err(IssueError::Grant);
         }
         let payload = Payload {

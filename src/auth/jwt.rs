@@ -6,7 +6,8 @@
 
 use super::json::Json;
 use super::keys::{ClaimMap, Fingerprint, Issuer, Key, KeySet, Word};
-use super::{Claims, Flaw, KID_BYTES_MAX, Origin, TokenError, rbac};
+use super::{CallerRoles, Claims, Flaw, KID_BYTES_MAX, Origin, TokenError, rbac};
+use crate::config::is_role;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::time::Duration;
@@ -17,6 +18,12 @@ const TIME_MAX: f64 = 253_402_300_799.0;
 const ID_BYTES_MAX: usize = 255;
 const EMAIL_BYTES_MAX: usize = 320;
 const PERMISSIONS_MAX: usize = 256;
+
+/// Roles of one caller: they are to fit into a header field.
+const ROLES_MAX: usize = 64;
+
+/// Claims whose text is a list with spaces between the names by definition (RFC 8693 §4.2, and as Microsoft calls it).
+const SPACED_CLAIMS: [&str; 2] = ["scope", "scp"];
 
 /// A token that passed, and what it passed with.
 pub(super) struct Checked {
@@ -149,7 +156,7 @@ fn read_claims(payload: &Json<'_>, issuer: &Issuer) -> Result<Claims, Flaw> {
     let mut claims = Claims {
         sub: text(payload, "sub")?.ok_or(Flaw::Missing)?,
         email: text(payload, email)?,
-        role: read_role(payload, role, issuer.word.as_ref())?,
+        roles: read_roles(payload, role, issuer.word.as_ref())?,
         permissions: read_permissions(payload, permissions, issuer.word.as_ref())?,
         sid: text(payload, sid)?,
         jti: text(payload, "jti")?,
@@ -182,7 +189,6 @@ pub(super) fn are_sound(claims: &Claims) -> bool {
     let is_id_or_none = |id: &Option<Box<str>>| id.as_deref().is_none_or(is_id);
     let is_email = |email: &str| email.len() <= EMAIL_BYTES_MAX && !email.contains(char::is_control);
     is_id(&claims.sub)
-        && is_id_or_none(&claims.role)
         && is_id_or_none(&claims.sid)
         && is_id_or_none(&claims.jti)
         && claims.email.as_deref().is_none_or(is_email)
@@ -200,26 +206,48 @@ fn text(payload: &Json<'_>, place: &str) -> Result<Option<Box<str>>, Flaw> {
     }
 }
 
-/// A text, or a list with one that counts: of several, which one is meant would be a guess.
-fn read_role(payload: &Json<'_>, place: &str, word: Option<&Word>) -> Result<Option<Box<str>>, Flaw> {
+/// All roles that the issuer may give, in the order in which the configuration names them. What else the claim says is as if
+/// it were not said, for providers list roles of their own there. Our own tokens have one role.
+fn read_roles(payload: &Json<'_>, place: &str, word: Option<&Word>) -> Result<CallerRoles, Flaw> {
     let Some(word) = word else {
-        return match payload.at(place) {
-            Some(Json::List(list)) if list.len() == 1 => Ok(Some(list[0].text().ok_or(Flaw::ClaimType)?.into())),
-            _ => text(payload, place),
+        let role = match payload.at(place) {
+            Some(Json::List(list)) if list.len() > 1 => return Err(Flaw::Roles),
+            Some(Json::List(list)) => list.first().map(|role| role.text().ok_or(Flaw::ClaimType)).transpose()?,
+            None | Some(Json::Null) => None,
+            Some(role) => Some(role.text().ok_or(Flaw::ClaimType)?).filter(|role| !role.is_empty()),
         };
+        return role.map_or(Ok(CallerRoles::default()), |role| {
+            // A comma would make two of it where the services read it.
+            if is_role(role) { Ok(CallerRoles::new(&[role])) } else { Err(Flaw::ClaimType) }
+        });
     };
     if word.roles.is_empty() {
         // Then it may be anything: it is not for us.
         return Ok(word.role.clone());
     }
-    let counts = |role: &str| word.roles.iter().any(|counts| counts == "*" || counts == role);
-    let mut role = None;
-    for said in texts(payload.at(place), |text| Some(text).filter(|text| !text.is_empty()).into_iter())? {
-        if counts(said) && role.replace(said).is_some_and(|other| other != said) {
-            return Err(Flaw::ClaimType);
+    let said: Vec<&str> = match payload.at(place) {
+        None | Some(Json::Null) => Vec::new(),
+        Some(Json::Text(names)) if SPACED_CLAIMS.contains(&place) => names.split(' ').collect(),
+        // A name may have spaces: of `sales admin` nobody should become `admin`.
+        Some(Json::Text(name)) => vec![name],
+        Some(Json::List(list)) => list.iter().filter_map(Json::text).collect(),
+        Some(_) => return Err(Flaw::ClaimType),
+    };
+    let mut given: Vec<&str> = Vec::new();
+    for role in &word.roles {
+        let is_meant =
+            |name: &&str| if role == "*" { !word.roles.iter().any(|role| role == name) } else { role == name };
+        for name in said.iter().copied().filter(is_meant).filter(|name| is_role(name)) {
+            if given.contains(&name) {
+                continue;
+            }
+            if given.len() == ROLES_MAX {
+                return Err(Flaw::Roles);
+            }
+            given.push(name);
         }
     }
-    Ok(role.map(Into::into).or_else(|| word.role.clone()))
+    Ok(if given.is_empty() { word.role.clone() } else { CallerRoles::new(&given) })
 }
 
 /// A list of texts, or one text with spaces (RFC 8693 §4.2); of those, the ones that count.

@@ -4,7 +4,7 @@
 use super::jwk::JwkSet;
 use super::own::OwnKeys;
 use super::provider::Verifier;
-use super::{Flaw, Origin, jwk};
+use super::{CallerRoles, Flaw, Origin, jwk};
 use crate::config::{Algorithm, Auth, TokenIssuer};
 use jsonwebtoken::{DecodingKey, DecodingKeyKind};
 use ring::digest;
@@ -63,8 +63,8 @@ pub(super) struct Word {
     pub(super) roles: Vec<String>,
     /// Grants that count, by what covers them.
     pub(super) permissions: Vec<String>,
-    /// The role where none counts.
-    pub(super) role: Option<Box<str>>,
+    /// The role where none counts; none or one.
+    pub(super) role: CallerRoles,
 }
 
 /// A key, which is to say a verifier: it has one algorithm and no other.
@@ -186,7 +186,7 @@ fn foreign_issuer(config: &TokenIssuer, set: Option<&Arc<JwkSet>>) -> Issuer {
         prefix: config.sub_prefix(),
         roles: config.roles.clone(),
         permissions: config.permissions.clone(),
-        role: config.role.as_deref().map(Into::into),
+        role: config.role.as_deref().map_or_else(CallerRoles::default, |role| CallerRoles::new(&[role])),
     };
     let mut issuer = Issuer {
         name: config.issuer.as_str().into(),

@@ -30,6 +30,7 @@ pub use keychain::{FetchCounts, Keychain, KeychainError};
 pub use keys::KeySet;
 pub use own::{KeyError, Made, OwnKeys};
 pub use provider::install;
+pub use rbac::CallerRoles;
 pub use revocation::{Revocation, Revocations};
 
 use std::fmt;
@@ -41,8 +42,8 @@ pub struct Claims {
     pub sub: Box<str>,
     /// The user's e-mail address.
     pub email: Option<Box<str>>,
-    /// The one role, printable ASCII.
-    pub role: Option<Box<str>>,
+    /// The roles: one in our own tokens, all that it may give in another issuer's.
+    pub roles: CallerRoles,
     /// What the token allows by name.
     pub permissions: Box<[Box<str>]>,
     /// The session, printable ASCII. Tokens of other issuers may have none.
@@ -70,7 +71,7 @@ impl Claims {
         Self {
             sub: sub.into(),
             email: None,
-            role: None,
+            roles: CallerRoles::default(),
             permissions: Box::default(),
             sid: None,
             jti: None,
@@ -187,6 +188,8 @@ flaws! {
     Missing = "a claim is missing";
     /// A claim of the wrong type, or a text that is empty, too long or has control characters.
     ClaimType = "a claim is not of its type";
+    /// A list of roles in a token of our own, which has one; or more of another issuer's than a field should name.
+    Roles = "it has more roles than its issuer's tokens may have";
     /// A time that is negative, not finite or past the year 9999.
     Time = "a time is out of range";
     /// `nbf` has not come yet.

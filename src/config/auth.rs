@@ -3,7 +3,7 @@
 
 use super::raw::{Node, Place, Value, quoted};
 use super::read::{Fields, FromText, Report, one_of};
-use super::roles::{is_permission, report_permission};
+use super::roles::{is_permission, is_role, report_permission};
 use super::{HIDDEN, Secret, units};
 use hyper::Uri;
 use serde::Serialize;
@@ -99,14 +99,14 @@ pub struct TokenIssuer {
     /// What stands before its `sub` and `sid`. None: its name and a `|`; see [`TokenIssuer::sub_prefix`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sub_prefix: Option<String>,
-    /// Roles that it may give; `*` stands for any. Default none.
+    /// Roles that it may give, in the order in which the services are told them; `*` stands for any other. Default none.
     pub roles: Vec<String>,
     /// Permissions that it may give, `events:*` and `*` among them. Default none.
     pub permissions: Vec<String>,
     /// The role of its callers whose token gives none of these. Default none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// The claim that is the role. Default `role`.
+    /// The claim that is the roles. Default `role`.
     pub claim_role: String,
     /// The claim that is the permissions. Default `permissions`.
     pub claim_permissions: String,
@@ -377,11 +377,10 @@ fn check_issuer(issuer: &TokenIssuer, fields: &Fields<'_>, place: &Place, report
 /// What it may give: roles, permissions, and a name space for its ids.
 fn check_given(issuer: &TokenIssuer, fields: &Fields<'_>, report: &mut Report) {
     let path = &fields.path;
-    for role in &issuer.roles {
-        check_name(role, "roles", fields, report);
-    }
-    if let Some(role) = &issuer.role {
-        check_name(role, "role", fields, report);
+    let roles = issuer.roles.iter().map(|role| ("roles", role));
+    for (key, role) in roles.chain(issuer.role.iter().map(|role| ("role", role))).filter(|(_, role)| !is_role(role)) {
+        let right = "it is 1 to 255 printable ASCII characters without a comma, and begins and ends with no space";
+        report.push(fields.place_of(key), format!("{path}.{key} is {}", quoted(role)), right);
     }
     for permission in issuer.permissions.iter().filter(|permission| !is_permission(permission)) {
         report_permission(permission, fields, report);

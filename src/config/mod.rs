@@ -40,7 +40,7 @@ pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
 pub use redis::{Redis, RedisMode, RedisUrl};
 pub use resolve::{INSTANCES_MAX, find, load, resolve};
-pub use roles::{PERMISSION_FORM, is_permission};
+pub use roles::{PERMISSION_FORM, is_permission, is_role};
 pub use routes::{ACCOUNT_PATHS, OWN_PATHS};
 pub use secret::{HIDDEN, Secret, trimmed};
 pub use secret_file::{SecretFile, open_regular};

@@ -60,6 +60,14 @@ pub(super) fn check_access(route: &Route, fields: &Fields<'_>, roles: &BTreeMap<
     }
 }
 
+/// Whether an issuer may call a role so: it stands in a header field, alone and in a list.
+pub fn is_role(name: &str) -> bool {
+    (1..=255).contains(&name.len())
+        && name.bytes().all(|byte| (b' '..=b'~').contains(&byte) && byte != b',')
+        && !name.starts_with(' ')
+        && !name.ends_with(' ')
+}
+
 /// Whether it is a permission that can be granted: a name, all names that begin so (`events:*`), or all (`*`).
 pub fn is_permission(text: &str) -> bool {
     text == "*" || is_plain(text.strip_suffix(":*").unwrap_or(text))

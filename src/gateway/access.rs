@@ -22,7 +22,7 @@ pub(super) enum Access {
     Public,
     /// Callers with a valid token, and more.
     Caller {
-        /// The caller has one of these; empty is any.
+        /// The caller has one of these at least; empty is any.
         roles: Box<[Box<str>]>,
         /// The caller has all of these.
         permissions: Box<[Box<str>]>,
@@ -150,7 +150,7 @@ impl Identity {
                 ));
             }
         }
-        let has_role = roles.is_empty() || claims.role.as_ref().is_some_and(|role| roles.contains(role));
+        let has_role = roles.is_empty() || roles.iter().any(|role| claims.roles.has(role));
         let is_permitted = has_role && permissions.iter().all(|permission| plan.roles.permit(&claims, permission));
         exchange.caller = Some(claims);
         if is_permitted { Ok(standing) } else { Err(Reject::new(Code::Forbidden)) }

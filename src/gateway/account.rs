@@ -150,8 +150,7 @@ fn note(exchange: &Exchange) -> ClientNote {
 
 /// Who calls, as the token says, and all that it may do.
 fn me(claims: &Claims, roles: &Roles) -> serde_json::Value {
-    let permissions: Vec<&str> = roles.granted(claims).collect();
-    serde_json::json!({ "user": Payload(claims), "permissions": permissions })
+    serde_json::json!({ "user": Payload(claims), "permissions": roles.granted(claims) })
 }
 
 /// How long a body may take: it is one packet or two.

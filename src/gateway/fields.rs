@@ -137,8 +137,8 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
 /// Who calls. What the client said of that is gone already.
 fn push_caller(head: &mut RequestHead, caller: &Claims) {
     head.push(Known::Identity, b"X-User-Id", caller.sub.as_bytes());
-    if let Some(role) = &caller.role {
-        head.push(Known::Identity, b"X-User-Role", role.as_bytes());
+    if let Some(roles) = caller.roles.as_list() {
+        head.push(Known::Identity, b"X-User-Role", roles.as_bytes());
     }
     if let Some(sid) = &caller.sid {
         head.push(Known::Identity, b"X-Session-Id", sid.as_bytes());

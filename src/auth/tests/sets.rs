@@ -143,18 +143,18 @@ fn claims_are_where_the_issuer_has_them() {
         "https://example.com/role": ["analyst"], "realm_access": { "roles": ["events:write", "offline"] }, "permissions": ["*"],
     });
     let claims = check(&keys, &token(Algorithm::Rs256, "rsa.pem", kid("r"), &claims)).expect("it passes");
-    assert_eq!((claims.role.as_deref(), claims.email.as_deref(), claims.sid), (Some("analyst"), Some("a@x"), None));
+    assert_eq!((claims.roles.as_list(), claims.email.as_deref(), claims.sid), (Some("analyst"), Some("a@x"), None));
     assert_eq!(*claims.permissions, ["events:write", "offline"].map(Box::<str>::from));
     assert_eq!((claims.origin, &*claims.iss, &*claims.sub), (Origin::Foreign, "id", "id|u|1"));
 }
 
-/// What a token of an issuer with these rules comes down to: its role and its permissions.
+/// What a token of an issuer with these rules comes down to: its roles and its permissions.
 fn given(rules: &str, said: Value) -> Result<(String, String), TokenError> {
     let keys = keys(vec![issuer(rules)], &[("id", set_of(Algorithm::Es256, "p256.pem", "k"))]);
     let mut claims = with(said);
     claims["iss"] = "id".into();
     let claims = check(&keys, &token(Algorithm::Es256, "p256.pem", kid("k"), &claims))?;
-    Ok((claims.role.unwrap_or_default().into(), claims.permissions.join(" ")))
+    Ok((claims.roles.as_list().unwrap_or_default().to_owned(), claims.permissions.join(" ")))
 }
 
 #[test]
@@ -179,8 +179,50 @@ fn an_issuer_gives_what_it_may_and_nothing_else() {
         let expected = (role.to_owned(), permissions.to_owned());
         assert_eq!(given(rules, said.clone()), Ok(expected), "{rules}: {said}");
     }
-    let doubtful = json!({ "role": ["user", "admin"] });
-    assert_eq!(given("roles = [\"user\", \"admin\"]", doubtful), Err(Flaw::ClaimType.into()), "which one?");
+}
+
+#[test]
+fn an_issuer_gives_all_the_roles_that_it_may_in_the_order_of_the_configuration() {
+    let many = |count: usize| (0..count).map(|n| format!("r{n}")).collect::<Vec<_>>();
+    for (rules, said, roles) in [
+        ("roles = [\"user\", \"admin\"]", json!(["admin", "offline", "user"]), "user,admin"),
+        ("roles = [\"admin\", \"user\"]", json!(["user", "user", "admin"]), "admin,user"),
+        ("roles = [\"admin\", \"user\"]\nrole = \"guest\"", json!(["offline"]), "guest"),
+        ("roles = [\"admin\", \"user\"]", json!([]), ""),
+        ("roles = [\"user\"]", json!(["user", 5, null, ["admin"], { "admin": true }]), "user"),
+        // The star stands for all that have no place of their own.
+        ("roles = [\"user\", \"*\", \"admin\"]", json!(["admin", "b", "a", "user", "b"]), "user,b,a,admin"),
+        ("roles = [\"*\"]", json!(["b", "a,admin", "a\n", "", " c", "é", "x".repeat(256)]), "b"),
+        ("roles = [\"*\"]", json!("user,admin"), ""),
+        // One text is one role, unless the claim's form says otherwise.
+        ("roles = [\"admin\", \"user\"]", json!("user admin"), ""),
+        ("roles = [\"admin\", \"sales admin\"]", json!("sales admin"), "sales admin"),
+        ("roles = [\"*\"]", json!("sales admin"), "sales admin"),
+    ] {
+        assert_eq!(given(rules, json!({ "role": said })), Ok((roles.to_owned(), String::new())), "{rules}: {said}");
+    }
+    let place = "roles = [\"admin\", \"user\"]\nclaim_role = ";
+    for (claim, said, roles) in [
+        ("\"scope\"", json!({ "scope": "openid user  admin" }), "admin,user"),
+        ("\"scp\"", json!({ "scp": "user admin" }), "admin,user"),
+        ("\"scope\"", json!({ "scope": ["user", "admin"] }), "admin,user"),
+        (
+            "\"/realm_access/roles\"",
+            json!({ "realm_access": { "roles": ["offline_access", "user", "admin"] } }),
+            "admin,user",
+        ),
+        ("\"cognito:groups\"", json!({ "cognito:groups": ["user"] }), "user"),
+        ("\"/realm_access/roles\"", json!({ "realm_access": { "roles": "user admin" } }), ""),
+    ] {
+        assert_eq!(given(&format!("{place}{claim}"), said.clone()), Ok((roles.to_owned(), String::new())), "{said}");
+    }
+    let any = "roles = [\"*\"]";
+    assert_eq!(given(any, json!({ "role": many(64) })), Ok((many(64).join(","), String::new())));
+    assert_eq!(given(any, json!({ "role": many(65) })), Err(Flaw::Roles.into()));
+    assert_eq!(given("roles = [\"r64\"]", json!({ "role": many(65) })), Ok(("r64".to_owned(), String::new())));
+    for wrong in [json!({ "admin": true }), json!(1), json!(true)] {
+        assert_eq!(given(any, json!({ "role": wrong })), Err(Flaw::ClaimType.into()));
+    }
 }
 
 #[test]
@@ -217,7 +259,7 @@ fn new_rules_hold_for_tokens_that_are_remembered() {
     let mut checker = Checker::new(8);
     let mut role = |keys| {
         let claims = checker.check(keys, &no_revocations(), token.as_bytes(), NOW).expect("it passes");
-        claims.role.as_deref().map(str::to_owned)
+        claims.roles.as_list().map(str::to_owned)
     };
     assert_eq!([role(&before), role(&before), role(&after)], [Some("admin".into()), Some("admin".into()), None]);
 }

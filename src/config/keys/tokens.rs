@@ -56,13 +56,13 @@ pub(super) const AUTH_ISSUERS: &[Key] = keys! {
     sub_prefix: Kind::Text("up to 127 printable ASCII characters"), Unset("`issuer` and a `|`"), "\"partner:\"", Process, Live,
         "What stands before its `sub` and `sid` here, in `X-User-Id`, logs and revocations, so that they are nobody else's. `\"\"`: its users are the gateway's own, and their ids the same.";
     roles: Kind::List("name of a role, or `*` for any"), Value("[]"), "[\"user\"]", Process, Live,
-        "Roles that it may give. Any other is as if its token did not say it.";
+        "Roles that it may give, in the order in which the services are told them. Any other is as if its token did not say it.";
     permissions: Kind::List("permission, as `events:write`; `events:*` stands for all that begin so, `*` for all"), Value("[]"), "[\"events:*\"]", Process, Live,
         "Permissions that it may give. Any other is as if its token did not say it.";
     role: Kind::Text("name of a role"), Unset("none"), "\"user\"", Process, Live,
         "The role of its callers whose token gives none of `roles`.";
     claim_role: CLAIM, Value("\"role\""), "\"https://example.com/role\"", Process, Live,
-        "The claim that is the caller's role: one text, or a list with one of `roles` in it.";
+        "The claim that is the caller's roles: a list, or one text that is one role. In `scope` and `scp` a text is a list with spaces.";
     claim_permissions: CLAIM, Value("\"permissions\""), "\"scope\"", Process, Live,
         "The claim that is the caller's permissions: a list, or one text with spaces.";
     claim_email: CLAIM, Value("\"email\""), "\"mail\"", Process, Live,

@@ -475,7 +475,10 @@ fn what_issuers_may_give() {
         format!("[[auth.issuers]]\nissuer = \"{name}\"\naudiences = [\"a\"]\njwks_file = \"keys.json\"\n{rest}")
     };
     let text = [
-        issuer("a", "sub_prefix = \" a\"\nroles = [\"\"]\nrole = \"\"\npermissions = [\"events*\"]\n"),
+        issuer(
+            "a",
+            "sub_prefix = \" a\"\nroles = [\"\", \"a,b\", \"sales admin\"]\nrole = \" \"\npermissions = [\"events*\"]\n",
+        ),
         issuer("b", "sub_prefix = \"partner\"\n"),
         issuer("c", "sub_prefix = \"partner:\"\nclaim_role = \"/role\"\nclaim_permissions = \"scope\"\n"),
         issuer(&"d".repeat(127), ""),
@@ -484,8 +487,9 @@ fn what_issuers_may_give() {
         &text.concat(),
         &expect![[r#"
         shardgate.toml:1: auth.issuers[2].sub_prefix is "partner:", which begins with that of auth.issuers[1]; neither may begin with the other, or ids of the two could meet
-        shardgate.toml:6: auth.issuers[0].roles is ""; it is 1 to 255 printable ASCII characters
-        shardgate.toml:7: auth.issuers[0].role is ""; it is 1 to 255 printable ASCII characters
+        shardgate.toml:6: auth.issuers[0].roles is ""; it is 1 to 255 printable ASCII characters without a comma, and begins and ends with no space
+        shardgate.toml:6: auth.issuers[0].roles is "a,b"; it is 1 to 255 printable ASCII characters without a comma, and begins and ends with no space
+        shardgate.toml:7: auth.issuers[0].role is ""; it is 1 to 255 printable ASCII characters without a comma, and begins and ends with no space
         shardgate.toml:8: auth.issuers[0].permissions has "events*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
         shardgate.toml:22: auth.issuers[3].sub_prefix would be the issuer and a |, 128 bytes; write a shorter one: sub_prefix = "partner:""#]],
     );

@@ -414,7 +414,8 @@ fn claim_types(table: &mut Table) {
     table.claim("sub with other letters that look alike", "ClaimType", "sub", json!("\u{ff14}\u{ff12}"));
     table.claim("sub of 256 bytes", "ClaimType", "sub", json!("4".repeat(256)));
     table.claim("role an object", "ClaimType", "role", json!({ "admin": true }));
-    table.claim("several roles", "ClaimType", "role", json!(["user", "admin"]));
+    table.claim("several roles", "Roles", "role", json!(["user", "admin"]));
+    table.claim("two roles in one text", "ClaimType", "role", json!("user,admin"));
     table.claim("role with a line's end", "ClaimType", "role", json!("user\nadmin"));
     table.claim("sid a list of one", "ClaimType", "sid", json!(["s_1"]));
     table.claim("sid a number", "ClaimType", "sid", json!(1));

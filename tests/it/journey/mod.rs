@@ -13,6 +13,7 @@ mod log;
 mod rate_limits;
 mod raw;
 mod reuse;
+mod roles;
 mod routing;
 mod simulation;
 mod spellings;

@@ -233,7 +233,7 @@ impl KeyServer {
 }
 
 /// The public half of a key file, as a set has it.
-fn jwk(kid: &str, algorithm: &str, name: &str) -> Value {
+pub(super) fn jwk(kid: &str, algorithm: &str, name: &str) -> Value {
     let keys = format!(
         "[[auth.keys]]\nkid = \"{kid}\"\nalgorithm = \"{algorithm}\"\nfile = \"{}\"\nsign = false\n",
         key_file(name).display()
@@ -291,7 +291,7 @@ fn another_issuers_keys_are_fetched_and_followed() {
 }
 
 /// The claims of a token of another issuer, signed with its key, with these changes.
-fn foreign(issuer: &str, changes: &Value) -> String {
+pub(super) fn foreign(issuer: &str, changes: &Value) -> String {
     shardgate::auth::install();
     let mut claims = hostile::claims(unix_now());
     claims["iss"] = issuer.into();
