@@ -353,6 +353,9 @@ pub struct Route {
     pub roles: Vec<String>,
     /// The caller has all of these permissions.
     pub permissions: Vec<String>,
+    /// The parameter of the query that may hold the caller's token; never on a public route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_query: Option<String>,
     /// Whole segments taken from the path's front; never together with `rewrite`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strip_prefix: Option<String>,

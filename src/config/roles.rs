@@ -50,9 +50,22 @@ pub(super) fn check_access(route: &Route, fields: &Fields<'_>, roles: &BTreeMap<
     for permission in route.permissions.iter().filter(|permission| !is_plain(permission)) {
         report_permission(permission, fields, report);
     }
+    let is_parameter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+    if let Some(name) = &route.token_query
+        && !((1..=64).contains(&name.len()) && name.bytes().all(is_parameter))
+    {
+        let what = format!("{}.token_query is {}", fields.path, quoted(name));
+        report.push(
+            fields.place_of("token_query"),
+            what,
+            "it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like \"access_token\"",
+        );
+    }
     if route.access == super::Access::Public {
-        for (key, list) in [("roles", &route.roles), ("permissions", &route.permissions)] {
-            if !list.is_empty() {
+        let [roles, permissions] = [&route.roles, &route.permissions].map(|list| !list.is_empty());
+        let asked = [("roles", roles), ("permissions", permissions), ("token_query", route.token_query.is_some())];
+        for (key, is_given) in asked {
+            if is_given {
                 let what = format!("{}.{key} is given, and {}.access is \"public\"", fields.path, fields.path);
                 report.push(fields.place_of(key), what, "anybody may use a public route; take one of the two out");
             }

@@ -110,6 +110,7 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
         access: fields.take("access", report),
         roles: fields.take("roles", report),
         permissions: fields.take("permissions", report),
+        token_query: fields.take_written("token_query", report),
         strip_prefix: fields.take_written("strip_prefix", report),
         rewrite: fields.take_written("rewrite", report),
         preserve_host: fields.take("preserve_host", report),

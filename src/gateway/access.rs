@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use super::Plan;
+use super::{Plan, token_query};
 use crate::{
     auth::{
         self, Checker, KeySet, Origin, Revocations, TokenError,
@@ -10,7 +10,7 @@ use crate::{
     },
     config::{Config, Revocation},
     exchange::{Code, Exchange, Reject, Tethers},
-    proto::head::{Known, RequestHead},
+    proto::head::{Known, RequestHead, Span},
     shard::{Instant, Local, clock},
     telemetry::metrics::{Counters, TokenCheck},
 };
@@ -26,22 +26,26 @@ pub(super) enum Access {
         roles: Box<[Box<str>]>,
         /// The caller has all of these.
         permissions: Box<[Box<str>]>,
+        /// The parameter of the query that may hold the token instead of `Authorization`.
+        token_query: Option<Box<str>>,
     },
 }
 
 impl Access {
     /// Any caller.
     pub(super) fn any_caller() -> Self {
-        Self::Caller { roles: Box::default(), permissions: Box::default() }
+        Self::Caller { roles: Box::default(), permissions: Box::default(), token_query: None }
     }
 
     pub(super) fn compile(route: &crate::config::Route) -> Self {
         let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
         match route.access {
             crate::config::Access::Public => Self::Public,
-            crate::config::Access::Authenticated => {
-                Self::Caller { roles: boxed(&route.roles), permissions: boxed(&route.permissions) }
-            }
+            crate::config::Access::Authenticated => Self::Caller {
+                roles: boxed(&route.roles),
+                permissions: boxed(&route.permissions),
+                token_query: route.token_query.as_deref().map(Into::into),
+            },
         }
     }
 }
@@ -80,6 +84,14 @@ impl Tokens {
             revocation: config.revocation.clone(),
         }
     }
+}
+
+/// How a caller was let in.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) standing: Standing,
+    /// Its token stood in the query, where it no longer is.
+    pub(super) by_query: bool,
 }
 
 /// How callers are told from each other on a shard. One per shard.
@@ -124,11 +136,20 @@ impl Identity {
         access: &Access,
         ends: bool,
         plan: &Plan,
-    ) -> Result<Standing, Reject> {
-        let Access::Caller { roles, permissions } = access else { return Ok(Standing::Good) };
-        let token = bearer(&exchange.head)?;
+    ) -> Result<Admitted, Reject> {
+        let Access::Caller { roles, permissions, token_query } = access else {
+            return Ok(Admitted { standing: Standing::Good, by_query: false });
+        };
+        let in_query = match token_query {
+            Some(name) => token_query::take(&mut exchange.head, name)?,
+            None => None,
+        };
+        let token = match in_query {
+            Some(span) => of_query(&exchange.head, span)?,
+            None => bearer(&exchange.head)?,
+        };
         let is_guarded = !(roles.is_empty() && permissions.is_empty());
-        let (claims, standing, is_stale) = self.state.with(|state| {
+        let checked = self.state.with(|state| {
             let (keys, now) = (&state.keys, clock::unix_now());
             let (claims, standing) = match state.checker.check(keys, &state.revocations, token, now) {
                 Err(TokenError::Revoked) if ends => {
@@ -139,7 +160,11 @@ impl Identity {
                 checked => (checked.map_err(refused)?, Standing::Good),
             };
             Ok::<_, Reject>((claims, standing, state.is_stale(plan.tokens.staleness_max, clock::turn())))
-        })?;
+        });
+        if let Some(token) = in_query {
+            token_query::wipe(&mut exchange.head, token);
+        }
+        let (claims, standing, is_stale) = checked?;
         if is_stale {
             let is_refused = plan.tokens.revocation.closes(is_guarded);
             exchange.stale(is_refused);
@@ -153,7 +178,8 @@ impl Identity {
         let has_role = roles.is_empty() || roles.iter().any(|role| claims.roles.has(role));
         let is_permitted = has_role && permissions.iter().all(|permission| plan.roles.permit(&claims, permission));
         exchange.caller = Some(claims);
-        if is_permitted { Ok(standing) } else { Err(Reject::new(Code::Forbidden)) }
+        let admitted = Admitted { standing, by_query: in_query.is_some() };
+        if is_permitted { Ok(admitted) } else { Err(Reject::new(Code::Forbidden)) }
     }
 
     /// Ties an exchange to its caller's session: an answer on its way ends with it, and a request without one is refused.
@@ -248,6 +274,17 @@ fn bearer(head: &RequestHead) -> Result<&[u8], Reject> {
     }
     // RFC 9110 §11.4: one space or more.
     Ok(token.trim_ascii_start())
+}
+
+/// The token that was taken out of the query; there is no other (RFC 6750 §2).
+fn of_query(head: &RequestHead, token: Span) -> Result<&[u8], Reject> {
+    if head.value(Known::Authorization).is_some() {
+        return Err(Reject::because(Code::BadRequest, "there is a token in the query, and Authorization as well"));
+    }
+    match head.text(token) {
+        [] => Err(Reject::new(Code::TokenMissing)),
+        token => Ok(token),
+    }
 }
 
 fn refused(error: TokenError) -> Reject {

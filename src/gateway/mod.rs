@@ -13,6 +13,7 @@ mod proxy;
 pub mod rate_limit;
 mod readings;
 pub mod router;
+mod token_query;
 mod unasked;
 
 use std::{
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use access::Identity;
+use access::{Admitted, Identity};
 pub use addresses::{Addresses, NoAddress, own_listener_loops};
 use body::Body;
 pub use neighbours::unguarded_neighbours;
@@ -102,6 +103,8 @@ struct Besides {
     /// Where the request says from which origin it comes. What a route does to the head moves nothing.
     origin: Option<Span>,
     is_preflight: bool,
+    /// The caller's token stood in the query.
+    has_token_query: bool,
     limits: Statement,
 }
 
@@ -367,8 +370,9 @@ impl Live {
         self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
         self.refuse_other_readings(&exchange.head, &found, &path)?;
         let ends = matches!(target, Target::Account(endpoint) if endpoint.ends());
-        let standing = gateway.identity.admit(exchange, access, ends, &self.plan);
-        let standing = standing.inspect_err(|_| gateway.ask_for_keys())?;
+        let admitted = gateway.identity.admit(exchange, access, ends, &self.plan);
+        let Admitted { standing, by_query } = admitted.inspect_err(|_| gateway.ask_for_keys())?;
+        besides.has_token_query = by_query;
         // The gateway's own endpoints are not tied: a log-out is answered after its session has ended.
         if let Target::Proxy(_) = target {
             gateway.identity.tie(exchange);
@@ -454,6 +458,9 @@ impl Live {
     /// Adds to an answer, whoever gave it, what the gateway says to browsers and of limits.
     fn say_besides(&self, besides: &Besides, request: &RequestHead, answer: &mut ResponseHead) {
         besides.limits.write(&self.plan.limits, answer);
+        if besides.has_token_query && answer.status >= 200 {
+            token_query::protect(answer);
+        }
         let cors = match besides.route {
             Some(route) => &self.plan.routes[route].cors,
             None => &self.plan.cors,

@@ -17,9 +17,9 @@ const PHRASE_ALPHABET_MIN: usize = 5;
 /// A message may carry them in its first bytes, not behind.
 const LOOKED_AT_MAX: usize = 64 * 1024;
 
-/// What stands before a secret, and the byte that ends it. Tokens are words of base64url and dots, passwords phrases.
-const MARKS: [(&str, char, bool); 4] =
-    [("Bearer ", '\r', true), ("oken\":\"", '"', true), ("\"password\":\"", '"', false), ("access_token=", ' ', true)];
+/// What stands before a secret, and whether it is a token: a word of base64url and dots. Passwords are phrases up to `"`.
+const MARKS: [(&str, bool); 4] =
+    [("Bearer ", true), ("oken\":\"", true), ("\"password\":\"", false), ("access_token=", true)];
 
 #[derive(Debug, Default)]
 struct Known {
@@ -34,10 +34,12 @@ static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
 impl Known {
     fn keep_message(&mut self, bytes: &[u8]) {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LOOKED_AT_MAX)]);
-        for (mark, end, is_token) in MARKS {
+        let is_end = |c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'));
+        for (mark, is_token) in MARKS {
             for (at, _) in text.match_indices(mark) {
                 let rest = &text[at + mark.len()..];
-                let secret = &rest[..rest.find(end).unwrap_or(rest.len())];
+                let end = if is_token { rest.find(is_end) } else { rest.find('"') };
+                let secret = &rest[..end.unwrap_or(rest.len())];
                 if is_token {
                     self.keep_token(secret);
                 } else if secret.chars().count() >= PHRASE_CHARS_MIN
@@ -95,10 +97,12 @@ fn what_messages_carry_is_found_again() {
         format!("POST /auth/refresh HTTP/1.1\r\nAuthorization: Bearer eyJhbGciOiJFUzI1NiJ9.{claims}.{proof}\r\n\r\n{{\"refreshToken\":\"{refresh}\"}}")
             .as_bytes(),
     );
+    let [asked, shown] = ["a", "s"].map(|part| format!("{part}bcdefghij-_0123456789"));
+    known.keep_message(format!("GET /x?access_token=e30.{asked}.{shown}&a=1 HTTP/1.1\r\n\r\n").as_bytes());
     known.keep_message(b"{\"email\":\"ann@example.com\",\"password\":\"correct horse battery\"}");
     let filler = "x".repeat(1_025);
     known.keep_message(format!("{{\"password\":\"{filler}\"}}").as_bytes());
-    for secret in [&*refresh, &claims, &proof, "correct horse battery"] {
+    for secret in [&*refresh, &claims, &proof, &asked, &shown, "correct horse battery"] {
         assert_eq!(known.find_in(&format!("{{\"message\":\"refused {secret}\"}}\n")).as_deref(), Some(secret));
     }
     for harmless in ["", "eyJhbGciOiJFUzI1NiJ9", "ann@example.com", &filler, &refresh[1..], &format!("{proof}p")] {

@@ -126,6 +126,8 @@ pub(super) const ROUTES: &[Key] = keys! {
         "The caller has one of these roles (`403 forbidden`). Empty: any.";
     permissions: Kind::List("permission, as `events:write`"), Value("[]"), "[\"events:write\"]", Process, Live,
         "The caller has all of these permissions (`403 forbidden`). Empty: none is asked for.";
+    token_query: Kind::Text("up to 64 of `A-Za-z0-9._-`"), Unset("none: tokens come in `Authorization` only"), "\"access_token\"", Process, Live,
+        "The parameter of the query that may hold the token, for browsers' `EventSource` and `WebSocket`. It is taken out before the request goes on. With `Authorization` as well, or twice, it is refused (`400 bad_request`).";
     strip_prefix: Kind::Text("path"), Unset("nothing is stripped"), "\"/shop\"", Process, Live,
         "Whole segments taken from the front of the path before the upstream sees it.";
     rewrite: Kind::Text("path of whole segments with `{parameter}` and `{rest}`"), Unset("the path stays"), "\"/v2/{rest}\"", Process, Live,

@@ -373,10 +373,12 @@ path = "/1"
 upstream = "a"
 access = "public"
 roles = ["admin"]
+token_query = "access_token"
 [[routes]]
 path = "/2"
 upstream = "a"
 access = "everybody"
+token_query = "access token"
 roles = ["editr"]
 permissions = ["*"]
 "#,
@@ -385,9 +387,11 @@ permissions = ["*"]
             shardgate.toml:4: roles.editor.permissions has "a b"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
             shardgate.toml:4: roles.editor.permissions has "x*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
             shardgate.toml:11: routes[0].roles is given, and routes[0].access is "public"; anybody may use a public route; take one of the two out
-            shardgate.toml:15: routes[1].access is "everybody"; it is one of "public", "authenticated"
-            shardgate.toml:16: routes[1].roles has "editr", and there is no such role; did you mean editor?
-            shardgate.toml:17: routes[1].permissions has "*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write""#]],
+            shardgate.toml:12: routes[0].token_query is given, and routes[0].access is "public"; anybody may use a public route; take one of the two out
+            shardgate.toml:16: routes[1].access is "everybody"; it is one of "public", "authenticated"
+            shardgate.toml:17: routes[1].token_query is "access token"; it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like "access_token"
+            shardgate.toml:18: routes[1].roles has "editr", and there is no such role; did you mean editor?
+            shardgate.toml:19: routes[1].permissions has "*"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write""#]],
     );
 }
 

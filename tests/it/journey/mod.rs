@@ -17,6 +17,7 @@ mod roles;
 mod routing;
 mod simulation;
 mod spellings;
+mod token_query;
 mod tokens;
 mod upgrade;
 mod uploads;

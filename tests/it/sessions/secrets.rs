@@ -42,6 +42,10 @@ fn expect_silence(what: &str, text: &str) {
 fn misplace(gateway: &Gateway, token: &str) {
     for request in [
         format!("GET /any/x?access_token={token} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET /query/x?access_token={token}x HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET /query/x?access_token={token}&b&access_token={token} HTTP/1.1\r\nHost: a\r\n\r\n"),
+        format!("GET /query/x?access_token={token} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n"),
+        format!("GET /query/admin?access_token={token} HTTP/1.1\r\nHost: a\r\nbad field\r\n\r\n"),
         format!("GET /any/x HTTP/1.1\r\nHost: a\r\nAuthorization: bearer {token}x\r\n\r\n"),
         format!("GET /any/x HTTP/1.1\r\nHost: a\r\nAuthorization: Basic {token}\r\n\r\n"),
         format!("GET /any/x HTTP/1.1\r\nHost: a\r\nAuthorization: {token}\r\n\r\n"),
@@ -85,7 +89,8 @@ fn a_whole_run_tells_no_secret() {
          [redis]\nurls = [\"redis://:{REDIS_PASSWORD}@127.0.0.1:{}\"]\ntimeout = \"250ms\"\nconnect_timeout = \"250ms\"\n\
          [sessions]\nsecret = \"{REFRESH_SECRET}\"\nrefresh_grace = \"0s\"\n\
          [[auth.keys]]\nkid = \"one\"\nalgorithm = \"HS256\"\nsecret = \"${{TOKEN_SECRET}}\"\n\
-         [limits.one]\nquota = 100000\nwindow = \"1d\"\nscope = \"fleet\"\n",
+         [limits.one]\nquota = 100000\nwindow = \"1d\"\nscope = \"fleet\"\n\
+         [[routes]]\npath = \"/query/*\"\nupstream = \"back\"\ntoken_query = \"access_token\"\n",
         redis.port()
     );
     let stage = Stage::new(&rest);
@@ -116,6 +121,9 @@ fn a_whole_run_tells_no_secret() {
     there.expect_error("");
     let session = log_in(&here);
     let renewed = tokens(&refresh(&there, &session.refresh));
+    let mut client = here.connect();
+    client.send(format!("GET /query/x?a&access_token={}&b HTTP/1.1\r\nHost: a\r\n\r\n", renewed.access));
+    assert_eq!(client.read_response().status, 200);
     misplace(&here, &renewed.access);
     misplace(&there, &renewed.refresh);
     for password in ["not the password of anybody", &renewed.refresh, ""] {
