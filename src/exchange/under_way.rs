@@ -58,7 +58,7 @@ pub struct Exchange {
     tether: Option<Tether>,
     labels: Option<Rc<Labels>>,
     status: u16,
-    reason: &'static str,
+    end: End,
     request_bytes: u64,
     answered_at: Option<Instant>,
     is_finished: bool,
@@ -103,7 +103,7 @@ impl Exchange {
             tether: None,
             labels: None,
             status: 0,
-            reason: "",
+            end: End::Served,
             request_bytes: 0,
             answered_at: None,
             is_finished: false,
@@ -144,7 +144,7 @@ impl Exchange {
     /// Refuses it: the answer, and the reason for the log. The cause goes to the log of the process, at a level that
     /// tells nothing unless it is asked for.
     pub fn refuse(&mut self, reject: &Reject) -> (ResponseHead, Vec<u8>) {
-        self.reason = reject.code.name();
+        self.end = End::Refused(reject.code);
         self.ledger.with(|ledger| ledger.counters.reject(reject.code as usize));
         if let Some(cause) = &reject.cause {
             tracing::debug!(
@@ -167,7 +167,7 @@ impl Exchange {
     /// It ended without an answer: the client left.
     pub fn abandoned(&mut self) {
         self.status = Code::ClientClosed.status();
-        self.reason = Code::ClientClosed.name();
+        self.end = End::Refused(Code::ClientClosed);
     }
 
     /// Counts and logs it, and returns the time that was taken down.
@@ -194,7 +194,14 @@ impl Exchange {
             });
             if let Some(labels) = labels.filter(|_| trail.attempts > 0) {
                 let upstream = counters.upstream(labels.upstream_slot);
-                upstream.requests[outcome(self.status, self.reason).index()] += 1;
+                let mut failed = 0;
+                for (count, attempts) in upstream.requests.iter_mut().zip(trail.failed) {
+                    *count += u64::from(attempts);
+                    failed += u32::from(attempts);
+                }
+                if trail.attempts > failed {
+                    upstream.requests[self.end.of_attempt(trail.status).index()] += 1;
+                }
                 upstream.duration.observe_us(upstream_us);
                 upstream.connections_opened += u64::from(trail.opened);
                 upstream.connections_reused += u64::from(trail.reused);
@@ -227,7 +234,7 @@ impl Exchange {
                 connect_us: (trail.opened > 0).then(|| us(trail.connect)),
                 attempts: trail.attempts,
                 reused: trail.reused,
-                reason: self.reason,
+                reason: self.end.reason(),
                 shard: ledger.shard,
                 user_agent: head.value(Known::UserAgent).unwrap_or_default(),
             });
@@ -238,42 +245,81 @@ impl Exchange {
     }
 }
 
-/// How the last attempt at an upstream ended, by what the exchange was answered and why.
-fn outcome(status: u16, reason: &str) -> Outcome {
-    match reason {
-        "" if status < 500 => Outcome::Answered,
-        "" => Outcome::ServerError,
-        "upstream_timeout" | "upstream_stalled" => Outcome::TimedOut,
-        "upstream_bad_response" | "upstream_malformed" => Outcome::Malformed,
-        "upstream_unreachable" | "upstream_broken" => Outcome::Closed,
-        _ => Outcome::Cancelled,
+/// How an exchange ended.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// With a whole answer, or not yet.
+    Served,
+    /// It was refused.
+    Refused(Code),
+    /// Its answer was cut off.
+    Cut(Cut),
+    /// Its caller's session ended under it.
+    Revoked,
+    /// Its task ended under it.
+    Aborted,
+}
+
+impl End {
+    /// What the access log calls it; nothing where nothing went wrong.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Served => "",
+            Self::Refused(code) => code.name(),
+            Self::Cut(Cut::ClientGone) => "client_gone",
+            Self::Cut(Cut::ClientStalled) => "client_stalled",
+            Self::Cut(Cut::Upload) => "upload_failed",
+            Self::Cut(Cut::UpstreamBroken) => "upstream_broken",
+            Self::Cut(Cut::UpstreamMalformed) => "upstream_malformed",
+            Self::Cut(Cut::UpstreamStalled) => "upstream_stalled",
+            Self::Revoked => "revoked",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    /// How the attempt ended that did not fail before the head of its answer, which had this status.
+    const fn of_attempt(self, status: Option<u16>) -> Outcome {
+        match (self, status) {
+            (Self::Served, Some(..500)) => Outcome::Answered,
+            (Self::Served, Some(_)) => Outcome::ServerError,
+            (Self::Cut(Cut::UpstreamBroken), _) => Outcome::Closed,
+            (Self::Cut(Cut::UpstreamStalled), _) => Outcome::TimedOut,
+            (Self::Cut(Cut::UpstreamMalformed), _) | (Self::Refused(Code::UpstreamBadResponse), _) => {
+                Outcome::Malformed
+            }
+            _ => Outcome::Cancelled,
+        }
     }
 }
 
 impl Finish for Exchange {
     fn finish(mut self, sent: Sent) -> Instant {
         if let Some(cut) = sent.cut {
-            self.reason = match cut {
-                Cut::ClientGone => "client_gone",
-                Cut::ClientStalled => "client_stalled",
-                Cut::Upload => "upload_failed",
-                Cut::UpstreamBroken => "upstream_broken",
-                Cut::UpstreamMalformed => "upstream_malformed",
-                Cut::UpstreamStalled => "upstream_stalled",
-            };
+            self.end = End::Cut(cut);
         }
         self.request_bytes = sent.request_bytes;
         self.record(sent.body_bytes)
     }
+
+    fn give_up(mut self, so_far: Sent) {
+        self.request_bytes = so_far.request_bytes;
+        self.end_early(so_far.body_bytes);
+    }
+}
+
+impl Exchange {
+    /// The connection's task ends under it: its session ended, it panicked, or the shard stops.
+    fn end_early(&mut self, response_bytes: u64) {
+        let has_session_ended = self.tether.as_ref().is_some_and(Tether::has_ended);
+        self.end = if has_session_ended { End::Revoked } else { End::Aborted };
+        self.record(response_bytes);
+    }
 }
 
 impl Drop for Exchange {
-    /// The connection's task ended under it: its session ended, it panicked, or the shard stopped.
     fn drop(&mut self) {
         if !self.is_finished {
-            let has_session_ended = self.tether.as_ref().is_some_and(Tether::has_ended);
-            self.reason = if has_session_ended { "revoked" } else { "aborted" };
-            self.record(0);
+            self.end_early(0);
         }
     }
 }

@@ -155,9 +155,9 @@ async fn serve_one<S: Service>(
     let asked = Asked::of(&head);
     let mut body = RequestBody::new(inbound);
     body.set_due(began + limits.request_timeout);
-    let mut exchange = service.begin(peer, slot, head, began);
-    let Some(response) = service.serve(&mut exchange, body).await else {
-        exchange.finish(Sent { body_bytes: 0, request_bytes: inbound.received_bytes(), cut: None });
+    let mut under_way = UnderWay::begin(io, service.begin(peer, slot, head, began));
+    let Some(response) = service.serve(under_way.exchange(), body).await else {
+        under_way.finish(Sent { body_bytes: 0, request_bytes: inbound.received_bytes(), cut: None });
         return After::Close;
     };
 
@@ -172,10 +172,10 @@ async fn serve_one<S: Service>(
             Some(tunnel) => tunnel::run(io, inbound, tunnel).await,
             None => 0,
         };
-        exchange.finish(Sent { body_bytes, ..sent });
+        under_way.finish(Sent { body_bytes, ..sent });
         return After::Close;
     }
-    let finished_at = exchange.finish(sent);
+    let finished_at = under_way.finish(sent);
     if let Some(cut) = sent.cut {
         if matches!(cut, Cut::ClientGone | Cut::ClientStalled) {
             body.abandon();
@@ -198,6 +198,37 @@ async fn serve_one<S: Service>(
         }
     }
     After::Idle(finished_at)
+}
+
+/// An exchange that is told what was sent of its answer even when its task ends in the middle.
+struct UnderWay<'i, E: Finish> {
+    io: &'i Io,
+    exchange: Option<E>,
+}
+
+impl<'i, E: Finish> UnderWay<'i, E> {
+    fn begin(io: &'i Io, exchange: E) -> Self {
+        io.received.set(0);
+        io.sent.set(0);
+        Self { io, exchange: Some(exchange) }
+    }
+
+    fn exchange(&mut self) -> &mut E {
+        self.exchange.as_mut().expect("it is there until it ends")
+    }
+
+    fn finish(mut self, sent: Sent) -> Instant {
+        self.exchange.take().expect("it ends once").finish(sent)
+    }
+}
+
+impl<E: Finish> Drop for UnderWay<'_, E> {
+    fn drop(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            let Io { received, sent, .. } = self.io;
+            exchange.give_up(Sent { body_bytes: sent.get(), request_bytes: received.get(), cut: None });
+        }
+    }
 }
 
 /// What of a request decides how its answer is written.
@@ -223,10 +254,11 @@ async fn refuse<S: Service>(
     limits: &HttpLimits,
 ) -> After {
     let (response, exchange) = service.refuse(peer, mistake, RequestBody::new(inbound), clock::now());
+    let under_way = UnderWay::begin(io, exchange);
     let mut answer = outbound::Answer::new(response, false, Version::Http11, false, limits.write_timeout);
     let sent = answer.send(io).await;
     drop(answer);
-    exchange.finish(sent);
+    under_way.finish(sent);
     linger(io, inbound).await;
     After::Close
 }

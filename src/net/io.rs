@@ -1,6 +1,7 @@
 //! A connection's stream, shared by the half that reads and the half that writes within one task.
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -14,12 +15,16 @@ use crate::shard::{Heard, Local, TcpStream, buffers};
 #[derive(Debug)]
 pub struct Io {
     stream: Local<TcpStream>,
+    /// Content of the request under way that was taken.
+    pub(super) received: Cell<u64>,
+    /// Content of its answer that was written: kept here for whoever is left when a task ends in the middle.
+    pub(super) sent: Cell<u64>,
 }
 
 impl Io {
     /// Takes the stream over.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream: Local::new(stream) }
+        Self { stream: Local::new(stream), received: Cell::new(0), sent: Cell::new(0) }
     }
 
     /// Reads into the buffer's spare capacity, borrowing one from the shard when there is none. `Ok(0)` is the end of

@@ -118,6 +118,9 @@ pub enum Mistake {
 
 /// What an exchange does at its end: count and log, once. Dropping it instead means that it was abandoned.
 pub trait Finish {
+    /// The connection ends under it; so much was sent until then.
+    fn give_up(self, so_far: Sent);
+
     /// The answer was sent, or cut off. Returns the time that it takes down.
     fn finish(self, sent: Sent) -> Instant;
 }

@@ -175,7 +175,9 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             return Poll::Ready(Err(cut));
         }
         let mut body = Meanwhile { body: &mut self.body, request: &mut self.request };
-        match self.writer.poll(io, cx, &mut body) {
+        let progress = self.writer.poll(io, cx, &mut body);
+        io.sent.set(self.writer.content_bytes());
+        match progress {
             Progress::Done => Poll::Ready(Ok(true)),
             Progress::Turn => Poll::Ready(Ok(false)),
             Progress::BodyFailed(cut) => Poll::Ready(Err(cut)),

@@ -101,6 +101,7 @@ pub(super) async fn run(client: &Io, inbound: &mut Inbound, tunnel: Tunnel) -> u
                     Flowed::Broken => return Poll::Ready(false),
                 }
             }
+            client.sent.set(down.moved);
             if up.is_done && down.is_done {
                 return Poll::Ready(false);
             }

@@ -35,7 +35,7 @@ label! {
         Closed = "closed",
         /// What came was no HTTP.
         Malformed = "malformed",
-        /// The client left, and the request was cancelled.
+        /// It was given up: the client left or did not send its request, its session ended, or the process did.
         Cancelled = "cancelled",
     }
 }

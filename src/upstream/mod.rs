@@ -26,6 +26,7 @@ pub use streaming::Streaming;
 use crate::{
     net::{BodyFailure, ClientConnection, ClientError},
     shard::{Instant, Local, clock},
+    telemetry::metrics::Outcome,
 };
 
 /// How an upstream is used. From the configuration; limits of the process are this shard's share already.
@@ -106,6 +107,10 @@ pub struct Trail {
     pub reused: bool,
     /// Time spent on TCP handshakes.
     pub connect: Duration,
+    /// How the attempts ended that had no answer, each counted by its outcome. One more had an answer, or was given up.
+    pub failed: [u8; Outcome::COUNT],
+    /// The status of the answer, as the backend sent it.
+    pub status: Option<u16>,
     /// Backends that were ejected because of it.
     pub ejected: u32,
     /// Time spent on attempts, until each failed or the head of its answer was complete.
@@ -154,6 +159,18 @@ impl Failure {
         match error {
             ClientError::Broken(_) => Self::Broken(error),
             ClientError::Head(_) | ClientError::Body(_) | ClientError::Interim => Self::BadAnswer(error),
+        }
+    }
+
+    /// How the attempt ended, as it is counted; none if there was no attempt.
+    fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Self::Connect(_) => Some(Outcome::ConnectFailed),
+            Self::TimedOut => Some(Outcome::TimedOut),
+            Self::Broken(_) => Some(Outcome::Closed),
+            Self::BadAnswer(_) => Some(Outcome::Malformed),
+            Self::Request(_) | Self::ClientGone | Self::Ended => Some(Outcome::Cancelled),
+            Self::NoBackend | Self::CircuitOpen | Self::UploadsFull => None,
         }
     }
 

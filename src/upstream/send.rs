@@ -101,6 +101,9 @@ impl Upstream {
             };
             let now = clock::now();
             trail.waited += now.since(attempt.began);
+            if let Some(outcome) = failure.outcome() {
+                trail.failed[outcome.index()] += 1;
+            }
             // A backend may close a connection that has served before, and cannot know that a request is on its way.
             let was_stale = trail.reused && !attempt.has_answered && matches!(failure, Failure::Broken(_));
             let is_its_fault = failure.class().is_some() && !was_stale;
@@ -193,6 +196,7 @@ impl Upstream {
         let waited = answered_at.since(now);
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
+        trail.status = Some(answer.status);
         self.succeeded(&backend, waited);
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.

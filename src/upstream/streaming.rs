@@ -9,7 +9,10 @@ use std::{
 use super::{Call, Lease, Place, pool::Doubt};
 use crate::{
     net::{AnswerBody, ClientError, Cut, Progress, RequestBody, Tunnel, Writer},
-    proto::head::{Framing, ResponseHead},
+    proto::{
+        head::{Framing, ResponseHead},
+        http1::BodyError,
+    },
     shard::{Deadline, Instant, clock, task, timer},
 };
 
@@ -164,7 +167,8 @@ impl AnswerBody for Streaming {
                 // What follows on such a connection means nothing.
                 self.hold = None;
                 Poll::Ready(Err(match error {
-                    ClientError::Broken(_) => Cut::UpstreamBroken,
+                    // A connection that ended too soon broke, with a FIN or without.
+                    ClientError::Broken(_) | ClientError::Body(BodyError::Truncated) => Cut::UpstreamBroken,
                     _ => Cut::UpstreamMalformed,
                 }))
             }

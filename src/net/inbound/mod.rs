@@ -271,6 +271,7 @@ impl Inbound {
         let bytes = bytes.min(self.reader.chunk().len());
         self.reader.consume(bytes);
         self.body_bytes = self.body_bytes.saturating_add(bytes as u64);
+        self.io.received.set(self.body_bytes);
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyFailure>> {

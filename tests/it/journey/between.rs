@@ -196,7 +196,7 @@ fn what_was_sent_before_an_answer_broke_off_arrives() {
     // More requests than the gateway reads ahead: a socket that is closed over them resets its connection.
     let further = "GET /further HTTP/1.1\r\nHost: a\r\n\r\n".repeat(2000);
     client.send(format!("GET /whole HTTP/1.1\r\nHost: a\r\n\r\nGET /part HTTP/1.1\r\nHost: a\r\n\r\n{further}"));
-    assert_eq!(gateway.access_lines(2)[1]["reason"], "upstream_malformed");
+    assert_eq!(gateway.access_lines(2)[1]["reason"], "upstream_broken");
     let heard = client.read_to_end().expect("an end, not a reset");
     assert!(heard.ends_with(b"5\r\nfirst\r\n"), "{}", String::from_utf8_lossy(&heard));
     assert!(backend.requests().iter().all(|request| !request.head.first_line.contains("further")));

@@ -10,6 +10,7 @@ mod interim;
 mod limits;
 mod limits_reach;
 mod log;
+mod outcomes;
 mod rate_limits;
 mod raw;
 mod reuse;
