@@ -33,6 +33,7 @@ fn record(place: &Place) -> Record<'_> {
         attempts: 1,
         reused: true,
         reason: "",
+        reason_detail: "",
         shard: 3,
         user_agent:
             b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",

@@ -156,7 +156,7 @@ impl Issuer {
             session_began_ms: Some(grant.session_began_ms),
             origin: Origin::Own,
         };
-        if !(jwt::are_sound(&claims) && is_role(grant.role)) {
+        if jwt::unsound(&claims).is_some() || !is_role(grant.role) {
             return Err(IssueError::Grant);
         }
         let payload = Payload {

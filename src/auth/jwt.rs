@@ -6,7 +6,7 @@
 
 use super::json::Json;
 use super::keys::{ClaimMap, Fingerprint, Issuer, Key, KeySet, Word};
-use super::{CallerRoles, Claims, Flaw, KID_BYTES_MAX, Origin, TokenError, rbac};
+use super::{CallerRoles, Claim, Claims, Flaw, KID_BYTES_MAX, Origin, TokenError, rbac};
 use crate::config::is_role;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -132,7 +132,8 @@ fn find_key<'k>(
     if payload.members().is_none() {
         return Err(Flaw::ClaimsJson.into());
     }
-    let name = payload.member("iss").ok_or(Flaw::Missing)?.text().ok_or(Flaw::ClaimType)?;
+    let iss = payload.member("iss").ok_or(Flaw::Missing(Claim::Iss))?;
+    let name = iss.text().ok_or(Flaw::ClaimType(Claim::Iss))?;
     let issuer = keys.issuer(name).ok_or(Flaw::Issuer)?;
     let typ = header.text("typ").unwrap_or_default();
     // RFC 7515 §4.1.9: a media type, of which `application/` may be left out.
@@ -154,21 +155,21 @@ fn read_claims(payload: &Json<'_>, issuer: &Issuer) -> Result<Claims, Flaw> {
     let ClaimMap { role, permissions, email, sid } = &issuer.claims;
     let aud = read_audience(payload, issuer)?;
     let mut claims = Claims {
-        sub: text(payload, "sub")?.ok_or(Flaw::Missing)?,
-        email: text(payload, email)?,
+        sub: text(payload, "sub", Claim::Sub)?.ok_or(Flaw::Missing(Claim::Sub))?,
+        email: text(payload, email, Claim::Email)?,
         roles: read_roles(payload, role, issuer.word.as_ref())?,
         permissions: read_permissions(payload, permissions, issuer.word.as_ref())?,
-        sid: text(payload, sid)?,
-        jti: text(payload, "jti")?,
+        sid: text(payload, sid, Claim::Sid)?,
+        jti: text(payload, "jti", Claim::Jti)?,
         iss: (*issuer.name).into(),
         aud,
-        iat: time(payload, "iat")?.map(whole),
-        exp: time(payload, "exp")?.map(whole).ok_or(Flaw::Missing)?,
-        session_began_ms: time(payload, "auth_time")?.map(|time| whole((time * 1000.0).round())),
+        iat: time(payload, Claim::Iat)?.map(whole),
+        exp: time(payload, Claim::Exp)?.map(whole).ok_or(Flaw::Missing(Claim::Exp))?,
+        session_began_ms: time(payload, Claim::AuthTime)?.map(|time| whole((time * 1000.0).round())),
         origin: issuer.origin,
     };
-    if !are_sound(&claims) {
-        return Err(Flaw::ClaimType);
+    if let Some(claim) = unsound(&claims) {
+        return Err(Flaw::ClaimType(claim));
     }
     if let Some(Word { prefix, .. }) = issuer.word.as_ref().filter(|word| !word.prefix.is_empty()) {
         for id in std::iter::once(&mut claims.sub).chain(&mut claims.sid) {
@@ -178,8 +179,8 @@ fn read_claims(payload: &Json<'_>, issuer: &Issuer) -> Result<Claims, Flaw> {
     Ok(claims)
 }
 
-/// Whether every text fits where it is to go: ids into header fields, all of it into logs and JSON.
-pub(super) fn are_sound(claims: &Claims) -> bool {
+/// The first text that does not fit where it is to go: ids into header fields, all of it into logs and JSON.
+pub(super) fn unsound(claims: &Claims) -> Option<Claim> {
     let is_id = |id: &str| {
         (1..=ID_BYTES_MAX).contains(&id.len())
             && id.bytes().all(|byte| (b' '..=b'~').contains(&byte))
@@ -188,21 +189,24 @@ pub(super) fn are_sound(claims: &Claims) -> bool {
     };
     let is_id_or_none = |id: &Option<Box<str>>| id.as_deref().is_none_or(is_id);
     let is_email = |email: &str| email.len() <= EMAIL_BYTES_MAX && !email.contains(char::is_control);
-    is_id(&claims.sub)
-        && is_id_or_none(&claims.sid)
-        && is_id_or_none(&claims.jti)
-        && claims.email.as_deref().is_none_or(is_email)
-        && claims.permissions.len() <= PERMISSIONS_MAX
-        && claims.permissions.iter().all(|permission| is_id(permission))
+    let permissions = &claims.permissions;
+    let sound = [
+        (Claim::Sub, is_id(&claims.sub)),
+        (Claim::Sid, is_id_or_none(&claims.sid)),
+        (Claim::Jti, is_id_or_none(&claims.jti)),
+        (Claim::Email, claims.email.as_deref().is_none_or(is_email)),
+        (Claim::Permissions, permissions.len() <= PERMISSIONS_MAX && permissions.iter().all(|name| is_id(name))),
+    ];
+    sound.into_iter().find(|(_, is_sound)| !is_sound).map(|(claim, _)| claim)
 }
 
 /// A text at a place of the claims. An empty one, like `null`, says nothing.
-fn text(payload: &Json<'_>, place: &str) -> Result<Option<Box<str>>, Flaw> {
+fn text(payload: &Json<'_>, place: &str, claim: Claim) -> Result<Option<Box<str>>, Flaw> {
     match payload.at(place) {
         None | Some(Json::Null) => Ok(None),
         Some(Json::Text(text)) if text.is_empty() => Ok(None),
         Some(Json::Text(text)) => Ok(Some((**text).into())),
-        Some(_) => Err(Flaw::ClaimType),
+        Some(_) => Err(Flaw::ClaimType(claim)),
     }
 }
 
@@ -212,13 +216,15 @@ fn read_roles(payload: &Json<'_>, place: &str, word: Option<&Word>) -> Result<Ca
     let Some(word) = word else {
         let role = match payload.at(place) {
             Some(Json::List(list)) if list.len() > 1 => return Err(Flaw::Roles),
-            Some(Json::List(list)) => list.first().map(|role| role.text().ok_or(Flaw::ClaimType)).transpose()?,
+            Some(Json::List(list)) => {
+                list.first().map(|role| role.text().ok_or(Flaw::ClaimType(Claim::Role))).transpose()?
+            }
             None | Some(Json::Null) => None,
-            Some(role) => Some(role.text().ok_or(Flaw::ClaimType)?).filter(|role| !role.is_empty()),
+            Some(role) => Some(role.text().ok_or(Flaw::ClaimType(Claim::Role))?).filter(|role| !role.is_empty()),
         };
         return role.map_or(Ok(CallerRoles::default()), |role| {
             // A comma would make two of it where the services read it.
-            if is_role(role) { Ok(CallerRoles::new(&[role])) } else { Err(Flaw::ClaimType) }
+            if is_role(role) { Ok(CallerRoles::new(&[role])) } else { Err(Flaw::ClaimType(Claim::Role)) }
         });
     };
     if word.roles.is_empty() {
@@ -231,7 +237,7 @@ fn read_roles(payload: &Json<'_>, place: &str, word: Option<&Word>) -> Result<Ca
         // A name may have spaces: of `sales admin` nobody should become `admin`.
         Some(Json::Text(name)) => vec![name],
         Some(Json::List(list)) => list.iter().filter_map(Json::text).collect(),
-        Some(_) => return Err(Flaw::ClaimType),
+        Some(_) => return Err(Flaw::ClaimType(Claim::Role)),
     };
     let mut given: Vec<&str> = Vec::new();
     for role in &word.roles {
@@ -268,8 +274,10 @@ where
     match place {
         None | Some(Json::Null) => Ok(Vec::new()),
         Some(Json::Text(text)) => Ok(parts(text).collect()),
-        Some(Json::List(list)) => list.iter().map(|text| text.text().ok_or(Flaw::ClaimType)).collect(),
-        Some(_) => Err(Flaw::ClaimType),
+        Some(Json::List(list)) => {
+            list.iter().map(|text| text.text().ok_or(Flaw::ClaimType(Claim::Permissions))).collect()
+        }
+        Some(_) => Err(Flaw::ClaimType(Claim::Permissions)),
     }
 }
 
@@ -278,22 +286,23 @@ fn read_audience(payload: &Json<'_>, issuer: &Issuer) -> Result<Box<[Box<str>]>,
         None if issuer.audiences.is_empty() => Box::default(),
         None => return Err(Flaw::Audience),
         Some(Json::Text(text)) => [Box::from(&**text)].into(),
-        Some(Json::List(list)) => {
-            list.iter().map(|name| Ok(name.text().ok_or(Flaw::ClaimType)?.into())).collect::<Result<_, _>>()?
-        }
-        Some(_) => return Err(Flaw::ClaimType),
+        Some(Json::List(list)) => list
+            .iter()
+            .map(|name| Ok(name.text().ok_or(Flaw::ClaimType(Claim::Aud))?.into()))
+            .collect::<Result<_, _>>()?,
+        Some(_) => return Err(Flaw::ClaimType(Claim::Aud)),
     };
     let names_us = aud.iter().any(|name| issuer.audiences.iter().any(|accepted| **accepted == **name));
     if issuer.audiences.is_empty() || names_us { Ok(aud) } else { Err(Flaw::Audience) }
 }
 
 /// A time, in Unix seconds; not always a whole number of them (RFC 7519 §2).
-fn time(payload: &Json<'_>, name: &str) -> Result<Option<f64>, Flaw> {
-    match payload.member(name) {
+fn time(payload: &Json<'_>, claim: Claim) -> Result<Option<f64>, Flaw> {
+    match payload.member(claim.name()) {
         None => Ok(None),
         Some(Json::Number(number)) if (0.0..=TIME_MAX).contains(number) => Ok(Some(*number)),
-        Some(Json::Number(_)) => Err(Flaw::Time),
-        Some(_) => Err(Flaw::ClaimType),
+        Some(Json::Number(_)) => Err(Flaw::Time(claim)),
+        Some(_) => Err(Flaw::ClaimType(claim)),
     }
 }
 
@@ -317,10 +326,10 @@ fn check_times(
         return Err(TokenError::Expired);
     }
     let latest = (now + leeway).as_secs_f64();
-    if time(payload, "nbf")?.is_some_and(|nbf| nbf > latest) {
+    if time(payload, Claim::Nbf)?.is_some_and(|nbf| nbf > latest) {
         return Err(Flaw::NotYet.into());
     }
-    if time(payload, "iat")?.is_some_and(|iat| iat > latest) {
+    if time(payload, Claim::Iat)?.is_some_and(|iat| iat > latest) {
         return Err(Flaw::FromTheFuture.into());
     }
     // Ours may have begun later than now: behind an end of all sessions that was written by a clock that is ahead.

@@ -129,19 +129,62 @@ impl From<Flaw> for TokenError {
 /// The longest `kid`, in tokens and in key sets.
 const KID_BYTES_MAX: usize = 255;
 
+/// A claim of a token, under the name that our own tokens have for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[expect(missing_docs, reason = "each is the claim of that name")]
+pub enum Claim {
+    Sub,
+    Email,
+    Role,
+    Permissions,
+    Sid,
+    Jti,
+    Iss,
+    Aud,
+    Iat,
+    Nbf,
+    Exp,
+    AuthTime,
+}
+
+impl Claim {
+    /// Its name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sub => "sub",
+            Self::Email => "email",
+            Self::Role => "role",
+            Self::Permissions => "permissions",
+            Self::Sid => "sid",
+            Self::Jti => "jti",
+            Self::Iss => "iss",
+            Self::Aud => "aud",
+            Self::Iat => "iat",
+            Self::Nbf => "nbf",
+            Self::Exp => "exp",
+            Self::AuthTime => "auth_time",
+        }
+    }
+}
+
 macro_rules! flaws {
-    ($($(#[$doc:meta])* $name:ident = $text:literal;)*) => {
+    (
+        $($(#[$doc:meta])* $name:ident = $text:literal;)*
+        [$($(#[$of_doc:meta])* $of:ident(Claim) = $of_text:literal;)*]
+    ) => {
         /// What is wrong with a token that is invalid; one for each thing that its maker can do wrong.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Flaw {
             $($(#[$doc])* $name,)*
+            $($(#[$of_doc])* $of(Claim),)*
         }
 
         impl fmt::Display for Flaw {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(match self {
-                    $(Self::$name => $text,)*
-                })
+                match self {
+                    $(Self::$name => f.write_str($text),)*
+                    $(Self::$of(claim) => write!(f, concat!($of_text, ": {}"), claim.name()),)*
+                }
             }
         }
     };
@@ -184,14 +227,8 @@ flaws! {
     UnknownKey = "its issuer has no such key";
     /// The signature does not fit.
     Signature = "its signature does not fit";
-    /// A claim that must be there is missing.
-    Missing = "a claim is missing";
-    /// A claim of the wrong type, or a text that is empty, too long or has control characters.
-    ClaimType = "a claim is not of its type";
     /// A list of roles in a token of our own, which has one; or more of another issuer's than a field should name.
     Roles = "it has more roles than its issuer's tokens may have";
-    /// A time that is negative, not finite or past the year 9999.
-    Time = "a time is out of range";
     /// `nbf` has not come yet.
     NotYet = "it is not valid yet";
     /// `iat` has not come yet.
@@ -199,5 +236,13 @@ flaws! {
     /// It would live longer than its issuer's tokens may.
     Lifetime = "it lives too long";
     /// `aud` does not name us (RFC 8725 §3.9).
-    Audience = "it is for somebody else";
+    Audience = "its aud names somebody else";
+    [
+    /// A claim that must be there is missing.
+    Missing(Claim) = "a claim is missing";
+    /// A claim of the wrong type, or a text that is empty, too long or has control characters.
+    ClaimType(Claim) = "a claim is not of its type";
+    /// A time that is negative, not finite or past the year 9999.
+    Time(Claim) = "a time is out of range";
+    ]
 }

@@ -6,7 +6,7 @@ use crate::{
     net::{BodyFailure, Mistake},
     proto::{
         head::{Framing, Known, ResponseHead},
-        http1::RequestError,
+        http1::{HeadError, RequestError},
     },
     shard::buffers,
     upstream::Failure,
@@ -164,6 +164,11 @@ impl Reject {
         Self { code, detail: Some(detail), allow: None, retry_after_s: None, cause: None }
     }
 
+    /// A refusal with the table's wording, and why for the log.
+    pub fn caused(code: Code, cause: impl Into<Box<dyn Error>>) -> Self {
+        Self { cause: Some(cause.into()), ..Self::new(code) }
+    }
+
     /// The sentence for the client.
     pub fn detail(&self) -> &'static str {
         self.detail.unwrap_or(self.code.detail())
@@ -231,7 +236,9 @@ impl From<Failure> for Reject {
 impl From<Mistake> for Reject {
     fn from(mistake: Mistake) -> Self {
         match mistake {
-            Mistake::TimedOut => Self::new(Code::RequestTimeout),
+            Mistake::TimedOut => {
+                Self::caused(Code::RequestTimeout, "the head was not complete within http.header_timeout")
+            }
             Mistake::Head(error) => Self::from(error),
         }
     }
@@ -247,6 +254,13 @@ impl From<RequestError> for Reject {
             505 => Code::VersionNotSupported,
             _ => Code::BadRequest,
         };
-        Self { code, detail: Some(error.sentence()), allow: None, retry_after_s: None, cause: None }
+        // What the client is told says neither the key nor its value.
+        let bound = match error {
+            RequestError::Head(HeadError::TooLarge) => Some("the head is larger than http.head_bytes_max"),
+            RequestError::Head(HeadError::TooManyFields) => Some("the head has more fields than http.fields_max"),
+            RequestError::TargetTooLong => Some("the target is longer than http.target_bytes_max"),
+            _ => None,
+        };
+        Self { cause: bound.map(Into::into), ..Self::because(code, error.sentence()) }
     }
 }

@@ -1,7 +1,7 @@
 //! One request and its answer, from the first byte to the last: its ids, its caller, what was tried; counted and logged
 //! exactly once, whatever happens to it.
 
-use std::{net::IpAddr, rc::Rc, time::Duration};
+use std::{borrow::Cow, net::IpAddr, rc::Rc, time::Duration};
 
 use super::{Code, Ledger, Reject, Tether, Tethers};
 use crate::{
@@ -59,6 +59,8 @@ pub struct Exchange {
     labels: Option<Rc<Labels>>,
     status: u16,
     end: End,
+    /// Why it was refused, for the log.
+    why: Cow<'static, str>,
     request_bytes: u64,
     answered_at: Option<Instant>,
     is_finished: bool,
@@ -104,6 +106,7 @@ impl Exchange {
             labels: None,
             status: 0,
             end: End::Served,
+            why: Cow::Borrowed(""),
             request_bytes: 0,
             answered_at: None,
             is_finished: false,
@@ -141,19 +144,15 @@ impl Exchange {
         self.ledger.with(|ledger| ledger.counters.stale[outcome.index()] += 1);
     }
 
-    /// Refuses it: the answer, and the reason for the log. The cause goes to the log of the process, at a level that
-    /// tells nothing unless it is asked for.
+    /// Refuses it: the answer, and the reason for the log.
     pub fn refuse(&mut self, reject: &Reject) -> (ResponseHead, Vec<u8>) {
         self.end = End::Refused(reject.code);
+        self.why = match &reject.cause {
+            Some(cause) => Cow::Owned(Chain(cause.as_ref()).to_string()),
+            None => Cow::Borrowed(reject.detail.unwrap_or_default()),
+        };
         self.ledger.with(|ledger| ledger.counters.reject(reject.code as usize));
-        if let Some(cause) = &reject.cause {
-            tracing::debug!(
-                request_id = self.request_id.as_str(),
-                code = reject.code.name(),
-                cause = %Chain(cause.as_ref()),
-                "refused"
-            );
-        }
+        tracing::debug!(request_id = self.request_id.as_str(), code = reject.code.name(), why = &*self.why, "refused");
         reject.to_response(self.request_id.as_bytes())
     }
 
@@ -235,6 +234,7 @@ impl Exchange {
                 attempts: trail.attempts,
                 reused: trail.reused,
                 reason: self.end.reason(),
+                reason_detail: if matches!(self.end, End::Refused(_)) { &self.why } else { "" },
                 shard: ledger.shard,
                 user_agent: head.value(Known::UserAgent).unwrap_or_default(),
             });
@@ -284,9 +284,7 @@ impl End {
             (Self::Served, Some(_)) => Outcome::ServerError,
             (Self::Cut(Cut::UpstreamBroken), _) => Outcome::Closed,
             (Self::Cut(Cut::UpstreamStalled), _) => Outcome::TimedOut,
-            (Self::Cut(Cut::UpstreamMalformed), _) | (Self::Refused(Code::UpstreamBadResponse), _) => {
-                Outcome::Malformed
-            }
+            (Self::Cut(Cut::UpstreamMalformed) | Self::Refused(Code::UpstreamBadResponse), _) => Outcome::Malformed,
             _ => Outcome::Cancelled,
         }
     }

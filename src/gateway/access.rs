@@ -176,10 +176,18 @@ impl Identity {
             }
         }
         let has_role = roles.is_empty() || roles.iter().any(|role| claims.roles.has(role));
-        let is_permitted = has_role && permissions.iter().all(|permission| plan.roles.permit(&claims, permission));
+        let lacks = permissions.iter().find(|permission| !plan.roles.permit(&claims, permission));
+        let why = match lacks {
+            _ if !has_role => {
+                let has = claims.roles.as_list().unwrap_or("none");
+                Some(format!("the route asks for one of the roles {}, and the caller has {has}", roles.join(",")))
+            }
+            Some(permission) => Some(format!("the caller lacks the permission {permission}")),
+            None => None,
+        };
         exchange.caller = Some(claims);
         let admitted = Admitted { standing, by_query: in_query.is_some() };
-        if is_permitted { Ok(admitted) } else { Err(Reject::new(Code::Forbidden)) }
+        why.map_or(Ok(admitted), |why| Err(Reject::caused(Code::Forbidden, why)))
     }
 
     /// Ties an exchange to its caller's session: an answer on its way ends with it, and a request without one is refused.
@@ -263,14 +271,16 @@ impl State {
 /// The token of `Authorization: Bearer` (RFC 6750 §2.1).
 fn bearer(head: &RequestHead) -> Result<&[u8], Reject> {
     let mut fields = head.fields.iter().filter(|field| field.known == Known::Authorization);
-    let Some(field) = fields.next() else { return Err(Reject::new(Code::TokenMissing)) };
+    let Some(field) = fields.next() else {
+        return Err(Reject::caused(Code::TokenMissing, "there is no Authorization"));
+    };
     if fields.next().is_some() {
         return Err(Reject::because(Code::TokenInvalid, "there is more than one Authorization field"));
     }
     let value = field.value.of(&head.bytes);
     let (scheme, token) = value.split_at_checked(b"Bearer ".len()).unwrap_or((value, &[]));
     if !scheme.eq_ignore_ascii_case(b"Bearer ") {
-        return Err(Reject::new(Code::TokenMissing));
+        return Err(Reject::caused(Code::TokenMissing, "Authorization is not of the scheme Bearer"));
     }
     // RFC 9110 §11.4: one space or more.
     Ok(token.trim_ascii_start())
@@ -282,7 +292,7 @@ fn of_query(head: &RequestHead, token: Span) -> Result<&[u8], Reject> {
         return Err(Reject::because(Code::BadRequest, "there is a token in the query, and Authorization as well"));
     }
     match head.text(token) {
-        [] => Err(Reject::new(Code::TokenMissing)),
+        [] => Err(Reject::caused(Code::TokenMissing, "the parameter of the query has no value")),
         token => Ok(token),
     }
 }
@@ -294,5 +304,5 @@ fn refused(error: TokenError) -> Reject {
         TokenError::Revoked => Code::TokenRevoked,
         TokenError::KeysAway => Code::DependencyUnavailable,
     };
-    Reject { cause: Some(Box::new(error)), ..Reject::new(code) }
+    Reject::caused(code, error)
 }

@@ -113,7 +113,8 @@ fn admit_body(
     if let Framing::Length(bytes) = head.framing
         && bytes > route.body_bytes_max
     {
-        return Err(Reject::new(Code::BodyTooLarge));
+        let why = format!("the body has {bytes} bytes, and body_bytes_max is {}", route.body_bytes_max);
+        return Err(Reject::caused(Code::BodyTooLarge, why));
     }
     body.set_bytes_max(route.body_bytes_max);
     body.set_due(began + route.request_timeout);

@@ -387,6 +387,7 @@ mod tests {
             attempts: 0,
             reused: false,
             reason: "",
+            reason_detail: "",
             shard: 0,
             user_agent: b"",
         }

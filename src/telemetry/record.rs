@@ -16,8 +16,10 @@ pub const USER_AGENT_MAX: usize = 256;
 pub const HOST_MAX: usize = 262;
 /// Longest of the short fields: methods, names of routes and upstreams, instances.
 pub const NAME_MAX: usize = 128;
+/// Longest of what is said about a failure.
+pub const DETAIL_MAX: usize = 256;
 /// No line is longer, whatever came from outside: six bytes for each that needs an escape.
-pub const LINE_MAX: usize = 6 * (PATH_MAX + USER_AGENT_MAX + HOST_MAX + 7 * NAME_MAX) + 1024;
+pub const LINE_MAX: usize = 6 * (PATH_MAX + USER_AGENT_MAX + HOST_MAX + DETAIL_MAX + 7 * NAME_MAX) + 1024;
 
 /// What one access-log line says. It borrows everything, and lives as long as it takes to write it.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +68,8 @@ pub struct Record<'a> {
     pub reused: bool,
     /// Why it failed: a refusal's code, `client_closed` and the like, written as it is; empty when it did not.
     pub reason: &'static str,
+    /// More about that: which claim, which bound, what the system said; empty when there is no more.
+    pub reason_detail: &'a str,
     /// The shard that served it.
     pub shard: u16,
     /// The client's `User-Agent`.
@@ -140,6 +144,10 @@ impl Record<'_> {
         if !self.reason.is_empty() {
             out.extend_from_slice(b",\"reason\":\"");
             out.extend_from_slice(self.reason.as_bytes());
+            if !self.reason_detail.is_empty() {
+                out.extend_from_slice(b"\",\"reason_detail\":\"");
+                push_json_bounded(out, self.reason_detail.as_bytes(), DETAIL_MAX);
+            }
             out.push(b'"');
         }
         out.extend_from_slice(&self.place.json);
@@ -322,6 +330,7 @@ mod tests {
             attempts: 1,
             reused: false,
             reason: "",
+            reason_detail: "",
             shard: 3,
             user_agent: b"curl/8.5.0",
         }
@@ -361,9 +370,9 @@ mod tests {
     fn a_refused_request_says_nothing_of_upstreams() {
         let refused = Record { place: Place::NONE, status: 404, reason: "not_found", ..record() };
         check(
-            &Record { trace_id: [0; 16], ..refused },
+            &Record { trace_id: [0; 16], reason_detail: "no \"route\"\n", ..refused },
             &expect![[r#"
-            {"time":"2026-11-23T10:16:09.007Z","request_id":"req-00000001","client":"192.0.2.7","method":"GET","host":"api.example.com","path":"/api/events/1","protocol":"HTTP/1.1","status":404,"reason":"not_found","request_bytes":0,"response_bytes":1024,"total_us":812,"gateway_us":41,"shard":3,"user_agent":"curl/8.5.0"}
+            {"time":"2026-11-23T10:16:09.007Z","request_id":"req-00000001","client":"192.0.2.7","method":"GET","host":"api.example.com","path":"/api/events/1","protocol":"HTTP/1.1","status":404,"reason":"not_found","reason_detail":"no \"route\"\n","request_bytes":0,"response_bytes":1024,"total_us":812,"gateway_us":41,"shard":3,"user_agent":"curl/8.5.0"}
         "#]],
         );
     }
@@ -398,7 +407,7 @@ mod tests {
 
     #[test]
     fn the_documentation_names_each_field() {
-        let full = Record { reason: "client_closed", user: "42", ..record() };
+        let full = Record { reason: "client_closed", reason_detail: "x", user: "42", ..record() };
         let mut written: Vec<String> = parsed(&full).into_iter().map(|(name, _)| name).collect();
         let docs = include_str!("../../docs/access-log.md");
         let mut documented: Vec<String> =

@@ -35,7 +35,9 @@ fn each_is_refused_for_what_is_wrong_with_it() {
             }
         }
         let is_right = |result: &Result<Claims, TokenError>| match result {
-            Err(TokenError::Invalid(found)) => *code == "token_invalid" && format!("{found:?}") == *flaw,
+            Err(TokenError::Invalid(found)) => {
+                *code == "token_invalid" && format!("{found:?}").split('(').next() == Some(flaw)
+            }
             Err(TokenError::Expired) => *code == "token_expired",
             _ => false,
         };

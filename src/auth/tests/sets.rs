@@ -221,7 +221,7 @@ fn an_issuer_gives_all_the_roles_that_it_may_in_the_order_of_the_configuration()
     assert_eq!(given(any, json!({ "role": many(65) })), Err(Flaw::Roles.into()));
     assert_eq!(given("roles = [\"r64\"]", json!({ "role": many(65) })), Ok(("r64".to_owned(), String::new())));
     for wrong in [json!({ "admin": true }), json!(1), json!(true)] {
-        assert_eq!(given(any, json!({ "role": wrong })), Err(Flaw::ClaimType.into()));
+        assert_eq!(given(any, json!({ "role": wrong })), Err(Flaw::ClaimType(Claim::Role).into()));
     }
 }
 

@@ -113,8 +113,8 @@ struct Entry {
 /// A request's way through some limits.
 enum Passage {
     Passed,
-    /// It may come again in so many nanoseconds.
-    Refused(u64),
+    /// It may come again in so many nanoseconds, for this limit of the plan's.
+    Refused(u64, u8),
     /// Not known yet; the home is where the answer comes from.
     Held(Home),
 }
@@ -198,11 +198,15 @@ impl Limits {
         loop {
             match self.try_pass(plans, which, &key_of, now, is_held, statement) {
                 Passage::Passed => return Ok(()),
-                Passage::Refused(wait) => return Err(refusal(wait)),
+                Passage::Refused(wait, index) => {
+                    let name = &plans[usize::from(index)].name;
+                    return Err(refusal(wait, format!("the limit {name} is used up")));
+                }
                 Passage::Held(home) => {
                     let held_max = HOLD_MAX.iter().find(|(at, _)| *at == home).map_or(Duration::ZERO, |(_, max)| *max);
                     if now.since(began) >= held_max {
-                        return Err(refusal(0));
+                        let why = "other shards or Redis did not say in time whether a limit is used up";
+                        return Err(refusal(0, why.to_owned()));
                     }
                     is_held = true;
                     timer::sleep(timer::TURN).await;
@@ -237,7 +241,7 @@ impl Limits {
                 *looked = Some((place, verdict));
                 match verdict {
                     _ if counter.terms.dry_run => {}
-                    Verdict::Exceeds(nanos) => wait = wait.max(Some(nanos)),
+                    Verdict::Exceeds(nanos) => wait = wait.max(Some((nanos, *index))),
                     Verdict::Unknown => {
                         counter.counts.held += u64::from(!was_held);
                         held = Some(counter.terms.home);
@@ -272,7 +276,7 @@ impl Limits {
                 }
             }
             let starts_telling = is_soon && !std::mem::replace(is_telling, true);
-            (wait.map_or(Passage::Passed, Passage::Refused), starts_telling)
+            (wait.map_or(Passage::Passed, |(nanos, index)| Passage::Refused(nanos, index)), starts_telling)
         });
         for due in due.into_iter().flatten() {
             match due {
@@ -405,7 +409,7 @@ impl Entry {
 }
 
 /// Nobody is told to come back at once: the wait is rounded up.
-fn refusal(wait_ns: u64) -> Reject {
+fn refusal(wait_ns: u64, why: String) -> Reject {
     let seconds = wait_ns.div_ceil(1_000_000_000).max(1);
-    Reject { retry_after_s: Some(u32::try_from(seconds).unwrap_or(u32::MAX)), ..Reject::new(Code::RateLimited) }
+    Reject { retry_after_s: Some(u32::try_from(seconds).unwrap_or(u32::MAX)), ..Reject::caused(Code::RateLimited, why) }
 }

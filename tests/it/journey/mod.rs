@@ -23,6 +23,7 @@ mod tokens;
 mod upgrade;
 mod uploads;
 mod upstream;
+mod why;
 
 use std::{fmt::Write as _, net::SocketAddr};
 
