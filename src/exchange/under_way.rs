@@ -167,6 +167,7 @@ impl Exchange {
     pub fn abandoned(&mut self) {
         self.status = Code::ClientClosed.status();
         self.end = End::Refused(Code::ClientClosed);
+        self.ledger.with(|ledger| ledger.counters.reject(Code::ClientClosed as usize));
     }
 
     /// Counts and logs it, and returns the time that was taken down.

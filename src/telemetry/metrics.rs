@@ -15,8 +15,6 @@ label! {
         Limit = "limit",
         /// The process has no file descriptor left.
         Descriptors = "descriptors",
-        /// The gateway drains.
-        Draining = "draining",
     }
 }
 
@@ -152,12 +150,8 @@ table! {
         loop_lag: Histogram<Own> = Histogram "shardgate_loop_lag_seconds" per Shard;
         /// Number of the configuration that a shard runs.
         config_generation: i64 = Gauge "shardgate_config_generation" per Shard;
-        /// Buffers lent to connections now.
-        buffers_lent: i64 = Gauge "shardgate_buffers_lent" per Shard;
         /// Buffers kept for the next connection that needs one.
         buffers_idle: i64 = Gauge "shardgate_buffers_idle" per Shard;
-        /// Buffers allocated because none was idle.
-        buffers_allocated: u64 = Counter "shardgate_buffers_allocated_total" per Process;
     }
     also {
         routes: Vec<RouteCounters>,
@@ -283,9 +277,7 @@ impl Default for Counters {
             mesh_spilled: 0,
             loop_lag: Histogram::default(),
             config_generation: 0,
-            buffers_lent: 0,
             buffers_idle: 0,
-            buffers_allocated: 0,
             routes: vec![RouteCounters::default()],
             upstreams: vec![UpstreamCounters::default()],
             limits: vec![LimitCounters::default()],

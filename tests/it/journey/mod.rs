@@ -16,6 +16,7 @@ mod raw;
 mod reuse;
 mod roles;
 mod routing;
+mod rows;
 mod simulation;
 mod spellings;
 mod token_query;

@@ -136,6 +136,7 @@ fn a_burst_from_everywhere_at_once_passes_whole_and_no_further() {
     }
     let passed = clients.iter_mut().map(|client| client.read_response().status).filter(|status| *status == 200).count();
     assert!(passed >= 64, "{passed}");
+    assert!(gateway.metrics().value("shardgate_limit_held_total{limit=\"api\"}") > 0, "some waited for the key's home");
     // A shard that saw few of them may have some of its lease left, until it is told what the others have let in.
     let (mut passed, mut refused) = (passed, 0);
     while refused < 16 {

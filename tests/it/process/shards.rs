@@ -172,7 +172,9 @@ fn running_out_of_descriptors_is_survived_without_spinning() {
             client.try_read_response("GET").ok().filter(|response| response.status == 200)
         });
         gateway.metrics_until("the burst is over", |metrics| metrics.sum("shardgate_connections_open") <= 9);
-        assert!(gateway.metrics().sum("shardgate_accept_errors_total") > 0);
+        let metrics = gateway.metrics();
+        assert!(metrics.sum("shardgate_accept_errors_total") > 0);
+        assert!(metrics.value("shardgate_connections_refused_total{reason=\"descriptors\"}") > 0);
     }
 }
 

@@ -272,6 +272,11 @@ fn what_is_known_serves_while_redis_is_away_and_nothing_revoked_is_good_after() 
     expect_everywhere(&here, "/any/x", &session.access, "200 ok");
     expect_everywhere(&here, "/any/x", &revoked.access, "401 token_revoked");
     expect_everywhere(&there, "/any/x", &session.access, "503 dependency_unavailable");
+    for outcome in ["served", "refused"] {
+        let series = format!("shardgate_revocation_stale_requests_total{{outcome=\"{outcome}\"}}");
+        assert!(here.metrics().value(&series) > 0, "{outcome}");
+    }
+    assert!(here.metrics().sum("shardgate_revocation_age_seconds") > 0);
 
     // It kept nothing: what was revoked only the gateways know.
     server.restart();

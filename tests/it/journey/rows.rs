@@ -1,0 +1,314 @@
+//! Every row of the table of metrics moves: each by what is done here to one gateway, or by a test that is named.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write as _,
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use shardgate::exchange::Code;
+
+use super::{
+    access::{KEYS, token, unix_now},
+    outcomes::nobody,
+};
+use crate::{
+    backend::{Backend, Conversation},
+    client::{Client, Response},
+    harness::{Gateway, shardgate},
+};
+
+const SOON: Duration = Duration::from_secs(10);
+const EMAIL: &str = "ann@shop.example";
+const PASSWORD: &str = "a password of the tests";
+
+/// Rows that one gateway alone, or within seconds, does not move, with the tests that do.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    ("connections_refused_total reason=limit", "tests/it/process/shards.rs", "past_the_limit_clients_are_told"),
+    ("connections_refused_total reason=descriptors", "tests/it/process/shards.rs", "running_out_of_descriptors"),
+    ("connections_handed_over_total", "tests/it/process/shards.rs", "a_shard_with_too_many_connections"),
+    ("accept_errors_total", "tests/it/process/shards.rs", "running_out_of_descriptors"),
+    ("rejects_total code=overloaded", "tests/it/process/shards.rs", "past_the_limit_clients_are_told"),
+    ("rejects_total code=draining", "tests/it/process/drain.rs", "what_is_left_at_the_end_of_the_drain"),
+    ("requests_total status=none", "src/telemetry/metrics.rs", "a_request_is_counted_where_it_belongs"),
+    ("revocation_stale_requests_total outcome=refused", "tests/it/sessions/mod.rs", "what_is_known_serves_while_redis"),
+    ("revocation_stale_requests_total outcome=served", "tests/it/sessions/mod.rs", "what_is_known_serves_while_redis"),
+    ("revocation_age_seconds", "tests/it/sessions/mod.rs", "what_is_known_serves_while_redis"),
+    ("revocation_stale_shards", "tests/it/sessions/unread.rs", "an_instance_that_starts_while_redis_is_away"),
+    ("upstream_connections_held", "tests/it/journey/reuse.rs", "\"connections_held\"), 1"),
+    ("upstream_connections_unasked_total", "tests/it/journey/reuse.rs", "\"connections_unasked_total\") == 1"),
+    ("upstream_instances_distrusted", "tests/it/journey/reuse.rs", "\"instances_distrusted\"), 1"),
+    ("access_log_dropped_total", "src/telemetry/access_log.rs", "what_the_system_refuses_is_counted"),
+    ("panics_total", "src/shard/task.rs", "a_panic_ends_its_task_and_no_other"),
+    ("mesh_spilled_total", "src/bus/tests.rs", "every_letter_arrives_once_and_in_order"),
+    ("limit_held_total", "tests/it/journey/rate_limits.rs", "a_burst_from_everywhere_at_once"),
+    ("limit_shared_total", "tests/it/journey/rate_limits.rs", "a_flood_of_addresses_stays_within_its_bound"),
+    ("limit_shards_alone", "tests/it/journey/rate_limits.rs", "instances_count_together_in_redis_and_alone"),
+    ("key_fetches_total result=good", "tests/it/journey/tokens.rs", "another_issuers_keys_are_fetched_and_followed"),
+    ("revocation_log_losses_total", "tests/it/sessions/mod.rs", "revocation_log_losses_total"),
+    ("account_operations_under_way", "tests/it/sessions/crowd.rs", "account_operations_under_way"),
+    ("account_operations_waiting", "tests/it/sessions/crowd.rs", "account_operations_waiting"),
+];
+
+/// A row: a metric's name without `shardgate_`, and the value of the label that is not its owner's.
+fn row(name: &str, label: Option<(&str, &str)>) -> String {
+    let name = name.strip_prefix("shardgate_").expect("all begin so");
+    label.map_or_else(|| name.to_owned(), |(label, value)| format!("{name} {label}={value}"))
+}
+
+/// All rows, out of the document that is checked against the table.
+fn all_rows() -> BTreeSet<String> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md")).expect("it is there");
+    let mut rows = BTreeSet::new();
+    for line in text.lines().filter(|line| line.starts_with("| `shardgate_")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let name = cells[0].trim_matches('`');
+        // `route`; `status`: 1xx, 2xx, …
+        let Some((label, values)) = cells[2].split("; ").find_map(|label| label.split_once("`: ")) else {
+            rows.insert(row(name, None));
+            continue;
+        };
+        let label = label.trim_start_matches('`');
+        let values: Vec<&str> = if label == "code" { Code::NAMES.to_vec() } else { values.split(", ").collect() };
+        rows.extend(values.into_iter().map(|value| row(name, Some((label, value)))));
+    }
+    rows
+}
+
+/// The rows that are not nought in a scrape.
+fn moved(scrape: &str) -> BTreeSet<String> {
+    let kinds: BTreeMap<&str, &str> =
+        scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+    let series = scrape.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.rsplit_once(' '));
+    let moved = series.filter(|(_, value)| value.parse() != Ok(0.0)).filter_map(|(series, _)| {
+        let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+        let name = match kinds.get(name) {
+            Some(_) => name,
+            None => name.strip_suffix("_count").filter(|name| kinds.get(name) == Some(&"histogram"))?,
+        };
+        let mut labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
+        let by = labels.find(|(label, _)| !["", "shard", "route", "upstream", "limit"].contains(label));
+        Some(row(name, by.map(|(label, value)| (label, value.trim_matches('"')))))
+    });
+    moved.collect()
+}
+
+fn serve(conversation: &mut Conversation) -> std::io::Result<()> {
+    loop {
+        let (_, head) = conversation.read_head()?;
+        let path = head.first_line.split(' ').nth(1).unwrap_or_default();
+        if let Some(length) = head.field("content-length").filter(|_| path == "/x") {
+            conversation.take(length.parse().expect("a number"))?;
+        }
+        match path {
+            "/stream" => {
+                conversation.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")?;
+                conversation.read_to_end();
+                return Ok(());
+            }
+            "/late" | "/narrow" | "/small" => {
+                conversation.read_to_end();
+                return Ok(());
+            }
+            "/closed" => return Ok(()),
+            "/malformed" => conversation.send("HTTP/9\r\n\r\n")?,
+            "/switch" => conversation.send("HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n")?,
+            "/302" => conversation.send("HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")?,
+            "/500" => conversation.send("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")?,
+            _ => conversation.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?,
+        }
+    }
+}
+
+#[track_caller]
+fn ask(gateway: &Gateway, request: impl AsRef<[u8]>) -> Response {
+    let mut client = gateway.connect();
+    client.send(request);
+    client.read_response()
+}
+
+#[track_caller]
+fn post(gateway: &Gateway, path: &str, kind: &str, body: &str, fields: &str) -> Response {
+    let length = body.len();
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n{fields}");
+    ask(gateway, format!("{head}\r\n{body}"))
+}
+
+#[track_caller]
+fn log_in(gateway: &Gateway) -> Value {
+    let body = json!({ "email": EMAIL, "password": PASSWORD }).to_string();
+    let answer = post(gateway, "/auth/login", "application/json", &body, "");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+fn refresh(gateway: &Gateway, token: &str) -> Response {
+    post(gateway, "/auth/refresh", "application/json", &json!({ "refreshToken": token }).to_string(), "")
+}
+
+fn add_ann(gateway: &Gateway) {
+    let directory = tempfile::tempdir().expect("a folder");
+    let mut command = shardgate(directory.path());
+    command.current_dir(gateway.directory()).args(["user", "add", EMAIL, "--role", "user", "--config"]);
+    let mut child = command.arg(gateway.config_path()).stdin(Stdio::piped()).spawn().expect("it runs");
+    child.stdin.take().expect("it is piped").write_all(PASSWORD.as_bytes()).expect("it reads");
+    assert!(child.wait().expect("it is ours").success());
+}
+
+fn config(backend: &Backend) -> String {
+    let (back, away) = (backend.address(), nobody());
+    let public = |path: &str, upstream: &str, more: &str| {
+        format!("[[routes]]\npath = \"{path}\"\nupstream = \"{upstream}\"\naccess = \"public\"\n{more}\n")
+    };
+    [
+        format!(
+            "[runtime]\nshards = 1\n[http]\nheader_timeout = \"300ms\"\ntarget_bytes_max = \"512B\"\n\
+             [accounts]\npassword_memory = \"64KiB\"\npassword_passes = 1\n[sessions]\nrefresh_grace = \"0s\"\n\
+             [trust]\nproxies = [\"127.0.0.1\"]\n{KEYS}\
+             [[auth.issuers]]\nissuer = \"away\"\njwks_url = \"http://{away}/keys\"\n\
+             [limits.one]\nquota = 1\nwindow = \"1d\"\napplies = \"named\"\n\
+             [limits.watch]\nquota = 1\nwindow = \"1d\"\napplies = \"named\"\ndry_run = true\n\
+             [limits.wide]\nquota = 100000\nwindow = \"1s\"\napplies = \"named\"\nkeys_max = 8\n\
+             [upstreams.back]\ninstances = [\"{back}\"]\nretries_max = 0\noutlier_failures = 0\nresponse_timeout = \"200ms\"\n\
+             [upstreams.narrow]\ninstances = [\"{back}\"]\nrequests_max = 1\n\
+             [upstreams.away]\ninstances = [\"{away}\"]\nretries_max = 1\noutlier_failures = 2\noutlier_percent_max = 100\n\
+             [[routes]]\npath = \"/me\"\nupstream = \"back\"\n\
+             [[routes]]\npath = \"/stream\"\nupstream = \"back\"\n\
+             [[routes]]\npath = \"/admin\"\nupstream = \"back\"\nroles = [\"admin\"]\n"
+        ),
+        public("/*", "back", ""),
+        public("/small", "back", "body_bytes_max = \"10B\""),
+        public("/narrow", "narrow", ""),
+        public("/away", "away", ""),
+        public("/one", "back", "limits = [\"one\"]"),
+        public("/watch", "back", "limits = [\"watch\"]"),
+        public("/wide", "back", "limits = [\"wide\"]"),
+    ]
+    .concat()
+}
+
+/// What is asked, and with which status it is answered.
+fn requests() -> Vec<(String, u16)> {
+    let get = |path: &str, fields: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+    let with = |claims: Value| format!("Authorization: Bearer {}\r\n", token(&claims));
+    let posted = |kind: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "POST /auth/login HTTP/1.1\r\nHost: a\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+    };
+    let wrong = json!({ "email": EMAIL, "password": "not that" }).to_string();
+    let many = "X: 1\r\n".repeat(150);
+    let switch = "Connection: upgrade\r\nUpgrade: x\r\n";
+    [
+        (get("/x", ""), 200),
+        (get("/switch", switch), 101),
+        (get("/302", ""), 302),
+        (get("/500", ""), 500),
+        ("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab".to_owned(), 200),
+        (get("/closed", ""), 502),
+        (get("/malformed", ""), 502),
+        (get("/late", ""), 504),
+        ("GET / HTTP/1.1\r\n\r\n".to_owned(), 400),
+        (posted("application/json", "{"), 400),
+        (posted("text/plain", "{}"), 415),
+        (posted("application/json", "{}"), 422),
+        (posted("application/json", &wrong), 401),
+        (get("/me", ""), 401),
+        (get("/me", &with(json!({}))), 200),
+        (get("/me", &with(json!({ "aud": "others" }))), 401),
+        (get("/me", &with(json!({ "exp": unix_now() - 60 }))), 401),
+        (get("/me", &with(json!({ "iss": "away" }))), 503),
+        (get("/admin", &with(json!({}))), 403),
+        (get("/metrics", ""), 404),
+        ("DELETE /auth/login HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 405),
+        ("GET /x HTT".to_owned(), 408),
+        ("POST /small HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n".to_owned(), 413),
+        (get(&format!("/{}", "x".repeat(600)), ""), 414),
+        (get("/x", "Expect: the unexpected\r\n"), 417),
+        (get("/one", ""), 200),
+        (get("/one", ""), 429),
+        (get("/watch", ""), 200),
+        (get("/watch", ""), 200),
+        (get("/x", &many), 431),
+        ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 501),
+        (get("/away", ""), 502),
+        (get("/away", ""), 503),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".to_owned(), 505),
+    ]
+    .into()
+}
+
+#[test]
+fn every_row_moves() {
+    let backend = Backend::start(serve);
+    let mut gateway = Gateway::start(&config(&backend));
+    add_ann(&gateway);
+    for (request, status) in requests() {
+        assert_eq!(ask(&gateway, &request).status, status, "{request}");
+    }
+    // More addresses than there are places, each of which soon owes nothing.
+    for n in 0..64 {
+        ask(&gateway, format!("GET /wide HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.{n}\r\n\r\n"));
+    }
+    // Two requests over one connection, to the service too.
+    let mut kept = gateway.connect();
+    assert_eq!([kept.get("/x").status, kept.get("/x").status, kept.get("/x").status], [200; 3]);
+
+    // One place, which one takes that is not answered, and who leaves in the end.
+    let mut holds = gateway.connect();
+    holds.send("GET /narrow HTTP/1.1\r\nHost: a\r\n\r\n");
+    gateway.metrics_until("it is under way", |metrics| {
+        metrics.value("shardgate_upstream_requests_in_flight{upstream=\"narrow\"}") == 1
+    });
+    assert_eq!(ask(&gateway, "GET /narrow HTTP/1.1\r\nHost: a\r\n\r\n").status, 503);
+    drop(holds);
+    let mut uploads = gateway.connect();
+    uploads.send("POST /small HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n12345");
+
+    // Sessions: one that is renewed twice with the same token, one that is logged out under a stream.
+    let session = log_in(&gateway);
+    let token = session["refreshToken"].as_str().expect("a token");
+    assert_eq!([refresh(&gateway, token).status, refresh(&gateway, token).status], [200, 401]);
+    assert_eq!(refresh(&gateway, token).json()["code"], "refresh_invalid");
+    let session = log_in(&gateway);
+    let bearer = format!("Authorization: Bearer {}\r\n", session["accessToken"].as_str().expect("a token"));
+    let mut stream: Client = gateway.connect();
+    stream.send(format!("GET /stream HTTP/1.1\r\nHost: a\r\n{bearer}\r\n"));
+    stream.read_until("first");
+    assert_eq!(kept.get("/x").status, 200);
+    gateway.metrics_until("all of it is under way", |metrics| {
+        metrics.value("shardgate_upstream_connections_idle{upstream=\"back\"}") > 0
+            && metrics.value("shardgate_upstream_uploads_in_flight{upstream=\"back\"}") == 1
+            && metrics.value("shardgate_rejects_total{code=\"client_closed\"}") == 1
+    });
+    let mut rows = moved(&gateway.ask_admin("/metrics").text());
+    assert_eq!(post(&gateway, "/auth/logout", "application/json", "", &bearer).status, 204);
+    stream.expect_end();
+    assert_eq!(ask(&gateway, format!("GET /me HTTP/1.1\r\nHost: a\r\n{bearer}\r\n")).status, 401);
+
+    gateway.signal(Signal::HUP);
+    gateway.log_until_nth("every shard runs the configuration", 2, SOON);
+    gateway.expect_error("the configuration is refused");
+    gateway.rewrite_config("[no such section]\n");
+    gateway.signal(Signal::HUP);
+    gateway.log_until("the configuration is refused", SOON);
+    rows.extend(moved(&gateway.ask_admin("/metrics").text()));
+
+    let all = all_rows();
+    let named: BTreeSet<String> = ELSEWHERE.iter().map(|(row, ..)| (*row).to_owned()).collect();
+    let left: Vec<&String> = all.iter().filter(|row| !rows.contains(*row) && !named.contains(*row)).collect();
+    assert!(left.is_empty(), "nothing moves these rows: {left:#?}");
+    let unknown: Vec<&String> = named.iter().filter(|row| !all.contains(*row)).collect();
+    assert!(unknown.is_empty(), "there are no such rows: {unknown:?}");
+    for (row, file, test) in ELSEWHERE {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(file)).unwrap_or_default();
+        assert!(text.contains(test), "{row}: {file} has no {test}");
+    }
+}
