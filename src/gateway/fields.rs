@@ -231,7 +231,7 @@ mod tests {
     use crate::shard::buffers;
 
     fn switches(asked: &str, named: &[&str]) -> bool {
-        let mut request = super::super::unknown_head();
+        let mut request = RequestHead::unknown();
         request.push(Known::Upgrade, b"Upgrade", asked.as_bytes());
         let mut answer = ResponseHead::new(101, buffers::take(), Vec::new());
         for protocol in named {

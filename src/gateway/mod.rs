@@ -45,7 +45,7 @@ use crate::{
     config::LimitKey,
     exchange::{Code, Exchange, Labels, Ledger, Reject},
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
-    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm, Version},
+    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm},
     shard::{Instant, Local, buffers, clock, timer},
     telemetry::{exposition, metrics::Counters, record::Place, slots::OTHER},
     upstream::{Report, Upstream},
@@ -324,7 +324,7 @@ impl Service for Gateway {
         body: RequestBody<'i>,
         began: Instant,
     ) -> (Response<'i, Body>, Exchange) {
-        let head = unknown_head();
+        let head = RequestHead::unknown();
         let mut exchange = Exchange::begin(&self.ledger, peer, None, head, began, false, peer.address.ip());
         let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
         exchange.answered(&mut head);
@@ -584,25 +584,5 @@ fn no_route(reason: NoRoute) -> Reject {
     match reason {
         NoRoute::NotFound => Reject::new(Code::NotFound),
         NoRoute::Method(allow) => Reject { allow: Some(allow), ..Reject::new(Code::MethodNotAllowed) },
-    }
-}
-
-/// Stands for a head that was refused: nothing of it is known.
-fn unknown_head() -> RequestHead {
-    RequestHead {
-        bytes: Vec::new(),
-        fields: Vec::new(),
-        method: Method::Other,
-        method_text: Span::default(),
-        target: Span::default(),
-        form: TargetForm::Origin,
-        path: Span::default(),
-        query: None,
-        authority: Span::default(),
-        version: Version::Http11,
-        framing: Framing::None,
-        keep_alive: false,
-        expect_continue: false,
-        upgrade: false,
     }
 }

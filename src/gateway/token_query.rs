@@ -118,7 +118,7 @@ mod tests {
 
     /// A head with this target, as it is parsed.
     fn head(target: &str) -> RequestHead {
-        let mut head = super::super::unknown_head();
+        let mut head = RequestHead::unknown();
         head.append(&[b"GET "]);
         head.target = head.append(&[target.as_bytes()]);
         head.append(&[b" HTTP/1.1\r\n"]);

@@ -308,6 +308,28 @@ fn reads_as(name: &[u8], wanted: &[u8]) -> bool {
 fields!(RequestHead);
 fields!(ResponseHead);
 
+impl RequestHead {
+    /// Stands for a head that was refused: nothing of it is known.
+    pub fn unknown() -> Self {
+        Self {
+            bytes: Vec::new(),
+            fields: Vec::new(),
+            method: Method::Other,
+            method_text: Span::default(),
+            target: Span::default(),
+            form: TargetForm::Origin,
+            path: Span::default(),
+            query: None,
+            authority: Span::default(),
+            version: Version::Http11,
+            framing: Framing::None,
+            keep_alive: false,
+            expect_continue: false,
+            upgrade: false,
+        }
+    }
+}
+
 /// Heads are bounded far below 4 GiB; past it offsets saturate and spans come out empty.
 #[inline]
 fn offset(len: usize) -> u32 {
