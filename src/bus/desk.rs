@@ -221,7 +221,7 @@ impl<Q, A> Drop for Asked<Q, A> {
     }
 }
 
-#[cfg(all(test, not(mesh_loom)))]
+#[cfg(test)]
 mod tests {
     use std::{pin::pin, rc::Rc};
 

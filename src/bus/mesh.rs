@@ -248,7 +248,7 @@ impl<L> Inbox<L> {
     }
 }
 
-#[cfg(all(test, not(mesh_loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::shard::testing;

@@ -9,12 +9,13 @@ pub mod load;
 pub mod mesh;
 pub mod redis;
 
+mod armed;
 mod doorbell;
 /// A real Redis for the tests of those that use one.
 #[cfg(test)]
 #[path = "../../tests/it/servers/redis.rs"]
 pub(crate) mod redis_server;
-#[cfg(all(test, not(mesh_loom)))]
+#[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;

@@ -1,0 +1,120 @@
+//! The protocol between a reader that goes to sleep and writers that wake it: [`Armed`], and nothing else, so that it can
+//! be checked in every interleaving (`tests/loom` builds this file alone, with loom's atomics). Sockets are `doorbell`'s.
+
+#[cfg(mesh_loom)]
+use loom::sync::atomic::{Ordering, fence};
+#[cfg(not(mesh_loom))]
+use std::sync::atomic::{Ordering, fence};
+
+#[cfg(mesh_loom)]
+type Flag = loom::sync::atomic::AtomicBool;
+#[cfg(not(mesh_loom))]
+#[expect(clippy::disallowed_types, reason = "a bell's flag is what atomics are allowed in this folder for")]
+type Flag = std::sync::atomic::AtomicBool;
+
+/// Whether the reader sleeps, or is about to. Shared by one reader and its writers.
+///
+/// The reader says that it will sleep, then looks at its rings again; a writer pushes, then looks whether the reader
+/// sleeps. Between each pair stands a full fence, so at least one of the two sees the other: either the reader finds the
+/// letter and stays awake, or the writer rings.
+#[derive(Debug)]
+#[repr(align(128))] // On a cache line of its own: writers on other cores read it after each batch.
+pub(super) struct Armed(Flag);
+
+impl Armed {
+    pub(super) fn new() -> Self {
+        Self(Flag::new(false))
+    }
+
+    /// The reader asks whether it may wait for its bell. `has_letters` looks into its rings.
+    #[inline]
+    pub(super) fn may_sleep(&self, has_letters: impl FnOnce() -> bool) -> bool {
+        // Swaps, not stores: they stand in one order with the writers' swaps, which loom otherwise does not know of.
+        self.0.swap(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if has_letters() {
+            // A writer may have rung already; its byte is then read for nothing at the next wait.
+            self.0.swap(false, Ordering::Relaxed);
+            return false;
+        }
+        true
+    }
+
+    /// A writer asks, after it has pushed, whether it must ring. Of several writers one is told to.
+    #[inline]
+    pub(super) fn must_ring(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+#[cfg(all(test, mesh_loom))]
+mod tests {
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::sync::{Arc, Notify};
+    use loom::thread;
+
+    use super::Armed;
+
+    /// The ring and the socket, as far as the protocol needs them: a count that is published with each push, and a bell
+    /// that remembers being rung.
+    struct Model {
+        armed: Armed,
+        rings: Vec<AtomicUsize>,
+        bell: Notify,
+    }
+
+    /// Every writer pushes its letters, ringing after each batch; the reader sleeps by the protocol until it has them
+    /// all. A lost wake-up is a deadlock, which loom reports.
+    fn check(writers: usize, batches: usize, letters: usize) {
+        let mut explore = loom::model::Builder::new();
+        explore.preemption_bound = Some(3);
+        explore.check(move || {
+            let model = Arc::new(Model {
+                armed: Armed::new(),
+                rings: (0..writers).map(|_| AtomicUsize::new(0)).collect(),
+                bell: Notify::new(),
+            });
+            let threads: Vec<_> = (0..writers)
+                .map(|me| {
+                    let model = Arc::clone(&model);
+                    thread::spawn(move || {
+                        for batch in 0..batches {
+                            for letter in 0..letters {
+                                model.rings[me].store(batch * letters + letter + 1, Ordering::Release);
+                            }
+                            if model.armed.must_ring() {
+                                model.bell.notify();
+                            }
+                        }
+                    })
+                })
+                .collect();
+            let mut read = vec![0; writers];
+            while read.iter().sum::<usize>() < writers * batches * letters {
+                for (read, ring) in read.iter_mut().zip(&model.rings) {
+                    *read = ring.load(Ordering::Acquire);
+                }
+                let all = read.iter().sum::<usize>() == writers * batches * letters;
+                let has_letters =
+                    || read.iter().zip(&model.rings).any(|(read, ring)| ring.load(Ordering::Acquire) > *read);
+                if !all && model.armed.may_sleep(has_letters) {
+                    model.bell.wait();
+                }
+            }
+            for thread in threads {
+                thread.join().expect("a writer ends well");
+            }
+        });
+    }
+
+    #[test]
+    fn no_letter_of_two_writers_is_slept_over() {
+        check(2, 1, 1);
+    }
+
+    #[test]
+    fn no_batch_of_one_writer_is_slept_over() {
+        check(1, 2, 2);
+    }
+}
