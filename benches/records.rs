@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use shardgate::telemetry::ids::{RequestId, TRACEPARENT_LENGTH, TraceContext};
+use shardgate::telemetry::log::Format;
 use shardgate::telemetry::metrics::{Counters, Finished};
 use shardgate::telemetry::record::{Place, Record, TimestampCache};
 use shardgate::telemetry::slots::Slots;
@@ -48,7 +49,7 @@ fn lines(criterion: &mut Criterion) {
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
                 out.clear();
-                black_box(&record).write_line(&mut times, &mut out);
+                black_box(&record).write_line(Format::Json, &mut times, &mut out);
                 black_box(out.len())
             });
         });

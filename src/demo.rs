@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
-    config::{Config, Instance},
+    config::{Config, Instance, LogFormat},
     server::{self, Ended},
     telemetry::log,
 };
@@ -35,7 +35,11 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Starts the sample services and runs the gateway in front of them until a signal ends it.
 pub fn run(mut config: Config) -> anyhow::Result<Ended> {
-    log::init(&config.log.level)?;
+    // A person tries it: what happens is told in words, also where it is piped into a file.
+    if config.log.format == LogFormat::Auto {
+        config.log.format = LogFormat::Text;
+    }
+    log::init(&config.log.level, config.log.format)?;
     for (name, service) in
         [("ingestion", Service::Ingestion), ("prediction", Service::Prediction), ("ai-engine", Service::AiEngine)]
     {
@@ -201,10 +205,11 @@ fn print_hints(port: u16, operators_port: Option<u16>) {
         format!("  curl -s http://localhost:{port}/metrics | grep shardgate_requests_total\n")
     });
     let [(email, _, password), ..] = DEMO_USERS;
-    let users = DEMO_USERS.map(|(email, role, password)| format!("  {email} ({role}), password {password}")).join("\n");
+    let users = DEMO_USERS.map(|(email, role, password)| format!("  {email} ({role}): {password}")).join("\n");
     eprintln!(
-        "\nThree sample services run behind the gateway, and three people may log in:\n
-{users}\n
+        "\nThe gateway listens on {gateway}, in front of three sample services. Users and their passwords:
+{users}
+
 In another terminal:\n
   TOKEN=$(curl -s {gateway}/auth/login -H 'Content-Type: application/json' -d '{{\"email\":\"{email}\",\"password\":\"{password}\"}}' | sed 's/.*\"accessToken\":\"\\([^\"]*\\)\".*/\\1/')
   curl -i {gateway}/auth/me {bearer}

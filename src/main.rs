@@ -115,7 +115,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: Config, watch: Option<Watch>) -> ExitCode {
-    if let Err(error) = log::init(&config.log.level) {
+    if let Err(error) = log::init(&config.log.level, config.log.format) {
         eprintln!("shardgate: {error}");
         return ExitCode::from(WRONG);
     }
@@ -141,7 +141,9 @@ fn wrong(mistakes: &Mistakes) -> ExitCode {
 /// Runs a command on what the gateway keeps; the log goes to standard error and tells trouble only.
 fn change(file: Option<PathBuf>, act: impl FnOnce(&Config, &mut Stdout) -> anyhow::Result<()>) -> ExitCode {
     with_config(file, |config, _| {
-        let outcome = log::init("warn").map_err(Into::into).and_then(|()| act(&config, &mut std::io::stdout()));
+        let outcome = log::init("warn", config.log.format)
+            .map_err(Into::into)
+            .and_then(|()| act(&config, &mut std::io::stdout()));
         finish(outcome.map(|()| Ended::Drained))
     })
 }

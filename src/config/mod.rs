@@ -245,8 +245,10 @@ pub struct Data {
 /// What is written where.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Log {
-    /// What the process tells of itself: a level, or `target=level` pairs with commas. Default `info`. Process, restart.
+    /// What the process tells of itself: a level, or `target=level` pairs with commas. Default `info`. Process, reload.
     pub level: String,
+    /// How lines look. Default `auto`. Process, restart.
+    pub format: LogFormat,
     /// Where the access log goes. Default stdout. Process, restart.
     pub access: AccessLog,
     /// Access-log bytes that wait to be written; when full, lines are dropped and counted. Default 2 MiB. Shard,
@@ -256,6 +258,18 @@ pub struct Log {
     /// How long an access-log line may wait. Default 200 ms. Shard, restart.
     #[serde(serialize_with = "units::duration")]
     pub flush_interval: Duration,
+}
+
+/// How the lines of the log and of the access log look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON everywhere else; each of the two logs by where it goes.
+    Auto,
+    /// One JSON object a line.
+    Json,
+    /// Text for people.
+    Text,
 }
 
 /// Where the access log goes.

@@ -81,7 +81,8 @@ impl Config {
         self.accounts.clone_from(&old.accounts);
         self.redis.clone_from(&old.redis);
         self.sessions.clone_from(&old.sessions);
-        self.log.clone_from(&old.log);
+        let level = std::mem::take(&mut self.log.level);
+        self.log = super::Log { level, ..old.log.clone() };
         self.listener.address = old.listener.address;
         self.listener.port = old.listener.port;
         self.listener.backlog = old.listener.backlog;

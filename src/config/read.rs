@@ -7,7 +7,7 @@ use super::path::PathPattern;
 use super::raw::{self, Node, Place, Table, Value, quoted};
 use super::units::{parse_duration, parse_size, written_duration, written_size};
 use super::{
-    Access, AccessLog, Algorithm, ClientClose, Driver, HIDDEN, RedisMode, RedisUrl, RevocationFail, Secret,
+    Access, AccessLog, Algorithm, ClientClose, Driver, HIDDEN, LogFormat, RedisMode, RedisUrl, RevocationFail, Secret,
     SessionStore,
 };
 use std::collections::BTreeMap;
@@ -495,6 +495,17 @@ impl FromText for ClientClose {
     }
 }
 
+impl FromText for LogFormat {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "json" => Ok(Self::Json),
+            "text" => Ok(Self::Text),
+            _ => Err(one_of(&["auto", "json", "text"])),
+        }
+    }
+}
+
 impl FromText for AccessLog {
     fn from_text(text: &str) -> Result<Self, String> {
         match text {
@@ -530,5 +541,6 @@ written_texts!(
     Driver,
     Access,
     ClientClose,
+    LogFormat,
     AccessLog
 );

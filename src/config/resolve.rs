@@ -194,6 +194,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         accounts: read_accounts(root.get("accounts"), report),
         log: Log {
             level: log.take("level", report),
+            format: log.take("format", report),
             access: log.take("access", report),
             buffer_bytes: log.take("buffer_bytes", report),
             flush_interval: log.take("flush_interval", report),

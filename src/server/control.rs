@@ -27,6 +27,7 @@ use crate::{
         access_log,
         dependency::Databases,
         exposition::{ShardCounters, write_prometheus},
+        log,
         metrics::{KeyFetch, Names, ProcessCounters, Reload},
     },
     upstream::Report,
@@ -350,6 +351,7 @@ impl Control {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
         }
         config.keep_until_restart(&self.config);
+        log::set_level(&config.log.level);
         self.config = config;
         self.process.config_reloads[Reload::Applied.index()] += 1;
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");

@@ -13,7 +13,7 @@ mod signals;
 mod waiting;
 mod worker;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io::IsTerminal as _, net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 pub use control::Ended;
@@ -29,7 +29,7 @@ use crate::{
     exchange::Code,
     gateway::{self, Addresses, Plan},
     shard::{self, Driver, cores, listener},
-    telemetry::{access_log, metrics::Names},
+    telemetry::{access_log, log::Format, metrics::Names},
 };
 
 /// Letters that a ring between two threads holds; more are kept aside by the sender.
@@ -219,7 +219,9 @@ fn open_access_log(
         config::AccessLog::Stdout => access_log::Target::Stdout,
         config::AccessLog::File(path) => access_log::Target::File(path.clone()),
     };
-    access_log::spawn(&target, shards, log.buffer_bytes).map_err(|error| match &log.access {
+    let is_terminal = target == access_log::Target::Stdout && std::io::stdout().is_terminal();
+    let format = Format::wanted(log.format, is_terminal);
+    access_log::spawn(&target, format, shards, log.buffer_bytes).map_err(|error| match &log.access {
         config::AccessLog::File(path) => {
             let remedy = access_log::remedy(path, &error);
             anyhow::Error::new(error).context(format!("log.access is \"{}\": {remedy}", path.display()))

@@ -10,10 +10,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::lines::{Lines, Lost, Patient, newlines};
+use super::log::Format;
 use super::record::{LINE_MAX, Record, TimestampCache};
 
 /// A buffer past this size is handed over, where the configuration has room for two: about 280 lines, so that waking the
@@ -41,6 +43,10 @@ pub struct AccessLog {
     link: Option<Link>,
     times: TimestampCache,
     buffer: Vec<u8>,
+    /// Who waits for a first line.
+    waiting: Option<Waker>,
+    /// The last flush handed something over, and the next hears what became of it.
+    has_handed_over: bool,
     dropped: u64,
 }
 
@@ -48,6 +54,7 @@ pub struct AccessLog {
 #[derive(Debug)]
 struct Link {
     shard: usize,
+    format: Format,
     /// A buffer past this size is handed over.
     batch_bytes: usize,
     messages: SyncSender<Message>,
@@ -80,10 +87,23 @@ impl AccessLog {
     #[inline]
     pub fn line(&mut self, record: &Record<'_>) {
         let Some(link) = &self.link else { return };
-        record.write_line(&mut self.times, &mut self.buffer);
+        record.write_line(link.format, &mut self.times, &mut self.buffer);
+        if let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
         if self.buffer.len() >= link.batch_bytes {
             self.flush();
         }
+    }
+
+    /// Waits until there is something to flush or to hear of the last flush, so that a shard without any sleeps. One task
+    /// waits.
+    pub fn poll_line(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.buffer.is_empty() && !self.has_handed_over {
+            self.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
     }
 
     /// Hands over what there is; the shard calls it at each flush interval.
@@ -94,6 +114,7 @@ impl AccessLog {
             self.dropped += returned.lost;
             next = returned.bytes;
         }
+        self.has_handed_over = !self.buffer.is_empty();
         if self.buffer.is_empty() {
             return;
         }
@@ -147,16 +168,23 @@ struct Running {
 
 /// Opens the target and starts the writer, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
 /// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
-pub fn spawn(target: &Target, shards: usize, buffer_bytes: usize) -> io::Result<(Writer, Vec<AccessLog>)> {
+pub fn spawn(
+    target: &Target,
+    format: Format,
+    shards: usize,
+    buffer_bytes: usize,
+) -> io::Result<(Writer, Vec<AccessLog>)> {
     match target {
         Target::Off => {
             let logs = (0..shards).map(|_| AccessLog::new(None)).collect();
             Ok((Writer { running: None }, logs))
         }
-        Target::Stdout => start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, shards, buffer_bytes),
+        Target::Stdout => {
+            start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, format, shards, buffer_bytes)
+        }
         Target::File(path) => match standard(path) {
-            Some(descriptor) => start(File::from(descriptor?), None, shards, buffer_bytes),
-            None => start(open(path)?, Some(path.clone()), shards, buffer_bytes),
+            Some(descriptor) => start(File::from(descriptor?), None, format, shards, buffer_bytes),
+            None => start(open(path)?, Some(path.clone()), format, shards, buffer_bytes),
         },
     }
 }
@@ -206,6 +234,7 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
 fn start(
     output: File,
     path: Option<PathBuf>,
+    format: Format,
     shards: usize,
     buffer_bytes: usize,
 ) -> io::Result<(Writer, Vec<AccessLog>)> {
@@ -219,7 +248,7 @@ fn start(
     let mut returns = Vec::with_capacity(shards);
     for shard in 0..shards {
         let (give_back, returned) = sync_channel(batches);
-        logs.push(AccessLog::new(Some(Link { shard, batch_bytes, messages: messages.clone(), returned })));
+        logs.push(AccessLog::new(Some(Link { shard, format, batch_bytes, messages: messages.clone(), returned })));
         returns.push(Return { give_back, lost: 0 });
     }
     let output = Lines::new(Patient(output));
@@ -236,7 +265,14 @@ fn start(
 
 impl AccessLog {
     fn new(link: Option<Link>) -> Self {
-        Self { link, times: TimestampCache::default(), buffer: Vec::new(), dropped: 0 }
+        Self {
+            link,
+            times: TimestampCache::default(),
+            buffer: Vec::new(),
+            waiting: None,
+            has_handed_over: false,
+            dropped: 0,
+        }
     }
 }
 
@@ -412,7 +448,8 @@ mod tests {
     fn a_writer_that_nobody_reads_from_never_blocks_a_shard() {
         const LINES: u64 = 40_000;
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 16 * BATCH_BYTES).expect("a thread");
+        let (writer, mut logs) =
+            start(File::from(OwnedFd::from(writer)), None, Format::Json, 1, 16 * BATCH_BYTES).expect("a thread");
         let mut log = logs.pop().expect("one shard");
         // Some 8 MiB: past what the pipe and the queue take together. That this ends is the point.
         for number in 0..LINES {
@@ -437,7 +474,8 @@ mod tests {
     #[test]
     fn closing_has_a_bound() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 1, 64 * BATCH_BYTES).expect("a thread");
+        let (writer, mut logs) =
+            start(File::from(OwnedFd::from(writer)), None, Format::Json, 1, 64 * BATCH_BYTES).expect("a thread");
         for _ in 0..1000 {
             logs[0].line(&record(&[b'a'; 1000]));
         }
@@ -449,7 +487,8 @@ mod tests {
     #[test]
     fn lines_of_all_shards_arrive_and_buffers_come_back() {
         let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) = start(File::from(OwnedFd::from(writer)), None, 4, 64 * BATCH_BYTES).expect("a thread");
+        let (writer, mut logs) =
+            start(File::from(OwnedFd::from(writer)), None, Format::Json, 4, 64 * BATCH_BYTES).expect("a thread");
         let mut reader = BufReader::new(reader);
         for (shard, log) in logs.iter_mut().enumerate() {
             log.line(&record(format!("/{shard}").as_bytes()));
@@ -472,7 +511,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, rotated) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
         fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
-        let (writer, mut logs) = spawn(&Target::File(path.clone()), 1, 64 * BATCH_BYTES).expect("a file");
+        let (writer, mut logs) = spawn(&Target::File(path.clone()), Format::Json, 1, 64 * BATCH_BYTES).expect("a file");
         logs[0].line(&record(b"/before"));
         flush_and_wait(&mut logs[0]);
         fs::rename(&path, &rotated).expect("rotated");
@@ -489,7 +528,8 @@ mod tests {
 
     #[test]
     fn what_the_system_refuses_is_counted() {
-        let (writer, mut logs) = spawn(&Target::File("/dev/full".into()), 1, 64 * BATCH_BYTES).expect("a device");
+        let (writer, mut logs) =
+            spawn(&Target::File("/dev/full".into()), Format::Json, 1, 64 * BATCH_BYTES).expect("a device");
         let log = &mut logs[0];
         log.line(&record(b"/1"));
         log.line(&record(b"/2"));
@@ -507,7 +547,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_opened_is_said_at_the_start() {
-        let error = spawn(&Target::File("/nowhere/access.log".into()), 1, 64 * BATCH_BYTES)
+        let error = spawn(&Target::File("/nowhere/access.log".into()), Format::Json, 1, 64 * BATCH_BYTES)
             .map(drop)
             .expect_err("no such folder");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
@@ -515,7 +555,7 @@ mod tests {
 
     #[test]
     fn off_costs_nothing() {
-        let (writer, mut logs) = spawn(&Target::Off, 2, 64 * BATCH_BYTES).expect("nothing to open");
+        let (writer, mut logs) = spawn(&Target::Off, Format::Json, 2, 64 * BATCH_BYTES).expect("nothing to open");
         logs[1].line(&record(b"/"));
         assert!(logs[1].is_off() && logs[1].buffer.capacity() == 0);
         assert!(writer.close(Duration::ZERO));

@@ -1,17 +1,26 @@
 //! The operator's log on standard error: start, stop, reload and trouble, never a line for a request.
 //!
-//! A terminal gets text, everything else one JSON object a line. Whatever a message quotes from outside, a line stays
-//! one line and holds no control character.
+//! People get text, programs one JSON object a line. Whatever a message quotes from outside, a line stays one line and
+//! holds no control character but our own colours.
 
+use std::fmt::{self, Write as _};
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::OnceLock;
 
-use tracing::Subscriber;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::ParseError;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing::field::{Field, Visit};
+use tracing::{Event, Level, Subscriber};
+use tracing_subscriber::Registry;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, Layer as Lines, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::reload::{self, Handle};
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use super::escape::push_line;
+use crate::config::{LogFormat, env};
 
 /// Why the log did not start.
 #[derive(Debug, thiserror::Error)]
@@ -31,22 +40,56 @@ pub enum InitError {
     Twice(#[from] TryInitError),
 }
 
-/// Starts the log of the process, once.
-pub fn init(level: &str) -> Result<(), InitError> {
-    let format = if io::stderr().is_terminal() { Format::Text } else { Format::Json };
-    match format {
-        Format::Text => text(level, io::stderr)?.try_init()?,
-        Format::Json => json(level, io::stderr)?.try_init()?,
+/// How lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object a line, for programs.
+    Json,
+    /// Text for people.
+    Text {
+        /// With a terminal's colours (ECMA-48).
+        is_colourful: bool,
+    },
+}
+
+impl Format {
+    /// What is wanted of lines that go to standard error or output, a terminal or not.
+    pub fn wanted(format: LogFormat, is_terminal: bool) -> Self {
+        let is_colourful = || is_terminal && !env::process().contains_key("NO_COLOR");
+        match format {
+            LogFormat::Auto if !is_terminal => Self::Json,
+            LogFormat::Json => Self::Json,
+            LogFormat::Auto | LogFormat::Text => Self::Text { is_colourful: is_colourful() },
+        }
     }
+}
+
+/// What is let through, while the process runs.
+static FILTER: OnceLock<Handle<Targets, Registry>> = OnceLock::new();
+
+/// Starts the log of the process, once.
+pub fn init(level: &str, format: LogFormat) -> Result<(), InitError> {
+    let format = Format::wanted(format, io::stderr().is_terminal());
+    let (filter, handle) = reload::Layer::new(filter(level)?);
+    let filtered = tracing_subscriber::registry().with(filter);
+    match format {
+        Format::Json => filtered.with(json(io::stderr)).try_init()?,
+        Format::Text { is_colourful } => filtered.with(text(is_colourful, io::stderr)).try_init()?,
+    }
+    // Nobody else has got this far: the log starts once.
+    let _ = FILTER.set(handle);
     Ok(())
 }
 
-enum Format {
-    Text,
-    Json,
+/// Changes the level of a log that was started. The configuration has checked that it means something.
+pub fn set_level(level: &str) {
+    if let (Some(handle), Ok(filter)) = (FILTER.get(), filter(level)) {
+        // It fails only where the log is gone.
+        let _ = handle.reload(filter);
+    }
 }
 
-fn filter(level: &str) -> Result<EnvFilter, InitError> {
+fn filter(level: &str) -> Result<Targets, InitError> {
     let refused = |source| InitError::Level { level: level.to_owned(), source };
     // The parser takes a single word that is no level for the name of a module, and then logs nothing else.
     let means_a_level = |word: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&word);
@@ -55,24 +98,103 @@ fn filter(level: &str) -> Result<EnvFilter, InitError> {
     }
     // The pool of connections tells of each that breaks; the store of users tells of the server, once. Whoever names the
     // pool's target, or another that begins so, hears it.
-    EnvFilter::try_new(format!("deadpool=off,{level}")).map_err(|source| refused(Some(source)))
+    format!("deadpool=off,{level}").parse().map_err(|source| refused(Some(source)))
 }
 
-fn json<M>(level: &str, output: M) -> Result<impl Subscriber + Send + Sync, InitError>
+fn json<S, W>(output: W) -> impl tracing_subscriber::Layer<S>
 where
-    M: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
 {
-    let lines = tracing_subscriber::fmt().json().flatten_event(true).with_current_span(false).with_span_list(false);
-    Ok(lines.with_env_filter(filter(level)?).with_writer(Harmless(output)).finish())
+    Lines::new().json().flatten_event(true).with_current_span(false).with_span_list(false).with_writer(Harmless(output))
 }
 
-fn text<M>(level: &str, output: M) -> Result<impl Subscriber + Send + Sync, InitError>
+fn text<S, W>(is_colourful: bool, output: W) -> impl tracing_subscriber::Layer<S>
 where
-    M: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
 {
-    // No colours: they are control characters, and none get through.
-    let lines = tracing_subscriber::fmt().with_ansi(false);
-    Ok(lines.with_env_filter(filter(level)?).with_writer(Harmless(output)).finish())
+    Lines::new().event_format(People { is_colourful }).with_writer(output)
+}
+
+/// Lines for people: time, level, sentence, then what belongs to it.
+struct People {
+    is_colourful: bool,
+}
+
+impl<S, F> FormatEvent<S, F> for People
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    F: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, F>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut said = Said::default();
+        event.record(&mut said);
+        let mut time = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut time))?;
+        // Milliseconds do: 2026-11-23T10:15:00.000
+        let time = time.get(..23).unwrap_or(&time);
+        let level = *event.metadata().level();
+        let (dim, bright, plain) = if self.is_colourful { ("\x1b[2m", colour(level), "\x1b[0m") } else { ("", "", "") };
+        write!(out, "{dim}{time}Z{plain} {bright}{level:<5}{plain} ")?;
+        // Where a line comes from is of use to whoever looks closely only.
+        if level >= Level::DEBUG {
+            write!(out, "{dim}{}:{plain} ", event.metadata().target())?;
+        }
+        writeln!(out, "{}{dim}{}{plain}", harmless(&said.message), harmless(&said.fields))
+    }
+}
+
+const fn colour(level: Level) -> &'static str {
+    match level {
+        Level::ERROR => "\x1b[1;31m",
+        Level::WARN => "\x1b[33m",
+        Level::INFO => "\x1b[32m",
+        Level::DEBUG | Level::TRACE => "\x1b[34m",
+    }
+}
+
+fn harmless(text: &str) -> String {
+    let mut out = Vec::with_capacity(text.len());
+    push_line(&mut out, text.as_bytes());
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// An event taken apart.
+#[derive(Default)]
+struct Said {
+    message: String,
+    /// ` key=value` for each of the others.
+    fields: String,
+}
+
+impl Visit for Said {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        let is_word = !value.is_empty() && !value.contains([' ', '"', '=']);
+        match (field.name(), is_word) {
+            ("message", _) => self.message.push_str(value),
+            (name, true) => _ = write!(self.fields, " {name}={value}"),
+            (name, false) => _ = write!(self.fields, " {name}=\"{}\"", value.replace('"', "'")),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        match field.name() {
+            "message" => _ = write!(self.message, "{value:?}"),
+            // What is shown by its `Display` may have blanks.
+            _ => self.record_str(field, &format!("{value:?}")),
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        let mut text = value.to_string();
+        let mut source = value.source();
+        while let Some(cause) = source {
+            let _ = write!(text, ": {cause}");
+            source = cause.source();
+        }
+        self.record_str(field, &text);
+    }
 }
 
 /// Escapes what the formatters leave in a line.
@@ -141,7 +263,8 @@ mod tests {
     #[test]
     fn json_lines_hold_what_was_said_and_nothing_harmful() {
         let (output, written) = output();
-        let subscriber = json("info,shardgate::telemetry::quiet=error", output).expect("a level");
+        let level = filter("info,shardgate::telemetry::quiet=error").expect("a level");
+        let subscriber = tracing_subscriber::registry().with(level).with(json(output));
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(path = HOSTILE, "{HOSTILE}");
             tracing::debug!("below the level");
@@ -158,18 +281,35 @@ mod tests {
     #[test]
     fn text_lines_stay_one_line() {
         let (output, written) = output();
-        let subscriber = text("info", output).expect("a level");
-        tracing::subscriber::with_default(subscriber, || tracing::info!("{HOSTILE}"));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(text(false, output)), || {
+            tracing::info!(path = HOSTILE, "{HOSTILE}");
+        });
         let lines = lines(&written);
         assert_eq!(lines.len(), 1, "{lines:?}");
         assert_eq!(lines[0].find(char::is_control), Some(lines[0].len() - 1), "{lines:?}");
-        assert!(lines[0].contains("a\"") && lines[0].ends_with("z\n"), "{lines:?}");
+    }
+
+    #[test]
+    fn people_read_a_sentence_and_what_belongs_to_it() {
+        let (output, written) = output();
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(text(true, output)), || {
+            let error = io::Error::other("no such \"file\"");
+            tracing::warn!(shards = 2, word = "one", %error, "the log is {}", "full");
+            tracing::debug!("closely");
+        });
+        let lines = lines(&written);
+        let shown: Vec<_> = lines.iter().map(|line| line.replace('\x1b', "^").split_off("^[2m".len() + 24)).collect();
+        expect![[r#"
+            ^[0m ^[33mWARN ^[0m the log is full^[2m shards=2 word=one error="no such 'file'"^[0m
+            ^[0m ^[34mDEBUG^[0m ^[2mshardgate::telemetry::log::tests:^[0m closely^[2m^[0m
+        "#]]
+        .assert_eq(&shown.concat());
     }
 
     #[test]
     fn a_level_that_means_nothing_is_refused() {
         let check = |level: &str, expected: &Expect| {
-            let error = json(level, output().0).map(drop).expect_err("no level");
+            let error = filter(level).expect_err("no level");
             expected.assert_eq(&error.to_string());
         };
         check(

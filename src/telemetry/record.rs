@@ -3,10 +3,12 @@
 //! It writes bytes into the caller's buffer; where lines go is `access_log`'s business. `docs/access-log.md` explains
 //! each field to readers of the log.
 
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::escape::{is_plain, push_json_bounded};
 use super::ids::write_hex;
+use super::log::Format;
 
 /// Longest path in a line, in bytes as it came; more is cut and marked.
 pub const PATH_MAX: usize = 2048;
@@ -80,12 +82,14 @@ pub struct Record<'a> {
 #[derive(Debug, Default)]
 pub struct Place {
     json: Vec<u8>,
+    /// For people: the upstream, else the route.
+    text: Vec<u8>,
     has_upstream: bool,
 }
 
 impl Place {
     /// No route at all.
-    pub const NONE: &Self = &Self { json: Vec::new(), has_upstream: false };
+    pub const NONE: &Self = &Self { json: Vec::new(), text: Vec::new(), has_upstream: false };
 
     /// The place of this name; `upstream` is empty where the gateway answers itself.
     pub fn new(route: &str, upstream: &str) -> Self {
@@ -99,16 +103,66 @@ impl Place {
                 json.push(b'"');
             }
         }
-        Self { json, has_upstream: !upstream.is_empty() }
+        let mut text = Vec::new();
+        push_json_bounded(&mut text, if upstream.is_empty() { route } else { upstream }.as_bytes(), NAME_MAX);
+        Self { json, text, has_upstream: !upstream.is_empty() }
     }
 }
 
 impl Record<'_> {
-    /// Appends the record as one line of JSON, its newline included.
+    /// Appends the record as one line, its newline included.
     ///
-    /// Whatever the bytes are, the line is valid UTF-8 and JSON, holds no control character and is no longer than
-    /// [`LINE_MAX`].
-    pub fn write_line(&self, times: &mut TimestampCache, out: &mut Vec<u8>) {
+    /// Whatever the bytes are, the line is valid UTF-8 (and JSON where that is the format), holds no control character but
+    /// colours of ours, and is no longer than [`LINE_MAX`].
+    pub fn write_line(&self, format: Format, times: &mut TimestampCache, out: &mut Vec<u8>) {
+        match format {
+            Format::Json => self.write_json(times, out),
+            Format::Text { is_colourful } => self.write_text(is_colourful, times, out),
+        }
+    }
+
+    /// `2026-11-23T10:15:00.000Z 202 POST /api/events 1.2 ms > ingestion, 192.0.2.7 as 42, req-00000001`
+    #[cold]
+    fn write_text(&self, is_colourful: bool, times: &mut TimestampCache, out: &mut Vec<u8>) {
+        let colour: &[u8] = match self.status {
+            500.. | 0 => b"\x1b[31m",
+            400.. => b"\x1b[33m",
+            _ => b"\x1b[32m",
+        };
+        let (before, after): (&[u8], &[u8]) = if is_colourful { (colour, b"\x1b[0m") } else { (b"", b"") };
+        out.extend_from_slice(times.at(self.unix_ms));
+        out.push(b' ');
+        out.extend_from_slice(before);
+        // Writing to a vector cannot fail.
+        let _ = write!(out, "{:03}", self.status);
+        out.extend_from_slice(after);
+        out.push(b' ');
+        push_json_bounded(out, self.method, NAME_MAX);
+        out.push(b' ');
+        push_json_bounded(out, self.path, PATH_MAX);
+        let _ = write!(out, " {}.{} ms", self.total_us / 1000, self.total_us % 1000 / 100);
+        if !self.place.text.is_empty() {
+            out.extend_from_slice(b" > ");
+            out.extend_from_slice(&self.place.text);
+        }
+        if self.attempts > 1 {
+            let _ = write!(out, " in {} attempts", self.attempts);
+        }
+        if !self.reason.is_empty() {
+            let _ = write!(out, ": {}", self.reason);
+        }
+        out.extend_from_slice(b", ");
+        push_address(out, self.client);
+        if !self.user.is_empty() {
+            out.extend_from_slice(b" as ");
+            push_json_bounded(out, self.user.as_bytes(), NAME_MAX);
+        }
+        out.extend_from_slice(b", ");
+        push_json_bounded(out, self.request_id, NAME_MAX);
+        out.push(b'\n');
+    }
+
+    fn write_json(&self, times: &mut TimestampCache, out: &mut Vec<u8>) {
         debug_assert!(is_plain(self.protocol.as_bytes()) && is_plain(self.reason.as_bytes()), "words of our own");
         let mut number = itoa::Buffer::new();
         out.extend_from_slice(b"{\"time\":\"");
@@ -338,7 +392,7 @@ mod tests {
 
     fn line(record: &Record<'_>) -> String {
         let mut out = Vec::new();
-        record.write_line(&mut TimestampCache::default(), &mut out);
+        record.write_line(Format::Json, &mut TimestampCache::default(), &mut out);
         String::from_utf8(out).expect("always UTF-8")
     }
 

@@ -390,9 +390,12 @@ fn completed(config: &str, directory: &Path) -> String {
 /// The address behind `prefix` in a message of the log.
 pub(crate) fn logged_address(log: &str, prefix: &str) -> Option<SocketAddr> {
     complete_lines(log).find_map(|line| {
-        let line: Value = serde_json::from_str(line).ok()?;
-        let rest = line["message"].as_str()?.strip_prefix(prefix)?;
-        rest.split('/').next()?.parse().ok()
+        let line = match serde_json::from_str::<Value>(line) {
+            Ok(line) => line["message"].as_str()?.to_owned(),
+            // With `log.format = "text"` the time and the level stand before it.
+            Err(_) => line.split_once(" INFO  ")?.1.to_owned(),
+        };
+        line.strip_prefix(prefix)?.split(['/', ' ']).next()?.parse().ok()
     })
 }
 

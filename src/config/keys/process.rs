@@ -59,10 +59,12 @@ pub(super) const DATA: &[Key] = keys! {
 };
 
 pub(super) const LOG: &[Key] = keys! {
-    level: Kind::Text("level, or `target=level` pairs with commas"), Value("\"info\""), "\"warn,shardgate=debug\"", Process, Restart,
+    level: Kind::Text("level, or `target=level` pairs with commas"), Value("\"info\""), "\"warn,shardgate=debug\"", Process, Live,
         "What the process tells of itself: `off`, `error`, `warn`, `info`, `debug` or `trace`, for all of it or by target.";
+    format: Kind::Choice(&["auto", "json", "text"]), Value("\"auto\""), "\"text\"", Process, Restart,
+        "How the lines of the log (on standard error) and of the access log look: `json` for programs, `text` for people, one line each. `auto` is text on a terminal, with colours unless `NO_COLOR` is set, and JSON everywhere else.";
     access: Kind::Text("`off`, `stdout` or a path with a slash"), Value("\"stdout\""), "\"/var/log/shardgate/access.log\"", Process, Restart,
-        "Where the access log goes, one JSON line per request.";
+        "Where the access log goes, one line per request (docs/access-log.md).";
     buffer_bytes: Kind::Size(64 * KIB, GIB), Value("\"2MiB\""), "\"1MiB\"", Shard, Restart,
         "Access-log bytes that wait to be written. When it is full, lines are dropped and counted; no request waits.";
     flush_interval: Kind::Duration(1, MINUTE), Value("\"200ms\""), "\"1s\"", Shard, Restart,

@@ -67,6 +67,7 @@ fn the_defaults_are_those_that_were_promised() {
 
         [log]
         level = "info"
+        format = "auto"
         access = "stdout"
         buffer_bytes = "2MiB"
         flush_interval = "200ms"
