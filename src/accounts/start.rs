@@ -155,7 +155,7 @@ impl Accounts {
             Store::Postgres(_) => databases.postgres = Some(of_users(users)),
         }
         if let (None, Some(embedded)) = (&databases.embedded, embedded) {
-            let _ = embedded.probe().await;
+            let _ = embedded.probe_if_due().await;
             databases.embedded = Some(of_users(&Store::Embedded(embedded.clone())));
         }
         databases

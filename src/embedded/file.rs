@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
 
@@ -78,6 +78,45 @@ impl Place {
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+/// What the file system says of the file and of its write-ahead log: as long as it says the same, nobody has changed them.
+/// (To read either would be wrong: whoever closes them drops the locks that SQLite has on them, fcntl(2).)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint([Option<Mark>; 2]);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark {
+    identity: (u64, u64),
+    bytes: u64,
+    changed_at: Duration,
+}
+
+/// So long after a change there may be more than shows: what is written becomes visible with the flush that follows, which
+/// leaves no trace; and of two changes in one tick of the file system's clock the second may leave none.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+
+impl Fingerprint {
+    /// As it is now; nothing where the file cannot be looked at.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        let mark = |path: &Path| match fs::metadata(path) {
+            Ok(found) => {
+                let changed_at = found.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+                Some(Some(Mark { identity: (found.dev(), found.ino()), bytes: found.len(), changed_at }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some(None),
+            Err(_) => None,
+        };
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        Some(Self([Some(mark(path)??), mark(log.as_ref())?]))
+    }
+
+    /// Whether all that was written before is visible, and what comes later will show, by a clock that said `unix_now` when
+    /// it was taken.
+    pub fn is_settled(&self, unix_now: Duration) -> bool {
+        self.0.iter().flatten().all(|mark| mark.changed_at + SETTLED_AFTER < unix_now)
+    }
 }
 
 /// Creates the file and its directory, for this user alone, where they are missing. SQLite gives the files beside it the

@@ -12,7 +12,7 @@ mod lane;
 mod tests;
 
 pub use failure::{Class, Failure, Health};
-pub use file::{Component, FILE_NAME};
+pub use file::{Component, FILE_NAME, Fingerprint};
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
+
+use crate::shard::clock;
 
 use self::file::Place;
 use self::lane::{Job, Lane, Task};
@@ -33,6 +35,10 @@ const QUEUE: usize = 1024;
 /// How long an answer may take. A disk that hangs must not hold requests forever; and the lane itself waits 2 s for
 /// another process's lock.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// How old the latest change may be before a probe makes one. A disk that is full or gone shows that late at rest; whoever
+/// uses the store sees it at once, and while it is away every probe is made.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A handle to the store; clones share it. Moves between threads. Its lanes end with the last handle.
 #[derive(Clone, Debug)]
@@ -92,10 +98,24 @@ impl Embedded {
         self.read(|connection| connection.query_row("SELECT count(*) FROM schema_versions", [], |_| Ok(()))).await
     }
 
+    /// [`Embedded::probe`], unless the latest change is recent and went well: each one wakes the disk.
+    pub async fn probe_if_due(&self) -> Result<(), Failure> {
+        let is_recent = {
+            let writer = self.writer.health.borrow();
+            writer.is_up() && clock::unix_now().saturating_sub(writer.checked_at) < PROBE_INTERVAL
+        };
+        if is_recent { Ok(()) } else { self.probe().await }
+    }
+
     /// How the latest use went.
     pub fn health(&self) -> Health {
         let (writer, reader) = (self.writer.health.borrow().clone(), self.reader.health.borrow().clone());
         if writer.is_up() && !reader.is_up() { reader } else { writer }
+    }
+
+    /// Tells whether the file may have changed since it was last asked, by whichever process, without a lane's work.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        Fingerprint::of(&self.path)
     }
 
     /// The file.

@@ -375,8 +375,7 @@ impl Bridge {
             let revoked = Revoked::of(heard);
             self.broadcast(|| Letter::Revoked(revoked.clone()));
         }
-        self.knowledge.heard(heard.freshness);
-        if let Some(until) = heard.freshness.looked_at() {
+        if let Some(until) = self.knowledge.heard(heard) {
             self.broadcast(|| Letter::KnownUntil(until));
         }
         for entry in &heard.entries {

@@ -1,11 +1,11 @@
 //! How old what this instance knows of revocations is: says loudly when that is too old, and when it is known again. What
 //! follows for a request each shard decides, by the same time (`gateway::access`).
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use crate::{
     config::Revocation,
-    sessions::Freshness,
+    sessions::{Freshness, Heard},
     shard::{Instant, Local},
 };
 
@@ -16,13 +16,18 @@ pub(super) struct Knowledge {
     freshness: Cell<Freshness>,
     /// Whether the log was told that it is too old; none as long as it was told nothing.
     told: Cell<Option<bool>>,
+    /// What the shards were told last.
+    shards_know: Cell<Option<Instant>>,
 }
+
+/// How much older what the shards know may be than what the bridge knows, at most: telling them wakes them.
+const BEHIND_MAX: Duration = Duration::from_secs(2);
 
 impl Knowledge {
     /// Nothing is known yet.
     pub(super) fn new(rules: &Revocation) -> Self {
         let (freshness, told) = (Cell::new(Freshness::NEVER), Cell::new(None));
-        Self { rules: Local::new(rules.clone()), freshness, told }
+        Self { rules: Local::new(rules.clone()), freshness, told, shards_know: Cell::new(None) }
     }
 
     /// A reload.
@@ -30,9 +35,18 @@ impl Knowledge {
         self.rules.with(|current| *current = rules.clone());
     }
 
-    /// The log was read, or could not be.
-    pub(super) fn heard(&self, freshness: Freshness) {
-        self.freshness.set(freshness);
+    /// The log was read, or could not be. Says until when it is known, where the shards are to be told: after news, and
+    /// well before what they know is too old.
+    pub(super) fn heard(&self, heard: &Heard) -> Option<Instant> {
+        self.freshness.set(heard.freshness);
+        let until = heard.freshness.looked_at()?;
+        let behind_max = self.rules.with(|rules| BEHIND_MAX.min(rules.max_staleness / 4));
+        let is_news = heard.is_replay || !heard.entries.is_empty();
+        let is_due = self.shards_know.get().is_none_or(|known| is_news || until.since(known) >= behind_max);
+        is_due.then(|| {
+            self.shards_know.set(Some(until));
+            until
+        })
     }
 
     /// Tells the log what has changed. To be called now and then.

@@ -150,7 +150,8 @@ pub(super) async fn run(equipment: Equipment) {
     task::spawn("acceptor", Rc::clone(&worker).accept());
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
-    task::spawn("stall watch", stall::watch());
+    let watched = Rc::clone(&worker);
+    task::spawn("stall watch", stall::watch(move || watched.connections.open() == 0));
     worker.tell_applied();
     worker.receive(pump).await;
     worker.connections.cut();
@@ -321,13 +322,16 @@ impl Worker {
 
     async fn sweep(self: Rc<Self>) {
         loop {
-            timer::sleep(SWEEP_INTERVAL).await;
+            // An upstream's idle connections end a little later where no client is here to meet one.
+            let is_idle = self.connections.open() == 0;
+            timer::sleep(if is_idle { 2 * SWEEP_INTERVAL } else { SWEEP_INTERVAL }).await;
             self.gateway.sweep(clock::now());
         }
     }
 
     async fn flush_log(self: Rc<Self>, interval: Duration) {
         loop {
+            poll_fn(|cx| self.ledger.with(|ledger| ledger.access_log.poll_line(cx))).await;
             timer::sleep(interval).await;
             self.ledger.with(|ledger| ledger.access_log.flush());
         }

@@ -13,7 +13,7 @@ use super::token::Said;
 use super::{Clock, Failure, Proof, Renewal};
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
-use crate::embedded::{self, Component, Embedded};
+use crate::embedded::{self, Component, Embedded, Fingerprint};
 use crate::exchange::ClientNote;
 use crate::shard::clock;
 
@@ -240,6 +240,11 @@ impl Store {
             })
         });
         read.await.map_err(|error| told(&error))
+    }
+
+    /// See [`Embedded::fingerprint`].
+    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+        self.embedded.fingerprint()
     }
 
     /// Waits until this process appends to the log.

@@ -5,11 +5,15 @@ use std::time::Duration;
 use super::embedded;
 use super::stream::Stream;
 use crate::auth::Revocation;
+use crate::embedded::Fingerprint;
 use crate::shard::clock::{self, Instant};
 
-/// How often the embedded log is looked at (decision 8): other processes write to it too (`shardgate user disable`), and SQLite wakes
-/// nobody. A look costs two queries of one row.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often the embedded log is looked at (decision 8): other processes write to it too (`shardgate user disable`), and
+/// SQLite wakes nobody. Most looks are at what the file system says of the file.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How often at least the log itself is read, whatever the file system says.
+const READ_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often at least [`Follower::next`] answers while all is well, so that freshness travels: well below the least
 /// `revocation.max_staleness`, which is a second.
@@ -66,7 +70,7 @@ pub struct Follower {
 
 enum Source {
     Redis(Box<Stream>),
-    Embedded { store: embedded::Store, position: i64, state: State },
+    Embedded(Box<Tail>),
 }
 
 impl std::fmt::Debug for Follower {
@@ -77,8 +81,8 @@ impl std::fmt::Debug for Follower {
 
 impl Follower {
     pub(super) fn embedded(store: embedded::Store) -> Self {
-        let source = Source::Embedded { store, position: 0, state: State::Unread };
-        Self { source, freshness: Freshness::NEVER }
+        let tail = Tail { store, position: 0, state: State::Unread, seen: None, read_at: clock::now() };
+        Self { source: Source::Embedded(Box::new(tail)), freshness: Freshness::NEVER }
     }
 
     pub(super) fn redis(stream: Stream) -> Self {
@@ -101,10 +105,31 @@ impl Follower {
                 *freshness = heard.freshness;
                 heard
             }
-            Source::Embedded { store, position, state } => loop {
-                let before = *state;
-                let Some((entries, end, looked_at)) = look(store, *position).await else {
-                    *state = State::Away;
+            Source::Embedded(tail) => tail.next(freshness, due).await,
+        }
+    }
+}
+
+/// The end of the embedded log.
+struct Tail {
+    store: embedded::Store,
+    /// The last entry that was read.
+    position: i64,
+    state: State,
+    /// What the file system said before the log was last read to its end, where later changes show.
+    seen: Option<Fingerprint>,
+    read_at: Instant,
+}
+
+impl Tail {
+    async fn next(&mut self, freshness: &mut Freshness, due: Instant) -> Heard {
+        loop {
+            let before = self.state;
+            let (looked_at, unix_now, print) = (clock::now(), clock::unix_now(), self.store.fingerprint());
+            let is_due = looked_at.since(self.read_at) >= READ_INTERVAL;
+            if before != State::Current || is_due || print.is_none() || print != self.seen {
+                let Some((entries, end, looked_at)) = look(&self.store, self.position).await else {
+                    self.state = State::Away;
                     if before != State::Away || clock::now() >= due {
                         return Heard { freshness: *freshness, ..Heard::default() };
                     }
@@ -112,25 +137,31 @@ impl Follower {
                     continue;
                 };
                 let is_replay = before != State::Current;
-                let is_lossy = end < *position;
+                let is_lossy = end < self.position;
                 if is_lossy {
                     tracing::error!(
-                        read = *position,
+                        read = self.position,
                         end,
                         "the log of revocations is not the one that was read before: was its file replaced?"
                     );
                 }
-                *position = end;
-                *state = State::Current;
+                (self.position, self.state, self.read_at) = (end, State::Current, looked_at);
+                self.seen = print.filter(|print| print.is_settled(unix_now));
                 *freshness = Freshness::at(looked_at);
-                if is_replay || is_lossy || !entries.is_empty() || clock::now() >= due {
+                if is_replay || is_lossy || !entries.is_empty() {
                     return Heard { entries, freshness: *freshness, is_replay, is_lossy, clock_ahead_ms: 0 };
                 }
-                tokio::select! {
-                    () = store.appended() => {}
-                    () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                }
-            },
+            } else {
+                // Nobody has changed the file, so all that is in it is known.
+                *freshness = Freshness::at(looked_at);
+            }
+            if clock::now() >= due {
+                return Heard { freshness: *freshness, ..Heard::default() };
+            }
+            tokio::select! {
+                () = self.store.appended() => {}
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
         }
     }
 }

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use super::{clock, timer};
 
-/// How often it looks. A stall shorter than this is seen only in proportion.
+/// How often it looks while somebody could be kept waiting. A stall shorter than this is seen only in proportion.
 const PERIOD: Duration = Duration::from_millis(100);
+/// How often it looks otherwise: whoever has nothing to do sleeps.
+const IDLE_PERIOD: Duration = Duration::from_secs(1);
 
 thread_local! {
     static WORST: Cell<Duration> = const { Cell::new(Duration::ZERO) };
@@ -16,9 +18,9 @@ thread_local! {
 
 /// Watches this shard for as long as it is polled. One per shard. An idle shard shows up to 2 ms: its timers count in
 /// milliseconds.
-pub async fn watch() {
+pub async fn watch(is_idle: impl Fn() -> bool) {
     loop {
-        let expected = clock::now() + PERIOD;
+        let expected = clock::now() + if is_idle() { IDLE_PERIOD } else { PERIOD };
         timer::sleep_until(expected).await;
         note(clock::now() - expected);
     }
@@ -41,7 +43,7 @@ mod tests {
     #[test]
     fn a_task_that_holds_the_core_is_seen() {
         testing::on_both_drivers(|| async {
-            task::spawn("lag watch", watch());
+            task::spawn("lag watch", watch(|| false));
             // Let the watch arm its timer, then keep the core past the moment it is due.
             timer::sleep(Duration::from_millis(1)).await;
             let until = clock::now() + PERIOD * 2;

@@ -127,5 +127,5 @@ fn touching(set: &str) -> String {
 }
 
 pub(super) async fn probe(store: &Embedded) -> Result<(), Failure> {
-    Ok(store.probe().await?)
+    Ok(store.probe_if_due().await?)
 }

@@ -258,7 +258,7 @@ mod tests {
         }
     }
 
-    /// What known services do, each seen or read in its source.
+    /// What known services do: nginx, node and Python as the journeys see them, the others by their documents.
     #[test]
     fn services_are_readings() {
         let nginx = Reading { unescape: Unescape::All, shape: Shape::Merged, ..Reading::default() };
