@@ -227,9 +227,7 @@ impl Bridge {
             // It is never ready by itself.
             let _ = pump.poll(cx, |from, letter| self.take(from, letter));
             // Only now: who asked may have left in the next letter.
-            for sort in Sort::ALL {
-                self.go_on(sort);
-            }
+            self.go_on(Sort::Renewal);
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -290,6 +288,10 @@ impl Bridge {
             Some(sort @ Sort::Session) => (sort, clock::now(), None),
         };
         self.operations[sort as usize].with(|operations| operations.handle_ask(since, asker, (operation, client)));
+        if matches!(sort, Sort::Session) {
+            // At once: the next letter may withdraw it, as its client has left, and what has begun is made all the same.
+            self.go_on(sort);
+        }
     }
 
     /// Nobody waits for an operation any more. A log-in is given up, and so is what has not begun; the rest goes on, a

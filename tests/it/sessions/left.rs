@@ -1,12 +1,14 @@
 //! Renewals whose clients have left: whatever stood still meanwhile, an instance or PostgreSQL, they are not made, and
-//! whoever renewed elsewhere is not taken for a thief.
+//! whoever renewed elsewhere is not taken for a thief. Log-outs are made all the same.
 
 use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use super::{EMAIL, PASSWORD, RedisServer, Stage, Tokens, crowd, log_in, redis, refresh, secrets::run, tokens, told};
+use super::{
+    EMAIL, PASSWORD, RedisServer, Stage, Tokens, bearer, crowd, log_in, redis, refresh, secrets::run, tokens, told,
+};
 use crate::{
     client::Client,
     harness::{Gateway, until},
@@ -34,9 +36,9 @@ fn renewal(session: &Tokens) -> String {
     crowd::request("POST", "/auth/refresh", "", &json!({ "refreshToken": session.refresh }))
 }
 
-/// Asks for a renewal and leaves; what is left of the connection, if it is held.
-fn ask_and_leave(mut client: Client, session: &Tokens, how: Leaving) -> Option<Client> {
-    client.send(renewal(session));
+/// Asks and leaves; what is left of the connection, if it is held.
+fn ask_and_leave(mut client: Client, request: String, how: Leaving) -> Option<Client> {
+    client.send(request);
     match how {
         Leaving::Close => {}
         Leaving::Reset => {
@@ -52,9 +54,14 @@ fn ask_and_leave(mut client: Client, session: &Tokens, how: Leaving) -> Option<C
     None
 }
 
+/// The lines of the access log about this.
+fn lines(gateway: &Gateway, path: &str) -> usize {
+    gateway.access_lines(0).iter().filter(|line| line["path"] == path).count()
+}
+
 /// The lines of the access log about renewals.
 fn renewals(gateway: &Gateway) -> usize {
-    gateway.access_lines(0).iter().filter(|line| line["path"] == "/auth/refresh").count()
+    lines(gateway, "/auth/refresh")
 }
 
 #[track_caller]
@@ -87,7 +94,7 @@ fn what_is_found_of_clients_that_left_while_the_instance_stood_still_is_not_begu
         .into_iter()
         .zip(&sessions)
         .zip(ways)
-        .filter_map(|((client, session), how)| ask_and_leave(client, session, *how))
+        .filter_map(|((client, session), how)| ask_and_leave(client, renewal(session), *how))
         .collect();
     waits.send(renewal(&patient));
     let renewed: Vec<_> = sessions.iter().map(|session| tokens(&refresh(&there, &session.refresh))).collect();
@@ -100,6 +107,29 @@ fn what_is_found_of_clients_that_left_while_the_instance_stood_still_is_not_begu
     for (session, way) in renewed.iter().zip(WAYS.iter().cycle()) {
         assert_eq!(told(&refresh(&there, &session.refresh)), "200 ok", "{way:?}: nobody is logged out");
     }
+}
+
+#[test]
+fn log_outs_are_made_though_their_clients_leave_at_once() {
+    let Some(server) = RedisServer::start() else { return };
+    let stage = Stage::new(&redis(&server));
+    stage.add_ann();
+    let gateway = stage.start();
+    let ways = [Leaving::Close, Leaving::AskAheadAndClose, Leaving::HalfClose];
+    let sessions: Vec<_> = (0..24).map(|_| log_in(&gateway)).collect();
+    let leave = |(session, how): (&Tokens, &Leaving)| {
+        let request = crowd::request("POST", "/auth/logout", &bearer(&session.access), &json!({}));
+        ask_and_leave(gateway.connect(), request, *how)
+    };
+    let held: Vec<_> = sessions.iter().zip(ways.iter().cycle()).map(leave).collect();
+    until(SOON, "all have come", || (lines(&gateway, "/auth/logout") >= sessions.len()).then_some(()));
+    let gone = || server.ask(&["XLEN", "shardgate:revocations"]) == sessions.len().to_string();
+    until(SOON, "all are made", || gone().then_some(()));
+    until(SOON, "nothing goes on", || (crowd::load(&gateway) == [0, 0]).then_some(()));
+    for (session, way) in sessions.iter().zip(ways.iter().cycle()) {
+        assert_eq!(told(&refresh(&gateway, &session.refresh)), "401 refresh_invalid", "{way:?}");
+    }
+    drop(held);
 }
 
 /// Gateways whose users are in PostgreSQL.
