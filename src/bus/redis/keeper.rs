@@ -23,8 +23,8 @@ const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)]
 const REFUSING_MIN: Duration = Duration::from_secs(3);
 
 /// A command that changes nothing, and that Redis refuses when it refuses changes, whatever the reason. In a cluster it is
-/// asked of the node that has the log of revocations.
-const PROBE: [&str; 4] = ["SETRANGE", "shardgate:probe:{shardgate:revocations}", "0", ""];
+/// asked of the node that has the log of revocations, by a key that whoever may use the log's marks may use.
+const PROBE: [&str; 4] = ["SETRANGE", "{shardgate:revocations}:probe", "0", ""];
 
 /// Connects, looks whether the connection is good, and connects anew, until nobody wants it any more.
 pub(super) async fn keep_up(

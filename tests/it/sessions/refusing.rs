@@ -70,6 +70,28 @@ fn a_redis_whose_memory_is_full_is_told_of_once() {
 }
 
 #[test]
+fn a_user_that_has_the_keys_that_the_documentation_names_is_told_of_full_memory() {
+    let Some(server) = RedisServer::start() else { return };
+    let documentation = include_str!("../../../docs/sessions.md");
+    let (_, rest) = documentation.split_once("A Redis user whose keys are restricted needs").expect("it names them");
+    let keys = rest.split('`').nth(1).expect("in backticks").split(' ');
+    let create = ["ACL", "SETUSER", "gate", "on", ">pass", "+@all"];
+    assert_eq!(server.ask(&create.into_iter().chain(keys).collect::<Vec<_>>()), "OK");
+    let stage = Stage::new(&redis(&server).replacen("redis://", "redis://gate:pass@", 1));
+    stage.add_ann();
+    let mut gateway = stage.start();
+    gateway.expect_error("Redis takes no changes");
+    let session = log_in(&gateway);
+    let renewed = tokens(&refresh(&gateway, &session.refresh));
+    // Nobody asks for anything: only the look once a second meets it.
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "1"]), "OK");
+    until(SOON, "health tells", || (health(&gateway) == ["degraded", "degraded", "out_of_memory"]).then_some(()));
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
+    until(SOON, "health tells", || (health(&gateway) == ["healthy", "up", ""]).then_some(()));
+    log_out(&gateway, &renewed.access);
+}
+
+#[test]
 fn a_redis_that_follows_another_is_told_of_once() {
     let Some(other) = RedisServer::start() else { return };
     let port = other.port().to_string();
