@@ -145,6 +145,9 @@ fn tell(work: &mut Work, cause: Option<&str>) {
     work.is_failing = cause.is_some();
 }
 
+/// Marks with their times, as they are: anything may have been written there.
+type Page = Vec<(Vec<u8>, Vec<u8>)>;
+
 /// All marks that there are meanwhile.
 async fn read(link: &mut Link) -> Result<HashSet<String>, Failure> {
     let mut marks = HashSet::new();
@@ -152,8 +155,9 @@ async fn read(link: &mut Link) -> Result<HashSet<String>, Failure> {
     loop {
         // By their places one would miss some when others go.
         let command = cmd("ZSCAN").arg(UNFINISHED).arg(&cursor).arg("COUNT").arg(PAGE).clone();
-        let (next, page): (String, Vec<(String, String)>) = link.ask(&command).await?;
-        marks.extend(page.into_iter().map(|(mark, _)| mark));
+        let (next, page): (String, Page) = link.ask(&command).await?;
+        // What is no text is none of ours, and holds up nothing that is.
+        marks.extend(page.into_iter().filter_map(|(mark, _)| String::from_utf8(mark).ok()));
         if next == "0" {
             return Ok(marks);
         }

@@ -213,6 +213,24 @@ fn another_instance_finishes_what_is_half_done_and_nothing_of_it_is_forgotten_be
 }
 
 #[test]
+fn marks_that_cannot_be_read_hold_up_nothing() {
+    run(async {
+        let Some(house) = House::build(&[]) else { return };
+        let add = "for _, mark in ipairs({ '\\255', '', 'session', 'session s_1 x 42 a', 'kick 42 1 42 a' }) do \
+                   redis.call('ZADD', KEYS[1], 1, mark) end return 'added'";
+        assert_eq!(house.server.ask(&["EVAL", add, "1", redis::UNFINISHED]), "added");
+        let sessions = house.instance(KEPT);
+        let following = follow(&sessions).await;
+        let ended = begin(&sessions).await;
+        house.close_records();
+        assert_eq!(sessions.end("42", &ended.sid, "42").await, Err(Failure::Away));
+        house.open_records();
+        wait_for(|| !house.record("42").contains(&ended.sid)).await;
+        following.abort();
+    });
+}
+
+#[test]
 fn what_a_killed_redis_left_half_done_is_finished_when_it_is_back() {
     run(async {
         let Some(mut house) = House::build(&[]) else { return };
