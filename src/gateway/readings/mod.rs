@@ -17,14 +17,17 @@
 //! | Python's WSGI and ASGI, Ruby's Rack | no | all | no | never |
 //! | Go: `net/http`, `path.Clean` | no | all | no | afterwards, and merges slashes |
 //!
-//! Services stand behind each other (nginx before Tomcat), so every step is combined with every other, in each order in
-//! which services take them. Two that undo escapes one after the other make `/` of `%252F`: that is looked at too, three
-//! are not. Letter case is not looked at, nor are spellings that decoders stopped to take: `%u002F`, overlong UTF-8.
+//! Every step is combined with every other, in each order in which services take them. Services stand behind each other
+//! (nginx with `proxy_pass http://tomcat$uri` before Tomcat), so what one makes of a path is read in every way once more:
+//! then `/` comes of `%252F`, and what the first resolves or cuts off is gone before the second begins. Three in a row are
+//! not looked at. Letter case is not looked at, nor are spellings that decoders stopped to take: `%u002F`, overlong UTF-8.
 
 mod reading;
 
 pub(super) use reading::stands_for_itself;
-use reading::{Cut, Reading, Shape, Unescape, Unreadable, has_one_shape};
+use reading::{Chain, Cut, Reading, Shape, Unescape, Unreadable, has_one_shape};
+
+use std::collections::BTreeSet;
 
 use super::{
     plan::{Piece, Rewrite},
@@ -32,8 +35,8 @@ use super::{
 };
 use crate::proto::head::Method;
 
-/// A path that could be read in more ways is refused: honest ones have a dozen.
-const READINGS_MAX: usize = 64;
+/// A path that could be read in more ways is refused: honest ones have a dozen, and of two services two dozen.
+const READINGS_MAX: usize = 256;
 
 /// So many bytes are read in all; a longer path may have fewer readings. 16 of 8 KiB take half a millisecond.
 const READ_BYTES_MAX: usize = 128 * 1024;
@@ -118,39 +121,41 @@ impl Routed<'_> {
     fn check_path(&self) -> Result<(), Doubt> {
         let sent = self.sent(self.path, self.captures);
         let mut count = 0;
-        each(&sent, |reading| {
+        let mut known = BTreeSet::new();
+        each_chain(&sent, |chain, seen| {
             count += 1;
             let is_bounded = count <= READINGS_MAX && (count <= 4 || count * sent.len() <= READ_BYTES_MAX);
-            if is_bounded { self.check_reading(reading, &sent) } else { Err(Doubt::TooMany) }
+            if !is_bounded {
+                return Err(Doubt::TooMany);
+            }
+            let seen = readable(chain, seen)?;
+            // Rewritten by a template, another reading of what was asked may lead to the same.
+            if !matches!(self.rewrite, Rewrite::Template(_)) && !known.insert(seen.clone()) {
+                return Ok(());
+            }
+            self.check_reading(chain, &seen)
         })
     }
 
-    fn check_reading(&self, reading: Reading, sent: &[u8]) -> Result<(), Doubt> {
-        let read = |path: &[u8]| {
-            reading.of(path).map_err(|unreadable| match unreadable {
-                Unreadable::AboveRoot => Doubt::AboveRoot { reading: reading.to_string() },
-                Unreadable::DotParameter => Doubt::DotParameter,
-            })
-        };
-        let seen = read(sent)?;
+    fn check_reading(&self, chain: Chain, seen: &[u8]) -> Result<(), Doubt> {
         // The path that a client would ask for to have the service see just that.
         let asked = match self.rewrite {
-            Rewrite::Keep => seen.clone(),
-            Rewrite::Strip(prefix) => [self.path.get(..*prefix).unwrap_or_default(), &seen].concat(),
-            Rewrite::Template(_) => read(self.path)?,
+            Rewrite::Keep => seen.to_vec(),
+            Rewrite::Strip(prefix) => [self.path.get(..*prefix).unwrap_or_default(), seen].concat(),
+            Rewrite::Template(_) => readable(chain, chain.of(self.path))?,
         };
-        let captures = self.lead_here(reading, &asked)?;
+        let captures = self.lead_here(chain, &asked)?;
         if matches!(self.rewrite, Rewrite::Template(_)) && self.sent(&asked, &captures) != seen {
-            return Err(Doubt::Elsewhere { reading: reading.to_string(), route: None });
+            return Err(Doubt::Elsewhere { reading: chain.to_string(), route: None });
         }
         // Some leave no slash where a dot segment, or one that was a parameter only, was the last.
         match asked.strip_suffix(b"/") {
-            Some(bare) if !bare.is_empty() && !self.path.ends_with(b"/") => self.lead_here(reading, bare).map(|_| ()),
+            Some(bare) if !bare.is_empty() && !self.path.ends_with(b"/") => self.lead_here(chain, bare).map(|_| ()),
             _ => Ok(()),
         }
     }
 
-    fn lead_here(&self, reading: Reading, path: &[u8]) -> Result<Captures, Doubt> {
+    fn lead_here(&self, reading: Chain, path: &[u8]) -> Result<Captures, Doubt> {
         match self.router.find(self.host, path, self.method, self.method_text) {
             Ok(found) if found.route == self.route => Ok(found.captures),
             Ok(found) => Err(Doubt::Elsewhere { reading: reading.to_string(), route: Some(found.route) }),
@@ -179,6 +184,38 @@ impl Routed<'_> {
     }
 }
 
+fn readable(chain: Chain, seen: Result<Vec<u8>, Unreadable>) -> Result<Vec<u8>, Doubt> {
+    seen.map_err(|unreadable| match unreadable {
+        Unreadable::AboveRoot => Doubt::AboveRoot { reading: chain.to_string() },
+        Unreadable::DotParameter => Doubt::DotParameter,
+    })
+}
+
+/// Every reading of a path, and every one of what those make of it that is not the path; each with what is seen so.
+fn each_chain<E>(
+    path: &[u8],
+    mut visit: impl FnMut(Chain, Result<Vec<u8>, Unreadable>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut passed_on: Vec<(Reading, Vec<u8>)> = Vec::new();
+    each(path, |last| {
+        visit(Chain { first: None, last }, last.of(path))?;
+        if let Ok(text) = last.text(path)
+            && text != path
+            && passed_on.iter().all(|(_, known)| *known != text)
+        {
+            passed_on.push((last, text));
+        }
+        Ok(())
+    })?;
+    for (first, text) in passed_on {
+        each(&text, |last| {
+            // What the first has read was looked at.
+            if last == Reading::default() { Ok(()) } else { visit(Chain { first: Some(first), last }, last.of(&text)) }
+        })?;
+    }
+    Ok(())
+}
+
 /// Every reading that makes something else of a path than it is, each once.
 fn each<E>(path: &[u8], mut visit: impl FnMut(Reading) -> Result<(), E>) -> Result<(), E> {
     let has_escape = path.contains(&b'%');
@@ -186,7 +223,7 @@ fn each<E>(path: &[u8], mut visit: impl FnMut(Reading) -> Result<(), E>) -> Resu
     let spelled = |reading: Reading| reading.spelled(path);
     for cut in [Cut::Never, Cut::Before, Cut::After] {
         let mut before = None;
-        for unescape in [Unescape::None, Unescape::NoSlash, Unescape::All, Unescape::Twice] {
+        for unescape in [Unescape::None, Unescape::NoSlash, Unescape::All] {
             let with_cut = Reading { cut, unescape, ..Reading::default() };
             let uncut = spelled(Reading { cut: Cut::Never, ..with_cut });
             let has_parameter = match cut {

@@ -36,8 +36,6 @@ pub(super) enum Unescape {
     /// All but `%2F`.
     NoSlash,
     All,
-    /// And what they stand for is undone once more.
-    Twice,
 }
 
 /// What becomes of empty segments and of dots.
@@ -63,22 +61,55 @@ pub(super) enum Unreadable {
     DotParameter,
 }
 
+/// What one service makes of a path, or a second one of what the first has made of it and passes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Chain {
+    pub(super) first: Option<Reading>,
+    pub(super) last: Reading,
+}
+
+impl Chain {
+    /// The path as the last one reads it.
+    pub(super) fn of(self, path: &[u8]) -> Result<Vec<u8>, Unreadable> {
+        match self.first {
+            None => self.last.of(path),
+            Some(first) => self.last.of(&first.text(path)?),
+        }
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.first {
+            None => self.last.fmt(f),
+            Some(first) => write!(f, "{first}, and again {}", self.last),
+        }
+    }
+}
+
 impl Reading {
     /// The path as it is read.
     pub(super) fn of(self, path: &[u8]) -> Result<Vec<u8>, Unreadable> {
+        Ok(encode(&self.text(path)?))
+    }
+
+    /// The same as a service has it, and may pass it on: escapes that were undone are plain.
+    pub(super) fn text(self, path: &[u8]) -> Result<Vec<u8>, Unreadable> {
         let text = self.spelled(path)?;
-        Ok(encode(&match self.shape {
-            Shape::AsIs => text,
-            Shape::Merged => resolve(&text, true)?,
-            Shape::Resolved => resolve(&text, false)?,
-            Shape::Url => resolve(without_host(&text), true)?,
-        }))
+        match self.shape {
+            Shape::AsIs => Ok(text),
+            Shape::Merged => resolve(&text, true),
+            Shape::Resolved => resolve(&text, false),
+            Shape::Url => resolve(without_host(&text), true),
+        }
     }
 
     /// What it is before dots are resolved.
     pub(super) fn spelled(self, path: &[u8]) -> Result<Vec<u8>, Unreadable> {
         let mut text = if self.cut == Cut::Before { without_parameters(path)? } else { path.to_vec() };
-        text = unescape(&text, self.unescape);
+        if self.unescape != Unescape::None {
+            text = undo(&text, self.unescape == Unescape::All);
+        }
         if self.cut == Cut::After {
             text = without_parameters(&text)?;
         }
@@ -102,7 +133,6 @@ impl fmt::Display for Reading {
                 Unescape::None => "",
                 Unescape::NoSlash => "escapes but %2F undone",
                 Unescape::All => "escapes undone",
-                Unescape::Twice => "escapes undone twice",
             },
             if self.cut == Cut::After { cut } else { "" },
             if self.ends_at_question { "cut at a question mark" } else { "" },
@@ -127,46 +157,27 @@ pub(in crate::gateway) const fn stands_for_itself(byte: u8) -> bool {
         || matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'+' | b',' | b';' | b'=')
 }
 
-fn unescape(text: &[u8], which: Unescape) -> Vec<u8> {
-    let mut once = Vec::with_capacity(text.len());
-    match which {
-        Unescape::None => once.extend_from_slice(text),
-        Unescape::NoSlash | Unescape::All => undo(text, which == Unescape::All, &mut once),
-        Unescape::Twice => {
-            let mut between = Vec::with_capacity(text.len());
-            undo_percents(text, &mut between);
-            undo(&between, true, &mut once);
-        }
-    }
-    once
-}
-
-/// Undoes the escapes of what may stand plain, and of what means something.
-fn undo(text: &[u8], slashes: bool, out: &mut Vec<u8>) {
+/// Undoes the escapes of what may stand plain, of what means something, and of the `%` of an escape: `%252F` is `%2F` for
+/// who comes behind. A `%` that begins none is left as it is written.
+fn undo(text: &[u8], slashes: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     while let [byte, tail @ ..] = rest {
         rest = tail;
         match if *byte == b'%' { escaped(rest) } else { None } {
             Some(b'/') if !slashes => out.push(b'%'),
-            Some(value) if stands_for_itself(value) || matches!(value, b'\\' | b'?' | b'#') => {
+            Some(value)
+                if stands_for_itself(value)
+                    || matches!(value, b'\\' | b'?' | b'#')
+                    || (value == b'%' && escaped(&rest[2..]).is_some()) =>
+            {
                 out.push(value);
                 rest = &rest[2..];
             }
             _ => out.push(*byte),
         }
     }
-}
-
-/// `%252F` is `%2F` for who looks twice.
-fn undo_percents(text: &[u8], out: &mut Vec<u8>) {
-    let mut rest = text;
-    while let [byte, tail @ ..] = rest {
-        out.push(*byte);
-        rest = match tail {
-            [b'2', b'5', behind @ ..] if *byte == b'%' && escaped(behind).is_some() => behind,
-            _ => tail,
-        };
-    }
+    out
 }
 
 /// The byte of the two digits that stand in front.
@@ -270,7 +281,7 @@ mod tests {
         let url = Reading { unescape: Unescape::All, backslash: true, shape: Shape::Url, ..nginx };
         let filter_then_tomcat = Reading { cut: Cut::After, ..nginx };
         let fcgi = Reading { ends_at_question: true, ..nginx };
-        let twice = Reading { unescape: Unescape::Twice, ..nginx };
+
         for (name, reading, path, seen) in [
             ("nginx", nginx, "/enc/..%2Fadmin/x", "/admin/x"),
             ("nginx", nginx, "/enc/a%2F..%2F..%2Fadmin/x", "/admin/x"),
@@ -278,7 +289,7 @@ mod tests {
             ("nginx", nginx, "/enc/%2F..%2F..%2Fadmin/x", "AboveRoot"),
             ("nginx", nginx, "/enc/..%5Cadmin/x", "/enc/..%5Cadmin/x"),
             ("nginx", nginx, "/%2Fadmin%2Fx", "/admin/x"),
-            ("nginx", nginx, "/enc/..%252Fadmin", "/enc/..%252Fadmin"),
+            ("nginx", nginx, "/enc/..%252Fadmin", "/enc/..%2Fadmin"),
             ("nginx", nginx, "/%40me%20a%C3%A4/%5Bx%5D*", "/@me%20a%C3%A4/%5Bx%5D%2A"),
             ("nginx", nginx, "/[x]/a%3Fb", "/%5Bx%5D/a%3Fb"),
             ("nginx, slashes kept", nginx_unmerged, "/enc/%2F..%2F..%2Fadmin/x", "/admin/x"),
@@ -297,11 +308,28 @@ mod tests {
             ("Tomcat behind nginx", filter_then_tomcat, "/admin%3Bx/y", "/admin/y"),
             ("Tomcat behind nginx", filter_then_tomcat, "/a/..%3B/y", "DotParameter"),
             ("Apache's proxy:fcgi before 2.4.60", fcgi, "/admin.php%3Fx/y", "/admin.php"),
-            ("whoever decodes twice", twice, "/enc/..%252Fadmin", "/admin"),
-            ("whoever decodes twice", twice, "/enc/%252E%252e%252fadmin%2525", "/admin%25"),
-            ("whoever decodes twice", twice, "/100%25", "/100%25"),
         ] {
             assert_eq!(read(reading, path), seen, "{name} of {path}");
+        }
+    }
+
+    #[test]
+    fn services_behind_services_are_chains() {
+        let nginx = Reading { unescape: Unescape::All, shape: Shape::Merged, ..Reading::default() };
+        let tomcat = Reading { cut: Cut::Before, ..nginx };
+        for (name, first, last, path, seen) in [
+            ("nginx, nginx", nginx, nginx, "/enc/..%252Fadmin", "/admin"),
+            ("nginx, nginx", nginx, nginx, "/enc/%252E%252e%252fadmin%2525", "/admin%25"),
+            ("nginx, nginx", nginx, nginx, "/100%25", "/100%25"),
+            // The first takes away `x%2Fy`, of which the second would have made two.
+            ("nginx, nginx", nginx, nginx, "/enc/x%252Fy%2F..%2F%252E%252E%2Fadmin", "/admin"),
+            // The first makes a parameter, and the second cuts it off with what it would have made a segment.
+            ("nginx, Tomcat", nginx, tomcat, "/a/b%3B%252Fc/%252E%252E/%252E%252E/admin", "/admin"),
+            ("nginx, Tomcat", nginx, tomcat, "/p/q/%2F;x%2F..%2F..%2Fadmin;y/z", "/p/admin/z"),
+            ("Tomcat, Tomcat", tomcat, tomcat, "/a;%2F../admin%3Bx/y", "/a/admin/y"),
+        ] {
+            let chain = Chain { first: Some(first), last };
+            assert_eq!(chain.of(path.as_bytes()).as_deref(), Ok(seen.as_bytes()), "{name} of {path}");
         }
     }
 
@@ -309,14 +337,17 @@ mod tests {
     fn readings_tell_their_steps() {
         let all = Reading {
             cut: Cut::After,
-            unescape: Unescape::Twice,
+            unescape: Unescape::All,
             ends_at_question: true,
             backslash: true,
             shape: Shape::Merged,
         };
-        let told = "escapes undone twice, without what follows semicolons, cut at a question mark, backslashes as slashes, \
+        let told = "escapes undone, without what follows semicolons, cut at a question mark, backslashes as slashes, \
                     slashes merged and dots resolved";
         assert_eq!(all.to_string(), told);
         assert_eq!(Reading::default().to_string(), "as it is");
+        let undone = Reading { unescape: Unescape::All, ..Reading::default() };
+        let chain = Chain { first: Some(undone), last: undone };
+        assert_eq!(chain.to_string(), "escapes undone, and again escapes undone");
     }
 }

@@ -119,6 +119,29 @@ fn nginx_gets_no_host_of_a_guarded_wildcard_from_a_route_of_any_host() {
     assert_eq!(ask(&mut clients[0], "in.test", "/x").text(), "other");
 }
 
+#[test]
+fn a_server_behind_another_gets_no_guarded_path_from_a_public_route() {
+    let Some(server) = WebServer::nginx() else { return };
+    let gateway = before(&server);
+    let mut clients: Vec<Client> = (0..16).map(|_| gateway.connect()).collect();
+    for path in [
+        "/enc/..%252Fadmin/x",
+        // The first takes away one segment, which would have been two to the second.
+        "/enc/x%252Fy%2F..%2F%252E%252E%2Fadmin/x",
+        "/enc/x%252Fy%2F..%2F%252E%252E/admin/x",
+        "/enc/a/x%252Fy%2F..%2F%252E%252E/%252E%252E/admin/x",
+    ] {
+        let itself = ask(&mut Client::connect(server.address()), "front.test", path);
+        assert_eq!(itself.text(), "admin", "{path}: {itself:?}");
+        for client in &mut clients {
+            assert_eq!(ask(client, "front.test", path).status, 400, "{path}");
+        }
+    }
+    for path in ["/enc/a%252Fb", "/enc/a%252Fb%2F..%2Fc", "/a;b=c%3B%40/d"] {
+        assert_eq!(ask(&mut clients[0], "front.test", path).text(), "other", "{path}");
+    }
+}
+
 /// A gateway with these routes to one backend, all public unless they say otherwise.
 #[track_caller]
 fn routed(backend: &Backend, routes: &[&str]) -> Gateway {

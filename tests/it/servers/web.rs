@@ -16,7 +16,8 @@ use crate::harness::until;
 
 const WAIT_MAX: Duration = Duration::from_secs(20);
 
-/// Hosts below `in.test` have a server of their own, all of which is `admin`.
+/// Hosts below `in.test` have a server of their own, all of which is `admin`; `front.test` passes on what it makes of a path
+/// to the first, as it is.
 const NGINX: &str = "daemon off; master_process off; pid pid; error_log stderr;
 events { worker_connections 128; }
 http {
@@ -32,6 +33,11 @@ http {
         listen 127.0.0.1:PORT;
         server_name *.in.test;
         location / { return 200 admin; }
+    }
+    server {
+        listen 127.0.0.1:PORT;
+        server_name front.test;
+        location / { proxy_pass http://127.0.0.1:PORT$uri; }
     }
 }
 ";
