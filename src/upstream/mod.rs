@@ -260,9 +260,9 @@ impl Upstream {
 
     /// Closes connections that have been idle for too long, or that their backends have closed or sent something on.
     pub fn sweep(&self, now: Instant) {
-        let backends = self.state.with(|state| state.backends.clone());
+        let (backends, idle_max) = self.state.with(|state| (state.backends.clone(), state.settings.idle_max));
         for backend in backends {
-            backend.state.with(|backend| backend.pool.sweep(now));
+            backend.state.with(|backend| backend.pool.sweep(now, idle_max));
         }
     }
 

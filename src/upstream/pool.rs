@@ -139,7 +139,8 @@ impl Pool {
                 }
                 return;
             }
-            Some(Doubt::Body) if turn < self.sends_bodies_until => return,
+            // What was caught with the next request under way may have been such a body, later than is waited for.
+            Some(Doubt::Body) if turn < self.sends_bodies_until || !is_trusted => return,
             Some(Doubt::Body) => BODY_HOLD,
             None | Some(Doubt::End) => HOLD,
         };
@@ -156,14 +157,12 @@ impl Pool {
         }
     }
 
-    /// Lets in what has been silent for long enough, as far as there is room; the rest waits.
+    /// Lets in what has been silent for long enough. As without a doubt, it closes where there is no room.
     fn let_in(&mut self, turn: Instant, idle_max: usize) {
-        while self.idle.len() < idle_max
-            && let Some(Held { idle, doubt, .. }) = self.held.pop_front_if(|held| held.ends_at < turn)
-        {
+        while let Some(Held { idle, doubt, .. }) = self.held.pop_front_if(|held| held.ends_at < turn) {
             match idle.connection.heard() {
-                Heard::Nothing => self.idle.push(idle),
-                Heard::End => {}
+                Heard::Nothing if self.idle.len() < idle_max => self.idle.push(idle),
+                Heard::Nothing | Heard::End => {}
                 Heard::Bytes => self.catch(turn, doubt),
             }
         }
@@ -187,8 +186,10 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle for too long, what its backend has closed, and what it has sent something on.
-    pub(super) fn sweep(&mut self, now: Instant) {
+    /// Lets in what may be; closes what has been idle for too long, what its backend has closed, and what it has sent something
+    /// on.
+    pub(super) fn sweep(&mut self, now: Instant, idle_max: usize) {
+        self.let_in(now, idle_max);
         let mut heard = Vec::new();
         self.idle.retain(|idle| match idle.connection.heard() {
             Heard::Nothing => now < idle.until,

@@ -132,6 +132,54 @@ fn behind_a_head_a_connection_is_used_again_when_it_stays_silent() {
 }
 
 #[test]
+fn no_more_are_kept_than_may_be_when_their_doubts_are_over() {
+    let head = "HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n";
+    let gate = Arc::new(OnceLock::new());
+    let waits = Arc::clone(&gate);
+    let mut backend = Backend::start(move |conversation| {
+        loop {
+            conversation.tell_head()?;
+            waits.wait();
+            conversation.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")?;
+        }
+    });
+    let upstream = "idle_max = 2\nidle_timeout = \"1h\"";
+    let gateway = Setup { upstream, rest: ONE_SHARD, ..Setup::default() }.start(&[backend.address()]);
+    let mut clients: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send(head);
+    }
+    until(PATIENCE, "each has a connection", || (backend.opened() == 8).then_some(()));
+    gate.get_or_init(|| ());
+    for client in &mut clients {
+        assert_eq!(client.read_head_response().status, 200);
+    }
+    // No request comes that would take one.
+    gateway.metrics_until("two are left", |metrics| {
+        (counted(metrics, "connections_held"), counted(metrics, "connections_idle")) == (0, 2)
+    });
+}
+
+#[test]
+fn behind_a_head_nothing_is_hoped_for_once_an_instance_is_distrusted() {
+    let mut backend = Backend::answering(|request| {
+        let is_head = request.head.first_line.starts_with("HEAD");
+        let more = if is_head { "" } else { "okmore" };
+        format!("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{more}")
+    });
+    let setup = Setup { upstream: "idle_timeout = \"1h\"", rest: ONE_SHARD, ..Setup::default() };
+    let gateway = setup.start(&[backend.address()]);
+    assert_eq!(gateway.get("/more").text(), "ok");
+    gateway.metrics_until("it is distrusted", |metrics| counted(metrics, "instances_distrusted") == 1);
+    let mut client = gateway.connect();
+    client.send("HEAD /x HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.read_head_response().status, 200);
+    // Its body may come later than is waited for.
+    backend.wait_ended(1);
+    assert_eq!(counted(&gateway.metrics(), "connections_held"), 0);
+}
+
+#[test]
 fn a_connection_that_has_nothing_to_add_is_used_at_once() {
     for (method, answer) in [
         ("HEAD", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"),
