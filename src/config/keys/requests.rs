@@ -115,7 +115,7 @@ pub(super) const ROUTES: &[Key] = keys! {
     hosts: Kind::List("host, as `shop.example.com` or `*.example.com`"), Value("[]"), "[\"shop.example.com\"]", Process, Live,
         "Hosts it answers for, without ports. `*.` stands for one label or more. Empty: any. A host with an empty label (`.example.com`, `a..b`) is nobody's and refused (`400 bad_request`); with one dot behind it, it is the same host.";
     path: Kind::Text("path"), Required, "\"/shop/*\"", Process, Live,
-        "Paths it answers for: `/health` is that path alone, `/api/*` is `/api` and all below it, `/users/{id}/orders` takes one segment as `id`, and `/users/{id}/*` all below. Paths are normalised before they are compared, and what may stand plain in a path (`@`, `:` and the like) is written plain here. A request is refused (`400 bad_request`) that services could read as one of another route: a path with its escapes undone (`%40`, `%3B`), without what follows its semicolons, a method in capitals. `/users/` and `/Users` are other paths than `/users`, and a wider route may take them: guard `/users/*`. Where a less guarded route to the same upstream takes `/users/`, a warning says so.";
+        "Paths it answers for: `/health` is that path alone, `/api/*` is `/api` and all below it, `/users/{id}/orders` takes one segment as `id`, and `/users/{id}/*` all below. Paths are normalised before they are compared, and what may stand plain in a path (`@`, `:` and the like) is written plain here. A request is refused (`400 bad_request`) that services could read as one of another route, or of none outside the route's own beginning (what stands before its first parameter): a path with its escapes undone (`%40`, `%3B`), without what follows its semicolons, a method in capitals. `/users/` and `/Users` are other paths than `/users`, and a wider route may take them: guard `/users/*`. Where a less guarded route to the same upstream takes `/users/`, a warning says so.";
     methods: Kind::List("method, as `GET`"), Value("[]"), "[\"GET\", \"HEAD\"]", Process, Live,
         "Methods it answers for. Empty: any.";
     upstream: Kind::Text("name of an upstream"), Required, "\"shop\"", Process, Live,
@@ -137,7 +137,7 @@ pub(super) const ROUTES: &[Key] = keys! {
     forward_authorization: Kind::Boolean, Value("true"), "false", Process, Live,
         "Whether the upstream sees the client's `Authorization`.";
     allow_encoded_slash: Kind::Boolean, Value("false"), "true", Process, Live,
-        "Whether `%2F` and `%5C` may stand in a path; otherwise it is refused (`400 bad_request`). Where they may, a path is refused that services could read as one of another route, or as one above what `strip_prefix` leaves. A warning names the guarded routes of the same upstream that ask for more.";
+        "Whether `%2F` and `%5C` may stand in a path; otherwise it is refused (`400 bad_request`). Where they may, a path is refused that services could read as one of another route, as one above what `strip_prefix` leaves, or as one that no route takes and that begins otherwise than the route's do. A warning names the guarded routes of the same upstream that ask for more.";
     body_bytes_max: Kind::Size(0, TIB), Unset("`http.body_bytes_max`"), "\"10MiB\"", Each, Live,
         "Bytes of a request's body (`413 body_too_large`).";
     body_methods: METHODS, Unset("the upstream's"), "[\"*\"]", Each, Live,

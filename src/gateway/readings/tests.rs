@@ -109,6 +109,36 @@ fn what_is_stripped_is_no_ground_to_climb_on() {
 }
 
 #[test]
+fn what_no_route_takes_is_let_pass_below_the_routes_own_beginning_only() {
+    check_paths(
+        &router(&["/projects/{id}", "/rooms/{room}/members", "/tags/{tag}", "/tags/{tag}/edit"]),
+        &Rewrite::Keep,
+        &[
+            "/projects/a%2Fb",
+            "/projects/a%2F..%2Fb",
+            "/projects/..%2Fb",
+            "/projects/..%2Frooms%2Fx%2Fmembers",
+            "/rooms/%23matrix%3Ahost/members",
+            "/rooms/x%23y/members",
+            "/tags/%23rust",
+            "/tags/;v=1",
+            "/tags/a%2Fedit",
+        ],
+        &expect![[r#"
+            /projects/a%2Fb – 0
+            /projects/a%2F..%2Fb – 0
+            /projects/..%2Fb – 0, but read escapes undone, slashes merged and dots resolved, the path leads to no route of this one
+            /projects/..%2Frooms%2Fx%2Fmembers – 0, but read escapes undone, slashes merged and dots resolved, the path leads to 1
+            /rooms/%23matrix%3Ahost/members – 1
+            /rooms/x%23y/members – 1
+            /tags/%23rust – 2
+            /tags/;v=1 – 2
+            /tags/a%2Fedit – 2, but read escapes undone, the path leads to 3
+        "#]],
+    );
+}
+
+#[test]
 fn a_path_that_can_be_read_in_endless_ways_is_refused() {
     let path = "/;%3B%253B/%2F%252F%5C%255C%3F%253F%40";
     let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, path).expect("it has a route");
