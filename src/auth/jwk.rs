@@ -1,5 +1,5 @@
 //! Public keys as key sets have them (RFC 7517): reading the sets of other issuers, judging each key, and writing our own.
-//! Fetching sets is for `jwks`.
+//! Fetching sets is for `fetch`.
 
 use super::Flaw;
 use super::json::Json;

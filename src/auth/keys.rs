@@ -1,5 +1,5 @@
 //! The keys that tokens are checked with, by issuer: [`KeySet`] is what every shard holds. Reading our own keys from files
-//! is for `own`, fetching those of others for `jwks`.
+//! is for `own`, fetching those of others for `fetch`.
 
 use super::jwk::JwkSet;
 use super::own::OwnKeys;

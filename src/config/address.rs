@@ -1,5 +1,5 @@
 //! Who and where: networks, instances and host patterns. Each is read from text that says what is wrong with itself and is
-//! written back as it was. Resolving names is for discovery.
+//! written back as it was. Looking names up is for `server`.
 
 use serde::{Serialize, Serializer};
 use std::fmt;

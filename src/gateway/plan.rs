@@ -167,7 +167,7 @@ const OWN_PAGES: [(&str, OwnPage); 5] = [
     ("/.well-known/jwks.json", OwnPage::Jwks),
 ];
 
-/// The endpoints of accounts, with whom they let in (SPEC, section 1).
+/// The endpoints of accounts, with whom they let in (docs/accounts.md, "Endpoints").
 const ACCOUNTS: [(&str, &str, Endpoint); 7] = [
     ("POST", "/auth/login", Endpoint::Login),
     ("POST", "/auth/refresh", Endpoint::Refresh),

@@ -1,4 +1,4 @@
-//! Forwarding: a request on its way to its upstream, in the order of the contract. The fields are `fields`' work.
+//! Forwarding: a request on its way to its upstream, step by step. The fields are `fields`' work.
 
 use super::{
     fields::{self, Said},

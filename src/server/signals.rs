@@ -23,7 +23,7 @@ pub(super) enum Signalled {
     End,
 }
 
-/// The signals of SPEC, Annex C.
+/// The signals that docs/operations.md tells of.
 pub(super) struct Signals(mpsc::UnboundedReceiver<Signalled>);
 
 impl Signals {

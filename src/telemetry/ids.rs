@@ -4,9 +4,9 @@
 
 use fastrand::Rng;
 
-/// Shortest request id that is accepted from outside (SPEC §1).
+/// Shortest request id that is accepted from outside (docs/access-log.md).
 pub const REQUEST_ID_MIN: usize = 8;
-/// Longest request id that is accepted from outside (SPEC §1).
+/// Longest request id that is accepted from outside (docs/access-log.md).
 pub const REQUEST_ID_MAX: usize = 64;
 /// Length of a request id of our own: 128 random bits.
 const GENERATED: u8 = 26;

@@ -1,4 +1,4 @@
-//! What happens to fields on their way, in the order of the contract: those of a connection go, identities from outside
+//! What happens to fields on their way, in order: those of a connection go, identities from outside
 //! go, the gateway's own come, and at last the route's rules act.
 
 use super::{Setup, before};
