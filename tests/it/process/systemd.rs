@@ -3,6 +3,7 @@
 
 use std::{
     fs,
+    io::Write as _,
     os::unix::fs::{PermissionsExt as _, chown},
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -12,6 +13,7 @@ use tempfile::TempDir;
 
 use super::namespace::unshare;
 use crate::{
+    client::Response,
     harness::{Gateway, shardgate},
     service::Service,
 };
@@ -153,6 +155,16 @@ impl Machine {
     }
 }
 
+fn log_in(gateway: &Gateway, password: &str) -> Response {
+    let body = format!(r#"{{"email":"ada@example.com","password":"{password}"}}"#);
+    let mut client = gateway.connect();
+    client.send(format!(
+        "POST /auth/login HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    ));
+    client.read_response()
+}
+
 #[test]
 fn the_unit_starts_with_the_six_lines_of_the_readme() {
     let services = [Service::start(), Service::start()];
@@ -168,13 +180,7 @@ fn the_unit_starts_with_the_six_lines_of_the_readme() {
         assert_eq!(keys.status, 200);
         tokens.push(keys.json()["keys"][0]["kid"].clone());
         assert_eq!(gateway.get("/auth/me").status, 401);
-        let mut client = gateway.connect();
-        let login = r#"{"email":"ada@example.com","password":"nothing at all"}"#;
-        client.send(format!(
-            "POST /auth/login HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{login}",
-            login.len()
-        ));
-        assert_eq!(client.read_response().status, 401, "its store works");
+        assert_eq!(log_in(&gateway, "nothing at all").status, 401, "its store works");
     }
     assert_eq!(tokens[0], tokens[1]);
     for file in ["token-key.pem", "refresh-key", "shardgate.db"] {
@@ -182,6 +188,45 @@ fn the_unit_starts_with_the_six_lines_of_the_readme() {
         assert_eq!(mode & 0o077, 0, "{file}");
     }
     assert!(machine.path("/var/log/shardgate/access.log").exists());
+}
+
+/// The command that adds a user where the unit is installed, as docs/accounts.md has it: what systemd is asked for, and what
+/// it is to run.
+fn documented_add() -> (Vec<&'static str>, String) {
+    let documented = include_str!("../../../docs/accounts.md");
+    let from = documented.find("systemd-run --pty").expect("it has one");
+    let command = documented[from..].split("```").next().expect("it is a block");
+    let (asked, run) = command.split_once("/usr/").expect("the program has its path");
+    let properties = asked.split_whitespace().filter_map(|word| word.strip_prefix("--property=")).collect();
+    (properties, format!("/usr/{}", run.trim()))
+}
+
+#[test]
+fn users_are_added_as_the_user_of_the_unit() {
+    let (properties, line) = documented_add();
+    let of_the_unit =
+        ["DynamicUser", "StateDirectory", "StateDirectoryMode"].map(|key| format!("{key}={}", unit(key)[0]));
+    // Where the unit names no user, systemd takes its own name.
+    let expected = [of_the_unit[0].as_str(), "User=shardgate", &of_the_unit[1], &of_the_unit[2]];
+    assert_eq!((properties, unit("User")), (expected.to_vec(), Vec::new()));
+    let paths =
+        |line: &str| line.split(' ').filter(|word| word.starts_with('/')).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(paths(&line), paths(unit("ExecStart")[0]), "the program, and its configuration");
+
+    let services = [Service::start(), Service::start()];
+    let Some(machine) = Machine::new(&readme_configuration([&services[0], &services[1]])) else { return };
+    let words = machine.command(&line);
+    let mut command = Command::new(&words[0]);
+    command.args(&words[1..]).current_dir(machine.root.path()).stdin(Stdio::piped()).stderr(Stdio::piped());
+    machine.prepare(&mut command);
+    let mut adding = command.stdout(Stdio::piped()).spawn().expect("it runs");
+    adding.stdin.take().expect("piped").write_all(b"correct horse battery\n").expect("it reads");
+    let output = adding.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{output:?}");
+
+    let gateway = machine.start();
+    let answer = log_in(&gateway, "correct horse battery");
+    assert_eq!((answer.status, &answer.json()["user"]["role"]), (200, &"admin".into()));
 }
 
 #[test]
