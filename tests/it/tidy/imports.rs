@@ -14,7 +14,7 @@ fn modules_use_only_modules_below_them() {
 }
 
 /// The modules in the order in which `lib.rs` declares them: the one that uses all others first.
-fn module_order(lib: &str) -> Vec<String> {
+pub(super) fn module_order(lib: &str) -> Vec<String> {
     let name = |line: &str| Some(line.strip_prefix("pub mod ")?.strip_suffix(';')?.to_owned());
     code_only(lib).lines().filter_map(|line| name(line.trim_end())).collect()
 }

@@ -20,6 +20,23 @@ pub(super) fn is_word(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
+/// What the strings of a text say, between their marks.
+pub(super) fn literals(text: &str) -> impl Iterator<Item = &str> {
+    let (mut rest, mut in_word) = (text, false);
+    std::iter::from_fn(move || {
+        while let Some(character) = rest.chars().next() {
+            let length = skipped(rest, in_word);
+            let (token, left) = rest.split_at(length.unwrap_or(character.len_utf8()));
+            (rest, in_word) = (left, length.is_none() && is_word(character));
+            let is_string = length.is_some() && token.ends_with(['"', '#']) && !token.starts_with('/');
+            if is_string {
+                return Some(token.trim_start_matches(is_word).trim_matches('#').trim_matches('"'));
+            }
+        }
+        None
+    })
+}
+
 /// The length of the comment or literal that `rest` starts with.
 fn skipped(rest: &str, in_word: bool) -> Option<usize> {
     if rest.starts_with("//") {
@@ -95,5 +112,6 @@ fn the_lexer_tells_code_from_the_rest() {
     check("r#\"a \" b\"# c br\"d\\\" e r#type", "c e r#type");
     check("fn f<'a>(x: &'a str) -> &'static str { '\u{20ac}' }", "fn f<'a>(x: &'a str) -> &'static str { }");
     check("parser\"x\" y", "parser y");
+    assert_eq!(literals("f(\"a\", b\"c\", 'd') // \"e\"\n + r#\"f\"#").collect::<Vec<_>>(), ["a", "c", "f"]);
     assert_eq!(code_only("a\n\"b\nc\"\nd").lines().count(), 4);
 }

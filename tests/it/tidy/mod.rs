@@ -5,6 +5,7 @@
 mod citations;
 mod imports;
 mod lexer;
+mod names;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -190,4 +191,21 @@ fn first_word(text: &str) -> &str {
 
 fn line_of(text: &str, at: usize) -> usize {
     text[..at].matches('\n').count() + 1
+}
+
+/// What stands in code font in a text, on one line each, with its place. Blocks of code are passed over.
+fn code_spans(text: &str) -> impl Iterator<Item = (usize, String)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        loop {
+            let start = at + text[at..].find('`')?;
+            let marks = text[start..].len() - text[start..].trim_start_matches('`').len();
+            let inside = start + marks;
+            let end = inside + text[inside..].find(&text[start..inside])?;
+            at = end + marks;
+            if marks < 3 {
+                return Some((start, text[inside..end].split_whitespace().collect::<Vec<_>>().join(" ")));
+            }
+        }
+    })
 }
