@@ -1,6 +1,6 @@
 //! A shard's books: what it counts and logs of the requests that end on it, and the ids it gives them.
 
-use crate::telemetry::{access_log::AccessLog, metrics::Counters};
+use crate::telemetry::{access_log::AccessLog, date::DateCache, metrics::Counters};
 
 /// One per shard.
 #[derive(Debug)]
@@ -11,6 +11,8 @@ pub struct Ledger {
     pub counters: Counters,
     /// Its lines on the way to the log.
     pub access_log: AccessLog,
+    /// The time of answers.
+    pub dates: DateCache,
     /// Where its ids come from.
     pub rng: fastrand::Rng,
 }

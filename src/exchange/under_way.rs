@@ -159,8 +159,14 @@ impl Exchange {
     /// Its answer is ready to be written: the fields that every answer carries.
     pub fn answered(&mut self, head: &mut ResponseHead) {
         self.status = head.status;
-        self.answered_at = self.trail.answered_at.or_else(|| Some(clock::now()));
+        let answered_at = self.trail.answered_at.unwrap_or_else(clock::now);
+        self.answered_at = Some(answered_at);
         head.push(Known::XRequestId, b"X-Request-Id", self.request_id.as_bytes());
+        // RFC 9110 §6.6.1: who forwards an answer without a date says when it came.
+        if !head.fields.iter().any(|field| field.known == Known::Date) {
+            let second = clock::to_unix(answered_at).as_secs();
+            self.ledger.with(|ledger| head.push(Known::Date, b"Date", ledger.dates.at(second)));
+        }
     }
 
     /// It ended without an answer: the client left.

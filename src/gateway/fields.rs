@@ -13,8 +13,14 @@ use crate::{
     telemetry::ids::{TRACEPARENT_LENGTH, TraceContext},
 };
 
-/// How the gateway names itself in `Via` (RFC 9110 §7.6.3).
-const VIA: &[u8] = b"1.1 shardgate";
+/// How the gateway names itself in `Via`, behind the version that the message came in (RFC 9110 §7.6.3).
+const fn via(version: Version) -> &'static [u8] {
+    match version {
+        Version::Http10 => b"1.0 shardgate",
+        Version::Http11 => b"1.1 shardgate",
+        Version::Http2 => b"2 shardgate",
+    }
+}
 
 /// What the gateway says of a request to the backend.
 #[derive(Debug)]
@@ -118,14 +124,14 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     if let Some(caller) = said.caller {
         push_caller(head, caller);
     }
-    append_to(head, Known::XForwardedFor, b"X-Forwarded-For", said.peer);
+    head.push_member(Known::XForwardedFor, b"X-Forwarded-For", said.peer);
     if head.value(Known::XForwardedProto).is_none() {
         head.push(Known::XForwardedProto, b"X-Forwarded-Proto", b"http");
     }
     if head.value(Known::XForwardedHost).is_none() && !head.authority.is_empty() {
         head.push_copy(Known::XForwardedHost, b"X-Forwarded-Host", head.authority);
     }
-    append_to(head, Known::Via, b"Via", if head.version == Version::Http10 { b"1.0 shardgate" } else { VIA });
+    head.push_member(Known::Via, b"Via", via(head.version));
     for name in &rules.remove {
         head.remove_named(name);
     }
@@ -145,17 +151,19 @@ fn push_caller(head: &mut RequestHead, caller: &Claims) {
     }
 }
 
-/// Appends a member to a list field, or begins the list.
-fn append_to(head: &mut RequestHead, known: Known, name: &[u8], member: &[u8]) {
-    let Some(place) = head.fields.iter().rposition(|field| field.known == known) else {
-        head.push(known, name, member);
-        return;
-    };
-    let old = head.fields[place].value;
-    let start = u32::try_from(head.bytes.len()).unwrap_or(u32::MAX);
-    head.bytes.extend_from_within(old.start as usize..old.end as usize);
-    let end = head.append(&[b", ", member]).end;
-    head.fields[place].value = Span { start, end };
+/// Counts a hop off `Max-Forwards` (RFC 9110 §7.6.2); `false` where the request may go no further. A value that is no
+/// number bounds nothing.
+pub fn count_hop(head: &mut RequestHead) -> bool {
+    let is_bound = |field: &Field| field.name.of(&head.bytes).eq_ignore_ascii_case(b"max-forwards");
+    let Some(place) = head.fields.iter().position(is_bound) else { return true };
+    let value = head.text(head.fields[place].value);
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return true;
+    }
+    let hops = value.iter().fold(0_u32, |hops, digit| hops.saturating_mul(10).saturating_add(u32::from(digit & 0x0f)));
+    let Some(left) = hops.checked_sub(1) else { return false };
+    head.fields[place].value = head.append(&[itoa::Buffer::new().format(left).as_bytes()]);
+    true
 }
 
 /// The answer's fields as a client of this version gets them. The request id is the exchange's to set.
@@ -176,17 +184,7 @@ pub fn of_answer(head: &mut ResponseHead, to: Version, rules: &Rules) {
         let are_passed = may_come && !rules.removes_any();
         announce_trailers(&mut head.bytes, &mut head.fields, are_passed);
     }
-    let via = head.fields.iter().position(|field| field.known == Known::Via);
-    match via {
-        None => head.push(Known::Via, b"Via", VIA),
-        Some(place) => {
-            let old = head.fields[place].value;
-            let start = u32::try_from(head.bytes.len()).unwrap_or(u32::MAX);
-            head.bytes.extend_from_within(old.start as usize..old.end as usize);
-            let end = head.append(&[b", ", VIA]).end;
-            head.fields[place].value = Span { start, end };
-        }
-    }
+    head.push_member(Known::Via, b"Via", via(head.version));
     for name in &rules.remove {
         head.remove_named(name);
     }

@@ -17,6 +17,7 @@ mod token_query;
 mod unasked;
 
 use std::{
+    borrow::Cow,
     cell::Cell,
     fmt,
     future::poll_fn,
@@ -118,12 +119,19 @@ pub struct Pages {
 }
 
 /// A status and a JSON document.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Page {
     /// The status.
     pub status: u16,
     /// The document.
     pub body: Vec<u8>,
+}
+
+impl Default for Page {
+    /// What is shown until the control thread has said anything.
+    fn default() -> Self {
+        Self { status: 503, body: br#"{"status":"unhealthy"}"#.to_vec() }
+    }
 }
 
 impl Gateway {
@@ -384,6 +392,9 @@ impl Live {
         self.limits.pass(&self.plan.limits, &limits.later, by_the_rest, &mut besides.limits).await?;
         match target {
             Target::Proxy(route) => {
+                if exchange.head.method == Method::Options && !fields::count_hop(&mut exchange.head) {
+                    return Ok(answer_options(&self.methods(&exchange.head)));
+                }
                 let upstream = &self.upstreams[route.upstream];
                 let (head, body) = proxy::forward(exchange, route, upstream, &found.captures, body).await?;
                 Ok((head, Body::Upstream(body)))
@@ -420,6 +431,16 @@ impl Live {
             return Ok(found);
         }
         router.find(host, path, head.method, head.text(head.method_text)).map_err(no_route)
+    }
+
+    /// The methods that the routes of a path take.
+    fn methods(&self, head: &RequestHead) -> Cow<'static, str> {
+        let (host, path) = (head.text(head.authority), head.text(head.path));
+        // Nobody names a method that has no name.
+        match self.plan.router.find(host, path, Method::Other, b"") {
+            Err(NoRoute::Method(allow)) => allow.into(),
+            _ => USUAL_METHODS.into(),
+        }
     }
 
     /// Refuses a request that a service could read as one of another route: what that one guards, or the other way round.
@@ -538,17 +559,22 @@ fn own_answer(status: u16, content_type: &str, body: &[u8]) -> (ResponseHead, Bo
 fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject> {
     match (head.method, head.form) {
         // RFC 9110 §9.3.7: it asks for nothing but an answer.
-        (Method::Options, TargetForm::Asterisk) => {
-            let mut answer = ResponseHead::new(204, buffers::take(), buffers::take_fields());
-            answer.push(Known::Other, b"Allow", b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
-            Ok(Some((answer, Body::Own(Vec::new().into()))))
-        }
+        (Method::Options, TargetForm::Asterisk) => Ok(Some(answer_options(USUAL_METHODS))),
         // RFC 9110 §9.3.6 and §9.3.8: a tunnel to anywhere, and an echo of what clients keep secret.
         (Method::Connect | Method::Trace, _) => {
             Err(Reject::because(Code::NotImplemented, "the gateway does not serve CONNECT and TRACE"))
         }
         _ => Ok(None),
     }
+}
+
+/// What `Allow` says where any method is taken.
+const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+fn answer_options(allow: &str) -> (ResponseHead, Body) {
+    let mut answer = ResponseHead::new(204, buffers::take(), buffers::take_fields());
+    answer.push(Known::Other, b"Allow", allow.as_bytes());
+    (answer, Body::Own(Vec::new().into()))
 }
 
 fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besides) -> (ResponseHead, Body) {
@@ -568,7 +594,7 @@ fn normalise_path(head: &mut RequestHead) -> Result<Seen, Reject> {
         .map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
     let seen = Seen { has_encoded_slash: normal.has_encoded_slash, is_plain: normal.is_plain };
     let changed = match normal.path {
-        std::borrow::Cow::Borrowed(path) if !head.path.is_empty() => {
+        Cow::Borrowed(path) if !head.path.is_empty() => {
             debug_assert_eq!(path.len(), (head.path.end - head.path.start) as usize);
             None
         }

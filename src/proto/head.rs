@@ -281,6 +281,27 @@ macro_rules! fields {
                 self.fields.push(Field { name, value: Span { start, end }, known });
             }
 
+            /// Appends a member to the last list of this kind, or begins one. Empty members at the list's end stand for
+            /// nothing (RFC 9110 §5.6.1), and go.
+            pub fn push_member(&mut self, known: Known, name: &[u8], member: &[u8]) {
+                let Some(place) = self.fields.iter().rposition(|field| field.known == known) else {
+                    self.push(known, name, member);
+                    return;
+                };
+                let Some(list) = self.fields.get(place).map(|field| field.value.range(&self.bytes)) else { return };
+                let is_of_member = |byte: &u8| !matches!(byte, b',' | b' ' | b'\t');
+                let listed = self.bytes.get(list.clone()).and_then(|list| list.iter().rposition(is_of_member));
+                let start = offset(self.bytes.len());
+                if let Some(last) = listed {
+                    self.bytes.extend_from_within(list.start..list.start.saturating_add(last).saturating_add(1));
+                    self.append(&[b", "]);
+                }
+                let end = self.append(&[member]).end;
+                if let Some(field) = self.fields.get_mut(place) {
+                    field.value = Span { start, end };
+                }
+            }
+
             /// Drops every field of these kinds.
             #[inline]
             pub fn remove(&mut self, unwanted: impl Fn(Known) -> bool) {

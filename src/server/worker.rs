@@ -37,6 +37,7 @@ use crate::{
     shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
     telemetry::{
         access_log::AccessLog,
+        date::{DATE_LENGTH, DateCache},
         ids::RequestId,
         metrics::{Counters, Refusal},
     },
@@ -101,6 +102,7 @@ pub(super) async fn run(equipment: Equipment) {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
         access_log,
+        dates: DateCache::default(),
         rng: fastrand::Rng::with_seed(seed),
     }));
     let acceptor = match Acceptor::new(socket) {
@@ -284,7 +286,8 @@ impl Worker {
             self.ledger.with(|ledger| {
                 ledger.counters.connections_refused[Refusal::Limit.index()] += 1;
                 ledger.counters.reject(Code::Overloaded as usize);
-                refuse(&fd, &RequestId::generate(&mut ledger.rng));
+                let id = RequestId::generate(&mut ledger.rng);
+                refuse(&fd, &id, ledger.dates.at(clock::unix_now().as_secs()));
             });
             return;
         }
@@ -355,10 +358,11 @@ impl Drop for Place {
 }
 
 /// Tells a client that there is no room, as far as its socket takes that at once, and closes.
-fn refuse(fd: &OwnedFd, id: &RequestId) {
+fn refuse(fd: &OwnedFd, id: &RequestId, date: &[u8; DATE_LENGTH]) {
     let reject = Reject::new(Code::Overloaded);
     let (mut head, body) = reject.to_response(id.as_bytes());
     head.push(Known::XRequestId, b"X-Request-Id", id.as_bytes());
+    head.push(Known::Date, b"Date", date);
     let mut answer = Vec::with_capacity(512);
     encode_response(&head, head.framing, ConnectionToken::Close, &mut answer);
     answer.extend_from_slice(&body);

@@ -6,6 +6,7 @@ mod between;
 mod bodies;
 mod cors;
 mod fields;
+mod hops;
 mod interim;
 mod limits;
 mod limits_reach;
