@@ -48,6 +48,7 @@ fn takes(kind: Kind) -> String {
         Kind::Boolean => "`true` or `false`".to_owned(),
         Kind::Port => "port".to_owned(),
         Kind::Number(min, max) => format!("number, {min} to {max}"),
+        Kind::Ratio => "number, 0.0 to 1.0".to_owned(),
         Kind::Size(min, max) => format!("bytes, {} to {}", written_size(min), written_size(max)),
         Kind::Duration(min, max) => {
             let [min, max] = [min, max].map(|millis| written_duration(Duration::from_millis(millis)));
@@ -128,6 +129,7 @@ fn key_schema(key: &Key) -> Value {
         Kind::Boolean => or_variable(json!({ "type": "boolean" })),
         Kind::Port => or_variable(number(0, 65_535)),
         Kind::Number(min, max) => or_variable(number(min, max)),
+        Kind::Ratio => or_variable(json!({ "type": "number", "minimum": 0, "maximum": 1 })),
         Kind::Size(min, max) => {
             json!({ "anyOf": [
                 number(min, max),

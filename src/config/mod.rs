@@ -70,6 +70,8 @@ pub struct Config {
     pub http: Http,
     /// Whose word about a request's origin counts.
     pub trust: Trust,
+    /// What services are told of traces.
+    pub trace: Trace,
     /// How the process stops.
     pub drain: Drain,
     /// What is kept on disk.
@@ -222,6 +224,13 @@ pub enum ClientClose {
 pub struct Trust {
     /// Peers whose `X-Forwarded-*` is appended to instead of replaced. Default none. Process, reload.
     pub proxies: Vec<IpNet>,
+}
+
+/// What services behind the gateway are told of traces.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Trace {
+    /// Which share of the traces they are to record, from 0 to 1. Default all. Process, reload.
+    pub sample_ratio: f64,
 }
 
 /// How the process stops. `max` counts from the signal and is never less than `notice`.

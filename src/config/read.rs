@@ -246,6 +246,7 @@ pub(super) fn right(kind: Kind) -> String {
         Kind::Boolean => "write true or false".to_owned(),
         Kind::Port => "ports go from 1 to 65535".to_owned(),
         Kind::Number(min, max) => format!("it is a whole number from {min} to {max}"),
+        Kind::Ratio => "it is a share from 0.0 to 1.0, like 0.1".to_owned(),
         Kind::Size(min, max) => {
             format!("write a size from \"{}\" to \"{}\", like \"32KiB\"", written_size(min), written_size(max))
         }
@@ -307,6 +308,19 @@ macro_rules! numbers {
     )*};
 }
 numbers!(u16, u32, u64, usize);
+
+impl Written for f64 {
+    fn read(node: &Node, key: &'static Key, path: &str, report: &mut Report) -> Option<Self> {
+        let number: Option<Self> = match &node.value {
+            Value::Integer(number @ (0 | 1)) => Some(if *number == 0 { 0.0 } else { 1.0 }),
+            Value::Other(written) => written.parse().ok(),
+            Value::Text(text) if text.from_variable => text.text.parse().ok(),
+            _ => None,
+        };
+        let ratio = number.filter(|number| (0.0..=1.0).contains(number));
+        or_report(ratio, node, path, report, || right(key.kind))
+    }
+}
 
 impl Written for Duration {
     fn read(node: &Node, key: &'static Key, path: &str, report: &mut Report) -> Option<Self> {

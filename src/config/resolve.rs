@@ -13,7 +13,9 @@ use super::redis::read_redis;
 use super::roles::read_roles;
 use super::routes::{Referred, check_body_methods, read_routes, warn_about_own_paths};
 use super::sessions::{read_revocation, read_sessions};
-use super::{Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trust, Upstream, env};
+use super::{
+    Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trace, Trust, Upstream, env,
+};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -156,7 +158,8 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
 fn read_config(root: &Table, report: &mut Report) -> Config {
     let mut section = |name: &str| Fields::of(name, name.to_owned(), root.get(name), report);
     let [runtime, listener, admin, metrics] = ["runtime", "listener", "admin", "metrics"].map(&mut section);
-    let [http, trust, drain, data, log] = ["http", "trust", "drain", "data", "log"].map(&mut section);
+    let [http, trust, trace, drain] = ["http", "trust", "trace", "drain"].map(&mut section);
+    let [data, log] = ["data", "log"].map(&mut section);
     let upstreams = read_upstreams(root.get("upstreams"), report);
     let roles = read_roles(root.get("roles"), report);
     let cors = read_cors(root.get("cors"), report);
@@ -189,6 +192,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         metrics: Metrics { allow: metrics.take("allow", report) },
         http: read_http(&http, report),
         trust: Trust { proxies: trust.take("proxies", report) },
+        trace: Trace { sample_ratio: trace.take("sample_ratio", report) },
         drain: Drain { notice: drain.take("notice", report), max: drain.take("max", report) },
         data: Data { dir: data.take("dir", report) },
         accounts: read_accounts(root.get("accounts"), report),

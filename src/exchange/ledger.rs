@@ -1,6 +1,6 @@
 //! A shard's books: what it counts and logs of the requests that end on it, and the ids it gives them.
 
-use crate::telemetry::{access_log::AccessLog, date::DateCache, metrics::Counters};
+use crate::telemetry::{access_log::AccessLog, date::DateCache, ids::Sampler, metrics::Counters};
 
 /// One per shard.
 #[derive(Debug)]
@@ -13,6 +13,8 @@ pub struct Ledger {
     pub access_log: AccessLog,
     /// The time of answers.
     pub dates: DateCache,
+    /// Which traces are recorded.
+    pub sampler: Sampler,
     /// Where its ids come from.
     pub rng: fastrand::Rng,
 }

@@ -81,12 +81,16 @@ impl Exchange {
             ledger.counters.requests_in_flight += 1;
             let rng = &mut ledger.rng;
             let request_id = head.value(Known::XRequestId).and_then(RequestId::accept);
-            let parent = head.value(Known::Traceparent);
-            let trace = parent.and_then(|parent| TraceContext::parse_traceparent(parent, is_trusted));
-            let (trace, continues_trace) = match trace {
-                Some(trace) => (trace.child(rng), true),
-                None => (TraceContext::begin(rng), false),
+            let parent = parent(&head);
+            let continues_trace = parent.is_some();
+            let mut trace = match parent {
+                Some(parent) => parent.child(rng),
+                None => TraceContext::begin(rng),
             };
+            // Strangers do not decide what is recorded, and a trace that begins here has no decision yet.
+            if !(continues_trace && is_trusted) {
+                trace.sampled = ledger.sampler.takes(&trace.trace_id);
+            }
             (request_id.unwrap_or_else(|| RequestId::generate(rng)), trace, continues_trace)
         });
         Self {
@@ -250,6 +254,13 @@ impl Exchange {
         buffers::give_fields(std::mem::take(&mut head.fields));
         now
     }
+}
+
+/// The trace that a request comes with, if it comes with one. Of two, neither is taken to be its own.
+fn parent(head: &RequestHead) -> Option<TraceContext> {
+    let mut parents = head.fields.iter().filter(|field| field.known == Known::Traceparent);
+    let parent = TraceContext::parse_traceparent(head.text(parents.next()?.value))?;
+    parents.next().is_none().then_some(parent)
 }
 
 /// How an exchange ended.

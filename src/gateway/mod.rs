@@ -272,6 +272,7 @@ impl Live {
                 slots(&mut plan.routes.iter().map(|route| route.slot.index())),
                 slots(&mut plan.upstreams.iter().map(|upstream| upstream.slot.index())),
             );
+            ledger.sampler = plan.sampler;
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
         Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, pages }

@@ -17,7 +17,7 @@ use crate::{
     config::{ClientClose, Config, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::http1::HeadLimits,
-    telemetry::{metrics::Names, slots::Slot},
+    telemetry::{ids::Sampler, metrics::Names, slots::Slot},
     upstream::{BackendAddress, OutlierPolicy, Settings},
 };
 
@@ -36,6 +36,8 @@ pub struct Plan {
     pub hands_over: bool,
     /// Peers whose word about the client counts.
     pub trusted: Vec<IpNet>,
+    /// Which traces are recorded.
+    pub(super) sampler: Sampler,
     /// Clients that may read the metrics.
     pub(super) metrics_allowed: Vec<IpNet>,
     /// The limits of the rate of requests, in the order that routes refer to.
@@ -249,6 +251,7 @@ impl Plan {
             accept_budget: config.listener.accept_budget,
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
+            sampler: Sampler::new(config.trace.sample_ratio),
             metrics_allowed: config.metrics.allow.clone(),
             limits_elsewhere: RouteLimits::elsewhere(&limits),
             limits,

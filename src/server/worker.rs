@@ -38,7 +38,7 @@ use crate::{
     telemetry::{
         access_log::AccessLog,
         date::{DATE_LENGTH, DateCache},
-        ids::RequestId,
+        ids::{RequestId, Sampler},
         metrics::{Counters, Refusal},
     },
 };
@@ -103,6 +103,7 @@ pub(super) async fn run(equipment: Equipment) {
         counters: Counters::default(),
         access_log,
         dates: DateCache::default(),
+        sampler: Sampler::default(),
         rng: fastrand::Rng::with_seed(seed),
     }));
     let acceptor = match Acceptor::new(socket) {

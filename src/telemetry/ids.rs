@@ -102,9 +102,7 @@ pub struct TraceContext {
 
 impl TraceContext {
     /// Reads a `traceparent` field's value; `None` means that a new trace begins.
-    ///
-    /// The sampled flag of a peer that is not `trusted` is ignored: it would let strangers decide what we record.
-    pub fn parse_traceparent(value: &[u8], trusted: bool) -> Option<Self> {
+    pub fn parse_traceparent(value: &[u8]) -> Option<Self> {
         let (fixed, rest) = value.split_first_chunk::<TRACEPARENT_LENGTH>()?;
         let [version] = hex_bytes::<1>(&fixed[0..2])?;
         // §3.2.2.1: ff is no version. §4.3: a later version may say more behind another dash, ours may not.
@@ -119,10 +117,10 @@ impl TraceContext {
         if trace_id == [0; 16] || parent == [0; 8] {
             return None;
         }
-        Some(Self { trace_id, parent, sampled: trusted && flags & SAMPLED != 0 })
+        Some(Self { trace_id, parent, sampled: flags & SAMPLED != 0 })
     }
 
-    /// A new trace, not sampled.
+    /// A new trace, not sampled: that is for a [`Sampler`] to say.
     #[inline]
     pub fn begin(rng: &mut Rng) -> Self {
         let mut trace_id = [0; 16];
@@ -145,6 +143,37 @@ impl TraceContext {
         write_hex(&self.trace_id, &mut out[3..35]);
         write_hex(&self.parent, &mut out[36..52]);
         out[54] = b'0' + u8::from(self.sampled);
+    }
+}
+
+/// Which traces are recorded: a share of them, told by the last eight bytes of their ids, which are random. So every
+/// instance says the same of a trace, and so does a service whose own sampler goes by the same bytes (OpenTelemetry's
+/// `traceidratio`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampler {
+    /// Ids below are recorded; past 64 bits, all are.
+    below: u128,
+}
+
+impl Default for Sampler {
+    /// Every trace.
+    fn default() -> Self {
+        Self::new(1.0)
+    }
+}
+
+impl Sampler {
+    /// Takes this share of all traces, from 0 to 1.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 2^64")]
+    pub fn new(ratio: f64) -> Self {
+        Self { below: (ratio.clamp(0.0, 1.0) * 2_f64.powi(64)) as u128 }
+    }
+
+    /// Whether a trace is recorded.
+    #[inline]
+    pub fn takes(self, trace_id: &[u8; 16]) -> bool {
+        let random = trace_id.last_chunk::<8>().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        u128::from(random) < self.below
     }
 }
 
@@ -193,7 +222,7 @@ const fn nibble(digit: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{RequestId, Rng, TRACEPARENT_LENGTH, TraceContext};
+    use super::{RequestId, Rng, Sampler, TRACEPARENT_LENGTH, TraceContext};
     use expect_test::{Expect, expect};
     use proptest::prelude::{any, prop, prop_assert_eq, prop_assert_ne, proptest};
 
@@ -224,7 +253,7 @@ mod tests {
     }
 
     fn check_trace(value: &str, expected: &Expect) {
-        let shown = TraceContext::parse_traceparent(value.as_bytes(), true).map(|context| {
+        let shown = TraceContext::parse_traceparent(value.as_bytes()).map(|context| {
             let mut out = [0; TRACEPARENT_LENGTH];
             context.write(&mut out);
             String::from_utf8_lossy(&out).into_owned()
@@ -277,11 +306,21 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_sampled_flag_is_ignored() {
-        let value = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let sampled = |trusted| TraceContext::parse_traceparent(value, trusted).map(|context| context.sampled);
-        assert_eq!(sampled(false), Some(false));
-        assert_eq!(sampled(true), Some(true));
+    fn a_share_of_the_traces_is_recorded_and_a_larger_one_takes_those_of_a_smaller() {
+        let mut rng = Rng::with_seed(7);
+        let ids: Vec<_> = (0..10_000).map(|_| TraceContext::begin(&mut rng).trace_id).collect();
+        let taken = |ratio| ids.iter().filter(|id| Sampler::new(ratio).takes(id)).count();
+        assert_eq!((taken(0.0), taken(1.0)), (0, ids.len()));
+        assert!((900..1100).contains(&taken(0.1)), "{}", taken(0.1));
+        assert!(ids.iter().all(|id| Sampler::new(0.5).takes(id) || !Sampler::new(0.1).takes(id)));
+        // At the edges, as OpenTelemetry's samplers for Python and Go have it.
+        let id = |low: u64| {
+            let mut id = [0xff; 16];
+            id[8..].copy_from_slice(&low.to_be_bytes());
+            id
+        };
+        assert!(Sampler::new(1.0).takes(&id(u64::MAX)) && !Sampler::new(0.0).takes(&id(0)));
+        assert!(Sampler::new(0.5).takes(&id((1 << 63) - 1)) && !Sampler::new(0.5).takes(&id(1 << 63)));
     }
 
     proptest! {
@@ -311,12 +350,12 @@ mod tests {
             prop_assert_ne!(child.parent, begun.parent);
             let mut out = [0; TRACEPARENT_LENGTH];
             child.write(&mut out);
-            prop_assert_eq!(TraceContext::parse_traceparent(&out, true), Some(child));
+            prop_assert_eq!(TraceContext::parse_traceparent(&out), Some(child));
         }
 
         #[test]
-        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80), trusted: bool) {
-            let _ = TraceContext::parse_traceparent(&bytes, trusted);
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
+            let _ = TraceContext::parse_traceparent(&bytes);
             let _ = RequestId::accept(&bytes);
         }
     }

@@ -8,7 +8,7 @@ mod tokens;
 
 use identity::{ACCOUNTS, REDIS, REVOCATION, ROLES, SESSIONS};
 use process::{ADMIN, DATA, DRAIN, LISTENER, LOG, METRICS, RUNTIME};
-use requests::{CORS, HEADERS, HTTP, LIMITS, ROUTE_CORS, ROUTES, TRUST, UPSTREAMS};
+use requests::{CORS, HEADERS, HTTP, LIMITS, ROUTE_CORS, ROUTES, TRACE, TRUST, UPSTREAMS};
 use tokens::{AUTH, AUTH_ISSUERS, AUTH_KEYS};
 
 /// A table of the file and its keys.
@@ -65,6 +65,8 @@ pub enum Kind {
     Port,
     /// A whole number in this range, both ends included.
     Number(u64, u64),
+    /// A share, from 0 to 1.
+    Ratio,
     /// A size in this range: `"32KiB"` or a number of bytes.
     Size(u64, u64),
     /// A duration in this range of milliseconds: `"10s"`.
@@ -202,6 +204,12 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "metrics", shape: Shape::Once, about: "Metrics on the public listener.", keys: METRICS },
     Section { name: "http", shape: Shape::Once, about: "Limits and times of clients' requests.", keys: HTTP },
     Section { name: "trust", shape: Shape::Once, about: "Whose word about a request's origin counts.", keys: TRUST },
+    Section {
+        name: "trace",
+        shape: Shape::Once,
+        about: "Traces (W3C Trace Context): what services behind the gateway are told of them.",
+        keys: TRACE,
+    },
     Section { name: "drain", shape: Shape::Once, about: "How the process stops after SIGTERM.", keys: DRAIN },
     Section { name: "data", shape: Shape::Once, about: "What the gateway keeps on disk.", keys: DATA },
     Section {

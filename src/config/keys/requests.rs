@@ -40,6 +40,11 @@ pub(super) const TRUST: &[Key] = keys! {
         "Peers (load balancers before the gateway) whose `X-Forwarded-*` is appended to; from anybody else it is replaced.";
 };
 
+pub(super) const TRACE: &[Key] = keys! {
+    sample_ratio: Kind::Ratio, Value("1.0"), "0.1", Process, Live,
+        "Which share of the traces is marked to be recorded by the services, decided by the trace's id, so that all instances agree. A peer in `trust.proxies` that sends a `traceparent` has decided already.";
+};
+
 pub(super) const CORS: &[Key] = keys! {
     origins: ORIGINS, Value("[]"), "[\"https://*.example.com\"]", Process, Live,
         "Origins that may read answers. A star in front stands for one label or more; scheme and port are as written. Empty: the gateway leaves CORS to the services.";

@@ -64,6 +64,8 @@ keep_alive_timeout = "2d"
 requests_per_connection_max = 99999999999999999999
 [trust]
 proxies = ["10.0.0.0/8", 7, "10.0.0.1/8"]
+[trace]
+sample_ratio = 1.5
 [log]
 access = "access.log"
 level = "info,shardgate=loud"
@@ -82,8 +84,9 @@ level = "info,shardgate=loud"
             shardgate.toml:14: http.requests_per_connection_max is 99999999999999999999; it is a whole number from 0 to 4294967295
             shardgate.toml:16: trust.proxies[1] is 7; it is text: network, as "10.0.0.0/8" or "::1"
             shardgate.toml:16: trust.proxies[2] is "10.0.0.1/8"; the address has bits beyond the network; write "10.0.0.0/8"
-            shardgate.toml:18: log.access is "access.log"; it is "off", "stdout" or the path of a file with a slash in it, like "./access.log"
-            shardgate.toml:19: log.level has "shardgate=loud"; write a level or target=level; levels are "off", "error", "warn", "info", "debug", "trace""#]],
+            shardgate.toml:18: trace.sample_ratio is 1.5; it is a share from 0.0 to 1.0, like 0.1
+            shardgate.toml:20: log.access is "access.log"; it is "off", "stdout" or the path of a file with a slash in it, like "./access.log"
+            shardgate.toml:21: log.level has "shardgate=loud"; write a level or target=level; levels are "off", "error", "warn", "info", "debug", "trace""#]],
     );
 }
 
@@ -97,7 +100,7 @@ fn unknown_names() {
             shardgate.toml:3: listner is not a section; did you mean listener?
             shardgate.toml:6: drain.x is not a key; there are notice, max
             shardgate.toml:8: http.head_byte_max is not a key; did you mean http.head_bytes_max?
-            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, metrics, http, trust, drain, data, accounts, log, cors, limits, auth, redis, sessions, revocation, roles, upstreams, routes"#]],
+            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, metrics, http, trust, trace, drain, data, accounts, log, cors, limits, auth, redis, sessions, revocation, roles, upstreams, routes"#]],
     );
 }
 

@@ -48,6 +48,9 @@ fn the_defaults_are_those_that_were_promised() {
         [trust]
         proxies = []
 
+        [trace]
+        sample_ratio = 1.0
+
         [drain]
         notice = "5s"
         max = "30s"

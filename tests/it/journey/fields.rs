@@ -116,44 +116,6 @@ fn a_request_has_one_id_everywhere() {
 }
 
 #[test]
-fn a_trace_is_continued_or_begun() {
-    let mut backend = Backend::ok();
-    let stranger = before(backend.address());
-    let trusting = Setup { rest: TRUSTING, ..Setup::default() }.start(&[backend.address()]);
-    let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-    let sampled = format!("00-{trace}-{parent}-01");
-    let zero = format!("00-{}-{parent}-01", "0".repeat(32));
-    // Gateway, what is sent, whether the trace goes on, flags.
-    for (gateway, sent, is_continued, flags) in [
-        (&stranger, sampled.as_str(), true, "00"),
-        (&trusting, sampled.as_str(), true, "01"),
-        (&stranger, "", false, "00"),
-        (&trusting, "00-zz", false, "00"),
-        (&trusting, zero.as_str(), false, "00"),
-        (&trusting, "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", false, "00"),
-    ] {
-        let lines = if sent.is_empty() { String::new() } else { format!("Traceparent: {sent}\r\ntracestate: a=1\r\n") };
-        ask(gateway, &lines);
-        let seen = backend.request().head;
-        let all = values(&seen.fields, "traceparent");
-        let [told] = all[..] else { panic!("{seen:?}") };
-        let parts: Vec<_> = told.split('-').collect();
-        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [2, 32, 16, 2], "{told}");
-        assert_eq!((parts[0], parts[3]), ("00", flags), "{sent} became {told}");
-        assert_eq!(parts[1] == trace, is_continued, "{sent} became {told}");
-        assert_ne!(parts[2], parent, "the gateway's span is its own");
-        assert_eq!(
-            seen.field("tracestate"),
-            is_continued.then_some("a=1"),
-            "it belongs to the trace that it came with"
-        );
-    }
-    // Shards write on their own: the lines stand in any order.
-    let lines = stranger.access_lines(2);
-    assert_eq!(lines.iter().filter(|line| line["trace_id"] == trace).count(), 1, "{lines:?}");
-}
-
-#[test]
 fn a_strangers_word_about_the_hop_before_is_replaced() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());

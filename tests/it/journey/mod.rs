@@ -22,6 +22,7 @@ mod simulation;
 mod spellings;
 mod token_query;
 mod tokens;
+mod traces;
 mod upgrade;
 mod uploads;
 mod upstream;
