@@ -359,6 +359,7 @@ pub struct Upstream {
 
 /// Which requests go where, and what is changed about them. All of it follows a reload.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a key")]
 pub struct Route {
     /// Its name in logs and metrics; the path as written unless given.
     pub name: String,
@@ -392,6 +393,12 @@ pub struct Route {
     pub forward_authorization: bool,
     /// Whether `%2F` and `%5C` may stand in a path (400 otherwise). Default false.
     pub allow_encoded_slash: bool,
+    /// Whether doubled slashes become one before routing and forwarding. Default true.
+    pub merge_slashes: bool,
+    /// Whether redirects and cookie paths of the upstream lead back through the gateway. Default true.
+    pub rewrite_redirects: bool,
+    /// Protocols that may be switched to. Default `websocket`.
+    pub upgrades: Vec<String>,
     /// Instead of [`Http::body_bytes_max`].
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "units::optional_size")]
     pub body_bytes_max: Option<u64>,

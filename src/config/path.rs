@@ -1,6 +1,7 @@
 //! The path of a route: what may be written and what it means. Matching requests against it is for the router.
 
 use serde::{Serialize, Serializer};
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -62,15 +63,19 @@ impl PathPattern {
 
     /// Whether every path that it takes begins with these whole segments, so that they can be stripped.
     pub fn begins_with(&self, prefix: &str) -> bool {
-        let below = |path: &str| path.strip_prefix(prefix).is_some_and(|left| left.is_empty() || left.starts_with('/'));
+        self.front().strip_prefix(prefix).is_some_and(|left| left.is_empty() || left.starts_with('/'))
+    }
+
+    /// What every path that it takes begins with, in whole segments.
+    pub fn front(&self) -> Cow<'_, str> {
         match self {
-            Self::Exact(path) | Self::Prefix(path) => below(path),
+            Self::Exact(path) | Self::Prefix(path) => path.into(),
             Self::Parameters { segments, .. } => {
                 let literal = segments.iter().map_while(|segment| match segment {
                     Segment::Literal(text) => Some(text.as_str()),
                     Segment::Parameter(_) => None,
                 });
-                below(&literal.fold(String::new(), |path, segment| path + "/" + segment))
+                literal.fold(String::new(), |path, segment| path + "/" + segment).into()
             }
         }
     }

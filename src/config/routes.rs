@@ -116,6 +116,9 @@ fn read_route(fields: &Fields<'_>, path: PathPattern, report: &mut Report) -> Ro
         preserve_host: fields.take("preserve_host", report),
         forward_authorization: fields.take("forward_authorization", report),
         allow_encoded_slash: fields.take("allow_encoded_slash", report),
+        merge_slashes: fields.take("merge_slashes", report),
+        rewrite_redirects: fields.take("rewrite_redirects", report),
+        upgrades: read_upgrades(fields, report),
         body_bytes_max: fields.take_written("body_bytes_max", report),
         body_methods,
         response_timeout: fields.take_written("response_timeout", report),
@@ -178,6 +181,22 @@ fn check_methods(methods: &[String], key: &str, fields: &Fields<'_>, report: &mu
         report.push(fields.place_of(key), format!("{}.{key} has {}", fields.path, quoted(method)), &right);
     }
     report_twice(methods, key, fields, report);
+}
+
+fn read_upgrades(fields: &Fields<'_>, report: &mut Report) -> Vec<String> {
+    let upgrades: Vec<String> = fields.take("upgrades", report);
+    for protocol in &upgrades {
+        let right = if protocol.eq_ignore_ascii_case("h2c") {
+            "HTTP/2 without TLS is not begun by an upgrade (RFC 9113)"
+        } else if !is_token(protocol) || protocol.len() > 32 {
+            "a protocol is a word of up to 32 letters, like websocket, without a version"
+        } else {
+            continue;
+        };
+        report.push(fields.place_of("upgrades"), format!("{}.upgrades has {}", fields.path, quoted(protocol)), right);
+    }
+    report_twice(&upgrades, "upgrades", fields, report);
+    upgrades
 }
 
 fn report_twice<T: PartialEq + ToString>(values: &[T], key: &str, fields: &Fields<'_>, report: &mut Report) {

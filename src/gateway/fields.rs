@@ -37,6 +37,8 @@ pub struct Said<'a> {
     pub is_trusted: bool,
     /// Who calls, if its token was checked.
     pub caller: Option<&'a Claims>,
+    /// What was stripped from the front of its path.
+    pub stripped: Option<Span>,
     /// Whether the backend sees the client's `Authorization`.
     pub forwards_authorization: bool,
 }
@@ -131,6 +133,9 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     if head.value(Known::XForwardedHost).is_none() && !head.authority.is_empty() {
         head.push_copy(Known::XForwardedHost, b"X-Forwarded-Host", head.authority);
     }
+    if let Some(prefix) = said.stripped {
+        push_prefix(head, prefix);
+    }
     head.push_member(Known::Via, b"Via", via(head.version));
     for name in &rules.remove {
         head.remove_named(name);
@@ -138,6 +143,40 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     for (name, value) in &rules.add {
         head.push(Known::Other, name, value);
     }
+}
+
+/// Says what was stripped from the path, behind what a trusted peer says that it stripped before. What strangers said of
+/// that is gone already; of what is no path, or was said twice, nothing is known.
+fn push_prefix(head: &mut RequestHead, prefix: Span) {
+    const NAME: &[u8] = b"X-Forwarded-Prefix";
+    let bytes = &head.bytes;
+    let mut earlier = head.fields.iter().filter(|field| field.name.of(bytes).eq_ignore_ascii_case(NAME));
+    let (first, second) = (earlier.next().map(|field| field.value.of(bytes)), earlier.next());
+    let Some(first) = first else {
+        head.push_copy(Known::XForwardedOther, NAME, prefix);
+        return;
+    };
+    let end = first.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let before = if second.is_none() && first.starts_with(b"/") { &first[..end] } else { &[] };
+    let whole = [before, prefix.of(bytes)].concat();
+    head.fields.retain(|field| !field.name.of(&head.bytes).eq_ignore_ascii_case(NAME));
+    head.push(Known::XForwardedOther, NAME, &whole);
+}
+
+/// Leaves of the protocols that a request asks to switch to those that its route knows; says whether any is left.
+pub fn keep_upgrades(head: &mut RequestHead, known: &[Box<[u8]>]) -> bool {
+    let is_known = |protocol: &[u8]| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        known.iter().any(|known| known.eq_ignore_ascii_case(name))
+    };
+    if protocols(&head.fields, &head.bytes).all(is_known) {
+        return true;
+    }
+    let left: Vec<_> = protocols(&head.fields, &head.bytes).filter(|protocol| is_known(protocol)).collect();
+    let left = left.join(&b", "[..]);
+    head.remove(|known| known == Known::Upgrade);
+    head.push(Known::Upgrade, b"Upgrade", &left);
+    !left.is_empty()
 }
 
 /// Who calls. What the client said of that is gone already.

@@ -12,6 +12,7 @@ mod plan;
 mod proxy;
 pub mod rate_limit;
 mod readings;
+mod redirects;
 pub mod router;
 mod token_query;
 mod unasked;
@@ -355,7 +356,10 @@ impl Live {
             self.pass_elsewhere(exchange.client, besides).await?;
             return answered;
         }
-        let routed = normalise_path(&mut exchange.head).and_then(|path| Ok((self.route(&exchange.head)?, path)));
+        let routed = normalise_path(&mut exchange.head).and_then(|mut path| {
+            let found = self.route(&exchange.head)?;
+            Ok((self.keep_slashes(&mut exchange.head, &mut path, found), path))
+        });
         let (found, path) = match routed {
             Ok(routed) => routed,
             Err(reject) => {
@@ -434,6 +438,27 @@ impl Live {
         router.find(host, path, head.method, head.text(head.method_text)).map_err(no_route)
     }
 
+    /// Has a route that asks for it see the doubled slashes that were written, where that changes nothing about who takes
+    /// the request: what leads elsewhere with or without them stays merged.
+    fn keep_slashes(&self, head: &mut RequestHead, seen: &mut Seen, found: Found) -> Found {
+        match &self.plan.routes[found.route].target {
+            Target::Proxy(route) if !route.merges_slashes && head.path != seen.written => {}
+            _ => return found,
+        }
+        let merged = head.path;
+        let Some(kept) = path::with_doubled_slashes(head.text(seen.written), head.text(merged)) else { return found };
+        head.path = head.append(&[&kept]);
+        if let Ok(again) = self.route(head)
+            && again.route == found.route
+        {
+            // Services that merge them, or take what follows two for a host, read another path.
+            seen.is_plain = false;
+            return again;
+        }
+        head.path = merged;
+        found
+    }
+
     /// The methods that the routes of a path take.
     fn methods(&self, head: &RequestHead) -> Cow<'static, str> {
         let (host, path) = (head.text(head.authority), head.text(head.path));
@@ -502,6 +527,8 @@ impl Live {
         }
         let fields = head.fields.iter().filter(|field| field.known == Known::XForwardedFor);
         let hops = fields.rev().flat_map(|field| field.value.of(&head.bytes).rsplit(|byte| *byte == b','));
+        // RFC 9110 §5.6.1: empty members of a list stand for nothing.
+        let hops = hops.map(<[u8]>::trim_ascii).filter(|hop| !hop.is_empty());
         for hop in hops {
             let Some(address) = hop_address(hop) else { break };
             client = address;
@@ -585,15 +612,18 @@ fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besid
 
 /// What was seen of a path while it was brought into normal form.
 struct Seen {
+    /// The path as it was before.
+    written: Span,
     has_encoded_slash: bool,
     is_plain: bool,
 }
 
 /// Brings the path into normal form, in place where it is already.
 fn normalise_path(head: &mut RequestHead) -> Result<Seen, Reject> {
-    let normal = path::normalise(head.path.of(&head.bytes))
-        .map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
-    let seen = Seen { has_encoded_slash: normal.has_encoded_slash, is_plain: normal.is_plain };
+    let written = head.path;
+    let normal =
+        path::normalise(written.of(&head.bytes)).map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
+    let seen = Seen { written, has_encoded_slash: normal.has_encoded_slash, is_plain: normal.is_plain };
     let changed = match normal.path {
         Cow::Borrowed(path) if !head.path.is_empty() => {
             debug_assert_eq!(path.len(), (head.path.end - head.path.start) as usize);

@@ -58,10 +58,27 @@ pub(super) fn normalise(path: &[u8]) -> Result<Normal<'_>, PathError> {
         return Ok(Normal { path: Cow::Borrowed(path), has_encoded_slash: false, is_plain });
     }
     let (unescaped, escapes) = unescape(path)?;
-    let path = resolve_dots(&unescaped)?;
+    let path = resolve_dots(&unescaped, true)?;
     // What stands for itself may have gone with a dot segment; then it is looked at for nothing.
     let is_plain = is_plain && escapes == Escapes::default();
     Ok(Normal { path: Cow::Owned(path), has_encoded_slash: escapes.has_slash, is_plain })
+}
+
+/// The same with doubled slashes kept, if there are any; `merged` is the normal form. None also where dot segments among
+/// them make another path of it, so that merging its slashes always gives the normal form.
+pub(super) fn with_doubled_slashes(path: &[u8], merged: &[u8]) -> Option<Vec<u8>> {
+    if path.is_empty() {
+        return None;
+    }
+    let kept = resolve_dots(&unescape(path).ok()?.0, false).ok()?;
+    (kept != merged && merge_slashes(&kept) == merged).then_some(kept)
+}
+
+/// Makes one slash of several.
+fn merge_slashes(path: &[u8]) -> Vec<u8> {
+    let mut merged = path.to_vec();
+    merged.dedup_by(|byte, before| *byte == b'/' && *before == b'/');
+    merged
 }
 
 /// Whether there is nothing to do (no escape, no empty segment, no segment that begins with a dot), and whether every
@@ -127,13 +144,14 @@ fn unescape(path: &[u8]) -> Result<(Vec<u8>, Escapes), PathError> {
     Ok((out, escapes))
 }
 
-/// Resolves `.` and `..` and merges slashes (RFC 3986 §5.2.4, but refusing to climb above the root).
-fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, PathError> {
+/// Resolves `.` and `..`, and merges slashes where that is wanted (RFC 3986 §5.2.4, but refusing to climb above the root).
+fn resolve_dots(path: &[u8], merges_slashes: bool) -> Result<Vec<u8>, PathError> {
     let mut out: Vec<u8> = Vec::with_capacity(path.len());
     let mut segments = path[1..].split(|byte| *byte == b'/').peekable();
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
         match segment {
+            b"" if !merges_slashes && !is_last => out.push(b'/'),
             b"" | b"." => {}
             b".." => {
                 let parent = out.iter().rposition(|byte| *byte == b'/').ok_or(PathError::AboveRoot)?;
@@ -157,7 +175,8 @@ fn resolve_dots(path: &[u8]) -> Result<Vec<u8>, PathError> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::*;
+    use super::{super::router::Router, *};
+    use crate::proto::head::Method;
 
     #[test]
     fn paths_have_one_normal_form() {
@@ -218,7 +237,68 @@ mod tests {
         }
     }
 
+    #[test]
+    fn doubled_slashes_are_kept_where_merging_them_gives_the_normal_form() {
+        for (path, kept) in [
+            ("", None),
+            ("/", None),
+            ("/a/b", None),
+            ("/a/./b", None),
+            ("/a//b", Some("/a//b")),
+            ("//a", Some("//a")),
+            ("/a//", Some("/a//")),
+            ("/a///b/./c", Some("/a///b/c")),
+            ("/p/https://a.test/b%2f", Some("/p/https://a.test/b%2F")),
+            ("/p/https://%61.test/x/../y", Some("/p/https://a.test/y")),
+            // `..` takes an empty segment or the one before, as one counts.
+            ("/a/b//../c", None),
+            ("/a/b//../..", None),
+        ] {
+            let merged = normalise(path.as_bytes()).unwrap().path.into_owned();
+            let found = with_doubled_slashes(path.as_bytes(), &merged).map(|kept| String::from_utf8(kept).unwrap());
+            assert_eq!(found.as_deref(), kept, "{path}");
+        }
+    }
+
+    /// Every path between two: some slashes merged, others not.
+    fn partly_merged(path: &[u8]) -> Vec<Vec<u8>> {
+        let doubled: Vec<usize> =
+            (1..path.len()).filter(|at| path[*at] == b'/' && path[*at - 1] == b'/').take(6).collect();
+        let without = |set: usize| {
+            let is_kept = |at: &usize| !doubled.iter().enumerate().any(|(n, place)| place == at && set >> n & 1 == 1);
+            (0..path.len()).filter(is_kept).map(|at| path[at]).collect()
+        };
+        (0..1_usize << doubled.len()).map(without).collect()
+    }
+
     proptest! {
+        /// Whatever a backend makes of doubled slashes, it sees a path that leads to the route whose guards the request
+        /// passed.
+        #[test]
+        fn doubled_slashes_lead_past_no_route(
+            routes in proptest::collection::vec(("(/(a|b|\\{x\\}|\\{y\\}b?)){0,3}", any::<bool>(), any::<bool>()), 1..6),
+            path in "(/|/a|/b|/a|/b|/[.]|/[.][.]){1,8}",
+        ) {
+            let mut router = Router::default();
+            for (index, (route, is_prefix, has_method)) in routes.iter().enumerate() {
+                let text = if *is_prefix || route.is_empty() { format!("{route}/*") } else { route.clone() };
+                if let Ok(pattern) = text.parse() {
+                    let methods: &[String] = if *has_method { &["GET".to_owned()] } else { &[] };
+                    router.add(index, &[], &pattern, methods);
+                }
+            }
+            let find = |path: &[u8]| router.find(b"a", path, Method::Get, b"GET").ok().map(|found| found.route);
+            let Ok(normal) = normalise(path.as_bytes()) else { return Ok(()) };
+            let Some(kept) = with_doubled_slashes(path.as_bytes(), &normal.path) else { return Ok(()) };
+            prop_assert_eq!(&merge_slashes(&kept), &*normal.path);
+            let route = find(&normal.path);
+            if route.is_some() && find(&kept) == route {
+                for seen in partly_merged(&kept) {
+                    prop_assert_eq!(find(&seen), route, "{} of {}", seen.escape_ascii(), path);
+                }
+            }
+        }
+
         #[test]
         fn the_normal_form_is_stable(path in "/[a-c./%2e5CF;]{0,24}") {
             if let Ok(normal) = normalise(path.as_bytes()) {

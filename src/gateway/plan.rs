@@ -111,6 +111,11 @@ pub(super) struct ProxyRoute {
     pub(super) preserve_host: bool,
     pub(super) forward_authorization: bool,
     pub(super) allow_encoded_slash: bool,
+    pub(super) merges_slashes: bool,
+    pub(super) rewrites_redirects: bool,
+    /// What paths begin with, behind what was taken from their front, that routes to this upstream lead to.
+    pub(super) fronts: Vec<Box<[u8]>>,
+    pub(super) upgrades: Vec<Box<[u8]>>,
     pub(super) body_bytes_max: u64,
     pub(super) request_timeout: Duration,
     pub(super) body_methods: BodyMethods,
@@ -366,6 +371,10 @@ impl ProxyRoute {
             preserve_host: route.preserve_host,
             forward_authorization: route.forward_authorization,
             allow_encoded_slash: route.allow_encoded_slash,
+            merges_slashes: route.merge_slashes,
+            rewrites_redirects: route.rewrite_redirects,
+            fronts: fronts(config, route),
+            upgrades: route.upgrades.iter().map(|protocol| protocol.as_bytes().into()).collect(),
             body_bytes_max: route.body_bytes_max.unwrap_or(config.http.body_bytes_max),
             request_timeout: route.request_timeout.unwrap_or(config.http.request_timeout),
             body_methods: BodyMethods::from(route.body_methods.as_ref().unwrap_or(&upstream.body_methods).as_slice()),
@@ -378,6 +387,19 @@ impl ProxyRoute {
             response_headers: Rules::from(&route.response_headers),
         }
     }
+}
+
+/// What paths begin with, behind the prefix that a route strips, that routes with the same prefix lead to the same
+/// upstream. Behind a rewritten front, which names the route's own requests, that is any.
+fn fronts(config: &Config, route: &crate::config::Route) -> Vec<Box<[u8]>> {
+    let Some(prefix) = &route.strip_prefix else { return vec![Box::default()] };
+    let is_alike =
+        |other: &&crate::config::Route| other.upstream == route.upstream && other.strip_prefix == route.strip_prefix;
+    let alike = config.routes.iter().filter(is_alike);
+    let mut fronts: Vec<Box<[u8]>> = alike.map(|route| route.path.front()[prefix.len()..].as_bytes().into()).collect();
+    fronts.sort();
+    fronts.dedup();
+    fronts
 }
 
 /// Cuts `/v2/{id}/{rest}` at its braces.

@@ -3,6 +3,7 @@
 use super::{
     fields::{self, Said},
     plan::{Piece, ProxyRoute, Rewrite},
+    redirects::{self, Way},
     router::Captures,
 };
 use crate::{
@@ -46,7 +47,14 @@ pub(super) async fn forward(
     // A body and a tunnel on one connection would leave it open which byte belongs to which: the body goes first, and
     // `Upgrade` may be ignored (RFC 9110 §7.8).
     exchange.head.upgrade &= exchange.head.framing == Framing::None;
+    // Protocols that nobody expects there would be a way around what is checked of requests.
+    exchange.head.upgrade = exchange.head.upgrade && fields::keep_upgrades(&mut exchange.head, &route.upgrades);
     let asks_upgrade = exchange.head.upgrade;
+    let path = exchange.head.path;
+    let stripped = match route.rewrite {
+        Rewrite::Strip(prefix) => Some(part(path, 0, prefix)),
+        Rewrite::Keep | Rewrite::Template(_) => None,
+    };
     let said = Said {
         request_id: exchange.request_id.as_bytes(),
         trace: &exchange.trace,
@@ -54,6 +62,7 @@ pub(super) async fn forward(
         peer: exchange.peer.text(),
         is_trusted: exchange.is_trusted,
         caller: exchange.caller.as_deref(),
+        stripped,
         forwards_authorization: route.forward_authorization,
     };
     if route.request_headers.removes_any() {
@@ -77,8 +86,56 @@ pub(super) async fn forward(
     if answer.status == 101 && !(asks_upgrade && fields::switches_as_asked(head, &answer)) {
         return Err(Reject::because(Code::UpstreamBadResponse, "the service switched protocols unasked"));
     }
+    if route.rewrites_redirects
+        && redirects::has_any(&answer)
+        && let Some((outer, inner)) = fronts(head, path, target, &route.rewrite, captures)
+    {
+        let way = Way {
+            host: head.value(Known::Host).unwrap_or_default(),
+            is_public: route.preserve_host,
+            outer,
+            inner,
+            told: head.value_of(b"X-Forwarded-Prefix").unwrap_or_default(),
+            fronts: &route.fronts,
+        };
+        redirects::lead_back(&mut answer, &way);
+    }
     fields::of_answer(&mut answer, head.version, &route.response_headers);
     Ok((answer, streaming))
+}
+
+/// What the path of a request begins with, and what stood for that before its backend: they differ, and what follows is
+/// the same. `None` where that is no matter of the front.
+fn fronts<'h>(
+    head: &'h RequestHead,
+    path: Span,
+    target: Span,
+    rewrite: &Rewrite,
+    captures: &Captures,
+) -> Option<(&'h [u8], &'h [u8])> {
+    let bare = |front: &'h [u8]| front.strip_suffix(b"/").unwrap_or(front);
+    let path = head.text(path);
+    match rewrite {
+        Rewrite::Keep => Some((&[], &[])),
+        Rewrite::Strip(prefix) => Some((path.get(..*prefix)?, &[])),
+        Rewrite::Template(pieces) => {
+            let [.., Piece::Capture(last), Piece::Text(end)] = &pieces[..] else { return None };
+            let rest = captures.nth(*last);
+            let rest_bytes = rest.end.checked_sub(rest.start)? as usize;
+            if !end.is_empty() || rest.end as usize != path.len() {
+                return None;
+            }
+            let target = head.text(target).split(|byte| *byte == b'?').next()?;
+            let inner = target.get(..target.len().checked_sub(rest_bytes)?)?;
+            Some((bare(path.get(..rest.start as usize)?), bare(inner)))
+        }
+    }
+}
+
+/// So many bytes of a span, from one on.
+fn part(span: Span, from: usize, bytes: usize) -> Span {
+    let offset = |at: usize| span.start.saturating_add(u32::try_from(at).unwrap_or(u32::MAX)).min(span.end);
+    Span { start: offset(from), end: offset(from.saturating_add(bytes)) }
 }
 
 /// The client of a route, for whom the gateway asks an upstream.

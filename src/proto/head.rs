@@ -71,6 +71,8 @@ pub enum Known {
     Vary,
     RetryAfter,
     SetCookie,
+    Location,
+    ContentLocation,
     ContentType,
     UserAgent,
     /// Reads like a claim about the hop before, or like `X-Request-Id`, to servers that take another sign for `-`. Nobody

@@ -143,6 +143,12 @@ pub(super) const ROUTES: &[Key] = keys! {
         "Whether the upstream sees the client's `Authorization`.";
     allow_encoded_slash: Kind::Boolean, Value("false"), "true", Process, Live,
         "Whether `%2F` and `%5C` may stand in a path; otherwise it is refused (`400 bad_request`). Where they may, a path is refused that services could read as one of another route, as one above what `strip_prefix` leaves, or as one that no route takes and that begins otherwise than the route's do. A warning names the guarded routes of the same upstream that ask for more.";
+    merge_slashes: Kind::Boolean, Value("true"), "false", Process, Live,
+        "Whether doubled slashes become one before the path is compared and forwarded. `false` is for routes that carry URLs in paths (`/proxy/https://a.example/b`): they are kept for routing and upstream alike, where the path with and without them leads to this route; elsewhere they become one.";
+    rewrite_redirects: Kind::Boolean, Value("true"), "false", Process, Live,
+        "Whether `Location` and `Content-Location` that name the upstream's own authority, and these and cookie paths that name its paths without the stripped or rewritten prefix, are changed to what leads there through the gateway ([operations.md](operations.md)).";
+    upgrades: Kind::List("name of a protocol, as `websocket`"), Value("[\"websocket\"]"), "[\"websocket\", \"tcp\"]", Process, Live,
+        "Protocols that a client and the upstream may switch to with `Upgrade`, whatever their version. Others are left out of the request; `h2c` cannot be one.";
     body_bytes_max: Kind::Size(0, TIB), Unset("`http.body_bytes_max`"), "\"10MiB\"", Each, Live,
         "Bytes of a request's body (`413 body_too_large`).";
     body_methods: METHODS, Unset("the upstream's"), "[\"*\"]", Each, Live,

@@ -179,6 +179,9 @@ fn the_defaults_are_those_that_were_promised() {
         preserve_host = false
         forward_authorization = true
         allow_encoded_slash = false
+        merge_slashes = true
+        rewrite_redirects = true
+        upgrades = ["websocket"]
 
         [[routes]]
         name = "prediction"
@@ -193,6 +196,9 @@ fn the_defaults_are_those_that_were_promised() {
         preserve_host = false
         forward_authorization = true
         allow_encoded_slash = false
+        merge_slashes = true
+        rewrite_redirects = true
+        upgrades = ["websocket"]
 
         [[routes]]
         name = "ai-engine"
@@ -207,6 +213,9 @@ fn the_defaults_are_those_that_were_promised() {
         preserve_host = false
         forward_authorization = true
         allow_encoded_slash = false
+        merge_slashes = true
+        rewrite_redirects = true
+        upgrades = ["websocket"]
     "#]]
     .assert_eq(&Config::default().to_toml());
 }

@@ -4,7 +4,7 @@ use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::*;
-use crate::gateway::path::normalise;
+use crate::gateway::path::{normalise, with_doubled_slashes};
 
 /// Routes by their paths, in this order.
 fn router(paths: &[&str]) -> Router {
@@ -18,18 +18,22 @@ fn router(paths: &[&str]) -> Router {
 /// Routes a path and looks for doubts; none if it has no normal form or no route.
 fn outcome(router: &Router, rewrite: &Rewrite, path: &str) -> Option<(usize, Result<(), Doubt>)> {
     let normal = normalise(path.as_bytes()).ok()?;
-    let found = router.find(b"a", &normal.path, Method::Get, b"GET").ok()?;
+    checked(router, rewrite, &normal.path, normal.is_plain)
+}
+
+fn checked(router: &Router, rewrite: &Rewrite, path: &[u8], is_plain: bool) -> Option<(usize, Result<(), Doubt>)> {
+    let found = router.find(b"a", path, Method::Get, b"GET").ok()?;
     let routed = Routed {
         router,
         host: b"a",
-        path: &normal.path,
+        path,
         method: Method::Get,
         method_text: b"GET",
         route: found.route,
         captures: &found.captures,
         rewrite,
     };
-    Some((found.route, check(&routed, normal.is_plain)))
+    Some((found.route, check(&routed, is_plain)))
 }
 
 fn check_paths(router: &Router, rewrite: &Rewrite, paths: &[&str], expected: &Expect) {
@@ -185,6 +189,19 @@ fn normpath(text: &str) -> String {
     format!("/{}", names.join("/"))
 }
 
+/// The same by whoever takes an empty segment for one.
+fn normpath_of_all(text: &str) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in text[1..].split('/').filter(|name| *name != ".") {
+        if name == ".." {
+            names.pop();
+        } else {
+            names.push(name);
+        }
+    }
+    format!("/{}", names.join("/"))
+}
+
 fn cut(text: &str) -> String {
     text.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect::<Vec<_>>().join("/")
 }
@@ -207,6 +224,20 @@ const SERVICES: [(&str, Read); 9] = [
     ("new URL", |path| normpath(without_host(&decoded(path, false).replace('\\', "/")))),
     ("Apache, proxy:fcgi", |path| normpath(decoded(path, false).split('?').next().unwrap_or_default())),
     ("passed on as it is", str::to_owned),
+];
+
+/// How services read a path in which they leave doubled slashes, or some of them.
+const KEEPERS: [(&str, Read); 8] = [
+    ("WSGI", |path| decoded(path, false)),
+    ("Jetty", |path| normpath_of_all(&decoded(&cut(path), false))),
+    ("nginx, slashes kept", |path| normpath_of_all(&decoded(path, false))),
+    ("Kestrel", |path| normpath_of_all(&decoded(path, true).replace('\\', "/"))),
+    ("whoever merges pairs, then resolves", |path| normpath_of_all(&decoded(path, false).replace("//", "/"))),
+    ("whoever merges one pair, then resolves", |path| normpath_of_all(&decoded(path, false).replacen("//", "/", 1))),
+    ("whoever merges pairs before another decodes", |path| {
+        normpath_of_all(&decoded(&decoded(path, false).replace("//", "/"), false))
+    }),
+    ("whoever cuts and merges one pair", |path| normpath_of_all(&cut(&decoded(path, false)).replacen("//", "/", 1))),
 ];
 
 fn spelling() -> impl Strategy<Value = String> {
@@ -239,6 +270,24 @@ proptest! {
         for ((first, passes_on), (service, read)) in SERVICES.iter().flat_map(|first| SERVICES.map(|last| (first, last))) {
             let seen = prefix.to_owned() + &read(&passes_on(&sent));
             prop_assert!(!is_guarded(&seen), "{} behind {} reads {} for {}, sent as {}", service, first, seen, path, sent);
+        }
+    }
+
+    #[test]
+    fn no_service_reads_a_guarded_path_in_doubled_slashes(path in spelling(), strips in any::<bool>()) {
+        let router = router(&["/admin/*", "/enc/admin/*", "/enc/*", "/*", "/enc/a/admin/*"]);
+        let (rewrite, prefix) = if strips { (Rewrite::Strip(4), "/enc") } else { (Rewrite::Keep, "") };
+        let Ok(normal) = normalise(path.as_bytes()) else { return Ok(()) };
+        let Some(kept) = with_doubled_slashes(path.as_bytes(), &normal.path) else { return Ok(()) };
+        let Some((route, Ok(()))) = checked(&router, &rewrite, &kept, false) else { return Ok(()) };
+        if !(2..4).contains(&route) || (strips && route != 2) {
+            return Ok(());
+        }
+        let sent = String::from_utf8_lossy(&kept[prefix.len()..]).into_owned();
+        for (service, read) in SERVICES.iter().chain(&KEEPERS) {
+            let seen = prefix.to_owned() + &read(&sent);
+            let is_guarded = is_guarded(&seen) || seen == "/enc/a/admin" || seen.starts_with("/enc/a/admin/");
+            prop_assert!(!is_guarded, "{} reads {} for {}, sent as {}", service, seen, path, sent);
         }
     }
 

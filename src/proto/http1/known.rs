@@ -31,6 +31,7 @@ fn by_length(name: &[u8]) -> Known {
         6 if is(name, b"origin") => Known::Origin,
         7 if is(name, b"upgrade") => Known::Upgrade,
         7 if is(name, b"trailer") => Known::Trailer,
+        8 if is(name, b"location") => Known::Location,
         9 => of_nine(name),
         10 => of_ten(name),
         11 => of_eleven(name),
@@ -38,6 +39,7 @@ fn by_length(name: &[u8]) -> Known {
         13 if is(name, b"authorization") => Known::Authorization,
         14 if is(name, b"content-length") => Known::ContentLength,
         16 if is(name, b"proxy-connection") => Known::ProxyConnection,
+        16 if is(name, b"content-location") => Known::ContentLocation,
         17 if is(name, b"transfer-encoding") => Known::TransferEncoding,
         18 if is(name, b"proxy-authenticate") => Known::ProxyAuthenticate,
         19 if is(name, b"proxy-authorization") => Known::ProxyAuthorization,
@@ -186,7 +188,7 @@ mod tests {
                      X_Forwarded_Client_Cert X-Forwarded X-Forwarded- X_Real_IP X-Request-ID X_Request_Id \
                      traceparent Tracestate X-User-Id X_User_Id x-user_role X.Session.Id XxUserxId X-User-Ids \
                      Origin Access-Control-Allow-Origin access_control_allow_origin Access-Control Vary \
-                     Retry-After Set-Cookie Content-Type True-Client-IP X-Original-URL X X-Custom";
+                     Retry-After Set-Cookie Location Content-Location Content-Type True-Client-IP X-Original-URL X X-Custom";
         let told: Vec<_> = names.split(' ').map(|name| format!("{name}: {:?}", known(name.as_bytes()))).collect();
         expect![["
             Host: Host
@@ -236,6 +238,8 @@ mod tests {
             Vary: Vary
             Retry-After: RetryAfter
             Set-Cookie: SetCookie
+            Location: Location
+            Content-Location: ContentLocation
             Content-Type: ContentType
             True-Client-IP: XForwardedOther
             X-Original-URL: XForwardedOther

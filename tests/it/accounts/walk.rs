@@ -51,8 +51,9 @@ impl House {
                 opened.wait();
             }
             if request.head.first_line.contains("/tunnel") {
-                conversation
-                    .send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello")?;
+                conversation.send(
+                    "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello",
+                )?;
                 conversation.read_to_end();
                 return Ok(());
             }
@@ -206,7 +207,7 @@ fn what_is_under_way_ends_with_its_session() {
         }
         clients
     };
-    let upgrade = "Connection: upgrade\r\nUpgrade: echo\r\n";
+    let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
     let mut ended = open(&ending, "/stream", "", "first");
     ended.extend(open(&ending, "/tunnel", upgrade, "hello"));
     let mut kept = open(&staying, "/stream", "", "first");

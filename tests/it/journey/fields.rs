@@ -152,6 +152,34 @@ fn a_trusted_peers_word_is_appended_to() {
 }
 
 #[test]
+fn empty_members_of_the_list_of_hops_are_no_hops() {
+    let mut backend = Backend::ok();
+    let gateway = Setup { rest: TRUSTING, ..Setup::default() }.start(&[backend.address()]);
+    for (number, (sent, client, passed)) in [
+        (&["203.0.113.7, "][..], "203.0.113.7", &["203.0.113.7, 127.0.0.1"][..]),
+        (&["203.0.113.7", ""], "203.0.113.7", &["203.0.113.7", "127.0.0.1"]),
+        (&["198.51.100.1, 203.0.113.7,, ,"], "203.0.113.7", &["198.51.100.1, 203.0.113.7, 127.0.0.1"]),
+        (&["203.0.113.7,,127.0.0.9"], "203.0.113.7", &["203.0.113.7,,127.0.0.9, 127.0.0.1"]),
+        (&[" , ,"], "127.0.0.1", &["127.0.0.1"]),
+        (&[""], "127.0.0.1", &["127.0.0.1"]),
+        // What is no address ends the list of those who are known.
+        (&["203.0.113.7, unknown"], "127.0.0.1", &["203.0.113.7, unknown, 127.0.0.1"]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let lines: String = sent.iter().map(|list| format!("X-Forwarded-For: {list}\r\n")).collect();
+        let id = format!("request-{number}");
+        ask(&gateway, &format!("{lines}X-Request-Id: {id}\r\n"));
+        assert_eq!(values(&backend.request().head.fields, "x-forwarded-for"), passed, "{sent:?}");
+        // Shards write on their own: the lines stand in any order.
+        let lines = gateway.access_lines(number + 1);
+        let line = lines.iter().find(|line| line["request_id"] == id.as_str()).expect("its line");
+        assert_eq!(line["client"], client, "{sent:?}");
+    }
+}
+
+#[test]
 fn the_gateway_names_itself_in_via() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());

@@ -14,6 +14,7 @@ mod log;
 mod outcomes;
 mod rate_limits;
 mod raw;
+mod redirects;
 mod reuse;
 mod roles;
 mod routing;

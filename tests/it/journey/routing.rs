@@ -183,6 +183,51 @@ fn the_backend_sees_the_normal_form() {
 }
 
 #[test]
+fn doubled_slashes_are_kept_where_the_route_says_so_and_lead_past_no_guard() {
+    let mut backend = Backend::ok();
+    let open = "[[routes]]\naccess = \"public\"\nupstream = \"back\"\n";
+    let routes = format!(
+        "{open}path = \"/proxy/*\"\nmerge_slashes = false\nstrip_prefix = \"/proxy\"\n\
+         {open}path = \"/raw/{{id}}/*\"\nmerge_slashes = false\nrewrite = \"/{{id}}/{{rest}}\"\nallow_encoded_slash = true\n\
+         {open}path = \"/*\"\n\
+         [[routes]]\nupstream = \"back\"\npath = \"/proxy/admin/*\"\n\
+         [[routes]]\nupstream = \"back\"\npath = \"/admin/*\"\nmerge_slashes = false\n"
+    );
+    let gateway = routed(&backend, &routes);
+    for (asked, seen) in [
+        ("/proxy/https://a.test/b?c=//d", "/https://a.test/b?c=//d"),
+        ("/proxy/https%3A//a.test///b/", "/https%3A//a.test///b/"),
+        ("/proxy/a/./b//../c", "/a/c"),
+        ("/proxy/a//%2e/b//", "/a//b//"),
+        ("/raw/7/x//y%2Fz", "/7/x//y%2Fz"),
+        // Without its first slashes it leads there, with them elsewhere: then they are none.
+        ("//proxy/https://a.test", "/https:/a.test"),
+        ("/raw//7//x", "/7/x"),
+        // Other routes merge as ever.
+        ("/a//b", "/a/b"),
+        ("//", "/"),
+    ] {
+        assert_eq!(ask(&gateway, "GET", "a", asked).status, 200, "{asked}");
+        assert_eq!(target(&mut backend), seen, "{asked}");
+    }
+    for guarded in [
+        "/proxy/admin//x",
+        "/proxy//admin/x",
+        "//proxy//admin//x",
+        "/proxy/%61dmin//",
+        "/proxy/x//../admin",
+        "/admin//x",
+        "//admin/x",
+        "/a/..//admin",
+    ] {
+        expect_refusal(&ask(&gateway, "GET", "a", guarded), 401, "token_missing");
+    }
+    // Whoever cuts parameters off and merges would see what is guarded.
+    expect_refusal(&ask(&gateway, "GET", "a", "/proxy//;x/admin/y"), 400, "bad_request");
+    assert!(backend.requests().is_empty());
+}
+
+#[test]
 fn paths_without_a_normal_form_are_refused() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());

@@ -12,8 +12,8 @@ use crate::{
     client::Client,
 };
 
-const ASK: &str = "GET /x HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: Echo/1\r\n\r\n";
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n";
+const ASK: &str = "GET /x HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\n\r\n";
+const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
 /// How long nothing may come before it is taken for nothing.
 const QUIET: Duration = Duration::from_millis(150);
 
@@ -42,13 +42,13 @@ fn no_byte_of_the_client_passes_before_the_backend_has_agreed() {
     client.send([ASK.as_bytes(), b"early"].concat());
     let answer = client.read_response();
     assert_eq!(answer.status, 101, "{answer:?}");
-    assert_eq!((answer.field("connection"), answer.field("upgrade")), (Some("upgrade"), Some("echo/1")));
+    assert_eq!((answer.field("connection"), answer.field("upgrade")), (Some("upgrade"), Some("websocket")));
     assert!(answer.field("x-request-id").is_some());
     assert_eq!(client.read_until("early"), b"helloearly");
     client.send("later");
     assert_eq!(client.read_until("later"), b"later");
     let asked = backend.request().head;
-    assert_eq!((asked.field("connection"), asked.field("upgrade")), (Some("upgrade"), Some("Echo/1")));
+    assert_eq!((asked.field("connection"), asked.field("upgrade")), (Some("upgrade"), Some("WebSocket")));
     client.expect_end();
     // The backend is done; the client may have gone on.
     client.finish();
@@ -77,8 +77,8 @@ fn nobody_switches_unasked() {
     // No upgrade at all, one that is not meant for this connection, one in HTTP/1.0 (RFC 9110 §7.8).
     for request in [
         "GET /x HTTP/1.1\r\nHost: a\r\n\r\n",
-        "GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: echo/1\r\n\r\n",
-        "GET /x HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: echo/1\r\n\r\n",
+        "GET /x HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\n\r\n",
+        "GET /x HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     ] {
         let mut client = gateway.connect();
         client.send(request);
@@ -261,5 +261,35 @@ fn a_client_that_is_answered_otherwise_keeps_its_connection() {
         assert_eq!(client.read_response().status, 200);
         // The backend's is not used again: it may be closed, or no HTTP any more.
         assert_eq!(backend.request().connection, number);
+    }
+}
+
+#[test]
+fn only_protocols_that_the_route_knows_are_asked_for() {
+    let mut backend = Backend::ok();
+    let plain = before(backend.address());
+    let listing =
+        Setup { route: "upgrades = [\"websocket\", \"foo\"]", ..Setup::default() }.start(&[backend.address()]);
+    let none = Setup { route: "upgrades = []", ..Setup::default() }.start(&[backend.address()]);
+    for (gateway, asked, passed) in [
+        (&plain, "websocket", Some("websocket")),
+        (&plain, "WebSocket", Some("WebSocket")),
+        (&plain, "foo/2", None),
+        (&plain, "tcp", None),
+        (&plain, "TLS/1.2", None),
+        (&plain, "foo/2, websocket", Some("websocket")),
+        (&plain, "web", None),
+        (&listing, "foo/2, bar , WEBSOCKET", Some("foo/2, WEBSOCKET")),
+        (&listing, "bar", None),
+        (&listing, "h2c", None),
+        (&listing, "foo, h2c", None),
+        (&none, "websocket", None),
+    ] {
+        let mut client = gateway.connect();
+        client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: {asked}\r\n\r\n"));
+        assert_eq!(client.read_response().status, 200, "{asked}");
+        let seen = backend.request().head;
+        assert_eq!(seen.field("upgrade"), passed, "{asked}");
+        assert_eq!(seen.field("connection"), passed.map(|_| "upgrade"), "{asked}");
     }
 }

@@ -331,7 +331,7 @@ impl Ask {
         let version = if self.is_http10 { "1.0" } else { "1.1" };
         let mut head = format!("{} {} HTTP/{version}\r\nHost: gateway.test\r\n", self.method, self.target);
         if self.upgrades {
-            head += "Connection: upgrade\r\nUpgrade: echo\r\n";
+            head += "Connection: upgrade\r\nUpgrade: websocket\r\n";
         } else if self.closes {
             head += "Connection: close\r\n";
         } else if self.is_http10 {
@@ -388,7 +388,7 @@ impl Answer {
     pub(super) fn head(&self, rng: &mut Rng, tag: Tag) -> String {
         let mut head = format!("HTTP/1.1 {} \r\nX-Tag: {tag}\r\n", self.status);
         match self.status {
-            101 => head += "Connection: upgrade\r\nUpgrade: echo\r\n",
+            101 => head += "Connection: upgrade\r\nUpgrade: websocket\r\n",
             _ if self.end == End::Announced => head += "Connection: close\r\n",
             _ => {}
         }
