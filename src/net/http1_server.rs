@@ -19,10 +19,16 @@ use crate::{
     shard::{Instant, TcpStream, clock, timer},
 };
 
-/// A connection that is closed while the client still writes reads on for this long, and this far, so that the client
-/// gets to read the answer (RFC 9112 §9.6).
-const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
+/// A connection that is closed while the client still writes is read on until it pauses for this long, so that the client
+/// gets to read the answer (RFC 9112 §9.6): bytes that nobody reads make a reset, which takes the answer with it.
+const LINGER_PAUSE: Duration = Duration::from_secs(2);
+
+/// But for no longer than this, as in nginx, and no further: somebody who goes on and on means no answer.
+const LINGER_MAX: Duration = Duration::from_secs(30);
+const LINGER_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// Bytes that are read over before the shard's other tasks get their turn.
+const LINGER_BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// How long a fresh connection is waited for when its shard closes.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
@@ -191,7 +197,7 @@ async fn serve_one<S: Service>(
         return After::Close;
     }
     if !inbound.is_body_done() {
-        inbound.deadline().set_after(LINGER);
+        inbound.deadline().set_after(LINGER_PAUSE);
         if !poll_fn(|cx| inbound.poll_discard(cx)).await {
             linger(io, inbound).await;
             return After::Close;
@@ -266,7 +272,16 @@ async fn refuse<S: Service>(
 /// Ends our direction and reads on for a while, so that the answer is not lost to a reset.
 async fn linger(io: &Io, inbound: &mut Inbound) {
     io.shut_down_writes();
-    inbound.deadline().set_after(LINGER);
-    let mut bytes_max = LINGER_BYTES_MAX;
-    poll_fn(|cx| inbound.poll_linger(cx, &mut bytes_max)).await;
+    let ends_at = clock::now() + LINGER_MAX;
+    let mut bytes_left = LINGER_BYTES_MAX;
+    inbound.deadline().set_after(LINGER_PAUSE);
+    loop {
+        let mut turn = bytes_left.min(LINGER_BYTES_PER_TURN);
+        bytes_left -= turn;
+        let goes_on = poll_fn(|cx| inbound.poll_linger(cx, &mut turn, LINGER_PAUSE, ends_at)).await;
+        if !goes_on || bytes_left == 0 || clock::now() >= ends_at {
+            return;
+        }
+        timer::sleep(timer::TURN).await;
+    }
 }

@@ -254,15 +254,28 @@ impl Inbound {
         }
     }
 
-    /// Reads and drops whatever still comes on a connection that is being closed, until the client closes too, the
-    /// deadline passes or `bytes_max` have come: a client that still writes then reads our answer, not a reset.
-    pub(super) fn poll_linger(&mut self, cx: &mut Context<'_>, bytes_max: &mut usize) -> Poll<()> {
+    /// Reads and drops whatever still comes on a connection that is being closed, so that a client that still writes reads
+    /// our answer, not a reset. `false` when the client has closed too, pauses for as long as `pause`, or the time is up;
+    /// `true` when `turn` bytes have come and others should run.
+    pub(super) fn poll_linger(
+        &mut self,
+        cx: &mut Context<'_>,
+        turn: &mut usize,
+        pause: Duration,
+        ends_at: Instant,
+    ) -> Poll<bool> {
         loop {
-            drop(self.reader.take_rest());
+            buffers::give(self.reader.take_rest());
             match self.reader.poll_read(&self.io, cx) {
-                Poll::Ready(Ok(read)) if read > 0 && read < *bytes_max => *bytes_max -= read,
-                Poll::Ready(_) => return Poll::Ready(()),
-                Poll::Pending => return self.deadline.poll(cx),
+                Poll::Ready(Ok(read)) if read > 0 => {
+                    self.deadline.set((clock::now() + pause).min(ends_at));
+                    if read >= *turn {
+                        return Poll::Ready(true);
+                    }
+                    *turn -= read;
+                }
+                Poll::Ready(_) => return Poll::Ready(false),
+                Poll::Pending => return self.deadline.poll(cx).map(|()| false),
             }
         }
     }

@@ -110,6 +110,48 @@ fn sizes_are_refused_just_past_their_bounds() {
 }
 
 #[test]
+fn a_refusal_reaches_a_client_that_goes_on_sending() {
+    const SENT: usize = 8 * 1024 * 1024;
+    let backend = Backend::ok();
+    let gateway = before(backend.address());
+    let line = |rest: &str| format!("POST /x HTTP/1.1\r\nHost: a\r\n{rest}\r\n\r\n");
+    let body = vec![b'a'; SENT];
+    let chunked = [format!("{SENT:x}\r\n").as_bytes(), &body].concat();
+    for (head, body, status) in [
+        (line(&format!("Content-Length: {SENT}")), &body, 413),
+        (line("Transfer-Encoding: chunked"), &chunked, 413),
+        (line("Host: b"), &body, 400),
+        (line(&format!("Expect: much\r\nContent-Length: {SENT}")), &body, 417),
+        (line(&format!("Content-Length: {SENT}")).replace("/x", "/auth/login"), &body, 413),
+        (line(&format!("Content-Length: {SENT}")).replace("/x", "/auth/me"), &body, 405),
+        (line(&format!("Content-Length: {SENT}")).replace("/x", "/%00"), &body, 400),
+    ] {
+        let mut client = gateway.connect();
+        // It reads nothing until all is sent, and takes a reset for an answer that never came.
+        client.send(&head);
+        client.send(body);
+        let answer = client.read_response();
+        assert_eq!((answer.status, answer.field("connection")), (status, Some("close")), "{head}: {answer:?}");
+        client.finish();
+        assert_eq!(client.read_to_end().expect("an end that is no reset"), b"", "{head}");
+    }
+}
+
+#[test]
+fn a_client_that_never_stops_sending_is_not_read_for_ever() {
+    let backend = Backend::ok();
+    let gateway = before(backend.address());
+    let mut client = gateway.connect();
+    client.send("POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n");
+    let (megabyte, mut sent) = (vec![b'a'; 1024 * 1024], 0);
+    while client.try_send(&megabyte).is_ok() {
+        sent += 1;
+        assert!(sent < 512, "{sent} MiB were read");
+    }
+    assert!(sent >= 256, "{sent} MiB were read");
+}
+
+#[test]
 fn what_is_not_implemented_is_told_apart() {
     let mut backend = Backend::ok();
     let gateway = before(backend.address());

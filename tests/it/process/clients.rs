@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote: curl, wrk, Python's http.client.
+//! Clients that nobody here wrote: curl, wrk, Python's http.client, Node's fetch.
 
 use std::{
     fs,
@@ -141,4 +141,35 @@ fn python_keeps_its_connection() {
     let digest = expected.split(' ').next().expect("sha256sum tells a digest");
     assert_eq!(said.trim(), format!("{digest} {LARGE}"));
     assert_eq!(gateway.metrics().sum("shardgate_connections_accepted_total"), 1);
+}
+
+const NODE: &str = r#"
+const [url, tries] = [process.argv[2], Number(process.argv[3])];
+const told = {};
+for (let n = 0; n < tries; n++) {
+  let what;
+  try {
+    const answer = await fetch(url, { method: "POST", body: Buffer.alloc(5_000_000, 97) });
+    what = `${answer.status} ${(await answer.json()).code}`;
+  } catch (error) {
+    what = String(error.cause?.code ?? error);
+  }
+  told[what] = (told[what] ?? 0) + 1;
+}
+console.log(JSON.stringify(told));
+"#;
+
+#[test]
+fn node_reads_why_its_upload_is_refused() {
+    if !has_tool("node") {
+        return;
+    }
+    let service = Service::start();
+    let gateway = Gateway::start(&service.config("").replace("2GiB", "1MiB"));
+    fs::write(gateway.directory().join("client.mjs"), NODE).expect("the script is written");
+    for path in ["upload", "auth/login"] {
+        let url = format!("http://{}/{path}", gateway.address());
+        let told = run(&gateway, "node", &["client.mjs", &url, "12"]);
+        assert_eq!(told.trim(), r#"{"413 body_too_large":12}"#, "{path}");
+    }
 }

@@ -7,9 +7,6 @@ use super::{
     wire::{Framing, Kind, Message, Tag, content, framing_of_request},
 };
 
-/// What the gateway reads of a connection that it closes, in bytes.
-const LINGER_BYTES_MAX: usize = 1024 * 1024;
-
 /// All that is wrong, in words.
 pub(super) fn complaints(plan: &Plan, outcome: &Outcome) -> Vec<String> {
     let mut complaints = Vec::new();
@@ -90,7 +87,6 @@ fn of_client(plan: &Plan, client: &Client, got: &Got, outcome: &Outcome) -> Vec<
         |exchange: &Exchange| exchange.leaves || exchange.is_tunnel() && outcome.board.of(exchange.tag).attempts > 1;
     let mut may_be_silent = client.exchanges.iter().any(leaves);
     for (number, (exchange, answers)) in client.exchanges.iter().zip(&got.answers).enumerate() {
-        may_be_silent |= got.was_reset && is_flood(&client.exchanges[number..]);
         let mut complain = |what: String| complaints.push(format!("{}: {what}", exchange.tag));
         let (last, interim) = match answers.split_last() {
             Some((last, interim)) if last.status() >= 200 || last.status() == 101 => (Some(last), interim),
@@ -148,12 +144,6 @@ fn check_refusal(plan: &Plan, exchange: &Exchange, answer: &Message) -> Result<(
         return Err(format!("it got {:?} {document}", answer.head));
     }
     if may_be_unreachable(plan, exchange) { Ok(()) } else { Err(format!("no backend failed it: {document}")) }
-}
-
-/// Whether a client may send more than the gateway reads of a connection that it closes. The rest meets a reset, which takes
-/// with it what the client has not read.
-fn is_flood(exchanges: &[Exchange]) -> bool {
-    exchanges.iter().map(|exchange| exchange.ask.content_bytes).sum::<usize>() >= LINGER_BYTES_MAX
 }
 
 fn is_of(tag: Tag, whose: &str) -> bool {

@@ -113,8 +113,6 @@ pub(super) struct Got {
     pub(super) answers: Vec<Vec<Message>>,
     /// Why what came is no answer to anything.
     pub(super) strange: Option<String>,
-    /// Its connection was reset.
-    pub(super) was_reset: bool,
 }
 
 #[derive(Debug)]
@@ -188,7 +186,6 @@ impl Client {
         let met = self.end.read(bytes_max);
         self.take(met, plan, board);
         if !matches!(met, Met::Bytes(_)) {
-            self.got.was_reset |= self.end.stream.is_some() && met == Met::Reset;
             self.end.close(false);
             self.end.steps.clear();
             board.ended(plan.exchanges[0].tag.client, false);
