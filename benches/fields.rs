@@ -61,6 +61,7 @@ fn rewriting(criterion: &mut Criterion) {
         peer: b"192.0.2.7",
         is_trusted: false,
         caller: None,
+        stripped: None,
         forwards_authorization: true,
     };
     for (suffix, rules) in [("", Rules::default()), (", with rules", rules())] {

@@ -335,6 +335,13 @@ pub struct Upstream {
     pub idle_timeout: Duration,
     /// Connections kept for reuse, per instance. Default 64. Shard.
     pub idle_max: usize,
+    /// Bytes of an answer's head (502). Default 64 KiB. Each.
+    #[serde(serialize_with = "units::size_in_memory")]
+    pub head_bytes_max: usize,
+    /// Fields of an answer's head (502). Default 256. Each.
+    pub fields_max: usize,
+    /// Interim answers before the final one (502). Default 16. Each.
+    pub interim_answers_max: u8,
     /// Requests in flight at once to all its instances; more are refused (503 `circuit_open`). Default 1024. Process.
     pub requests_max: u32,
     /// How many of these may have a body that is still coming in. Default half of `requests_max`. Process.

@@ -307,7 +307,7 @@ macro_rules! numbers {
         }
     )*};
 }
-numbers!(u16, u32, u64, usize);
+numbers!(u8, u16, u32, u64, usize);
 
 impl Written for f64 {
     fn read(node: &Node, key: &'static Key, path: &str, report: &mut Report) -> Option<Self> {

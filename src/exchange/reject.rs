@@ -3,10 +3,10 @@
 use std::error::Error;
 
 use crate::{
-    net::{BodyFailure, Mistake},
+    net::{BodyFailure, ClientError, Mistake},
     proto::{
         head::{Framing, Known, ResponseHead},
-        http1::{HeadError, RequestError},
+        http1::{HeadError, RequestError, ResponseError},
     },
     shard::buffers,
     upstream::Failure,
@@ -227,8 +227,21 @@ impl From<Failure> for Reject {
             Failure::Request(BodyFailure::ClientGone) | Failure::ClientGone => Code::ClientClosed,
             Failure::Ended => Code::TokenRevoked,
         };
-        let detail = matches!(failure, Failure::UploadsFull)
-            .then_some("the service has too many requests under way whose bodies are on their way; try again shortly");
+        let detail = match &failure {
+            Failure::UploadsFull => {
+                Some("the service has too many requests under way whose bodies are on their way; try again shortly")
+            }
+            Failure::BadAnswer(ClientError::Head(ResponseError::Head(HeadError::TooLarge))) => {
+                Some("the head of the service's answer is larger than the gateway accepts")
+            }
+            Failure::BadAnswer(ClientError::Head(ResponseError::Head(HeadError::TooManyFields))) => {
+                Some("the head of the service's answer has more fields than the gateway accepts")
+            }
+            Failure::BadAnswer(ClientError::Interim) => {
+                Some("the service sent more interim answers than the gateway accepts")
+            }
+            _ => None,
+        };
         Self { code, detail, allow: None, retry_after_s: None, cause: Some(Box::new(failure)) }
     }
 }

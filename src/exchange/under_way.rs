@@ -217,6 +217,7 @@ impl Exchange {
                 upstream.connections_reused += u64::from(trail.reused);
                 upstream.retries += u64::from(trail.attempts - 1);
                 upstream.ejections += u64::from(trail.ejected);
+                upstream.answers_mended += u64::from(trail.mended);
             }
             ledger.access_log.line(&Record {
                 unix_ms: u64::try_from(clock::to_unix(now).as_millis()).unwrap_or(u64::MAX),

@@ -11,7 +11,7 @@ use std::{
 
 use zeroize::Zeroizing;
 
-use super::{Page, access::Standing, body::Body, json, router::Captures};
+use super::{Page, Plan, access::Standing, body::Body, json, router::Captures};
 use crate::{
     accounts::{Operation, Outcome, Payload, Question, request},
     auth::{Claims, rbac::Roles},
@@ -57,14 +57,14 @@ pub(super) async fn answer(
     endpoint: Endpoint,
     standing: Standing,
     desk: &AccountDesk,
-    roles: &Roles,
+    plan: &Plan,
     exchange: &Exchange,
     captures: &Captures,
     body: &mut RequestBody<'_>,
 ) -> Result<(ResponseHead, Body), Reject> {
     let operation = match endpoint {
         Endpoint::Me => {
-            let document = me(caller(exchange)?, roles).to_string().into_bytes();
+            let document = me(caller(exchange)?, &plan.roles).to_string().into_bytes();
             return Ok(json(&Page { status: 200, body: document }));
         }
         Endpoint::Login => {
@@ -99,14 +99,14 @@ pub(super) async fn answer(
     };
     // Before the look: whatever happens between the two, the client is not said to have been seen later than it was.
     let came = clock::turn();
-    if endpoint.is_public() && poll_fn(|cx| Poll::Ready(body.has_client_left(cx))).await {
+    if plan.cancels_on_close && endpoint.is_public() && poll_fn(|cx| Poll::Ready(body.has_client_left(cx))).await {
         // What it had sent was found only now, as this shard did not run. It may have renewed elsewhere meanwhile.
         return Err(Reject::new(Code::ClientClosed));
     }
     let asked = desk
         .ask(Question { operation, came })
         .map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;
-    match outcome(asked, body).await? {
+    match outcome(asked, body, plan.cancels_on_close).await? {
         Outcome::Done { status, body } => Ok(done(status, &body)),
         Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
     }
@@ -186,20 +186,15 @@ async fn read(exchange: &Exchange, body: &mut RequestBody<'_>) -> Result<Zeroizi
     Ok(bytes)
 }
 
-/// The outcome, unless the client leaves before.
-async fn outcome(mut asked: Asked<Question, Outcome>, body: &mut RequestBody<'_>) -> Result<Outcome, Reject> {
+/// The outcome, unless the client leaves before, where that matters.
+async fn outcome(
+    mut asked: Asked<Question, Outcome>,
+    body: &mut RequestBody<'_>,
+    cancels_on_close: bool,
+) -> Result<Outcome, Reject> {
     // A short body that no endpoint reads is read over: behind it one sees whether the client is still there.
     let mut reads_over = body.is_short();
     poll_fn(|cx: &mut Context<'_>| {
-        if let Poll::Ready(outcome) = Pin::new(&mut asked).poll(cx) {
-            return Poll::Ready(Ok(outcome));
-        }
-        if asked.is_doubted() {
-            if body.has_client_left(cx) {
-                return Poll::Ready(Err(Reject::new(Code::ClientClosed)));
-            }
-            asked.confirm();
-        }
         while reads_over && !body.is_done() {
             match body.poll_fill(cx) {
                 Poll::Ready(Ok(_)) => body.consume(usize::MAX),
@@ -208,11 +203,20 @@ async fn outcome(mut asked: Asked<Question, Outcome>, body: &mut RequestBody<'_>
                 }
                 // What is asked needs no body, so what is wrong with it is for whoever reads the next request.
                 Poll::Ready(Err(_)) => reads_over = false,
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => break,
             }
         }
-        if body.is_done() && body.poll_gone(cx).is_ready() {
+        if cancels_on_close && body.is_done() && body.poll_gone(cx).is_ready() {
             return Poll::Ready(Err(Reject::new(Code::ClientClosed)));
+        }
+        if let Poll::Ready(outcome) = Pin::new(&mut asked).poll(cx) {
+            return Poll::Ready(Ok(outcome));
+        }
+        if asked.is_doubted() {
+            if cancels_on_close && body.has_client_left(cx) {
+                return Poll::Ready(Err(Reject::new(Code::ClientClosed)));
+            }
+            asked.confirm();
         }
         Poll::Pending
     })

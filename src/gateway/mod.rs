@@ -7,6 +7,7 @@ mod body;
 mod cors;
 pub mod fields;
 mod neighbours;
+mod pages;
 mod path;
 mod plan;
 mod proxy;
@@ -34,6 +35,8 @@ use access::{Admitted, Identity};
 pub use addresses::{Addresses, NoAddress, own_listener_loops};
 use body::Body;
 pub use neighbours::unguarded_neighbours;
+use pages::{KEYS_CACHED, NOT_CACHED, USUAL_METHODS, answer_options, json, own_answer};
+pub use pages::{Page, Pages};
 use plan::{OwnPage, Rewrite, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
@@ -48,7 +51,7 @@ use crate::{
     exchange::{Code, Exchange, Labels, Ledger, Reject},
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, TargetForm},
-    shard::{Instant, Local, buffers, clock, timer},
+    shard::{Instant, Local, clock, timer},
     telemetry::{exposition, metrics::Counters, record::Place, slots::OTHER},
     upstream::{Report, Upstream},
 };
@@ -108,31 +111,6 @@ struct Besides {
     /// The caller's token stood in the query.
     has_token_query: bool,
     limits: Statement,
-}
-
-/// What the gateway says of its health on the public listener: written by the control thread, shown by every shard.
-#[derive(Clone, Debug, Default)]
-pub struct Pages {
-    /// `GET /health`.
-    pub health: Page,
-    /// `GET /health/ready`.
-    pub ready: Page,
-}
-
-/// A status and a JSON document.
-#[derive(Clone, Debug)]
-pub struct Page {
-    /// The status.
-    pub status: u16,
-    /// The document.
-    pub body: Vec<u8>,
-}
-
-impl Default for Page {
-    /// What is shown until the control thread has said anything.
-    fn default() -> Self {
-        Self { status: 503, body: br#"{"status":"unhealthy"}"#.to_vec() }
-    }
 }
 
 impl Gateway {
@@ -408,8 +386,8 @@ impl Live {
             Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, &gateway.desks)).await,
             Target::Own(page) => Ok(self.own_page(gateway, *page)),
             Target::Account(endpoint) => {
-                let (desk, roles) = (&gateway.desks.accounts, &self.plan.roles);
-                Box::pin(account::answer(*endpoint, standing, desk, roles, exchange, &found.captures, body)).await
+                let desk = &gateway.desks.accounts;
+                Box::pin(account::answer(*endpoint, standing, desk, &self.plan, exchange, &found.captures, body)).await
             }
         }
     }
@@ -545,7 +523,7 @@ impl Live {
             OwnPage::Ready => json(&self.pages.ready),
             // The metrics have a step of their own.
             OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
-            OwnPage::Jwks => json(&Page { status: 200, body: gateway.identity.key_set() }),
+            OwnPage::Jwks => own_answer(200, "application/json", KEYS_CACHED, &gateway.identity.key_set()),
         }
     }
 
@@ -558,12 +536,8 @@ impl Live {
         let asked = desks.metrics.ask(()).map_err(|_| Reject::new(Code::Overloaded))?;
         let told = timer::within(clock::now() + METRICS_TIMEOUT, asked).await;
         let text = told.ok_or_else(|| Reject::new(Code::Overloaded))?;
-        Ok(own_answer(200, exposition::CONTENT_TYPE, text.as_bytes()))
+        Ok(own_answer(200, exposition::CONTENT_TYPE, NOT_CACHED, text.as_bytes()))
     }
-}
-
-fn json(page: &Page) -> (ResponseHead, Body) {
-    own_answer(page.status, "application/json", &page.body)
 }
 
 /// The address of a member of `X-Forwarded-For`. Some proxies add the port, and brackets to an IPv6 address.
@@ -572,15 +546,6 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
     hop.parse().ok().or_else(with_port).or_else(bare)
-}
-
-/// An answer of the gateway's own.
-fn own_answer(status: u16, content_type: &str, body: &[u8]) -> (ResponseHead, Body) {
-    let mut head = ResponseHead::new(status, buffers::take(), buffers::take_fields());
-    head.framing = Framing::Length(body.len() as u64);
-    head.push(Known::ContentType, b"Content-Type", content_type.as_bytes());
-    head.push(Known::Other, b"Cache-Control", b"no-store");
-    (head, Body::Own(body.to_vec().into()))
 }
 
 /// What no route is asked about: `OPTIONS *` is about the gateway, and some methods it does not do for anybody.
@@ -594,15 +559,6 @@ fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject
         }
         _ => Ok(None),
     }
-}
-
-/// What `Allow` says where any method is taken.
-const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
-
-fn answer_options(allow: &str) -> (ResponseHead, Body) {
-    let mut answer = ResponseHead::new(204, buffers::take(), buffers::take_fields());
-    answer.push(Known::Other, b"Allow", allow.as_bytes());
-    (answer, Body::Own(Vec::new().into()))
 }
 
 fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besides) -> (ResponseHead, Body) {

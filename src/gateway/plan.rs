@@ -15,7 +15,7 @@ use super::{
 use crate::{
     auth::rbac::Roles,
     config::{ClientClose, Config, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
-    net::HttpLimits,
+    net::{AnswerLimits, HttpLimits},
     proto::http1::HeadLimits,
     telemetry::{ids::Sampler, metrics::Names, slots::Slot},
     upstream::{BackendAddress, OutlierPolicy, Settings},
@@ -48,6 +48,8 @@ pub struct Plan {
     pub(super) cors: Option<Arc<cors::Policy>>,
     /// What roles permit.
     pub(super) roles: Roles,
+    /// Whether a client that leaves is not waited for where no route says so: under `/auth`.
+    pub(super) cancels_on_close: bool,
     /// How tokens are checked.
     pub(super) tokens: Tokens,
     pub(super) router: Router,
@@ -262,6 +264,7 @@ impl Plan {
             limits,
             cors,
             roles: roles(config),
+            cancels_on_close: config.http.on_client_close == ClientClose::Cancel,
             tokens: Tokens::of(config),
             router,
             routes,
@@ -335,6 +338,14 @@ impl UpstreamPlan {
                 connect_timeout: upstream.connect_timeout,
                 idle_timeout: upstream.idle_timeout,
                 idle_max: upstream.idle_max,
+                answers: AnswerLimits {
+                    head: HeadLimits {
+                        head_bytes_max: upstream.head_bytes_max,
+                        fields_max: upstream.fields_max,
+                        target_bytes_max: 0,
+                    },
+                    interim_max: upstream.interim_answers_max,
+                },
                 requests_max: share(upstream.requests_max),
                 uploads_max: share(upstream.uploads_max.unwrap_or_else(|| upstream.requests_max.div_ceil(2))),
                 retries_at_once_max: RETRIES_AT_ONCE_MAX,

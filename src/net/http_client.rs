@@ -20,11 +20,14 @@ use crate::{
     shard::{Heard, Instant, TcpStream, buffers},
 };
 
-/// Bounds of an answer's head. Wider than a request's: the backend is ours, and cookies are long.
-const ANSWER_LIMITS: HeadLimits = HeadLimits { head_bytes_max: 64 * 1024, fields_max: 256, target_bytes_max: 0 };
-
-/// Interim answers (RFC 9110 §15.2) that one request may get before its final one.
-const INTERIM_MAX: u8 = 16;
+/// Bounds of what a backend answers before the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerLimits {
+    /// Of a head.
+    pub head: HeadLimits,
+    /// Interim answers (RFC 9110 §15.2) that one request may get before its final one.
+    pub interim_max: u8,
+}
 
 /// A connection to a backend, idle or in use by one exchange.
 #[derive(Debug)]
@@ -52,7 +55,7 @@ pub enum ClientError {
     #[error("the body of the answer is malformed")]
     Body(#[source] BodyError),
     /// It sent more interim answers than any backend needs.
-    #[error("more than {INTERIM_MAX} interim answers")]
+    #[error("more interim answers than are accepted")]
     Interim,
 }
 
@@ -110,12 +113,17 @@ impl ClientConnection {
 
     /// Reads until the head of an answer is complete. An interim one (RFC 9110 §15.2) is one too, except `100 Continue`:
     /// who forwards requests does not ask for it, for it has told the client already.
-    pub fn poll_head(&mut self, cx: &mut Context<'_>, method: Method) -> Poll<Result<ResponseHead, ClientError>> {
+    pub fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        method: Method,
+        limits: &AnswerLimits,
+    ) -> Poll<Result<ResponseHead, ClientError>> {
         loop {
-            let head = match self.take_whole_head(method) {
+            let head = match self.take_whole_head(method, &limits.head) {
                 Some(head) => Some(head),
-                None => match self.scanner.scan(self.reader.bytes(), &ANSWER_LIMITS).map_err(ClientError::Head)? {
-                    Some(head_bytes) => Some(self.take_head(head_bytes, method)?),
+                None => match self.scanner.scan(self.reader.bytes(), &limits.head).map_err(ClientError::Head)? {
+                    Some(head_bytes) => Some(self.take_head(head_bytes, method, &limits.head)?),
                     None => None,
                 },
             };
@@ -123,10 +131,10 @@ impl ClientConnection {
                 if !head.is_interim() {
                     return Poll::Ready(Ok(head));
                 }
-                self.interim += 1;
-                if self.interim > INTERIM_MAX {
+                if self.interim == limits.interim_max {
                     return Poll::Ready(Err(ClientError::Interim));
                 }
+                self.interim += 1;
                 if head.status != 100 {
                     return Poll::Ready(Ok(head));
                 }
@@ -142,12 +150,12 @@ impl ClientConnection {
     }
 
     /// A head that came in one piece, as most do.
-    fn take_whole_head(&mut self, method: Method) -> Option<ResponseHead> {
+    fn take_whole_head(&mut self, method: Method, limits: &HeadLimits) -> Option<ResponseHead> {
         if !self.scanner.is_new() || self.reader.bytes().is_empty() {
             return None;
         }
         let mut fields = buffers::take_fields();
-        let Some(whole) = WholeResponse::read(self.reader.bytes(), &mut fields, method, &ANSWER_LIMITS) else {
+        let Some(whole) = WholeResponse::read(self.reader.bytes(), &mut fields, method, limits) else {
             buffers::give_fields(fields);
             return None;
         };
@@ -157,10 +165,15 @@ impl ClientConnection {
         Some(head)
     }
 
-    fn take_head(&mut self, head_bytes: usize, method: Method) -> Result<ResponseHead, ClientError> {
+    fn take_head(
+        &mut self,
+        head_bytes: usize,
+        method: Method,
+        limits: &HeadLimits,
+    ) -> Result<ResponseHead, ClientError> {
         self.scanner = ResponseScanner::new();
         let bytes = self.reader.split_head(head_bytes);
-        match parse_response(bytes, head_bytes, buffers::take_fields(), method, &ANSWER_LIMITS) {
+        match parse_response(bytes, head_bytes, buffers::take_fields(), method, limits) {
             Ok(head) => {
                 self.reader.begin_body(head.framing);
                 Ok(head)

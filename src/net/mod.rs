@@ -21,7 +21,7 @@ use std::{
 };
 
 pub use connections::{Connections, Cutter, Slot};
-pub use http_client::{ClientConnection, ClientError, recycle};
+pub use http_client::{AnswerLimits, ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
 pub use inbound::{BodyFailure, HttpLimits, RequestBody};
 pub use io::Io;

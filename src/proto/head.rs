@@ -215,6 +215,8 @@ pub struct ResponseHead {
     pub version: Version,
     /// How its body is framed.
     pub framing: Framing,
+    /// White space stood before the colon of a field, which does not go on (RFC 9112 §5.1).
+    pub mended: bool,
     /// Whether the upstream keeps the connection after this answer.
     pub keep_alive: bool,
     /// Whether it has no body by rule, and yet may be followed by one: it tells of one, or does not say that there is none.
@@ -371,6 +373,7 @@ impl ResponseHead {
             reason: Span::default(),
             version: Version::Http11,
             framing: Framing::None,
+            mended: false,
             keep_alive: true,
             may_have_body: false,
             keep_alive_timeout_s: None,

@@ -205,6 +205,8 @@ table! {
         retries: u64 = Counter "shardgate_upstream_retries_total" per Upstream;
         /// Instances of it that were taken out for failing.
         ejections: u64 = Counter "shardgate_upstream_ejections_total" per Upstream;
+        /// Answers of it with white space before the colon of a field, which was taken out.
+        answers_mended: u64 = Counter "shardgate_upstream_answers_mended_total" per Upstream;
     }
 }
 

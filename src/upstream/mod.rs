@@ -24,7 +24,7 @@ pub use send::{Asker, Call};
 pub use streaming::Streaming;
 
 use crate::{
-    net::{BodyFailure, ClientConnection, ClientError},
+    net::{AnswerLimits, BodyFailure, ClientConnection, ClientError},
     shard::{Instant, Local, clock},
     telemetry::metrics::Outcome,
 };
@@ -38,6 +38,8 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Idle connections kept for each backend.
     pub idle_max: usize,
+    /// Bounds of what its backends answer before the body.
+    pub answers: AnswerLimits,
     /// Requests under way on the upstream; past it the circuit is open.
     pub requests_max: u32,
     /// How many of these may be without the last byte of their body.
@@ -115,6 +117,8 @@ pub struct Trail {
     pub ejected: u32,
     /// Time spent on attempts, until each failed or the head of its answer was complete.
     pub waited: Duration,
+    /// Whether white space before the colons of its fields was taken out (RFC 9112 §5.1).
+    pub mended: bool,
     /// When the head of the answer was complete.
     pub answered_at: Option<Instant>,
 }

@@ -9,7 +9,7 @@ use std::{
 
 use super::{Backend, Failure, Lease, Place, Streaming, Trail, Upstream, streaming::Upload};
 use crate::{
-    net::{BodyFailure, ClientConnection, Progress, RequestBody, Writer, recycle},
+    net::{AnswerLimits, BodyFailure, ClientConnection, Progress, RequestBody, Writer, recycle},
     proto::{
         head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
         http1::encode_request,
@@ -175,6 +175,7 @@ impl Upstream {
         let mut wait = Wait {
             method: head.method,
             version: head.version,
+            answers: self.state.with(|state| state.settings.answers),
             call,
             asker,
             place: attempt.place,
@@ -197,6 +198,7 @@ impl Upstream {
         trail.waited += waited;
         trail.answered_at = Some(answered_at);
         trail.status = Some(answer.status);
+        trail.mended = answer.mended;
         self.succeeded(&backend, waited);
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.
@@ -277,6 +279,7 @@ struct Wait<'a, A> {
     method: Method,
     /// The client's.
     version: Version,
+    answers: AnswerLimits,
     call: &'a Call,
     asker: &'a A,
     place: &'a mut Place,
@@ -338,7 +341,7 @@ impl<A: Asker> Wait<'_, A> {
         }
         self.has_waited = true;
         loop {
-            match connection.poll_head(cx, self.method) {
+            match connection.poll_head(cx, self.method, &self.answers) {
                 Poll::Ready(Ok(head)) if head.is_interim() => self.pass_on(cx, head, body),
                 Poll::Ready(Ok(head)) => return Poll::Ready(Ok(Waited::Answered(head))),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(Failure::of(error))),

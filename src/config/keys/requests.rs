@@ -28,7 +28,7 @@ pub(super) const HTTP: &[Key] = keys! {
     stream_idle_timeout: TIME, Value("\"5m\""), "\"1m\"", Each, Live,
         "How long an answer may stand still while it streams, because its upstream sends nothing or its client reads nothing. A route may say otherwise.";
     on_client_close: CLIENT_CLOSE, Value("\"cancel\""), "\"finish\"", Each, Live,
-        "What becomes of the upstream's request when its client leaves before the answer is complete. A route may say otherwise.";
+        "What becomes of a request when its client leaves before the answer is complete, or only ends its sending side: it is cancelled, or goes on, and is answered in full where somebody still reads. It holds for `/auth/*` too; a route may say otherwise.";
     interim_answers: Kind::Boolean, Value("true"), "false", Each, Live,
         "Whether interim answers of the upstream (`103 Early Hints` and other 1xx) go to HTTP/1.1 clients. Some take the first of them for the answer, Python's `http.client` among them. A route may say otherwise.";
     requests_per_connection_max: COUNT, Value("0"), "1000", Each, Live,
@@ -94,6 +94,12 @@ pub(super) const UPSTREAMS: &[Key] = keys! {
         "How long an idle connection is kept for reuse; shorter when the upstream's `Keep-Alive` says so. Keep it below what the upstream itself waits.";
     idle_max: Kind::Number(0, 65_536), Value("64"), "16", Shard, Live,
         "Idle connections kept for reuse, per instance.";
+    head_bytes_max: Kind::Size(KIB, MIB), Value("\"64KiB\""), "\"128KiB\"", Each, Live,
+        "Bytes of an answer's head (`502 upstream_bad_response`).";
+    fields_max: Kind::Number(1, 256), Value("256"), "128", Each, Live,
+        "Fields of an answer's head (`502 upstream_bad_response`).";
+    interim_answers_max: Kind::Number(0, 255), Value("16"), "4", Each, Live,
+        "Interim answers (1xx) to one request before the final one (`502 upstream_bad_response`), also where clients get none.";
     requests_max: Kind::Number(1, u32::MAX as u64), Value("1024"), "256", Process, Live,
         "Requests in flight at once to all instances; more are refused (`503 circuit_open`).";
     uploads_max: Kind::Number(1, u32::MAX as u64), Unset("half of `requests_max`"), "64", Process, Live,

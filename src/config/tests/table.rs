@@ -127,6 +127,9 @@ fn the_defaults_are_those_that_were_promised() {
         response_timeout = "15s"
         idle_timeout = "4s"
         idle_max = 64
+        head_bytes_max = "64KiB"
+        fields_max = 256
+        interim_answers_max = 16
         requests_max = 1024
         body_methods = ["POST", "PUT", "PATCH"]
         retries_max = 2
@@ -142,6 +145,9 @@ fn the_defaults_are_those_that_were_promised() {
         response_timeout = "15s"
         idle_timeout = "4s"
         idle_max = 64
+        head_bytes_max = "64KiB"
+        fields_max = 256
+        interim_answers_max = 16
         requests_max = 1024
         body_methods = ["POST", "PUT", "PATCH"]
         retries_max = 2
@@ -157,6 +163,9 @@ fn the_defaults_are_those_that_were_promised() {
         response_timeout = "15s"
         idle_timeout = "4s"
         idle_max = 64
+        head_bytes_max = "64KiB"
+        fields_max = 256
+        interim_answers_max = 16
         requests_max = 1024
         body_methods = ["POST", "PUT", "PATCH"]
         retries_max = 2

@@ -67,6 +67,7 @@ struct Parts {
     reason: Span,
     version: Version,
     framing: Framing,
+    mended: bool,
     keep_alive: bool,
     may_have_body: bool,
     keep_alive_timeout_s: Option<u32>,
@@ -82,6 +83,7 @@ impl Parts {
             reason: self.reason,
             version: self.version,
             framing: self.framing,
+            mended: self.mended,
             keep_alive: self.keep_alive,
             may_have_body: self.may_have_body,
             keep_alive_timeout_s: self.keep_alive_timeout_s,
@@ -106,7 +108,9 @@ fn read(
     let mut room = room();
     let room = room.get_mut(..limits.fields_max.min(FIELDS_MAX)).unwrap_or_default();
     let mut response = httparse::Response::new(&mut []);
-    let parser = httparse::ParserConfig::default();
+    let mut parser = httparse::ParserConfig::default();
+    // RFC 9112 §5.1: in answers it is to be removed. They are seldom, so that the first look refuses them.
+    parser.allow_spaces_after_header_name_in_responses(extent == Extent::All);
     let head = match parser.parse_response_with_uninit_headers(&mut response, bytes, room) {
         Ok(httparse::Status::Complete(end)) if let Some(head) = whole(bytes, end, extent) => head,
         _ if extent == Extent::Start => return Err(ResponseError::BadStatusLine),
@@ -122,6 +126,8 @@ fn read(
     }
     let version = if version == 0 { Version::Http10 } else { Version::Http11 };
     let survey = Survey::of(head, response.headers, fields)?;
+    let follows_name = |field: &Field| head.get(field.name.end as usize);
+    let mended = extent == Extent::All && fields.iter().any(|field| follows_name(field) != Some(&b':'));
     let announced = survey.framing(head, version)?;
     let framing = match (status, announced) {
         // RFC 9112 §6.1: neither field may be sent. What would the bytes be that follow? The final answer, or a body?
@@ -147,6 +153,7 @@ fn read(
         reason,
         version,
         framing,
+        mended,
         keep_alive: survey.keeps_alive(version) && framing != Framing::UntilClose && is_clean,
         may_have_body,
         keep_alive_timeout_s: survey.keep_alive_parameters.and_then(|span| timeout_s(span.of(head))),

@@ -168,7 +168,7 @@ fn empty_members_of_the_list_of_hops_are_no_hops() {
     .into_iter()
     .enumerate()
     {
-        let lines: String = sent.iter().map(|list| format!("X-Forwarded-For: {list}\r\n")).collect();
+        let lines = sent.iter().map(|list| format!("X-Forwarded-For: {list}\r\n")).collect::<Vec<_>>().concat();
         let id = format!("request-{number}");
         ask(&gateway, &format!("{lines}X-Request-Id: {id}\r\n"));
         assert_eq!(values(&backend.request().head.fields, "x-forwarded-for"), passed, "{sent:?}");

@@ -2,10 +2,12 @@
 //! sockets, in front of backends that do as they are told.
 
 mod access;
+mod answer_heads;
 mod between;
 mod bodies;
 mod cors;
 mod fields;
+mod half_closed;
 mod hops;
 mod interim;
 mod limits;

@@ -31,7 +31,7 @@ fn echoing() -> Backend {
 /// Asks for a path, and has the backend answer with these fields.
 #[track_caller]
 fn ask(gateway: &Gateway, path: &str, lines: &str, answer: &[&str]) -> Response {
-    let answer: String = answer.iter().map(|line| format!("X-Answer: {line}\r\n")).collect();
+    let answer = answer.iter().map(|line| format!("X-Answer: {line}\r\n")).collect::<Vec<_>>().concat();
     let mut client = gateway.connect();
     client.send(format!("GET {path} HTTP/1.1\r\nHost: shop.test:81\r\n{lines}{answer}\r\n"));
     client.read_response()
@@ -139,7 +139,7 @@ fn a_service_is_told_of_the_prefix_and_only_by_those_who_may() {
         (&trusted, "/api/x", &["/one", "/two"], &["/api"]),
         (&trusted, "/x", &["/outer"], &["/outer"]),
     ] {
-        let lines: String = sent.iter().map(|prefix| format!("X-Forwarded-Prefix: {prefix}\r\n")).collect();
+        let lines = sent.iter().map(|prefix| format!("X-Forwarded-Prefix: {prefix}\r\n")).collect::<Vec<_>>().concat();
         ask(gateway, path, &lines, &[]);
         let seen = backend.request().head;
         assert_eq!(values(&seen.fields, "x-forwarded-prefix"), told, "{path} {sent:?}");

@@ -118,7 +118,7 @@ fn serve(conversation: &mut Conversation) -> std::io::Result<()> {
             "/closed" => return Ok(()),
             "/malformed" => conversation.send("HTTP/9\r\n\r\n")?,
             "/switch" => conversation.send("HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")?,
-            "/302" => conversation.send("HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n")?,
+            "/302" => conversation.send("HTTP/1.1 302 Found\r\nLocation : /\r\nContent-Length: 0\r\n\r\n")?,
             "/500" => conversation.send("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n")?,
             _ => conversation.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?,
         }

@@ -154,7 +154,9 @@ fn keys_change_without_logging_anybody_out() {
         codes
     };
     let shown = |gateway: &Gateway| {
-        let page = gateway.get("/.well-known/jwks.json").json();
+        let page = gateway.get("/.well-known/jwks.json");
+        assert_eq!(page.field("cache-control"), Some("public, max-age=300"));
+        let page = page.json();
         let kids =
             page["keys"].as_array().expect("a list").iter().map(|key| key["kid"].as_str().expect("a kid").to_owned());
         assert!(!page.to_string().contains("\"d\""), "{page}");

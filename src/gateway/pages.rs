@@ -1,0 +1,62 @@
+//! What the gateway answers itself without asking anybody: pages of a few bytes, and what `OPTIONS` is told.
+
+use super::body::Body;
+use crate::{
+    proto::head::{Framing, Known, ResponseHead},
+    shard::buffers,
+};
+
+/// What the gateway says of its health on the public listener: written by the control thread, shown by every shard.
+#[derive(Clone, Debug, Default)]
+pub struct Pages {
+    /// `GET /health`.
+    pub health: Page,
+    /// `GET /health/ready`.
+    pub ready: Page,
+}
+
+/// A status and a JSON document.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The status.
+    pub status: u16,
+    /// The document.
+    pub body: Vec<u8>,
+}
+
+impl Default for Page {
+    /// What is shown until the control thread has said anything.
+    fn default() -> Self {
+        Self { status: 503, body: br#"{"status":"unhealthy"}"#.to_vec() }
+    }
+}
+
+/// What `Cache-Control` says of pages that are of this moment, or somebody's own.
+pub(super) const NOT_CACHED: &[u8] = b"no-store";
+
+/// And of the public keys: they are the same for everybody, and a new one is shown before it signs (docs/tokens.md).
+pub(super) const KEYS_CACHED: &[u8] = b"public, max-age=300";
+
+/// A document of this moment.
+pub(super) fn json(page: &Page) -> (ResponseHead, Body) {
+    own_answer(page.status, "application/json", NOT_CACHED, &page.body)
+}
+
+/// An answer of the gateway's own.
+pub(super) fn own_answer(status: u16, content_type: &str, cached: &[u8], body: &[u8]) -> (ResponseHead, Body) {
+    let mut head = ResponseHead::new(status, buffers::take(), buffers::take_fields());
+    head.framing = Framing::Length(body.len() as u64);
+    head.push(Known::ContentType, b"Content-Type", content_type.as_bytes());
+    head.push(Known::Other, b"Cache-Control", cached);
+    (head, Body::Own(body.to_vec().into()))
+}
+
+/// What `Allow` says where any method is taken.
+pub(super) const USUAL_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// The answer to OPTIONS that nobody else is asked.
+pub(super) fn answer_options(allow: &str) -> (ResponseHead, Body) {
+    let mut answer = ResponseHead::new(204, buffers::take(), buffers::take_fields());
+    answer.push(Known::Other, b"Allow", allow.as_bytes());
+    (answer, Body::Own(Vec::new().into()))
+}
