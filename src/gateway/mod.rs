@@ -35,7 +35,7 @@ use access::{Admitted, Identity};
 pub use addresses::{Addresses, NoAddress, own_listener_loops};
 use body::Body;
 pub use neighbours::unguarded_neighbours;
-use pages::{KEYS_CACHED, NOT_CACHED, USUAL_METHODS, answer_options, json, own_answer};
+use pages::{KEYS_CACHED, NOT_CACHED, USUAL_METHODS, answer_options, json, own_answer, own_method};
 pub use pages::{Page, Pages};
 use plan::{OwnPage, Rewrite, Route, Target};
 pub use plan::{Plan, PlanError};
@@ -546,19 +546,6 @@ fn hop_address(hop: &[u8]) -> Option<IpAddr> {
     let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
     let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
     hop.parse().ok().or_else(with_port).or_else(bare)
-}
-
-/// What no route is asked about: `OPTIONS *` is about the gateway, and some methods it does not do for anybody.
-fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject> {
-    match (head.method, head.form) {
-        // RFC 9110 §9.3.7: it asks for nothing but an answer.
-        (Method::Options, TargetForm::Asterisk) => Ok(Some(answer_options(USUAL_METHODS))),
-        // RFC 9110 §9.3.6 and §9.3.8: a tunnel to anywhere, and an echo of what clients keep secret.
-        (Method::Connect | Method::Trace, _) => {
-            Err(Reject::because(Code::NotImplemented, "the gateway does not serve CONNECT and TRACE"))
-        }
-        _ => Ok(None),
-    }
 }
 
 fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besides) -> (ResponseHead, Body) {

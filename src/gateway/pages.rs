@@ -2,7 +2,8 @@
 
 use super::body::Body;
 use crate::{
-    proto::head::{Framing, Known, ResponseHead},
+    exchange::{Code, Reject},
+    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, TargetForm},
     shard::buffers,
 };
 
@@ -59,4 +60,17 @@ pub(super) fn answer_options(allow: &str) -> (ResponseHead, Body) {
     let mut answer = ResponseHead::new(204, buffers::take(), buffers::take_fields());
     answer.push(Known::Other, b"Allow", allow.as_bytes());
     (answer, Body::Own(Vec::new().into()))
+}
+
+/// What no route is asked about: `OPTIONS *` is about the gateway, and some methods it does not do for anybody.
+pub(super) fn own_method(head: &RequestHead) -> Result<Option<(ResponseHead, Body)>, Reject> {
+    match (head.method, head.form) {
+        // RFC 9110 §9.3.7: it asks for nothing but an answer.
+        (Method::Options, TargetForm::Asterisk) => Ok(Some(answer_options(USUAL_METHODS))),
+        // RFC 9110 §9.3.6 and §9.3.8: a tunnel to anywhere, and an echo of what clients keep secret.
+        (Method::Connect | Method::Trace, _) => {
+            Err(Reject::because(Code::NotImplemented, "the gateway does not serve CONNECT and TRACE"))
+        }
+        _ => Ok(None),
+    }
 }
