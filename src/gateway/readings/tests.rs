@@ -128,7 +128,7 @@ fn what_no_route_takes_is_let_pass_below_the_routes_own_beginning_only() {
             "/tags/;v=1",
             "/tags/a%2Fedit",
         ],
-        &expect![[r#"
+        &expect![[r"
             /projects/a%2Fb – 0
             /projects/a%2F..%2Fb – 0
             /projects/..%2Fb – 0, but read escapes undone, slashes merged and dots resolved, the path leads to no route of this one
@@ -138,7 +138,7 @@ fn what_no_route_takes_is_let_pass_below_the_routes_own_beginning_only() {
             /tags/%23rust – 2
             /tags/;v=1 – 2
             /tags/a%2Fedit – 2, but read escapes undone, the path leads to 3
-        "#]],
+        "]],
     );
 }
 
