@@ -79,7 +79,7 @@ fn clients_that_ask_a_hanging_redis_and_leave_pile_nothing_up() {
     let stage = Stage::new(&redis(&server).replace("\ntimeout = \"250ms\"", "\ntimeout = \"10s\""));
     stage.add_ann();
     let gateway = stage.start();
-    let (session, other) = (log_in(&gateway), log_in(&gateway));
+    let (session, other, third) = (log_in(&gateway), log_in(&gateway), log_in(&gateway));
     server.pause();
     let changes = changes(&session);
     // More than may be under way at once of renewals, which are not begun for those who have left, and of endings.
@@ -122,6 +122,12 @@ fn clients_that_ask_a_hanging_redis_and_leave_pile_nothing_up() {
     for token in [&session.access, &renewed.access, &other.access] {
         expect_everywhere(&gateway, "/any/x", token, "200 ok");
     }
+    // The log is followed on a connection of its own, which may be back a little later.
+    log_out(&gateway, &third.access);
+    until(SOON, "the log is followed again", || {
+        let answer = ask(&mut gateway.connect(), "/any/x", &third.access);
+        (told(&answer) == "401 token_revoked").then_some(())
+    });
     log_out(&gateway, &other.access);
     expect_everywhere(&gateway, "/any/x", &other.access, "401 token_revoked");
     assert_eq!(told(&refresh(&gateway, &other.refresh)), "401 refresh_invalid");
