@@ -15,6 +15,9 @@ use crate::{
 /// answer comes within a millisecond, or five times as late where a busy interpreter hands its lock around.
 const HOLD: Duration = Duration::from_millis(20);
 
+/// The longest that it becomes: each further catch doubles it, as what comes later than is waited for meets a request.
+const HOLD_MAX: Duration = Duration::from_secs(1);
+
 /// The same where a body may come that nobody is to get. Longer, for few answers are such, and the body may have to be made
 /// first.
 const BODY_HOLD: Duration = Duration::from_millis(100);
@@ -41,8 +44,8 @@ pub(super) struct Pool {
     idle: Vec<Idle>,
     /// Held out; in the order in which they are let in.
     held: VecDeque<Held>,
-    /// Until then every connection is held out: the backend sent something unasked.
-    distrusted_until: Instant,
+    /// While it lasts every connection is held out: the backend sent something unasked.
+    distrust: Distrust,
     /// Until then a connection is closed where it may get a body that nobody is to get: the backend sends such bodies.
     sends_bodies_until: Instant,
     /// How often it was caught, and whether it began to be distrusted, since that was asked for.
@@ -82,7 +85,7 @@ impl Default for Pool {
         Self {
             idle: Vec::new(),
             held: VecDeque::new(),
-            distrusted_until: Instant::START,
+            distrust: Distrust::default(),
             sends_bodies_until: Instant::START,
             caught: Caught::default(),
         }
@@ -130,7 +133,7 @@ impl Pool {
             self.catch(turn, doubt);
             return;
         }
-        let is_trusted = turn >= self.distrusted_until;
+        let is_trusted = !self.is_distrusted(turn);
         let idle = Idle { connection, since: turn, until };
         let hold = match doubt {
             None if is_trusted => {
@@ -142,7 +145,7 @@ impl Pool {
             // What was caught with the next request under way may have been such a body, later than is waited for.
             Some(Doubt::Body) if turn < self.sends_bodies_until || !is_trusted => return,
             Some(Doubt::Body) => BODY_HOLD,
-            None | Some(Doubt::End) => HOLD,
+            None | Some(Doubt::End) => self.distrust.hold(turn),
         };
         if idle_max > 0 {
             self.hold(Held { idle, doubt, ends_at: turn + hold });
@@ -171,14 +174,13 @@ impl Pool {
     /// Something came that nobody had asked for. Its connection is closed.
     fn catch(&mut self, now: Instant, doubt: Option<Doubt>) {
         self.caught.connections += 1;
-        let (until, is_new) = match doubt {
-            Some(Doubt::Body) => (&mut self.sends_bodies_until, &mut self.caught.newly_sends_bodies),
-            None | Some(Doubt::End) => (&mut self.distrusted_until, &mut self.caught.is_newly_distrusted),
-        };
-        let is_first = now >= *until;
-        *is_new |= is_first;
-        *until = now + DISTRUST;
-        if is_first && doubt != Some(Doubt::Body) {
+        if doubt == Some(Doubt::Body) {
+            self.caught.newly_sends_bodies |= now >= self.sends_bodies_until;
+            self.sends_bodies_until = now + DISTRUST;
+            return;
+        }
+        if self.distrust.catch(now) {
+            self.caught.is_newly_distrusted = true;
             // What made it send that may have made it send more.
             for idle in std::mem::take(&mut self.idle) {
                 self.hold(Held { idle, doubt: None, ends_at: now + HOLD });
@@ -219,7 +221,7 @@ impl Pool {
 
     /// Whether the backend is distrusted.
     pub(super) fn is_distrusted(&self, now: Instant) -> bool {
-        now < self.distrusted_until
+        self.distrust.lasts(now)
     }
 
     /// How many wait for a request.
@@ -230,5 +232,61 @@ impl Pool {
     /// How many are held out.
     pub(super) fn held(&self) -> usize {
         self.held.len()
+    }
+}
+
+/// Whether and how far a backend is distrusted. Pure.
+#[derive(Clone, Copy, Debug)]
+struct Distrust {
+    until: Instant,
+    hold: Duration,
+}
+
+impl Default for Distrust {
+    fn default() -> Self {
+        Self { until: Instant::START, hold: HOLD }
+    }
+}
+
+impl Distrust {
+    fn lasts(&self, now: Instant) -> bool {
+        now < self.until
+    }
+
+    /// The backend was caught; says whether it was trusted until now.
+    fn catch(&mut self, now: Instant) -> bool {
+        let is_first = !self.lasts(now);
+        self.hold = if is_first { HOLD } else { HOLD_MAX.min(self.hold * 2) };
+        self.until = now + DISTRUST;
+        is_first
+    }
+
+    /// How long a connection is held out.
+    fn hold(&self, now: Instant) -> Duration {
+        if self.lasts(now) { self.hold } else { HOLD }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_caught_again_is_waited_for_longer_until_all_is_forgotten() {
+        let (mut distrust, mut now) = (Distrust::default(), Instant::START);
+        assert!(!distrust.lasts(now));
+        assert!(distrust.catch(now), "it was trusted");
+        let mut holds = Vec::new();
+        for _ in 0..8 {
+            holds.push(distrust.hold(now).as_millis());
+            now += Duration::from_secs(1);
+            assert!(!distrust.catch(now), "it is distrusted already");
+        }
+        assert_eq!(holds, [20, 40, 80, 160, 320, 640, 1000, 1000]);
+        now += DISTRUST;
+        assert!(!distrust.lasts(now));
+        assert_eq!(distrust.hold(now), HOLD, "for those that may close without a word");
+        assert!(distrust.catch(now));
+        assert_eq!(distrust.hold(now), HOLD);
     }
 }
