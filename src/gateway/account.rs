@@ -41,6 +41,12 @@ impl Endpoint {
         matches!(self, Self::Login | Self::Refresh)
     }
 
+    /// Whether it is nothing for a client that has left: that one may have gone on elsewhere meanwhile, with what this would
+    /// spend or end.
+    const fn needs_its_client(self) -> bool {
+        matches!(self, Self::Login | Self::Refresh | Self::LogoutAll)
+    }
+
     /// Whether it ends sessions: callers whose session has ended may ask again.
     pub(super) const fn ends(self) -> bool {
         matches!(self, Self::Logout | Self::LogoutAll | Self::EndSession)
@@ -99,8 +105,9 @@ pub(super) async fn answer(
     };
     // Before the look: whatever happens between the two, the client is not said to have been seen later than it was.
     let came = clock::turn();
-    if plan.cancels_on_close && endpoint.is_public() && poll_fn(|cx| Poll::Ready(body.has_client_left(cx))).await {
-        // What it had sent was found only now, as this shard did not run. It may have renewed elsewhere meanwhile.
+    if plan.cancels_on_close && endpoint.needs_its_client() && poll_fn(|cx| Poll::Ready(body.has_client_left(cx))).await
+    {
+        // What it had sent was found only now, as this shard did not run.
         return Err(Reject::new(Code::ClientClosed));
     }
     let asked = desk

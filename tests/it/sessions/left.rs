@@ -110,6 +110,30 @@ fn what_is_found_of_clients_that_left_while_the_instance_stood_still_is_not_begu
 }
 
 #[test]
+fn who_asked_a_frozen_instance_to_end_all_and_left_keeps_what_began_since() {
+    let Some(server) = RedisServer::start() else { return };
+    let stage = Stage::new(&redis(&server));
+    stage.add_ann();
+    let (here, there) = (stage.start(), stage.start());
+    let session = log_in(&there);
+    let clients: Vec<_> = (0..8).map(|_| here.connect()).collect();
+    here.stand_still();
+    let request = || crowd::request("POST", "/auth/logout-all", &bearer(&session.access), &json!({}));
+    let held: Vec<_> = clients
+        .into_iter()
+        .zip(WAYS.iter().cycle())
+        .filter_map(|(client, how)| ask_and_leave(client, request(), *how))
+        .collect();
+    let later = log_in(&there);
+    here.signal(Signal::CONT);
+    until(SOON, "all are over", || (lines(&here, "/auth/logout-all") >= 8).then_some(()));
+    until(SOON, "nothing goes on", || (crowd::load(&here) == [0, 0]).then_some(()));
+    assert_eq!(server.ask(&["XLEN", "shardgate:revocations"]), "0");
+    assert_eq!(told(&refresh(&there, &later.refresh)), "200 ok");
+    drop(held);
+}
+
+#[test]
 fn log_outs_are_made_though_their_clients_leave_at_once() {
     let Some(server) = RedisServer::start() else { return };
     let stage = Stage::new(&redis(&server));
