@@ -17,7 +17,7 @@ use crate::{
     auth::{Claims, rbac::Roles},
     bus::desk::{Asked, Desk},
     exchange::{ClientNote, Code, Exchange, Reject},
-    net::{BodyFailure, Chunks as _, RequestBody},
+    net::{BodyFailure, RequestBody},
     proto::head::{Framing, Known, ResponseHead, Span},
     shard::{buffers, clock},
     upstream::Failure,
@@ -66,7 +66,7 @@ pub(super) async fn answer(
     plan: &Plan,
     exchange: &Exchange,
     captures: &Captures,
-    body: &mut RequestBody<'_>,
+    body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Body), Reject> {
     let operation = match endpoint {
         Endpoint::Me => {
@@ -164,7 +164,7 @@ fn me(claims: &Claims, roles: &Roles) -> serde_json::Value {
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The body, whole: it is small and soon here, or refused.
-async fn read(exchange: &Exchange, body: &mut RequestBody<'_>) -> Result<Zeroizing<Vec<u8>>, Reject> {
+async fn read(exchange: &Exchange, body: &mut impl RequestBody) -> Result<Zeroizing<Vec<u8>>, Reject> {
     const BYTES_MAX: u64 = request::BODY_BYTES_MAX as u64;
     if let Framing::Length(bytes) = exchange.head.framing
         && bytes > BYTES_MAX
@@ -196,7 +196,7 @@ async fn read(exchange: &Exchange, body: &mut RequestBody<'_>) -> Result<Zeroizi
 /// The outcome, unless the client leaves before, where that matters.
 async fn outcome(
     mut asked: Asked<Question, Outcome>,
-    body: &mut RequestBody<'_>,
+    body: &mut impl RequestBody,
     cancels_on_close: bool,
 ) -> Result<Outcome, Reject> {
     // A short body that no endpoint reads is read over: behind it one sees whether the client is still there.

@@ -40,7 +40,7 @@ impl Drop for OwnBytes {
 }
 
 impl AnswerBody for Body {
-    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Result<bool, Cut>> {
         match self {
             Self::Own(own) => Poll::Ready(Ok(own.consumed < own.bytes.len())),
             Self::Upstream(streaming) => streaming.poll_fill(cx, request),
@@ -68,7 +68,7 @@ impl AnswerBody for Body {
         }
     }
 
-    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut> {
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {
         match self {
             Self::Own(_) => Poll::Pending,
             Self::Upstream(streaming) => streaming.poll_meanwhile(cx, request),

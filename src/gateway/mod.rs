@@ -270,7 +270,7 @@ impl Service for Gateway {
         Exchange::begin(&self.ledger, peer, Some(slot.cutter()), head, began, is_trusted, client)
     }
 
-    async fn serve<'i>(&self, exchange: &mut Exchange, mut body: RequestBody<'i>) -> Option<Response<'i, Body>> {
+    async fn serve<R: RequestBody>(&self, exchange: &mut Exchange, mut body: R) -> Option<Response<R, Body>> {
         let live = self.live();
         let mut besides = Besides::default();
         let answered = {
@@ -304,13 +304,13 @@ impl Service for Gateway {
         Some(Response { head, body: answer, request: body })
     }
 
-    fn refuse<'i>(
+    fn refuse<R: RequestBody>(
         &self,
         peer: &Peer,
         mistake: Mistake,
-        body: RequestBody<'i>,
+        body: R,
         began: Instant,
-    ) -> (Response<'i, Body>, Exchange) {
+    ) -> (Response<R, Body>, Exchange) {
         let head = RequestHead::unknown();
         let mut exchange = Exchange::begin(&self.ledger, peer, None, head, began, false, peer.address.ip());
         let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
@@ -326,7 +326,7 @@ impl Live {
         gateway: &Gateway,
         exchange: &mut Exchange,
         besides: &mut Besides,
-        body: &mut RequestBody<'_>,
+        body: &mut impl RequestBody,
     ) -> Result<(ResponseHead, Body), Reject> {
         besides.origin = cors::origin_of(&exchange.head);
         if let Some(answered) = own_method(&exchange.head).transpose() {

@@ -40,7 +40,7 @@ pub(super) async fn forward(
     route: &ProxyRoute,
     upstream: &std::rc::Rc<Upstream>,
     captures: &Captures,
-    body: &mut RequestBody<'_>,
+    body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Streaming), Reject> {
     admit_body(&exchange.head, route, body, exchange.began)?;
     let target = rewrite(&mut exchange.head, &route.rewrite, captures);
@@ -164,7 +164,7 @@ impl<E: Fn() -> bool> Asker for Client<'_, E> {
 fn admit_body(
     head: &RequestHead,
     route: &ProxyRoute,
-    body: &mut RequestBody<'_>,
+    body: &mut impl RequestBody,
     began: Instant,
 ) -> Result<(), Reject> {
     if let Framing::Length(bytes) = head.framing

@@ -10,7 +10,8 @@ use std::{
 
 use super::{
     AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot,
-    inbound::{First, HttpLimits, Inbound, NoRequest, RequestBody},
+    body::RequestBody as _,
+    inbound::{First, Http1Body, HttpLimits, Inbound, NoRequest},
     outbound::{self, Ending},
     tunnel,
 };
@@ -159,7 +160,7 @@ async fn serve_one<S: Service>(
     *served = served.saturating_add(1);
     let wants_more = head.keep_alive && (limits.requests_max == 0 || *served < limits.requests_max);
     let asked = Asked::of(&head);
-    let mut body = RequestBody::new(inbound);
+    let mut body = Http1Body::new(inbound);
     body.set_due(began + limits.request_timeout);
     let mut under_way = UnderWay::begin(io, service.begin(peer, slot, head, began));
     let Some(response) = service.serve(under_way.exchange(), body).await else {
@@ -259,7 +260,7 @@ async fn refuse<S: Service>(
     mistake: Mistake,
     limits: &HttpLimits,
 ) -> After {
-    let (response, exchange) = service.refuse(peer, mistake, RequestBody::new(inbound), clock::now());
+    let (response, exchange) = service.refuse(peer, mistake, Http1Body::new(inbound), clock::now());
     let under_way = UnderWay::begin(io, exchange);
     let mut answer = outbound::Answer::new(response, false, Version::Http11, false, limits.write_timeout);
     let sent = answer.send(io).await;

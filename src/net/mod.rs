@@ -2,6 +2,7 @@
 //!
 //! It knows neither routes nor upstreams: whoever answers requests is given to it as a [`Service`].
 
+mod body;
 mod connections;
 mod http1_server;
 mod http_client;
@@ -20,10 +21,11 @@ use std::{
     time::Duration,
 };
 
+pub use body::{BodyFailure, OwnedBody, RequestBody};
 pub use connections::{Connections, Cutter, Slot};
 pub use http_client::{AnswerLimits, ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
-pub use inbound::{BodyFailure, HttpLimits, RequestBody};
+pub use inbound::HttpLimits;
 pub use io::Io;
 pub use writer::{Chunks, Progress, Writer};
 
@@ -68,13 +70,13 @@ impl Peer {
 
 /// An answer whose body is on the way.
 #[derive(Debug)]
-pub struct Response<'i, B> {
+pub struct Response<R, B> {
     /// Its head. `framing` says how the body's length is known; the writer chooses the coding.
     pub head: ResponseHead,
     /// Its body.
     pub body: B,
-    /// The request's body, which may still be on its way too, and the connection's timer.
-    pub request: RequestBody<'i>,
+    /// The request's body, which may still be on its way too, and the exchange's timer.
+    pub request: R,
 }
 
 /// Whoever answers requests. One per shard.
@@ -91,20 +93,20 @@ pub trait Service: 'static {
     fn begin(&self, peer: &Peer, slot: &Slot, head: RequestHead, began: Instant) -> Self::Exchange;
 
     /// Answers a request; no answer closes the connection: the client has left. Dropping the future abandons the exchange.
-    fn serve<'i>(
+    fn serve<R: RequestBody>(
         &self,
         exchange: &mut Self::Exchange,
-        body: RequestBody<'i>,
-    ) -> impl Future<Output = Option<Response<'i, Self::Body>>>;
+        body: R,
+    ) -> impl Future<Output = Option<Response<R, Self::Body>>>;
 
     /// Answers a request whose head is refused before it is one. The connection closes after it.
-    fn refuse<'i>(
+    fn refuse<R: RequestBody>(
         &self,
         peer: &Peer,
         mistake: Mistake,
-        body: RequestBody<'i>,
+        body: R,
         began: Instant,
-    ) -> (Response<'i, Self::Body>, Self::Exchange);
+    ) -> (Response<R, Self::Body>, Self::Exchange);
 }
 
 /// Why a head never became a request.
@@ -157,7 +159,7 @@ pub enum Cut {
 pub trait AnswerBody {
     /// Makes a chunk available: `true` when there is one, `false` when the body is complete. The request's body goes on
     /// meanwhile, and its timer is this wait's.
-    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>>;
+    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Result<bool, Cut>>;
 
     /// What `poll_fill` made available, or what is left of it.
     fn chunk(&self) -> &[u8];
@@ -169,7 +171,7 @@ pub trait AnswerBody {
     fn trailers(&self) -> &[u8];
 
     /// What goes on while the client does not read: the request's body, and whether the client is still there.
-    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut>;
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut>;
 
     /// How long the client may take nothing of it; none is the connection's own limit.
     fn write_timeout(&self) -> Option<Duration>;

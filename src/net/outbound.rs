@@ -8,8 +8,9 @@ use std::{
 
 use super::{
     AnswerBody, Cut, Io, Response, Sent,
+    body::RequestBody as _,
     http_client::recycle,
-    inbound::RequestBody,
+    inbound::Http1Body,
     writer::{Chunks, Progress, Writer},
 };
 use crate::{
@@ -49,7 +50,7 @@ pub(super) enum Ending {
 /// An answer on its way to the client.
 pub(super) struct Answer<'i, B> {
     body: B,
-    request: RequestBody<'i>,
+    request: Http1Body<'i>,
     writer: Writer,
     ending: Ending,
     write_timeout: Duration,
@@ -63,7 +64,7 @@ pub(super) struct Answer<'i, B> {
 /// An answer's body while the request's goes on.
 struct Meanwhile<'a, 'i, B> {
     body: &'a mut B,
-    request: &'a mut RequestBody<'i>,
+    request: &'a mut Http1Body<'i>,
 }
 
 impl<B: AnswerBody> Chunks for Meanwhile<'_, '_, B> {
@@ -89,7 +90,7 @@ impl<B: AnswerBody> Chunks for Meanwhile<'_, '_, B> {
 impl<'i, B: AnswerBody> Answer<'i, B> {
     /// Encodes the head. `to_head`: it answers a HEAD request. `keeps`: client and shard want the connection kept.
     pub(super) fn new(
-        response: Response<'i, B>,
+        response: Response<Http1Body<'i>, B>,
         to_head: bool,
         version: Version,
         keeps: bool,

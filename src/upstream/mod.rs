@@ -393,3 +393,6 @@ impl Drop for Lease {
         self.backend.state.with(|state| state.in_flight -= 1);
     }
 }
+
+#[cfg(test)]
+mod tests;

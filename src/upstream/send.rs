@@ -68,7 +68,7 @@ impl Upstream {
     pub async fn send(
         self: &Rc<Self>,
         head: &mut RequestHead,
-        body: &mut RequestBody<'_>,
+        body: &mut impl RequestBody,
         call: &Call,
         trail: &mut Trail,
         asker: &impl Asker,
@@ -153,7 +153,7 @@ impl Upstream {
         attempt: &mut Attempt<'_>,
         backend: Option<Rc<Backend>>,
         head: &mut RequestHead,
-        body: &mut RequestBody<'_>,
+        body: &mut impl RequestBody,
         call: &Call,
         trail: &mut Trail,
         asker: &impl Asker,
@@ -240,7 +240,7 @@ impl Upstream {
 }
 
 /// Waits for a short body that found no place among the uploads.
-fn wait_outside(cx: &mut Context<'_>, body: &mut RequestBody<'_>, asker: &impl Asker) -> Poll<Result<(), Failure>> {
+fn wait_outside(cx: &mut Context<'_>, body: &mut impl RequestBody, asker: &impl Asker) -> Poll<Result<(), Failure>> {
     if asker.has_ended() {
         return Poll::Ready(Err(Failure::Ended));
     }
@@ -299,7 +299,7 @@ impl<A: Asker> Wait<'_, A> {
         cx: &mut Context<'_>,
         connection: &mut ClientConnection,
         writer: &mut Writer,
-        body: &mut RequestBody<'_>,
+        body: &mut impl RequestBody,
     ) -> Poll<Result<Waited, Failure>> {
         if self.asker.has_ended() && (!self.is_uploaded || self.call.cancels_on_close) {
             return Poll::Ready(Err(Failure::Ended));
@@ -362,7 +362,7 @@ impl<A: Asker> Wait<'_, A> {
     }
 
     /// An interim answer goes on to the client. RFC 9110 §15.2: an HTTP/1.0 client is sent none.
-    fn pass_on(&self, cx: &mut Context<'_>, mut interim: ResponseHead, body: &mut RequestBody<'_>) {
+    fn pass_on(&self, cx: &mut Context<'_>, mut interim: ResponseHead, body: &mut impl RequestBody) {
         if self.version == Version::Http11 && !self.asker.has_ended() && self.asker.prepare(&mut interim) {
             body.tell(cx, &interim);
         }

@@ -119,7 +119,7 @@ impl Streaming {
     }
 
     /// Moves the rest of the request on.
-    fn poll_upload(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Option<Cut> {
+    fn poll_upload(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Option<Cut> {
         let (Some(upload), Some(hold)) = (&mut self.upload, &mut self.hold) else { return None };
         if upload.pause.as_mut().is_some_and(|pause| pause.poll(cx).is_pending()) {
             return None;
@@ -152,7 +152,7 @@ impl Streaming {
 }
 
 impl AnswerBody for Streaming {
-    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
+    fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Result<bool, Cut>> {
         let Some(hold) = &mut self.hold else { return Poll::Ready(Ok(false)) };
         match hold.lease.connection().poll_fill(cx) {
             Poll::Ready(Ok(true)) => {
@@ -198,7 +198,7 @@ impl AnswerBody for Streaming {
         &self.trailers
     }
 
-    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut RequestBody<'_>) -> Poll<Cut> {
+    fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {
         if let Some(cut) = self.poll_upload(cx, request) {
             return Poll::Ready(cut);
         }

@@ -12,16 +12,14 @@ use std::{
 
 use super::{
     Io,
+    body::{BodyFailure, RequestBody},
     reader::{Reader, Step},
     writer::Chunks,
 };
 use crate::{
     proto::{
         head::{Framing, RequestHead, ResponseHead},
-        http1::{
-            BodyError, ConnectionToken, HeadLimits, HeadScanner, RequestError, WholeRequest, encode_response,
-            parse_request,
-        },
+        http1::{ConnectionToken, HeadLimits, HeadScanner, RequestError, WholeRequest, encode_response, parse_request},
     },
     shard::{Deadline, Instant, buffers, clock},
 };
@@ -102,23 +100,6 @@ pub(super) enum NoRequest {
     TimedOut,
     /// The head is refused.
     Refused(RequestError),
-}
-
-/// Why a request's body did not arrive.
-#[derive(Debug, thiserror::Error)]
-pub enum BodyFailure {
-    /// The client closed, or the connection broke.
-    #[error("the client closed before its request was complete")]
-    ClientGone,
-    /// It took longer than the request timeout.
-    #[error("the request body took too long")]
-    TimedOut,
-    /// It is larger than the route allows.
-    #[error("the request body is too large")]
-    TooLarge,
-    /// Its chunked coding is malformed.
-    #[error("the request body is malformed")]
-    Malformed(#[source] BodyError),
 }
 
 impl Inbound {
@@ -368,15 +349,16 @@ impl Inbound {
     }
 }
 
-/// The body of a request, as whoever forwards or reads it sees it: chunks that are looked at where they were received.
+/// A request's body on its HTTP/1.1 connection: chunks that are looked at where they were received.
 ///
-/// Dropping it leaves the rest of the body on the connection, which then reads over it or closes.
+/// Dropping it leaves the rest of the body on the connection, which then reads over it or closes. Its timer is the
+/// connection's: there is one exchange at a time.
 #[derive(Debug)]
-pub struct RequestBody<'i> {
+pub(super) struct Http1Body<'i> {
     inbound: &'i mut Inbound,
 }
 
-impl Chunks for RequestBody<'_> {
+impl Chunks for Http1Body<'_> {
     type Failure = BodyFailure;
 
     /// Tells a client that waits for it to go on (RFC 9110 §10.1.1).
@@ -397,14 +379,14 @@ impl Chunks for RequestBody<'_> {
     }
 }
 
-impl<'i> RequestBody<'i> {
+impl<'i> Http1Body<'i> {
     pub(super) fn new(inbound: &'i mut Inbound) -> Self {
         Self { inbound }
     }
 
     /// Whether the connection can go on to its next request soon: the body is done, or its rest is short, known to be
     /// on its way and not overdue. A client that waits to be told to send may or may not send; only closing is unambiguous then.
-    pub fn is_within_reach(&self) -> bool {
+    pub(super) fn is_within_reach(&self) -> bool {
         let rest = match self.inbound.framing {
             Framing::Length(bytes) => bytes.saturating_sub(self.inbound.body_bytes),
             _ => u64::MAX,
@@ -413,53 +395,52 @@ impl<'i> RequestBody<'i> {
         self.is_done() || (rest <= DISCARD_MAX && !self.inbound.awaits_continue && !is_due())
     }
 
-    /// Whether every byte has been consumed.
-    pub fn is_done(&self) -> bool {
+    /// The answer begins: what is left of interim answers goes out before it, and a `100 Continue` that was not begun
+    /// never will, for it would stand in the middle of the answer.
+    pub(super) fn end_interim(&mut self) -> Vec<u8> {
+        self.inbound.awaits_continue = false;
+        std::mem::take(&mut self.inbound.interim)
+    }
+}
+
+impl RequestBody for Http1Body<'_> {
+    fn is_done(&self) -> bool {
         self.inbound.is_body_done()
     }
 
-    /// Bytes of content consumed so far.
-    pub fn received_bytes(&self) -> u64 {
+    fn received_bytes(&self) -> u64 {
         self.inbound.body_bytes
     }
 
-    /// Leaves trailer fields out (RFC 9110 §6.5.1 lets an intermediary do so).
-    pub fn drop_trailers(&mut self) {
+    fn drop_trailers(&mut self) {
         self.inbound.drops_trailers = true;
     }
 
-    /// Replaces the bound on the body's size.
-    pub fn set_bytes_max(&mut self, bytes_max: u64) {
+    fn set_bytes_max(&mut self, bytes_max: u64) {
         self.inbound.body_bytes_max = bytes_max;
     }
 
-    /// The bound on the body's size.
-    pub fn bytes_max(&self) -> u64 {
+    fn bytes_max(&self) -> u64 {
         self.inbound.body_bytes_max
     }
 
-    /// States when the whole body has to be here.
-    pub fn set_due(&mut self, due: Instant) {
+    fn set_due(&mut self, due: Instant) {
         self.inbound.body_due = due;
     }
 
-    /// When the whole body has to be here.
-    pub fn due(&self) -> Instant {
+    fn due(&self) -> Instant {
         self.inbound.body_due
     }
 
-    /// Whether every byte of it has come. Asked before any of it is consumed.
-    pub fn is_here(&self) -> bool {
+    fn is_here(&self) -> bool {
         self.inbound.is_body_here()
     }
 
-    /// Whether all of it finds room in the buffer that it is received into.
-    pub fn is_short(&self) -> bool {
+    fn is_short(&self) -> bool {
         matches!(self.inbound.framing, Framing::None | Framing::Length(0..=SHORT_MAX))
     }
 
-    /// Waits until all of a short body is here, or it is due. None of it is consumed.
-    pub fn poll_here(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFailure>> {
+    fn poll_here(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyFailure>> {
         while !self.is_here() {
             match self.inbound.poll_more_body(cx) {
                 Poll::Ready(read) => read?,
@@ -469,9 +450,9 @@ impl<'i> RequestBody<'i> {
         Poll::Ready(Ok(()))
     }
 
-    /// Sends the client an interim answer (RFC 9110 §15.2), as soon as it reads. While a buffer's worth of them waits for
-    /// that, further ones are left out: a client that does not read costs a buffer and one head at the most.
-    pub fn tell(&mut self, cx: &mut Context<'_>, interim: &ResponseHead) {
+    /// While a buffer's worth of them waits for a client that does not read, further ones are left out: it costs a
+    /// buffer and one head at the most.
+    fn tell(&mut self, cx: &mut Context<'_>, interim: &ResponseHead) {
         if self.inbound.interim.len() >= buffers::BUFFER_BYTES {
             self.poll_told(cx);
         }
@@ -484,38 +465,20 @@ impl<'i> RequestBody<'i> {
         }
     }
 
-    /// Writes what was told, as far as the client takes it now. If it has left, that shows elsewhere.
-    pub fn poll_told(&mut self, cx: &mut Context<'_>) {
+    fn poll_told(&mut self, cx: &mut Context<'_>) {
         let _ = self.inbound.poll_interim(cx);
     }
 
-    /// The answer begins: what is left of interim answers goes out before it, and a `100 Continue` that was not begun
-    /// never will, for it would stand in the middle of the answer.
-    pub(super) fn end_interim(&mut self) -> Vec<u8> {
-        self.inbound.awaits_continue = false;
-        std::mem::take(&mut self.inbound.interim)
-    }
-
-    /// Sets the connection's timer to when the whole body has to be here.
-    pub fn wait_until_due(&mut self) {
-        self.inbound.deadline.set(self.inbound.body_due);
-    }
-
-    /// Ready when the client has closed, or its connection broke. Only once the body is done: until then `poll_fill`
-    /// tells.
-    pub fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.inbound.poll_gone(cx)
     }
 
-    /// Whether the client has closed, or its connection broke, by now: the kernel is asked, not what was heard of it, so
-    /// a shard that stood still knows as well. For what is not to be begun for a client that has left.
-    pub fn has_client_left(&mut self, cx: &mut Context<'_>) -> bool {
+    fn has_client_left(&mut self, cx: &mut Context<'_>) -> bool {
         // Where the kernel cannot be asked so, a read tells, unless requests that were sent ahead stand before the end.
         self.inbound.io.has_peer_ended().unwrap_or_else(|_| self.inbound.poll_gone(cx).is_ready())
     }
 
-    /// The connection's timer: whoever waits on behalf of this request sets and polls it.
-    pub fn deadline(&mut self) -> &mut Deadline {
+    fn deadline(&mut self) -> &mut Deadline {
         &mut self.inbound.deadline
     }
 }

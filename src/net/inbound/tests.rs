@@ -15,7 +15,7 @@ use crate::{
 struct Empty;
 
 impl AnswerBody for Empty {
-    fn poll_fill(&mut self, _: &mut Context<'_>, _: &mut RequestBody<'_>) -> Poll<Result<bool, Cut>> {
+    fn poll_fill(&mut self, _: &mut Context<'_>, _: &mut impl RequestBody) -> Poll<Result<bool, Cut>> {
         Poll::Ready(Ok(false))
     }
 
@@ -29,7 +29,7 @@ impl AnswerBody for Empty {
         &[]
     }
 
-    fn poll_meanwhile(&mut self, _: &mut Context<'_>, _: &mut RequestBody<'_>) -> Poll<Cut> {
+    fn poll_meanwhile(&mut self, _: &mut Context<'_>, _: &mut impl RequestBody) -> Poll<Cut> {
         Poll::Pending
     }
 
@@ -58,7 +58,7 @@ async fn answered_after(written: usize) -> String {
     inbound.awaits_continue = written == 0;
     inbound.interim = if written == 0 { Vec::new() } else { CONTINUE[written..].to_vec() };
     let head = ResponseHead::new(417, buffers::take(), buffers::take_fields());
-    let response = Response { head, body: Empty, request: RequestBody::new(&mut inbound) };
+    let response = Response { head, body: Empty, request: Http1Body::new(&mut inbound) };
     let mut answer = outbound::Answer::new(response, false, Version::Http11, true, Duration::from_secs(30));
     assert_eq!(answer.send(&io).await.cut, None);
     drop(answer);
@@ -84,7 +84,7 @@ fn a_client_that_does_not_read_costs_a_buffer_and_a_head() {
         // More than the kernel takes for a client that reads nothing.
         std::future::poll_fn(|cx| {
             for _ in 0..10_000 {
-                RequestBody::new(&mut inbound).tell(cx, &hint);
+                Http1Body::new(&mut inbound).tell(cx, &hint);
             }
             Poll::Ready(())
         })

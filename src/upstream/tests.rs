@@ -1,0 +1,125 @@
+//! What an upstream is sent does not depend on where a request's body comes from.
+
+use std::{io::Write as _, net::TcpListener};
+
+use super::*;
+use crate::{
+    net::{AnswerBody as _, OwnedBody, RequestBody as _},
+    proto::{
+        head::{Framing, RequestHead, ResponseHead},
+        http1::{HeadLimits, WholeRequest},
+    },
+    shard::{testing, timer},
+};
+
+const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 4096, fields_max: 32, target_bytes_max: 1024 };
+
+fn settings() -> Settings {
+    Settings {
+        connect_timeout: Duration::from_secs(10),
+        idle_timeout: Duration::from_secs(10),
+        idle_max: 4,
+        answers: AnswerLimits { head: LIMITS, interim_max: 4 },
+        requests_max: 8,
+        uploads_max: 4,
+        retries_at_once_max: 1,
+        retry_percent: 20,
+        retry_min_per_s: 3,
+        outlier: OutlierPolicy { failures: 5, ejection: Duration::from_secs(1), percent_max: 50 },
+    }
+}
+
+/// Nobody who could leave, and to whom interim answers mean nothing.
+struct Nobody;
+
+impl Asker for Nobody {
+    fn has_ended(&self) -> bool {
+        false
+    }
+
+    fn prepare(&self, _: &mut ResponseHead) -> bool {
+        true
+    }
+}
+
+fn post(body_bytes: usize) -> RequestHead {
+    let head = format!("POST /events HTTP/1.1\r\nHost: a.example\r\nContent-Length: {body_bytes}\r\n\r\n");
+    let mut fields = Vec::new();
+    let whole = WholeRequest::read(head.as_bytes(), &mut fields, &LIMITS).expect("a good head");
+    whole.into_head(head.into_bytes(), fields)
+}
+
+/// A backend that answers each request on one connection with the bytes of its body, after an interim answer; it returns
+/// when the connection ends.
+fn echo(listener: &TcpListener) {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    let (mut stream, _) = listener.accept().expect("accepted");
+    let mut reader = BufReader::new(stream.try_clone().expect("cloned"));
+    loop {
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line).expect("read") == 0 {
+                return;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a number");
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("a whole body");
+        let head = format!("HTTP/1.1 103 Early\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body)).expect("written");
+    }
+}
+
+#[test]
+fn bytes_that_are_here_are_a_body_like_any_other() {
+    testing::on_both_drivers(|| async {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let backend = std::thread::spawn(move || echo(&listener));
+        let upstream = Rc::new(Upstream::new(settings(), 1));
+        upstream.update(settings(), &[BackendAddress { authority: "a.example".into(), address }]);
+        // The second one is larger than a buffer, and than what one write takes.
+        for (n, bytes) in [0, 3_000_000, 5].into_iter().enumerate() {
+            let sent: Vec<u8> = (0..bytes).map(|at: u32| at.to_le_bytes()[0]).collect();
+            let mut head = post(sent.len());
+            let call = Call {
+                target: head.path,
+                preserve_host: true,
+                response_timeout: Duration::from_secs(30),
+                stream_idle_timeout: Duration::from_secs(30),
+                retries_max: 0,
+                is_last: false,
+                drops_trailers: false,
+                cancels_on_close: true,
+            };
+            let mut body = OwnedBody::new(sent.clone(), clock::now() + Duration::from_secs(30));
+            let mut trail = Trail::default();
+            let answered = upstream.send(&mut head, &mut body, &call, &mut trail, &Nobody).await;
+            let (answer, mut streaming) = answered.expect("an answer");
+            assert_eq!((answer.status, answer.framing), (200, Framing::Length(bytes.into())));
+            assert!(body.is_done() && body.received_bytes() == u64::from(bytes));
+            let mut got = Vec::new();
+            while std::future::poll_fn(|cx| streaming.poll_fill(cx, &mut body)).await.expect("an echo") {
+                got.extend_from_slice(streaming.chunk());
+                let taken = streaming.chunk().len();
+                streaming.consume(taken);
+            }
+            assert!(got == sent, "what came back is what was sent");
+            assert_eq!((trail.reused, trail.attempts), (n > 0, 1), "one connection serves them all");
+            // A connection is not used again in the turn in which it came back.
+            timer::sleep(Duration::from_millis(1)).await;
+        }
+        drop(upstream);
+        let due = clock::now() + Duration::from_secs(30);
+        while !backend.is_finished() && clock::now() < due {
+            timer::sleep(Duration::from_millis(1)).await;
+        }
+        backend.join().expect("the backend was asked well");
+    });
+}
