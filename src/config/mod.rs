@@ -239,6 +239,9 @@ pub struct Drain {
     /// From the signal on: not ready, yet still accepting, so that balancers can turn away. Default 5 s. Process, reload.
     #[serde(serialize_with = "units::duration")]
     pub notice: Duration,
+    /// From the closing of the listeners on: tunnels end one by one within this time. Default 10 s. Process, reload.
+    #[serde(serialize_with = "units::duration")]
+    pub window: Duration,
     /// After this long the rest is cut. Default 30 s. Process, reload.
     #[serde(serialize_with = "units::duration")]
     pub max: Duration,

@@ -193,7 +193,11 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         http: read_http(&http, report),
         trust: Trust { proxies: trust.take("proxies", report) },
         trace: Trace { sample_ratio: trace.take("sample_ratio", report) },
-        drain: Drain { notice: drain.take("notice", report), max: drain.take("max", report) },
+        drain: Drain {
+            notice: drain.take("notice", report),
+            window: drain.take("window", report),
+            max: drain.take("max", report),
+        },
         data: Data { dir: data.take("dir", report) },
         accounts: read_accounts(root.get("accounts"), report),
         log: Log {
@@ -278,7 +282,7 @@ fn check_limits(config: &Config, http: &Fields<'_>, drain: &Fields<'_>, report: 
         let right = format!("a target is part of a head, and http.head_bytes_max is \"{head}\"");
         report.push(place, format!("http.target_bytes_max is \"{target}\""), &right);
     }
-    let Drain { notice, max } = config.drain;
+    let Drain { notice, max, .. } = config.drain;
     let sound = ["max", "notice"].iter().all(|key| drain.is_sound(key, report));
     if sound && max < notice {
         let [notice, max] = [notice, max].map(super::written_duration);

@@ -2,12 +2,14 @@
 
 mod client_note;
 mod ledger;
+mod open_tunnel;
 mod reject;
 mod tether;
 mod under_way;
 
 pub use client_note::ClientNote;
 pub use ledger::Ledger;
+pub use open_tunnel::OpenTunnel;
 pub use reject::{Code, Reject};
 pub use tether::{Tether, Tethers};
 pub use under_way::{Exchange, Labels};

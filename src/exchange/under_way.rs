@@ -3,10 +3,10 @@
 
 use std::{borrow::Cow, net::IpAddr, rc::Rc, time::Duration};
 
-use super::{Code, Ledger, Reject, Tether, Tethers};
+use super::{Code, Ledger, OpenTunnel, Reject, Tether, Tethers};
 use crate::{
     auth::Claims,
-    net::{Cut, Cutter, Finish, Peer, Sent},
+    net::{Cut, Ender, Finish, Moved, Peer, Sent},
     proto::head::{Known, RequestHead, ResponseHead, Version},
     shard::{Instant, Local, buffers, clock},
     telemetry::{
@@ -32,7 +32,7 @@ pub struct Labels {
 /// One request under way.
 #[derive(Debug)]
 pub struct Exchange {
-    ledger: Rc<Local<Ledger>>,
+    pub(super) ledger: Rc<Local<Ledger>>,
     /// The request's head; edited on its way to a backend, its spans still name what came.
     pub head: RequestHead,
     /// Who is at the other end of the connection.
@@ -53,12 +53,12 @@ pub struct Exchange {
     pub trail: Trail,
     /// Who calls, once its token has been checked; none on public routes.
     pub caller: Option<Rc<Claims>>,
-    /// Ends its connection; none for a request that never was one.
-    cutter: Option<Cutter>,
+    /// Ends what is under way on its connection; none for a request that never was one.
+    ender: Option<Ender>,
     tether: Option<Tether>,
-    labels: Option<Rc<Labels>>,
+    pub(super) labels: Option<Rc<Labels>>,
     status: u16,
-    end: End,
+    ended: Ended,
     /// Why it was refused, for the log.
     why: Cow<'static, str>,
     request_bytes: u64,
@@ -71,7 +71,7 @@ impl Exchange {
     pub fn begin(
         ledger: &Rc<Local<Ledger>>,
         peer: &Peer,
-        cutter: Option<Cutter>,
+        ender: Option<Ender>,
         head: RequestHead,
         began: Instant,
         is_trusted: bool,
@@ -105,11 +105,11 @@ impl Exchange {
             continues_trace,
             trail: Trail::default(),
             caller: None,
-            cutter,
+            ender,
             tether: None,
             labels: None,
             status: 0,
-            end: End::Served,
+            ended: Ended::Served,
             why: Cow::Borrowed(""),
             request_bytes: 0,
             answered_at: None,
@@ -124,8 +124,8 @@ impl Exchange {
 
     /// From now on it goes on for no longer than its caller's session.
     pub fn tie(&mut self, tethers: &Rc<Local<Tethers>>) {
-        if let (Some(claims), Some(cutter)) = (&self.caller, self.cutter.take()) {
-            self.tether = Some(Tethers::tie(tethers, claims, cutter));
+        if let (Some(claims), Some(ender)) = (&self.caller, self.ender.take()) {
+            self.tether = Some(Tethers::tie(tethers, claims, ender));
         }
     }
 
@@ -150,7 +150,7 @@ impl Exchange {
 
     /// Refuses it: the answer, and the reason for the log.
     pub fn refuse(&mut self, reject: &Reject) -> (ResponseHead, Vec<u8>) {
-        self.end = End::Refused(reject.code);
+        self.ended = Ended::Refused(reject.code);
         self.why = match &reject.cause {
             Some(cause) => Cow::Owned(Chain(cause.as_ref()).to_string()),
             None => Cow::Borrowed(reject.detail.unwrap_or_default()),
@@ -176,29 +176,60 @@ impl Exchange {
     /// It ended without an answer: the client left.
     pub fn abandoned(&mut self) {
         self.status = Code::ClientClosed.status();
-        self.end = End::Refused(Code::ClientClosed);
+        self.ended = Ended::Refused(Code::ClientClosed);
         self.ledger.with(|ledger| ledger.counters.reject(Code::ClientClosed as usize));
     }
 
     /// Counts and logs it, and returns the time that was taken down.
     fn record(&mut self, response_bytes: u64) -> Instant {
-        self.is_finished = true;
         let now = clock::now();
-        let us = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let total_us = us(now.since(self.began));
-        let upstream_us = us(self.trail.waited);
-        let to_answer = self.answered_at.unwrap_or(now).since(self.began);
-        let gateway_us = us(to_answer).saturating_sub(upstream_us);
-        let Self { ledger, head, trail, labels, .. } = self;
+        self.count(now, response_bytes);
+        self.log(now, response_bytes);
+        buffers::give(std::mem::take(&mut self.head.bytes));
+        buffers::give_fields(std::mem::take(&mut self.head.fields));
+        now
+    }
+
+    /// Its answer switches protocols: it is counted, and the tunnel that it has become is logged when that ends.
+    pub fn switched(mut self, request_bytes: u64) -> OpenTunnel {
+        self.request_bytes = request_bytes;
+        self.count(clock::now(), 0);
+        OpenTunnel::new(self)
+    }
+
+    /// Gives back what it borrowed, and keeps of its head what its line in the log has.
+    pub(super) fn keep_only_what_is_logged(&mut self) {
+        self.ender = None;
+        self.head.keep_only(Known::UserAgent, |bytes, fields| {
+            buffers::give(bytes);
+            buffers::give_fields(fields);
+        });
+    }
+
+    /// Logs the tunnel that it became. Returns how long that lasted.
+    pub(super) fn log_tunnel(&mut self, ended: Ended, moved: Moved) -> u64 {
+        self.ended = ended;
+        self.request_bytes = moved.up;
+        let now = clock::now();
+        self.log(now, moved.down);
+        us(now.since(self.answered_at.unwrap_or(now)))
+    }
+
+    /// Counts it.
+    fn count(&mut self, now: Instant, response_bytes: u64) {
+        self.is_finished = true;
+        let Self { ledger, trail, labels, .. } = self;
         let labels = labels.as_deref();
+        let upstream_us = us(trail.waited);
+        let to_answer = self.answered_at.unwrap_or(now).since(self.began);
         ledger.with(|ledger| {
             let counters = &mut ledger.counters;
             counters.requests_in_flight -= 1;
             counters.finish(&Finished {
                 route: labels.map_or(OTHER, |labels| labels.route_slot),
                 status: self.status,
-                total_us,
-                gateway_us,
+                total_us: us(now.since(self.began)),
+                gateway_us: us(to_answer).saturating_sub(upstream_us),
                 request_bytes: self.request_bytes,
                 response_bytes,
             });
@@ -210,7 +241,7 @@ impl Exchange {
                     failed += u32::from(attempts);
                 }
                 if trail.attempts > failed {
-                    upstream.requests[self.end.of_attempt(trail.status).index()] += 1;
+                    upstream.requests[self.ended.of_attempt(trail.status).index()] += 1;
                 }
                 upstream.duration.observe_us(upstream_us);
                 upstream.connections_opened += u64::from(trail.opened);
@@ -219,6 +250,16 @@ impl Exchange {
                 upstream.ejections += u64::from(trail.ejected);
                 upstream.answers_mended += u64::from(trail.mended);
             }
+        });
+    }
+
+    /// Writes its line.
+    fn log(&self, now: Instant, response_bytes: u64) {
+        let Self { ledger, head, trail, labels, .. } = self;
+        let labels = labels.as_deref();
+        let upstream_us = us(trail.waited);
+        let to_answer = self.answered_at.unwrap_or(now).since(self.began);
+        ledger.with(|ledger| {
             ledger.access_log.line(&Record {
                 unix_ms: u64::try_from(clock::to_unix(now).as_millis()).unwrap_or(u64::MAX),
                 request_id: self.request_id.as_bytes(),
@@ -239,22 +280,23 @@ impl Exchange {
                 status: self.status,
                 request_bytes: self.request_bytes,
                 response_bytes,
-                total_us,
-                gateway_us,
+                total_us: us(now.since(self.began)),
+                gateway_us: us(to_answer).saturating_sub(upstream_us),
                 upstream_us,
                 connect_us: (trail.opened > 0).then(|| us(trail.connect)),
                 attempts: trail.attempts,
                 reused: trail.reused,
-                reason: self.end.reason(),
-                reason_detail: if matches!(self.end, End::Refused(_)) { &self.why } else { "" },
+                reason: self.ended.reason(),
+                reason_detail: if matches!(self.ended, Ended::Refused(_)) { &self.why } else { "" },
                 shard: ledger.shard,
                 user_agent: head.value(Known::UserAgent).unwrap_or_default(),
             });
         });
-        buffers::give(std::mem::take(&mut head.bytes));
-        buffers::give_fields(std::mem::take(&mut head.fields));
-        now
     }
+}
+
+fn us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The trace that a request comes with, if it comes with one. Of two, neither is taken to be its own.
@@ -266,7 +308,7 @@ fn parent(head: &RequestHead) -> Option<TraceContext> {
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug)]
-enum End {
+pub(super) enum Ended {
     /// With a whole answer, or not yet.
     Served,
     /// It was refused.
@@ -275,11 +317,17 @@ enum End {
     Cut(Cut),
     /// Its caller's session ended under it.
     Revoked,
+    /// Its caller was kicked while its tunnel was open.
+    Kicked,
+    /// Its tunnel ended because the process drains.
+    Draining,
+    /// Nothing moved in its tunnel for too long.
+    Idle,
     /// Its task ended under it.
     Aborted,
 }
 
-impl End {
+impl Ended {
     /// What the access log calls it; nothing where nothing went wrong.
     const fn reason(self) -> &'static str {
         match self {
@@ -292,6 +340,9 @@ impl End {
             Self::Cut(Cut::UpstreamMalformed) => "upstream_malformed",
             Self::Cut(Cut::UpstreamStalled) => "upstream_stalled",
             Self::Revoked => "revoked",
+            Self::Kicked => "kicked",
+            Self::Draining => "draining",
+            Self::Idle => "idle",
             Self::Aborted => "aborted",
         }
     }
@@ -312,7 +363,7 @@ impl End {
 impl Finish for Exchange {
     fn finish(mut self, sent: Sent) -> Instant {
         if let Some(cut) = sent.cut {
-            self.end = End::Cut(cut);
+            self.ended = Ended::Cut(cut);
         }
         self.request_bytes = sent.request_bytes;
         self.record(sent.body_bytes)
@@ -328,7 +379,7 @@ impl Exchange {
     /// The connection's task ends under it: its session ended, it panicked, or the shard stops.
     fn end_early(&mut self, response_bytes: u64) {
         let has_session_ended = self.tether.as_ref().is_some_and(Tether::has_ended);
-        self.end = if has_session_ended { End::Revoked } else { End::Aborted };
+        self.ended = if has_session_ended { Ended::Revoked } else { Ended::Aborted };
         self.record(response_bytes);
     }
 }

@@ -6,9 +6,9 @@ use std::{
 };
 
 use crate::{
-    net::{AnswerBody, Cut, RequestBody, Tunnel},
+    net::{AnswerBody, Cut, RequestBody},
     shard::buffers,
-    upstream::Streaming,
+    upstream::{Streaming, SwitchedBackend},
 };
 
 /// The body of an answer.
@@ -36,6 +36,16 @@ impl From<Vec<u8>> for OwnBytes {
 impl Drop for OwnBytes {
     fn drop(&mut self) {
         buffers::give(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl Body {
+    /// The backend's connection, for an answer with status 101.
+    pub(super) fn into_switched(self) -> Option<SwitchedBackend> {
+        match self {
+            Self::Own(_) => None,
+            Self::Upstream(streaming) => streaming.into_switched(),
+        }
     }
 }
 
@@ -79,13 +89,6 @@ impl AnswerBody for Body {
         match self {
             Self::Own(_) => None,
             Self::Upstream(streaming) => streaming.write_timeout(),
-        }
-    }
-
-    fn into_tunnel(self) -> Option<Tunnel> {
-        match self {
-            Self::Own(_) => None,
-            Self::Upstream(streaming) => streaming.into_tunnel(),
         }
     }
 

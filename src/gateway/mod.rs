@@ -17,6 +17,7 @@ mod redirects;
 pub mod router;
 mod routing;
 mod token_query;
+mod tunnel;
 mod unasked;
 
 use std::{
@@ -48,7 +49,7 @@ use crate::{
     bus::desk::Desk,
     config::LimitKey,
     exchange::{Code, Exchange, Labels, Ledger, Reject},
-    net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot},
+    net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
     proto::head::{Known, Method, RequestHead, ResponseHead, Span},
     shard::{Instant, Local, clock, timer},
     telemetry::{exposition, metrics::Counters, record::Place, slots::OTHER},
@@ -267,7 +268,7 @@ impl Service for Gateway {
 
     fn begin(&self, peer: &Peer, slot: &Slot, head: RequestHead, began: Instant) -> Exchange {
         let (client, is_trusted) = self.live.with(|live| live.client(peer, &head));
-        Exchange::begin(&self.ledger, peer, Some(slot.cutter()), head, began, is_trusted, client)
+        Exchange::begin(&self.ledger, peer, Some(slot.ender()), head, began, is_trusted, client)
     }
 
     async fn serve<R: RequestBody>(&self, exchange: &mut Exchange, mut body: R) -> Option<Response<R, Body>> {
@@ -316,6 +317,11 @@ impl Service for Gateway {
         let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
         exchange.answered(&mut head);
         (Response { head, body: Body::Own(bytes.into()), request: body }, exchange)
+    }
+
+    fn switch(&self, exchange: Exchange, body: Body, request_bytes: u64) -> Option<Box<dyn Upgrade>> {
+        let backend = body.into_switched()?;
+        Some(Box::new(tunnel::Tunnel::new(exchange.switched(request_bytes), backend)))
     }
 }
 

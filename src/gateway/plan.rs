@@ -14,12 +14,15 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, Drain, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::{AnswerLimits, HttpLimits},
     proto::http1::HeadLimits,
     telemetry::{ids::Sampler, metrics::Names, slots::Slot},
     upstream::{BackendAddress, OutlierPolicy, Settings},
 };
+
+/// How long before the end of a drain the last tunnel begins to end.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What every shard routes by. Crosses to each shard as one `Arc`.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ pub struct Plan {
     pub connections_max: usize,
     /// Connections that are accepted in one go.
     pub accept_budget: usize,
+    /// In a drain: within which time tunnels end.
+    pub drain_window: Duration,
     /// Whether fresh connections go to clearly less loaded shards.
     pub hands_over: bool,
     /// Peers whose word about the client counts.
@@ -256,6 +261,7 @@ impl Plan {
             http: http_limits(config),
             connections_max: config.listener.connections_allowed(descriptors),
             accept_budget: config.listener.accept_budget,
+            drain_window: drain_window(&config.drain),
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
             sampler: Sampler::new(config.trace.sample_ratio),
@@ -276,6 +282,12 @@ impl Plan {
 /// What roles permit, for whoever compares.
 pub(super) fn roles(config: &Config) -> Roles {
     Roles::new(config.roles.iter().map(|(name, role)| (name.as_str(), role.permissions.iter().map(String::as_str))))
+}
+
+/// What is left between the closing of listeners and the end of a drain is all the time that there is, less a moment in
+/// which tunnels close.
+fn drain_window(drain: &Drain) -> Duration {
+    drain.window.min(drain.max.saturating_sub(drain.notice).saturating_sub(FAREWELL))
 }
 
 fn http_limits(config: &Config) -> HttpLimits {

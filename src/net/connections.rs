@@ -1,11 +1,25 @@
-//! The shard's open client connections, so that a drain can reach those that sleep.
+//! The shard's open client connections, and how they are told to end: a drain or a revocation reaches those that sleep.
 
 use std::{
     rc::Rc,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use crate::shard::Local;
+
+/// Why what is under way on a connection ends before its time. It may say so within a bound, and then goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Its caller's session has ended.
+    Revoked,
+    /// Its caller was kicked: what lasts ends, the token stays good.
+    Kicked,
+    /// The process drains: what would last for ever ends. Requests are served to their ends meanwhile.
+    Draining,
+    /// There is no more time.
+    Cut,
+}
 
 /// One per shard.
 #[derive(Clone, Debug)]
@@ -21,8 +35,8 @@ struct State {
     open: usize,
     /// Answers tell clients to come back elsewhere.
     is_ending: bool,
-    /// Connections close as soon as nothing is under way.
-    is_closing: bool,
+    /// Connections close as soon as nothing is under way, and those that last end within this time.
+    closes_within: Option<Duration>,
     /// Connections end now, whatever is under way.
     is_cut: bool,
 }
@@ -31,8 +45,8 @@ struct State {
 struct Place {
     /// Of the connection's task.
     waker: Option<Waker>,
-    /// This connection ends now.
-    is_cut: bool,
+    /// What is under way on this connection ends now.
+    end: Option<End>,
     /// Counts the connections that had this place.
     turn: u32,
 }
@@ -53,8 +67,14 @@ impl Default for Connections {
 impl Connections {
     /// A shard without connections.
     pub fn new() -> Self {
-        let state =
-            State { places: Vec::new(), free: Vec::new(), open: 0, is_ending: false, is_closing: false, is_cut: false };
+        let state = State {
+            places: Vec::new(),
+            free: Vec::new(),
+            open: 0,
+            is_ending: false,
+            closes_within: None,
+            is_cut: false,
+        };
         Self { state: Rc::new(Local::new(state)) }
     }
 
@@ -80,11 +100,12 @@ impl Connections {
         self.state.with(|state| state.is_ending = true);
     }
 
-    /// From now on connections close as soon as nothing is under way; those that sleep close at once.
-    pub fn close_when_idle(&self) {
+    /// From now on connections close as soon as nothing is under way; those that sleep close at once, and those that
+    /// last by themselves end within `window`, each when it likes.
+    pub fn close_when_idle(&self, window: Duration) {
         self.wake_after(|state| {
             state.is_ending = true;
-            state.is_closing = true;
+            state.closes_within = Some(window);
         });
     }
 
@@ -117,51 +138,61 @@ impl Slot {
 
     /// Before a connection sleeps: whether it had better close. A drain wakes it otherwise.
     pub fn is_closing(&self) -> bool {
-        self.connections.state.with(|state| state.is_closing)
+        self.closes_within().is_some()
     }
 
-    /// At each poll of a connection: whether it ends now. It is woken when that, or a drain, begins.
-    pub fn is_cut(&self, cx: &Context<'_>) -> bool {
+    /// In a drain: within which time what lasts by itself is to end.
+    pub fn closes_within(&self) -> Option<Duration> {
+        self.connections.state.with(|state| state.closes_within)
+    }
+
+    /// At each poll of a connection: whether what is under way on it ends. Its task is woken when that begins.
+    pub fn poll_end(&self, cx: &Context<'_>) -> Poll<End> {
         self.connections.state.with(|state| {
             let place = &mut state.places[self.place as usize];
             if !place.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
                 place.waker = Some(cx.waker().clone());
             }
-            state.is_cut || place.is_cut
+            let of_all = if state.is_cut { Some(End::Cut) } else { state.closes_within.map(|_| End::Draining) };
+            match place.end.filter(|_| !state.is_cut).or(of_all) {
+                Some(end) => Poll::Ready(end),
+                None => Poll::Pending,
+            }
         })
     }
 
-    /// A handle that cuts this one connection, for as long as it lasts.
-    pub fn cutter(&self) -> Cutter {
+    /// A handle that ends what is under way on this one connection, for as long as it lasts.
+    pub fn ender(&self) -> Ender {
         let turn = self.connections.state.with(|state| state.places[self.place as usize].turn);
-        Cutter { connections: self.connections.clone(), place: self.place, turn }
+        Ender { connections: self.connections.clone(), place: self.place, turn }
     }
 }
 
-/// Cuts one connection, whatever is under way on it. It may outlive the connection, and does nothing then.
+/// Ends what is under way on one connection. It may outlive the connection, and does nothing then.
 #[derive(Clone, Debug)]
-pub struct Cutter {
+pub struct Ender {
     connections: Connections,
     place: u32,
     turn: u32,
 }
 
-impl Cutter {
+impl Ender {
     /// The connection's task runs, and sees what has changed for it.
     pub fn wake(&self) {
-        let waker = self.connections.state.with(|state| {
-            state.places.get_mut(self.place as usize).filter(|place| place.turn == self.turn)?.waker.take()
-        });
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.wake_after(|_| {});
     }
 
-    /// The connection ends now. Its exchange under way is counted and logged as cut off.
-    pub fn cut(&self) {
+    /// What is under way ends, for this reason. The first reason stays.
+    pub fn end(&self, end: End) {
+        self.wake_after(|place| {
+            place.end.get_or_insert(end);
+        });
+    }
+
+    fn wake_after(&self, change: impl FnOnce(&mut Place)) {
         let waker = self.connections.state.with(|state| {
             let place = state.places.get_mut(self.place as usize).filter(|place| place.turn == self.turn)?;
-            place.is_cut = true;
+            change(place);
             place.waker.take()
         });
         if let Some(waker) = waker {
@@ -178,7 +209,7 @@ impl Drop for Slot {
             state.free.push(self.place);
             let place = &mut state.places[self.place as usize];
             place.turn = place.turn.wrapping_add(1);
-            place.is_cut = false;
+            place.end = None;
             place.waker.take()
         });
         drop(waker);
@@ -189,20 +220,40 @@ impl Drop for Slot {
 mod tests {
     use super::*;
 
+    fn end(slot: &Slot) -> Option<End> {
+        match slot.poll_end(&Context::from_waker(Waker::noop())) {
+            Poll::Ready(end) => Some(end),
+            Poll::Pending => None,
+        }
+    }
+
     #[test]
-    fn a_cutter_ends_its_own_connection_and_no_later_one_at_its_place() {
+    fn an_ender_ends_its_own_connection_and_no_later_one_at_its_place() {
         let connections = Connections::new();
-        let cx = Context::from_waker(Waker::noop());
         let (one, two) = (connections.enter(), connections.enter());
-        let cutter = one.cutter();
-        cutter.cut();
-        assert!(one.is_cut(&cx) && !two.is_cut(&cx));
+        let ender = one.ender();
+        ender.end(End::Revoked);
+        ender.end(End::Kicked);
+        assert_eq!((end(&one), end(&two)), (Some(End::Revoked), None), "the first reason stays");
         drop(one);
         let next = connections.enter();
-        assert!(!next.is_cut(&cx), "the place is a new connection's");
-        cutter.cut();
-        assert!(!next.is_cut(&cx));
-        next.cutter().cut();
-        assert!(next.is_cut(&cx) && !two.is_cut(&cx));
+        assert_eq!(end(&next), None, "the place is a new connection's");
+        ender.end(End::Revoked);
+        assert_eq!(end(&next), None);
+        next.ender().end(End::Kicked);
+        assert_eq!((end(&next), end(&two)), (Some(End::Kicked), None));
+    }
+
+    #[test]
+    fn a_drain_says_how_long_what_lasts_may_last_and_a_cut_goes_before_all() {
+        let connections = Connections::new();
+        let (one, two) = (connections.enter(), connections.enter());
+        assert_eq!((one.closes_within(), one.is_closing()), (None, false));
+        two.ender().end(End::Revoked);
+        connections.close_when_idle(Duration::from_secs(3));
+        assert_eq!(one.closes_within(), Some(Duration::from_secs(3)));
+        assert_eq!((end(&one), end(&two)), (Some(End::Draining), Some(End::Revoked)));
+        connections.cut();
+        assert_eq!((end(&one), end(&two)), (Some(End::Cut), Some(End::Cut)));
     }
 }

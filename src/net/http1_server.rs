@@ -9,11 +9,10 @@ use std::{
 };
 
 use super::{
-    AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot,
+    AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot, Switched, Upgrade,
     body::RequestBody as _,
     inbound::{First, Http1Body, HttpLimits, Inbound, NoRequest},
     outbound::{self, Ending},
-    tunnel,
 };
 use crate::{
     proto::head::{RequestHead, Version},
@@ -43,10 +42,16 @@ const REQUESTS_PER_TURN: u32 = 8;
 /// connection is soon small.
 const WARM: Duration = Duration::from_millis(25);
 
-/// Serves a connection until one side closes it. Dropping the future closes it at once.
+/// Serves a connection until one side closes it, or it has switched to another protocol. Dropping the future closes it at
+/// once.
 ///
 /// Between requests it is small: exchanges live in a box of their own while they come.
-pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, peer: Peer, slot: &Slot) {
+pub async fn serve_connection<S: Service>(
+    service: Rc<S>,
+    stream: TcpStream,
+    peer: Peer,
+    slot: &Slot,
+) -> Option<Switched> {
     let io = Rc::new(Io::new(stream));
     let mut inbound = Inbound::new(Rc::clone(&io));
     let mut served = 0_u32;
@@ -55,12 +60,13 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: TcpStream, pee
     loop {
         inbound.deadline().set(due);
         if poll_fn(|cx| poll_request(cx, slot, &mut inbound, served == 0)).await != First::Bytes {
-            return;
+            return None;
         }
         let busy = Box::pin(serve_while_busy(&*service, &peer, slot, &io, &mut inbound, &mut served));
         match busy.await {
             After::Idle(since) => due = since + service.limits().keep_alive_timeout,
-            After::Close => return,
+            After::Close => return None,
+            After::Switched(upgrade) => return Some(Switched { first: inbound.take_rest(), io, upgrade }),
         }
     }
 }
@@ -85,12 +91,13 @@ fn poll_request(cx: &mut Context<'_>, slot: &Slot, inbound: &mut Inbound, is_fre
 }
 
 /// What a connection does when its requests are answered.
-#[derive(Debug, PartialEq, Eq)]
 enum After {
     /// It has been waiting for the next request since then.
     Idle(Instant),
     /// It closes.
     Close,
+    /// It speaks another protocol from now on.
+    Switched(Box<dyn Upgrade>),
 }
 
 /// Serves requests for as long as they come without a pause.
@@ -116,7 +123,7 @@ async fn serve_while_busy<S: Service>(
         };
         let idle_since = match after {
             After::Idle(since) => since,
-            After::Close => return After::Close,
+            ended => return ended,
         };
         if inbound.has_bytes() {
             // Whoever waits for a backend meanwhile holds nobody up.
@@ -174,13 +181,9 @@ async fn serve_one<S: Service>(
     let ending = answer.ending();
     let tells_its_end = answer.tells_its_end();
     let body = answer.into_body();
-    if sent.cut.is_none() && ending == Ending::Tunnel {
-        let body_bytes = match body.into_tunnel() {
-            Some(tunnel) => tunnel::run(io, inbound, tunnel).await,
-            None => 0,
-        };
-        under_way.finish(Sent { body_bytes, ..sent });
-        return After::Close;
+    if sent.cut.is_none() && ending == Ending::Switch {
+        let upgrade = service.switch(under_way.take(), body, sent.request_bytes);
+        return upgrade.map_or(After::Close, After::Switched);
     }
     let finished_at = under_way.finish(sent);
     if let Some(cut) = sent.cut {
@@ -224,8 +227,12 @@ impl<'i, E: Finish> UnderWay<'i, E> {
         self.exchange.as_mut().expect("it is there until it ends")
     }
 
-    fn finish(mut self, sent: Sent) -> Instant {
-        self.exchange.take().expect("it ends once").finish(sent)
+    fn take(mut self) -> E {
+        self.exchange.take().expect("it ends once")
+    }
+
+    fn finish(self, sent: Sent) -> Instant {
+        self.take().finish(sent)
     }
 }
 

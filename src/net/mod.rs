@@ -16,17 +16,19 @@ mod writer;
 use std::{
     io::Write as _,
     net::SocketAddr,
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
 pub use body::{BodyFailure, OwnedBody, RequestBody};
-pub use connections::{Connections, Cutter, Slot};
+pub use connections::{Connections, End, Ender, Slot};
 pub use http_client::{AnswerLimits, ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
 pub use inbound::HttpLimits;
 pub use io::Io;
+pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
 pub use writer::{Chunks, Progress, Writer};
 
 use crate::{
@@ -107,6 +109,34 @@ pub trait Service: 'static {
         body: R,
         began: Instant,
     ) -> (Response<R, Self::Body>, Self::Exchange);
+
+    /// The client has been told that the protocol is switched: the exchange is over, and what it has become takes the
+    /// connection. Nothing, if there is nobody at the other end after all.
+    fn switch(&self, exchange: Self::Exchange, body: Self::Body, request_bytes: u64) -> Option<Box<dyn Upgrade>>;
+}
+
+/// Takes a client's connection over once its protocol has been switched (RFC 9110 §7.8).
+pub trait Upgrade {
+    /// Serves the connection until it ends, in a task of its own: what served HTTP on it is gone.
+    fn run<'a>(self: Box<Self>, client: &'a Io, first: Vec<u8>, slot: &'a Slot) -> Serving<'a>;
+}
+
+/// A connection being served.
+pub type Serving<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+/// A connection that speaks HTTP no more.
+pub struct Switched {
+    io: Rc<Io>,
+    /// What came behind the request.
+    first: Vec<u8>,
+    upgrade: Box<dyn Upgrade>,
+}
+
+impl Switched {
+    /// Serves it by its new protocol until it ends.
+    pub async fn serve(self, slot: &Slot) {
+        self.upgrade.run(&self.io, self.first, slot).await;
+    }
 }
 
 /// Why a head never became a request.
@@ -176,20 +206,6 @@ pub trait AnswerBody {
     /// How long the client may take nothing of it; none is the connection's own limit.
     fn write_timeout(&self) -> Option<Duration>;
 
-    /// For an answer with status 101: the backend's end of the tunnel.
-    fn into_tunnel(self) -> Option<Tunnel>;
-
     /// The answer was cut off because of the client: the rest of it is nobody's.
     fn abandon(self);
-}
-
-/// The backend's end of a tunnel.
-#[derive(Debug)]
-pub struct Tunnel {
-    /// The connection.
-    pub backend: Box<ClientConnection>,
-    /// How long it may be silent.
-    pub idle_timeout: Duration,
-    /// What counts the tunnel as under way until it is dropped.
-    pub hold: Box<dyn std::fmt::Debug>,
 }

@@ -43,8 +43,8 @@ pub(super) enum Ending {
     Keep,
     /// The connection closes.
     Close,
-    /// The connection becomes a tunnel.
-    Tunnel,
+    /// The connection speaks another protocol from now on.
+    Switch,
 }
 
 /// An answer on its way to the client.
@@ -107,12 +107,12 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             framing => framing,
         };
         let ending = match head.status {
-            101 => Ending::Tunnel,
+            101 => Ending::Switch,
             _ if keeps && request.is_within_reach() && framing != Framing::UntilClose => Ending::Keep,
             _ => Ending::Close,
         };
         let token = match (ending, version) {
-            (Ending::Tunnel, _) => ConnectionToken::Upgrade,
+            (Ending::Switch, _) => ConnectionToken::Upgrade,
             (Ending::Close, _) => ConnectionToken::Close,
             (Ending::Keep, Version::Http10) => ConnectionToken::KeepAlive,
             (Ending::Keep, _) => ConnectionToken::None,
@@ -148,7 +148,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
         !self.is_until_close
     }
 
-    /// The body, for the tunnel that it becomes.
+    /// The body, for whoever goes on with it.
     pub(super) fn into_body(self) -> B {
         self.body
     }

@@ -6,8 +6,11 @@ use std::{
     time::Duration,
 };
 
-use super::{Io, Tunnel, inbound::Inbound};
-use crate::shard::{Deadline, buffers, timer};
+use super::{End, Io, Slot};
+use crate::{
+    proto::websocket::Borders,
+    shard::{Deadline, buffers, timer},
+};
 
 /// What a tunnel may move before the shard's other tasks get their turn.
 const BYTES_PER_TURN: u64 = 1024 * 1024;
@@ -16,6 +19,45 @@ const BYTES_PER_TURN: u64 = 1024 * 1024;
 /// more to say. If it closed, the next byte sent to it breaks the connection, and so the tunnel; a client that has none
 /// is not waited for.
 const AFTER_BACKEND: Duration = Duration::from_secs(2);
+
+/// How long a tunnel that is ended may take to say so: to come to a frame's border, and for both sides to close.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
+
+/// One end of a tunnel.
+#[derive(Debug)]
+pub struct Side<'a> {
+    /// The connection.
+    pub io: &'a Io,
+    /// What came over it already.
+    pub first: Vec<u8>,
+    /// What it is told when the tunnel is ended: a whole frame. Nothing where nobody knows what would be understood.
+    pub goodbye: Goodbye,
+}
+
+/// What a side is told before a tunnel ends under it.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Goodbye {
+    /// Only the end of the stream.
+    #[default]
+    None,
+    /// A WebSocket `Close` with this code, from a server.
+    AsServer,
+    /// The same from a client, masked with this key.
+    AsClient([u8; 4]),
+}
+
+/// Why a tunnel ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelEnd {
+    /// Both sides have ended, or one of them closed.
+    Closed,
+    /// A side's connection broke.
+    Broken,
+    /// Nothing moved for too long.
+    Idle,
+    /// It was ended.
+    Told(End),
+}
 
 /// One direction of a tunnel.
 struct Flow {
@@ -26,53 +68,117 @@ struct Flow {
     /// The end was passed on.
     is_done: bool,
     moved: u64,
+    /// Where it stands between frames, if it carries WebSocket.
+    borders: Option<Borders>,
+    /// The tunnel ends: nothing passes beyond this frame, and then this is said.
+    farewell: Option<Vec<u8>>,
+    source: Source,
 }
 
-/// How a poll of one direction went.
-enum Flowed {
-    /// Some bytes moved.
-    Some(u64),
-    /// It waits.
-    None,
-    /// A side broke.
-    Broken,
+/// Where the bytes of one direction come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// From the other side.
+    Side,
+    /// Nothing more is taken from there: what is here is the rest.
+    Rest,
+    /// What is here are words of our own, and the last.
+    Own,
 }
+
+/// A side's connection broke.
+struct Broken;
 
 impl Flow {
-    fn new(first: Vec<u8>) -> Self {
-        Self { bytes: first, written: 0, has_ended: false, is_done: false, moved: 0 }
+    fn new(first: Vec<u8>, watches: bool) -> Self {
+        let mut borders = watches.then(Borders::default);
+        if let Some(borders) = &mut borders {
+            borders.pass(&first);
+        }
+        Self {
+            bytes: first,
+            written: 0,
+            has_ended: false,
+            is_done: false,
+            moved: 0,
+            borders,
+            farewell: None,
+            source: Source::Side,
+        }
     }
 
     /// Moves what can be moved; each end of stream is passed on as a FIN, so that half-closed protocols work.
-    fn poll(&mut self, cx: &mut Context<'_>, from: &Io, to: &Io) -> Flowed {
+    fn poll(&mut self, cx: &mut Context<'_>, from: &Io, to: &Io) -> Result<(), Broken> {
         let before = self.moved;
         while !self.is_done && self.moved - before < BYTES_PER_TURN {
             if self.written < self.bytes.len() {
                 match to.poll_write(cx, &self.bytes[self.written..]) {
-                    Poll::Ready(Ok(0) | Err(_)) => return Flowed::Broken,
+                    Poll::Ready(Ok(0) | Err(_)) => return Err(Broken),
                     Poll::Ready(Ok(written)) => {
                         self.written += written;
-                        self.moved += written as u64;
+                        if self.source != Source::Own {
+                            self.moved += written as u64;
+                        }
                     }
                     Poll::Pending => break,
                 }
                 continue;
             }
-            self.written = 0;
             self.bytes.clear();
-            if self.has_ended {
+            self.written = 0;
+            self.say_farewell();
+            if self.written < self.bytes.len() {
+                continue;
+            }
+            if self.has_ended || self.source != Source::Side {
                 to.shut_down_writes();
                 self.is_done = true;
                 break;
             }
             match from.poll_read(cx, &mut self.bytes) {
                 Poll::Ready(Ok(0)) => self.has_ended = true,
-                Poll::Ready(Ok(_)) => {}
-                Poll::Ready(Err(_)) => return Flowed::Broken,
+                Poll::Ready(Ok(_)) => self.follow(),
+                Poll::Ready(Err(_)) => return Err(Broken),
                 Poll::Pending => break,
             }
         }
-        if self.moved > before { Flowed::Some(self.moved - before) } else { Flowed::None }
+        Ok(())
+    }
+
+    /// Follows what was read. In a farewell it goes no further than the frame that it is in.
+    fn follow(&mut self) {
+        let Some(borders) = &mut self.borders else { return };
+        if self.farewell.is_some() {
+            let passed = borders.pass_frame(&self.bytes);
+            self.bytes.truncate(passed);
+        } else {
+            borders.pass(&self.bytes);
+        }
+    }
+
+    /// The tunnel ends: after the frame that is under way this is said, and nothing else.
+    fn bid_farewell(&mut self, goodbye: &[u8]) {
+        // Bytes that nobody can tell apart end where they are.
+        if self.borders.is_none() {
+            self.source = Source::Rest;
+        }
+        self.farewell = Some(goodbye.to_vec());
+    }
+
+    /// Puts the goodbye into the empty buffer, if it is time for it.
+    fn say_farewell(&mut self) {
+        let Some(borders) = self.borders.as_ref().filter(|_| self.source == Source::Side && !self.has_ended) else {
+            return;
+        };
+        if !borders.is_between_frames() {
+            return;
+        }
+        let Some(goodbye) = self.farewell.take() else { return };
+        self.source = Source::Own;
+        // RFC 6455 §5.5.1: nothing follows a `Close`, not even another.
+        if !borders.has_closed() {
+            self.bytes.extend_from_slice(&goodbye);
+        }
     }
 }
 
@@ -82,40 +188,153 @@ impl Drop for Flow {
     }
 }
 
-/// Runs a tunnel until both directions have ended, one side broke, or nothing moved for too long; once the backend has
-/// ended that is soon. Returns the bytes that went to the client.
-pub(super) async fn run(client: &Io, inbound: &mut Inbound, tunnel: Tunnel) -> u64 {
-    let Tunnel { mut backend, idle_timeout: idle, hold: _hold } = tunnel;
-    let mut up = Flow::new(inbound.take_rest());
-    let mut down = Flow::new(backend.take_rest());
+/// Bytes that moved, to the backend and to the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// To the backend.
+    pub up: u64,
+    /// To the client.
+    pub down: u64,
+}
+
+/// Runs a tunnel until both directions have ended, one side broke, nothing moved for `idle` (once the backend has ended
+/// that is soon), or it is told to end. `moved` hears of what moves. `wait` says how long a tunnel that is to end within
+/// the given time goes on: in a drain they do not all end at once.
+///
+/// Told to end, it says so to both sides and closes within a second; cut, at once. Dropping the future closes both.
+pub async fn run(
+    client: Side<'_>,
+    backend: Side<'_>,
+    idle: Duration,
+    slot: &Slot,
+    mut moved: impl FnMut(Moved),
+    wait: impl Fn(Duration) -> Duration,
+) -> TunnelEnd {
+    let watches = !matches!(client.goodbye, Goodbye::None);
+    let mut up = Flow::new(client.first, watches);
+    let mut down = Flow::new(backend.first, watches);
     let mut silence = Deadline::new();
     silence.set_after(idle);
+    let mut ending = Ending::default();
     loop {
-        let goes_on = poll_fn(|cx| {
-            let mut moved = 0;
-            let had_ended = down.is_done;
-            for flowed in [up.poll(cx, client, backend.io()), down.poll(cx, backend.io(), client)] {
-                match flowed {
-                    Flowed::Some(bytes) => moved += bytes,
-                    Flowed::None => {}
-                    Flowed::Broken => return Poll::Ready(false),
+        let turn = poll_fn(|cx| {
+            if let Some(end) = ending.poll(cx, slot, &wait) {
+                if end == End::Cut {
+                    return Poll::Ready(Turn::Over(TunnelEnd::Told(end)));
                 }
+                up.bid_farewell(&backend.goodbye.words(end));
+                down.bid_farewell(&client.goodbye.words(end));
+                silence.set_after(FAREWELL_MAX);
             }
-            client.sent.set(down.moved);
-            if up.is_done && down.is_done {
-                return Poll::Ready(false);
+            let before = (up.moved, down.moved);
+            let had_ended = down.is_done;
+            let both = up.poll(cx, client.io, backend.io).and(down.poll(cx, backend.io, client.io));
+            let now = Moved { up: up.moved - before.0, down: down.moved - before.1 };
+            if now != Moved::default() {
+                moved(now);
             }
-            if moved > 0 || down.is_done != had_ended {
+            if both.is_err() || (up.is_done && down.is_done) {
+                let end = if both.is_err() { TunnelEnd::Broken } else { TunnelEnd::Closed };
+                return Poll::Ready(Turn::Over(ending.told().unwrap_or(end)));
+            }
+            let is_told = ending.told().is_some();
+            if !is_told && (now != Moved::default() || down.is_done != had_ended) {
                 silence.set_after(if down.is_done { idle.min(AFTER_BACKEND) } else { idle });
             }
-            if moved >= BYTES_PER_TURN {
-                return Poll::Ready(true);
+            if now.up + now.down >= BYTES_PER_TURN {
+                return Poll::Ready(Turn::Others);
             }
-            silence.poll(cx).map(|()| false)
+            let has_closed = down.is_done;
+            silence.poll(cx).map(|()| {
+                Turn::Over(ending.told().unwrap_or(if has_closed { TunnelEnd::Closed } else { TunnelEnd::Idle }))
+            })
         });
-        if !goes_on.await {
-            return down.moved;
+        match turn.await {
+            Turn::Over(end) => {
+                if matches!(end, TunnelEnd::Told(End::Revoked | End::Kicked | End::Draining)) {
+                    see_off(&mut up, client.io, &mut down, backend.io, &mut silence).await;
+                }
+                return end;
+            }
+            Turn::Others => timer::sleep(timer::TURN).await,
         }
-        timer::sleep(timer::TURN).await;
+    }
+}
+
+enum Turn {
+    /// The tunnel has ended.
+    Over(TunnelEnd),
+    /// Others are to run before it goes on.
+    Others,
+}
+
+/// Both directions were ended. What the sides still send is read over until they close too, for as long as a farewell may
+/// take: bytes that nobody reads make a reset, which takes the goodbye with it.
+async fn see_off(up: &mut Flow, client: &Io, down: &mut Flow, backend: &Io, silence: &mut Deadline) {
+    poll_fn(|cx| {
+        let mut has_all_ended = true;
+        for (flow, io) in [(&mut *up, client), (&mut *down, backend)] {
+            while !flow.has_ended {
+                flow.bytes.clear();
+                match io.poll_read(cx, &mut flow.bytes) {
+                    Poll::Ready(Ok(0) | Err(_)) => flow.has_ended = true,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Pending => break,
+                }
+            }
+            has_all_ended &= flow.has_ended;
+        }
+        if has_all_ended { Poll::Ready(()) } else { silence.poll(cx) }
+    })
+    .await;
+}
+
+/// Whether a tunnel is told to end, and when it does.
+#[derive(Default)]
+struct Ending {
+    told: Option<End>,
+    /// In a drain: when it is this tunnel's turn.
+    at: Option<Deadline>,
+}
+
+impl Ending {
+    /// The reason, once: when the tunnel has to begin to end, and again if it has to be cut.
+    fn poll(&mut self, cx: &mut Context<'_>, slot: &Slot, wait: &impl Fn(Duration) -> Duration) -> Option<End> {
+        let Poll::Ready(end) = slot.poll_end(cx) else { return None };
+        if self.told.is_some() && end != End::Cut {
+            return None;
+        }
+        if end == End::Draining {
+            let within = slot.closes_within().unwrap_or_default();
+            let at = self.at.get_or_insert_with(|| {
+                let mut at = Deadline::new();
+                at.set_after(wait(within));
+                at
+            });
+            if at.poll(cx).is_pending() {
+                return None;
+            }
+        }
+        self.told = Some(end);
+        Some(end)
+    }
+
+    fn told(&self) -> Option<TunnelEnd> {
+        self.told.map(TunnelEnd::Told)
+    }
+}
+
+impl Goodbye {
+    /// RFC 6455 §7.4.1: 1001 says that this end goes away, 1008 that something is not allowed.
+    fn words(self, end: End) -> Vec<u8> {
+        let code = match end {
+            End::Draining | End::Cut => 1001,
+            End::Revoked | End::Kicked => 1008,
+        };
+        match self {
+            Self::None => Vec::new(),
+            Self::AsServer => crate::proto::websocket::close_to_client(code).to_vec(),
+            Self::AsClient(key) => crate::proto::websocket::close_to_server(code, key).to_vec(),
+        }
     }
 }

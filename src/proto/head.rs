@@ -334,6 +334,23 @@ fields!(RequestHead);
 fields!(ResponseHead);
 
 impl RequestHead {
+    /// Keeps method, authority and path, and the first field of one kind, in memory of just that size: for whoever
+    /// remembers a request for long. What it had borrowed goes to `give`.
+    pub fn keep_only(&mut self, known: Known, give: impl FnOnce(Vec<u8>, Vec<Field>)) {
+        let field = self.fields.iter().find(|field| field.known == known).copied();
+        let kept = [self.method_text, self.authority, self.path, field.map_or(Span::default(), |field| field.value)];
+        let mut bytes = Vec::with_capacity(kept.iter().map(|span| span.of(&self.bytes).len()).sum());
+        let [method_text, authority, path, value] = kept.map(|span| {
+            let start = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+            bytes.extend_from_slice(span.of(&self.bytes));
+            Span { start, end: u32::try_from(bytes.len()).unwrap_or(u32::MAX) }
+        });
+        let fields: Vec<Field> = field.iter().map(|_| Field { name: Span::default(), value, known }).collect();
+        let borrowed = (std::mem::replace(&mut self.bytes, bytes), std::mem::replace(&mut self.fields, fields));
+        (self.method_text, self.authority, self.path, self.query) = (method_text, authority, path, None);
+        give(borrowed.0, borrowed.1);
+    }
+
     /// Stands for a head that was refused: nothing of it is known.
     pub fn unknown() -> Self {
         Self {

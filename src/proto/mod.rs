@@ -11,3 +11,4 @@
 
 pub mod head;
 pub mod http1;
+pub mod websocket;

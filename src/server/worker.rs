@@ -29,7 +29,7 @@ use crate::{
         Desks, Gateway, Plan,
         rate_limit::{Limits, Post, To},
     },
-    net::{Connections, Peer, Slot, serve_connection},
+    net::{Connections, End, Peer, Slot, serve_connection},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
@@ -270,7 +270,7 @@ impl Worker {
         if let Err(error) = self.acceptor.run(|fd, address| self.admit(fd, address)).await {
             give_up(self.index, "the listener broke", &error);
         }
-        self.connections.close_when_idle();
+        self.connections.close_when_idle(self.gateway.plan().drain_window);
         // A sibling that still empties its queue may hand one over.
         while self.board.total() > 0 {
             timer::sleep(DRAIN_LOOK).await;
@@ -319,8 +319,19 @@ impl Worker {
         };
         let gateway = Rc::clone(&self.gateway);
         task::spawn(address, async move {
-            let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address), &place.slot));
-            poll_fn(|cx| if place.slot.is_cut(cx) { Poll::Ready(()) } else { serving.as_mut().poll(cx) }).await;
+            let switched = {
+                let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address), &place.slot));
+                poll_fn(|cx| match place.slot.poll_end(cx) {
+                    // What is under way over HTTP ends with its connection; in a drain it has its time.
+                    Poll::Ready(End::Revoked | End::Kicked | End::Cut) => Poll::Ready(None),
+                    Poll::Ready(End::Draining) | Poll::Pending => serving.as_mut().poll(cx),
+                })
+                .await
+            };
+            // In a task of its own: this one is as large as what serves HTTP.
+            if let Some(switched) = switched {
+                task::spawn(address, async move { switched.serve(&place.slot).await });
+            }
         });
     }
 

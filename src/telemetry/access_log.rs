@@ -83,6 +83,11 @@ struct Returned {
 }
 
 impl AccessLog {
+    /// One that writes nothing.
+    pub fn off() -> Self {
+        Self::new(None)
+    }
+
     /// Adds a line; hands the buffer over when it is full.
     #[inline]
     pub fn line(&mut self, record: &Record<'_>) {
@@ -176,7 +181,7 @@ pub fn spawn(
 ) -> io::Result<(Writer, Vec<AccessLog>)> {
     match target {
         Target::Off => {
-            let logs = (0..shards).map(|_| AccessLog::new(None)).collect();
+            let logs = (0..shards).map(|_| AccessLog::off()).collect();
             Ok((Writer { running: None }, logs))
         }
         Target::Stdout => {

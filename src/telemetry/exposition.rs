@@ -102,6 +102,7 @@ impl<'a> Family<'a> {
                 }
             }
             Value::Requests(histogram) => self.histogram(owner, histogram),
+            Value::Lifetimes(histogram) => self.histogram(owner, histogram),
             Value::Own(histogram) => self.histogram(owner, histogram),
         }
     }

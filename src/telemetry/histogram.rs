@@ -31,6 +31,15 @@ impl Ladder for Own {
     ];
 }
 
+/// What lasts: 1 s to an hour.
+#[derive(Clone, Copy, Debug)]
+pub struct Lifetimes;
+
+impl Ladder for Lifetimes {
+    const BOUNDS_US: &'static [u32] =
+        &[1_000_000, 10_000_000, 60_000_000, 300_000_000, 900_000_000, 1_800_000_000, 3_600_000_000];
+}
+
 /// Buckets of the longest ladder, the one without a bound included.
 const BUCKETS: usize = 19;
 
@@ -116,6 +125,7 @@ mod tests {
         }
         check::<Requests>();
         check::<Own>();
+        check::<Lifetimes>();
     }
 
     proptest! {

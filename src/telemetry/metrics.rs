@@ -4,7 +4,7 @@
 //! and a test keeps `docs/metrics.md` true to it. Counting is adding to a field of the shard's own [`Counters`]; a
 //! scrape asks each shard for a copy.
 
-use super::histogram::{Histogram, Own, Requests};
+use super::histogram::{Histogram, Lifetimes, Own, Requests};
 use super::slots::{SLOTS_MAX, Slot, Slots};
 use super::table::{Field as _, Kind, Merge, Metric, Per, Value, Values, label, table};
 
@@ -92,6 +92,26 @@ label! {
     }
 }
 
+label! {
+    /// Why a tunnel ended.
+    TunnelEnded {
+        /// Its sides have ended.
+        Closed = "closed",
+        /// A side's connection broke.
+        Broken = "broken",
+        /// Nothing moved for too long.
+        Idle = "idle",
+        /// Its caller's session ended.
+        Revoked = "revoked",
+        /// Its caller was kicked.
+        Kicked = "kicked",
+        /// The process drains.
+        Draining = "draining",
+        /// The process ended, or its task broke.
+        Cut = "cut",
+    }
+}
+
 /// The hundreds of an answer's status; the last is for requests that ended without an answer.
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
 /// Room for the codes of refusals.
@@ -173,6 +193,17 @@ table! {
         request_bytes: u64 = Counter "shardgate_request_body_bytes_total" per Route;
         /// Bytes of answer bodies sent.
         response_bytes: u64 = Counter "shardgate_response_body_bytes_total" per Route;
+        /// Tunnels open now: requests that have switched to another protocol. How long they last is no request's duration.
+        tunnels_open: i64 = Gauge "shardgate_tunnels_open" per Route;
+        /// Tunnels that ended, by reason.
+        tunnels_ended: [u64; TunnelEnded::COUNT] = Counter "shardgate_tunnels_ended_total" per Route
+            by "reason" in Values::Fixed(TunnelEnded::VALUES);
+        /// How long tunnels lasted.
+        tunnel_lifetime: Histogram<Lifetimes> = Histogram "shardgate_tunnel_lifetime_seconds" per Route;
+        /// Bytes that clients sent through tunnels.
+        tunnel_received_bytes: u64 = Counter "shardgate_tunnel_received_bytes_total" per Route;
+        /// Bytes that were sent to clients through tunnels.
+        tunnel_sent_bytes: u64 = Counter "shardgate_tunnel_sent_bytes_total" per Route;
     }
 }
 
@@ -496,7 +527,9 @@ mod tests {
                         Some((_, Values::RejectCodes)) => counts.len() == REJECT_CODES_MAX,
                         None => false,
                     },
-                    Value::Requests(_) | Value::Own(_) => metric.kind == Kind::Histogram && metric.by.is_none(),
+                    Value::Requests(_) | Value::Own(_) | Value::Lifetimes(_) => {
+                        metric.kind == Kind::Histogram && metric.by.is_none()
+                    }
                 };
                 assert!(suits, "{}: {:?} of {value:?}", metric.name, metric.kind);
             }

@@ -2,7 +2,7 @@
 //!
 //! The rows themselves stand in `metrics`.
 
-use super::histogram::{Histogram, Own, Requests};
+use super::histogram::{Histogram, Lifetimes, Own, Requests};
 
 /// What Prometheus is told a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub enum Value<'a> {
     Requests(&'a Histogram<Requests>),
     /// Durations of the gateway's own work.
     Own(&'a Histogram<Own>),
+    /// How long connections lasted.
+    Lifetimes(&'a Histogram<Lifetimes>),
 }
 
 /// What a field of the counters can do.
@@ -140,6 +142,15 @@ impl Field for Histogram<Requests> {
 impl Field for Histogram<Own> {
     fn value(&self) -> Value<'_> {
         Value::Own(self)
+    }
+    fn add(&mut self, other: &Self) {
+        self.merge(other);
+    }
+}
+
+impl Field for Histogram<Lifetimes> {
+    fn value(&self) -> Value<'_> {
+        Value::Lifetimes(self)
     }
     fn add(&mut self, other: &Self) {
         self.merge(other);

@@ -21,7 +21,7 @@ pub use pool::Caught;
 use pool::{Doubt, Pool};
 use retry::RetryBudget;
 pub use send::{Asker, Call};
-pub use streaming::Streaming;
+pub use streaming::{Streaming, SwitchedBackend};
 
 use crate::{
     net::{AnswerLimits, BodyFailure, ClientConnection, ClientError},

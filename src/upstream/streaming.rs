@@ -8,7 +8,7 @@ use std::{
 
 use super::{Call, Lease, Place, pool::Doubt};
 use crate::{
-    net::{AnswerBody, ClientError, Cut, Progress, RequestBody, Tunnel, Writer},
+    net::{AnswerBody, ClientError, Cut, Io, Progress, RequestBody, Writer},
     proto::{
         head::{Framing, ResponseHead},
         http1::BodyError,
@@ -47,6 +47,26 @@ pub struct Streaming {
 struct Hold {
     lease: Lease,
     place: Place,
+}
+
+/// A backend's end of a connection that has switched protocols. It is under way on its upstream until it is dropped.
+#[derive(Debug)]
+pub struct SwitchedBackend {
+    hold: Hold,
+    /// How long nothing may move.
+    pub idle_timeout: Duration,
+}
+
+impl SwitchedBackend {
+    /// What came behind the answer's head.
+    pub fn take_rest(&mut self) -> Vec<u8> {
+        self.hold.lease.connection().take_rest()
+    }
+
+    /// The connection.
+    pub fn io(&mut self) -> &Io {
+        self.hold.lease.connection().io()
+    }
 }
 
 /// The rest of a request whose answer began before it was complete.
@@ -212,12 +232,6 @@ impl AnswerBody for Streaming {
         Some(self.idle_timeout)
     }
 
-    fn into_tunnel(mut self) -> Option<Tunnel> {
-        let mut hold = self.hold.take()?;
-        let backend = hold.lease.connection.take()?;
-        Some(Tunnel { backend, idle_timeout: self.idle_timeout, hold: Box::new(hold) })
-    }
-
     /// With `on_client_close = "finish"` the backend gets to send the rest of its answer, to nobody.
     fn abandon(mut self) {
         if self.cancels_on_close || self.upload.is_some() {
@@ -235,6 +249,11 @@ impl AnswerBody for Streaming {
 }
 
 impl Streaming {
+    /// The connection, for an answer with status 101.
+    pub fn into_switched(mut self) -> Option<SwitchedBackend> {
+        Some(SwitchedBackend { hold: self.hold.take()?, idle_timeout: self.idle_timeout })
+    }
+
     /// Reads over the rest of the answer: `true` when there is none left, `false` when others should run first.
     fn poll_discard(&mut self, cx: &mut Context<'_>, silence: &mut Deadline, ends_at: Instant) -> Poll<bool> {
         for _ in 0..CHUNKS_PER_TURN {

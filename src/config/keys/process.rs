@@ -49,6 +49,8 @@ pub(super) const METRICS: &[Key] = keys! {
 pub(super) const DRAIN: &[Key] = keys! {
     notice: Kind::Duration(0, HOUR), Value("\"5s\""), "\"1s\"", Process, Live,
         "From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can turn away.";
+    window: Kind::Duration(0, DAY), Value("\"10s\""), "\"25s\"", Process, Live,
+        "From the closing of the listeners on: tunnels (proxied WebSockets) are closed one by one within this time, so that their clients do not all come back at once. As long as `max` lets it be, less two seconds.";
     max: Kind::Duration(0, DAY), Value("\"30s\""), "\"1m\"", Process, Live,
         "From the signal on: after this long what is left is cut. Not less than `notice`.";
 };

@@ -98,7 +98,7 @@ fn unknown_names() {
             shardgate.toml:1: port is in no section; did you mean listener.port?
             shardgate.toml:2: htpp is not a section; did you mean http?
             shardgate.toml:3: listner is not a section; did you mean listener?
-            shardgate.toml:6: drain.x is not a key; there are notice, max
+            shardgate.toml:6: drain.x is not a key; there are notice, window, max
             shardgate.toml:8: http.head_byte_max is not a key; did you mean http.head_bytes_max?
             shardgate.toml:9: tls is not a section; there are runtime, listener, admin, metrics, http, trust, trace, drain, data, accounts, log, cors, limits, auth, redis, sessions, revocation, roles, upstreams, routes"#]],
     );

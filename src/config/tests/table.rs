@@ -53,6 +53,7 @@ fn the_defaults_are_those_that_were_promised() {
 
         [drain]
         notice = "5s"
+        window = "10s"
         max = "30s"
 
         [data]

@@ -6,7 +6,7 @@ use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::{
-    net::{AnswerBody, Cut, Response, Tunnel, outbound},
+    net::{AnswerBody, Cut, Response, outbound},
     proto::head::{Known, Version},
     shard::{TcpStream, testing},
 };
@@ -34,10 +34,6 @@ impl AnswerBody for Empty {
     }
 
     fn write_timeout(&self) -> Option<Duration> {
-        None
-    }
-
-    fn into_tunnel(self) -> Option<Tunnel> {
         None
     }
 

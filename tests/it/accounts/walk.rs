@@ -50,6 +50,13 @@ impl House {
             if request.head.first_line.contains("/held") {
                 opened.wait();
             }
+            if request.head.first_line.contains("/websocket") {
+                conversation
+                    .send("HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n\x01\x05hello")?;
+                let heard = conversation.read_to_end();
+                assert!(matches!(heard[..], [0x88, 0x82, ..] | [0x81, ..]), "it is told in a frame: {heard:?}");
+                return Ok(());
+            }
             if request.head.first_line.contains("/tunnel") {
                 conversation.send(
                     "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nhello",
@@ -236,6 +243,43 @@ fn what_is_under_way_ends_with_its_session() {
     assert_eq!(revoked, 193);
     expect_code(&ask(&mut house.gateway.connect(), "GET", "/x", &staying.access), 401, "token_revoked");
     drop(house.backend.requests());
+    house.expect_all_shards();
+}
+
+#[test]
+fn websockets_are_told_that_their_session_has_ended() {
+    let mut house = House::start("");
+    let (ending, staying) = (house.log_in("ann@example.com"), house.log_in("ben@example.com"));
+    let open = |tokens: &Tokens| {
+        let mut clients = house.clients();
+        for client in &mut clients {
+            client.send(format!(
+                "GET /websocket HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                 Authorization: Bearer {}\r\n\r\n",
+                tokens.access
+            ));
+            client.read_until("hello");
+        }
+        clients
+    };
+    let (mut ended, mut kept) = (open(&ending), open(&staying));
+    house.gateway.metrics_until("all are open", |metrics| metrics.sum("shardgate_tunnels_open") == 128);
+    assert_eq!(ask(&mut house.gateway.connect(), "POST", "/auth/logout", &ending.access).status, 204);
+    for client in &mut ended {
+        // RFC 6455 §7.4.1: 1008, something is not allowed any more.
+        assert_eq!(client.read_to_end().expect("a FIN"), [0x88, 2, 0x03, 0xf0]);
+        client.finish();
+    }
+    let series = "shardgate_tunnels_ended_total{route=\"/*\",reason=\"revoked\"}";
+    let metrics = house.gateway.metrics_until("they are gone", |metrics| metrics.value(series) == 64);
+    assert_eq!(metrics.sum("shardgate_tunnels_open"), 64);
+    assert_eq!(metrics.sum("shardgate_exchanges_tied"), 64);
+    for client in &mut kept {
+        client.send([0x81, 0x80, 0, 0, 0, 0]);
+    }
+    house
+        .gateway
+        .metrics_until("the others go on", |metrics| metrics.sum("shardgate_tunnel_received_bytes_total") == 64 * 6);
     house.expect_all_shards();
 }
 

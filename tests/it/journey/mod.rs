@@ -26,6 +26,7 @@ mod spellings;
 mod token_query;
 mod tokens;
 mod traces;
+mod tunnels;
 mod upgrade;
 mod uploads;
 mod upstream;

@@ -46,6 +46,11 @@ fn serve(client: &mut Conversation) -> std::io::Result<()> {
             client.read_to_end();
             return Ok(());
         }
+        if asked.head.first_line.contains("/socket") {
+            client.send("HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")?;
+            client.read_to_end();
+            return Ok(());
+        }
         client.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
     }
 }
@@ -231,6 +236,38 @@ fn a_log_out_on_one_instance_ends_everything_on_the_other() {
         times.sort();
         let at = |share: usize| times[(times.len() * share / 100).min(times.len() - 1)];
         eprintln!("after the log-out was answered, {what}: p50 {:?} p99 {:?} max {:?}", at(50), at(99), at(100));
+    }
+}
+
+#[test]
+fn a_kick_closes_what_lasts_on_every_instance() {
+    let Some(server) = RedisServer::start() else { return };
+    let stage = Stage::new(&redis(&server));
+    stage.add_ann();
+    let gateways = [stage.start(), stage.start()];
+    let session = log_in(&gateways[0]);
+    let open = |gateway: &Gateway| {
+        let mut client = gateway.connect();
+        let upgrade = "Connection: upgrade\r\nUpgrade: websocket\r\n";
+        client.send(format!("GET /any/socket HTTP/1.1\r\nHost: a\r\n{upgrade}{}\r\n", bearer(&session.access)));
+        assert_eq!(client.read_response().status, 101);
+        client
+    };
+    let mut clients: Vec<Client> = gateways.iter().flat_map(|gateway| (0..16).map(|_| open(gateway))).collect();
+    let me = ask(&mut gateways[0].connect(), "/auth/me", &session.access).json();
+    let id = me["user"]["sub"].as_str().unwrap_or_else(|| panic!("an id: {me}"));
+    let entry = ["kind", "kick", "id", id, "at", "1", "by", "test"];
+    server.ask(&[&["XADD", "shardgate:revocations", "*"][..], &entry].concat());
+    for client in &mut clients {
+        assert_eq!(client.read_to_end().expect("a FIN"), [0x88, 2, 0x03, 0xf0]);
+        client.finish();
+    }
+    let series = "shardgate_tunnels_ended_total{route=\"any\",reason=\"kicked\"}";
+    for gateway in &gateways {
+        gateway.metrics_until("all are told", |metrics| metrics.value(series) == 16);
+        assert!(gateway.access_lines(16).iter().filter(|line| line["reason"] == "kicked").count() == 16);
+        // The token stays good.
+        expect_everywhere(gateway, "/any/x", &session.access, "200 ok");
     }
 }
 
