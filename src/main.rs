@@ -119,7 +119,7 @@ fn serve(config: Config, watch: Option<Watch>) -> ExitCode {
         eprintln!("shardgate: {error}");
         return ExitCode::from(WRONG);
     }
-    finish(server::run(config, watch, |_, _| ()))
+    finish(server::run(config, watch, Box::new(|_, _| ())))
 }
 
 /// Finds and loads the configuration, or reports every mistake in it.

@@ -56,6 +56,8 @@ pub(super) struct Equipment {
     pub(super) admin: Option<std::net::TcpListener>,
     pub(super) writer: access_log::Writer,
     pub(super) signals: Signals,
+    /// Called once, when every shard runs the first configuration.
+    pub(super) ready: Box<dyn FnOnce()>,
 }
 
 /// How the process ended.
@@ -88,6 +90,8 @@ struct Control {
     scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
     writer: access_log::Writer,
+    /// Gone once it has been called.
+    ready: Option<Box<dyn FnOnce()>>,
 }
 
 /// A configuration that was read and checked, and is not in force yet.
@@ -159,7 +163,7 @@ impl Drain {
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
     let Equipment { config, keychain, watch, plan, names, lookups, listener, .. } = equipment;
     let (shards, descriptors, endpoint) = (equipment.shards, equipment.descriptors, equipment.endpoint);
-    let (admin, writer, signals) = (equipment.admin, equipment.writer, equipment.signals);
+    let (admin, writer, signals, ready) = (equipment.admin, equipment.writer, equipment.signals, equipment.ready);
     let (bus, pump) = bus::on_tokio(endpoint)?;
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
@@ -184,6 +188,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         scrapes: Vec::new(),
         scrape_due: None,
         writer,
+        ready: Some(ready),
     };
     let (ask, questions) = mpsc::channel(64);
     if let Some(listener) = admin {
@@ -254,6 +259,9 @@ impl Control {
                 if self.is_applied() {
                     tracing::info!(generation = self.plan.generation, "every shard runs the configuration");
                     self.show_pages();
+                    if let Some(ready) = self.ready.take() {
+                        ready();
+                    }
                 }
             }
             Letter::Scraped(scraped) => {

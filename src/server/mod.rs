@@ -39,13 +39,14 @@ const RING_LETTERS: usize = 1024;
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Runs the gateway until a signal ends it. `watch` is on the file that the configuration is from, since before it was
-/// read; `listening` is called once with the addresses of the public and the operator's listener.
+/// read; `ready` is called once with the addresses of the public and the operator's listener, when every shard runs the
+/// configuration and nothing more is to be told of the start.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
 pub fn run(
     config: Config,
     watch: Option<Watch>,
-    listening: impl FnOnce(SocketAddr, Option<SocketAddr>),
+    ready: Box<dyn FnOnce(SocketAddr, Option<SocketAddr>)>,
 ) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
@@ -116,7 +117,7 @@ pub fn run(
         "listening on {}",
         bound.address
     );
-    listening(bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
+    let addresses = (bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
     let control = control::Equipment {
         config,
         keychain,
@@ -131,6 +132,7 @@ pub fn run(
         admin,
         writer,
         signals,
+        ready: Box::new(move || ready(addresses.0, addresses.1)),
     };
     // The control thread is the one that called: it has nothing else to do.
     let ended = tokio::task::LocalSet::new().block_on(&runtime, control::run(control));

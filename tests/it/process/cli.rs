@@ -211,7 +211,7 @@ fn the_schema_is_json_and_the_one_that_ships() {
 }
 
 #[test]
-fn the_demo_answers_every_line_that_it_prints() {
+fn the_demo_prints_its_hints_last_and_answers_every_line_of_them() {
     if !has_tool("curl") {
         return;
     }
@@ -221,9 +221,13 @@ fn the_demo_answers_every_line_that_it_prints() {
     gateway.log_until("Ctrl-C", Duration::from_secs(10));
     let log = gateway.log();
     let login = log.lines().find(|line| line.starts_with("  TOKEN=")).expect("the demo says how to log in");
-    let hints: Vec<_> = log.lines().filter(|line| line.starts_with("  curl ")).collect();
+    let hints: Vec<_> = log.lines().filter(|line| line.starts_with("  curl ")).map(str::to_owned).collect();
     assert!(hints.len() >= 7, "{hints:?}");
     let mut everything = String::new();
+    gateway.log_until("every shard runs the configuration", Duration::from_secs(10));
+    let log = gateway.log();
+    let (_, behind_hints) = log.split_once("a second Ctrl-C ends it at once.").expect("the demo says how it ends");
+    assert_eq!(behind_hints.trim(), "", "what is told of the start stands before the hints");
     for hint in hints {
         let output = Command::new("sh").args(["-c", &format!("{login}\n{hint}")]).output().expect("sh runs");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
