@@ -6,8 +6,8 @@ use std::{cell::Cell, collections::HashMap, future::poll_fn, rc::Rc, sync::Arc, 
 use anyhow::Context as _;
 use tokio::{
     sync::oneshot,
-    task::{AbortHandle, JoinError, LocalSet, spawn_local},
-    time::{MissedTickBehavior, interval, timeout},
+    task::{AbortHandle, JoinError, JoinHandle, LocalSet, spawn_local},
+    time::timeout,
 };
 
 use super::{
@@ -37,7 +37,7 @@ use crate::{
         },
     },
     sessions::{Follower, Heard},
-    shard::{Instant, Local, clock, local::AbortOnUnwind},
+    shard::{Instant, Local, clock, local::AbortOnUnwind, ticks::Ticks},
 };
 
 /// How long the process waits for the stores to be opened and the log of revocations to be read before it listens. After
@@ -156,7 +156,6 @@ async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<
             let _ = begun.send(Ok(revoked));
             bridge.tell(&heard);
             spawn_local(Rc::clone(&bridge).follow(follower));
-            spawn_local(Rc::clone(&bridge).report());
             spawn_local(Rc::clone(&bridge).look());
         }
         None => drop(begun.send(Ok(None))),
@@ -391,11 +390,11 @@ impl Bridge {
         }
     }
 
-    /// Tells the control thread how much there is to do, and refuses what has waited for too long even if nothing ends.
+    /// Tells the control thread how much there is to do and how the stores are, and refuses what has waited for too long
+    /// even if nothing ends.
     async fn look(self: Rc<Self>) {
-        let mut due = interval(REPORT_INTERVAL);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut told = Load::default();
+        let mut due = Ticks::every(REPORT_INTERVAL);
+        let (mut told, mut asking) = (Load::default(), None::<JoinHandle<()>>);
         loop {
             due.tick().await;
             self.knowledge.look(clock::now());
@@ -411,19 +410,18 @@ impl Bridge {
                 told = load;
                 self.bus.send(CONTROL, Letter::Load(load));
             }
+            // A store that is slow to say how it is holds up nothing else.
+            if asking.as_ref().is_none_or(JoinHandle::is_finished) {
+                asking = Some(spawn_local(Rc::clone(&self).report()));
+            }
         }
     }
 
     /// Tells the control thread how the stores are.
     async fn report(self: Rc<Self>) {
         let Some(accounts) = &self.accounts else { return };
-        let mut due = interval(REPORT_INTERVAL);
-        due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            due.tick().await;
-            let databases = accounts.databases().await;
-            self.bus.send(CONTROL, Letter::Databases(Box::new(databases)));
-        }
+        let databases = accounts.databases().await;
+        self.bus.send(CONTROL, Letter::Databases(Box::new(databases)));
     }
 }
 

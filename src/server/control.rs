@@ -6,7 +6,7 @@ use std::{fmt::Display, future::poll_fn, net::SocketAddr, path::PathBuf, sync::A
 use tokio::{
     net::TcpListener,
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -22,7 +22,7 @@ use crate::{
     bus::{self, Bus, Pump, desk::Ticket, mesh::Endpoint},
     config::{self, Config, watch::Watch},
     gateway::{Addresses, Page, Pages, Plan},
-    shard::clock,
+    shard::{clock, ticks::Ticks},
     telemetry::{
         access_log,
         dependency::Databases,
@@ -205,8 +205,7 @@ impl Control {
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(Ended, access_log::Writer)> {
-        let mut look = interval(LOOK_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();
             tokio::select! {
@@ -221,7 +220,7 @@ impl Control {
                 },
                 addresses = self.lookups.done(), if self.candidate.is_some() => self.take_candidate(&addresses),
                 keys = self.keychain.changed() => self.broadcast(|| Letter::Keys(Arc::clone(&keys))),
-                _ = look.tick() => self.look(),
+                () = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.answer_scrapes();

@@ -7,6 +7,7 @@ use super::stream::Stream;
 use crate::auth::Revocation;
 use crate::embedded::Fingerprint;
 use crate::shard::clock::{self, Instant};
+use crate::shard::ticks::Ticks;
 
 /// How often the embedded log is looked at (decision 8): other processes write to it too (`shardgate user disable`), and
 /// SQLite wakes nobody. Most looks are at what the file system says of the file.
@@ -81,7 +82,8 @@ impl std::fmt::Debug for Follower {
 
 impl Follower {
     pub(super) fn embedded(store: embedded::Store) -> Self {
-        let tail = Tail { store, position: 0, state: State::Unread, seen: None, read_at: clock::now() };
+        let (seen, read_at) = (None, clock::now());
+        let tail = Tail { store, position: 0, state: State::Unread, seen, read_at, ticks: None };
         Self { source: Source::Embedded(Box::new(tail)), freshness: Freshness::NEVER }
     }
 
@@ -119,10 +121,13 @@ struct Tail {
     /// What the file system said before the log was last read to its end, where later changes show.
     seen: Option<Fingerprint>,
     read_at: Instant,
+    /// When to look; none before the first look.
+    ticks: Option<Ticks>,
 }
 
 impl Tail {
     async fn next(&mut self, freshness: &mut Freshness, due: Instant) -> Heard {
+        let ticks = self.ticks.get_or_insert_with(|| Ticks::every(LOOK_INTERVAL));
         loop {
             let before = self.state;
             let (looked_at, unix_now, print) = (clock::now(), clock::unix_now(), self.store.fingerprint());
@@ -133,7 +138,7 @@ impl Tail {
                     if before != State::Away || clock::now() >= due {
                         return Heard { freshness: *freshness, ..Heard::default() };
                     }
-                    tokio::time::sleep(LOOK_INTERVAL).await;
+                    ticks.tick().await;
                     continue;
                 };
                 let is_replay = before != State::Current;
@@ -160,7 +165,7 @@ impl Tail {
             }
             tokio::select! {
                 () = self.store.appended() => {}
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = ticks.tick() => {}
             }
         }
     }

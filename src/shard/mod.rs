@@ -17,6 +17,7 @@ pub mod stream;
 pub mod task;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod ticks;
 pub mod timer;
 
 pub use clock::Instant;
