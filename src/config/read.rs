@@ -15,6 +15,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use strsim::osa_distance;
 
 /// One thing that is wrong: where, which key, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -203,7 +204,8 @@ impl<'a> Fields<'a> {
 
 /// `did you mean x`, or all that there is.
 pub(super) fn suggestion(wrong: &str, known: &[&str], prefix: &str) -> String {
-    let near = known.iter().map(|known| (distance(wrong, known), known)).min();
+    // How many letters to insert, drop, change or swap with a neighbour to make one word of the other.
+    let near = known.iter().map(|known| (osa_distance(wrong, known), known)).min();
     match near {
         // A third of a word mistyped is still that word.
         Some((distance, near)) if distance <= 1.max(near.len() / 3) && distance < near.len() => {
@@ -211,27 +213,6 @@ pub(super) fn suggestion(wrong: &str, known: &[&str], prefix: &str) -> String {
         }
         _ => format!("there are {}", known.join(", ")),
     }
-}
-
-/// How many letters to insert, drop, change or swap with a neighbour to make one word of the other.
-fn distance(one: &str, two: &str) -> usize {
-    // Longer is no near miss of any key, and the table below grows with the square.
-    let one: Vec<char> = one.chars().take(64).collect();
-    let two: Vec<char> = two.chars().take(64).collect();
-    let mut rows: Vec<Vec<usize>> = vec![(0..=two.len()).collect()];
-    for i in 1..=one.len() {
-        let mut row = vec![i];
-        for j in 1..=two.len() {
-            let changed = rows[i - 1][j - 1] + usize::from(one[i - 1] != two[j - 1]);
-            let mut least = changed.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && one[i - 1] == two[j - 2] && one[i - 2] == two[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(least);
-        }
-        rows.push(row);
-    }
-    rows[one.len()][two.len()]
 }
 
 /// A type that a key can have.
