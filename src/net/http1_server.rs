@@ -9,14 +9,15 @@ use std::{
 };
 
 use super::{
-    AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot, Switched, Upgrade,
+    AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot, Stream, Switched, Upgrade,
     body::RequestBody as _,
     inbound::{First, Http1Body, HttpLimits, Inbound, NoRequest},
     outbound::{self, Ending},
+    stream::Shutdown,
 };
 use crate::{
     proto::head::{RequestHead, Version},
-    shard::{Instant, TcpStream, clock, timer},
+    shard::{Instant, clock, timer},
 };
 
 /// A connection that is closed while the client still writes is read on until it pauses for this long, so that the client
@@ -46,12 +47,7 @@ const WARM: Duration = Duration::from_millis(25);
 /// once.
 ///
 /// Between requests it is small: exchanges live in a box of their own while they come.
-pub async fn serve_connection<S: Service>(
-    service: Rc<S>,
-    stream: TcpStream,
-    peer: Peer,
-    slot: &Slot,
-) -> Option<Switched> {
+pub async fn serve_connection<S: Service>(service: Rc<S>, stream: Stream, peer: Peer, slot: &Slot) -> Option<Switched> {
     let io = Rc::new(Io::new(stream));
     let mut inbound = Inbound::new(Rc::clone(&io));
     let mut served = 0_u32;
@@ -192,18 +188,18 @@ async fn serve_one<S: Service>(
         } else if tells_its_end {
             // A part is seen to be one, and the client gets what was sent of it, and of the answers before.
             drop(body);
-            linger(io, inbound).await;
+            linger(io, inbound, Shutdown::Cut).await;
         }
         return After::Close;
     }
     if ending == Ending::Close {
-        linger(io, inbound).await;
+        linger(io, inbound, Shutdown::Whole).await;
         return After::Close;
     }
     if !inbound.is_body_done() {
         inbound.deadline().set_after(LINGER_PAUSE);
         if !poll_fn(|cx| inbound.poll_discard(cx)).await {
-            linger(io, inbound).await;
+            linger(io, inbound, Shutdown::Whole).await;
             return After::Close;
         }
     }
@@ -273,23 +269,35 @@ async fn refuse<S: Service>(
     let sent = answer.send(io).await;
     drop(answer);
     under_way.finish(sent);
-    linger(io, inbound).await;
+    linger(io, inbound, if sent.cut.is_none() { Shutdown::Whole } else { Shutdown::Cut }).await;
     After::Close
 }
 
 /// Ends our direction and reads on for a while, so that the answer is not lost to a reset.
-async fn linger(io: &Io, inbound: &mut Inbound) {
-    io.shut_down_writes();
+pub(super) async fn linger(io: &Io, inbound: &mut Inbound, how: Shutdown) {
     let ends_at = clock::now() + LINGER_MAX;
     let mut bytes_left = LINGER_BYTES_MAX;
+    let mut is_shut = false;
     inbound.deadline().set_after(LINGER_PAUSE);
     loop {
         let mut turn = bytes_left.min(LINGER_BYTES_PER_TURN);
         bytes_left -= turn;
-        let goes_on = poll_fn(|cx| inbound.poll_linger(cx, &mut turn, LINGER_PAUSE, ends_at)).await;
-        if !goes_on || bytes_left == 0 || clock::now() >= ends_at {
-            return;
+        let goes_on = poll_fn(|cx| {
+            // A client that still writes may read nothing of ours before we have read it.
+            is_shut = is_shut || io.poll_shutdown(cx, how).is_ready();
+            inbound.poll_linger(cx, &mut turn, LINGER_PAUSE, ends_at)
+        });
+        if !goes_on.await || bytes_left == 0 || clock::now() >= ends_at {
+            break;
         }
         timer::sleep(timer::TURN).await;
+    }
+    if !is_shut {
+        // It has ended its direction before ours had ended, and may read on.
+        let shut = |cx: &mut Context<'_>| match io.poll_shutdown(cx, how) {
+            Poll::Pending => inbound.deadline().poll(cx),
+            Poll::Ready(()) => Poll::Ready(()),
+        };
+        poll_fn(shut).await;
     }
 }

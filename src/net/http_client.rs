@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Io,
+    Io, Stream,
     reader::{Reader, Step},
 };
 use crate::{
@@ -66,7 +66,7 @@ impl ClientConnection {
     pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Box<Self>> {
         let stream = TcpStream::connect(address, deadline).await?;
         Ok(Box::new(Self {
-            io: Io::new(stream),
+            io: Io::new(Stream::Plain(stream)),
             reader: Reader::new(),
             scanner: ResponseScanner::new(),
             interim: 0,

@@ -3,18 +3,16 @@
 use std::{
     cell::Cell,
     io::{self, IoSlice},
-    pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use tokio::io::AsyncWrite;
-
-use crate::shard::{Heard, Local, TcpStream, buffers};
+use super::stream::{Shutdown, Stream};
+use crate::shard::{Heard, Local, buffers};
 
 /// One per connection. Both halves borrow it; neither keeps it across an await.
 #[derive(Debug)]
 pub struct Io {
-    stream: Local<TcpStream>,
+    stream: Local<Stream>,
     /// Content of the request under way that was taken.
     pub(super) received: Cell<u64>,
     /// Content of its answer that was written: kept here for whoever is left when a task ends in the middle.
@@ -23,7 +21,7 @@ pub struct Io {
 
 impl Io {
     /// Takes the stream over.
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Stream) -> Self {
         Self { stream: Local::new(stream), received: Cell::new(0), sent: Cell::new(0) }
     }
 
@@ -37,7 +35,7 @@ impl Io {
             *buffer = buffers::take();
         }
         debug_assert!(buffer.len() < buffer.capacity(), "a full buffer would be grown by the read");
-        let read = self.stream.with(|stream| stream.poll_read_to(cx, buffer));
+        let read = self.stream.with(|stream| stream.poll_read(cx, buffer));
         if buffer.is_empty() {
             // Nothing came: an idle connection holds no buffer.
             buffers::give(std::mem::take(buffer));
@@ -45,27 +43,27 @@ impl Io {
         read
     }
 
-    /// What came while nobody had anything to say. Bytes are thrown away. Leaves no waker behind that anybody hears.
+    /// What came while nobody had anything to say; see [`Stream::heard`].
     #[inline]
     pub fn heard(&self) -> Heard {
-        self.stream.with(TcpStream::heard)
+        self.stream.with(Stream::heard)
     }
 
-    /// Whether the peer has ended its bytes or broken the connection; see [`TcpStream::has_peer_ended`].
+    /// Whether the peer has ended its bytes or broken the connection; see [`Stream::has_peer_ended`].
     pub fn has_peer_ended(&self) -> io::Result<bool> {
         self.stream.with(|stream| stream.has_peer_ended())
     }
 
-    /// Writes what the kernel takes of `bytes`.
+    /// Writes what the kernel takes of `bytes`. After `Pending` the same bytes come first; see [`Stream::poll_write`].
     #[inline]
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.stream.with(|stream| Pin::new(stream).poll_write(cx, bytes))
+        self.stream.with(|stream| stream.poll_write(cx, bytes))
     }
 
     /// Writes what the kernel takes of several pieces, in one system call.
     #[inline]
     pub fn poll_write_vectored(&self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        self.stream.with(|stream| Pin::new(stream).poll_write_vectored(cx, pieces))
+        self.stream.with(|stream| stream.poll_write_vectored(cx, pieces))
     }
 
     /// Makes the connection end in a reset when it is closed, so that the peer does not take a part for the whole.
@@ -75,10 +73,9 @@ impl Io {
         }
     }
 
-    /// Ends our direction (FIN); the peer may still send.
-    pub fn shut_down_writes(&self) {
-        let mut cx = Context::from_waker(std::task::Waker::noop());
-        // A peer that is gone already has nothing to be told.
-        let _ = self.stream.with(|stream| Pin::new(stream).poll_shutdown(&mut cx));
+    /// Ends our direction; the peer may still send. Ready when that is done, or the peer is gone and has nothing to be told.
+    /// It may take as long as the peer likes: who waits has a bound, and reads meanwhile; see [`Stream::poll_shutdown`].
+    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>, how: Shutdown) -> Poll<()> {
+        self.stream.with(|stream| stream.poll_shutdown(cx, how)).map(|_gone| ())
     }
 }

@@ -10,6 +10,9 @@ mod inbound;
 mod io;
 mod outbound;
 mod reader;
+#[cfg(test)]
+mod records;
+mod stream;
 mod tunnel;
 mod writer;
 
@@ -28,6 +31,7 @@ pub use http_client::{AnswerLimits, ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
 pub use inbound::HttpLimits;
 pub use io::Io;
+pub use stream::Stream;
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
 pub use writer::{Chunks, Progress, Writer};
 

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{End, Io, Slot};
+use super::{End, Io, Slot, stream::Shutdown};
 use crate::{
     proto::websocket::Borders,
     shard::{Deadline, buffers, timer},
@@ -131,8 +131,7 @@ impl Flow {
                 continue;
             }
             if self.has_ended || self.source != Source::Side {
-                to.shut_down_writes();
-                self.is_done = true;
+                self.is_done = to.poll_shutdown(cx, Shutdown::Whole).is_ready();
                 break;
             }
             match from.poll_read(cx, &mut self.bytes) {

@@ -29,7 +29,7 @@ use crate::{
         Desks, Gateway, Plan,
         rate_limit::{Limits, Post, To},
     },
-    net::{Connections, End, Peer, Slot, serve_connection},
+    net::{Connections, End, Peer, Slot, Stream, serve_connection},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
@@ -311,7 +311,7 @@ impl Worker {
     fn serve(self: &Rc<Self>, fd: OwnedFd, address: SocketAddr) {
         let place = Place { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
         let stream = match TcpStream::from_fd(fd) {
-            Ok(stream) => stream,
+            Ok(stream) => Stream::Plain(stream),
             Err(error) => {
                 tracing::debug!(%error, "a fresh connection broke before it was served");
                 return;

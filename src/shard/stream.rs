@@ -128,15 +128,8 @@ impl TcpStream {
         }
     }
 
-    /// For a connection on which nobody has anything to say: ready when the peer closed it, broke it or sent bytes
-    /// unasked, all of which make it unfit for use. Whatever came is thrown away.
-    pub fn poll_unfit(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let mut byte = [0];
-        Pin::new(self).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
-    }
-
     /// What came over an idle connection, as far as this shard's driver has heard. Bytes are thrown away. May replace the
-    /// waker of whoever waits in [`TcpStream::poll_unfit`].
+    /// waker of whoever waits for bytes.
     #[inline]
     pub fn heard(&mut self) -> Heard {
         if let Io::Epoll(socket) = &self.io
@@ -439,13 +432,18 @@ mod tests {
     }
 
     #[test]
-    fn an_idle_connection_that_ended_or_spoke_is_unfit() {
+    fn what_an_idle_connection_heard_is_told_apart() {
         testing::on_both_drivers(|| async {
             let (mut quiet, server) = pair().await;
             assert_eq!(quiet.heard(), Heard::Nothing);
             drop(server);
-            poll_fn(|cx| quiet.poll_unfit(cx)).await;
-            assert_eq!(quiet.heard(), Heard::End);
+            let mut heard = Heard::Nothing;
+            testing::until(|| {
+                heard = quiet.heard();
+                heard != Heard::Nothing
+            })
+            .await;
+            assert_eq!(heard, Heard::End);
 
             let (mut quiet, mut server) = pair().await;
             assert_eq!(quiet.heard(), Heard::Nothing);

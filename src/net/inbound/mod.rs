@@ -302,9 +302,10 @@ impl Inbound {
     fn poll_continue(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_interim(cx))?;
         if self.awaits_continue {
-            let written = ready!(self.io.poll_write(cx, CONTINUE))?;
+            // From here on it is begun: what a write has begun with stays the first that is written.
             self.awaits_continue = false;
-            self.interim.extend_from_slice(&CONTINUE[written..]);
+            self.interim = buffers::take();
+            self.interim.extend_from_slice(CONTINUE);
             ready!(self.poll_interim(cx))?;
         }
         Poll::Ready(Ok(()))

@@ -1,12 +1,12 @@
 //! What a client gets of interim answers, and what those that it does not take cost.
 
-use std::{net::TcpListener, rc::Rc};
+use std::{future::poll_fn, net::TcpListener, rc::Rc};
 
 use tokio::io::AsyncReadExt;
 
 use super::*;
 use crate::{
-    net::{AnswerBody, Cut, Response, outbound},
+    net::{AnswerBody, Cut, Response, Stream, outbound, records},
     proto::head::{Known, Version},
     shard::{TcpStream, testing},
 };
@@ -47,7 +47,7 @@ async fn answered_after(written: usize) -> String {
     let address = listener.local_addr().expect("an address");
     let mut client = TcpStream::connect(address, due).await.expect("connected");
     let (server, _) = listener.accept().expect("accepted");
-    let io = Rc::new(Io::new(TcpStream::from_fd(server.into()).expect("registered")));
+    let io = Rc::new(Io::new(Stream::Plain(TcpStream::from_fd(server.into()).expect("registered"))));
     let mut inbound = Inbound::new(Rc::clone(&io));
     inbound.framing = Framing::Length(10);
     inbound.reader.begin_body(inbound.framing);
@@ -73,12 +73,12 @@ fn a_client_that_does_not_read_costs_a_buffer_and_a_head() {
         let due = clock::now() + Duration::from_secs(30);
         let client = TcpStream::connect(listener.local_addr().expect("an address"), due).await.expect("connected");
         let (server, _) = listener.accept().expect("accepted");
-        let io = Rc::new(Io::new(TcpStream::from_fd(server.into()).expect("registered")));
+        let io = Rc::new(Io::new(Stream::Plain(TcpStream::from_fd(server.into()).expect("registered"))));
         let mut inbound = Inbound::new(io);
         let mut hint = ResponseHead::new(103, buffers::take(), buffers::take_fields());
         hint.push(Known::Other, b"Link", &[b'x'; HEAD]);
         // More than the kernel takes for a client that reads nothing.
-        std::future::poll_fn(|cx| {
+        poll_fn(|cx| {
             for _ in 0..10_000 {
                 Http1Body::new(&mut inbound).tell(cx, &hint);
             }
@@ -101,5 +101,34 @@ fn a_torn_interim_answer_is_completed_before_the_answer() {
             let whole = answered_after(written).await;
             assert!(whole.starts_with("HTTP/1.1 417 "), "{written}: {whole}");
         }
+    });
+}
+
+#[test]
+fn a_continue_whose_write_was_begun_is_completed_before_the_answer() {
+    testing::on_both_drivers(|| async {
+        let (io, mut client) = records::pair().await;
+        // The last of these is in the middle, and only the same bytes may go on.
+        poll_fn(|cx| {
+            while io.poll_write(cx, CONTINUE).is_ready() {}
+            Poll::Ready(())
+        })
+        .await;
+        let mut inbound = Inbound::new(Rc::clone(&io));
+        inbound.framing = Framing::Length(10);
+        inbound.reader.begin_body(inbound.framing);
+        inbound.awaits_continue = true;
+        let waits = poll_fn(|cx| Poll::Ready(Http1Body::new(&mut inbound).poll_fill(cx).is_pending()));
+        assert!(waits.await, "neither does the client take anything, nor has it sent its body");
+        let reading = records::spawn_peer(async move { records::read_all(&mut client).await.0 });
+        let head = ResponseHead::new(417, buffers::take(), buffers::take_fields());
+        let response = Response { head, body: Empty, request: Http1Body::new(&mut inbound) };
+        let mut answer = outbound::Answer::new(response, false, Version::Http11, true, Duration::from_secs(30));
+        assert_eq!(answer.send(&io).await.cut, None);
+        drop(answer);
+        drop((inbound, io));
+        let read = records::told(&reading).await;
+        let answer = String::from_utf8(read).expect("it is text").replace("HTTP/1.1 100 Continue\r\n\r\n", "");
+        assert!(answer.starts_with("HTTP/1.1 417 "), "{answer}");
     });
 }
