@@ -12,6 +12,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use messages::{ANSWER, BROWSER};
 use shardgate::config::HeaderRules;
 use shardgate::gateway::fields::{Rules, Said, of_answer, of_request};
+use shardgate::net::Scheme;
 use shardgate::proto::head::{Field, Method, RequestHead, ResponseHead, Version};
 use shardgate::proto::http1::{HeadLimits, parse_request, parse_response};
 use shardgate::telemetry::ids::TraceContext;
@@ -59,6 +60,7 @@ fn rewriting(criterion: &mut Criterion) {
         trace: &trace,
         continues_trace: false,
         peer: b"192.0.2.7",
+        scheme: Scheme::Http,
         is_trusted: false,
         caller: None,
         stripped: None,

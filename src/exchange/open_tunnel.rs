@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::{
         exchange::Ledger,
-        net::Peer,
+        net::{Peer, Scheme},
         proto::{
             head::ResponseHead,
             http1::{HeadLimits, WholeRequest},
@@ -116,7 +116,7 @@ mod tests {
         let whole = WholeRequest::read(head.as_bytes(), &mut fields, &limits).expect("a good head");
         let head = whole.into_head(head.into_bytes(), fields);
         let address = Ipv4Addr::LOCALHOST;
-        let peer = Peer::new((address, 1).into());
+        let peer = Peer::new((address, 1).into(), Scheme::Http);
         let mut exchange = Exchange::begin(ledger, &peer, None, head, clock::now(), false, address.into());
         exchange.answered(&mut ResponseHead::new(101, Vec::new(), Vec::new()));
         exchange.switched(0)

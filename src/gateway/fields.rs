@@ -6,6 +6,7 @@ use std::cell::Cell;
 use crate::{
     auth::Claims,
     config::HeaderRules,
+    net::Scheme,
     proto::{
         head::{Field, Framing, Known, RequestHead, ResponseHead, Span, Version},
         http1::{remove_connection_named, trailer_names},
@@ -33,6 +34,8 @@ pub struct Said<'a> {
     pub continues_trace: bool,
     /// The peer's address as text.
     pub peer: &'a [u8],
+    /// What its connection speaks.
+    pub scheme: Scheme,
     /// Whether the peer's word about the hops before it counts.
     pub is_trusted: bool,
     /// Who calls, if its token was checked.
@@ -128,7 +131,7 @@ pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
     }
     head.push_member(Known::XForwardedFor, b"X-Forwarded-For", said.peer);
     if head.value(Known::XForwardedProto).is_none() {
-        head.push(Known::XForwardedProto, b"X-Forwarded-Proto", b"http");
+        head.push(Known::XForwardedProto, b"X-Forwarded-Proto", said.scheme.text());
     }
     if head.value(Known::XForwardedHost).is_none() && !head.authority.is_empty() {
         head.push_copy(Known::XForwardedHost, b"X-Forwarded-Host", head.authority);
@@ -275,6 +278,44 @@ mod tests {
             answer.push(Known::Upgrade, b"Upgrade", protocol.as_bytes());
         }
         switches_as_asked(&request, &answer)
+    }
+
+    /// What a backend is told of how the client speaks.
+    fn told_proto(scheme: Scheme, is_trusted: bool, claimed: Option<&[u8]>) -> String {
+        let mut head = RequestHead::unknown();
+        if let Some(claimed) = claimed {
+            head.push(Known::XForwardedProto, b"X-Forwarded-Proto", claimed);
+        }
+        let trace = TraceContext::begin(&mut fastrand::Rng::with_seed(1));
+        let said = Said {
+            request_id: b"id",
+            trace: &trace,
+            continues_trace: false,
+            peer: b"192.0.2.1",
+            scheme,
+            is_trusted,
+            caller: None,
+            stripped: None,
+            forwards_authorization: false,
+        };
+        of_request(&mut head, &said, &Rules::default());
+        String::from_utf8_lossy(head.value(Known::XForwardedProto).expect("it is always told")).into_owned()
+    }
+
+    #[test]
+    fn the_scheme_is_the_connections_unless_a_trusted_peer_says_otherwise() {
+        for (scheme, is_trusted, claimed, wanted) in [
+            (Scheme::Http, false, None, "http"),
+            (Scheme::Https, false, None, "https"),
+            (Scheme::Http, false, Some("https"), "http"),
+            (Scheme::Https, false, Some("http"), "https"),
+            (Scheme::Https, true, None, "https"),
+            (Scheme::Http, true, Some("https"), "https"),
+            (Scheme::Https, true, Some("http"), "http"),
+        ] {
+            let told = told_proto(scheme, is_trusted, claimed.map(str::as_bytes));
+            assert_eq!(told, wanted, "{scheme:?} {is_trusted} {claimed:?}");
+        }
     }
 
     #[test]

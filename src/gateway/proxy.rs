@@ -60,6 +60,7 @@ pub(super) async fn forward(
         trace: &exchange.trace,
         continues_trace: exchange.continues_trace,
         peer: exchange.peer.text(),
+        scheme: exchange.peer.scheme,
         is_trusted: exchange.is_trusted,
         caller: exchange.caller.as_deref(),
         stripped,
@@ -96,6 +97,7 @@ pub(super) async fn forward(
             outer,
             inner,
             told: head.value_of(b"X-Forwarded-Prefix").unwrap_or_default(),
+            scheme: head.value_of(b"X-Forwarded-Proto").unwrap_or_default(),
             fronts: &route.fronts,
         };
         redirects::lead_back(&mut answer, &way);

@@ -17,6 +17,8 @@ pub(super) struct Way<'a> {
     pub(super) inner: &'a [u8],
     /// What the service was told as `X-Forwarded-Prefix`: it may have minded that.
     pub(super) told: &'a [u8],
+    /// What the service was told as `X-Forwarded-Proto`: it may have minded that too.
+    pub(super) scheme: &'a [u8],
     /// What paths behind `inner` begin with that routes lead to.
     pub(super) fronts: &'a [Box<[u8]>],
 }
@@ -50,8 +52,8 @@ fn reference(value: &[u8], way: &Way<'_>) -> Option<Vec<u8>> {
     if value.iter().any(|byte| matches!(byte, 0..=b' ' | 0x7f | b'\\')) {
         return None;
     }
-    let (is_own, rest) = match behind_authority(value) {
-        Some((authority, rest)) if is_same(authority, way.host) => (true, rest),
+    let (is_own, rest) = match behind_authority(value, way.scheme) {
+        Some((authority, port, rest)) if is_same(authority, way.host, port) => (true, rest),
         None if value.starts_with(b"/") => (false, value),
         _ => return None,
     };
@@ -67,20 +69,30 @@ fn reference(value: &[u8], way: &Way<'_>) -> Option<Vec<u8>> {
     (!path.starts_with(b"//")).then(|| [&path, tail].concat())
 }
 
-/// The authority of a reference with one, as `http` or whatever scheme, and what follows it.
-fn behind_authority(value: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (scheme, rest) = value.split_at_checked(b"http:".len()).unwrap_or_default();
-    let rest = if scheme.eq_ignore_ascii_case(b"http:") { rest } else { value };
+/// The authority of a reference with one, how its default port is written, and what follows it. The scheme is `http`, as
+/// the service speaks it, or what the service was told that the client speaks, or left out.
+fn behind_authority<'v>(value: &'v [u8], told: &[u8]) -> Option<(&'v [u8], &'static [u8], &'v [u8])> {
+    let is_told_https = told.eq_ignore_ascii_case(b"https");
+    let behind = |scheme: &[u8]| {
+        let (written, rest) = value.split_at_checked(scheme.len())?;
+        written.eq_ignore_ascii_case(scheme).then_some(rest)
+    };
+    let (is_https, rest) = match (behind(b"http:"), behind(b"https:")) {
+        (Some(rest), _) => (false, rest),
+        (_, Some(rest)) if is_told_https => (true, rest),
+        _ => (is_told_https, value),
+    };
     let rest = rest.strip_prefix(b"//")?;
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
-    Some(rest.split_at(end))
+    let (authority, rest) = rest.split_at(end);
+    Some((authority, if is_https { b":443" } else { b":80" }, rest))
 }
 
-/// Whether two authorities are the same over HTTP.
-fn is_same(one: &[u8], other: &[u8]) -> bool {
+/// Whether two authorities are the same with this default port.
+fn is_same(one: &[u8], other: &[u8], port: &[u8]) -> bool {
     // RFC 9110 §4.2.3: the port may be left out, or empty.
     let bare = |authority: &[u8]| {
-        let bare = authority.strip_suffix(b":80").or_else(|| authority.strip_suffix(b":"));
+        let bare = authority.strip_suffix(port).or_else(|| authority.strip_suffix(b":"));
         bare.unwrap_or(authority).to_ascii_lowercase()
     };
     let bare_one = bare(one);
@@ -156,6 +168,7 @@ mod tests {
             outer: b"/api",
             inner: b"",
             told: b"/api",
+            scheme: b"http",
             fronts: &fronts,
         })
     }
@@ -224,6 +237,30 @@ mod tests {
     }
 
     #[test]
+    fn who_is_told_that_clients_speak_https_may_say_so() {
+        for (told, host, value, wanted) in [
+            ("https", "10.0.0.5:9000", "https://10.0.0.5:9000/events/1", Some("/api/events/1")),
+            ("HTTPS", "10.0.0.5:9000", "HTTPS://10.0.0.5:9000/events/1", Some("/api/events/1")),
+            // It did not mind what it was told.
+            ("https", "10.0.0.5:9000", "http://10.0.0.5:9000/events/1", Some("/api/events/1")),
+            ("https", "10.0.0.5:9000", "https://10.0.0.5:9001/events/1", None),
+            ("https", "10.0.0.5:9000", "https://evil.test/events", None),
+            ("https", "shop", "https://shop:443/events", Some("/api/events")),
+            ("https", "shop", "//shop:443/events", Some("/api/events")),
+            ("https", "shop", "https://shop:80/events", None),
+            ("https", "shop", "http://shop:443/events", None),
+            ("http", "shop", "https://shop/events", None),
+            ("", "shop", "https://shop/events", None),
+            ("https, http", "shop", "https://shop/events", None),
+        ] {
+            let scheme = told.as_bytes();
+            let found =
+                with_way(|way| text(reference(value.as_bytes(), &Way { host: host.as_bytes(), scheme, ..way })));
+            assert_eq!(found.as_deref(), wanted, "{told} {host} {value}");
+        }
+    }
+
+    #[test]
     fn ports_that_go_without_saying_need_not_be_said() {
         for (host, value, is_same) in [
             ("shop:80", "http://shop/events", true),
@@ -280,6 +317,7 @@ mod tests {
             outer: b"/users/7/orders",
             inner: b"/v2/orders/7",
             told: b"",
+            scheme: b"http",
             fronts: &any,
         };
         for (value, wanted) in [

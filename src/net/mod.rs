@@ -48,16 +48,37 @@ use crate::{
 pub struct Peer {
     /// Its address as the socket has it.
     pub address: SocketAddr,
+    /// What its connection speaks.
+    pub scheme: Scheme,
     /// The IP address as text, written once per connection: every proxied request carries it.
     text: ([u8; IP_TEXT_MAX], u8),
+}
+
+/// What a client's connection speaks, as URIs name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// HTTP in clear text.
+    Http,
+    /// HTTP over TLS.
+    Https,
+}
+
+impl Scheme {
+    /// As a URI, and `X-Forwarded-Proto`, has it.
+    pub fn text(self) -> &'static [u8] {
+        match self {
+            Self::Http => b"http",
+            Self::Https => b"https",
+        }
+    }
 }
 
 /// An IPv6 address with an IPv4 address in it, in full.
 const IP_TEXT_MAX: usize = 45;
 
 impl Peer {
-    /// The peer at this address.
-    pub fn new(address: SocketAddr) -> Self {
+    /// The peer at this address, over a connection that speaks this.
+    pub fn new(address: SocketAddr, scheme: Scheme) -> Self {
         // An IPv4 client of a dual-stack listener is an IPv4 client.
         let ip = address.ip().to_canonical();
         let mut text = [0; IP_TEXT_MAX];
@@ -65,7 +86,7 @@ impl Peer {
         let _ = write!(rest, "{ip}");
         let left = rest.len();
         let length = u8::try_from(IP_TEXT_MAX - left).unwrap_or(0);
-        Self { address: SocketAddr::new(ip, address.port()), text: (text, length) }
+        Self { address: SocketAddr::new(ip, address.port()), scheme, text: (text, length) }
     }
 
     /// The IP address as text.

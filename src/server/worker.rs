@@ -29,7 +29,7 @@ use crate::{
         Desks, Gateway, Plan,
         rate_limit::{Limits, Post, To},
     },
-    net::{Connections, End, Peer, Slot, Stream, serve_connection},
+    net::{Connections, End, Peer, Scheme, Slot, Stream, serve_connection},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
@@ -320,7 +320,7 @@ impl Worker {
         let gateway = Rc::clone(&self.gateway);
         task::spawn(address, async move {
             let switched = {
-                let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address), &place.slot));
+                let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address, Scheme::Http), &place.slot));
                 poll_fn(|cx| match place.slot.poll_end(cx) {
                     // What is under way over HTTP ends with its connection; in a drain it has its time.
                     Poll::Ready(End::Revoked | End::Kicked | End::Cut) => Poll::Ready(None),
