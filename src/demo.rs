@@ -54,8 +54,8 @@ pub fn run(mut config: Config) -> anyhow::Result<Ended> {
     config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
     let data = Data::prepare(&mut config)?;
     add_demo_users(&config).context("the users of the demo cannot be added")?;
-    let hints = |public: SocketAddr, operators: Option<SocketAddr>| {
-        print_hints(public.port(), operators.map(|address| address.port()));
+    let hints = |public: &[SocketAddr], operators: Option<SocketAddr>| {
+        print_hints(public[0].port(), operators.map(|address| address.port()));
     };
     let ended = server::run(config, None, Box::new(hints));
     drop(data);

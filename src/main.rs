@@ -104,7 +104,9 @@ fn main() -> ExitCode {
             );
             let (routes, upstreams) =
                 (counted(config.routes.len(), "route"), counted(config.upstreams.len(), "upstream"));
-            print(&format!("{source}: no mistakes; {routes}, {upstreams}\n"))
+            let listeners: Vec<_> = config.public_listeners().map(|listener| listener.address).collect();
+            let listeners = server::listed(&listeners, " and ");
+            print(&format!("{source}: no mistakes; {routes}, {upstreams}; listens on {listeners}\n"))
         }),
         Command::Config { schema: true, .. } => print(&format!("{:#}\n", config::docs::schema())),
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),

@@ -182,7 +182,7 @@ fn io_stays_alive_while_the_mesh_is_busy() {
                 .await;
             });
 
-            let mut bound = bind("127.0.0.1:0".parse().expect("an address"), 16, 1).expect("a port");
+            let mut bound = bind("listener", "127.0.0.1:0".parse().expect("an address"), 16, 1).expect("a port");
             let acceptor = Rc::new(Acceptor::new(bound.sockets.pop().expect("one socket")).expect("an acceptor"));
             let accepting = Rc::clone(&acceptor);
             task::spawn("acceptor", async move {

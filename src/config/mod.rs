@@ -15,6 +15,7 @@ pub mod docs;
 pub mod env;
 pub mod keys;
 mod limits;
+mod listeners;
 mod path;
 mod print;
 mod raw;
@@ -36,6 +37,7 @@ pub use address::{HostPattern, Instance, IpNet};
 pub use auth::{Algorithm, Auth, SECRET_BYTES_MIN, TokenIssuer, TokenKey};
 pub use cors::{Cors, ORIGIN_BYTES_MAX, OriginPattern, Port, RouteCors};
 pub use limits::{LIMITS_PER_ROUTE_MAX, Limit, LimitApplies, LimitKey, LimitScope};
+pub use listeners::{FurtherListener, ListenerKind, PublicListener};
 pub use path::{PathPattern, Segment};
 pub use read::{Mistake, Mistakes};
 pub use redis::{Redis, RedisMode, RedisUrl};
@@ -62,6 +64,8 @@ pub struct Config {
     pub runtime: Runtime,
     /// The public listener.
     pub listener: Listener,
+    /// Public listeners beside that one. Process, restart.
+    pub listeners: Vec<FurtherListener>,
     /// The operator's listener.
     pub admin: Admin,
     /// Metrics on the public listener.

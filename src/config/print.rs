@@ -49,14 +49,17 @@ impl Config {
         let (ours, theirs) = (self.as_table(), next.as_table());
         let value = |root: &Table, section: &str, key: &str| root.get(section)?.get(key).cloned();
         let once = SECTIONS.iter().filter(|section| section.shape == Shape::Once);
-        once.flat_map(|section| section.keys.iter().map(move |key| (section.name, key)))
+        let keys = once
+            .flat_map(|section| section.keys.iter().map(move |key| (section.name, key)))
             .filter(|(_, key)| key.reload == Reload::Restart)
             .filter(|(section, key)| {
                 value(&ours, section, key.name) != value(&theirs, section, key.name)
                     || self.hides_another(next, section, key.name)
             })
-            .map(|(section, key)| format!("{section}.{}", key.name))
-            .collect()
+            .map(|(section, key)| format!("{section}.{}", key.name));
+        // A list changes as a whole.
+        let has_changed = self.listeners != next.listeners;
+        keys.chain(has_changed.then(|| "listeners".to_owned())).collect()
     }
 
     /// Whether a key that shows as `***`, in part or as a whole, has another value in `next`.
@@ -86,6 +89,7 @@ impl Config {
         self.listener.address = old.listener.address;
         self.listener.port = old.listener.port;
         self.listener.backlog = old.listener.backlog;
+        self.listeners.clone_from(&old.listeners);
     }
 
     fn as_table(&self) -> Table {

@@ -7,8 +7,8 @@ use super::path::PathPattern;
 use super::raw::{self, Node, Place, Table, Value, quoted};
 use super::units::{parse_duration, parse_size, written_duration, written_size};
 use super::{
-    Access, AccessLog, Algorithm, ClientClose, Driver, HIDDEN, LogFormat, RedisMode, RedisUrl, RevocationFail, Secret,
-    SessionStore,
+    Access, AccessLog, Algorithm, ClientClose, Driver, HIDDEN, ListenerKind, LogFormat, RedisMode, RedisUrl,
+    RevocationFail, Secret, SessionStore,
 };
 use std::collections::BTreeMap;
 use std::fmt;
@@ -470,6 +470,15 @@ impl FromText for Driver {
     }
 }
 
+impl FromText for ListenerKind {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "plain" => Ok(Self::Plain),
+            _ => Err(one_of(&["plain"])),
+        }
+    }
+}
+
 impl FromText for Access {
     fn from_text(text: &str) -> Result<Self, String> {
         match text {
@@ -534,6 +543,7 @@ written_texts!(
     PathBuf,
     PathPattern,
     Driver,
+    ListenerKind,
     Access,
     ClientClose,
     LogFormat,

@@ -7,6 +7,7 @@ use super::auth::read_auth;
 use super::cors::read_cors;
 use super::keys::SECTIONS;
 use super::limits::{read_limits, warn_about_lonely, warn_about_unused};
+use super::listeners::{check_listeners, read_listeners};
 use super::raw::{self, Node, Place, Table, Value};
 use super::read::{Fields, Mistakes, Report, suggestion};
 use super::redis::read_redis;
@@ -160,6 +161,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     let [runtime, listener, admin, metrics] = ["runtime", "listener", "admin", "metrics"].map(&mut section);
     let [http, trust, trace, drain] = ["http", "trust", "trace", "drain"].map(&mut section);
     let [data, log] = ["data", "log"].map(&mut section);
+    let (listeners, ports) = read_listeners(root.get("listeners"), report);
     let upstreams = read_upstreams(root.get("upstreams"), report);
     let roles = read_roles(root.get("roles"), report);
     let cors = read_cors(root.get("cors"), report);
@@ -184,6 +186,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
             accept_budget: listener.take("accept_budget", report),
             hand_over: listener.take("hand_over", report),
         },
+        listeners,
         admin: Admin {
             enabled: admin.take("enabled", report),
             address: admin.take("address", report),
@@ -219,7 +222,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         warnings: Vec::new(),
     };
     warn_about_own_paths(&config.routes, config.accounts.enabled, report);
-    check_listeners(&config, &listener, &admin, report);
+    check_listeners(&config, &listener, ports, &admin, report);
     check_limits(&config, &http, &drain, report);
     check_log_level(&config.log.level, &log, report);
     if config.metrics.allow.iter().any(IpNet::is_everybody) {
@@ -248,27 +251,6 @@ fn read_http(http: &Fields<'_>, report: &mut Report) -> Http {
         on_client_close: http.take("on_client_close", report),
         interim_answers: http.take("interim_answers", report),
         requests_per_connection_max: http.take("requests_per_connection_max", report),
-    }
-}
-
-fn check_listeners(config: &Config, listener: &Fields<'_>, admin: &Fields<'_>, report: &mut Report) {
-    let Config { listener: public, admin: operator, .. } = config;
-    if !operator.enabled {
-        return;
-    }
-    if !operator.address.to_canonical().is_loopback() && admin.is_sound("address", report) {
-        let what = format!("admin.address is \"{}\"", operator.address);
-        let right =
-            "the operator's listener asks for no token, so it binds loopback addresses only, like \"127.0.0.1\"";
-        report.push(admin.place_of("address"), what, right);
-    }
-    let (public_address, operator_address) = (public.address.to_canonical(), operator.address.to_canonical());
-    let overlap = public_address.is_unspecified() || public_address == operator_address;
-    let sound = admin.is_sound("port", report) && listener.is_sound("port", report);
-    if sound && public.port == operator.port && public.port != 0 && overlap {
-        let place = if admin.node("port").is_some() { admin.place_of("port") } else { listener.place_of("port") };
-        let what = format!("admin.port is {}, and so is listener.port", operator.port);
-        report.push(place, what, "give each listener a port of its own");
     }
 }
 

@@ -53,14 +53,19 @@ impl Addresses {
     }
 }
 
-/// Warnings of instances that are the gateway's own listener: whoever asks for one asks until no connection is left. As far
-/// as addresses are known; `listener` is where it is bound, or will be.
-pub fn own_listener_loops(config: &Config, addresses: &Addresses, listener: SocketAddr) -> Vec<String> {
+/// Warnings of instances that are one of the gateway's own listeners: whoever asks for one asks until no connection is
+/// left. As far as addresses are known; `listeners` is where they are bound, or will be.
+pub fn own_listener_loops(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, upstream) in &config.upstreams {
-        for (index, instance) in upstream.instances.iter().enumerate().filter(|(_, one)| one.port == listener.port()) {
+        for (index, instance) in upstream.instances.iter().enumerate() {
+            let on_port = || listeners.iter().filter(|listener| listener.port() == instance.port);
+            if on_port().next().is_none() {
+                continue;
+            }
+            let is_own = |address: &&SocketAddr| on_port().any(|own| is_reached_at(own.ip(), address.ip()));
             let found = addresses.of(instance).unwrap_or_default();
-            if let Some(address) = found.iter().find(|address| is_reached_at(listener.ip(), address.ip())) {
+            if let Some(address) = found.iter().find(is_own) {
                 warnings.push(format!(
                     "upstreams.{name}.instances[{index}] is \"{instance}\", and {address} is the gateway's own listener: \
                      its requests would come back until connections run out; name the service's address"

@@ -48,8 +48,8 @@ pub(super) struct Equipment {
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
     pub(super) lookups: Lookups,
-    /// Where the public listener is bound.
-    pub(super) listener: SocketAddr,
+    /// Where the public listeners are bound.
+    pub(super) listeners: Vec<SocketAddr>,
     pub(super) shards: usize,
     pub(super) descriptors: u64,
     pub(super) endpoint: Endpoint<Letter>,
@@ -78,7 +78,7 @@ struct Control {
     plan: Arc<Plan>,
     names: Names,
     lookups: Lookups,
-    listener: SocketAddr,
+    listeners: Vec<SocketAddr>,
     /// What is to be taken once its names are looked up.
     candidate: Option<Candidate>,
     shards: Vec<Shard>,
@@ -161,7 +161,7 @@ impl Drain {
 
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, keychain, watch, plan, names, lookups, listener, .. } = equipment;
+    let Equipment { config, keychain, watch, plan, names, lookups, listeners, .. } = equipment;
     let (shards, descriptors, endpoint) = (equipment.shards, equipment.descriptors, equipment.endpoint);
     let (admin, writer, signals, ready) = (equipment.admin, equipment.writer, equipment.signals, equipment.ready);
     let (bus, pump) = bus::on_tokio(endpoint)?;
@@ -177,7 +177,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
         plan,
         names,
         lookups,
-        listener,
+        listeners,
         candidate: None,
         shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
         descriptors,
@@ -352,7 +352,7 @@ impl Control {
             }
         }
         super::warn(&config);
-        super::warn_of_loops(&config, addresses, self.listener);
+        super::warn_of_loops(&config, addresses, &self.listeners);
         let restart_needed = self.config.restart_needed(&config);
         if !restart_needed.is_empty() {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");

@@ -27,7 +27,7 @@ pub(super) enum Letter {
     Scrape,
     /// Control → shard: end connections after the answer under way.
     EndConnections,
-    /// Control → shard: empty the accept queue, close the listener, then close what is idle.
+    /// Control → shard: empty the accept queues, close the listeners, then close what is idle.
     StopAccepting,
     /// Control → shard: the time is nearly up: refuse what has no answer yet.
     RefuseUnanswered,
@@ -52,7 +52,7 @@ pub(super) enum Letter {
     /// Bridge → control: how the stores are.
     Databases(Box<Databases>),
     /// Shard → shard: a fresh connection for you, not a byte of it read.
-    Connection(OwnedFd, SocketAddr),
+    Connection(Accepted),
     /// Between shards, and with the bridge: requests that were admitted, or that they are counted.
     Limit(rate_limit::Message),
     /// Bridge → shard: Redis is away, so that this instance counts the fleet's limits alone; or it is there.
@@ -67,8 +67,18 @@ pub(super) enum Letter {
     Metrics(Ticket, Arc<str>),
     /// Shard → control: a token of this issuer names a key that is not known.
     WantKeys(Arc<str>),
-    /// Shard → control: the listener is closed and no connection is left.
+    /// Shard → control: the listeners are closed and no connection is left.
     Drained,
+}
+
+/// A connection that was accepted. Moves between shards.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) fd: OwnedFd,
+    /// The client's.
+    pub(super) address: SocketAddr,
+    /// Which of the public listeners accepted it.
+    pub(super) listener: u16,
 }
 
 /// Operations on accounts at the bridge, log-ins left out.

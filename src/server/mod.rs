@@ -13,7 +13,12 @@ mod signals;
 mod waiting;
 mod worker;
 
-use std::{io::IsTerminal as _, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io::{self, IsTerminal as _},
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 pub use control::Ended;
@@ -25,10 +30,13 @@ use signals::Signals;
 
 use crate::{
     bus::{load::LoadBoard, mesh},
-    config::{self, Config, watch::Watch},
+    config::{self, Config, ListenerKind, PublicListener, watch::Watch},
     exchange::Code,
     gateway::{self, Addresses, Plan},
-    shard::{self, Driver, cores, listener},
+    shard::{
+        self, Driver, cores,
+        listener::{self, PortClaim},
+    },
     telemetry::{access_log, log::Format, metrics::Names},
 };
 
@@ -39,14 +47,14 @@ const RING_LETTERS: usize = 1024;
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Runs the gateway until a signal ends it. `watch` is on the file that the configuration is from, since before it was
-/// read; `ready` is called once with the addresses of the public and the operator's listener, when every shard runs the
+/// read; `ready` is called once with the addresses of the public listeners and the operator's, when every shard runs the
 /// configuration and nothing more is to be told of the start.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
 pub fn run(
     config: Config,
     watch: Option<Watch>,
-    ready: Box<dyn FnOnce(SocketAddr, Option<SocketAddr>)>,
+    ready: Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>,
 ) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
@@ -68,10 +76,8 @@ pub fn run(
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = keys::load(&config).context("the keys of tokens cannot be used")?;
-    let public = SocketAddr::new(config.listener.address, config.listener.port);
-    let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
-    let bound = listener::bind(public, backlog, shards)?;
-    warn_of_loops(&config, &addresses, bound.address);
+    let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
+    warn_of_loops(&config, &addresses, &listeners);
     let admin = bind_admin(&config)?;
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
@@ -89,8 +95,7 @@ pub fn run(
     let Some(bridge) = begun.transpose()? else { return Ok(Ended::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
-    let parts = bound.sockets.into_iter().zip(access_logs).zip(endpoints).enumerate();
-    for (index, ((socket, access_log), endpoint)) in parts {
+    for (index, (access_log, endpoint)) in access_logs.into_iter().zip(endpoints).enumerate() {
         let equipment = worker::Equipment {
             index,
             plan: Arc::clone(&plan),
@@ -98,7 +103,7 @@ pub fn run(
             revoked: bridge.revoked.clone(),
             endpoint,
             board: Arc::clone(&board),
-            socket,
+            listeners: std::mem::take(&mut sockets[index]),
             access_log,
             flush_interval: config.log.flush_interval,
             seed: fastrand::u64(..),
@@ -109,15 +114,16 @@ pub fn run(
         threads.push(thread);
     }
     tracing::info!(
-        address = %bound.address,
+        address = %listed(&listeners, ", "),
         shards,
         why = cores.why,
         driver = driver.name(),
         version = env!("CARGO_PKG_VERSION"),
         "listening on {}",
-        bound.address
+        listed(&listeners, " and ")
     );
-    let addresses = (bound.address, admin.as_ref().and_then(|listener| listener.local_addr().ok()));
+    let operators = admin.as_ref().and_then(|listener| listener.local_addr().ok());
+    let public = listeners.clone();
     let control = control::Equipment {
         config,
         keychain,
@@ -125,14 +131,14 @@ pub fn run(
         plan,
         names,
         lookups,
-        listener: bound.address,
+        listeners,
         shards,
         descriptors,
         endpoint: control_end,
         admin,
         writer,
         signals,
-        ready: Box::new(move || ready(addresses.0, addresses.1)),
+        ready: Box::new(move || ready(&public, operators)),
     };
     // The control thread is the one that called: it has nothing else to do.
     let ended = tokio::task::LocalSet::new().block_on(&runtime, control::run(control));
@@ -147,7 +153,7 @@ pub fn run(
     if !writer.close(LOG_CLOSE_MAX) {
         tracing::warn!("the access log could not be written out in time; its last lines are lost");
     }
-    drop(bound.claim);
+    drop(claims);
     match ended {
         Ended::Drained => tracing::info!("ended: every request under way was finished"),
         Ended::Cut => tracing::warn!("ended: connections that were still open were cut"),
@@ -158,8 +164,8 @@ pub fn run(
 /// What is allowed in a configuration and yet looks like a slip, one sentence each, as far as can be told without asking
 /// for names.
 pub fn warnings(config: &Config) -> impl Iterator<Item = String> {
-    let listener = SocketAddr::new(config.listener.address, config.listener.port);
-    own_warnings(config).chain(gateway::own_listener_loops(config, &Addresses::of_this_machine(), listener))
+    let listeners: Vec<_> = config.public_listeners().map(|listener| listener.address).collect();
+    own_warnings(config).chain(gateway::own_listener_loops(config, &Addresses::of_this_machine(), &listeners))
 }
 
 fn own_warnings(config: &Config) -> impl Iterator<Item = String> {
@@ -173,9 +179,9 @@ fn warn(config: &Config) {
     }
 }
 
-/// Tells the log of instances that are this public listener, once all addresses are known.
-fn warn_of_loops(config: &Config, addresses: &Addresses, listener: SocketAddr) {
-    for warning in gateway::own_listener_loops(config, addresses, listener) {
+/// Tells the log of instances that are one of these public listeners, once all addresses are known.
+fn warn_of_loops(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) {
+    for warning in gateway::own_listener_loops(config, addresses, listeners) {
         tracing::warn!("{warning}");
     }
 }
@@ -198,13 +204,43 @@ fn unless_ended<T>(
     })
 }
 
+/// The public listeners, bound.
+struct PublicSockets {
+    /// Where each is, in the order of the configuration.
+    addresses: Vec<SocketAddr>,
+    /// For each shard its sockets, one of each listener.
+    sockets: Vec<Vec<(TcpListener, ListenerKind)>>,
+    claims: Vec<PortClaim>,
+}
+
+/// Binds the public listeners, before anything is served.
+fn bind_public(config: &Config, shards: usize) -> io::Result<PublicSockets> {
+    let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
+    let mut sockets: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
+    let (mut addresses, mut claims) = (Vec::new(), Vec::new());
+    for PublicListener { name, address, kind } in config.public_listeners() {
+        let bound = listener::bind(&name, address, backlog, shards)?;
+        for (of_shard, socket) in sockets.iter_mut().zip(bound.sockets) {
+            of_shard.push((socket, kind));
+        }
+        addresses.push(bound.address);
+        claims.push(bound.claim);
+    }
+    Ok(PublicSockets { addresses, sockets, claims })
+}
+
+/// Addresses, as a person is told of them.
+pub fn listed(addresses: &[SocketAddr], between: &str) -> String {
+    addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(between)
+}
+
 /// Binds the operator's listener, before anything is served.
-fn bind_admin(config: &Config) -> anyhow::Result<Option<std::net::TcpListener>> {
+fn bind_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     if !config.admin.enabled {
         return Ok(None);
     }
     let address = SocketAddr::new(config.admin.address, config.admin.port);
-    let listener = std::net::TcpListener::bind(address)
+    let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address} for operators; set admin.port to a free port"))?;
     let bound = listener.local_addr()?;
     tracing::info!(address = %bound, "operators: http://{bound}/health and /metrics");
@@ -221,7 +257,7 @@ fn open_access_log(
         config::AccessLog::Stdout => access_log::Target::Stdout,
         config::AccessLog::File(path) => access_log::Target::File(path.clone()),
     };
-    let is_terminal = target == access_log::Target::Stdout && std::io::stdout().is_terminal();
+    let is_terminal = target == access_log::Target::Stdout && io::stdout().is_terminal();
     let format = Format::wanted(log.format, is_terminal);
     access_log::spawn(&target, format, shards, log.buffer_bytes).map_err(|error| match &log.access {
         config::AccessLog::File(path) => {

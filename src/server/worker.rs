@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     future::{Future, poll_fn},
-    net::{SocketAddr, TcpListener},
+    net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     pin::pin,
     rc::Rc,
@@ -14,7 +14,7 @@ use std::{
 
 use rustix::net::SendFlags;
 
-use super::letter::{Letter, Revoked, Scraped};
+use super::letter::{Accepted, Letter, Revoked, Scraped};
 use crate::{
     accounts::{Outcome, Question},
     auth::KeySet,
@@ -24,6 +24,7 @@ use crate::{
         load::{LoadBoard, should_hand_over},
         mesh::Endpoint,
     },
+    config::ListenerKind,
     exchange::{Code, Ledger, Reject},
     gateway::{
         Desks, Gateway, Plan,
@@ -58,7 +59,8 @@ pub(super) struct Equipment {
     pub(super) revoked: Option<(Revoked, Instant)>,
     pub(super) endpoint: Endpoint<Letter>,
     pub(super) board: Arc<LoadBoard>,
-    pub(super) socket: TcpListener,
+    /// One socket of each public listener.
+    pub(super) listeners: Vec<(TcpListener, ListenerKind)>,
     pub(super) access_log: AccessLog,
     pub(super) flush_interval: Duration,
     pub(super) seed: u64,
@@ -74,8 +76,17 @@ struct Worker {
     connections: Connections,
     bus: Bus<Letter>,
     board: Arc<LoadBoard>,
-    acceptor: Acceptor,
+    /// In the order of the configuration.
+    listeners: Box<[Listener]>,
+    /// How many of them still accept.
+    accepting: Cell<usize>,
     is_stopping: Cell<bool>,
+}
+
+/// A public listener's socket of this shard.
+struct Listener {
+    acceptor: Acceptor,
+    kind: ListenerKind,
 }
 
 /// Scrapes of a shard's clients at once; those who scrape are few, and each makes all shards tell.
@@ -97,7 +108,8 @@ pub(super) const fn endpoint(shard: usize) -> usize {
 
 /// Runs a shard until it is told to stop.
 pub(super) async fn run(equipment: Equipment) {
-    let Equipment { index, plan, keys, revoked, endpoint, board, socket, access_log, flush_interval, seed } = equipment;
+    let Equipment { index, plan, keys, revoked, endpoint, board, listeners, access_log, flush_interval, seed } =
+        equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
@@ -106,15 +118,18 @@ pub(super) async fn run(equipment: Equipment) {
         sampler: Sampler::default(),
         rng: fastrand::Rng::with_seed(seed),
     }));
-    let acceptor = match Acceptor::new(socket) {
-        Ok(acceptor) => acceptor,
-        Err(error) => give_up(index, "the listener cannot be used", &error),
+    let listener = |(socket, kind)| match Acceptor::new(socket) {
+        Ok(acceptor) => {
+            acceptor.set_budget(plan.accept_budget);
+            Listener { acceptor, kind }
+        }
+        Err(error) => give_up(index, "a listener cannot be used", &error),
     };
+    let listeners: Box<[Listener]> = listeners.into_iter().map(listener).collect();
     let (bus, pump) = match bus::on_shard(endpoint) {
         Ok(ends) => ends,
         Err(error) => give_up(index, "the shard cannot be reached by the others", &error),
     };
-    acceptor.set_budget(plan.accept_budget);
     let metrics = Desk::new(SCRAPES_MAX, {
         let bus = bus.clone();
         move |slip| match slip {
@@ -147,10 +162,13 @@ pub(super) async fn run(equipment: Equipment) {
         connections: Connections::new(),
         bus,
         board,
-        acceptor,
+        accepting: Cell::new(listeners.len()),
+        listeners,
         is_stopping: Cell::new(false),
     });
-    task::spawn("acceptor", Rc::clone(&worker).accept());
+    for listener in 0..worker.listeners.len() {
+        task::spawn("acceptor", Rc::clone(&worker).accept(listener));
+    }
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
     let watched = Rc::clone(&worker);
@@ -195,7 +213,7 @@ impl Worker {
     fn take(self: &Rc<Self>, from: usize, letter: Letter) {
         match letter {
             Letter::Plan(plan) => {
-                self.acceptor.set_budget(plan.accept_budget);
+                self.acceptors().for_each(|acceptor| acceptor.set_budget(plan.accept_budget));
                 self.gateway.adopt(plan);
                 self.tell_applied();
             }
@@ -207,7 +225,7 @@ impl Worker {
             Letter::KnownUntil(until) => self.gateway.known_until(until),
             Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
             Letter::EndConnections => self.connections.end_after_answers(),
-            Letter::StopAccepting => self.acceptor.stop(),
+            Letter::StopAccepting => self.acceptors().for_each(Acceptor::stop),
             Letter::RefuseUnanswered => {
                 self.gateway.refuse_unanswered();
                 self.connections.wake();
@@ -215,7 +233,7 @@ impl Worker {
             Letter::Limit(message) => self.gateway.limits.take(To::Shard(from.saturating_sub(endpoint(0))), message),
             Letter::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
             Letter::Stop => self.is_stopping.set(true),
-            Letter::Connection(fd, address) => self.serve(fd, address),
+            Letter::Connection(accepted) => self.serve(accepted),
             Letter::Metrics(ticket, text) => self.metrics.told(ticket, text),
             Letter::Applied(_)
             | Letter::Scraped(_)
@@ -242,9 +260,9 @@ impl Worker {
             ledger.counters.loop_lag.observe_us(u64::try_from(stall::lag().as_micros()).unwrap_or(u64::MAX));
             ledger.counters.clone()
         });
-        let accepts = self.acceptor.counts();
-        counters.connections_refused[Refusal::Descriptors.index()] = accepts.turned_away;
-        counters.accept_errors = accepts.exhausted;
+        let accepts = || self.acceptors().map(Acceptor::counts);
+        counters.connections_refused[Refusal::Descriptors.index()] = accepts().map(|counts| counts.turned_away).sum();
+        counters.accept_errors = accepts().map(|counts| counts.exhausted).sum();
         counters.connections_open = i64::try_from(self.connections.open()).unwrap_or(i64::MAX);
         counters.panics = task::panics();
         counters.mesh_spilled = self.bus.counts().spilled;
@@ -265,10 +283,20 @@ impl Worker {
         Scraped { counters, generation: plan.generation, reports }
     }
 
-    /// Accepts until a drain; then closes what is idle, and says when nothing is left.
-    async fn accept(self: Rc<Self>) {
-        if let Err(error) = self.acceptor.run(|fd, address| self.admit(fd, address)).await {
-            give_up(self.index, "the listener broke", &error);
+    fn acceptors(&self) -> impl Iterator<Item = &Acceptor> {
+        self.listeners.iter().map(|listener| &listener.acceptor)
+    }
+
+    /// Accepts until a drain; the last listener to end then closes what is idle, and says when nothing is left.
+    async fn accept(self: Rc<Self>, listener: usize) {
+        let number = u16::try_from(listener).expect("the configuration bounds the listeners");
+        let admit = |fd, address| self.admit(Accepted { fd, address, listener: number });
+        if let Err(error) = self.listeners[listener].acceptor.run(admit).await {
+            give_up(self.index, "a listener broke", &error);
+        }
+        self.accepting.set(self.accepting.get() - 1);
+        if self.accepting.get() > 0 {
+            return;
         }
         self.connections.close_when_idle(self.gateway.plan().drain_window);
         // A sibling that still empties its queue may hand one over.
@@ -280,7 +308,7 @@ impl Worker {
     }
 
     /// A connection has come: it is served here, by a less loaded shard, or refused.
-    fn admit(self: &Rc<Self>, fd: OwnedFd, address: SocketAddr) {
+    fn admit(self: &Rc<Self>, accepted: Accepted) {
         self.ledger.with(|ledger| ledger.counters.connections_accepted += 1);
         let plan = self.gateway.plan();
         if self.board.total() >= plan.connections_max {
@@ -288,7 +316,9 @@ impl Worker {
                 ledger.counters.connections_refused[Refusal::Limit.index()] += 1;
                 ledger.counters.reject(Code::Overloaded as usize);
                 let id = RequestId::generate(&mut ledger.rng);
-                refuse(&fd, &id, ledger.dates.at(clock::unix_now().as_secs()));
+                match self.listeners[usize::from(accepted.listener)].kind {
+                    ListenerKind::Plain => refuse(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs())),
+                }
             });
             return;
         }
@@ -298,20 +328,24 @@ impl Worker {
                 self.ledger.with(|ledger| ledger.counters.connections_handed_over += 1);
                 // It counts there from now on, so that a burst is not handed to one shard whole.
                 self.board.add(least_loaded);
-                self.bus.send(endpoint(least_loaded), Letter::Connection(fd, address));
+                self.bus.send(endpoint(least_loaded), Letter::Connection(accepted));
                 self.bus.flush();
                 return;
             }
         }
         self.board.add(self.index);
-        self.serve(fd, address);
+        self.serve(accepted);
     }
 
     /// Serves a connection that the board counts here already.
-    fn serve(self: &Rc<Self>, fd: OwnedFd, address: SocketAddr) {
+    fn serve(self: &Rc<Self>, accepted: Accepted) {
+        let Accepted { fd, address, listener } = accepted;
         let place = Place { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
-        let stream = match TcpStream::from_fd(fd) {
-            Ok(stream) => Stream::Plain(stream),
+        let connected = match self.listeners[usize::from(listener)].kind {
+            ListenerKind::Plain => TcpStream::from_fd(fd).map(|socket| (Stream::Plain(socket), Scheme::Http)),
+        };
+        let (stream, scheme) = match connected {
+            Ok(connected) => connected,
             Err(error) => {
                 tracing::debug!(%error, "a fresh connection broke before it was served");
                 return;
@@ -320,7 +354,8 @@ impl Worker {
         let gateway = Rc::clone(&self.gateway);
         task::spawn(address, async move {
             let switched = {
-                let mut serving = pin!(serve_connection(gateway, stream, Peer::new(address, Scheme::Http), &place.slot));
+                let peer = Peer::new(address, scheme);
+                let mut serving = pin!(serve_connection(gateway, stream, peer, &place.slot));
                 poll_fn(|cx| match place.slot.poll_end(cx) {
                     // What is under way over HTTP ends with its connection; in a drain it has its time.
                     Poll::Ready(End::Revoked | End::Kicked | End::Cut) => Poll::Ready(None),

@@ -41,10 +41,11 @@ pub struct PortClaim {
 /// Binds `shards` sockets to `address`; all of them listen before any connection can arrive at the first.
 ///
 /// `SO_REUSEPORT` would let a second gateway share the port without a word and take half of the connections. So the port
-/// is tried without it first, and a lock named after the address covers the time between.
-pub fn bind(address: SocketAddr, backlog: i32, shards: usize) -> io::Result<Bound> {
-    let taken = |error: io::Error| explain(address, &error);
-    let claimed = if address.port() == 0 { None } else { Some(claim(address)?) };
+/// is tried without it first, and a lock named after the address covers the time between. `section` is where the
+/// configuration says `address` and `port`.
+pub fn bind(section: &str, address: SocketAddr, backlog: i32, shards: usize) -> io::Result<Bound> {
+    let taken = |error: io::Error| explain(section, address, &error);
+    let claimed = if address.port() == 0 { None } else { Some(claim(section, address)?) };
     if claimed.is_some() {
         let probe = socket(address).map_err(taken)?;
         // Only a listening socket excludes another one with SO_REUSEADDR.
@@ -55,7 +56,7 @@ pub fn bind(address: SocketAddr, backlog: i32, shards: usize) -> io::Result<Boun
     for _ in 0..shards.max(1) {
         let socket = socket(address)?;
         socket.set_reuse_port(true)?;
-        socket.bind(&address.into()).map_err(|error| explain(address, &error))?;
+        socket.bind(&address.into()).map_err(|error| explain(section, address, &error))?;
         let bound = socket.local_addr()?;
         address =
             bound.as_socket().ok_or_else(|| io::Error::other(format!("bound to {bound:?}, which is no IP address")))?;
@@ -63,10 +64,10 @@ pub fn bind(address: SocketAddr, backlog: i32, shards: usize) -> io::Result<Boun
     }
     let claim = match claimed {
         Some(claim) => claim,
-        None => claim(address)?,
+        None => claim(section, address)?,
     };
     for socket in &sockets {
-        socket.listen(backlog).map_err(|error| explain(address, &error))?;
+        socket.listen(backlog).map_err(|error| explain(section, address, &error))?;
     }
     Ok(Bound { sockets: sockets.into_iter().map(TcpListener::from).collect(), address, claim })
 }
@@ -84,23 +85,25 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 
 /// A lock in the abstract namespace: it has no file to clean up, goes with the process however that ends, and reaches as
 /// far as the port does, one network namespace.
-fn claim(address: SocketAddr) -> io::Result<PortClaim> {
+fn claim(section: &str, address: SocketAddr) -> io::Result<PortClaim> {
     let name = format!("shardgate/listener/{address}");
     let lock = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
-    let lock = UnixDatagram::bind_addr(&lock).map_err(|error| explain(address, &error))?;
+    let lock = UnixDatagram::bind_addr(&lock).map_err(|error| explain(section, address, &error))?;
     Ok(PortClaim { _lock: lock })
 }
 
-fn explain(address: SocketAddr, error: &io::Error) -> io::Error {
+fn explain(section: &str, address: SocketAddr, error: &io::Error) -> io::Error {
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "another process (perhaps a second gateway) listens there; stop it or set another listener.port"
+            format!("another process (perhaps a second gateway) listens there; stop it or set another {section}.port")
         }
-        io::ErrorKind::AddrNotAvailable => "this machine has no such address; set listener.address to one that it has",
+        io::ErrorKind::AddrNotAvailable => {
+            format!("this machine has no such address; set {section}.address to one that it has")
+        }
         io::ErrorKind::PermissionDenied => {
-            "ports below 1024 take CAP_NET_BIND_SERVICE; grant it or set a higher listener.port"
+            format!("ports below 1024 take CAP_NET_BIND_SERVICE; grant it or set a higher {section}.port")
         }
-        _ => "check listener.address and listener.port",
+        _ => format!("check {section}.address and {section}.port"),
     };
     let (host, port) = (address.ip(), address.port());
     io::Error::new(error.kind(), format!("cannot listen on {host} port {port}: {error}; {advice}"))
@@ -380,7 +383,7 @@ mod tests {
     const LOCAL: &str = "127.0.0.1:0";
 
     fn bound(shards: usize) -> Bound {
-        bind(LOCAL.parse().expect("an address"), 128, shards).expect("a free port")
+        bind("listener", LOCAL.parse().expect("an address"), 128, shards).expect("a free port")
     }
 
     /// Runs an acceptor in a task of its own; the clients that it accepted, and whether it has ended.
@@ -469,16 +472,16 @@ mod tests {
     #[test]
     fn a_port_that_a_gateway_holds_is_refused_loudly() {
         let first = bound(2);
-        let error = bind(first.address, 128, 2).expect_err("it is taken").to_string();
+        let error = bind("listener", first.address, 128, 2).expect_err("it is taken").to_string();
         let (host, port) = (first.address.ip(), first.address.port());
         assert!(error.contains(&format!("cannot listen on {host} port {port}: ")), "{error}");
         assert!(error.contains("second gateway"), "{error}");
         // Without the claim, as in another network namespace's view or a foreign program with SO_REUSEPORT.
         let Bound { address, sockets, claim } = first;
         drop(claim);
-        assert_eq!(bind(address, 128, 2).expect_err("it is taken").kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(bind("listener", address, 128, 2).expect_err("it is taken").kind(), io::ErrorKind::AddrInUse);
         drop(sockets);
-        assert_eq!(bind(address, 128, 2).expect("it is free again").address, address);
+        assert_eq!(bind("listener", address, 128, 2).expect("it is free again").address, address);
     }
 
     #[test]
@@ -496,7 +499,7 @@ mod tests {
         // This side closes first and is left in TIME_WAIT.
         drop(server);
         drop(client);
-        bind(address, 128, 1).expect("a restart binds at once");
+        bind("listener", address, 128, 1).expect("a restart binds at once");
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod requests;
 mod tokens;
 
 use identity::{ACCOUNTS, REDIS, REVOCATION, ROLES, SESSIONS};
-use process::{ADMIN, DATA, DRAIN, LISTENER, LOG, METRICS, RUNTIME};
+use process::{ADMIN, DATA, DRAIN, LISTENER, LISTENERS, LOG, METRICS, RUNTIME};
 use requests::{CORS, HEADERS, HTTP, LIMITS, ROUTE_CORS, ROUTES, TRACE, TRUST, UPSTREAMS};
 use tokens::{AUTH, AUTH_ISSUERS, AUTH_KEYS};
 
@@ -200,6 +200,13 @@ pub const SECTIONS: &[Section] = &[
         keys: RUNTIME,
     },
     Section { name: "listener", shape: Shape::Once, about: "The public listener.", keys: LISTENER },
+    Section {
+        name: "listeners",
+        shape: Shape::Listed,
+        about: "Public listeners beside `[listener]`. Each shard accepts from all of them; the backlog, the limits and the \
+                rest of `[listener]` hold for all of them together.",
+        keys: LISTENERS,
+    },
     Section { name: "admin", shape: Shape::Once, about: "The operator's listener.", keys: ADMIN },
     Section { name: "metrics", shape: Shape::Once, about: "Metrics on the public listener.", keys: METRICS },
     Section { name: "http", shape: Shape::Once, about: "Limits and times of clients' requests.", keys: HTTP },

@@ -1,6 +1,6 @@
 //! The part of the table of keys that is about the process: its threads, listeners, files, and how it stops.
 
-use super::Fallback::Value;
+use super::Fallback::{Required, Value};
 use super::{DAY, GIB, HOUR, KIB, Key, Kind, MINUTE, NETWORKS, Reload, Scope, keys};
 
 const DIRECTORY: Kind = Kind::Text("path of a directory");
@@ -30,6 +30,15 @@ pub(super) const LISTENER: &[Key] = keys! {
         "Connections accepted in one go before the shard turns to those that it has.";
     hand_over: Kind::Boolean, Value("true"), "false", Process, Live,
         "Whether a shard that has clearly more connections than the least loaded one hands fresh ones over to it.";
+};
+
+pub(super) const LISTENERS: &[Key] = keys! {
+    address: ADDRESS, Value("\"0.0.0.0\""), "\"127.0.0.1\"", Process, Restart,
+        "The address that it binds.";
+    port: Kind::Port, Required, "8081", Process, Restart,
+        "Its port. 0 takes any free port.";
+    kind: Kind::Choice(&["plain"]), Required, "\"plain\"", Process, Restart,
+        "What its clients speak: `plain` is HTTP in clear text, as on `[listener]`.";
 };
 
 pub(super) const ADMIN: &[Key] = keys! {

@@ -100,7 +100,7 @@ fn unknown_names() {
             shardgate.toml:3: listner is not a section; did you mean listener?
             shardgate.toml:6: drain.x is not a key; there are notice, window, max
             shardgate.toml:8: http.head_byte_max is not a key; did you mean http.head_bytes_max?
-            shardgate.toml:9: tls is not a section; there are runtime, listener, admin, metrics, http, trust, trace, drain, data, accounts, log, cors, limits, auth, redis, sessions, revocation, roles, upstreams, routes"#]],
+            shardgate.toml:9: tls is not a section; there are runtime, listener, listeners, admin, metrics, http, trust, trace, drain, data, accounts, log, cors, limits, auth, redis, sessions, revocation, roles, upstreams, routes"#]],
     );
 }
 
@@ -303,6 +303,45 @@ fn what_holds_between_keys() {
     // Nothing collides with a listener that is not there, or with one that takes any free port.
     check("[listener]\nport = 3001\n[admin]\nenabled = false\naddress = \"0.0.0.0\"\n", &expect![[""]]);
     check("[listener]\nport = 0\n[admin]\nport = 0\n", &expect![[""]]);
+}
+
+#[test]
+fn listeners_beside_the_first() {
+    check(
+        "[[listeners]]\n[[listeners]]\nport = 70000\nkind = \"tls\"\n",
+        &expect![[r#"
+        shardgate.toml:1: listeners[0].port is missing; ports go from 1 to 65535
+        shardgate.toml:1: listeners[0].kind is missing; it is one of "plain"
+        shardgate.toml:3: listeners[1].port is 70000; ports go from 1 to 65535
+        shardgate.toml:4: listeners[1].kind is "tls"; it is one of "plain""#]],
+    );
+    check(
+        "listeners = 8080\n[listener]\nports = 1\n",
+        &expect![[r#"
+        shardgate.toml:1: listeners is 8080; it is a list of listeners: [[listeners]]
+        shardgate.toml:3: listener.ports is not a key; did you mean listener.port?"#]],
+    );
+    // The first of these is left out for its mistake, and the others keep their names.
+    check(
+        "[[listeners]]\nport = 1\n[[listeners]]\nport = 3000\nkind = \"plain\"\n[[listeners]]\nport = 3001\nkind = \"plain\"\n",
+        &expect![[r#"
+            shardgate.toml:1: listeners[0].kind is missing; it is one of "plain"
+            shardgate.toml:4: listeners[1].port is 3000, and so is listener.port; give each listener a port of its own
+            shardgate.toml:7: admin.port is 3001, and so is listeners[2].port; give each listener a port of its own"#]],
+    );
+    check(
+        "[listener]\naddress = \"10.0.0.1\"\n[admin]\nport = 3002\n\
+         [[listeners]]\naddress = \"10.0.0.2\"\nport = 3000\nkind = \"plain\"\n\
+         [[listeners]]\naddress = \"::ffff:10.0.0.1\"\nport = 3000\nkind = \"plain\"\n\
+         [[listeners]]\naddress = \"?\"\nport = 3002\nkind = \"plain\"\n\
+         [[listeners]]\nport = 3002\nkind = \"plain\"\n",
+        &expect![[r#"
+            shardgate.toml:4: admin.port is 3002, and so is listeners[3].port; give each listener a port of its own
+            shardgate.toml:11: listeners[1].port is 3000, and so is listener.port; give each listener a port of its own
+            shardgate.toml:14: listeners[2].address is "?"; it is an IP address, like "127.0.0.1" or "::""#]],
+    );
+    // Each of these takes a port of its own.
+    check("[[listeners]]\nport = 0\nkind = \"plain\"\n[[listeners]]\nport = 0\nkind = \"plain\"\n", &expect![[""]]);
 }
 
 #[test]

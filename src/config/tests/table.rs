@@ -275,6 +275,11 @@ fn file_with(section: &Section, key: &Key) -> String {
             let keys = if matches!(key.name, "jwks_url" | "jwks_file") { "" } else { "jwks_url = \"https://id\"\n" };
             format!("[[auth.issuers]]\n{issuer}{keys}{line}")
         }
+        Shape::Listed if section.name == "listeners" => {
+            let missing = |name: &str, text| if key.name == name { "" } else { text };
+            let (port, kind) = (missing("port", "port = 1\n"), missing("kind", "kind = \"plain\"\n"));
+            format!("[[listeners]]\n{port}{kind}{line}")
+        }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
         Shape::Inside => format!("{shop}[[routes]]\n{path}{upstream}[{}]\n{line}", section.name),
     }
@@ -315,6 +320,7 @@ fn a_reload_names_the_keys_that_need_a_new_process() {
         let mut next = good(&file_with(section, key));
         let expected = match key.reload {
             Reload::Restart if key.name == "urls" => vec!["redis.urls".to_owned(), "sessions.secret".to_owned()],
+            Reload::Restart if section.shape == Shape::Listed => vec![section.name.to_owned()],
             Reload::Restart => vec![format!("{}.{}", section.name, key.name)],
             Reload::Live => Vec::new(),
         };
@@ -400,6 +406,8 @@ fn the_example_shows_every_key() {
                 let list = written[table][name].as_array().expect("a list");
                 list.iter().any(|entry| has(Some(entry), key.name))
             }
+            // Whoever starts from the example gets no further port by it.
+            Shape::Listed if section.name == "listeners" => is_comment && example().contains("# [[listeners]]"),
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
             Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
         };

@@ -94,7 +94,7 @@ fn check_accepts_what_is_right() {
     }
     let one = "[upstreams.a]\ninstances = [\"127.0.0.1:1\"]\n[[routes]]\npath = \"/*\"\nupstream = \"a\"";
     let said = run(&["check", "one.toml"], &[("one.toml", one)]);
-    assert_eq!(said.stdout, "one.toml: no mistakes; 1 route, 1 upstream\n");
+    assert_eq!(said.stdout, "one.toml: no mistakes; 1 route, 1 upstream; listens on 0.0.0.0:3000\n");
 }
 
 #[test]

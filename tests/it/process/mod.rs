@@ -9,6 +9,7 @@ mod drain;
 mod endings;
 mod health;
 mod hostile;
+mod listeners;
 mod log;
 mod memory;
 mod names;
