@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     proto::head::{RequestHead, Version},
-    shard::{Instant, clock, timer},
+    shard::{Instant, clock, task},
 };
 
 /// A connection that is closed while the client still writes is read on until it pauses for this long, so that the client
@@ -33,11 +33,6 @@ const LINGER_BYTES_PER_TURN: usize = 1024 * 1024;
 
 /// How long a fresh connection is waited for when its shard closes.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
-
-/// Requests that are served one after the other, from bytes that are here already and without waiting for anybody, before
-/// other connections get their turn. With 64 a neighbour of eight that pipeline the gateway's own pages waited five times
-/// as long (`PERF.md`).
-const REQUESTS_PER_TURN: u32 = 8;
 
 /// A connection that falls silent keeps its box for this long: under load the next request needs no new one, and an idle
 /// connection is soon small.
@@ -105,7 +100,6 @@ async fn serve_while_busy<S: Service>(
     inbound: &mut Inbound,
     served: &mut u32,
 ) -> After {
-    let mut turn = 0;
     loop {
         let mut has_waited = false;
         let after = {
@@ -122,15 +116,13 @@ async fn serve_while_busy<S: Service>(
             ended => return ended,
         };
         if inbound.has_bytes() {
-            // Whoever waits for a backend meanwhile holds nobody up.
-            turn = if has_waited { 0 } else { turn + 1 };
-            if turn == REQUESTS_PER_TURN {
-                turn = 0;
-                timer::sleep(timer::TURN).await;
+            // One request a turn: with eight it cost as much, and neighbours waited five times as long (`PERF.md`). Whoever
+            // waited for a backend meanwhile has held nobody up.
+            if !has_waited {
+                task::yield_now().await;
             }
             continue;
         }
-        turn = 0;
         inbound.deadline().set(idle_since + WARM);
         match poll_fn(|cx| poll_request(cx, slot, inbound, false)).await {
             First::Bytes => {}
@@ -290,7 +282,7 @@ pub(super) async fn linger(io: &Io, inbound: &mut Inbound, how: Shutdown) {
         if !goes_on.await || bytes_left == 0 || clock::now() >= ends_at {
             break;
         }
-        timer::sleep(timer::TURN).await;
+        task::yield_now().await;
     }
     if !is_shut {
         // It has ended its direction before ours had ended, and may read on.

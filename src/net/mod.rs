@@ -9,6 +9,8 @@ mod http_client;
 mod inbound;
 mod io;
 mod outbound;
+#[cfg(test)]
+mod pipelining_tests;
 mod reader;
 #[cfg(test)]
 mod records;

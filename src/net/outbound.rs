@@ -18,7 +18,7 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
-    shard::{Deadline, buffers, timer},
+    shard::{Deadline, buffers, task},
 };
 
 /// A part of an answer whose end is all that tells it from the whole: unless it becomes the whole, the connection is
@@ -159,8 +159,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
         let cut = loop {
             match poll_fn(|cx| self.poll_send(io, cx)).await {
                 Ok(true) => break None,
-                // The runtime has no fair way for a task to wake itself; a short sleep is one (decision 2).
-                Ok(false) => timer::sleep(timer::TURN).await,
+                Ok(false) => task::yield_now().await,
                 Err(cut) => break Some(cut),
             }
         };

@@ -9,7 +9,7 @@ use std::{
 use super::{End, Io, Slot, stream::Shutdown};
 use crate::{
     proto::websocket::Borders,
-    shard::{Deadline, buffers, timer},
+    shard::{Deadline, buffers, task},
 };
 
 /// What a tunnel may move before the shard's other tasks get their turn.
@@ -255,7 +255,7 @@ pub async fn run(
                 }
                 return end;
             }
-            Turn::Others => timer::sleep(timer::TURN).await,
+            Turn::Others => task::yield_now().await,
         }
     }
 }

@@ -178,7 +178,7 @@ pub(super) async fn run(equipment: Equipment) {
     worker.connections.cut();
     let given_up_at = clock::now() + CUT_MAX;
     while worker.connections.open() > 0 && clock::now() < given_up_at {
-        timer::sleep(timer::TURN).await;
+        task::yield_now().await;
     }
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }

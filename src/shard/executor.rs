@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::local::Local;
 use super::reactor::Poller;
-use super::{clock, timer};
+use super::{clock, timer, turns};
 
 /// Tasks that run before epoll is asked again. Enough that the call is shared by many, few enough that no socket waits
 /// for more than about a millisecond of them.
@@ -188,6 +188,7 @@ impl Executor {
             self.poller.wait(if is_busy { Some(Duration::ZERO) } else { timer::until_next() });
             let turn = clock::now();
             clock::set_turn(turn);
+            turns::begin();
             self.poller.tell();
             timer::ring(turn);
         }
@@ -397,7 +398,7 @@ mod tests {
                 let mut block = vec![0; 16 * 1024];
                 while let Ok(read) = server.read(&mut block).await {
                     count.set(count.get() + read);
-                    timer::sleep(timer::TURN).await;
+                    task::yield_now().await;
                 }
             });
             let mut worst = Duration::ZERO;

@@ -19,7 +19,7 @@ use rustix::net::{Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::reactor::{self, Fresh};
-use super::timer;
+use super::{task, timer};
 
 /// The sockets of one address, ready to be given out, and the claim on its port.
 #[derive(Debug)]
@@ -112,8 +112,6 @@ fn explain(section: &str, address: SocketAddr, error: &io::Error) -> io::Error {
 /// Connections accepted in one go, before the shard's other tasks get their turn, until [`Acceptor::set_budget`] says
 /// otherwise.
 const BUDGET: usize = 64;
-/// The turn that the others get. A task that woke itself instead would starve all of them.
-const BREATH: Duration = Duration::from_millis(1);
 /// First and longest wait when the process is out of descriptors; it doubles in between.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -234,7 +232,7 @@ impl Acceptor {
                     self.listening.set_empty();
                     self.unless_stopped(self.listening.readable()).await.transpose()?;
                 }
-                Turn::Budget => timer::sleep(BREATH).await,
+                Turn::Budget => task::yield_now().await,
                 Turn::Exhausted(error) => {
                     if pressure.begins() {
                         self.count(|counts| counts.exhausted += 1);

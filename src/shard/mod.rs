@@ -19,11 +19,13 @@ pub mod task;
 pub(crate) mod testing;
 pub mod ticks;
 pub mod timer;
+mod turns;
 
 pub use clock::Instant;
 pub use local::Local;
 pub use stream::{Heard, TcpStream};
 pub use timer::Deadline;
+pub use turns::Turn;
 
 use std::future::Future;
 use std::io;
@@ -115,12 +117,15 @@ where
     let guard = local::AbortOnUnwind("a panic outside any task");
     let built = match driver {
         Driver::Epoll => Executor::new().map(|executor| executor.block_on(main())),
-        Driver::IoUring => RuntimeBuilder::<IoUringDriver>::new()
-            .uring_builder(ring())
-            .with_entries(RING_ENTRIES)
-            .enable_timer()
-            .build()
-            .map(|mut runtime| runtime.block_on(main())),
+        Driver::IoUring => turns::Keeper::new().and_then(|keeper| {
+            let runtime = RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring()).with_entries(RING_ENTRIES);
+            let mut runtime = runtime.enable_timer().build()?;
+            runtime.block_on(async {
+                task::spawn("the keeper of turns", keeper.run());
+                main().await;
+            });
+            Ok(())
+        }),
     };
     guard.disarm();
     if let Err(error) = built {

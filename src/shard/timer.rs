@@ -15,10 +15,6 @@ use super::clock::{self, Instant};
 use super::local::{AbortOnUnwind, Local};
 use super::task;
 
-/// How long a task that has done much at once stands back for the others. On io_uring the runtime has no fair way for a
-/// task to wake itself (decision 2), and this is the shortest sleep that it has.
-pub const TURN: Duration = Duration::from_millis(1);
-
 /// Completes when `duration` has passed, to the driver's millisecond.
 pub fn sleep(duration: Duration) -> Sleep {
     sleep_until(clock::now() + duration)

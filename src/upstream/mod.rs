@@ -383,7 +383,7 @@ impl Lease {
         let idle = keep_alive.map_or(self.idle_timeout, |hint| self.idle_timeout.min(hint.saturating_sub(margin)));
         if let Some(connection) = self.connection.take_if(|_| !idle.is_zero()) {
             let until = now + idle;
-            self.backend.state.with(|state| state.pool.give(connection, clock::turn(), until, doubt, self.idle_max));
+            self.backend.state.with(|state| state.pool.give(connection, now, until, doubt, self.idle_max));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use crate::{
     net::ClientConnection,
-    shard::{Heard, Instant},
+    shard::{Heard, Instant, Turn, clock},
 };
 
 /// How long a connection is held out where its backend is distrusted, or may close it without a word. What comes behind an
@@ -67,7 +67,7 @@ pub struct Caught {
 struct Idle {
     connection: Box<ClientConnection>,
     /// The turn of the shard in which it came back.
-    since: Instant,
+    since: Turn,
     /// From here on the backend may close it under a request.
     until: Instant,
 }
@@ -96,13 +96,12 @@ impl Pool {
     /// The connection that came back last and is still good. Those found dead are closed.
     ///
     /// None that came back in this turn: what its backend sent behind the answer, unasked or because it gave a body to a
-    /// HEAD, is seen when the next turn begins, and would be taken for the answer to this request. (On io_uring every look
-    /// at the clock is a turn, so there this holds nobody back.)
-    pub(super) fn take(&mut self, now: Instant, turn: Instant, idle_max: usize) -> Option<Box<ClientConnection>> {
+    /// HEAD, is seen when the next turn begins, and would be taken for the answer to this request.
+    pub(super) fn take(&mut self, now: Instant, idle_max: usize) -> Option<Box<ClientConnection>> {
         if !self.held.is_empty() {
-            self.let_in(turn, idle_max);
+            self.let_in(clock::turn(), idle_max);
         }
-        let mut places = self.idle.iter().rposition(|idle| idle.since < turn)? + 1;
+        let mut places = self.idle.iter().rposition(|idle| idle.since.is_over())? + 1;
         while places > 0 {
             places -= 1;
             let Idle { connection, until, .. } = self.idle.remove(places);
@@ -124,17 +123,17 @@ impl Pool {
     pub(super) fn give(
         &mut self,
         connection: Box<ClientConnection>,
-        turn: Instant,
+        now: Instant,
         until: Instant,
         doubt: Option<Doubt>,
         idle_max: usize,
     ) {
         if connection.has_unread() {
-            self.catch(turn, doubt);
+            self.catch(now, doubt);
             return;
         }
-        let is_trusted = !self.is_distrusted(turn);
-        let idle = Idle { connection, since: turn, until };
+        let is_trusted = !self.is_distrusted(now);
+        let idle = Idle { connection, since: Turn::current(), until };
         let hold = match doubt {
             None if is_trusted => {
                 if self.idle.len() < idle_max {
@@ -143,12 +142,12 @@ impl Pool {
                 return;
             }
             // What was caught with the next request under way may have been such a body, later than is waited for.
-            Some(Doubt::Body) if turn < self.sends_bodies_until || !is_trusted => return,
+            Some(Doubt::Body) if now < self.sends_bodies_until || !is_trusted => return,
             Some(Doubt::Body) => BODY_HOLD,
-            None | Some(Doubt::End) => self.distrust.hold(turn),
+            None | Some(Doubt::End) => self.distrust.hold(now),
         };
         if idle_max > 0 {
-            self.hold(Held { idle, doubt, ends_at: turn + hold });
+            self.hold(Held { idle, doubt, ends_at: now + hold });
         }
     }
 

@@ -14,7 +14,7 @@ use crate::{
         head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
         http1::encode_request,
     },
-    shard::{Instant, clock, timer},
+    shard::{Instant, clock, task},
 };
 
 /// What an upstream is asked, besides the head and the body. The route's.
@@ -190,7 +190,7 @@ impl Upstream {
             attempt.has_answered = lease.connection().has_answered();
             match waited? {
                 Waited::Answered(answer) => break answer,
-                Waited::Turn => timer::sleep(timer::TURN).await,
+                Waited::Turn => task::yield_now().await,
             }
         };
         let answered_at = clock::turn();
@@ -224,7 +224,7 @@ impl Upstream {
             .with(|state| (state.settings.connect_timeout, state.settings.idle_timeout, state.settings.idle_max));
         let warm = backend.state.with(|state| {
             state.in_flight += 1;
-            if is_retry { None } else { state.pool.take(now, clock::turn(), idle_max) }
+            if is_retry { None } else { state.pool.take(now, idle_max) }
         });
         // From here on the lease counts the request off again, whatever happens.
         let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max };

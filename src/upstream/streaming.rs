@@ -1,7 +1,8 @@
 //! An answer's body on its way from a backend, and what goes on beside it: the rest of the request, and the client.
 
 use std::{
-    future::poll_fn,
+    future::{Future, poll_fn},
+    pin::Pin,
     task::{Context, Poll},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use crate::{
         head::{Framing, ResponseHead},
         http1::BodyError,
     },
-    shard::{Deadline, Instant, clock, task, timer},
+    shard::{Deadline, Instant, clock, task},
 };
 
 /// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
@@ -74,7 +75,7 @@ impl SwitchedBackend {
 pub(super) struct Upload {
     writer: Writer,
     /// Lets other tasks run when much was moved at once.
-    pause: Option<Deadline>,
+    pause: Option<task::Yield>,
 }
 
 impl Upload {
@@ -141,7 +142,7 @@ impl Streaming {
     /// Moves the rest of the request on.
     fn poll_upload(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Option<Cut> {
         let (Some(upload), Some(hold)) = (&mut self.upload, &mut self.hold) else { return None };
-        if upload.pause.as_mut().is_some_and(|pause| pause.poll(cx).is_pending()) {
+        if upload.pause.as_mut().is_some_and(|pause| Pin::new(pause).poll(cx).is_pending()) {
             return None;
         }
         upload.pause = None;
@@ -151,10 +152,9 @@ impl Streaming {
                 self.upload = None;
             }
             Progress::Turn => {
-                let mut pause = Deadline::new();
-                pause.set_after(timer::TURN);
-                // Registers the waker; a fresh timer is never due.
-                let _ = pause.poll(cx);
+                // Registers the waker; this turn is not over yet.
+                let mut pause = task::yield_now();
+                let _ = Pin::new(&mut pause).poll(cx);
                 upload.pause = Some(pause);
             }
             Progress::Blocked | Progress::Waiting => {}
@@ -242,7 +242,7 @@ impl AnswerBody for Streaming {
             let ends_at = clock::now() + ABANDONED_MAX;
             silence.set((clock::now() + self.idle_timeout).min(ends_at));
             while !poll_fn(|cx| self.poll_discard(cx, &mut silence, ends_at)).await {
-                timer::sleep(timer::TURN).await;
+                task::yield_now().await;
             }
         });
     }

@@ -13,7 +13,7 @@ use std::{
 use crate::auth::Claims;
 
 /// Whose requests are counted together: an address, a caller or a route, in 128 bits. The same on every instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CellKey([u64; 2]);
 
 /// The key of the place that all share who find none of their own.

@@ -8,15 +8,23 @@ pub mod cells;
 pub mod counter;
 pub mod fleet;
 pub mod gcra;
+mod held;
 mod plan;
 mod statement;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, rc::Rc, time::Duration};
+use std::{
+    fmt,
+    future::poll_fn,
+    rc::Rc,
+    task::{Poll, Waker},
+    time::Duration,
+};
 
 use cells::{CellKey, Place};
 use counter::{Counted, Counter, Counts, Due, Hits, Home, Verdict};
+use held::{Held, HeldKey};
 pub(super) use plan::RouteLimits;
 pub use plan::{LimitPlan, compile};
 pub(super) use statement::Statement;
@@ -97,6 +105,8 @@ struct State {
     untold: Vec<(Slot, CellKey)>,
     /// Somebody will tell them.
     is_telling: bool,
+    /// Requests that wait for word from their key's home.
+    held: Held,
     /// Redis is away: keys are at home on shards.
     is_redis_away: bool,
     logged_at: Instant,
@@ -115,8 +125,8 @@ enum Passage {
     Passed,
     /// It may come again in so many nanoseconds, for this limit of the plan's.
     Refused(u64, u8),
-    /// Not known yet; the home is where the answer comes from.
-    Held(Home),
+    /// Not known yet; the home is where the answer comes from, and this key's comes at once for all that wait.
+    Held(Home, HeldKey),
 }
 
 impl Limits {
@@ -126,6 +136,7 @@ impl Limits {
             counters: Vec::new(),
             untold: Vec::new(),
             is_telling: false,
+            held: Held::default(),
             // Until the bridge says that it is there.
             is_redis_away: true,
             logged_at: Instant::START,
@@ -137,7 +148,7 @@ impl Limits {
     pub fn adopt(&self, plans: &[LimitPlan]) {
         let Shared { state, post } = &*self.0;
         let now = clock::now();
-        state.with(|state| {
+        let held = state.with(|state| {
             let mut old = std::mem::take(&mut state.counters);
             for plan in plans {
                 let index = plan.slot().index();
@@ -161,27 +172,31 @@ impl Limits {
                 };
                 state.counters[index] = Some(entry);
             }
+            state.held.take_all()
         });
+        wake(held);
     }
 
     /// Redis went away, or came back: until it does, its limits count on shards, with their local share.
     pub fn redis_is_away(&self, is_away: bool) {
-        self.0.state.with(|state| {
+        let held = self.0.state.with(|state| {
             if std::mem::replace(&mut state.is_redis_away, is_away) == is_away {
-                return;
+                return Vec::new();
             }
             let now = clock::now();
             for entry in state.counters.iter_mut().flatten() {
                 let terms = entry.limit.terms(is_away);
                 entry.counter.adopt(terms, now);
             }
+            state.held.take_all()
         });
+        wake(held);
     }
 
     /// Whether a request may pass these limits; it counts in all of them or in none.
     ///
-    /// It waits only for word from a key's home, when this shard is further ahead of it than it may be. Dropping the
-    /// future then is as if it had never come.
+    /// It waits only for word from a key's home, when this shard is further ahead of it than it may be, and goes on in
+    /// the turn in which that comes. Dropping the future then is as if it had never come.
     pub(super) async fn pass(
         &self,
         plans: &[LimitPlan],
@@ -202,18 +217,36 @@ impl Limits {
                     let name = &plans[usize::from(index)].name;
                     return Err(refusal(wait, format!("the limit {name} is used up")));
                 }
-                Passage::Held(home) => {
+                Passage::Held(home, key) => {
                     let held_max = HOLD_MAX.iter().find(|(at, _)| *at == home).map_or(Duration::ZERO, |(_, max)| *max);
-                    if now.since(began) >= held_max {
+                    let due = began + held_max;
+                    if now >= due {
                         let why = "other shards or Redis did not say in time whether a limit is used up";
                         return Err(refusal(0, why.to_owned()));
                     }
                     is_held = true;
-                    timer::sleep(timer::TURN).await;
+                    timer::within(due, self.word_from_home(key)).await;
                     now = clock::now();
                 }
             }
         }
+    }
+
+    /// Completes when a key's home has said something of it, or limits have changed.
+    async fn word_from_home(&self, key: HeldKey) {
+        let state = &self.0.state;
+        let mut waiting = Waiting { limits: self, key, number: None };
+        poll_fn(|cx| {
+            state.with(|state| match waiting.number {
+                Some(number) if !state.held.waits(key, number, cx.waker()) => Poll::Ready(()),
+                Some(_) => Poll::Pending,
+                None => {
+                    waiting.number = Some(state.held.add(key, cx.waker()));
+                    Poll::Pending
+                }
+            })
+        })
+        .await;
     }
 
     /// One look at all of them, in one step.
@@ -244,13 +277,13 @@ impl Limits {
                     Verdict::Exceeds(nanos) => wait = wait.max(Some((nanos, *index))),
                     Verdict::Unknown => {
                         counter.counts.held += u64::from(!was_held);
-                        held = Some(counter.terms.home);
+                        held = Some((counter.terms.home, (limit.slot().index(), counter.cells.at(place).key)));
                     }
                     Verdict::Conforms(_) => {}
                 }
             }
-            if let (None, Some(home)) = (wait, held) {
-                return (Passage::Held(home), false);
+            if let (None, Some((home, key))) = (wait, held) {
+                return (Passage::Held(home, key), false);
             }
             let mut is_soon = false;
             for ((looked, due), index) in looked.iter().zip(&mut due).zip(which) {
@@ -315,12 +348,13 @@ impl Limits {
     pub fn take(&self, from: To, message: Message) {
         let Shared { state, post } = &*self.0;
         let now = clock::now();
-        let told = state.with(|state| {
-            let slot = match message {
-                Message::Hits(Hits { limit, .. }) | Message::Counted(Counted { limit, .. }) => limit.index(),
+        let (told, held) = state.with(|state| {
+            let (slot, held) = match message {
+                Message::Hits(Hits { limit, .. }) => (limit.index(), Vec::new()),
+                Message::Counted(Counted { limit, key, .. }) => (limit.index(), state.held.take((limit.index(), key))),
             };
             let counter = state.counters.get_mut(slot).and_then(Option::as_mut).map(|entry| &mut entry.counter);
-            match (message, counter) {
+            let told = match (message, counter) {
                 (Message::Hits(hits), Some(counter)) => Some(counter.count(hits, now)),
                 // The configuration came here later, or is gone already.
                 (Message::Hits(Hits { limit, key, count }), None) => {
@@ -331,8 +365,10 @@ impl Limits {
                     None
                 }
                 (Message::Counted(_), None) => None,
-            }
+            };
+            (told, held)
         });
+        wake(held);
         let Some((counted, spread)) = told else { return };
         (post.send)(from, Message::Counted(counted));
         if let (Some(spread), To::Shard(from)) = (spread, from) {
@@ -360,6 +396,27 @@ impl Limits {
                 }
             }
         });
+    }
+}
+
+/// A request's place among those that are held. Dropping it gives the place up.
+struct Waiting<'l> {
+    limits: &'l Limits,
+    key: HeldKey,
+    number: Option<u64>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(number) = self.number {
+            self.limits.0.state.with(|state| state.held.remove(self.key, number));
+        }
+    }
+}
+
+fn wake(held: Vec<Waker>) {
+    for waker in held {
+        waker.wake();
     }
 }
 

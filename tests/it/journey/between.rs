@@ -110,9 +110,7 @@ fn what_comes_behind_an_answer_is_nobodys() {
             }
         }
     });
-    // io_uring tells nobody when a turn begins, so it does not have this.
-    let rest = "[runtime]\nshards = 1\ndriver = \"epoll\"";
-    let gateway = Setup { rest, ..Setup::default() }.start(&[backend.address()]);
+    let gateway = Setup { rest: ONE_SHARD, ..Setup::default() }.start(&[backend.address()]);
     for _ in 0..16 {
         let mut client = gateway.connect();
         client.send("HEAD /x HTTP/1.1\r\nHost: a\r\n\r\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n");

@@ -14,7 +14,7 @@ use super::{Source, code_spans, first_word, item_end, line_of, none, root, sourc
 /// schema, metrics, codes and fields from their documents.
 const FOREIGN: &[(&str, &[&str])] = &[
     ("Rust's own", &["&mut", ".await", "unsafe", "unwrap", "match", "dyn Any"]),
-    ("what the house does without", &["RwLock", "FuturesUnordered", "yield_now", "monoio::io::BufWriter"]),
+    ("what the house does without", &["RwLock", "FuturesUnordered", "monoio::io::BufWriter"]),
     ("what was compared, or set aside", &["async-task", "aws-lc-rs", "jsonwebtoken::decode", "UNESCAPE_AND_FORWARD"]),
     ("settings of cargo's", &["panic = \"unwind\"", "panic = \"abort\"", "opt-level = 1"]),
     ("what measured", &["wrk", "strace -c -f"]),

@@ -65,9 +65,7 @@ fn play(seed: u64, shards: usize) {
     let plan = Plan::new(seed);
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let gateway = gateway(shards, listener.local_addr().expect("it is bound"));
-    // io_uring tells nobody when a turn begins: there, what comes behind an answer has to come with it.
-    let splits_junk = std::env::var_os("SHARDGATE_TEST_DRIVER").is_none_or(|driver| driver == "epoll");
-    let mut stage = Stage::new(&plan, seed, gateway.address(), &listener, splits_junk);
+    let mut stage = Stage::new(&plan, seed, gateway.address(), &listener);
     let left = if stage.play() { unsettled(&gateway, &mut stage) } else { Some("nothing happens any more".to_owned()) };
     let outcome = stage.finish();
     if outcome.board.is_too_late {

@@ -280,15 +280,15 @@ impl Backend {
         !self.is_deaf || self.current.is_none_or(|tag| board.is_open(tag, When::Over))
     }
 
-    /// Does the next step; says what it was. `splits`: junk may come in a piece of its own.
-    pub(super) fn act(&mut self, plan: &Plan, board: &mut Board, splits: bool) -> String {
+    /// Does the next step; says what it was.
+    pub(super) fn act(&mut self, plan: &Plan, board: &mut Board) -> String {
         let Some(Step { tag, when, act }) = self.end.steps.pop_front() else { return String::new() };
         let said = match act {
             Act::Write(bytes) | Act::WriteBoth(bytes) => {
                 let written = self.write(&bytes, tag, board, Act::Write);
                 format!("writes {written} bytes to {tag} ({when:?})")
             }
-            Act::WriteJunk(tail, junk) if splits && board.is_quiet_but_for(tag) => {
+            Act::WriteJunk(tail, junk) if board.is_quiet_but_for(tag) => {
                 let rest = junk.clone();
                 let written = self.write(&tail, tag, board, |tail| Act::WriteJunk(tail, rest));
                 if written == tail.len() {

@@ -34,8 +34,6 @@ pub(super) struct Stage<'p> {
     rng: fastrand::Rng,
     gateway: SocketAddr,
     listener: &'p TcpListener,
-    /// Whether the gateway sees in time what comes behind an answer in a piece of its own.
-    splits_junk: bool,
     clients: Vec<Client>,
     backends: Vec<Backend>,
     board: Board,
@@ -74,20 +72,13 @@ impl fmt::Display for Who {
 }
 
 impl<'p> Stage<'p> {
-    pub(super) fn new(
-        plan: &'p Plan,
-        seed: u64,
-        gateway: SocketAddr,
-        listener: &'p TcpListener,
-        splits_junk: bool,
-    ) -> Self {
+    pub(super) fn new(plan: &'p Plan, seed: u64, gateway: SocketAddr, listener: &'p TcpListener) -> Self {
         listener.set_nonblocking(true).expect("a fresh socket");
         Self {
             plan,
             rng: fastrand::Rng::with_seed(!seed),
             gateway,
             listener,
-            splits_junk,
             clients: plan.clients.iter().map(Client::new).collect(),
             backends: Vec::new(),
             board: Board::new(plan),
@@ -198,7 +189,7 @@ impl<'p> Stage<'p> {
                 let met = backends[number].read(bytes_max, plan, board);
                 (who, format!("{met}{}", backends[number].told()))
             }
-            Turn::Acts(who @ Who::Backend(number)) => (who, backends[number].act(plan, board, self.splits_junk)),
+            Turn::Acts(who @ Who::Backend(number)) => (who, backends[number].act(plan, board)),
         };
         self.log.push(format!("{who} {said}"));
         who
