@@ -5,8 +5,8 @@ use std::{cell::Cell, future::Future, io::Write as _, rc::Rc, task::Context, tas
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{
-    AnswerBody, Connections, Cut, Finish, HttpLimits, Mistake, Peer, RequestBody, Response, Sent, Service, Slot,
-    Upgrade, serve_connection,
+    AnswerBody, Connections, Cut, Finish, HttpLimits, Mistake, Peer, RequestBody, Response, Scheme, Sent, Service,
+    Slot, Stream, Upgrade, serve_connection,
 };
 use crate::{
     proto::{
@@ -108,8 +108,8 @@ fn a_neighbour_of_many_who_pipeline_waits_for_a_few_turns() {
             let (server, peer) = listener.accept().expect("accepted");
             let (service, slot) = (Rc::clone(&service), connections.enter());
             task::spawn(peer, async move {
-                let server = TcpStream::from_fd(server.into()).expect("registered");
-                let switched = serve_connection(service, server, Peer::new(peer), &slot).await;
+                let server = Stream::Plain(TcpStream::from_fd(server.into()).expect("registered"));
+                let switched = serve_connection(service, server, Peer::new(peer, Scheme::Http), &slot).await;
                 assert!(switched.is_none());
             });
         };

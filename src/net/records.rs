@@ -230,7 +230,7 @@ fn what_is_the_streams_own_leaves_a_resting_connection_fit() {
                 peer.write_all(part).await.expect("written");
                 for _ in 0..5 {
                     assert_eq!(io.heard(), Heard::Nothing);
-                    timer::sleep(timer::TURN).await;
+                    task::yield_now().await;
                 }
             }
             peer.write_all(&last).await.expect("written");
