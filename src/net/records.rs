@@ -20,7 +20,7 @@ use super::{
     stream::{Shutdown, Stream},
     tunnel,
 };
-use crate::shard::{Heard, TcpStream, clock, task, testing, timer};
+use crate::shard::{Heard, TcpStream, clock, task, testing};
 
 /// Bytes of one record that is written; more may come in one.
 const RECORD_BYTES: usize = 4000;
