@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     net::{AnswerBody, Cut, RequestBody},
-    shard::buffers,
+    shard::{Pipe, buffers},
     upstream::{Streaming, SwitchedBackend},
 };
 
@@ -68,6 +68,25 @@ impl AnswerBody for Body {
         match self {
             Self::Own(own) => own.consumed = (own.consumed + bytes).min(own.bytes.len()),
             Self::Upstream(streaming) => streaming.consume(bytes),
+        }
+    }
+
+    fn unseen(&self) -> u64 {
+        match self {
+            Self::Own(_) => 0,
+            Self::Upstream(streaming) => streaming.unseen(),
+        }
+    }
+
+    fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &mut impl RequestBody,
+        pipe: &mut Pipe,
+    ) -> Poll<Result<usize, Cut>> {
+        match self {
+            Self::Own(_) => Poll::Ready(Ok(0)),
+            Self::Upstream(streaming) => streaming.poll_move(cx, request, pipe),
         }
     }
 

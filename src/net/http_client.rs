@@ -17,7 +17,7 @@ use crate::{
         head::{Method, ResponseHead},
         http1::{BodyError, HeadLimits, ResponseError, ResponseScanner, WholeResponse, parse_response},
     },
-    shard::{Heard, Instant, TcpStream, buffers},
+    shard::{Heard, Instant, Pipe, TcpStream, buffers},
 };
 
 /// Bounds of what a backend answers before the body.
@@ -210,6 +210,17 @@ impl ClientConnection {
     /// Drops the first bytes of the chunk.
     pub fn consume(&mut self, bytes: usize) {
         self.reader.consume(bytes);
+    }
+
+    /// Bytes of the answer's body that are to come and can be moved unseen: none while some are here. `u64::MAX` where only
+    /// the end of the connection tells.
+    pub fn unseen(&self) -> u64 {
+        self.reader.unseen(&self.io)
+    }
+
+    /// Moves what has come of them into an empty pipe. `Ok(0)` says that the rest has to come by [`Self::poll_fill`].
+    pub fn poll_move(&mut self, cx: &Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, ClientError>> {
+        self.reader.poll_move(&self.io, cx, pipe).map_err(|error| ClientError::Broken(Some(error)))
     }
 
     /// Whether the answer has been consumed in full.

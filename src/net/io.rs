@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::stream::{Shutdown, Stream};
-use crate::shard::{Heard, Local, buffers};
+use crate::shard::{Heard, Local, Pipe, buffers};
 
 /// One per connection. Both halves borrow it; neither keeps it across an await.
 #[derive(Debug)]
@@ -41,6 +41,22 @@ impl Io {
             buffers::give(std::mem::take(buffer));
         }
         read
+    }
+
+    /// Whether bytes can go from here, and to here, through a pipe; see [`Stream::can_splice`].
+    #[inline]
+    pub fn can_splice(&self) -> bool {
+        self.stream.with(|stream| stream.can_splice())
+    }
+
+    /// Moves what has come into a pipe; see [`Stream::poll_fill_pipe`].
+    pub fn poll_fill_pipe(&self, cx: &Context<'_>, pipe: &mut Pipe, bytes_max: u64) -> Poll<io::Result<usize>> {
+        self.stream.with(|stream| stream.poll_fill_pipe(cx, pipe, bytes_max))
+    }
+
+    /// Moves what the kernel takes out of a pipe.
+    pub fn poll_pour_pipe(&self, cx: &Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        self.stream.with(|stream| stream.poll_pour_pipe(cx, pipe))
     }
 
     /// What came while nobody had anything to say; see [`Stream::heard`].

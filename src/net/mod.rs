@@ -42,7 +42,7 @@ use crate::{
         head::{RequestHead, ResponseHead},
         http1::RequestError,
     },
-    shard::Instant,
+    shard::{Instant, Pipe},
 };
 
 /// Who is at the other end of a client's connection.
@@ -223,6 +223,22 @@ pub trait AnswerBody {
 
     /// Drops the first bytes of the chunk.
     fn consume(&mut self, bytes: usize);
+
+    /// As [`Chunks::unseen`].
+    fn unseen(&self) -> u64 {
+        0
+    }
+
+    /// As [`Chunks::poll_move`], and otherwise as `poll_fill`.
+    fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &mut impl RequestBody,
+        pipe: &mut Pipe,
+    ) -> Poll<Result<usize, Cut>> {
+        let _ = (cx, request, pipe);
+        Poll::Ready(Ok(0))
+    }
 
     /// Trailer fields, each with its line end; known when the body is complete.
     fn trailers(&self) -> &[u8];

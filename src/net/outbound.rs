@@ -18,7 +18,7 @@ use crate::{
         head::{Framing, Version},
         http1::{ConnectionToken, encode_response},
     },
-    shard::{Deadline, buffers, task},
+    shard::{Deadline, Pipe, buffers, task},
 };
 
 /// A part of an answer whose end is all that tells it from the whole: unless it becomes the whole, the connection is
@@ -80,6 +80,14 @@ impl<B: AnswerBody> Chunks for Meanwhile<'_, '_, B> {
 
     fn consume(&mut self, bytes: usize) {
         self.body.consume(bytes);
+    }
+
+    fn unseen(&self) -> u64 {
+        self.body.unseen()
+    }
+
+    fn poll_move(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, Cut>> {
+        self.body.poll_move(cx, self.request, pipe)
     }
 
     fn trailers(&self) -> &[u8] {

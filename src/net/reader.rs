@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use super::Io;
@@ -11,7 +11,7 @@ use crate::{
         head::Framing,
         http1::{BodyDecoder, BodyError, Decoded},
     },
-    shard::buffers,
+    shard::{Pipe, buffers},
 };
 
 /// One per connection side. Holds a buffer only while there are bytes.
@@ -116,6 +116,24 @@ impl Reader {
         if self.is_done() {
             self.forget_taken();
         }
+    }
+
+    /// Bytes of the body that are still to come and that nobody has to see: none while some are here.
+    pub(super) fn unseen(&self, io: &Io) -> u64 {
+        let is_empty = self.taken == self.buffer.len() && self.chunk.0 == self.chunk.1;
+        if is_empty && io.can_splice() { self.decoder.payload_left() } else { 0 }
+    }
+
+    /// Moves what has come of those bytes into a pipe. `Ok(0)` says that the rest has to be read.
+    pub(super) fn poll_move(&mut self, io: &Io, cx: &Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        let bytes_max = self.unseen(io);
+        if bytes_max == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        self.forget_taken();
+        let moved = ready!(io.poll_fill_pipe(cx, pipe, bytes_max))?;
+        self.decoder.skip(moved as u64);
+        Poll::Ready(Ok(moved))
     }
 
     /// Whether the body has been consumed in full, and nothing of it is left here.

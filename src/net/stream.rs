@@ -11,7 +11,7 @@ use std::{
 
 use tokio::io::AsyncWrite as _;
 
-use crate::shard::{Heard, TcpStream};
+use crate::shard::{Heard, Pipe, TcpStream};
 
 /// A connected stream. Dropping it closes the connection at once, and says no goodbye.
 ///
@@ -105,6 +105,40 @@ impl Stream {
             Self::Plain(socket) => socket.heard(),
             #[cfg(test)]
             Self::Records(records) => records.heard(),
+        }
+    }
+
+    /// Whether the socket's bytes are the stream's, so that they can go from here, and to here, through a pipe unseen; see
+    /// [`TcpStream::can_splice`].
+    #[inline]
+    pub(super) fn can_splice(&self) -> bool {
+        match self {
+            Self::Plain(socket) => socket.can_splice(),
+            #[cfg(test)]
+            Self::Records(_) => false,
+        }
+    }
+
+    /// Moves what has come into a pipe, where [`Stream::can_splice`] says that this is possible.
+    pub(super) fn poll_fill_pipe(
+        &mut self,
+        cx: &Context<'_>,
+        pipe: &mut Pipe,
+        bytes_max: u64,
+    ) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_fill_pipe(cx, pipe, bytes_max),
+            #[cfg(test)]
+            Self::Records(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
+    /// Moves what the kernel takes out of a pipe, where [`Stream::can_splice`] says that this is possible.
+    pub(super) fn poll_pour_pipe(&mut self, cx: &Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Plain(socket) => socket.poll_pour_pipe(cx, pipe),
+            #[cfg(test)]
+            Self::Records(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 

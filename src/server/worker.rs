@@ -35,7 +35,7 @@ use crate::{
         head::Known,
         http1::{ConnectionToken, encode_response},
     },
-    shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, stall, task, timer},
+    shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, pipes, stall, task, timer},
     telemetry::{
         access_log::AccessLog,
         date::{DATE_LENGTH, DateCache},
@@ -266,6 +266,7 @@ impl Worker {
         counters.connections_open = i64::try_from(self.connections.open()).unwrap_or(i64::MAX);
         counters.panics = task::panics();
         counters.mesh_spilled = self.bus.counts().spilled;
+        counters.spliced_bytes = pipes::moved_bytes();
         counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
         self.gateway.limits.report(&mut counters, clock::now());
         self.gateway.count(&mut counters);

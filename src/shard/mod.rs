@@ -11,6 +11,7 @@ mod executor;
 pub mod listener;
 pub mod local;
 pub mod offload;
+pub mod pipes;
 mod reactor;
 pub mod stall;
 pub mod stream;
@@ -23,6 +24,7 @@ mod turns;
 
 pub use clock::Instant;
 pub use local::Local;
+pub use pipes::Pipe;
 pub use stream::{Heard, TcpStream};
 pub use timer::Deadline;
 pub use turns::Turn;

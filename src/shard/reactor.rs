@@ -142,6 +142,12 @@ impl Socket {
         self.readiness.known.get() & READABLE != 0
     }
 
+    /// Whether reads stop at urgent data, which only a read steps over.
+    #[inline]
+    pub(super) fn is_urgent(&self) -> bool {
+        self.readiness.known.get() & URGENT != 0
+    }
+
     /// Nothing is left to be read or accepted; the next event says when there is.
     pub(super) fn set_drained(&self) {
         self.readiness.known.set(self.readiness.known.get() & !READABLE);

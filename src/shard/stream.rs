@@ -21,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::clock::Instant;
+use super::pipes::Pipe;
 use super::reactor::{self, Fresh};
 use super::timer;
 
@@ -116,6 +117,32 @@ impl TcpStream {
                 rustix::net::recv(fd, spare_capacity(buffer), RecvFlags::empty()).map(|(bytes, _)| bytes)
             }),
             Io::Ring(io) => pin!(io.read_buf(buffer)).poll(cx),
+        }
+    }
+
+    /// Whether bytes can be moved from here through a pipe, and to here: not on io_uring, and not where urgent data
+    /// (TCP's `URG`) stands in the way, which a read steps over.
+    #[inline]
+    pub fn can_splice(&self) -> bool {
+        matches!(&self.io, Io::Epoll(socket) if !socket.is_urgent())
+    }
+
+    /// Moves up to so many bytes of what has come into a pipe, which is empty. `Ok(0)` says that a read tells more: that the
+    /// stream has ended, if it has.
+    pub fn poll_fill_pipe(&mut self, cx: &Context<'_>, pipe: &mut Pipe, bytes_max: u64) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            // However few bytes come, there may be more: a pipe is full when its places are, however small what is in them.
+            Io::Epoll(socket) => socket.poll_read(cx, 0, |fd| pipe.fill(fd, bytes_max)),
+            Io::Ring(_) => Poll::Ready(Ok(0)),
+        }
+    }
+
+    /// Moves what the kernel takes of a pipe's bytes to the peer.
+    pub fn poll_pour_pipe(&mut self, cx: &Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
+        match &mut self.io {
+            // A part may have been taken because of a signal: only EAGAIN says that the peer takes no more.
+            Io::Epoll(socket) => socket.poll_write(cx, 0, |fd| pipe.pour(fd)),
+            Io::Ring(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
     }
 
@@ -296,7 +323,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::shard::{clock, testing};
+    use crate::shard::{Driver, clock, pipes, testing};
 
     const LOCAL: &str = "127.0.0.1:0";
 
@@ -371,6 +398,45 @@ mod tests {
             let mut heard = Vec::new();
             server.read_to_end(&mut heard).await.expect("read");
             assert_eq!(heard.len(), BYTES);
+        });
+    }
+
+    #[test]
+    fn bytes_go_through_a_pipe_until_urgent_data_stands_in_the_way() {
+        testing::on(Driver::Epoll, || async {
+            let (mut from, mut source) = pair().await;
+            let (mut sink, mut to) = pair().await;
+            let mut pipe = pipes::take().expect("a pipe");
+            from.write_all(b"unseen, and the rest").await.expect("written");
+            assert_eq!(poll_fn(|cx| source.poll_fill_pipe(cx, &mut pipe, 6)).await.expect("moved"), 6);
+            assert_eq!(poll_fn(|cx| sink.poll_pour_pipe(cx, &mut pipe)).await.expect("moved"), 6);
+            let mut heard = [0; 6];
+            to.read_exact(&mut heard).await.expect("read");
+            assert_eq!(&heard, b"unseen");
+            // What was not taken is still there, and nothing is told of it anew.
+            assert_eq!(poll_fn(|cx| source.poll_fill_pipe(cx, &mut pipe, 100)).await.expect("moved"), 14);
+            assert_eq!(poll_fn(|cx| sink.poll_pour_pipe(cx, &mut pipe)).await.expect("moved"), 14);
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(source.poll_fill_pipe(&cx, &mut pipe, 1).is_pending());
+            // The socket takes no more at some time, and what it did not take is in the pipe.
+            let block = vec![7; 64 * 1024];
+            loop {
+                while let Poll::Ready(written) = Pin::new(&mut from).poll_write(&mut cx, &block) {
+                    written.expect("written");
+                }
+                if pipe.held() == 0 && source.poll_fill_pipe(&cx, &mut pipe, 1 << 20).is_pending() {
+                    timer::sleep(Duration::from_millis(1)).await;
+                }
+                if pipe.held() > 0 && sink.poll_pour_pipe(&cx, &mut pipe).is_pending() {
+                    break;
+                }
+            }
+            assert!(pipe.held() > 0);
+            let (from, source) = pair().await;
+            assert!(source.can_splice());
+            let Io::Epoll(socket) = &from.io else { unreachable!("it was asked for") };
+            assert_eq!(rustix::net::send(socket, b"!", SendFlags::OOB), Ok(1));
+            testing::until(|| !source.can_splice()).await;
         });
     }
 

@@ -172,6 +172,8 @@ table! {
         config_generation: i64 = Gauge "shardgate_config_generation" per Shard;
         /// Buffers kept for the next connection that needs one.
         buffers_idle: i64 = Gauge "shardgate_buffers_idle" per Shard;
+        /// Bytes of bodies, in either direction, that went from socket to socket without being copied to user space.
+        spliced_bytes: u64 = Counter "shardgate_spliced_bytes_total" per Process;
     }
     also {
         routes: Vec<RouteCounters>,
@@ -311,6 +313,7 @@ impl Default for Counters {
             loop_lag: Histogram::default(),
             config_generation: 0,
             buffers_idle: 0,
+            spliced_bytes: 0,
             routes: vec![RouteCounters::default()],
             upstreams: vec![UpstreamCounters::default()],
             limits: vec![LimitCounters::default()],

@@ -14,7 +14,7 @@ use crate::{
         head::{Framing, ResponseHead},
         http1::BodyError,
     },
-    shard::{Deadline, Instant, clock, task},
+    shard::{Deadline, Instant, Pipe, clock, task},
 };
 
 /// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
@@ -139,6 +139,26 @@ impl Streaming {
         }
     }
 
+    /// What follows on a connection that failed so means nothing.
+    fn fail(&mut self, error: &ClientError) -> Cut {
+        self.hold = None;
+        match error {
+            // A connection that ended too soon broke, with a FIN or without.
+            ClientError::Broken(_) | ClientError::Body(BodyError::Truncated) => Cut::UpstreamBroken,
+            _ => Cut::UpstreamMalformed,
+        }
+    }
+
+    /// Waits while the backend pauses.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {
+        self.answered_at = None;
+        let stalls_at = *self.stalls_at.get_or_insert_with(|| clock::now() + self.idle_timeout);
+        // The timer is the rest of the request's too, which `poll_upload` finds overdue when it is woken.
+        let due = if self.upload.is_some() { stalls_at.min(request.due()) } else { stalls_at };
+        request.deadline().set(due);
+        request.deadline().poll(cx).map(|()| Cut::UpstreamStalled)
+    }
+
     /// Moves the rest of the request on.
     fn poll_upload(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Option<Cut> {
         let (Some(upload), Some(hold)) = (&mut self.upload, &mut self.hold) else { return None };
@@ -183,23 +203,8 @@ impl AnswerBody for Streaming {
                 self.complete();
                 Poll::Ready(Ok(false))
             }
-            Poll::Ready(Err(error)) => {
-                // What follows on such a connection means nothing.
-                self.hold = None;
-                Poll::Ready(Err(match error {
-                    // A connection that ended too soon broke, with a FIN or without.
-                    ClientError::Broken(_) | ClientError::Body(BodyError::Truncated) => Cut::UpstreamBroken,
-                    _ => Cut::UpstreamMalformed,
-                }))
-            }
-            Poll::Pending => {
-                self.answered_at = None;
-                let stalls_at = *self.stalls_at.get_or_insert_with(|| clock::now() + self.idle_timeout);
-                // The timer is the rest of the request's too, which `poll_upload` finds overdue when it is woken.
-                let due = if self.upload.is_some() { stalls_at.min(request.due()) } else { stalls_at };
-                request.deadline().set(due);
-                request.deadline().poll(cx).map(|()| Err(Cut::UpstreamStalled))
-            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.fail(&error))),
+            Poll::Pending => self.poll_stalled(cx, request).map(Err),
         }
     }
 
@@ -211,6 +216,30 @@ impl AnswerBody for Streaming {
     fn consume(&mut self, bytes: usize) {
         if let Some(hold) = &mut self.hold {
             hold.lease.connection().consume(bytes);
+        }
+    }
+
+    fn unseen(&self) -> u64 {
+        let connection = self.hold.as_ref().and_then(|hold| hold.lease.connection.as_ref());
+        connection.map_or(0, |connection| connection.unseen())
+    }
+
+    fn poll_move(
+        &mut self,
+        cx: &mut Context<'_>,
+        request: &mut impl RequestBody,
+        pipe: &mut Pipe,
+    ) -> Poll<Result<usize, Cut>> {
+        let Some(hold) = &mut self.hold else { return Poll::Ready(Ok(0)) };
+        match hold.lease.connection().poll_move(cx, pipe) {
+            Poll::Ready(Ok(moved)) => {
+                if moved > 0 {
+                    self.stalls_at = None;
+                }
+                Poll::Ready(Ok(moved))
+            }
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.fail(&error))),
+            Poll::Pending => self.poll_stalled(cx, request).map(Err),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
         head::{Framing, RequestHead, ResponseHead},
         http1::{ConnectionToken, HeadLimits, HeadScanner, RequestError, WholeRequest, encode_response, parse_request},
     },
-    shard::{Deadline, Instant, buffers, clock},
+    shard::{Deadline, Instant, Pipe, buffers, clock},
 };
 
 /// What a client's connection may ask of us, in sizes and times. From the configuration, replaced by a reload.
@@ -264,6 +264,10 @@ impl Inbound {
     fn consume(&mut self, bytes: usize) {
         let bytes = bytes.min(self.reader.chunk().len());
         self.reader.consume(bytes);
+        self.received(bytes);
+    }
+
+    fn received(&mut self, bytes: usize) {
         self.body_bytes = self.body_bytes.saturating_add(bytes as u64);
         self.io.received.set(self.body_bytes);
     }
@@ -279,6 +283,34 @@ impl Inbound {
                 }
                 Step::More => ready!(self.poll_more_body(cx))?,
             }
+        }
+    }
+
+    /// Bytes of the body that are to come, when they may be moved unseen: the bound on its size holds for all of them.
+    fn unseen(&self) -> u64 {
+        let left = self.reader.unseen(&self.io);
+        if left <= self.body_bytes_max.saturating_sub(self.body_bytes) { left } else { 0 }
+    }
+
+    /// Moves what has come of them into a pipe. They count as consumed: from here they go to the backend, or nowhere.
+    fn poll_move(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, BodyFailure>> {
+        if self.unseen() == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        if let Poll::Ready(Err(_)) = self.poll_continue(cx) {
+            return Poll::Ready(Err(BodyFailure::ClientGone));
+        }
+        match self.reader.poll_move(&self.io, cx, pipe) {
+            Poll::Ready(Ok(moved)) => {
+                self.received(moved);
+                Poll::Ready(Ok(moved))
+            }
+            Poll::Ready(Err(_)) => {
+                self.has_ended = true;
+                Poll::Ready(Err(BodyFailure::ClientGone))
+            }
+            Poll::Pending if self.body_due <= clock::now() => Poll::Ready(Err(BodyFailure::TimedOut)),
+            Poll::Pending => Poll::Pending,
         }
     }
 
@@ -373,6 +405,14 @@ impl Chunks for Http1Body<'_> {
 
     fn consume(&mut self, bytes: usize) {
         self.inbound.consume(bytes);
+    }
+
+    fn unseen(&self) -> u64 {
+        self.inbound.unseen()
+    }
+
+    fn poll_move(&mut self, cx: &mut Context<'_>, pipe: &mut Pipe) -> Poll<Result<usize, BodyFailure>> {
+        self.inbound.poll_move(cx, pipe)
     }
 
     fn trailers(&self) -> &[u8] {

@@ -79,6 +79,24 @@ impl BodyDecoder {
         }
     }
 
+    /// How many bytes are to come that are payload and nothing else: as many as can be; none of a chunked body, whose
+    /// framing stands between them.
+    pub const fn payload_left(&self) -> u64 {
+        match &self.state {
+            State::Length { left } => *left,
+            State::UntilClose => u64::MAX,
+            State::Closed | State::Chunked(_) => 0,
+        }
+    }
+
+    /// So many bytes of payload have gone another way and will not be decoded: no more than
+    /// [`payload_left`](Self::payload_left) says.
+    pub fn skip(&mut self, bytes: u64) {
+        if let State::Length { left } = &mut self.state {
+            *left = left.saturating_sub(bytes);
+        }
+    }
+
     /// Whether the body is complete.
     #[inline]
     pub const fn is_done(&self) -> bool {

@@ -251,6 +251,34 @@ fn chunk_headers_are_the_shortest_hex() {
 }
 
 #[test]
+fn what_is_nothing_but_payload_may_be_skipped() {
+    let mut length = BodyDecoder::new(Framing::Length(10));
+    assert_eq!(length.decode(b"four"), Ok(Decoded::Data { start: 0, end: 4 }));
+    assert_eq!(length.payload_left(), 6);
+    length.skip(5);
+    assert_eq!((length.payload_left(), length.is_done()), (1, false));
+    // What follows belongs to the next message, as if all had been decoded.
+    assert_eq!(length.decode(b"xGET"), Ok(Decoded::Data { start: 0, end: 1 }));
+    assert_eq!((length.payload_left(), length.is_done()), (0, true));
+    let mut length = BodyDecoder::new(Framing::Length(10));
+    length.skip(9);
+    assert!(length.finish_at_eof().is_err(), "a part is no whole");
+
+    let mut rest = BodyDecoder::new(Framing::UntilClose);
+    rest.skip(rest.payload_left());
+    assert_eq!((rest.payload_left(), rest.is_done()), (u64::MAX, false));
+    assert!(rest.finish_at_eof().is_ok());
+    assert_eq!(rest.payload_left(), 0);
+
+    for framing in [Framing::None, Framing::Length(0), Framing::Chunked] {
+        assert_eq!(BodyDecoder::new(framing).payload_left(), 0, "{framing:?}");
+    }
+    let mut chunked = BodyDecoder::new(Framing::Chunked);
+    assert!(matches!(chunked.decode(b"a\r\nfour"), Ok(Decoded::Data { .. })));
+    assert_eq!(chunked.payload_left(), 0, "framing stands behind it");
+}
+
+#[test]
 fn the_end_of_a_body_is_known_at_once() {
     let mut body = BodyDecoder::new(Framing::Length(2));
     assert_eq!(body.decode(b""), Ok(Decoded::More { consumed: 0 }));

@@ -19,6 +19,9 @@ use crate::{
 
 const PASSWORD: &str = "correct horse battery";
 
+/// More than sockets and pipes hold between them.
+const LARGE: usize = 32 * 1024 * 1024;
+
 /// A gateway with users of its own, before a service that answers, streams and tunnels.
 struct House {
     gateway: Gateway,
@@ -46,6 +49,10 @@ impl House {
                 // Until the gateway lets go.
                 conversation.read_to_end();
                 return Ok(());
+            }
+            if request.head.first_line.contains("/large") {
+                conversation.send(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n"))?;
+                return conversation.send(vec![b'x'; LARGE]);
             }
             if request.head.first_line.contains("/held") {
                 opened.wait();
@@ -327,6 +334,30 @@ fn requests_without_an_answer_are_refused_when_their_session_ends() {
         assert_eq!(client.read_response().status, 200);
     }
     house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_exchanges_tied") == 0);
+}
+
+#[test]
+fn what_is_in_a_pipe_ends_with_its_session() {
+    let mut house = House::start("");
+    let tokens = house.log_in("ann@example.com");
+    let mut clients = house.clients();
+    for client in &mut clients {
+        client.send(format!("GET /large HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\r\n", tokens.access));
+        assert_eq!(client.read_response_head().status, 200);
+        // So much of it that the rest is on its way, unseen.
+        let mut read = 0;
+        while read < 1024 * 1024 {
+            read += client.read_some().expect("more").len();
+        }
+    }
+    // Nobody reads on, so nothing moves; the end has to come all the same.
+    house.gateway.metrics_until("all are tied", |metrics| metrics.sum("shardgate_exchanges_tied") == 64);
+    assert_eq!(ask(&mut house.gateway.connect(), "POST", "/auth/logout", &tokens.access).status, 204);
+    house.gateway.metrics_until("all are let go", |metrics| metrics.sum("shardgate_exchanges_tied") == 0);
+    for client in &mut clients {
+        let rest = client.read_to_end().unwrap_or_default().len();
+        assert!(rest < LARGE - 2 * 1024 * 1024, "{rest} bytes came");
+    }
 }
 
 #[test]

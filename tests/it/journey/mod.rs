@@ -10,6 +10,7 @@ mod fields;
 mod half_closed;
 mod hops;
 mod interim;
+mod large;
 mod limits;
 mod limits_reach;
 mod log;

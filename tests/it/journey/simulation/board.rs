@@ -119,7 +119,7 @@ impl Board {
 
     pub(super) fn heard(&mut self, tag: Tag, request: &Message) {
         let standing = self.of_mut(tag);
-        standing.heard = standing.heard.max(Some(request.content.len()));
+        standing.heard = standing.heard.max(Some(request.content_bytes));
         standing.has_heard_all = request.is_whole;
     }
 
@@ -134,7 +134,7 @@ impl Board {
     pub(super) fn seen(&mut self, tag: Tag, answer: &Message) {
         let standing = self.of_mut(tag);
         standing.is_invited = true;
-        standing.seen = Some(answer.content.len());
+        standing.seen = Some(answer.content_bytes);
         standing.is_over |= answer.is_whole;
     }
 

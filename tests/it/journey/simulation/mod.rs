@@ -28,6 +28,7 @@ const FIRST: u64 = 2000;
 /// Seeds for each number of shards.
 const ROUNDS: u64 = 60;
 const ROUNDS_LONG: u64 = 1500;
+const HUGE_ROUNDS_LONG: u64 = 20;
 /// How long the gateway may take to see that all is over, and how often it is asked.
 const PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_INTERVAL: Duration = Duration::from_millis(2);
@@ -42,6 +43,15 @@ fn what_many_say_at_once_is_never_confused_on_four_shards() {
     play_all(4);
 }
 
+#[test]
+fn what_is_huge_is_never_confused() {
+    let first = number("SHARDGATE_TEST_SEED");
+    let rounds = if is_long() { HUGE_ROUNDS_LONG } else { 1 };
+    let first = first.unwrap_or(FIRST);
+    let spliced: i64 = (first..first + rounds).map(|seed| play(seed, &Plan::huge(seed), 1)).sum();
+    assert!(spliced > 0 || !is_on_epoll(), "nothing went through a pipe");
+}
+
 fn play_all(shards: usize) {
     let first = number("SHARDGATE_TEST_SEED");
     let usual = match first {
@@ -50,9 +60,13 @@ fn play_all(shards: usize) {
         None => ROUNDS,
     };
     let first = first.unwrap_or(FIRST);
-    for seed in first..first + number("SHARDGATE_TEST_ROUNDS").unwrap_or(usual) {
-        play(seed, shards);
-    }
+    let rounds = number("SHARDGATE_TEST_ROUNDS").unwrap_or(usual);
+    let spliced: i64 = (first..first + rounds).map(|seed| play(seed, &Plan::new(seed), shards)).sum();
+    assert!(spliced > 0 || rounds < ROUNDS || !is_on_epoll(), "nothing went through a pipe");
+}
+
+fn is_on_epoll() -> bool {
+    std::env::var_os("SHARDGATE_TEST_DRIVER").is_none_or(|driver| driver == "epoll")
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -60,19 +74,20 @@ fn number(variable: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{variable} is {value:?}; it should be a number")))
 }
 
-fn play(seed: u64, shards: usize) {
+/// Plays a plan; returns how many bytes went through pipes.
+fn play(seed: u64, plan: &Plan, shards: usize) -> i64 {
     let _told = Told { seed, shards };
-    let plan = Plan::new(seed);
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let gateway = gateway(shards, listener.local_addr().expect("it is bound"));
-    let mut stage = Stage::new(&plan, seed, gateway.address(), &listener);
+    let mut stage = Stage::new(plan, seed, gateway.address(), &listener);
     let left = if stage.play() { unsettled(&gateway, &mut stage) } else { Some("nothing happens any more".to_owned()) };
     let outcome = stage.finish();
     if outcome.board.is_too_late {
-        return;
+        return 0;
     }
-    let complaints: Vec<String> = left.into_iter().chain(judge::complaints(&plan, &outcome)).collect();
+    let complaints: Vec<String> = left.into_iter().chain(judge::complaints(plan, &outcome)).collect();
     assert!(complaints.is_empty(), "{}\n---- {}", outcome.log.join("\n"), complaints.join("\n---- "));
+    gateway.metrics().value("shardgate_spliced_bytes_total")
 }
 
 /// Tells the seed of a failure, whatever it is that fails.
@@ -93,7 +108,7 @@ impl Drop for Told {
 fn gateway(shards: usize, backend: SocketAddr) -> Gateway {
     let cancel = "access = \"public\"\nname = \"cancel\"\npath = \"/cancel/*\"\nupstream = \"back\"";
     Setup {
-        http: "body_bytes_max = \"4MiB\"",
+        http: "body_bytes_max = \"128MiB\"",
         upstream: "retry_budget_percent = 100\noutlier_failures = 0",
         route: "on_client_close = \"finish\"",
         rest: &format!("[runtime]\nshards = {shards}\n[[routes]]\n{cancel}\non_client_close = \"cancel\""),

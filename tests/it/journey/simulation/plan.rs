@@ -12,6 +12,7 @@ use super::{
 
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
+const HUGE: usize = 100 * MIB;
 /// What the gateway reads at once.
 pub(super) const BUFFER: usize = 16 * KIB;
 
@@ -157,10 +158,27 @@ impl Plan {
             clients.push(Client::doubtful(&mut doubtful, clients.len(), asked / 2));
             asked += clients.last().map_or(0, |client| client.exchanges.len());
         }
+        // In some plans there are bodies that go through pipes, and what breaks off or stands behind them.
+        let mut large = Rng::with_seed(seed.rotate_left(32));
+        if !is_calm && percent(&mut large, 40) {
+            for _ in 0..large.usize(1..4) {
+                clients.push(Client::large(&mut large, clients.len(), asked / 2, large_size));
+                asked += clients.last().map_or(0, |client| client.exchanges.len());
+            }
+        }
         // Those who come last ask what anybody would, and get what anybody should.
         for _ in 0..6 {
             clients.push(Client::plain(&mut rng, clients.len(), asked));
         }
+        Self { clients }
+    }
+
+    /// A few who send and get far more than any buffer holds.
+    pub(super) fn huge(seed: u64) -> Self {
+        let mut rng = Rng::with_seed(seed);
+        let mut clients: Vec<_> =
+            (0..3).map(|number| Client::large(&mut rng, number, 0, |rng| HUGE - rng.usize(0..2))).collect();
+        clients.push(Client::plain(&mut rng, 3, 1));
         Self { clients }
     }
 
@@ -225,6 +243,48 @@ impl Client {
             }
         });
         Self::one_by_one(rng, comes_after, exchanges.into_iter())
+    }
+
+    /// Sends a large body, gets one, or both; asks for something small before and behind it.
+    fn large(rng: &mut Rng, number: usize, comes_after: usize, size: impl Fn(&mut Rng) -> usize) -> Self {
+        let mut client = Self { comes_after, exchanges: Vec::new(), steps: Vec::new() };
+        let tag = |exchange| Tag { client: number, exchange };
+        let (sends, at) = (rng.bool(), rng.usize(0..2));
+        let pipelines = rng.bool();
+        let mut written = 0;
+        for exchange in 0..3 {
+            let tag = tag(exchange);
+            let (ask, answer) = match (exchange == at, sends) {
+                (false, _) => (Ask::plain(tag, "GET", Framing::Bare), Answer::plain()),
+                (true, true) => {
+                    let ask = Ask { content_bytes: size(rng), ..Ask::plain(tag, "POST", Framing::Length) };
+                    let ask = Ask { expects: percent(rng, 15), ..ask };
+                    let answer = Answer::new(rng, &ask);
+                    (ask, answer)
+                }
+                (true, false) => {
+                    let ask = Ask { is_http10: percent(rng, 40), ..Ask::plain(tag, "GET", Framing::Bare) };
+                    let framing = if percent(rng, 60) { Framing::Length } else { Framing::Rest };
+                    let answer = Answer { status: 200, framing, content_bytes: size(rng), ..Answer::new(rng, &ask) };
+                    let end = if framing == Framing::Rest { End::Announced } else { answer.end };
+                    (ask, Answer { end, ..answer })
+                }
+            };
+            let leaves = exchange == at && percent(rng, 20);
+            let (mut exchange, mut steps) = Script::new(rng, tag, ask, answer).finish(leaves);
+            exchange.starts_at = written;
+            written += steps.iter().map(Step::bytes).sum::<usize>();
+            if !(pipelines && percent(rng, 70)) {
+                steps[0].when = When::Alone;
+            }
+            client.steps.extend(in_pieces(steps));
+            exchange.steps = in_pieces(exchange.steps);
+            client.exchanges.push(exchange);
+            if leaves {
+                break;
+            }
+        }
+        client
     }
 
     /// Each request when the one before is answered.
@@ -449,6 +509,32 @@ pub(super) fn size(rng: &mut Rng) -> usize {
         92..97 => MIB,
         _ => near(rng, MIB),
     }
+}
+
+/// Sizes around those from which on bodies are moved unseen, and those of pipes.
+fn large_size(rng: &mut Rng) -> usize {
+    let around = [32 * KIB, 32 * KIB + BUFFER, 128 * KIB, MIB, 2 * MIB];
+    match rng.usize(0..3) {
+        0 => rng.usize(32 * KIB..4 * MIB),
+        _ => around[rng.usize(0..around.len())] + rng.usize(0..3) - 1,
+    }
+}
+
+/// Long writes one piece after the other: what is left of one is copied whenever it is not taken whole.
+fn in_pieces(steps: Vec<Step>) -> Vec<Step> {
+    let mut pieces = Vec::new();
+    for Step { tag, mut when, act } in steps {
+        match act {
+            Act::Write(bytes) if bytes.len() > MIB => {
+                for piece in bytes.chunks(MIB) {
+                    pieces.push(Step { tag, when, act: Act::Write(piece.to_vec()) });
+                    when = When::Now;
+                }
+            }
+            act => pieces.push(Step { tag, when, act }),
+        }
+    }
+    pieces
 }
 
 pub(super) fn percent(rng: &mut Rng, percent: u32) -> bool {

@@ -13,7 +13,7 @@ use crate::harness::now;
 use super::{
     board::Board,
     plan::{self, Act, Exchange, Plan, Step, When},
-    wire::{Framing, Message, Tag, framing_of_answer, framing_of_request},
+    wire::{Framing, Message, Tag, Then, framing_of_answer, framing_of_request},
 };
 
 /// How long after its answer a backend may still send what the gateway waits for, with a margin for what holds up either.
@@ -201,7 +201,12 @@ impl Client {
                 return;
             };
             let framing = |head: &_| framing_of_answer(head, exchange.ask.method == "HEAD");
-            match Message::read(&self.end.unread, framing, met == Met::End) {
+            let then = match met {
+                Met::Bytes(_) => Then::More,
+                Met::End => Then::End,
+                Met::Reset => Then::Broken,
+            };
+            match Message::read(&self.end.unread, framing, then) {
                 Ok(Some(answer)) => {
                     let is_whole = answer.is_whole;
                     self.take_answer(answer, met, exchange, board);
@@ -387,7 +392,7 @@ impl Backend {
 
     /// Takes one request; whether it is done with that.
     fn take_one(&mut self, has_ended: bool, plan: &Plan, board: &mut Board) -> Result<bool, String> {
-        let Some(first) = Message::read(&self.end.unread, |_| Framing::Bare, has_ended)? else { return Ok(false) };
+        let Some(first) = Message::read(&self.end.unread, |_| Framing::Bare, Then::More)? else { return Ok(false) };
         let target = first.head.first_line.split(' ').nth(1).unwrap_or_default();
         let tag = target.rsplit('/').next().and_then(Tag::parse);
         let (tag, exchange) = tag
@@ -409,7 +414,8 @@ impl Backend {
             () if reads_none => Framing::Bare,
             () => framing_of_request(head),
         };
-        let Some(request) = Message::read(&self.end.unread, framing, has_ended)? else { return Ok(false) };
+        let then = if has_ended { Then::End } else { Then::More };
+        let Some(request) = Message::read(&self.end.unread, framing, then)? else { return Ok(false) };
         board.heard(tag, &request);
         let is_answered = !self.end.steps.iter().any(|step| matches!(step.act, Act::Write(_) | Act::WriteJunk(..)));
         if request.is_whole && !reads_none && !is_answered && self.end.unread.len() > request.bytes {

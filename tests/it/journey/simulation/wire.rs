@@ -109,11 +109,24 @@ impl Encoded {
 #[derive(Clone, Debug)]
 pub(super) struct Message {
     pub(super) head: Head,
-    /// What has come of its content, without framing.
+    /// How much of its content has come, without framing.
+    pub(super) content_bytes: usize,
+    /// All that comes of it; empty while more may come.
     pub(super) content: Vec<u8>,
     pub(super) is_whole: bool,
     /// What has come of it, with framing.
     pub(super) bytes: usize,
+}
+
+/// What may follow on the bytes that have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// More of them.
+    More,
+    /// The end of the stream has come behind them.
+    End,
+    /// The connection broke.
+    Broken,
 }
 
 impl Message {
@@ -121,24 +134,31 @@ impl Message {
     pub(super) fn read(
         bytes: &[u8],
         framing: impl FnOnce(&Head) -> Framing,
-        has_ended: bool,
+        then: Then,
     ) -> Result<Option<Self>, String> {
         let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
         let head = read_head(&bytes[..end])?;
         let start = end + 4;
         let rest = &bytes[start..];
+        // A large content is looked at often before it is whole, and copied once.
         let (content, is_whole, taken) = match framing(&head) {
-            Framing::Bare => (Vec::new(), true, 0),
-            Framing::Rest => (rest.to_vec(), has_ended, rest.len()),
-            Framing::Chunked => read_chunks(rest)?,
+            Framing::Bare => (&[][..], true, 0),
+            Framing::Rest => (rest, then == Then::End, rest.len()),
+            Framing::Chunked => {
+                let (content, is_whole, taken) = read_chunks(rest)?;
+                let content_bytes = content.len();
+                return Ok(Some(Self { head, content_bytes, content, is_whole, bytes: start + taken }));
+            }
             Framing::Length => {
                 let length = head.field("content-length").and_then(|length| length.parse().ok());
                 let length: usize = length.ok_or_else(|| format!("no length: {head:?}"))?;
                 let taken = length.min(rest.len());
-                (rest[..taken].to_vec(), taken == length, taken)
+                (&rest[..taken], taken == length, taken)
             }
         };
-        Ok(Some(Self { head, content, is_whole, bytes: start + taken }))
+        let content_bytes = content.len();
+        let content = if is_whole || then != Then::More { content.to_vec() } else { Vec::new() };
+        Ok(Some(Self { head, content_bytes, content, is_whole, bytes: start + taken }))
     }
 
     /// The status of an answer.
@@ -222,11 +242,11 @@ fn what_is_encoded_is_read_again() {
         let sent = content(Kind::Request, tag, 1000);
         let encoded = Encoded::new("POST /1-2 HTTP/1.1\r\n", framing, &sent, || 300);
         for stop in [0, 1, 299, 300, 301, 999, 1000] {
-            let read = Message::read(&encoded.bytes[..encoded.up_to(stop)], |_| framing, false);
+            let read = Message::read(&encoded.bytes[..encoded.up_to(stop)], |_| framing, Then::More);
             let read = read.expect("it is HTTP").expect("the head is there");
-            assert_eq!((read.content.len(), read.is_whole), (stop, stop == 1000 && framing == Framing::Length));
+            assert_eq!((read.content_bytes, read.is_whole), (stop, stop == 1000 && framing == Framing::Length));
         }
-        let read = Message::read(&encoded.bytes, |_| framing, true).expect("it is HTTP").expect("it is there");
+        let read = Message::read(&encoded.bytes, |_| framing, Then::End).expect("it is HTTP").expect("it is there");
         assert_eq!((read.content, read.is_whole, read.bytes), (sent, true, encoded.bytes.len()));
     }
 }
