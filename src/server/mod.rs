@@ -46,16 +46,15 @@ const RING_LETTERS: usize = 1024;
 /// How long the access log may take to be written out when the process ends.
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
+/// Told the addresses of the public listeners and the operator's.
+pub type Ready = Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>;
+
 /// Runs the gateway until a signal ends it. `watch` is on the file that the configuration is from, since before it was
 /// read; `ready` is called once with the addresses of the public listeners and the operator's, when every shard runs the
 /// configuration and nothing more is to be told of the start.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
-pub fn run(
-    config: Config,
-    watch: Option<Watch>,
-    ready: Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>,
-) -> anyhow::Result<Ended> {
+pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result<Ended> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
     let mut signals = Signals::new().context("signals cannot be received")?;
