@@ -1,68 +1,22 @@
 //! Accounts: where users are kept, and what a log-in may cost. Connecting and hashing are for `accounts`.
 
-use super::raw::Node;
-use super::read::{Fields, Report};
-use super::redis::decoded as percent_decoded;
-use super::{HIDDEN, Secret, units};
-use serde::Serialize;
+use super::read::Fields;
+use super::redis_url::decoded as percent_decoded;
+use super::report::Report;
+use super::{Accounts, HIDDEN, Secret};
 use std::error::Error as _;
 use std::path::PathBuf;
-use std::time::Duration;
 use tokio_postgres::config::Host;
 
-/// Where users are kept, and what a log-in may cost. All of it needs a new process.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Accounts {
-    /// Whether there are any: `/auth/*`, sessions and the log of revocations. Default true.
-    pub enabled: bool,
-    /// The PostgreSQL server that has the table `users`. None: the embedded store in [`super::Data::dir`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub postgres_url: Option<Secret>,
-    /// The certificates that PostgreSQL's is checked against, as PEM. None: the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub postgres_ca_file: Option<PathBuf>,
-    /// Connections to PostgreSQL. Default 4. Process.
-    pub postgres_connections_max: usize,
-    /// How long connecting to PostgreSQL, and each statement, may take. Default 3 s. Each.
-    #[serde(serialize_with = "units::duration")]
-    pub postgres_timeout: Duration,
-    /// Threads that hash passwords. `None` (written 0, the default): half of the cores. Process.
-    #[serde(serialize_with = "units::zero_for_none")]
-    pub password_threads: Option<usize>,
-    /// Log-ins that wait for one of them; more are refused (503 `overloaded`). Default 64. Process.
-    pub password_queue: usize,
-    /// Memory of a password's hash. Default 19 MiB. Each.
-    #[serde(serialize_with = "units::size_in_memory")]
-    pub password_memory: usize,
-    /// Passes over it. Default 2. Each.
-    pub password_passes: u32,
-    /// Failed log-ins in a row of one account from one address before each further one has to wait (429). Default 5.
-    pub login_failures_max: u32,
-}
-
-/// Reads `[accounts]`.
-pub(super) fn read_accounts(node: Option<&Node>, report: &mut Report) -> Accounts {
-    let fields = Fields::of("accounts", "accounts".to_owned(), node, report);
-    let accounts = Accounts {
-        enabled: fields.take("enabled", report),
-        postgres_url: fields.take_written("postgres_url", report),
-        postgres_ca_file: fields.take_written("postgres_ca_file", report),
-        postgres_connections_max: fields.take("postgres_connections_max", report),
-        postgres_timeout: fields.take("postgres_timeout", report),
-        password_threads: Some(fields.take("password_threads", report)).filter(|&threads| threads != 0),
-        password_queue: fields.take("password_queue", report),
-        password_memory: fields.take("password_memory", report),
-        password_passes: fields.take("password_passes", report),
-        login_failures_max: fields.take("login_failures_max", report),
-    };
+/// What the keys of `[accounts]` say of PostgreSQL.
+pub(super) fn check_accounts(accounts: &Accounts, fields: &Fields<'_>, report: &mut Report) {
     if let Some(wrong) = accounts.postgres_url.as_ref().and_then(|url| wrong_part(url.reveal())) {
         let right = format!("{wrong}; {FORM}");
         report.wrong_at(fields.place_of("postgres_url"), "accounts.postgres_url", HIDDEN, &right);
     } else if accounts.postgres_ca_file.is_some() && accounts.postgres_url.as_ref().is_some_and(has_own_ca) {
-        let what = "accounts.postgres_ca_file is given, and accounts.postgres_url has sslrootcert".to_owned();
-        report.push(fields.place_of("postgres_ca_file"), what, "name the certificates once");
+        let what = "is given, and accounts.postgres_url has sslrootcert";
+        fields.wrong(report, "postgres_ca_file", what, "name the certificates once");
     }
-    accounts
 }
 
 impl Accounts {
@@ -135,28 +89,9 @@ const FORM: &str = "write \"postgres://user:password@host:5432/database?sslmode=
                     password by percent signs";
 
 /// Options that stand behind the `?`.
-const OPTIONS: [&str; 20] = [
-    "application_name",
-    "channel_binding",
-    "connect_timeout",
-    "dbname",
-    "host",
-    "hostaddr",
-    "keepalives",
-    "keepalives_idle",
-    "keepalives_interval",
-    "keepalives_retries",
-    "load_balance_hosts",
-    "options",
-    "password",
-    "port",
-    "sslmode",
-    "sslnegotiation",
-    "sslrootcert",
-    "target_session_attrs",
-    "tcp_user_timeout",
-    "user",
-];
+const OPTIONS: &str = "application_name, channel_binding, connect_timeout, dbname, host, hostaddr, keepalives, \
+                       keepalives_idle, keepalives_interval, keepalives_retries, load_balance_hosts, options, password, \
+                       port, sslmode, sslnegotiation, sslrootcert, target_session_attrs, tcp_user_timeout, user";
 
 /// Which part of a URL of PostgreSQL is wrong, if one is.
 fn wrong_part(url: &str) -> Option<String> {
@@ -186,12 +121,12 @@ fn wrong_part(url: &str) -> Option<String> {
 /// What the parser says, without what it read.
 fn told(message: &str) -> String {
     let refused = message.strip_prefix("invalid value for option `").and_then(|rest| rest.strip_suffix('`'));
-    match refused.and_then(|name| OPTIONS.iter().find(|option| **option == name)) {
-        Some(&"port") => "its port is no number from 1 to 65535".to_owned(),
-        Some(&"host") => "its host in brackets is no address".to_owned(),
+    match refused.filter(|name| OPTIONS.split(", ").any(|option| option == *name)) {
+        Some("port") => "its port is no number from 1 to 65535".to_owned(),
+        Some("host") => "its host in brackets is no address".to_owned(),
         Some(option) => format!("its option {option} has a value that there is not"),
         None if message.starts_with("unknown option") => {
-            format!("it has an option that there is not behind the ?; there are {}", OPTIONS.join(", "))
+            format!("it has an option that there is not behind the ?; there are {OPTIONS}")
         }
         None if message.starts_with("unterminated") => "an option behind the ? has no =".to_owned(),
         None => "a part of it is no text behind its percent signs".to_owned(),
@@ -272,7 +207,7 @@ mod tests {
     /// What the parser takes, so that the list goes with it.
     #[test]
     fn the_options_are_those_of_the_parser() {
-        for option in OPTIONS {
+        for option in OPTIONS.split(", ") {
             let wrong = wrong_part(&format!("postgres://h/d?{option}=%00")).unwrap_or_default();
             assert!(!wrong.contains("an option that there is not"), "{option}: {wrong}");
         }

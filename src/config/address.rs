@@ -1,7 +1,7 @@
 //! Who and where: networks, instances and host patterns. Each is read from text that says what is wrong with itself and is
 //! written back as it was. Looking names up is for `server`.
 
-use serde::{Serialize, Serializer};
+use super::values::texts;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
@@ -16,17 +16,8 @@ pub struct IpNet {
 impl IpNet {
     /// Whether the address lies in the network. An IPv4 address that came through an IPv6 socket counts as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
-        match (self.address, address.to_canonical()) {
-            (IpAddr::V4(network), IpAddr::V4(address)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.bits)).unwrap_or(0);
-                (network.to_bits() ^ address.to_bits()) & mask == 0
-            }
-            (IpAddr::V6(network), IpAddr::V6(address)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.bits)).unwrap_or(0);
-                (network.to_bits() ^ address.to_bits()) & mask == 0
-            }
-            _ => false,
-        }
+        let address = address.to_canonical();
+        address.is_ipv4() == self.address.is_ipv4() && masked(address, self.bits) == self.address
     }
 
     /// Whether it holds every address of its family.
@@ -188,22 +179,10 @@ fn plain_number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-impl Serialize for IpNet {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl Serialize for Instance {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl Serialize for HostPattern {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
+texts! {
+    IpNet: "network, as `10.0.0.0/8` or `::1`";
+    Instance: "`host:port`";
+    HostPattern: "host, as `shop.example.com` or `*.example.com`";
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What the table of keys says, as documentation: the tables of `docs/config.md` and the JSON schema for editors. The
 //! prose around the tables is written by hand.
 
-use super::keys::{Fallback, Key, Kind, SECTIONS, Section, Shape};
+use super::key::{Fallback, Key, Kind, Section, Shape};
+use super::keys::SECTIONS;
 use super::{written_duration, written_size};
 use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
@@ -20,10 +21,10 @@ pub fn tables() -> String {
                 Fallback::Unset(words) => words.to_owned(),
                 Fallback::Required => "must be given".to_owned(),
             };
-            let (scope, reload) = (key.scope.word(), key.reload.word());
+            let (scope, change) = (key.scope.word(), key.change.word());
             let _ = writeln!(
                 text,
-                "| `{}` | {} | {default} | {scope} | {reload} | {} |",
+                "| `{}` | {} | {default} | {scope} | {change} | {} |",
                 key.name,
                 takes(key.kind),
                 key.about
@@ -100,14 +101,14 @@ fn list_schema(section: &Section) -> Value {
 fn table_schema(section: &Section) -> Value {
     let mut properties: Map<String, Value> =
         section.keys.iter().map(|key| (key.name.to_owned(), key_schema(key))).collect();
-    for name in section.inside() {
+    for name in section.inside {
         let path = format!("{}.{name}", section.name);
         let inside = SECTIONS.iter().find(|section| section.name == path);
         let schema = |inside: &Section| match inside.shape {
             Shape::Listed => list_schema(inside),
             _ => table_schema(inside),
         };
-        properties.extend(inside.map(|inside| (name.to_owned(), schema(inside))));
+        properties.extend(inside.map(|inside| ((*name).to_owned(), schema(inside))));
     }
     // Without routes the built-in upstreams have instances of their own.
     let required =
@@ -147,8 +148,8 @@ fn key_schema(key: &Key) -> Value {
         Fallback::Unset(words) => format!(" Default: {words}."),
         Fallback::Value(_) | Fallback::Required => String::new(),
     };
-    let (scope, reload) = (key.scope.word(), key.reload.word());
-    schema["description"] = format!("{}{fallback} Scope: {scope}. Change by: {reload}.", key.about).into();
+    let (scope, change) = (key.scope.word(), key.change.word());
+    schema["description"] = format!("{}{fallback} Scope: {scope}. Change by: {change}.", key.about).into();
     if let Fallback::Value(value) = key.default {
         schema["default"] = as_json(value);
     }

@@ -1,8 +1,10 @@
 //! The environment: the one place that reads the process's, and how its variables stand in for keys of the file.
 
-use super::keys::{SECTIONS, Shape};
-use super::raw::{Node, Place, Table, Text, Value};
-use super::read::{Report, suggestion};
+use super::key::Shape;
+use super::keys::SECTIONS;
+use super::raw::{Node, Table, Text, Value};
+use super::read::suggestion;
+use super::report::{Place, Report};
 use super::secret::trimmed;
 use std::collections::BTreeMap;
 

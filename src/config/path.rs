@@ -1,6 +1,6 @@
 //! The path of a route: what may be written and what it means. Matching requests against it is for the router.
 
-use serde::{Serialize, Serializer};
+use super::values::texts;
 use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
@@ -29,6 +29,13 @@ pub enum Segment {
     Literal(String),
     /// Any one segment, under this name.
     Parameter(String),
+}
+
+impl Default for PathPattern {
+    /// No path: it cannot be written, and takes nothing.
+    fn default() -> Self {
+        Self::Exact(String::new())
+    }
 }
 
 impl PathPattern {
@@ -126,10 +133,8 @@ impl fmt::Display for PathPattern {
     }
 }
 
-impl Serialize for PathPattern {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
+texts! {
+    PathPattern: "path";
 }
 
 fn segments(path: &str) -> Result<Vec<Segment>, String> {

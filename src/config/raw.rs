@@ -1,7 +1,7 @@
 //! The TOML as written: a tree of values that know where they stand. `${VAR}` is filled in here; what the values mean is
 //! for `read` and `resolve`.
 
-use super::read::Report;
+use super::report::{Place, Report};
 use super::secret::trimmed;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -17,15 +17,11 @@ pub(super) struct Node {
     pub(super) value: Value,
 }
 
-/// Where a value was written. In the order in which mistakes are told.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
-    /// This line of the file, counted from 1.
-    Line(usize),
-    /// The file, where nothing is written.
-    File,
-    /// This environment variable.
-    Variable(String),
+impl Node {
+    /// The value is wrong, and this would be right.
+    pub(super) fn wrong(&self, report: &mut Report, key: &str, right: &str) {
+        report.wrong_at(self.place.clone(), key, &self.value.shown(), right);
+    }
 }
 
 /// A value.

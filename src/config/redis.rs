@@ -1,36 +1,10 @@
 //! Where Redis is and how it is reached. Connecting is for `bus::redis`.
 
-use super::raw::{Node, quoted};
-use super::read::{Fields, FromText, Report, one_of};
-use super::units;
-use super::{HIDDEN, Secret};
-use serde::{Serialize, Serializer};
-use std::fmt;
-use std::path::PathBuf;
-use std::time::Duration;
-
-/// Redis. All of it needs a new process.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Redis {
-    /// Its servers, or its sentinels; all of them have the same user, password, database and TLS. None: there is no Redis.
-    pub urls: Vec<RedisUrl>,
-    /// What the servers are to one another. Default single.
-    pub mode: RedisMode,
-    /// What the sentinels call the server. Default `mymaster`.
-    pub master: String,
-    /// The sentinels' own password; the URLs' is the server's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sentinel_password: Option<Secret>,
-    /// Certificates (PEM) that the servers' are checked with, instead of the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_file: Option<PathBuf>,
-    /// To open a connection. Default 1 s.
-    #[serde(serialize_with = "units::duration")]
-    pub connect_timeout: Duration,
-    /// For one command and its answer. Default 1 s.
-    #[serde(serialize_with = "units::duration")]
-    pub timeout: Duration,
-}
+use super::raw::quoted;
+use super::read::Fields;
+use super::redis_url::RedisUrl;
+use super::report::Report;
+use super::{Redis, RedisMode};
 
 impl Redis {
     /// Whether there is one.
@@ -39,250 +13,33 @@ impl Redis {
     }
 }
 
-/// What several servers are to one another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RedisMode {
-    /// There is one.
-    Single,
-    /// Sentinels, which know the one that is written to.
-    Sentinel,
-    /// Nodes of a cluster; the others are found through them.
-    Cluster,
-}
-
-impl FromText for RedisMode {
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "single" => Ok(Self::Single),
-            "sentinel" => Ok(Self::Sentinel),
-            "cluster" => Ok(Self::Cluster),
-            _ => Err(one_of(&["single", "sentinel", "cluster"])),
-        }
+/// What holds between the keys of `[redis]`.
+pub(super) fn check_redis(redis: &Redis, fields: &Fields<'_>, report: &mut Report) {
+    if !fields.is_sound("urls", report) {
+        return;
     }
-}
-
-/// `redis://user:password@host:6379/0`, or `rediss://` with TLS. It shows without its password.
-#[derive(Clone, PartialEq, Eq)]
-pub struct RedisUrl {
-    /// Whether by TLS.
-    pub is_tls: bool,
-    /// Who logs in; none: the default user.
-    pub username: Option<String>,
-    /// The password.
-    pub password: Option<Secret>,
-    /// The name or address; IPv6 without brackets.
-    pub host: String,
-    /// The port. Default 6379.
-    pub port: u16,
-    /// The database. Default 0.
-    pub database: u8,
-}
-
-/// How a URL of Redis looks.
-const FORM: &str = "write \"redis://host:6379\", or \"rediss://user:password@host:6379/0\" with TLS and a password; \
-                    what is special in a password is written as %40";
-
-impl FromText for RedisUrl {
-    const IS_SECRET: bool = true;
-
-    fn from_text(text: &str) -> Result<Self, String> {
-        read_url(text).map_err(|wrong| format!("{wrong}; {FORM}"))
-    }
-}
-
-/// What is wrong is told by its part and never quoted: where the parts are mistaken for one another, any of them may be the
-/// password.
-fn read_url(text: &str) -> Result<RedisUrl, &'static str> {
-    let (is_tls, rest) = match text.split_once("://") {
-        Some(("redis", rest)) => (false, rest),
-        Some(("rediss", rest)) => (true, rest),
-        _ => return Err("its scheme is neither redis:// nor rediss://"),
-    };
-    let (authority, database) = rest.split_once('/').unwrap_or((rest, ""));
-    if database.contains('@') {
-        return Err("it has a / before an @; one in a password is written as %2F");
-    }
-    if database.contains('?') {
-        return Err("it has options behind a ?, and there are none");
-    }
-    let database = if database.is_empty() {
-        0
-    } else {
-        database.parse().map_err(|_| "its database, behind the /, is no number from 0 to 255")?
-    };
-    let (login, server) = authority.rsplit_once('@').map_or((None, authority), |(login, server)| (Some(login), server));
-    let (username, password) = match login {
-        None => (None, None),
-        Some(login) => {
-            let (username, password) = login.split_once(':').unwrap_or((login, ""));
-            let username = decoded(username).ok_or("its user has a % that stands for nothing")?;
-            let password = decoded(password).ok_or("its password has a % that stands for nothing; % itself is %25")?;
-            (Some(username).filter(|text| !text.is_empty()), Some(password).filter(|text| !text.is_empty()))
-        }
-    };
-    let (host, port) = match server.strip_prefix('[') {
-        Some(rest) => {
-            const NO_ADDRESS: &str = "its host in brackets is no IPv6 address";
-            let (host, port) = rest.split_once(']').ok_or(NO_ADDRESS)?;
-            let _: std::net::Ipv6Addr = host.parse().map_err(|_| NO_ADDRESS)?;
-            (host, if port.is_empty() { None } else { Some(port.strip_prefix(':').unwrap_or_default()) })
-        }
-        None => server.split_once(':').map_or((server, None), |(host, port)| (host, Some(port))),
-    };
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':');
-    if host.is_empty() {
-        return Err("it names no host");
-    }
-    if host.len() > 255 || !host.bytes().all(is_plain) {
-        return Err("its host is no name and no address");
-    }
-    let port = port.map_or(Some(6379), |port| port.parse().ok().filter(|port| *port != 0));
-    let port = port.ok_or("its port is no number from 1 to 65535")?;
-    Ok(RedisUrl { is_tls, username, password: password.map(Secret::from), host: host.to_owned(), port, database })
-}
-
-/// A part of a URL without its percent signs.
-pub(super) fn decoded(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        bytes.push(match byte {
-            b'%' => {
-                let digit = |byte: u8| char::from(byte).to_digit(16);
-                u8::try_from(digit(rest.next()?)? * 16 + digit(rest.next()?)?).ok()?
-            }
-            _ => byte,
-        });
-    }
-    String::from_utf8(bytes).ok().filter(|text| !text.contains(char::is_control))
-}
-
-impl fmt::Display for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { is_tls, username, password, host, port, database } = self;
-        f.write_str(if *is_tls { "rediss://" } else { "redis://" })?;
-        f.write_str(username.as_deref().unwrap_or_default())?;
-        if password.is_some() {
-            write!(f, ":{HIDDEN}")?;
-        }
-        if username.is_some() || password.is_some() {
-            f.write_str("@")?;
-        }
-        if host.contains(':') { write!(f, "[{host}]:{port}/{database}") } else { write!(f, "{host}:{port}/{database}") }
-    }
-}
-
-impl fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-impl Serialize for RedisUrl {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-/// Reads `[redis]`.
-pub(super) fn read_redis(node: Option<&Node>, report: &mut Report) -> Redis {
-    let fields = Fields::of("redis", "redis".to_owned(), node, report);
-    let redis = Redis {
-        urls: fields.take("urls", report),
-        mode: fields.take("mode", report),
-        master: fields.take("master", report),
-        sentinel_password: fields.take_written("sentinel_password", report),
-        ca_file: fields.take_written("ca_file", report),
-        connect_timeout: fields.take("connect_timeout", report),
-        timeout: fields.take("timeout", report),
-    };
-    if fields.is_sound("urls", report) {
-        check_urls(&redis, &fields, report);
-    }
-    redis
-}
-
-fn check_urls(redis: &Redis, fields: &Fields<'_>, report: &mut Report) {
     let Some(first) = redis.urls.first() else { return };
-    let place = fields.place_of("urls");
     let alike = |url: &&RedisUrl| {
         let of = |url: &RedisUrl| (url.is_tls, url.username.clone(), url.password.clone(), url.database);
         of(url) == of(first)
     };
     if let Some(other) = redis.urls.iter().find(|url| !alike(url)) {
-        let what = format!("redis.urls has {} beside {}", quoted(&other.to_string()), quoted(&first.to_string()));
-        report.push(place, what, "all of them have the same scheme, user, password and database");
+        let what = format_args!("has {} beside {}", quoted(&other.to_string()), quoted(&first.to_string()));
+        fields.wrong(report, "urls", what, "all of them have the same scheme, user, password and database");
         return;
     }
     match redis.mode {
         RedisMode::Single if redis.urls.len() > 1 => {
-            let what = format!("redis.urls has {} servers, and redis.mode is \"single\"", redis.urls.len());
-            report.push(place, what, "name one, or set redis.mode to \"sentinel\" or \"cluster\"");
+            let what = format_args!("has {} servers, and redis.mode is \"single\"", redis.urls.len());
+            fields.wrong(report, "urls", what, "name one, or set redis.mode to \"sentinel\" or \"cluster\"");
         }
         RedisMode::Cluster if first.database != 0 => {
-            let what = format!("redis.urls has database {}, and redis.mode is \"cluster\"", first.database);
-            report.push(place, what, "a cluster has database 0 only");
+            let what = format_args!("has database {}, and redis.mode is \"cluster\"", first.database);
+            fields.wrong(report, "urls", what, "a cluster has database 0 only");
         }
         _ => {}
     }
     if redis.master.is_empty() {
-        report.push(fields.place_of("master"), "redis.master is empty".to_owned(), "it is a name, like \"mymaster\"");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn urls_are_read_and_show_no_password() {
-        let shown = |text: &str| RedisUrl::from_text(text).map(|url| url.to_string()).ok();
-        for (text, expected) in [
-            ("redis://127.0.0.1", "redis://127.0.0.1:6379/0"),
-            ("redis://cache.internal:7000/3", "redis://cache.internal:7000/3"),
-            ("rediss://[::1]:6380", "rediss://[::1]:6380/0"),
-            ("redis://:secret@h", "redis://:***@h:6379/0"),
-            ("redis://gate:se%40cr%65t@h/", "redis://gate:***@h:6379/0"),
-            ("redis://gate@h", "redis://gate@h:6379/0"),
-        ] {
-            assert_eq!(shown(text).as_deref(), Some(expected), "{text}");
-        }
-        let url = RedisUrl::from_text("redis://gate:se%40c:r%65t@h").expect("it is one");
-        assert_eq!(url.password.expect("it has one").reveal(), "se@c:ret");
-        for text in [
-            "",
-            "h:6379",
-            "http://h",
-            "redis://",
-            "redis://h:0",
-            "redis://h:x",
-            "redis://h/16x",
-            "redis://:%4@h",
-            "redis://a b",
-            "redis://::1",
-        ] {
-            assert_eq!(shown(text), None, "{text}");
-        }
-        for (text, part) in [
-            ("hunter2", "scheme"),
-            ("redis//:hunter2@h", "scheme"),
-            ("redis://:hunter2@h:port", "port"),
-            ("redis://:hunter2@h:99999", "port"),
-            ("redis://:hunter2@[::1]6379", "port"),
-            ("redis://:hunter2@[h]", "host"),
-            ("redis://:hunter2@", "host"),
-            ("redis://:hunter2@h h", "host"),
-            ("redis://:hunter2@h/sessions", "database"),
-            ("redis://:hunter2@h/256", "database"),
-            ("redis://:hunter2@h/0?protocol=3", "options"),
-            ("redis://:hunter2/@h", "%2F"),
-            ("redis://:hunter2%@h", "password"),
-            ("redis://hunter2%zz@h", "user"),
-        ] {
-            let wrong = RedisUrl::from_text(text).expect_err(text);
-            let (wrong, _) = wrong.split_once("; write").expect("then what would be right");
-            assert!(wrong.contains(part) && !wrong.contains("hunter2"), "{text}: {wrong}");
-        }
+        fields.wrong(report, "master", "is empty", "it is a name, like \"mymaster\"");
     }
 }

@@ -1,22 +1,22 @@
 //! From what is written to a checked [`Config`]: reads every section, checks what holds between keys, and reports all
 //! mistakes at once.
 
-use super::accounts::read_accounts;
-use super::address::NO_TLS;
+use super::accounts::check_accounts;
 use super::auth::read_auth;
-use super::cors::read_cors;
+use super::cors::check_cors;
 use super::keys::SECTIONS;
+use super::keys::section::FromFields as _;
 use super::limits::{read_limits, warn_about_lonely, warn_about_unused};
-use super::listeners::{check_listeners, read_listeners};
-use super::raw::{self, Node, Place, Table, Value};
-use super::read::{Fields, Mistakes, Report, suggestion};
-use super::redis::read_redis;
+use super::listeners::read_listeners;
+use super::raw::{self, Node, Table, Value};
+use super::read::{Fields, suggestion};
+use super::redis::check_redis;
+use super::report::{Mistakes, Place, Report};
 use super::roles::read_roles;
-use super::routes::{Referred, check_body_methods, read_routes, warn_about_own_paths};
-use super::sessions::{read_revocation, read_sessions};
-use super::{
-    Admin, Config, Data, Drain, Http, Instance, IpNet, Listener, Log, Metrics, Runtime, Trace, Trust, Upstream, env,
-};
+use super::routes::{read_routes, warn_about_own_paths};
+use super::sessions::check_sessions;
+use super::upstreams::read_upstreams;
+use super::{Accounts, Auth, Config, Cors, Drain, Http, IpNet, Listener, Log, Metrics, Redis, Sessions, Trust, env};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -79,15 +79,6 @@ impl Default for Config {
     /// What holds when nothing is configured.
     fn default() -> Self {
         resolve(None, &BTreeMap::new()).expect("the table's defaults are right")
-    }
-}
-
-impl Upstream {
-    /// An upstream of these instances with everything else as by default.
-    pub fn new(instances: Vec<Instance>) -> Self {
-        let mut report = Report::new(None);
-        let fields = Fields::of("upstreams.<name>", String::new(), None, &mut report);
-        Self { instances, ..read_upstream(&fields, &mut report) }
     }
 }
 
@@ -157,120 +148,56 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
 }
 
 fn read_config(root: &Table, report: &mut Report) -> Config {
-    let mut section = |name: &str| Fields::of(name, name.to_owned(), root.get(name), report);
-    let [runtime, listener, admin, metrics] = ["runtime", "listener", "admin", "metrics"].map(&mut section);
-    let [http, trust, trace, drain] = ["http", "trust", "trace", "drain"].map(&mut section);
-    let [data, log] = ["data", "log"].map(&mut section);
-    let (listeners, ports) = read_listeners(root.get("listeners"), report);
-    let upstreams = read_upstreams(root.get("upstreams"), report);
-    let roles = read_roles(root.get("roles"), report);
-    let cors = read_cors(root.get("cors"), report);
-    let limits = read_limits(root.get("limits"), report);
-    let referred = Referred { upstreams: &upstreams, roles: &roles, limits: &limits, cors: &cors };
-    let routes = read_routes(root.get("routes"), &referred, report);
-    warn_about_unused(&limits, &routes, report);
-    let redis = read_redis(root.get("redis"), report);
-    warn_about_lonely(&limits, redis.is_given(), report);
-    let config = Config {
-        runtime: Runtime {
-            shards: none_for_zero(runtime.take("shards", report)),
-            driver: runtime.take("driver", report),
-            pin: runtime.take("pin", report),
-            lookup_timeout: runtime.take("lookup_timeout", report),
-        },
-        listener: Listener {
-            address: listener.take("address", report),
-            port: listener.take("port", report),
-            backlog: listener.take("backlog", report),
-            connections_max: none_for_zero(listener.take("connections_max", report)),
-            accept_budget: listener.take("accept_budget", report),
-            hand_over: listener.take("hand_over", report),
-        },
-        listeners,
-        admin: Admin {
-            enabled: admin.take("enabled", report),
-            address: admin.take("address", report),
-            port: admin.take("port", report),
-        },
-        metrics: Metrics { allow: metrics.take("allow", report) },
-        http: read_http(&http, report),
-        trust: Trust { proxies: trust.take("proxies", report) },
-        trace: Trace { sample_ratio: trace.take("sample_ratio", report) },
-        drain: Drain {
-            notice: drain.take("notice", report),
-            window: drain.take("window", report),
-            max: drain.take("max", report),
-        },
-        data: Data { dir: data.take("dir", report) },
-        accounts: read_accounts(root.get("accounts"), report),
-        log: Log {
-            level: log.take("level", report),
-            format: log.take("format", report),
-            access: log.take("access", report),
-            buffer_bytes: log.take("buffer_bytes", report),
-            flush_interval: log.take("flush_interval", report),
-        },
-        cors,
-        limits,
-        auth: read_auth(root.get("auth"), report),
-        sessions: read_sessions(root.get("sessions"), &redis, report),
-        revocation: read_revocation(root.get("revocation"), report),
-        redis,
-        roles,
-        upstreams,
-        routes,
-        warnings: Vec::new(),
-    };
+    let mut config = Config::read_once(root, report);
+    config.upstreams = read_upstreams(root, report);
+    config.roles = read_roles(root, report);
+    config.limits = read_limits(root, report);
+    check_cors(&config.cors, &Cors::fields(root), report);
+    config.routes = read_routes(root, &config, report);
+    warn_about_unused(&config.limits, &config.routes, report);
+    check_redis(&config.redis, &Redis::fields(root), report);
+    warn_about_lonely(&config.limits, config.redis.is_given(), report);
+    check_accounts(&config.accounts, &Accounts::fields(root), report);
+    read_auth(&mut config.auth, &Auth::fields(root), report);
+    check_sessions(&config, &Sessions::fields(root), report);
     warn_about_own_paths(&config.routes, config.accounts.enabled, report);
-    check_listeners(&config, &listener, ports, &admin, report);
-    check_limits(&config, &http, &drain, report);
-    check_log_level(&config.log.level, &log, report);
+    config.listeners = read_listeners(root, &config, report);
+    check_target(&config.http, &Http::fields(root), report);
+    check_drain(&config.drain, &Drain::fields(root), report);
+    check_log_level(&config.log.level, &Log::fields(root), report);
     if config.metrics.allow.iter().any(IpNet::is_everybody) {
-        report.warn(&metrics.place_of("allow"), "metrics.allow shows everybody what the gateway counts");
+        let place = Metrics::fields(root).place_of("allow");
+        report.warn(&place, "metrics.allow shows everybody what the gateway counts");
     }
     if config.trust.proxies.iter().any(IpNet::is_everybody) {
-        report.warn(&trust.place_of("proxies"), "trust.proxies trusts every peer to say where a request came from");
+        let place = Trust::fields(root).place_of("proxies");
+        report.warn(&place, "trust.proxies trusts every peer to say where a request came from");
     }
     config
 }
 
-fn none_for_zero(number: usize) -> Option<usize> {
-    (number != 0).then_some(number)
-}
-
-fn read_http(http: &Fields<'_>, report: &mut Report) -> Http {
-    Http {
-        header_timeout: http.take("header_timeout", report),
-        request_timeout: http.take("request_timeout", report),
-        keep_alive_timeout: http.take("keep_alive_timeout", report),
-        head_bytes_max: http.take("head_bytes_max", report),
-        fields_max: http.take("fields_max", report),
-        target_bytes_max: http.take("target_bytes_max", report),
-        body_bytes_max: http.take("body_bytes_max", report),
-        stream_idle_timeout: http.take("stream_idle_timeout", report),
-        on_client_close: http.take("on_client_close", report),
-        interim_answers: http.take("interim_answers", report),
-        requests_per_connection_max: http.take("requests_per_connection_max", report),
+impl Listener {
+    /// How many client connections may be open at once when the process may hold this many file descriptors. Each
+    /// proxied request may take one more for its upstream, hence the half.
+    pub fn connections_allowed(&self, descriptors: u64) -> usize {
+        let half = usize::try_from(descriptors / 2).unwrap_or(usize::MAX);
+        self.connections_max.unwrap_or(half).max(1)
     }
 }
 
-fn check_limits(config: &Config, http: &Fields<'_>, drain: &Fields<'_>, report: &mut Report) {
-    let Http { head_bytes_max, target_bytes_max, .. } = config.http;
-    let sound = ["target_bytes_max", "head_bytes_max"].iter().all(|key| http.is_sound(key, report));
-    if sound && target_bytes_max > head_bytes_max {
+fn check_target(&Http { head_bytes_max, target_bytes_max, .. }: &Http, http: &Fields<'_>, report: &mut Report) {
+    if target_bytes_max > head_bytes_max {
         let [target, head] = [target_bytes_max, head_bytes_max].map(|bytes| super::written_size(bytes as u64));
-        let place =
-            http.node("target_bytes_max").map_or_else(|| http.place_of("head_bytes_max"), |node| node.place.clone());
         let right = format!("a target is part of a head, and http.head_bytes_max is \"{head}\"");
-        report.push(place, format!("http.target_bytes_max is \"{target}\""), &right);
+        http.wrong_pair(report, ["target_bytes_max", "head_bytes_max"], format_args!("is \"{target}\""), &right);
     }
-    let Drain { notice, max, .. } = config.drain;
-    let sound = ["max", "notice"].iter().all(|key| drain.is_sound(key, report));
-    if sound && max < notice {
+}
+
+fn check_drain(&Drain { notice, max, .. }: &Drain, drain: &Fields<'_>, report: &mut Report) {
+    if max < notice {
         let [notice, max] = [notice, max].map(super::written_duration);
-        let place = drain.node("max").map_or_else(|| drain.place_of("notice"), |node| node.place.clone());
         let right = format!("it is not less than drain.notice, which is \"{notice}\"");
-        report.push(place, format!("drain.max is \"{max}\""), &right);
+        drain.wrong_pair(report, ["max", "notice"], format_args!("is \"{max}\""), &right);
     }
 }
 
@@ -280,91 +207,8 @@ fn check_log_level(level: &str, log: &Fields<'_>, report: &mut Report) {
         let (target, level) = directive.rsplit_once('=').unwrap_or(("all", directive));
         let is_target = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':' | b'-');
         if target.is_empty() || !target.bytes().all(is_target) || !LEVELS.contains(&level) {
-            let what = format!("log.level has {}", raw::quoted(directive));
-            let levels = LEVELS.map(raw::quoted).join(", ");
-            report.push(log.place_of("level"), what, &format!("write a level or target=level; levels are {levels}"));
-        }
-    }
-}
-
-fn read_upstreams(node: Option<&Node>, report: &mut Report) -> BTreeMap<String, Upstream> {
-    let mut upstreams = BTreeMap::new();
-    let Some(node) = node else { return upstreams };
-    let Value::Table(table) = &node.value else {
-        report.wrong(node, "upstreams", "it is a table of upstreams by name: [upstreams.shop]");
-        return upstreams;
-    };
-    for (name, node) in table {
-        let path = format!("upstreams.{name}");
-        if !is_name(name) {
-            let what = format!("{} is no name of an upstream", raw::quoted(name));
-            report.push(node.place.clone(), what, NAME_FORM);
-            continue;
-        }
-        let fields = Fields::of("upstreams.<name>", path, Some(node), report);
-        let upstream = read_upstream(&fields, report);
-        check_instances(&upstream.instances, &fields, report);
-        upstreams.insert(name.clone(), upstream);
-    }
-    upstreams
-}
-
-fn read_upstream(fields: &Fields<'_>, report: &mut Report) -> Upstream {
-    let body_methods: Vec<String> = fields.take("body_methods", report);
-    check_body_methods(&body_methods, fields, report);
-    Upstream {
-        instances: fields.take_written("instances", report).unwrap_or_default(),
-        connect_timeout: fields.take("connect_timeout", report),
-        response_timeout: fields.take("response_timeout", report),
-        idle_timeout: fields.take("idle_timeout", report),
-        idle_max: fields.take("idle_max", report),
-        head_bytes_max: fields.take("head_bytes_max", report),
-        fields_max: fields.take("fields_max", report),
-        interim_answers_max: fields.take("interim_answers_max", report),
-        requests_max: fields.take("requests_max", report),
-        uploads_max: fields.take_written("uploads_max", report),
-        body_methods,
-        retries_max: fields.take("retries_max", report),
-        retry_budget_percent: fields.take("retry_budget_percent", report),
-        retry_budget_min_per_s: fields.take("retry_budget_min_per_s", report),
-        outlier_failures: fields.take("outlier_failures", report),
-        outlier_ejection: fields.take("outlier_ejection", report),
-        outlier_percent_max: fields.take("outlier_percent_max", report),
-    }
-}
-
-/// How the names of upstreams and roles look.
-pub(super) const NAME_FORM: &str = "a name is a letter, then up to 63 of a-z, 0-9, - and _";
-
-pub(super) fn is_name(name: &str) -> bool {
-    name.len() <= 64
-        && name.starts_with(|first: char| first.is_ascii_lowercase())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'_'))
-}
-
-/// As many as one shard's snapshot of an upstream should ever hold.
-pub const INSTANCES_MAX: usize = 1024;
-
-const HTTPS_PORT: u16 = 443;
-
-fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Report) {
-    let Some(node) = fields.node("instances") else { return };
-    let path = format!("{}.instances", fields.path);
-    let written = if let Value::List(list) = &node.value { list.len() } else { instances.len() };
-    if written == 0 && !matches!(node.value, Value::Broken) {
-        report.push(node.place.clone(), format!("{path} is empty"), "an upstream has one instance or more");
-    }
-    if written > INSTANCES_MAX {
-        let right = format!("an upstream has at most {INSTANCES_MAX}");
-        report.push(node.place.clone(), format!("{path} has {written} instances"), &right);
-        return;
-    }
-    for (index, instance) in instances.iter().enumerate() {
-        if instances[..index].contains(instance) {
-            report.push(node.place.clone(), format!("{path} has {instance} twice"), "name each instance once");
-        }
-        if instance.port == HTTPS_PORT {
-            report.warn(&node.place, &format!("{path} has {instance}, the port of HTTPS, and {NO_TLS}"));
+            let right = format!("write a level or target=level; levels are {}", LEVELS.map(raw::quoted).join(", "));
+            log.wrong(report, "level", format_args!("has {}", raw::quoted(directive)), &right);
         }
     }
 }

@@ -1,6 +1,5 @@
 //! Durations and sizes as a configuration writes them: `"10s"`, `"32KiB"`. What range is sensible is for each key to say.
 
-use serde::Serializer;
 use std::time::Duration;
 
 const DURATION_UNITS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
@@ -39,42 +38,6 @@ fn scaled(text: &str, units: &[(&str, u64)]) -> Option<u64> {
 
 fn largest<'a>(value: u64, units: &[(&'a str, u64)]) -> (&'a str, u64) {
     units.iter().copied().find(|(_, scale)| value.is_multiple_of(*scale)).unwrap_or(("", 1))
-}
-
-pub(super) fn duration<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&written_duration(*value))
-}
-
-#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
-pub(super) fn optional_duration<S: Serializer>(value: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(duration) => serializer.serialize_str(&written_duration(*duration)),
-        None => serializer.serialize_none(),
-    }
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
-pub(super) fn size<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&written_size(*value))
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference to the field")]
-pub(super) fn size_in_memory<S: Serializer>(value: &usize, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&written_size(*value as u64))
-}
-
-#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
-pub(super) fn optional_size<S: Serializer>(value: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(bytes) => serializer.serialize_str(&written_size(*bytes)),
-        None => serializer.serialize_none(),
-    }
-}
-
-/// No value is written as zero: "the gateway decides".
-#[expect(clippy::ref_option, reason = "serde hands over a reference to the field")]
-pub(super) fn zero_for_none<S: Serializer>(value: &Option<usize>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_u64(value.unwrap_or(0) as u64)
 }
 
 #[cfg(test)]

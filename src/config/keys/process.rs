@@ -1,83 +1,190 @@
-//! The part of the table of keys that is about the process: its threads, listeners, files, and how it stops.
+//! The part of the table that is about the process: its threads, listeners, files, and how it stops.
 
-use super::Fallback::{Required, Value};
-use super::{DAY, GIB, HOUR, KIB, Key, Kind, MINUTE, NETWORKS, Reload, Scope, keys};
+use super::section::{section, words};
+use super::{DAY, GIB, HOUR, KIB, MINUTE};
+use crate::config::address::IpNet;
+use crate::config::key::Kind;
+use crate::config::values::AsText;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
-const DIRECTORY: Kind = Kind::Text("path of a directory");
-const ADDRESS: Kind = Kind::Text("IP address");
+section! {
+    /// Threads, how they wait for I/O, and how names are looked up.
+    Runtime = Once "runtime", per Process, by Restart {
+        /// How many shards, each with a thread of its own. 0: one per core that the process may use (the least of
+        /// cgroup quota, affinity and cores).
+        shards: Option<usize> as Number(0, 1024) = 0, e.g. 2;
+        /// How shards wait for I/O. `io_uring` falls back to `epoll` where the kernel refuses it.
+        driver: Driver = "epoll", e.g. "io_uring";
+        /// Whether each shard's thread stays on its core.
+        pin: bool = true, e.g. false, per Shard;
+        /// How long the names of instances may take to be looked up, all of them together: at the start, which fails
+        /// then, and at a reload, which is refused then.
+        lookup_timeout: Duration as Duration(1, HOUR) = "10s", e.g. "30s", by Reload;
+    }
+}
 
-pub(super) const RUNTIME: &[Key] = keys! {
-    shards: Kind::Number(0, 1024), Value("0"), "2", Process, Restart,
-        "How many shards, each with a thread of its own. 0: one per core that the process may use (the least of cgroup quota, affinity and cores).";
-    driver: Kind::Choice(&["epoll", "io_uring"]), Value("\"epoll\""), "\"io_uring\"", Process, Restart,
-        "How shards wait for I/O. `io_uring` falls back to `epoll` where the kernel refuses it.";
-    pin: Kind::Boolean, Value("true"), "false", Shard, Restart,
-        "Whether each shard's thread stays on its core.";
-    lookup_timeout: Kind::Duration(1, HOUR), Value("\"10s\""), "\"30s\"", Process, Live,
-        "How long the names of instances may take to be looked up, all of them together: at the start, which fails then, and at a reload, which is refused then.";
-};
+words! {
+    /// How a shard waits for I/O.
+    Driver {
+        /// `epoll(7)`.
+        Epoll = "epoll",
+        /// `io_uring(7)`, where the kernel allows it.
+        IoUring = "io_uring",
+    }
+}
 
-pub(super) const LISTENER: &[Key] = keys! {
-    address: ADDRESS, Value("\"0.0.0.0\""), "\"::\"", Process, Restart,
-        "The address that the public listener binds.";
-    port: Kind::Port, Value("3000"), "8080", Process, Restart,
-        "Its port. 0 takes any free port. `PORT` sets it too.";
-    backlog: Kind::Number(1, 65_535), Value("4096"), "1024", Shard, Restart,
-        "Connections that the kernel holds for a shard until it accepts them; the kernel's `somaxconn` caps it.";
-    connections_max: Kind::Number(0, 10_000_000), Value("0"), "10000", Process, Live,
-        "Client connections open at once; more are refused. 0: half of the process's file descriptors.";
-    accept_budget: Kind::Number(1, 4096), Value("64"), "16", Shard, Live,
-        "Connections accepted in one go before the shard turns to those that it has.";
-    hand_over: Kind::Boolean, Value("true"), "false", Process, Live,
-        "Whether a shard that has clearly more connections than the least loaded one hands fresh ones over to it.";
-};
+section! {
+    /// The public listener.
+    Listener = Once "listener", per Process, by Restart {
+        /// The address that the public listener binds.
+        address: IpAddr = "0.0.0.0", e.g. "::";
+        /// Its port. 0 takes any free port. `PORT` sets it too.
+        port: u16 = 3000, e.g. 8080;
+        /// Connections that the kernel holds for a shard until it accepts them; the kernel's `somaxconn` caps it.
+        backlog: u32 as Number(1, 65_535) = 4096, e.g. 1024, per Shard;
+        /// Client connections open at once; more are refused. 0: half of the process's file descriptors.
+        connections_max: Option<usize> as Number(0, 10_000_000) = 0, e.g. 10000, by Reload;
+        /// Connections accepted in one go before the shard turns to those that it has.
+        accept_budget: usize as Number(1, 4096) = 64, e.g. 16, per Shard, by Reload;
+        /// Whether a shard that has clearly more connections than the least loaded one hands fresh ones over to it.
+        hand_over: bool = true, e.g. false, by Reload;
+    }
+}
 
-pub(super) const LISTENERS: &[Key] = keys! {
-    address: ADDRESS, Value("\"0.0.0.0\""), "\"127.0.0.1\"", Process, Restart,
-        "The address that it binds.";
-    port: Kind::Port, Required, "8081", Process, Restart,
-        "Its port. 0 takes any free port.";
-    kind: Kind::Choice(&["plain"]), Required, "\"plain\"", Process, Restart,
-        "What its clients speak: `plain` is HTTP in clear text, as on `[listener]`.";
-};
+section! {
+    /// Public listeners beside `[listener]`. Each shard accepts from all of them; the backlog, the limits and the rest of
+    /// `[listener]` hold for all of them together.
+    FurtherListener = Listed "listeners", per Process, by Restart {
+        /// The address that it binds.
+        address: IpAddr = "0.0.0.0", e.g. "127.0.0.1";
+        /// Its port. 0 takes any free port.
+        port: u16 = required, e.g. 8081;
+        /// What its clients speak: `plain` is HTTP in clear text, as on `[listener]`.
+        kind: ListenerKind = required, e.g. "plain";
+    }
+}
 
-pub(super) const ADMIN: &[Key] = keys! {
-    enabled: Kind::Boolean, Value("true"), "false", Process, Restart,
-        "Whether there is an operator's listener.";
-    address: ADDRESS, Value("\"127.0.0.1\""), "\"::1\"", Process, Restart,
-        "The address that it binds.";
-    port: Kind::Port, Value("3001"), "9000", Process, Restart,
-        "Its port. 0 takes any free port.";
-};
+words! {
+    /// What the clients of a listener speak.
+    #[derive(Default)]
+    ListenerKind {
+        /// HTTP in clear text.
+        #[default]
+        Plain = "plain",
+    }
+}
 
-pub(super) const METRICS: &[Key] = keys! {
-    allow: NETWORKS, Value("[]"), "[\"10.0.0.0/8\"]", Process, Live,
-        "Clients that `GET /metrics` answers on the public listener; for anybody else there is no such page (`404 not_found`). Behind `trust.proxies` the client is whom they name. The operator's listener has the page for itself.";
-};
+section! {
+    /// The operator's listener.
+    Admin = Once "admin", per Process, by Restart {
+        /// Whether there is an operator's listener.
+        enabled: bool = true, e.g. false;
+        /// The address that it binds.
+        address: IpAddr = "127.0.0.1", e.g. "::1";
+        /// Its port. 0 takes any free port.
+        port: u16 = 3001, e.g. 9000;
+    }
+}
 
-pub(super) const DRAIN: &[Key] = keys! {
-    notice: Kind::Duration(0, HOUR), Value("\"5s\""), "\"1s\"", Process, Live,
-        "From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can turn away.";
-    window: Kind::Duration(0, DAY), Value("\"10s\""), "\"25s\"", Process, Live,
-        "From the closing of the listeners on: tunnels (proxied WebSockets) are closed one by one within this time, so that their clients do not all come back at once. As long as `max` lets it be, less two seconds.";
-    max: Kind::Duration(0, DAY), Value("\"30s\""), "\"1m\"", Process, Live,
-        "From the signal on: after this long what is left is cut. Not less than `notice`.";
-};
+section! {
+    /// Metrics on the public listener.
+    Metrics = Once "metrics", per Process, by Reload {
+        /// Clients that `GET /metrics` answers on the public listener; for anybody else there is no such page
+        /// (`404 not_found`). Behind `trust.proxies` the client is whom they name. The operator's listener has the page
+        /// for itself.
+        allow: Vec<IpNet> = [], e.g. ["10.0.0.0/8"];
+    }
+}
 
-pub(super) const DATA: &[Key] = keys! {
-    dir: DIRECTORY, Value("\"./data\""), "\"/var/lib/shardgate\"", Process, Restart,
-        "The directory for what the gateway keeps: `shardgate.db` (accounts, sessions and revocations, where no PostgreSQL or Redis is given) and generated keys. It is made, for this user alone, when something is first kept. Where systemd keeps a directory for the service (`StateDirectory=`), that one is the default.";
-};
+section! {
+    /// How the process stops after SIGTERM.
+    Drain = Once "drain", per Process, by Reload {
+        /// From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can
+        /// turn away.
+        notice: Duration as Duration(0, HOUR) = "5s", e.g. "1s";
+        /// From the closing of the listeners on: tunnels (proxied WebSockets) are closed one by one within this time, so
+        /// that their clients do not all come back at once. As long as `max` lets it be, less two seconds.
+        window: Duration as Duration(0, DAY) = "10s", e.g. "25s";
+        /// From the signal on: after this long what is left is cut. Not less than `notice`.
+        max: Duration as Duration(0, DAY) = "30s", e.g. "1m";
+    }
+}
 
-pub(super) const LOG: &[Key] = keys! {
-    level: Kind::Text("level, or `target=level` pairs with commas"), Value("\"info\""), "\"warn,shardgate=debug\"", Process, Live,
-        "What the process tells of itself: `off`, `error`, `warn`, `info`, `debug` or `trace`, for all of it or by target.";
-    format: Kind::Choice(&["auto", "json", "text"]), Value("\"auto\""), "\"text\"", Process, Restart,
-        "How the lines of the log (on standard error) and of the access log look: `json` for programs, `text` for people, one line each. `auto` is text on a terminal, with colours unless `NO_COLOR` is set, and JSON everywhere else.";
-    access: Kind::Text("`off`, `stdout` or a path with a slash"), Value("\"stdout\""), "\"/var/log/shardgate/access.log\"", Process, Restart,
-        "Where the access log goes, one line per request (docs/access-log.md).";
-    buffer_bytes: Kind::Size(64 * KIB, GIB), Value("\"2MiB\""), "\"1MiB\"", Shard, Restart,
-        "Access-log bytes that wait to be written. When it is full, lines are dropped and counted; no request waits.";
-    flush_interval: Kind::Duration(1, MINUTE), Value("\"200ms\""), "\"1s\"", Shard, Restart,
-        "How long an access-log line may wait.";
-};
+section! {
+    /// What the gateway keeps on disk.
+    Data = Once "data", per Process, by Restart {
+        /// The directory for what the gateway keeps: `shardgate.db` (accounts, sessions and revocations, where no
+        /// PostgreSQL or Redis is given) and generated keys. It is made, for this user alone, when something is first
+        /// kept. Where systemd keeps a directory for the service (`StateDirectory=`), that one is the default.
+        dir: PathBuf as Text("path of a directory") = "./data", e.g. "/var/lib/shardgate";
+    }
+}
+
+section! {
+    /// What is written where.
+    Log = Once "log", per Process, by Restart {
+        /// What the process tells of itself: `off`, `error`, `warn`, `info`, `debug` or `trace`, for all of it or by
+        /// target.
+        level: String as Text("level, or `target=level` pairs with commas") = "info",
+            e.g. "warn,shardgate=debug", by Reload;
+        /// How the lines of the log (on standard error) and of the access log look: `json` for programs, `text` for
+        /// people, one line each. `auto` is text on a terminal, with colours unless `NO_COLOR` is set, and JSON
+        /// everywhere else.
+        format: LogFormat = "auto", e.g. "text";
+        /// Where the access log goes, one line per request (docs/access-log.md).
+        access: AccessLog = "stdout", e.g. "/var/log/shardgate/access.log";
+        /// Access-log bytes that wait to be written. When it is full, lines are dropped and counted; no request waits.
+        buffer_bytes: usize as Size(64 * KIB, GIB) = "2MiB", e.g. "1MiB", per Shard;
+        /// How long an access-log line may wait.
+        flush_interval: Duration as Duration(1, MINUTE) = "200ms", e.g. "1s", per Shard;
+    }
+}
+
+words! {
+    /// How the lines of the log and of the access log look.
+    LogFormat {
+        /// Text on a terminal, JSON everywhere else; each of the two logs by where it goes.
+        Auto = "auto",
+        /// One JSON object a line.
+        Json = "json",
+        /// Text for people.
+        Text = "text",
+    }
+}
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere (`"off"`).
+    Off,
+    /// Standard output (`"stdout"`).
+    Stdout,
+    /// The end of this file (a path with a slash in it).
+    File(PathBuf),
+}
+
+impl AsText for AccessLog {
+    const KIND: Kind = Kind::Text("`off`, `stdout` or a path with a slash");
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "off" => Ok(Self::Off),
+            "stdout" => Ok(Self::Stdout),
+            _ if text.contains('/') && !text.ends_with('/') && !text.contains('\0') => Ok(Self::File(text.into())),
+            _ => {
+                Err("it is \"off\", \"stdout\" or the path of a file with a slash in it, like \"./access.log\""
+                    .to_owned())
+            }
+        }
+    }
+
+    fn to_text(&self) -> String {
+        match self {
+            Self::Off => "off".to_owned(),
+            Self::Stdout => "stdout".to_owned(),
+            Self::File(path) => path.to_text(),
+        }
+    }
+}

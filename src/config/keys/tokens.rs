@@ -1,78 +1,128 @@
-//! The part of the table of keys that is about tokens: `[auth]` and the sections inside it.
+//! The part of the table that is about tokens: `[auth]` and the sections inside it.
 
-use super::Fallback::{Required, Unset, Value};
-use super::{DAY, KIB, Key, Kind, MINUTE, Reload, SECOND, Scope, TIME, keys};
+use super::section::{section, words};
+use super::{DAY, KIB, MINUTE, SECOND};
+use crate::config::key::Kind;
+use crate::config::secret::Secret;
+use std::path::PathBuf;
+use std::time::Duration;
 
-const ALGORITHM: Kind = Kind::Choice(&["HS256", "RS256", "PS256", "ES256", "EdDSA"]);
-const CLAIM: Kind = Kind::Text("name of a claim, or a path like `/realm/role`");
+impl Kind {
+    const CLAIM: Self = Self::Text("name of a claim, or a path like `/realm/role`");
+    const PRINTABLE: Self = Self::Text("1 to 255 printable ASCII characters");
+}
 
-pub(super) const AUTH: &[Key] = keys! {
-    issuer: Kind::Text("1 to 255 printable ASCII characters"), Value("\"shardgate\""), "\"https://api.example.com\"", Process, Live,
-        "`iss` of the gateway's own tokens.";
-    audience: Kind::Text("1 to 255 printable ASCII characters"), Value("\"shardgate\""), "\"https://api.example.com\"", Process, Live,
-        "`aud` of the gateway's own tokens.";
-    access_lifetime: TIME, Value("\"15m\""), "\"5m\"", Each, Live,
-        "How long an access token lives; not more than `lifetime_max`.";
-    lifetime_max: Kind::Duration(1, 30 * DAY), Value("\"1h\""), "\"2h\"", Each, Live,
-        "Own tokens that would live longer than this from now are refused. Revocations are kept as long.";
-    leeway: Kind::Duration(0, 5 * MINUTE), Value("\"5s\""), "\"1s\"", Each, Live,
-        "How far the clocks of issuers and of the gateway may be apart.";
-    token_bytes_max: Kind::Size(KIB, 32 * KIB), Value("\"8KiB\""), "\"4KiB\"", Each, Live,
-        "Bytes of a token.";
-    cache_entries: Kind::Number(0, 10_000_000), Value("16384"), "100000", Shard, Live,
-        "Checked tokens that a shard remembers, about 0.5 KiB each. 0: every token is checked anew.";
-    revocations_max: Kind::Number(1024, 10_000_000), Value("100000"), "1000000", Shard, Live,
-        "Revocations that a shard holds. When it is full, tokens issued before its oldest ones have to be refreshed early.";
-};
+section! {
+    /// Tokens: what holds for all of them. See `docs/tokens.md`.
+    Auth = Once "auth", per Each, by Reload {
+        /// `iss` of the gateway's own tokens.
+        issuer: String as PRINTABLE = "shardgate", e.g. "https://api.example.com", per Process;
+        /// `aud` of the gateway's own tokens.
+        audience: String as PRINTABLE = "shardgate", e.g. "https://api.example.com", per Process;
+        /// How long an access token lives; not more than `lifetime_max`.
+        access_lifetime: Duration = "15m", e.g. "5m";
+        /// Own tokens that would live longer than this from now are refused. Revocations are kept as long.
+        lifetime_max: Duration as Duration(1, 30 * DAY) = "1h", e.g. "2h";
+        /// How far the clocks of issuers and of the gateway may be apart.
+        leeway: Duration as Duration(0, 5 * MINUTE) = "5s", e.g. "1s";
+        /// Bytes of a token.
+        token_bytes_max: usize as Size(KIB, 32 * KIB) = "8KiB", e.g. "4KiB";
+        /// Checked tokens that a shard remembers, about 0.5 KiB each. 0: every token is checked anew.
+        cache_entries: usize as Number(0, 10_000_000) = 16384, e.g. 100000, per Shard;
+        /// Revocations that a shard holds. When it is full, tokens issued before its oldest ones have to be refreshed
+        /// early.
+        revocations_max: usize as Number(1024, 10_000_000) = 100000, e.g. 1000000, per Shard;
+    } with {
+        /// Own keys; kids are unique, one at most signs. None: one is made and kept in the data directory.
+        keys: Vec<TokenKey>,
+        /// Other issuers whose tokens are taken; names are unique and none is `issuer`.
+        issuers: Vec<TokenIssuer>,
+    }
+}
 
-pub(super) const AUTH_KEYS: &[Key] = keys! {
-    kid: Kind::Text("1 to 255 printable ASCII characters"), Required, "\"2026-11\"", Process, Live,
-        "What tokens call it; unique.";
-    algorithm: ALGORITHM, Required, "\"ES256\"", Process, Live,
-        "The one algorithm that it is used with.";
-    file: Kind::Text("path"), Unset("`secret` is given"), "\"/etc/shardgate/token-key.pem\"", Process, Live,
-        "The file that holds it: PEM (`PRIVATE KEY`, or `PUBLIC KEY` for a key that only verifies), or an HS256 secret. A secret one may be readable by a group if it is root's or the gateway's own, and by nobody else. A reload reads it anew.";
-    secret: Kind::Secret("32 bytes or more for HS256, else PEM"), Unset("`file` is given"), "\"an example of 32 bytes or more: no secret\"", Process, Live,
-        "What `file` would hold, for platforms that have variables only: write `\"${TOKEN_KEY}\"`. In PEM, `\\n` may stand for a line's end. A process keeps its variables, so another key takes a restart.";
-    sign: Kind::Boolean, Unset("`true` for the first key when no key says"), "true", Process, Live,
-        "Whether new tokens are signed with it. At most one key; with none, nobody can log in.";
-};
+section! {
+    /// The gateway's own keys. One signs; the others verify what they signed before. Without any, one is made and kept
+    /// in the data directory.
+    TokenKey = Listed "auth.keys", per Process, by Reload {
+        /// What tokens call it; unique.
+        kid: String as PRINTABLE = required, e.g. "2026-11";
+        /// The one algorithm that it is used with.
+        algorithm: Algorithm = required, e.g. "ES256";
+        /// The file that holds it: PEM (`PRIVATE KEY`, or `PUBLIC KEY` for a key that only verifies), or an HS256
+        /// secret. A secret one may be readable by a group if it is root's or the gateway's own, and by nobody else. A
+        /// reload reads it anew.
+        file: Option<PathBuf> = unset "`secret` is given", e.g. "/etc/shardgate/token-key.pem";
+        /// What `file` would hold, for platforms that have variables only: write `"${TOKEN_KEY}"`. In PEM, `\n` may
+        /// stand for a line's end. A process keeps its variables, so another key takes a restart.
+        secret: Option<Secret> as Secret("32 bytes or more for HS256, else PEM") = unset "`file` is given",
+            e.g. "an example of 32 bytes or more: no secret";
+        /// Whether new tokens are signed with it. At most one key; with none, nobody can log in.
+        sign: bool = unset "`true` for the first key when no key says", e.g. true;
+    }
+}
 
-pub(super) const AUTH_ISSUERS: &[Key] = keys! {
-    issuer: Kind::Text("1 to 255 printable ASCII characters"), Required, "\"https://id.example.com/\"", Process, Live,
-        "`iss` of its tokens, to the letter.";
-    audiences: Kind::List("text"), Value("[]"), "[\"https://api.example.com\"]", Process, Live,
-        "Its tokens name one of these in `aud`. Empty: `aud` is not looked at, so tokens that it issued for others are taken too.";
-    jwks_url: Kind::Text("URL"), Unset("`jwks_file` is given"), "\"https://id.example.com/jwks.json\"", Process, Live,
-        "Where its keys are fetched. Redirects are not followed.";
-    jwks_file: Kind::Text("path"), Unset("`jwks_url` is given"), "\"/etc/shardgate/jwks.json\"", Process, Live,
-        "The file that holds its keys; a reload reads it again.";
-    ca_file: Kind::Text("path"), Unset("the system's certificates"), "\"/etc/shardgate/ca.pem\"", Process, Live,
-        "Certificates (PEM) that the server of `jwks_url` is checked with, instead of the system's.";
-    algorithms: Kind::List("`RS256`, `PS256`, `ES256` or `EdDSA`"), Value("[\"RS256\", \"PS256\", \"ES256\", \"EdDSA\"]"), "[\"ES256\"]", Process, Live,
-        "Algorithms that its keys are used with; each key with one.";
-    types: Kind::List("text"), Value("[\"JWT\", \"at+jwt\", \"\"]"), "[\"at+jwt\"]", Process, Live,
-        "`typ` of its tokens, in any case; `\"\"` stands for tokens without.";
-    sub_prefix: Kind::Text("up to 127 printable ASCII characters"), Unset("`issuer` and a `|`"), "\"partner:\"", Process, Live,
-        "What stands before its `sub` and `sid` here, in `X-User-Id`, logs and revocations, so that they are nobody else's. `\"\"`: its users are the gateway's own, and their ids the same.";
-    roles: Kind::List("name of a role, or `*` for any"), Value("[]"), "[\"user\"]", Process, Live,
-        "Roles that it may give, in the order in which the services are told them. Any other is as if its token did not say it.";
-    permissions: Kind::List("permission, as `events:write`; `events:*` stands for all that begin so, `*` for all"), Value("[]"), "[\"events:*\"]", Process, Live,
-        "Permissions that it may give. Any other is as if its token did not say it.";
-    role: Kind::Text("name of a role"), Unset("none"), "\"user\"", Process, Live,
-        "The role of its callers whose token gives none of `roles`.";
-    claim_role: CLAIM, Value("\"role\""), "\"https://example.com/role\"", Process, Live,
-        "The claim that is the caller's roles: a list, or one text that is one role. In `scope` and `scp` a text is a list with spaces.";
-    claim_permissions: CLAIM, Value("\"permissions\""), "\"scope\"", Process, Live,
-        "The claim that is the caller's permissions: a list, or one text with spaces.";
-    claim_email: CLAIM, Value("\"email\""), "\"mail\"", Process, Live,
-        "The claim that is the caller's e-mail address.";
-    claim_sid: CLAIM, Value("\"sid\""), "\"session_state\"", Process, Live,
-        "The claim that is the session's id.";
-    lifetime_max: Kind::Duration(1, 30 * DAY), Value("\"1d\""), "\"1h\"", Each, Live,
-        "Its tokens that would live longer than this from now are refused.";
-    refresh_interval: Kind::Duration(SECOND, 7 * DAY), Value("\"10m\""), "\"1h\"", Process, Live,
-        "How often its keys are fetched anew.";
-    unknown_key_cooldown: Kind::Duration(100, DAY), Value("\"30s\""), "\"10s\"", Process, Live,
-        "A token whose key is not known has the keys fetched at once, but not sooner than this after the last time.";
-};
+words! {
+    /// What a key is used with.
+    #[derive(Default)]
+    Algorithm {
+        /// HMAC with SHA-256.
+        Hs256 = "HS256",
+        /// RSA, PKCS#1 v1.5, with SHA-256.
+        Rs256 = "RS256",
+        /// RSA-PSS with SHA-256.
+        Ps256 = "PS256",
+        /// ECDSA on P-256 with SHA-256.
+        #[default]
+        Es256 = "ES256",
+        /// Ed25519.
+        EdDsa = "EdDSA",
+    }
+}
+
+section! {
+    /// Other issuers whose tokens are taken, by the keys that they publish.
+    TokenIssuer = Listed "auth.issuers", per Process, by Reload {
+        /// `iss` of its tokens, to the letter.
+        issuer: String as PRINTABLE = required, e.g. "https://id.example.com/";
+        /// Its tokens name one of these in `aud`. Empty: `aud` is not looked at, so tokens that it issued for others
+        /// are taken too.
+        audiences: Vec<String> as List("text") = [], e.g. ["https://api.example.com"];
+        /// Where its keys are fetched. Redirects are not followed.
+        jwks_url: Option<String> as Text("URL") = unset "`jwks_file` is given", e.g. "https://id.example.com/jwks.json";
+        /// The file that holds its keys; a reload reads it again.
+        jwks_file: Option<PathBuf> = unset "`jwks_url` is given", e.g. "/etc/shardgate/jwks.json";
+        /// Certificates (PEM) that the server of `jwks_url` is checked with, instead of the system's.
+        ca_file: Option<PathBuf> = unset "the system's certificates", e.g. "/etc/shardgate/ca.pem";
+        /// Algorithms that its keys are used with; each key with one.
+        algorithms: Vec<Algorithm> as List("`RS256`, `PS256`, `ES256` or `EdDSA`")
+            = ["RS256", "PS256", "ES256", "EdDSA"], e.g. ["ES256"];
+        /// `typ` of its tokens, in any case; `""` stands for tokens without.
+        types: Vec<String> as List("text") = ["JWT", "at+jwt", ""], e.g. ["at+jwt"];
+        /// What stands before its `sub` and `sid` here, in `X-User-Id`, logs and revocations, so that they are nobody
+        /// else's. `""`: its users are the gateway's own, and their ids the same.
+        sub_prefix: Option<String> as Text("up to 127 printable ASCII characters") = unset "`issuer` and a `|`",
+            e.g. "partner:";
+        /// Roles that it may give, in the order in which the services are told them. Any other is as if its token did
+        /// not say it.
+        roles: Vec<String> as List("name of a role, or `*` for any") = [], e.g. ["user"];
+        /// Permissions that it may give. Any other is as if its token did not say it.
+        permissions: Vec<String> as GRANTED = [], e.g. ["events:*"];
+        /// The role of its callers whose token gives none of `roles`.
+        role: Option<String> as Text("name of a role") = unset "none", e.g. "user";
+        /// The claim that is the caller's roles: a list, or one text that is one role. In `scope` and `scp` a text is a
+        /// list with spaces.
+        claim_role: String as CLAIM = "role", e.g. "https://example.com/role";
+        /// The claim that is the caller's permissions: a list, or one text with spaces.
+        claim_permissions: String as CLAIM = "permissions", e.g. "scope";
+        /// The claim that is the caller's e-mail address.
+        claim_email: String as CLAIM = "email", e.g. "mail";
+        /// The claim that is the session's id.
+        claim_sid: String as CLAIM = "sid", e.g. "session_state";
+        /// Its tokens that would live longer than this from now are refused.
+        lifetime_max: Duration as Duration(1, 30 * DAY) = "1d", e.g. "1h", per Each;
+        /// How often its keys are fetched anew.
+        refresh_interval: Duration as Duration(SECOND, 7 * DAY) = "10m", e.g. "1h";
+        /// A token whose key is not known has the keys fetched at once, but not sooner than this after the last time.
+        unknown_key_cooldown: Duration as Duration(100, DAY) = "30s", e.g. "10s";
+    }
+}

@@ -321,7 +321,7 @@ fn listeners_beside_the_first() {
         shardgate.toml:1: listeners is 8080; it is a list of listeners: [[listeners]]
         shardgate.toml:3: listener.ports is not a key; did you mean listener.port?"#]],
     );
-    // The first of these is left out for its mistake, and the others keep their names.
+    // What is wrong with one of these hides nothing of the others.
     check(
         "[[listeners]]\nport = 1\n[[listeners]]\nport = 3000\nkind = \"plain\"\n[[listeners]]\nport = 3001\nkind = \"plain\"\n",
         &expect![[r#"

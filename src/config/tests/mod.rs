@@ -9,7 +9,9 @@ mod table;
 
 use super::*;
 use expect_test::Expect;
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 const ONE_ROUTE: &str = "[upstreams.a]\ninstances = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n";
 

@@ -1,7 +1,8 @@
 //! The table of keys, the example and the effective configuration agree; and nothing that is written panics.
 
 use super::*;
-use crate::config::keys::{Fallback, Key, Kind, Reload, SECTIONS, Section, Shape};
+use crate::config::key::{Change, Fallback, Key, Kind, Section, Shape};
+use crate::config::keys::SECTIONS;
 use expect_test::expect;
 use proptest::prelude::*;
 use std::fs;
@@ -286,7 +287,7 @@ fn file_with(section: &Section, key: &Key) -> String {
 }
 
 fn every_key() -> impl Iterator<Item = (&'static Section, &'static Key)> {
-    SECTIONS.iter().flat_map(|section| section.keys.iter().map(move |key| (section, key)))
+    SECTIONS.iter().flat_map(|&section| section.keys.iter().map(move |key| (section, key)))
 }
 
 #[test]
@@ -318,17 +319,17 @@ fn a_reload_names_the_keys_that_need_a_new_process() {
     let old = Config::default();
     for (section, key) in every_key() {
         let mut next = good(&file_with(section, key));
-        let expected = match key.reload {
-            Reload::Restart if key.name == "urls" => vec!["redis.urls".to_owned(), "sessions.secret".to_owned()],
-            Reload::Restart if section.shape == Shape::Listed => vec![section.name.to_owned()],
-            Reload::Restart => vec![format!("{}.{}", section.name, key.name)],
-            Reload::Live => Vec::new(),
+        let expected = match key.change {
+            Change::Restart if key.name == "urls" => vec!["redis.urls".to_owned(), "sessions.secret".to_owned()],
+            Change::Restart if section.shape == Shape::Listed => vec![section.name.to_owned()],
+            Change::Restart => vec![format!("{}.{}", section.name, key.name)],
+            Change::Reload => Vec::new(),
         };
         assert_eq!(old.restart_needed(&next), expected);
         let live = next.clone();
         next.keep_until_restart(&old);
         assert_eq!(old.restart_needed(&next), Vec::<String>::new());
-        assert_eq!(next == live, key.reload == Reload::Live, "{}.{}", section.name, key.name);
+        assert_eq!(next == live, key.change == Change::Reload, "{}.{}", section.name, key.name);
     }
 }
 
@@ -340,7 +341,7 @@ fn a_reload_names_hidden_keys_that_need_a_new_process() {
         ("redis.urls".to_owned(), format!("{secret}[redis]\nurls = [\"redis://:{password}@h\"]\n"))
     };
     let hidden = every_key().filter(|(section, key)| {
-        section.shape == Shape::Once && key.reload == Reload::Restart && matches!(key.kind, Kind::Secret(_))
+        section.shape == Shape::Once && key.change == Change::Restart && matches!(key.kind, Kind::Secret(_))
     });
     let mut cases = vec![[urls("before"), urls("after")]];
     for (section, key) in hidden {
@@ -369,8 +370,8 @@ fn the_example_is_valid_and_says_the_defaults() {
     let config = good(&example());
     assert_eq!(config.warnings, Vec::<String>::new());
     let default = Config::default();
-    let Config { roles, limits, upstreams, routes, .. } = default.clone();
-    let mut sections = Config { roles, limits, upstreams, routes, ..config.clone() };
+    let Config { limits, roles, upstreams, routes, .. } = default.clone();
+    let mut sections = Config { limits, roles, upstreams, routes, ..config.clone() };
     // Without keys one is made, and there are no other issuers.
     sections.auth.keys.clear();
     sections.auth.issuers.clear();
