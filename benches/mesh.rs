@@ -7,10 +7,22 @@ use std::hint::black_box;
 use std::thread;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use shardgate::bus::mesh::{Inbox, Outbox, build};
+use shardgate::bus::{
+    mesh::{Inbox, Letters, Outbox, build},
+    to,
+};
 
 /// As large as a letter that carries a socket and an address.
 type Letter = [u64; 6];
+
+/// Two shards write each other.
+enum Numbers {}
+
+impl Letters for Numbers {
+    type Control = ();
+    type Bridge = ();
+    type Shard = Letter;
+}
 
 /// What ends the other thread.
 const STOP: u64 = u64::MAX;
@@ -20,11 +32,11 @@ const BATCH: u64 = 1024;
 
 /// This thread's half, and another thread that runs `other` on its half.
 fn two(
-    other: impl FnOnce(Outbox<Letter>, Inbox<Letter>) + Send + 'static,
-) -> (Outbox<Letter>, Inbox<Letter>, thread::JoinHandle<()>) {
-    let mut mesh = build::<Letter>(2, 4096).expect("a mesh");
-    let theirs = mesh.pop().expect("two ends");
-    let ours = mesh.pop().expect("two ends");
+    other: impl FnOnce(Outbox<Numbers>, Inbox<Letter>) + Send + 'static,
+) -> (Outbox<Numbers>, Inbox<Letter>, thread::JoinHandle<()>) {
+    let mut shards = build::<Numbers>(2, 4096).expect("a mesh").shards;
+    let theirs = shards.pop().expect("two ends");
+    let ours = shards.pop().expect("two ends");
     let thread = thread::spawn(move || {
         let (outbox, inbox) = theirs.split();
         other(outbox, inbox);
@@ -34,14 +46,14 @@ fn two(
 }
 
 /// Answers the last letter of each batch, so that the sender knows when the batch has arrived.
-fn acknowledge(mut outbox: Outbox<Letter>, mut inbox: Inbox<Letter>) {
+fn acknowledge(mut outbox: Outbox<Numbers>, mut inbox: Inbox<Letter>) {
     let mut stop = false;
     while !stop {
-        inbox.drain(256, |from, letter| {
+        inbox.drain(256, |letter| {
             if letter[0] == STOP {
                 stop = true;
             } else if letter[0] == BATCH - 1 {
-                outbox.send(from, letter);
+                outbox.send(to::Shard(0), letter);
             }
             _ = black_box(letter);
         });
@@ -56,16 +68,16 @@ fn one_way(c: &mut Criterion) {
     group.bench_function("one way", |b| {
         b.iter(|| {
             for number in 0..BATCH {
-                outbox.send(1, [number; 6]);
+                outbox.send(to::Shard(1), [number; 6]);
             }
             outbox.flush();
-            while inbox.drain(1, |_, letter| _ = black_box(letter)) == 0 {
+            while inbox.drain(1, |letter| _ = black_box(letter)) == 0 {
                 std::hint::spin_loop();
             }
         });
     });
     group.finish();
-    outbox.send(1, [STOP; 6]);
+    outbox.send(to::Shard(1), [STOP; 6]);
     outbox.flush();
     thread.join().expect("the other thread ends well");
 }
@@ -74,14 +86,14 @@ fn there_and_back(c: &mut Criterion) {
     let (mut outbox, mut inbox, thread) = two(acknowledge);
     c.bench_function("mesh/there and back", |b| {
         b.iter(|| {
-            outbox.send(1, [BATCH - 1; 6]);
+            outbox.send(to::Shard(1), [BATCH - 1; 6]);
             outbox.flush();
-            while inbox.drain(1, |_, letter| _ = black_box(letter)) == 0 {
+            while inbox.drain(1, |letter| _ = black_box(letter)) == 0 {
                 std::hint::spin_loop();
             }
         });
     });
-    outbox.send(1, [STOP; 6]);
+    outbox.send(to::Shard(1), [STOP; 6]);
     outbox.flush();
     thread.join().expect("the other thread ends well");
 }

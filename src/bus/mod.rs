@@ -33,7 +33,8 @@ use crate::shard::local::{AbortOnUnwind, Local};
 use crate::shard::stream::LocalStream;
 use crate::shard::timer;
 
-use mesh::{Endpoint, Inbox, Outbox, OutboxCounts};
+pub use mesh::to;
+use mesh::{Address, Endpoint, Inbox, Letters, Outbox, OutboxCounts, Port};
 
 /// Letters handled in one go, before the thread's other tasks get their turn.
 const BUDGET: usize = 256;
@@ -42,11 +43,11 @@ const BUDGET: usize = 256;
 const RETRY: Duration = Duration::from_millis(1);
 
 /// This thread's end of the mesh, for sending. Cheap to clone; stays on its thread.
-pub struct Bus<L> {
+pub struct Bus<L: Letters> {
     shared: Rc<Local<Shared<L>>>,
 }
 
-struct Shared<L> {
+struct Shared<L: Letters> {
     outbox: Outbox<L>,
     pump: Attention,
 }
@@ -63,53 +64,48 @@ enum Attention {
     Resting(Waker),
 }
 
-impl<L> Clone for Bus<L> {
+impl<L: Letters> Clone for Bus<L> {
     fn clone(&self) -> Self {
         Self { shared: Rc::clone(&self.shared) }
     }
 }
 
-impl<L> fmt::Debug for Bus<L> {
+impl<L: Letters> fmt::Debug for Bus<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bus").finish_non_exhaustive()
     }
 }
 
-/// Takes an endpoint into use on a shard.
-pub fn on_shard<L>(endpoint: Endpoint<L>) -> io::Result<(Bus<L>, Pump<L>)> {
-    start(endpoint, |ear| Ok(Ear::Shard(LocalStream::from_std(ear)?)))
+/// Takes a port into use on a shard.
+pub fn on_shard<L: Letters, T>(port: Port<L, T>) -> io::Result<(Bus<L>, Pump<L, T>)> {
+    start(port, |ear| Ok(Ear::Shard(LocalStream::from_std(ear)?)))
 }
 
-/// Takes an endpoint into use on a tokio thread, within its runtime (I/O and time enabled).
-pub fn on_tokio<L>(endpoint: Endpoint<L>) -> io::Result<(Bus<L>, Pump<L>)> {
-    start(endpoint, |ear| Ok(Ear::Tokio(tokio::net::UnixStream::from_std(ear)?)))
+/// Takes a port into use on a tokio thread, within its runtime (I/O and time enabled).
+pub fn on_tokio<L: Letters, T>(port: Port<L, T>) -> io::Result<(Bus<L>, Pump<L, T>)> {
+    start(port, |ear| Ok(Ear::Tokio(tokio::net::UnixStream::from_std(ear)?)))
 }
 
-fn start<L>(
-    endpoint: Endpoint<L>,
+fn start<L: Letters, T>(
+    port: Port<L, T>,
     listen: impl FnOnce(std::os::unix::net::UnixStream) -> io::Result<Ear>,
-) -> io::Result<(Bus<L>, Pump<L>)> {
-    let (outbox, mut inbox) = endpoint.split();
-    let ear = inbox.ear.take().ok_or_else(|| io::Error::other("this endpoint is in use already"))?;
+) -> io::Result<(Bus<L>, Pump<L, T>)> {
+    let (outbox, mut inbox) = port.split();
+    let ear = inbox.ear.take().ok_or_else(|| io::Error::other("this port is in use already"))?;
     let bus = Bus { shared: Rc::new(Local::new(Shared { outbox, pump: Attention::Unborn })) };
     let pump = Pump { inbox, ear: listen(ear)?, retry: None, bus: bus.clone() };
     Ok((bus, pump))
 }
 
-impl<L> Bus<L> {
-    /// This thread's number in the mesh.
-    pub fn me(&self) -> usize {
+impl<L: Letters> Bus<L> {
+    /// The thread that sends.
+    pub fn me(&self) -> Endpoint {
         self.shared.with(|shared| shared.outbox.me())
     }
 
-    /// How many threads the mesh has, this one included.
-    pub fn len(&self) -> usize {
-        self.shared.with(|shared| shared.outbox.len())
-    }
-
-    /// Whether the mesh has no threads; never so for one that has a bus.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// How many shards the mesh has.
+    pub fn shards(&self) -> usize {
+        self.shared.with(|shared| shared.outbox.shards())
     }
 
     /// Sends a letter to a thread, which may be this one. It never waits, and letters to one thread keep their order.
@@ -117,7 +113,7 @@ impl<L> Bus<L> {
     /// The reader's bell is rung by the pump once this thread's tasks have had their turn, so a batch rings once.
     /// [`Bus::flush`] does it now.
     #[inline]
-    pub fn send(&self, to: usize, letter: L) {
+    pub fn send<A: Address<L>>(&self, to: A, letter: A::Letter) {
         let pump = self.shared.with(|shared| {
             shared.outbox.send(to, letter);
             shared.call_pump()
@@ -128,10 +124,10 @@ impl<L> Bus<L> {
         }
     }
 
-    /// Sends one letter to every other thread.
-    pub fn broadcast(&self, make: impl FnMut(usize) -> L) {
+    /// Sends one letter to every shard.
+    pub fn broadcast(&self, letter: impl FnMut() -> L::Shard) {
         let pump = self.shared.with(|shared| {
-            shared.outbox.broadcast(make);
+            shared.outbox.broadcast(letter);
             shared.call_pump()
         });
         if let Some(pump) = pump {
@@ -155,7 +151,7 @@ impl<L> Bus<L> {
     }
 }
 
-impl<L> Shared<L> {
+impl<L: Letters> Shared<L> {
     /// The pump's waker, if somebody has to wake it. A pump that runs is never woken: a task that wakes itself starves
     /// its thread.
     fn call_pump(&mut self) -> Option<Waker> {
@@ -171,31 +167,31 @@ impl<L> Shared<L> {
 
 /// Receives this thread's letters, and sees to it that what it sends goes out. One per thread; run it in a task of its
 /// own for as long as the thread lives.
-pub struct Pump<L> {
-    inbox: Inbox<L>,
+pub struct Pump<L: Letters, T> {
+    inbox: Inbox<T>,
     ear: Ear,
     retry: Option<Retry>,
     bus: Bus<L>,
 }
 
-impl<L> fmt::Debug for Pump<L> {
+impl<L: Letters, T> fmt::Debug for Pump<L, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pump").finish_non_exhaustive()
     }
 }
 
-impl<L> Pump<L> {
-    /// Gives every letter to `handle`, with its sender's number, for ever. `handle` may send.
+impl<L: Letters, T> Pump<L, T> {
+    /// Gives every letter to `handle`, for ever. `handle` may send.
     ///
-    /// Dropping the future drops the endpoint: letters to it are dropped from then on.
-    pub async fn run(mut self, mut handle: impl FnMut(usize, L)) -> Infallible {
+    /// Dropping the future drops the port: letters to it are dropped from then on.
+    pub async fn run(mut self, mut handle: impl FnMut(T)) -> Infallible {
         poll_fn(|cx| self.poll(cx, &mut handle)).await
     }
 
     /// Handles what there is, within a budget, sends what there is to send, and arranges to be woken. Never ready.
     ///
     /// A panic in `handle` ends the process, whatever task it happens in: a thread that takes no letters is half alive.
-    pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(usize, L)) -> Poll<Infallible> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(T)) -> Poll<Infallible> {
         let guard = AbortOnUnwind("a panic while letters were handled");
         self.bus.shared.with(|shared| shared.pump = Attention::Running);
         let mut left = BUDGET;

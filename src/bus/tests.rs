@@ -1,11 +1,14 @@
 //! The mesh across real threads, on both drivers.
 
 use std::cell::Cell;
+use std::collections::HashMap;
+use std::marker::PhantomData;
 use std::rc::Rc;
 use std::thread;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::mesh::Mesh;
 use super::*;
 use crate::shard::clock::{self, Instant};
 use crate::shard::listener::{Acceptor, bind};
@@ -23,85 +26,115 @@ fn on_control<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
     runtime.block_on(test());
 }
 
+/// Everybody reads numbers, and whose they are.
+enum Numbers {}
+
+impl Letters for Numbers {
+    type Control = (Endpoint, u32);
+    type Bridge = (Endpoint, u32);
+    type Shard = (Endpoint, u32);
+}
+
 /// Sends `count` numbered letters to every thread of the mesh, itself included, and receives as many from each, checking
 /// that they come once and in order. Then waits until nothing of its own waits any more.
-async fn exchange((bus, mut pump): (Bus<u32>, Pump<u32>), count: u32) {
-    let mut seen = vec![0; bus.len()];
+async fn exchange((bus, mut pump): (Bus<Numbers>, Pump<Numbers, (Endpoint, u32)>), count: u32) {
+    let (me, threads) = (bus.me(), bus.shards() + 2);
+    let mut seen = HashMap::new();
     let mut sent = 0;
     poll_fn(|cx| {
         // All threads send as fast as they can; the small rings overflow at once.
         while sent < count {
-            (0..bus.len()).for_each(|to| bus.send(to, sent));
+            bus.send(to::Control, (me, sent));
+            bus.send(to::Bridge, (me, sent));
+            bus.broadcast(|| (me, sent));
             sent += 1;
         }
-        let polled = pump.poll(cx, |from, letter| {
-            assert_eq!(letter, seen[from], "from thread {from}");
-            seen[from] += 1;
+        let polled = pump.poll(cx, |(from, letter)| {
+            let seen = seen.entry(from).or_insert(0);
+            assert_eq!(letter, *seen, "from {from}");
+            *seen += 1;
         });
         assert!(polled.is_pending());
-        let done = bus.waiting() == 0 && seen.iter().all(|&seen| seen == count);
+        let done = bus.waiting() == 0 && seen.len() == threads && seen.values().all(|&seen| seen == count);
         if done { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     assert!(bus.counts().spilled > 0, "the rings were meant to overflow");
-    assert_eq!(pump.received(), u64::from(count) * bus.len() as u64);
+    assert_eq!(pump.received(), u64::from(count) * threads as u64);
 }
 
 #[test]
 fn every_letter_arrives_once_and_in_order() {
     const LETTERS: u32 = 3_000;
     for driver in testing::drivers() {
-        let mut mesh = build(4, 32);
-        let shards: Vec<_> = mesh
-            .drain(1..)
-            .map(|end| {
+        let Mesh { control, bridge, shards } = build::<Numbers>(2, 32);
+        let on_tokio_thread = |port| {
+            on_control(|| async move {
+                let ends = on_tokio(port).expect("a port");
+                let done = tokio::time::timeout(Duration::from_mins(1), exchange(ends, LETTERS)).await;
+                assert!(done.is_ok(), "letters are missing");
+            });
+        };
+        let mut threads: Vec<_> = shards
+            .into_iter()
+            .map(|port| {
                 thread::spawn(move || {
                     testing::on(driver, move || async move {
-                        let ends = on_shard(end).expect("an endpoint");
+                        let ends = on_shard(port).expect("a port");
                         let done = timer::within(give_up(), exchange(ends, LETTERS)).await;
                         assert!(done.is_some(), "letters are missing");
                     });
                 })
             })
             .collect();
-        let control = mesh.pop().expect("one is left");
-        on_control(|| async move {
-            let ends = on_tokio(control).expect("an endpoint");
-            let done = tokio::time::timeout(Duration::from_mins(1), exchange(ends, LETTERS)).await;
-            assert!(done.is_ok(), "letters are missing");
-        });
-        for shard in shards {
-            if let Err(panic) = shard.join() {
+        threads.push(thread::spawn(move || on_tokio_thread(bridge)));
+        on_tokio_thread(control);
+        for thread in threads {
+            if let Err(panic) = thread.join() {
                 std::panic::resume_unwind(panic);
             }
         }
     }
 }
 
-fn build<L: Send>(count: usize, capacity: usize) -> Vec<Endpoint<L>> {
-    mesh::build(count, capacity).expect("a mesh")
+fn build<L: Letters>(shards: usize, capacity: usize) -> Mesh<L> {
+    mesh::build(shards, capacity).expect("a mesh")
+}
+
+/// Letters of one type for shards; nobody else is told anything.
+struct ToShards<T>(PhantomData<T>);
+
+impl<T: Send + 'static> Letters for ToShards<T> {
+    type Control = ();
+    type Bridge = ();
+    type Shard = T;
+}
+
+/// The port of a lone shard.
+fn lone<T: Send + 'static>() -> Port<ToShards<T>, T> {
+    build::<ToShards<T>>(1, 4).shards.pop().expect("there is one")
 }
 
 #[test]
 fn what_a_task_sends_goes_out_by_itself() {
     testing::on_both_drivers(|| async {
-        let (bus, pump) = on_shard(build(1, 4).pop().expect("one end")).expect("an endpoint");
+        let (bus, pump) = on_shard(lone()).expect("a port");
         let heard = Rc::new(Cell::new(0));
         let count = Rc::clone(&heard);
         let echo = bus.clone();
         task::spawn("pump", async move {
-            pump.run(|from, letter: u32| {
+            pump.run(|letter: u32| {
                 count.set(count.get() + 1);
                 // Sending from within the handler neither recurses nor wakes the pump by itself.
                 if letter > 0 {
-                    echo.send(from, letter - 1);
+                    echo.send(to::Shard(0), letter - 1);
                 }
             })
             .await;
         });
         // Only once the pump rests does a letter have to wake it.
         testing::until(|| bus.shared.with(|shared| matches!(shared.pump, Attention::Resting(_)))).await;
-        bus.send(bus.me(), 99);
+        bus.send(to::Shard(0), 99);
         testing::until(|| heard.get() == 100).await;
     });
 }
@@ -110,11 +143,11 @@ fn what_a_task_sends_goes_out_by_itself() {
 fn a_panic_in_the_handler_ends_the_process() {
     let Some(output) = testing::in_child("bus::tests::a_panic_in_the_handler_ends_the_process") else {
         testing::on(Driver::Epoll, || async {
-            let (bus, pump) = on_shard(build(1, 4).pop().expect("one end")).expect("an endpoint");
+            let (bus, pump) = on_shard(lone()).expect("a port");
             task::spawn("pump", async move {
-                pump.run(|_, (): ()| panic!("a letter that nobody understands")).await;
+                pump.run(|(): ()| panic!("a letter that nobody understands")).await;
             });
-            bus.send(0, ());
+            bus.send(to::Shard(0), ());
             testing::until(|| false).await;
         });
         return;
@@ -124,17 +157,17 @@ fn a_panic_in_the_handler_ends_the_process() {
     assert!(said.contains("a letter that nobody understands"), "{said}");
 }
 
-/// Sends to thread 1 and rings for every letter, but never has more than a few under way, so that the reader falls
+/// Sends to shard 1 and rings for every letter, but never has more than a few under way, so that the reader falls
 /// asleep and is woken all the time.
-async fn pester((bus, mut pump): (Bus<Pester>, Pump<Pester>)) {
+async fn pester((bus, mut pump): (Bus<Pestering>, Pump<Pestering, Pester>)) {
+    let me = bus.me();
     let mut over = false;
-    (0..8).for_each(|_| bus.send(1, Pester::Poke));
+    (0..8).for_each(|_| bus.send(to::Shard(1), Pester::Poke(me)));
     poll_fn(|cx| {
-        let reply = bus.clone();
-        let polled = pump.poll(cx, |from, letter| match letter {
-            Pester::Poke => {
-                reply.send(from, Pester::Poke);
-                reply.flush();
+        let polled = pump.poll(cx, |letter| match letter {
+            Pester::Poke(_) => {
+                bus.send(to::Shard(1), Pester::Poke(me));
+                bus.flush();
             }
             Pester::Stop => over = true,
         });
@@ -145,8 +178,17 @@ async fn pester((bus, mut pump): (Bus<Pester>, Pump<Pester>)) {
 }
 
 enum Pester {
-    Poke,
+    /// Who pokes.
+    Poke(Endpoint),
     Stop,
+}
+
+enum Pestering {}
+
+impl Letters for Pestering {
+    type Control = Pester;
+    type Bridge = ();
+    type Shard = Pester;
 }
 
 /// Foreign wake-ups starve poll I/O on io_uring; bells must not. Two threads keep the shard's bell ringing while two of
@@ -156,17 +198,17 @@ fn io_stays_alive_while_the_mesh_is_busy() {
     const LETTERS: u64 = 20_000;
     const ECHOES: u64 = 2_000;
     for driver in testing::drivers() {
-        let mut mesh = build::<Pester>(3, 64).into_iter();
-        let mut end = || mesh.next().expect("three were built");
-        let (control, shard, other) = (end(), end(), end());
+        let Mesh { control, mut shards, .. } = build::<Pestering>(2, 64);
+        let mut shard = || shards.pop().expect("two were built");
+        let (shard, other) = (shard(), shard());
         let pesters = [
-            thread::spawn(move || on_control(|| async move { pester(on_tokio(control).expect("an endpoint")).await })),
+            thread::spawn(move || on_control(|| async move { pester(on_tokio(control).expect("a port")).await })),
             thread::spawn(move || {
-                testing::on(driver, move || async move { pester(on_shard(other).expect("an endpoint")).await });
+                testing::on(driver, move || async move { pester(on_shard(other).expect("a port")).await });
             }),
         ];
         testing::on(driver, move || async move {
-            let (bus, pump) = on_shard(shard).expect("an endpoint");
+            let (bus, pump) = on_shard(shard).expect("a port");
             let letters = Rc::new(Cell::new(0));
             let echoes = Rc::new(Cell::new(0));
             let stalls = Rc::new(Cell::new(0_u64));
@@ -174,10 +216,13 @@ fn io_stays_alive_while_the_mesh_is_busy() {
             let reply = bus.clone();
             let (count, last) = (Rc::clone(&letters), Rc::clone(&stalls));
             task::spawn("pump", async move {
-                pump.run(|from, _poke| {
+                pump.run(|poke| {
                     count.set(count.get() + 1);
                     last.set(last.get() + 1);
-                    reply.send(from, Pester::Poke);
+                    match poke {
+                        Pester::Poke(Endpoint::Shard(from)) => reply.send(to::Shard(from), poke),
+                        _ => reply.send(to::Control, poke),
+                    }
                 })
                 .await;
             });
@@ -219,8 +264,8 @@ fn io_stays_alive_while_the_mesh_is_busy() {
             let turns = worst.get() / BUDGET as u64;
             assert!(turns < 64, "{} letters were handled within one echo", worst.get());
             acceptor.stop();
-            bus.send(0, Pester::Stop);
-            bus.send(2, Pester::Stop);
+            bus.send(to::Control, Pester::Stop);
+            bus.send(to::Shard(0), Pester::Stop);
             // The pump, which would ring, ends with this future.
             bus.flush();
             testing::until(|| bus.waiting() == 0).await;

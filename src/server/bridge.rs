@@ -12,11 +12,10 @@ use tokio::{
 
 use super::{
     knowledge::Knowledge,
-    letter::{Letter, Load, Revoked},
+    letter::{AllLetters, Load, ReplyTo, Revoked, ToBridge, ToControl, ToShard},
     operations::{Next, Operations},
     revoking::Revoking,
-    waiting::{self, Client, Waiting},
-    worker::{CONTROL, endpoint},
+    waiting::{Client, Waiting},
 };
 use crate::{
     accounts::{Accounts, Operation, Outcome, Question},
@@ -24,15 +23,16 @@ use crate::{
     bus::{
         self, Bus, Pump,
         desk::Slip,
-        mesh::Endpoint,
+        mesh::Port,
         redis::{Address, Redis},
+        to,
     },
     config::Config,
     exchange::Code,
     gateway::{
         Plan,
         rate_limit::{
-            LimitPlan, Message,
+            LimitPlan,
             fleet::{Fleet, News},
         },
     },
@@ -62,7 +62,7 @@ pub(super) struct Equipment {
     pub(super) issuer: Option<Issuer>,
     pub(super) plan: Arc<Plan>,
     pub(super) shards: usize,
-    pub(super) endpoint: Endpoint<Letter>,
+    pub(super) port: Port<AllLetters, ToBridge>,
 }
 
 /// A bridge that opens what it works with.
@@ -115,8 +115,8 @@ impl Beginning {
 }
 
 async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<(Revoked, Instant)>>>) {
-    let Equipment { config, issuer, plan, shards, endpoint } = equipment;
-    let started = bus::on_tokio(endpoint).context("the bridge cannot be reached").and_then(|(bus, pump)| {
+    let Equipment { config, issuer, plan, shards, port } = equipment;
+    let started = bus::on_tokio(port).context("the bridge cannot be reached").and_then(|(bus, pump)| {
         let accounts = config.accounts.enabled.then(|| Accounts::start(&config, issuer));
         let accounts = accounts.transpose().context("accounts cannot be served")?;
         let redis = match accounts.as_ref().and_then(Accounts::redis) {
@@ -165,7 +165,7 @@ async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<
 
 /// What the bridge works with.
 struct Bridge {
-    bus: Bus<Letter>,
+    bus: Bus<AllLetters>,
     shards: usize,
     /// None if the configuration has none.
     accounts: Option<Accounts>,
@@ -175,9 +175,9 @@ struct Bridge {
     fleet: Local<Option<Fleet>>,
     /// Log-ins under way, by who asked. They are given up when nobody waits for them any more, and bounded by the shards'
     /// desks and the queue for hashes.
-    log_ins: Local<HashMap<Asker, AbortHandle>>,
+    log_ins: Local<HashMap<ReplyTo, AbortHandle>>,
     /// Everything else, by its sort.
-    operations: [Local<Operations<Asker, Task>>; Sort::ALL.len()],
+    operations: [Local<Operations<ReplyTo, Task>>; Sort::ALL.len()],
     /// Revocations that an operation waits to have told the shards of.
     revoking: Revoking,
     /// Clients for whom a session is to begin or to be renewed.
@@ -186,9 +186,6 @@ struct Bridge {
     knowledge: Knowledge,
     is_stopping: Cell<bool>,
 }
-
-/// Who waits for an operation.
-type Asker = waiting::Name;
 
 /// What is to be carried out, and for whom if that matters.
 type Task = (Operation, Option<Rc<Client>>);
@@ -221,10 +218,10 @@ impl Sort {
 
 impl Bridge {
     /// Carries out what letters say, until one says stop.
-    async fn receive(self: &Rc<Self>, mut pump: Pump<Letter>) {
+    async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, ToBridge>) {
         poll_fn(|cx| {
             // It is never ready by itself.
-            let _ = pump.poll(cx, |from, letter| self.take(from, letter));
+            let _ = pump.poll(cx, |letter| self.take(letter));
             // Only now: who asked may have left in the next letter.
             self.go_on(Sort::Renewal);
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
@@ -232,26 +229,25 @@ impl Bridge {
         .await;
     }
 
-    fn take(self: &Rc<Self>, from: usize, letter: Letter) {
+    fn take(self: &Rc<Self>, letter: ToBridge) {
         match letter {
-            Letter::Account(slip) => match *slip {
-                Slip::Ask(ticket, question) => self.ask((from, ticket), question),
-                Slip::Awaited(ticket) => self.waiting.seen((from, ticket)),
-                Slip::Withdraw(ticket) => self.leave((from, ticket)),
+            ToBridge::Account(shard, slip) => match *slip {
+                Slip::Ask(ticket, question) => self.ask(ReplyTo { shard, ticket }, question),
+                Slip::Awaited(ticket) => self.waiting.seen(ReplyTo { shard, ticket }),
+                Slip::Withdraw(ticket) => self.leave(ReplyTo { shard, ticket }),
             },
-            Letter::Configuration(config, issuer) => {
+            ToBridge::Configuration(config, issuer) => {
                 if let Some(accounts) = &self.accounts {
                     accounts.adopt(&config, issuer);
                     self.knowledge.adopt(&config.revocation);
                 }
             }
-            Letter::Plan(plan) => self.count_for_fleet(&plan),
-            Letter::Limit(Message::Hits(hits)) => {
+            ToBridge::Plan(plan) => self.count_for_fleet(&plan),
+            ToBridge::Hits(shard, hits) => {
                 let fleet = self.fleet.with(|fleet| fleet.clone());
-                fleet.expect("shards tell what they admit once there is one").take(from - endpoint(0), hits);
+                fleet.expect("shards tell what they admit once there is one").take(shard, hits);
             }
-            Letter::Stop => self.is_stopping.set(true),
-            letter => unreachable!("{letter:?} does not go to the bridge"),
+            ToBridge::Stop => self.is_stopping.set(true),
         }
     }
 
@@ -265,10 +261,10 @@ impl Bridge {
         let bus = self.bus.clone();
         let fleet = Fleet::new(redis, self.shards, move |shard, news| {
             let letter = match news {
-                News::Message(message) => Letter::Limit(message),
-                News::IsAway(is_away) => Letter::LimitsAlone(is_away),
+                News::Counted(counted) => ToShard::Counted(counted),
+                News::IsAway(is_away) => ToShard::LimitsAlone(is_away),
             };
-            bus.send(endpoint(shard), letter);
+            bus.send(to::Shard(shard), letter);
         });
         fleet.adopt(&plan.limits);
         spawn_local(fleet.clone().watch());
@@ -276,7 +272,7 @@ impl Bridge {
     }
 
     /// Takes an operation that begins when its turn comes: a log-in at once.
-    fn ask(self: &Rc<Self>, asker: Asker, Question { operation, came }: Question) {
+    fn ask(self: &Rc<Self>, asker: ReplyTo, Question { operation, came }: Question) {
         let enter = |until| Some(self.waiting.enter(asker, self.bus.clone(), came, until));
         let (sort, since, client) = match Sort::of(&operation) {
             // Its password may have waited for long; see `accounts.password_queue`.
@@ -295,7 +291,7 @@ impl Bridge {
 
     /// Nobody waits for an operation any more. A log-in is given up, and so is what has not begun; the rest goes on, a
     /// renewal not beyond where it can still be left.
-    fn leave(&self, asker: Asker) {
+    fn leave(&self, asker: ReplyTo) {
         self.waiting.leave(asker);
         if let Some(task) = self.log_ins.with(|log_ins| log_ins.remove(&asker)) {
             task.abort();
@@ -324,7 +320,7 @@ impl Bridge {
         }
     }
 
-    fn log_in(self: &Rc<Self>, asker: Asker, task: Task) {
+    fn log_in(self: &Rc<Self>, asker: ReplyTo, task: Task) {
         let (task, bridge) = (spawn_local(self.carry_out(task)), Rc::clone(self));
         self.log_ins.with(|log_ins| log_ins.insert(asker, task.abort_handle()));
         spawn_local(async move {
@@ -334,11 +330,10 @@ impl Bridge {
         });
     }
 
-    fn answer(&self, asker: Asker, outcome: Option<Outcome>) {
+    fn answer(&self, asker: ReplyTo, outcome: Option<Outcome>) {
         self.waiting.leave(asker);
-        let (from, ticket) = asker;
         if let Some(outcome) = outcome {
-            self.bus.send(from, Letter::Told(ticket, outcome));
+            self.bus.send(to::Shard(asker.shard), ToShard::Told(asker.ticket, outcome));
         }
     }
 
@@ -370,23 +365,17 @@ impl Bridge {
 
     fn tell(&self, heard: &Heard) {
         if heard.is_lossy {
-            self.bus.send(CONTROL, Letter::RevocationsLost);
+            self.bus.send(to::Control, ToControl::RevocationsLost);
         }
         if !heard.entries.is_empty() {
             let revoked = Revoked::of(heard);
-            self.broadcast(|| Letter::Revoked(revoked.clone()));
+            self.bus.broadcast(|| ToShard::Revoked(revoked.clone()));
         }
         if let Some(until) = self.knowledge.heard(heard) {
-            self.broadcast(|| Letter::KnownUntil(until));
+            self.bus.broadcast(|| ToShard::KnownUntil(until));
         }
         for entry in &heard.entries {
             self.revoking.tell(entry.kind, &entry.id);
-        }
-    }
-
-    fn broadcast(&self, letter: impl Fn() -> Letter) {
-        for shard in 0..self.shards {
-            self.bus.send(endpoint(shard), letter());
         }
     }
 
@@ -408,7 +397,7 @@ impl Bridge {
             }
             if load != told {
                 told = load;
-                self.bus.send(CONTROL, Letter::Load(load));
+                self.bus.send(to::Control, ToControl::Load(load));
             }
             // A store that is slow to say how it is holds up nothing else.
             if asking.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -421,7 +410,7 @@ impl Bridge {
     async fn report(self: Rc<Self>) {
         let Some(accounts) = &self.accounts else { return };
         let databases = accounts.databases().await;
-        self.bus.send(CONTROL, Letter::Databases(Box::new(databases)));
+        self.bus.send(to::Control, ToControl::Databases(Box::new(databases)));
     }
 }
 

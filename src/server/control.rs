@@ -11,15 +11,14 @@ use tokio::{
 
 use super::{
     keys,
-    letter::{Letter, Load, Scraped},
+    letter::{AllLetters, Load, ReplyTo, Scraped, ToBridge, ToControl, ToShard},
     lookup::Lookups,
     signals::{Signalled, Signals},
-    worker::{BRIDGE, endpoint},
 };
 use crate::{
     admin::{self, HealthPage, Question, health},
     auth::Keychain,
-    bus::{self, Bus, Pump, desk::Ticket, mesh::Endpoint},
+    bus::{self, Bus, Pump, mesh::Port, to},
     config::{self, Config, watch::Watch},
     gateway::{Addresses, Page, Pages, Plan},
     shard::{clock, ticks::Ticks},
@@ -52,7 +51,7 @@ pub(super) struct Equipment {
     pub(super) listeners: Vec<SocketAddr>,
     pub(super) shards: usize,
     pub(super) descriptors: u64,
-    pub(super) endpoint: Endpoint<Letter>,
+    pub(super) port: Port<AllLetters, ToControl>,
     pub(super) admin: Option<std::net::TcpListener>,
     pub(super) writer: access_log::Writer,
     pub(super) signals: Signals,
@@ -83,7 +82,7 @@ struct Control {
     candidate: Option<Candidate>,
     shards: Vec<Shard>,
     descriptors: u64,
-    bus: Bus<Letter>,
+    bus: Bus<AllLetters>,
     databases: Databases,
     process: ProcessCounters,
     drain: Option<Drain>,
@@ -107,7 +106,7 @@ enum Scraper {
     /// A client of the operator's listener.
     Operator(oneshot::Sender<String>),
     /// A client of a shard.
-    Shard(usize, Ticket),
+    Shard(ReplyTo),
 }
 
 /// What is known of a shard.
@@ -162,9 +161,9 @@ impl Drain {
 /// Runs until the process is to end.
 pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
     let Equipment { config, keychain, watch, plan, names, lookups, listeners, .. } = equipment;
-    let (shards, descriptors, endpoint) = (equipment.shards, equipment.descriptors, equipment.endpoint);
+    let (shards, descriptors, port) = (equipment.shards, equipment.descriptors, equipment.port);
     let (admin, writer, signals, ready) = (equipment.admin, equipment.writer, equipment.signals, equipment.ready);
-    let (bus, pump) = bus::on_tokio(endpoint)?;
+    let (bus, pump) = bus::on_tokio(port)?;
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
         shards: i64::try_from(shards).unwrap_or(i64::MAX),
@@ -201,7 +200,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
 impl Control {
     async fn run(
         mut self,
-        mut pump: Pump<Letter>,
+        mut pump: Pump<AllLetters, ToControl>,
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(Ended, access_log::Writer)> {
@@ -210,8 +209,8 @@ impl Control {
             let due = self.due();
             tokio::select! {
                 letters = receive(&mut pump) => {
-                    for (from, letter) in letters {
-                        self.take(from, letter);
+                    for letter in letters {
+                        self.take(letter);
                     }
                 }
                 Some(question) = questions.recv() => self.answer(question),
@@ -219,7 +218,7 @@ impl Control {
                     return Ok(self.end(Ended::Cut));
                 },
                 addresses = self.lookups.done(), if self.candidate.is_some() => self.take_candidate(&addresses),
-                keys = self.keychain.changed() => self.broadcast(|| Letter::Keys(Arc::clone(&keys))),
+                keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
                 () = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
@@ -238,21 +237,10 @@ impl Control {
     }
 
     /// A letter from a shard or the bridge.
-    fn take(&mut self, from: usize, letter: Letter) {
-        let letter = match letter {
-            Letter::Databases(databases) => return self.databases = *databases,
-            Letter::Load(Load { under_way, waiting }) => {
-                let level = |count| i64::try_from(count).unwrap_or(i64::MAX);
-                self.process.operations_under_way = level(under_way);
-                self.process.operations_waiting = level(waiting);
-                return;
-            }
-            Letter::RevocationsLost => return self.process.revocation_log_losses += 1,
-            letter => letter,
-        };
-        let Some(shard) = from.checked_sub(endpoint(0)).and_then(|index| self.shards.get_mut(index)) else { return };
+    fn take(&mut self, letter: ToControl) {
         match letter {
-            Letter::Applied(scraped) => {
+            ToControl::Applied(scraped) => {
+                let shard = &mut self.shards[scraped.shard];
                 shard.applied = scraped.generation;
                 shard.scraped = Some(scraped);
                 if self.is_applied() {
@@ -263,28 +251,29 @@ impl Control {
                     }
                 }
             }
-            Letter::Scraped(scraped) => {
+            ToControl::Scraped(scraped) => {
+                let shard = &mut self.shards[scraped.shard];
                 shard.scraped = Some(scraped);
                 shard.told += 1;
                 if self.shards.iter().all(Shard::is_heard) {
                     self.show_pages();
                 }
             }
-            Letter::AskMetrics(ticket) => self.scrape(Scraper::Shard(from, ticket)),
-            Letter::WantKeys(issuer) => self.keychain.want(&issuer),
-            Letter::Drained => shard.has_drained = true,
-            letter => unreachable!("{letter:?} goes to shards only"),
+            ToControl::AskMetrics(asker) => self.scrape(Scraper::Shard(asker)),
+            ToControl::WantKeys(issuer) => self.keychain.want(&issuer),
+            ToControl::Drained(shard) => self.shards[shard].has_drained = true,
+            ToControl::RevocationsLost => self.process.revocation_log_losses += 1,
+            ToControl::Load(Load { under_way, waiting }) => {
+                let level = |count| i64::try_from(count).unwrap_or(i64::MAX);
+                self.process.operations_under_way = level(under_way);
+                self.process.operations_waiting = level(waiting);
+            }
+            ToControl::Databases(databases) => self.databases = *databases,
         }
     }
 
     fn is_applied(&self) -> bool {
         self.shards.iter().all(|shard| shard.applied == self.plan.generation)
-    }
-
-    fn broadcast(&mut self, letter: impl Fn() -> Letter) {
-        for shard in 0..self.shards.len() {
-            self.bus.send(endpoint(shard), letter());
-        }
     }
 
     /// What is done every second.
@@ -307,7 +296,7 @@ impl Control {
     fn ask_shards(&mut self, whom: impl Fn(&Shard) -> bool) {
         for (index, shard) in self.shards.iter_mut().enumerate().filter(|(_, shard)| whom(shard)) {
             shard.asked += 1;
-            self.bus.send(endpoint(index), Letter::Scrape);
+            self.bus.send(to::Shard(index), ToShard::Scrape);
         }
     }
 
@@ -363,11 +352,11 @@ impl Control {
         self.process.config_reloads[Reload::Applied.index()] += 1;
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
         let keys = self.keychain.keys();
-        self.broadcast(|| Letter::Keys(Arc::clone(&keys)));
+        self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
-        self.broadcast(|| Letter::Plan(Arc::clone(&plan)));
-        self.bus.send(BRIDGE, Letter::Plan(plan));
-        self.bus.send(BRIDGE, Letter::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
+        self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
+        self.bus.send(to::Bridge, ToBridge::Plan(plan));
+        self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
     }
 
     fn refuse_reload(&mut self, mistakes: &dyn Display) {
@@ -398,7 +387,7 @@ impl Control {
                     "draining: not ready from now on; a second signal ends at once"
                 );
                 self.drain = Some(Drain::begin(now, drain));
-                self.broadcast(|| Letter::EndConnections);
+                self.bus.broadcast(|| ToShard::EndConnections);
                 self.show_pages();
                 false
             }
@@ -412,7 +401,7 @@ impl Control {
         if !drain.has_closed && now >= drain.closes_at {
             drain.has_closed = true;
             tracing::info!("closing the listeners; requests under way go on");
-            self.broadcast(|| Letter::StopAccepting);
+            self.bus.broadcast(|| ToShard::StopAccepting);
         }
         let has_drained = drain.has_closed && self.shards.iter().all(|shard| shard.has_drained);
         if has_drained {
@@ -424,16 +413,16 @@ impl Control {
             // They get to read it even if everything is due at once.
             drain.cut_at = drain.cut_at.max(now + FAREWELL / 5);
             tracing::warn!("the drain's time is up: refusing requests that have no answer yet, then cutting the rest");
-            self.broadcast(|| Letter::RefuseUnanswered);
+            self.bus.broadcast(|| ToShard::RefuseUnanswered);
         }
         self.drain = Some(drain);
         (now >= drain.cut_at).then_some(Ended::Cut)
     }
 
     /// Stops the shards.
-    fn end(mut self, ended: Ended) -> (Ended, access_log::Writer) {
-        self.broadcast(|| Letter::Stop);
-        self.bus.send(BRIDGE, Letter::Stop);
+    fn end(self, ended: Ended) -> (Ended, access_log::Writer) {
+        self.bus.broadcast(|| ToShard::Stop);
+        self.bus.send(to::Bridge, ToBridge::Stop);
         self.bus.flush();
         (ended, self.writer)
     }
@@ -490,9 +479,9 @@ impl Control {
             match scraper {
                 // Whoever asked may have left.
                 Scraper::Operator(sender) => drop(sender.send(text.clone())),
-                Scraper::Shard(shard, ticket) => {
+                Scraper::Shard(ReplyTo { shard, ticket }) => {
                     let text = shared.get_or_insert_with(|| text.as_str().into());
-                    self.bus.send(shard, Letter::Metrics(ticket, Arc::clone(text)));
+                    self.bus.send(to::Shard(shard), ToShard::Metrics(ticket, Arc::clone(text)));
                 }
             }
         }
@@ -502,7 +491,7 @@ impl Control {
         let known = self.known();
         let page = |(status, body)| Page { status, body };
         let pages = Pages { health: page(health::whole(&known)), ready: page(health::ready(&known)) };
-        self.broadcast(|| Letter::Pages(pages.clone()));
+        self.bus.broadcast(|| ToShard::Pages(pages.clone()));
     }
 
     fn known(&self) -> health::Known {
@@ -534,11 +523,11 @@ impl Control {
 }
 
 /// The letters that have come, at least one.
-async fn receive(pump: &mut Pump<Letter>) -> Vec<(usize, Letter)> {
+async fn receive(pump: &mut Pump<AllLetters, ToControl>) -> Vec<ToControl> {
     poll_fn(|cx| {
         let mut letters = Vec::new();
         // It is never ready by itself.
-        let _ = pump.poll(cx, |from, letter| letters.push((from, letter)));
+        let _ = pump.poll(cx, |letter| letters.push(letter));
         if letters.is_empty() { Poll::Pending } else { Poll::Ready(letters) }
     })
     .await

@@ -1,74 +1,115 @@
-//! The closed list of what may cross from one thread to another.
+//! The closed lists of what may cross from one thread to another: one for each kind of reader.
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
 use crate::{
     accounts::{Outcome, Question},
     auth::{Issuer, KeySet, Revocation},
-    bus::desk::{Slip, Ticket},
+    bus::{
+        desk::{Slip, Ticket},
+        mesh::Letters,
+    },
     config::Config,
-    gateway::{Pages, Plan, rate_limit},
+    gateway::{
+        Pages, Plan,
+        rate_limit::counter::{Counted, Hits},
+    },
     sessions::Heard,
     shard::Instant,
     telemetry::{dependency::Databases, metrics::Counters},
     upstream::Report,
 };
 
-/// What one thread tells another. Every letter is a control letter: none is ever lost.
+/// Which lists the threads of the process read.
 #[derive(Debug)]
-pub(super) enum Letter {
-    /// Control → shard and bridge: work by this plan from now on.
+pub(super) enum AllLetters {}
+
+impl Letters for AllLetters {
+    type Control = ToControl;
+    type Bridge = ToBridge;
+    type Shard = ToShard;
+}
+
+/// What a shard is told.
+#[derive(Debug)]
+pub(super) enum ToShard {
+    /// By control: work by this plan from now on.
     Plan(Arc<Plan>),
-    /// Control → shard: check tokens with these keys from now on.
+    /// By control: check tokens with these keys from now on.
     Keys(Arc<KeySet>),
-    /// Control → shard: say this of the gateway's health.
+    /// By control: say this of the gateway's health.
     Pages(Pages),
-    /// Control → shard: send your counters.
+    /// By control: send your counters.
     Scrape,
-    /// Control → shard: end connections after the answer under way.
+    /// By control: end connections after the answer under way.
     EndConnections,
-    /// Control → shard: empty the accept queues, close the listeners, then close what is idle.
+    /// By control: empty the accept queues, close the listeners, then close what is idle.
     StopAccepting,
-    /// Control → shard: the time is nearly up: refuse what has no answer yet.
+    /// By control: the time is nearly up: refuse what has no answer yet.
     RefuseUnanswered,
-    /// Control → shard and bridge: the time is up.
+    /// By control: the time is up.
     Stop,
-    /// Control → bridge: go on by this configuration, and sign with this.
-    Configuration(Arc<Config>, Option<Issuer>),
-    /// Shard → bridge: an operation on an account, or whether anybody waits for it.
-    Account(Box<Slip<Question>>),
-    /// Bridge → shard: look whether the client still waits for this.
-    Doubted(Ticket),
-    /// Bridge → shard: what came of an operation.
-    Told(Ticket, Outcome),
-    /// Bridge → shard: these were revoked.
-    Revoked(Revoked),
-    /// Bridge → shard: everything revoked until then has been told.
-    KnownUntil(Instant),
-    /// Bridge → control: the log of revocations has lost entries.
-    RevocationsLost,
-    /// Bridge → control: how much it has to do.
-    Load(Load),
-    /// Bridge → control: how the stores are.
-    Databases(Box<Databases>),
-    /// Shard → shard: a fresh connection for you, not a byte of it read.
-    Connection(Accepted),
-    /// Between shards, and with the bridge: requests that were admitted, or that they are counted.
-    Limit(rate_limit::Message),
-    /// Bridge → shard: Redis is away, so that this instance counts the fleet's limits alone; or it is there.
-    LimitsAlone(bool),
-    /// Shard → control: this generation of the configuration is in force here, and so its upstreams stand.
-    Applied(Box<Scraped>),
-    /// Shard → control: my counters, and how each upstream of that generation stands. One for each `Scrape`.
-    Scraped(Box<Scraped>),
-    /// Shard → control: somebody who may asks for the metrics.
-    AskMetrics(Ticket),
-    /// Control → shard: this is what all shards have counted.
+    /// By control: this is what all shards have counted.
     Metrics(Ticket, Arc<str>),
-    /// Shard → control: a token of this issuer names a key that is not known.
+    /// By the bridge: look whether the client still waits for this.
+    Doubted(Ticket),
+    /// By the bridge: what came of an operation.
+    Told(Ticket, Outcome),
+    /// By the bridge: these were revoked.
+    Revoked(Revoked),
+    /// By the bridge: everything revoked until then has been told.
+    KnownUntil(Instant),
+    /// By the bridge: Redis is away, so that this instance counts the fleet's limits alone; or it is there.
+    LimitsAlone(bool),
+    /// By a shard: a fresh connection for you, not a byte of it read.
+    Connection(Accepted),
+    /// By the shard of this number: requests that were admitted there, whose key is at home here.
+    Hits(usize, Hits),
+    /// By a key's home, which is a shard or the bridge: they are counted.
+    Counted(Counted),
+}
+
+/// What the control thread is told.
+#[derive(Debug)]
+pub(super) enum ToControl {
+    /// By a shard: the generation of the configuration that it tells of is in force here, and so its upstreams stand.
+    Applied(Box<Scraped>),
+    /// By a shard: my counters, and how each upstream of that generation stands. One for each `Scrape`.
+    Scraped(Box<Scraped>),
+    /// By a shard: somebody who may asks for the metrics.
+    AskMetrics(ReplyTo),
+    /// By a shard: a token of this issuer names a key that is not known.
     WantKeys(Arc<str>),
-    /// Shard → control: the listeners are closed and no connection is left.
-    Drained,
+    /// By the shard of this number: the listeners are closed and no connection is left.
+    Drained(usize),
+    /// By the bridge: the log of revocations has lost entries.
+    RevocationsLost,
+    /// By the bridge: how much it has to do.
+    Load(Load),
+    /// By the bridge: how the stores are.
+    Databases(Box<Databases>),
+}
+
+/// What the bridge is told.
+#[derive(Debug)]
+pub(super) enum ToBridge {
+    /// By control: count the fleet's limits by this plan.
+    Plan(Arc<Plan>),
+    /// By control: go on by this configuration, and sign with this.
+    Configuration(Arc<Config>, Option<Issuer>),
+    /// By control: the time is up.
+    Stop,
+    /// By the shard of this number: an operation on an account, or whether anybody waits for it.
+    Account(usize, Box<Slip<Question>>),
+    /// By the shard of this number: requests that were admitted there.
+    Hits(usize, Hits),
+}
+
+/// Who waits for an answer: a ticket of a shard's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ReplyTo {
+    pub(super) shard: usize,
+    pub(super) ticket: Ticket,
 }
 
 /// A connection that was accepted. Moves between shards.
@@ -110,6 +151,8 @@ impl Revoked {
 /// What a shard tells of itself.
 #[derive(Debug)]
 pub(super) struct Scraped {
+    /// Its number.
+    pub(super) shard: usize,
     /// What it counted.
     pub(super) counters: Counters,
     /// The generation that the reports are about.

@@ -23,7 +23,7 @@ use std::{
 use anyhow::Context as _;
 pub use control::Ended;
 pub use files::{check_files, file_warnings};
-use letter::Letter;
+use letter::AllLetters;
 use lookup::Lookups;
 pub use signals::CUT;
 use signals::Signals;
@@ -80,27 +80,25 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let admin = bind_admin(&config)?;
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
-    let mut endpoints = mesh::build::<Letter>(worker::endpoint(shards), RING_LETTERS)?.into_iter();
-    let control_end = endpoints.next().expect("the mesh has an endpoint for the control thread");
-    let bridge_end = endpoints.next().expect("the mesh has an endpoint for the bridge");
+    let mesh = mesh::build::<AllLetters>(shards, RING_LETTERS)?;
     let bridge = bridge::spawn(bridge::Equipment {
         config: config.clone(),
         issuer: keychain.issuer(),
         plan: Arc::clone(&plan),
         shards,
-        endpoint: bridge_end,
+        port: mesh.bridge,
     })?;
     let begun = unless_ended(&runtime, &mut signals, bridge.begun(), "the stores were still being opened");
     let Some(bridge) = begun.transpose()? else { return Ok(Ended::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
-    for (index, (access_log, endpoint)) in access_logs.into_iter().zip(endpoints).enumerate() {
+    for (index, (access_log, port)) in access_logs.into_iter().zip(mesh.shards).enumerate() {
         let equipment = worker::Equipment {
             index,
             plan: Arc::clone(&plan),
             keys: keychain.keys(),
             revoked: bridge.revoked.clone(),
-            endpoint,
+            port,
             board: Arc::clone(&board),
             listeners: std::mem::take(&mut sockets[index]),
             access_log,
@@ -133,7 +131,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         listeners,
         shards,
         descriptors,
-        endpoint: control_end,
+        port: mesh.control,
         admin,
         writer,
         signals,

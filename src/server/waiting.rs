@@ -9,10 +9,10 @@ use std::{cell::Cell, collections::HashMap, rc::Rc, time::Duration};
 
 use tokio::{sync::Notify, time::timeout};
 
-use super::letter::Letter;
+use super::letter::{AllLetters, ReplyTo, ToShard};
 use crate::{
     accounts::Asker,
-    bus::{Bus, desk::Ticket},
+    bus::{Bus, to},
     shard::{Instant, Local, clock},
 };
 
@@ -20,19 +20,16 @@ use crate::{
 /// needs to give up, go to another instance and come past `sessions.refresh_grace` there.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// Names a client: its shard, and the ticket of its desk.
-pub(super) type Name = (usize, Ticket);
-
 /// The clients that wait. One per process, on the bridge.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
-    all: Local<HashMap<Name, Rc<Client>>>,
+    all: Local<HashMap<ReplyTo, Rc<Client>>>,
 }
 
 /// One that waits.
 pub(super) struct Client {
-    name: Name,
-    bus: Bus<Letter>,
+    name: ReplyTo,
+    bus: Bus<AllLetters>,
     /// Nothing is begun for it past this.
     until: Instant,
     /// It was seen to be there at this time, or later.
@@ -51,7 +48,7 @@ impl std::fmt::Debug for Client {
 
 impl Waiting {
     /// A client was there at `came`, and waits for what it asked until `until`.
-    pub(super) fn enter(&self, name: Name, bus: Bus<Letter>, came: Instant, until: Instant) -> Rc<Client> {
+    pub(super) fn enter(&self, name: ReplyTo, bus: Bus<AllLetters>, came: Instant, until: Instant) -> Rc<Client> {
         let (seen_at, asked_at) = (Cell::new(came), Cell::new(came));
         let (has_left, news) = (Cell::new(false), Notify::new());
         let client = Rc::new(Client { name, bus, until, seen_at, asked_at, has_left, news });
@@ -60,7 +57,7 @@ impl Waiting {
     }
 
     /// Its shard has seen it.
-    pub(super) fn seen(&self, name: Name) {
+    pub(super) fn seen(&self, name: ReplyTo) {
         if let Some(client) = self.all.with(|all| all.get(&name).cloned()) {
             // Not now: the letter may have been on its way for as long as the process stood still.
             client.seen_at.set(client.asked_at.get());
@@ -69,7 +66,7 @@ impl Waiting {
     }
 
     /// It has left, or was answered.
-    pub(super) fn leave(&self, name: Name) {
+    pub(super) fn leave(&self, name: ReplyTo) {
         if let Some(client) = self.all.with(|all| all.remove(&name)) {
             client.has_left.set(true);
             client.news.notify_waiters();
@@ -93,7 +90,7 @@ impl Asker for Rc<Client> {
             }
             self.asked_at.set(now);
             let news = self.news.notified();
-            self.bus.send(self.name.0, Letter::Doubted(self.name.1));
+            self.bus.send(to::Shard(self.name.shard), ToShard::Doubted(self.name.ticket));
             // A shard that does not answer stands still, and so does its client.
             let _ = timeout(self.until.since(now), news).await;
         }

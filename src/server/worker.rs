@@ -14,7 +14,7 @@ use std::{
 
 use rustix::net::SendFlags;
 
-use super::letter::{Accepted, Letter, Revoked, Scraped};
+use super::letter::{Accepted, AllLetters, ReplyTo, Revoked, Scraped, ToBridge, ToControl, ToShard};
 use crate::{
     accounts::{Outcome, Question},
     auth::KeySet,
@@ -22,7 +22,8 @@ use crate::{
         self, Bus, Pump,
         desk::{Desk, Slip},
         load::{LoadBoard, should_hand_over},
-        mesh::Endpoint,
+        mesh::Port,
+        to,
     },
     config::ListenerKind,
     exchange::{Code, Ledger, Reject},
@@ -57,7 +58,7 @@ pub(super) struct Equipment {
     pub(super) keys: Arc<KeySet>,
     /// What was revoked, and until when that is complete, if it is known.
     pub(super) revoked: Option<(Revoked, Instant)>,
-    pub(super) endpoint: Endpoint<Letter>,
+    pub(super) port: Port<AllLetters, ToShard>,
     pub(super) board: Arc<LoadBoard>,
     /// One socket of each public listener.
     pub(super) listeners: Vec<(TcpListener, ListenerKind)>,
@@ -74,7 +75,7 @@ struct Worker {
     metrics: Rc<Desk<(), Arc<str>>>,
     ledger: Rc<Local<Ledger>>,
     connections: Connections,
-    bus: Bus<Letter>,
+    bus: Bus<AllLetters>,
     board: Arc<LoadBoard>,
     /// In the order of the configuration.
     listeners: Box<[Listener]>,
@@ -92,24 +93,13 @@ struct Listener {
 /// Scrapes of a shard's clients at once; those who scrape are few, and each makes all shards tell.
 const SCRAPES_MAX: usize = 8;
 
-/// The endpoint of the control thread.
-pub(super) const CONTROL: usize = 0;
-/// The endpoint of the bridge.
-pub(super) const BRIDGE: usize = 1;
-
 /// Operations on accounts that clients of one shard may wait for. Each holds a connection of its client meanwhile; those
 /// that go on without their clients are counted by the bridge.
 const OPERATIONS_MAX: usize = 4096;
 
-/// A shard's endpoint.
-pub(super) const fn endpoint(shard: usize) -> usize {
-    shard + 2
-}
-
 /// Runs a shard until it is told to stop.
 pub(super) async fn run(equipment: Equipment) {
-    let Equipment { index, plan, keys, revoked, endpoint, board, listeners, access_log, flush_interval, seed } =
-        equipment;
+    let Equipment { index, plan, keys, revoked, port, board, listeners, access_log, flush_interval, seed } = equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
@@ -126,14 +116,14 @@ pub(super) async fn run(equipment: Equipment) {
         Err(error) => give_up(index, "a listener cannot be used", &error),
     };
     let listeners: Box<[Listener]> = listeners.into_iter().map(listener).collect();
-    let (bus, pump) = match bus::on_shard(endpoint) {
+    let (bus, pump) = match bus::on_shard(port) {
         Ok(ends) => ends,
         Err(error) => give_up(index, "the shard cannot be reached by the others", &error),
     };
     let metrics = Desk::new(SCRAPES_MAX, {
         let bus = bus.clone();
         move |slip| match slip {
-            Slip::Ask(ticket, ()) => bus.send(CONTROL, Letter::AskMetrics(ticket)),
+            Slip::Ask(ticket, ()) => bus.send(to::Control, ToControl::AskMetrics(ReplyTo { shard: index, ticket })),
             // What was asked for is on its way to nobody, then. Nobody doubts who waits.
             Slip::Withdraw(_) | Slip::Awaited(_) => {}
         }
@@ -141,11 +131,11 @@ pub(super) async fn run(equipment: Equipment) {
     let limits = limits(index, board.shards(), bus.clone());
     let accounts = Desk::new(OPERATIONS_MAX, {
         let bus = bus.clone();
-        move |slip| bus.send(BRIDGE, Letter::Account(Box::new(slip)))
+        move |slip| bus.send(to::Bridge, ToBridge::Account(index, Box::new(slip)))
     });
     let want_keys = {
         let bus = bus.clone();
-        Box::new(move |issuer| bus.send(CONTROL, Letter::WantKeys(issuer)))
+        Box::new(move |issuer| bus.send(to::Control, ToControl::WantKeys(issuer)))
     };
     let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts), want_keys };
     let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits);
@@ -184,12 +174,16 @@ pub(super) async fn run(equipment: Equipment) {
 }
 
 /// The shard's limits, which tell other shards of what they admit.
-fn limits(me: usize, shards: usize, bus: Bus<Letter>) -> Limits {
-    let send = move |to, message| match to {
-        To::Shard(shard) => bus.send(endpoint(shard), Letter::Limit(message)),
-        To::Redis => bus.send(BRIDGE, Letter::Limit(message)),
+fn limits(me: usize, shards: usize, bus: Bus<AllLetters>) -> Limits {
+    let tell_counted = {
+        let bus = bus.clone();
+        Box::new(move |shard, counted| bus.send(to::Shard(shard), ToShard::Counted(counted)))
     };
-    Limits::new(Post { me, shards, send: Box::new(send) })
+    let tell_hits = Box::new(move |to, hits| match to {
+        To::Shard(shard) => bus.send(to::Shard(shard), ToShard::Hits(me, hits)),
+        To::Redis => bus.send(to::Bridge, ToBridge::Hits(me, hits)),
+    });
+    Limits::new(Post { me, shards, tell_hits, tell_counted })
 }
 
 /// A shard that cannot do its work takes the process with it: a supervisor starts a whole one, and nobody is left waiting
@@ -201,56 +195,47 @@ fn give_up(index: usize, what: &str, error: &std::io::Error) -> ! {
 
 impl Worker {
     /// Takes letters until one says stop.
-    async fn receive(self: &Rc<Self>, mut pump: Pump<Letter>) {
+    async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, ToShard>) {
         poll_fn(|cx| {
             // It is never ready by itself.
-            let _ = pump.poll(cx, |from, letter| self.take(from, letter));
+            let _ = pump.poll(cx, |letter| self.take(letter));
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
 
-    fn take(self: &Rc<Self>, from: usize, letter: Letter) {
+    fn take(self: &Rc<Self>, letter: ToShard) {
         match letter {
-            Letter::Plan(plan) => {
+            ToShard::Plan(plan) => {
                 self.acceptors().for_each(|acceptor| acceptor.set_budget(plan.accept_budget));
                 self.gateway.adopt(plan);
                 self.tell_applied();
             }
-            Letter::Pages(pages) => self.gateway.show(pages),
-            Letter::Keys(keys) => self.gateway.adopt_keys(keys),
-            Letter::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
-            Letter::Doubted(ticket) => self.accounts.doubt(ticket),
-            Letter::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
-            Letter::KnownUntil(until) => self.gateway.known_until(until),
-            Letter::Scrape => self.bus.send(CONTROL, Letter::Scraped(Box::new(self.scraped()))),
-            Letter::EndConnections => self.connections.end_after_answers(),
-            Letter::StopAccepting => self.acceptors().for_each(Acceptor::stop),
-            Letter::RefuseUnanswered => {
+            ToShard::Pages(pages) => self.gateway.show(pages),
+            ToShard::Keys(keys) => self.gateway.adopt_keys(keys),
+            ToShard::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
+            ToShard::Doubted(ticket) => self.accounts.doubt(ticket),
+            ToShard::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
+            ToShard::KnownUntil(until) => self.gateway.known_until(until),
+            ToShard::Scrape => self.bus.send(to::Control, ToControl::Scraped(Box::new(self.scraped()))),
+            ToShard::EndConnections => self.connections.end_after_answers(),
+            ToShard::StopAccepting => self.acceptors().for_each(Acceptor::stop),
+            ToShard::RefuseUnanswered => {
                 self.gateway.refuse_unanswered();
                 self.connections.wake();
             }
-            Letter::Limit(message) => self.gateway.limits.take(To::Shard(from.saturating_sub(endpoint(0))), message),
-            Letter::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
-            Letter::Stop => self.is_stopping.set(true),
-            Letter::Connection(accepted) => self.serve(accepted),
-            Letter::Metrics(ticket, text) => self.metrics.told(ticket, text),
-            Letter::Applied(_)
-            | Letter::Scraped(_)
-            | Letter::AskMetrics(_)
-            | Letter::WantKeys(_)
-            | Letter::Drained
-            | Letter::Configuration(..)
-            | Letter::Account(_)
-            | Letter::RevocationsLost
-            | Letter::Load(_)
-            | Letter::Databases(_) => unreachable!("letters to the control thread and the bridge go to no shard"),
+            ToShard::Hits(from, hits) => self.gateway.limits.count(from, hits),
+            ToShard::Counted(counted) => self.gateway.limits.hear(counted),
+            ToShard::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
+            ToShard::Stop => self.is_stopping.set(true),
+            ToShard::Connection(accepted) => self.serve(accepted),
+            ToShard::Metrics(ticket, text) => self.metrics.told(ticket, text),
         }
     }
 
     /// How the new plan's upstreams stand is told with it: once all shards have applied it, health is about them.
     fn tell_applied(&self) {
-        self.bus.send(CONTROL, Letter::Applied(Box::new(self.scraped())));
+        self.bus.send(to::Control, ToControl::Applied(Box::new(self.scraped())));
     }
 
     fn scraped(&self) -> Scraped {
@@ -281,7 +266,7 @@ impl Worker {
             upstream.connections_held = gauge(report.held);
             upstream.instances_distrusted = gauge(report.distrusted);
         }
-        Scraped { counters, generation: plan.generation, reports }
+        Scraped { shard: self.index, counters, generation: plan.generation, reports }
     }
 
     fn acceptors(&self) -> impl Iterator<Item = &Acceptor> {
@@ -304,7 +289,7 @@ impl Worker {
         while self.board.total() > 0 {
             timer::sleep(DRAIN_LOOK).await;
         }
-        self.bus.send(CONTROL, Letter::Drained);
+        self.bus.send(to::Control, ToControl::Drained(self.index));
         self.bus.flush();
     }
 
@@ -329,7 +314,7 @@ impl Worker {
                 self.ledger.with(|ledger| ledger.counters.connections_handed_over += 1);
                 // It counts there from now on, so that a burst is not handed to one shard whole.
                 self.board.add(least_loaded);
-                self.bus.send(endpoint(least_loaded), Letter::Connection(accepted));
+                self.bus.send(to::Shard(least_loaded), ToShard::Connection(accepted));
                 self.bus.flush();
                 return;
             }

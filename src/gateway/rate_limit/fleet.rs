@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    LimitPlan, Message,
+    LimitPlan,
     cells::CellKey,
     counter::{Counted, Hits},
 };
@@ -28,7 +28,7 @@ const SCRIPTS_MAX: usize = 64;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     /// A key has been counted.
-    Message(Message),
+    Counted(Counted),
     /// Redis went away, or is there.
     IsAway(bool),
 }
@@ -175,7 +175,7 @@ impl Fleet {
     ) {
         let now = clock::now();
         let owed_until = owed.map_or(Instant::START, |owed| now + owed);
-        let counted = |count| News::Message(Message::Counted(Counted { limit: key.0, key: key.1, count, owed_until }));
+        let counted = |count| News::Counted(Counted { limit: key.0, key: key.1, count, owed_until });
         for (shard, count) in reports {
             (self.0.tell)(*shard, counted(*count));
         }

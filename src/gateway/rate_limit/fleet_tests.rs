@@ -34,8 +34,7 @@ fn instance(server: &RedisServer, limit: &str) -> Instance {
         let (shards, is_away, plan) = (Rc::clone(&shards), Rc::clone(&is_away), plans[0].clone());
         move |shard: usize, news| {
             shards.with(|shards| match news {
-                News::Message(Message::Counted(counted)) => shards[shard].hear(counted, clock::now()),
-                News::Message(Message::Hits(_)) => panic!("nobody is told of hits"),
+                News::Counted(counted) => shards[shard].hear(counted, clock::now()),
                 News::IsAway(away) => {
                     is_away.set(Some(away));
                     shards[shard].adopt(plan.terms(away), clock::now());

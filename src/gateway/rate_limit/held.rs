@@ -56,7 +56,7 @@ mod tests {
     use std::{cell::Cell, rc::Rc, time::Duration};
 
     use super::{
-        super::{Counted, Limits, Message, Post, Statement, To, compile},
+        super::{Counted, Limits, Post, Statement, To, compile},
         *,
     };
     use crate::{
@@ -90,11 +90,12 @@ mod tests {
             let config = config::resolve(Some((std::path::Path::new("f"), text)), &BTreeMap::new());
             let plans: Rc<[_]> = compile(&config.expect("it is right"), 2, &mut Slots::default()).expect("room").into();
             let sent = Rc::new(Local::new(Vec::new()));
-            let send = {
+            let tell_hits = {
                 let sent = Rc::clone(&sent);
-                Box::new(move |to, message| sent.with(|sent| sent.push((to, message))))
+                Box::new(move |to, hits| sent.with(|sent| sent.push((to, hits))))
             };
-            let limits = Limits::new(Post { me: 0, shards: 2, send });
+            let tell_counted = Box::new(|_, _| panic!("no key is at home here"));
+            let limits = Limits::new(Post { me: 0, shards: 2, tell_hits, tell_counted });
             limits.adopt(&plans);
             let of = |number: u8| CellKey::of_texts(b'u', b"", &[number]);
             let key = (0..u8::MAX).map(of).find(|key| key.home(2) == 1).expect("half of all are at home there");
@@ -117,13 +118,13 @@ mod tests {
                 timer::sleep(Duration::from_millis(1)).await;
             }
             assert_eq!((looks.get(), passed.get()), (2, 1), "the second waits, and does not look");
-            let [(To::Shard(1), Message::Hits(hits))] = sent.with(std::mem::take)[..] else { panic!("one is told of") };
+            let [(To::Shard(1), hits)] = sent.with(std::mem::take)[..] else { panic!("one is told of") };
             let word = |key, count| Counted { limit: hits.limit, key, count, owed_until: Instant::START };
             let other = (0..u8::MAX).map(of).find(|other| *other != key).expect("another key");
-            limits.take(To::Shard(1), Message::Counted(word(other, 1)));
+            limits.hear(word(other, 1));
             task::yield_now().await;
             assert_eq!((looks.get(), passed.get()), (2, 1), "that was another's");
-            limits.take(To::Shard(1), Message::Counted(word(key, hits.count)));
+            limits.hear(word(key, hits.count));
             task::yield_now().await;
             assert_eq!((looks.get(), passed.get()), (3, 2), "in the next turn at the latest");
         });

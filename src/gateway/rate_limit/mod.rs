@@ -53,30 +53,23 @@ pub enum To {
     Redis,
 }
 
-/// What shards tell each other about a key. None is ever lost: whoever is told of hits answers, whatever becomes of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Message {
-    /// These were admitted.
-    Hits(Hits),
-    /// They are counted.
-    Counted(Counted),
-}
-
-/// How a shard tells others.
+/// How a shard tells others of a key. Nothing of it is ever lost: whoever is told of hits answers, whatever becomes of them.
 pub struct Post {
     /// This shard.
     pub me: usize,
     /// How many there are.
     pub shards: usize,
-    /// Sends.
-    pub send: Box<dyn Fn(To, Message)>,
+    /// These were admitted.
+    pub tell_hits: Box<dyn Fn(To, Hits)>,
+    /// They are counted: to the shard of this number.
+    pub tell_counted: Box<dyn Fn(usize, Counted)>,
 }
 
 impl Post {
     /// Tells all other shards but one.
     fn spread(&self, except: usize, counted: Counted) {
         for shard in (0..self.shards).filter(|shard| ![self.me, except].contains(shard)) {
-            (self.send)(To::Shard(shard), Message::Counted(counted));
+            (self.tell_counted)(shard, counted);
         }
     }
 }
@@ -110,6 +103,13 @@ struct State {
     /// Redis is away: keys are at home on shards.
     is_redis_away: bool,
     logged_at: Instant,
+}
+
+impl State {
+    /// None if the limit came later, or is gone.
+    fn counter_at(&mut self, slot: Slot) -> Option<&mut Counter> {
+        self.counters.get_mut(slot.index())?.as_deref_mut().map(|entry| &mut entry.counter)
+    }
 }
 
 #[derive(Debug)]
@@ -313,7 +313,7 @@ impl Limits {
         });
         for due in due.into_iter().flatten() {
             match due {
-                Tell::Home(to, hits) => (post.send)(to, Message::Hits(hits)),
+                Tell::Home(to, hits) => (post.tell_hits)(to, hits),
                 Tell::Others(counted) => post.spread(post.me, counted),
             }
         }
@@ -340,40 +340,37 @@ impl Limits {
             told
         });
         for (to, hits) in told {
-            (post.send)(to, Message::Hits(hits));
+            (post.tell_hits)(to, hits);
         }
     }
 
-    /// A message has come from a shard, or from the bridge.
-    pub fn take(&self, from: To, message: Message) {
+    /// The shard of this number has admitted requests whose key is at home here.
+    pub fn count(&self, from: usize, hits: Hits) {
         let Shared { state, post } = &*self.0;
         let now = clock::now();
-        let (told, held) = state.with(|state| {
-            let (slot, held) = match message {
-                Message::Hits(Hits { limit, .. }) => (limit.index(), Vec::new()),
-                Message::Counted(Counted { limit, key, .. }) => (limit.index(), state.held.take((limit.index(), key))),
-            };
-            let counter = state.counters.get_mut(slot).and_then(Option::as_mut).map(|entry| &mut entry.counter);
-            let told = match (message, counter) {
-                (Message::Hits(hits), Some(counter)) => Some(counter.count(hits, now)),
+        let (counted, spread) = state.with(|state| {
+            let Hits { limit, key, count } = hits;
+            match state.counter_at(limit) {
+                Some(counter) => counter.count(hits, now),
                 // The configuration came here later, or is gone already.
-                (Message::Hits(Hits { limit, key, count }), None) => {
-                    Some((Counted { limit, key, count, owed_until: Instant::START }, None))
-                }
-                (Message::Counted(counted), Some(counter)) => {
-                    counter.hear(counted, now);
-                    None
-                }
-                (Message::Counted(_), None) => None,
-            };
-            (told, held)
+                None => (Counted { limit, key, count, owed_until: Instant::START }, None),
+            }
         });
-        wake(held);
-        let Some((counted, spread)) = told else { return };
-        (post.send)(from, Message::Counted(counted));
-        if let (Some(spread), To::Shard(from)) = (spread, from) {
+        (post.tell_counted)(from, counted);
+        if let Some(spread) = spread {
             post.spread(from, spread);
         }
+    }
+
+    /// A key's home has counted.
+    pub fn hear(&self, counted: Counted) {
+        let held = self.0.state.with(|state| {
+            if let Some(counter) = state.counter_at(counted.limit) {
+                counter.hear(counted, clock::now());
+            }
+            state.held.take((counted.limit.index(), counted.key))
+        });
+        wake(held);
     }
 
     /// Writes down what was counted, and from time to time says what an operator should know.
