@@ -23,7 +23,7 @@ use crate::harness::{Gateway, is_long, now, pause};
 use plan::Plan;
 use stage::Stage;
 
-/// The first seed: from here on the mistakes that this was made for show within thirty, when they are made again.
+/// The first seed: from here on the mistakes that this was made for show within forty, when they are made again.
 const FIRST: u64 = 2000;
 /// Seeds for each number of shards.
 const ROUNDS: u64 = 60;
