@@ -116,8 +116,8 @@ async fn serve_while_busy<S: Service>(
             ended => return ended,
         };
         if inbound.has_bytes() {
-            // One request a turn: with eight it cost as much, and neighbours waited five times as long (`PERF.md`). Whoever
-            // waited for a backend meanwhile has held nobody up.
+            // One request a turn: eight cost as much, and let neighbours wait for longer. Whoever waited for a backend
+            // meanwhile has held nobody up.
             if !has_waited {
                 task::yield_now().await;
             }
