@@ -43,13 +43,13 @@ impl Io {
         read
     }
 
-    /// Whether bytes can go from here, and to here, through a pipe; see [`Stream::can_splice`].
+    /// Whether bytes can go from here, and to here, through a pipe; see the stream's.
     #[inline]
     pub fn can_splice(&self) -> bool {
         self.stream.with(|stream| stream.can_splice())
     }
 
-    /// Moves what has come into a pipe; see [`Stream::poll_fill_pipe`].
+    /// Moves what has come into a pipe; see the stream's.
     pub fn poll_fill_pipe(&self, cx: &Context<'_>, pipe: &mut Pipe, bytes_max: u64) -> Poll<io::Result<usize>> {
         self.stream.with(|stream| stream.poll_fill_pipe(cx, pipe, bytes_max))
     }
