@@ -43,13 +43,13 @@ impl Io {
         read
     }
 
-    /// Whether bytes can go from here, and to here, through a pipe; see the stream's.
+    /// Whether bytes can go from here, and to here, through a pipe; see `Stream`.
     #[inline]
     pub fn can_splice(&self) -> bool {
         self.stream.with(|stream| stream.can_splice())
     }
 
-    /// Moves what has come into a pipe; see the stream's.
+    /// Moves what has come into a pipe; see `Stream`.
     pub fn poll_fill_pipe(&self, cx: &Context<'_>, pipe: &mut Pipe, bytes_max: u64) -> Poll<io::Result<usize>> {
         self.stream.with(|stream| stream.poll_fill_pipe(cx, pipe, bytes_max))
     }
@@ -59,18 +59,18 @@ impl Io {
         self.stream.with(|stream| stream.poll_pour_pipe(cx, pipe))
     }
 
-    /// What came while nobody had anything to say; see [`Stream::heard`].
+    /// What came while nobody had anything to say; see `Stream::heard`.
     #[inline]
     pub fn heard(&self) -> Heard {
         self.stream.with(Stream::heard)
     }
 
-    /// Whether the peer has ended its bytes or broken the connection; see [`Stream::has_peer_ended`].
+    /// Whether the peer has ended its bytes or broken the connection; see `Stream::has_peer_ended`.
     pub fn has_peer_ended(&self) -> io::Result<bool> {
         self.stream.with(|stream| stream.has_peer_ended())
     }
 
-    /// Writes what the kernel takes of `bytes`. After `Pending` the same bytes come first; see [`Stream::poll_write`].
+    /// Writes what the kernel takes of `bytes`. After `Pending` the same bytes come first; see `Stream::poll_write`.
     #[inline]
     pub fn poll_write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.stream.with(|stream| stream.poll_write(cx, bytes))
@@ -90,7 +90,7 @@ impl Io {
     }
 
     /// Ends our direction; the peer may still send. Ready when that is done, or the peer is gone and has nothing to be told.
-    /// It may take as long as the peer likes: who waits has a bound, and reads meanwhile; see [`Stream::poll_shutdown`].
+    /// It may take as long as the peer likes: who waits has a bound, and reads meanwhile; see `Stream::poll_shutdown`.
     pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>, how: Shutdown) -> Poll<()> {
         self.stream.with(|stream| stream.poll_shutdown(cx, how)).map(|_gone| ())
     }
