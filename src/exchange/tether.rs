@@ -217,7 +217,8 @@ fn hash(id: &str) -> u32 {
     let (words, rest) = id.as_bytes().as_chunks::<8>();
     let hash = words.iter().fold(id.len() as u64, |hash, word| step(hash, u64::from_le_bytes(*word)));
     let hash = rest.iter().fold(hash, |hash, byte| step(hash, u64::from(*byte)));
-    u32::try_from(hash >> 32).unwrap_or_default()
+    // What the last letters of an id say has gone to the upper half alone.
+    u32::try_from((hash ^ (hash >> 32)).wrapping_mul(SPREAD) >> 32).unwrap_or_default()
 }
 
 impl Tether {
@@ -374,5 +375,24 @@ mod tests {
                 assert_eq!(tether.has_ended(), *has_ended, "seed {seed}");
             }
         }
+    }
+
+    #[test]
+    fn ids_that_differ_little_share_few_chains() {
+        let connections = Connections::new();
+        let tethers = Rc::new(Local::new(Tethers::default()));
+        let slot = connections.enter();
+        let tie = |n: usize| {
+            let claims = claims(&format!("user-{n}"), Some(&format!("s_{n:020}")), 500);
+            Tethers::tie(&tethers, &claims, slot.ender())
+        };
+        let _tied: Vec<_> = (0..4096).map(tie).collect();
+        tethers.with(|tethers| {
+            for chains in [&tethers.by_session, &tethers.by_user] {
+                // As many as there are chains: by chance alone, a share of 1 - 1/e of them is in use.
+                let used = chains.0.iter().filter(|first| **first != NONE).count();
+                assert!(used > 4096 / 2, "{used} of {}", chains.0.len());
+            }
+        });
     }
 }

@@ -240,13 +240,12 @@ pub async fn run(
             if !is_told && (now != Moved::default() || down.is_done != had_ended) {
                 silence.set_after(if down.is_done { idle.min(AFTER_BACKEND) } else { idle });
             }
-            if now.up + now.down >= BYTES_PER_TURN {
-                return Poll::Ready(Turn::Others);
+            // Before all else: whoever goes on and on in a farewell, inside of a frame without end, has the time of it and no more.
+            if silence.poll(cx).is_ready() {
+                let end = if down.is_done { TunnelEnd::Closed } else { TunnelEnd::Idle };
+                return Poll::Ready(Turn::Over(ending.told().unwrap_or(end)));
             }
-            let has_closed = down.is_done;
-            silence.poll(cx).map(|()| {
-                Turn::Over(ending.told().unwrap_or(if has_closed { TunnelEnd::Closed } else { TunnelEnd::Idle }))
-            })
+            if now.up + now.down >= BYTES_PER_TURN { Poll::Ready(Turn::Others) } else { Poll::Pending }
         });
         match turn.await {
             Turn::Over(end) => {
@@ -270,22 +269,33 @@ enum Turn {
 /// Both directions were ended. What the sides still send is read over until they close too, for as long as a farewell may
 /// take: bytes that nobody reads make a reset, which takes the goodbye with it.
 async fn see_off(up: &mut Flow, client: &Io, down: &mut Flow, backend: &Io, silence: &mut Deadline) {
-    poll_fn(|cx| {
-        let mut has_all_ended = true;
-        for (flow, io) in [(&mut *up, client), (&mut *down, backend)] {
-            while !flow.has_ended {
-                flow.bytes.clear();
-                match io.poll_read(cx, &mut flow.bytes) {
-                    Poll::Ready(Ok(0) | Err(_)) => flow.has_ended = true,
-                    Poll::Ready(Ok(_)) => {}
-                    Poll::Pending => break,
+    let mut is_over = false;
+    while !is_over {
+        is_over = poll_fn(|cx| {
+            if silence.poll(cx).is_ready() {
+                return Poll::Ready(true);
+            }
+            let mut read = 0;
+            for (flow, io) in [(&mut *up, client), (&mut *down, backend)] {
+                while !flow.has_ended && read < BYTES_PER_TURN {
+                    flow.bytes.clear();
+                    match io.poll_read(cx, &mut flow.bytes) {
+                        Poll::Ready(Ok(0) | Err(_)) => flow.has_ended = true,
+                        Poll::Ready(Ok(bytes)) => read += bytes as u64,
+                        Poll::Pending => break,
+                    }
                 }
             }
-            has_all_ended &= flow.has_ended;
+            if up.has_ended && down.has_ended {
+                return Poll::Ready(true);
+            }
+            if read >= BYTES_PER_TURN { Poll::Ready(false) } else { Poll::Pending }
+        })
+        .await;
+        if !is_over {
+            task::yield_now().await;
         }
-        if has_all_ended { Poll::Ready(()) } else { silence.poll(cx) }
-    })
-    .await;
+    }
 }
 
 /// Whether a tunnel is told to end, and when it does.

@@ -190,6 +190,44 @@ fn whoever_never_finishes_a_frame_is_not_waited_for() {
 }
 
 #[test]
+fn whoever_goes_on_and_on_has_the_time_of_a_farewell_and_no_more() {
+    // Both sides send as fast as they can, inside of frames that do not end, and read what comes.
+    let flood = |stream: &std::net::TcpStream, header: &'static [u8]| {
+        use std::io::Write as _;
+        let (mut writes, mut reads) = (stream.try_clone().expect("cloned"), stream.try_clone().expect("cloned"));
+        let reading = std::thread::spawn(move || while reads.read(&mut [0; 16_384]).is_ok_and(|read| read > 0) {});
+        let _ = writes.write_all(header);
+        while writes.write_all(&[0; 16_384]).is_ok() {}
+        let _ = reading.join();
+    };
+    let backend = Backend::start(move |conversation| {
+        conversation.read_head()?;
+        conversation.send(switch("websocket"))?;
+        flood(conversation.stream(), &[0x82, 127, 0x7f, 0xff, 0, 0, 0, 0, 0, 0]);
+        Ok(())
+    });
+    let rest = "[runtime]\nshards = 1\n[drain]\nnotice = \"0s\"\nwindow = \"0s\"\nmax = \"1m\"";
+    let mut gateway = Setup { rest, ..Setup::default() }.start(&[backend.address()]);
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let client = open(&gateway, "websocket");
+            let stream = client.stream().try_clone().expect("cloned");
+            std::thread::spawn(move || {
+                flood(&stream, &[0x82, 0xff, 0x7f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+                drop(client);
+            })
+        })
+        .collect();
+    let many = 64 * 1024 * 1024;
+    gateway.metrics_until("they flow", |metrics| metrics.sum("shardgate_tunnel_received_bytes_total") > many);
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.wait_exit(SOON), Some(0));
+    for client in clients {
+        client.join().expect("it ends");
+    }
+}
+
+#[test]
 fn a_tunnel_that_outlasts_the_drain_is_cut() {
     let (backend, heard) = service("websocket", |_| Ok(()));
     // A window as long as the drain: there is less than the two seconds that a tunnel may take to end.
