@@ -36,7 +36,7 @@ use access::{Admitted, Identity};
 pub use addresses::{Addresses, NoAddress, own_listener_loops};
 use body::Body;
 pub use neighbours::unguarded_neighbours;
-use pages::{KEYS_CACHED, NOT_CACHED, answer_options, json, own_answer, own_method};
+use pages::{NOT_CACHED, answer_options, json, own_answer, own_method};
 pub use pages::{Page, Pages};
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
@@ -67,6 +67,8 @@ pub struct Gateway {
     /// What its requests are counted by.
     pub limits: Limits,
     live: Local<Rc<Live>>,
+    /// What the control thread said last of the gateway's health.
+    pages: Local<Pages>,
     identity: Identity,
     /// Requests that have no answer yet are refused, for the process ends.
     refuses_unanswered: Cell<bool>,
@@ -98,7 +100,6 @@ struct Live {
     upstreams: Vec<Rc<Upstream>>,
     /// For each route.
     labels: Vec<Rc<Labels>>,
-    pages: Rc<Pages>,
 }
 
 /// What is to be said in a request's answer besides the answer: gathered step by step, for refusals too.
@@ -118,9 +119,9 @@ impl Gateway {
     pub fn new(plan: Arc<Plan>, keys: Arc<KeySet>, ledger: Rc<Local<Ledger>>, desks: Desks, limits: Limits) -> Self {
         limits.adopt(&plan.limits);
         let identity = Identity::new(keys, &plan.tokens);
-        let live = Live::new(plan, &[], &ledger, limits.clone(), Rc::default());
-        let refuses_unanswered = Cell::new(false);
-        Self { ledger, desks, limits, identity, live: Local::new(Rc::new(live)), refuses_unanswered }
+        let live = Local::new(Rc::new(Live::new(plan, &[], &ledger, limits.clone())));
+        let (pages, refuses_unanswered) = (Local::default(), Cell::new(false));
+        Self { ledger, desks, limits, live, pages, identity, refuses_unanswered }
     }
 
     /// Checks tokens with these keys from now on.
@@ -173,24 +174,9 @@ impl Gateway {
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
-        let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone(), Rc::clone(&old.pages)));
+        let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
-    }
-
-    /// Shows what the control thread says of the gateway's health from now on.
-    pub fn show(&self, pages: Pages) {
-        self.live.with(|current| {
-            let Live { plan, http, limits, upstreams, labels, .. } = &**current;
-            *current = Rc::new(Live {
-                plan: Arc::clone(plan),
-                http: Rc::clone(http),
-                limits: limits.clone(),
-                upstreams: upstreams.clone(),
-                labels: labels.clone(),
-                pages: Rc::new(pages),
-            });
-        });
     }
 
     /// Closes connections to backends that have been idle for too long.
@@ -218,13 +204,7 @@ impl Gateway {
 }
 
 impl Live {
-    fn new(
-        plan: Arc<Plan>,
-        known: &[(&str, &Rc<Upstream>)],
-        ledger: &Local<Ledger>,
-        limits: Limits,
-        pages: Rc<Pages>,
-    ) -> Self {
+    fn new(plan: Arc<Plan>, known: &[(&str, &Rc<Upstream>)], ledger: &Local<Ledger>, limits: Limits) -> Self {
         let upstreams = plan.upstreams.iter().map(|wanted| {
             let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
             let seed = || ledger.with(|ledger| ledger.rng.u64(..));
@@ -254,7 +234,7 @@ impl Live {
             ledger.sampler = plan.sampler;
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
-        Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, pages }
+        Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels }
     }
 }
 
@@ -389,7 +369,7 @@ impl Live {
             }
             // Boxed, so that other requests are not larger for what few of them wait for.
             Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, &gateway.desks)).await,
-            Target::Own(page) => Ok(self.own_page(gateway, *page)),
+            Target::Own(page) => Ok(gateway.own_page(*page)),
             Target::Account(endpoint) => {
                 let desk = &gateway.desks.accounts;
                 Box::pin(account::answer(*endpoint, standing, desk, &self.plan, exchange, &found.captures, body)).await
@@ -443,16 +423,6 @@ impl Live {
             }
         }
         (client, true)
-    }
-
-    fn own_page(&self, gateway: &Gateway, page: OwnPage) -> (ResponseHead, Body) {
-        match page {
-            OwnPage::Health => json(&self.pages.health),
-            OwnPage::Ready => json(&self.pages.ready),
-            // The metrics have a step of their own.
-            OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
-            OwnPage::Jwks => own_answer(200, "application/json", KEYS_CACHED, &gateway.identity.key_set()),
-        }
     }
 
     /// What all shards have counted, for those who may know: the control thread asks the shards, and this one among

@@ -1,6 +1,6 @@
 //! What the gateway answers itself without asking anybody: pages of a few bytes, and what `OPTIONS` is told.
 
-use super::body::Body;
+use super::{Gateway, body::Body, plan::OwnPage};
 use crate::{
     exchange::{Code, Reject},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, TargetForm},
@@ -32,11 +32,29 @@ impl Default for Page {
     }
 }
 
+impl Gateway {
+    /// Shows what the control thread says of the gateway's health from now on.
+    pub fn show(&self, pages: Pages) {
+        let replaced = self.pages.with(|current| std::mem::replace(current, pages));
+        drop(replaced);
+    }
+
+    pub(super) fn own_page(&self, page: OwnPage) -> (ResponseHead, Body) {
+        match page {
+            OwnPage::Health => self.pages.with(|pages| json(&pages.health)),
+            OwnPage::Ready => self.pages.with(|pages| json(&pages.ready)),
+            // The metrics have a step of their own.
+            OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
+            OwnPage::Jwks => own_answer(200, "application/json", KEYS_CACHED, &self.identity.key_set()),
+        }
+    }
+}
+
 /// What `Cache-Control` says of pages that are of this moment, or somebody's own.
 pub(super) const NOT_CACHED: &[u8] = b"no-store";
 
 /// And of the public keys: they are the same for everybody, and a new one is shown before it signs (docs/tokens.md).
-pub(super) const KEYS_CACHED: &[u8] = b"public, max-age=300";
+const KEYS_CACHED: &[u8] = b"public, max-age=300";
 
 /// A document of this moment.
 pub(super) fn json(page: &Page) -> (ResponseHead, Body) {
