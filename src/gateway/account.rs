@@ -4,18 +4,17 @@
 use std::{
     future::{Future as _, poll_fn},
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use zeroize::Zeroizing;
 
-use super::{Page, Plan, access::Standing, body::Body, json, router::Captures};
+use super::{Gateway, Live, Page, access::Standing, body::Body, pages::json, router::Captures};
 use crate::{
     accounts::{Operation, Outcome, Payload, Question, request},
     auth::{Claims, rbac::Roles},
-    bus::desk::{Asked, Desk},
+    bus::desk::Asked,
     exchange::{ClientNote, Code, Exchange, Reject},
     net::{BodyFailure, RequestBody},
     proto::head::{Framing, Known, ResponseHead, Span},
@@ -53,21 +52,19 @@ impl Endpoint {
     }
 }
 
-/// Where a shard asks for operations.
-pub(super) type AccountDesk = Rc<Desk<Question, Outcome>>;
-
 /// Answers a request about an account.
 ///
 /// Dropping the future withdraws the operation; one that changes something may still be carried out.
 pub(super) async fn answer(
+    live: &Live,
+    gateway: &Gateway,
+    exchange: &Exchange,
     endpoint: Endpoint,
     standing: Standing,
-    desk: &AccountDesk,
-    plan: &Plan,
-    exchange: &Exchange,
     captures: &Captures,
     body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Body), Reject> {
+    let plan = &live.plan;
     let operation = match endpoint {
         Endpoint::Me => {
             let document = me(caller(exchange)?, &plan.roles).to_string().into_bytes();
@@ -110,6 +107,7 @@ pub(super) async fn answer(
         // What it had sent was found only now, as this shard did not run.
         return Err(Reject::new(Code::ClientClosed));
     }
+    let desk = &gateway.desks.accounts;
     let asked = desk
         .ask(Question { operation, came })
         .map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;

@@ -6,6 +6,7 @@ mod addresses;
 mod body;
 mod cors;
 pub mod fields;
+mod live;
 mod neighbours;
 mod pages;
 mod path;
@@ -18,46 +19,31 @@ pub mod router;
 mod routing;
 mod token_query;
 mod tunnel;
-mod unasked;
 
-use std::{
-    cell::Cell,
-    fmt,
-    future::poll_fn,
-    net::{IpAddr, SocketAddr},
-    pin::pin,
-    rc::Rc,
-    sync::Arc,
-    task::Poll,
-    time::Duration,
-};
+use std::{cell::Cell, fmt, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
-use access::{Admitted, Identity};
+use access::{Admitted, Identity, Standing};
 pub use addresses::{Addresses, NoAddress, own_listener_loops};
 use body::Body;
+use live::Live;
 pub use neighbours::unguarded_neighbours;
-use pages::{NOT_CACHED, answer_options, json, own_answer, own_method};
+use pages::own_method;
 pub use pages::{Page, Pages};
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
-use routing::normalise_path;
 
 use crate::{
     accounts::{Outcome, Question},
     auth::{KeySet, Revocation},
     bus::desk::Desk,
     config::LimitKey,
-    exchange::{Code, Exchange, Labels, Ledger, Reject},
+    exchange::{Code, Exchange, Ledger, Reject},
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
-    proto::head::{Known, Method, RequestHead, ResponseHead, Span},
-    shard::{Instant, Local, clock, timer},
-    telemetry::{exposition, metrics::Counters, record::Place, slots::OTHER},
-    upstream::{Report, Upstream},
+    proto::head::{RequestHead, ResponseHead, Span},
+    shard::{Instant, Local, clock},
+    telemetry::metrics::Counters,
 };
-
-/// How long a scrape waits for the control thread, which itself gives the shards one second.
-const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One per shard: what it routes by, and the upstreams as it knows them.
 #[derive(Debug)]
@@ -88,30 +74,6 @@ impl fmt::Debug for Desks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Desks").finish_non_exhaustive()
     }
-}
-
-/// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
-#[derive(Debug)]
-struct Live {
-    plan: Arc<Plan>,
-    http: Rc<HttpLimits>,
-    limits: Limits,
-    /// In the order of the plan's.
-    upstreams: Vec<Rc<Upstream>>,
-    /// For each route.
-    labels: Vec<Rc<Labels>>,
-}
-
-/// What is to be said in a request's answer besides the answer: gathered step by step, for refusals too.
-#[derive(Debug, Default)]
-struct Besides {
-    route: Option<usize>,
-    /// Where the request says from which origin it comes. What a route does to the head moves nothing.
-    origin: Option<Span>,
-    is_preflight: bool,
-    /// The caller's token stood in the query.
-    has_token_query: bool,
-    limits: Statement,
 }
 
 impl Gateway {
@@ -166,76 +128,6 @@ impl Gateway {
     pub fn known_until(&self, until: Instant) {
         self.identity.known_until(until);
     }
-
-    /// Takes a new plan. Requests under way end by the old one; upstreams and backends that stay keep their connections.
-    pub fn adopt(&self, plan: Arc<Plan>) {
-        let old = self.live();
-        self.identity.adopt(&plan.tokens);
-        let known: Vec<_> =
-            old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
-        self.limits.adopt(&plan.limits);
-        let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
-        let replaced = self.live.with(|current| std::mem::replace(current, live));
-        drop(replaced);
-    }
-
-    /// Closes connections to backends that have been idle for too long.
-    pub fn sweep(&self, now: Instant) {
-        self.identity.sweep();
-        for upstream in &self.live().upstreams {
-            upstream.sweep(now);
-        }
-        self.note_unasked();
-    }
-
-    /// How each upstream stands on this shard, in the order of the plan's.
-    pub fn report(&self, now: Instant) -> Vec<Report> {
-        self.live().upstreams.iter().map(|upstream| upstream.report(now)).collect()
-    }
-
-    /// The plan in force.
-    pub fn plan(&self) -> Arc<Plan> {
-        Arc::clone(&self.live().plan)
-    }
-
-    fn live(&self) -> Rc<Live> {
-        self.live.with(|live| Rc::clone(live))
-    }
-}
-
-impl Live {
-    fn new(plan: Arc<Plan>, known: &[(&str, &Rc<Upstream>)], ledger: &Local<Ledger>, limits: Limits) -> Self {
-        let upstreams = plan.upstreams.iter().map(|wanted| {
-            let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
-            let seed = || ledger.with(|ledger| ledger.rng.u64(..));
-            let upstream = known.unwrap_or_else(|| Rc::new(Upstream::new(wanted.settings.clone(), seed())));
-            upstream.update(wanted.settings.clone(), &wanted.backends);
-            upstream
-        });
-        let upstreams: Vec<_> = upstreams.collect();
-        let labels = plan.routes.iter().map(|route| {
-            let upstream = match &route.target {
-                Target::Proxy(proxy) => Some(&plan.upstreams[proxy.upstream]),
-                Target::Own(_) | Target::Account(_) => None,
-            };
-            Rc::new(Labels {
-                place: Place::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
-                route_slot: route.slot,
-                upstream_slot: upstream.map_or(OTHER, |upstream| upstream.slot),
-            })
-        });
-        let labels = labels.collect();
-        ledger.with(|ledger| {
-            let slots = |slots: &mut dyn Iterator<Item = usize>| slots.max().map_or(0, |slot| slot + 1);
-            ledger.counters.make_room(
-                slots(&mut plan.routes.iter().map(|route| route.slot.index())),
-                slots(&mut plan.upstreams.iter().map(|upstream| upstream.slot.index())),
-            );
-            ledger.sampler = plan.sampler;
-            ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
-        });
-        Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels }
-    }
 }
 
 impl Service for Gateway {
@@ -253,9 +145,9 @@ impl Service for Gateway {
 
     async fn serve<R: RequestBody>(&self, exchange: &mut Exchange, mut body: R) -> Option<Response<R, Body>> {
         let live = self.live();
-        let mut besides = Besides::default();
+        let mut additions = Additions::default();
         let answered = {
-            let mut answering = pin!(live.answer(self, exchange, &mut besides, &mut body));
+            let mut answering = pin!(live.answer(self, exchange, &mut additions, &mut body));
             poll_fn(|cx| match answering.as_mut().poll(cx) {
                 Poll::Pending if self.refuses_unanswered.get() => Poll::Ready(Err(Reject::new(Code::Draining))),
                 polled => polled,
@@ -280,7 +172,7 @@ impl Service for Gateway {
                 (head, Body::Own(bytes.into()))
             }
         };
-        live.say_besides(&besides, &exchange.head, &mut head);
+        additions.write(&live.plan, &exchange.head, &mut head);
         exchange.answered(&mut head);
         Some(Response { head, body: answer, request: body })
     }
@@ -311,142 +203,155 @@ impl Live {
         &self,
         gateway: &Gateway,
         exchange: &mut Exchange,
-        besides: &mut Besides,
+        additions: &mut Additions,
         body: &mut impl RequestBody,
     ) -> Result<(ResponseHead, Body), Reject> {
-        besides.origin = cors::origin_of(&exchange.head);
+        additions.origin = cors::origin_of(&exchange.head);
         if let Some(answered) = own_method(&exchange.head).transpose() {
-            self.pass_elsewhere(exchange.client, besides).await?;
+            self.limit_without_route(exchange, additions).await?;
             return answered;
         }
-        let routed = normalise_path(&mut exchange.head).and_then(|mut path| {
-            let found = self.route(&exchange.head)?;
-            Ok((self.keep_slashes(&mut exchange.head, &mut path, found), path))
-        });
-        let (found, path) = match routed {
-            Ok(routed) => routed,
+        let (found, path) = match self.find_route(&mut exchange.head) {
+            Ok(found) => found,
             Err(reject) => {
-                self.pass_elsewhere(exchange.client, besides).await?;
-                // The request that follows gets the refusal, so that its page can read it.
-                let is_routing = matches!(reject.code, Code::NotFound | Code::MethodNotAllowed);
-                let cors = self.plan.cors.as_deref().filter(|_| is_routing && self.is_about_nothing(&exchange.head));
-                return cors.map(|cors| answer_preflight(cors, &exchange.head, besides)).ok_or(reject);
+                self.limit_without_route(exchange, additions).await?;
+                return self.answer_without_route(&exchange.head, reject, additions);
             }
         };
-        let Route { access, limits, cors, target, .. } = &self.plan.routes[found.route];
-        besides.route = Some(found.route);
+        let route = &self.plan.routes[found.route];
+        additions.route = Some(found.route);
         exchange.routed(&self.labels[found.route]);
-        if let Some(cors) = cors.as_deref().filter(|_| cors::asked_method(&exchange.head).is_some()) {
-            if !limits.is_empty() {
-                self.pass_elsewhere(exchange.client, besides).await?;
-            }
-            return Ok(answer_preflight(cors, &exchange.head, besides));
+        if let Some(cors) = route.cors_of_preflight(&exchange.head) {
+            self.limit_preflight(exchange, route, additions).await?;
+            return Ok(additions.answer_preflight(cors, &exchange.head));
         }
-        let by_address = |_| Some(CellKey::of_address(exchange.client));
-        self.limits.pass(&self.plan.limits, &limits.by_address, by_address, &mut besides.limits).await?;
+        self.limit_by_address(exchange, route, additions).await?;
         self.refuse_other_readings(&exchange.head, &found, &path)?;
-        let ends = matches!(target, Target::Account(endpoint) if endpoint.ends());
-        let admitted = gateway.identity.admit(exchange, access, ends, &self.plan);
-        let Admitted { standing, by_query } = admitted.inspect_err(|_| gateway.ask_for_keys())?;
-        besides.has_token_query = by_query;
-        // The gateway's own endpoints are not tied: a log-out is answered after its session has ended.
-        if let Target::Proxy(_) = target {
-            gateway.identity.tie(exchange);
-        }
-        let by_the_rest = |key| match key {
-            LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
-            LimitKey::Address | LimitKey::Route => Some(limits.key),
-        };
-        self.limits.pass(&self.plan.limits, &limits.later, by_the_rest, &mut besides.limits).await?;
-        match target {
-            Target::Proxy(route) => {
-                if exchange.head.method == Method::Options && !fields::count_hop(&mut exchange.head) {
-                    return Ok(answer_options(&self.methods(&exchange.head)));
-                }
-                let upstream = &self.upstreams[route.upstream];
-                let (head, body) = proxy::forward(exchange, route, upstream, &found.captures, body).await?;
-                Ok((head, Body::Upstream(body)))
-            }
+        let standing = gateway.admit(exchange, route, &self.plan, additions)?;
+        self.limit_by_caller_and_route(exchange, route, additions).await?;
+        match &route.target {
+            Target::Proxy(target) => proxy::forward(self, exchange, target, &found.captures, body).await,
             // Boxed, so that other requests are not larger for what few of them wait for.
-            Target::Own(OwnPage::Metrics) => Box::pin(self.metrics(exchange.client, &gateway.desks)).await,
+            Target::Own(OwnPage::Metrics) => Box::pin(gateway.metrics(&self.plan, exchange.client)).await,
             Target::Own(page) => Ok(gateway.own_page(*page)),
             Target::Account(endpoint) => {
-                let desk = &gateway.desks.accounts;
-                Box::pin(account::answer(*endpoint, standing, desk, &self.plan, exchange, &found.captures, body)).await
+                Box::pin(account::answer(self, gateway, exchange, *endpoint, standing, &found.captures, body)).await
             }
         }
     }
 
-    /// Whether a request may pass that no route takes, or that only asks about another: by the address alone.
-    async fn pass_elsewhere(&self, client: IpAddr, besides: &mut Besides) -> Result<(), Reject> {
-        let which = &self.plan.limits_elsewhere;
+    /// By the address alone.
+    async fn limit_without_route(&self, exchange: &Exchange, additions: &mut Additions) -> Result<(), Reject> {
+        let which = &self.plan.limits_without_route;
         if which.is_empty() {
             return Ok(());
         }
-        let by_address = |_| Some(CellKey::of_address(client));
+        let by_address = |_| Some(CellKey::of_address(exchange.client));
         // Boxed, so that requests which a route takes are not larger for it.
-        Box::pin(self.limits.pass(&self.plan.limits, which, by_address, &mut besides.limits)).await
+        Box::pin(self.limits.pass(&self.plan.limits, which, by_address, &mut additions.limits)).await
     }
 
-    /// Adds to an answer, whoever gave it, what the gateway says to browsers and of limits.
-    fn say_besides(&self, besides: &Besides, request: &RequestHead, answer: &mut ResponseHead) {
-        besides.limits.write(&self.plan.limits, answer);
-        if besides.has_token_query && answer.status >= 200 {
+    /// It only asks about a request that may follow: as one without a route, where the route has limits.
+    async fn limit_preflight(
+        &self,
+        exchange: &Exchange,
+        route: &Route,
+        additions: &mut Additions,
+    ) -> Result<(), Reject> {
+        if route.limits.is_empty() {
+            return Ok(());
+        }
+        self.limit_without_route(exchange, additions).await
+    }
+
+    fn limit_by_address(
+        &self,
+        exchange: &Exchange,
+        route: &Route,
+        additions: &mut Additions,
+    ) -> impl Future<Output = Result<(), Reject>> {
+        let by_address = |_| Some(CellKey::of_address(exchange.client));
+        self.limits.pass(&self.plan.limits, &route.limits.by_address, by_address, &mut additions.limits)
+    }
+
+    fn limit_by_caller_and_route(
+        &self,
+        exchange: &Exchange,
+        route: &Route,
+        additions: &mut Additions,
+    ) -> impl Future<Output = Result<(), Reject>> {
+        let key_of = |key| match key {
+            LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
+            LimitKey::Address | LimitKey::Route => Some(route.limits.key),
+        };
+        self.limits.pass(&self.plan.limits, &route.limits.later, key_of, &mut additions.limits)
+    }
+
+    /// The refusal where no route takes a request. A preflight is answered, so that the page can read the refusal of the
+    /// request that follows it.
+    fn answer_without_route(
+        &self,
+        head: &RequestHead,
+        reject: Reject,
+        additions: &mut Additions,
+    ) -> Result<(ResponseHead, Body), Reject> {
+        let has_no_route = matches!(reject.code, Code::NotFound | Code::MethodNotAllowed);
+        let cors = self.plan.cors.as_deref().filter(|_| has_no_route && self.is_preflight_without_route(head));
+        cors.map(|cors| additions.answer_preflight(cors, head)).ok_or(reject)
+    }
+}
+
+impl Gateway {
+    /// Lets the exchange in, with its caller, or refuses it. One that goes to a service ends with its caller's session.
+    fn admit(
+        &self,
+        exchange: &mut Exchange,
+        route: &Route,
+        plan: &Plan,
+        additions: &mut Additions,
+    ) -> Result<Standing, Reject> {
+        let ends = matches!(route.target, Target::Account(endpoint) if endpoint.ends());
+        let admitted = self.identity.admit(exchange, &route.access, ends, plan);
+        let Admitted { standing, by_query } = admitted.inspect_err(|_| self.ask_for_keys())?;
+        additions.has_token_query = by_query;
+        // The gateway's own endpoints are not tied: a log-out is answered after its session has ended.
+        if let Target::Proxy(_) = route.target {
+            self.identity.tie(exchange);
+        }
+        Ok(standing)
+    }
+}
+
+/// What the gateway adds to an answer, whoever gives it: gathered step by step, for refusals too.
+#[derive(Debug, Default)]
+struct Additions {
+    route: Option<usize>,
+    /// Where the request says from which origin it comes. What a route does to the head moves nothing.
+    origin: Option<Span>,
+    is_preflight: bool,
+    /// The caller's token stood in the query.
+    has_token_query: bool,
+    limits: Statement,
+}
+
+impl Additions {
+    fn answer_preflight(&mut self, cors: &cors::Policy, request: &RequestHead) -> (ResponseHead, Body) {
+        self.is_preflight = true;
+        (cors.answer_preflight(request), Body::Own(Vec::new().into()))
+    }
+
+    /// Adds what the gateway says of limits and to browsers.
+    fn write(&self, plan: &Plan, request: &RequestHead, answer: &mut ResponseHead) {
+        self.limits.write(&plan.limits, answer);
+        if self.has_token_query && answer.status >= 200 {
             token_query::protect(answer);
         }
-        let cors = match besides.route {
-            Some(route) => &self.plan.routes[route].cors,
-            None => &self.plan.cors,
+        let cors = match self.route {
+            Some(route) => &plan.routes[route].cors,
+            None => &plan.cors,
         };
-        if let Some(cors) = cors.as_deref().filter(|_| !besides.is_preflight) {
-            cors.complete(besides.origin.map(|origin| request.text(origin)), answer);
+        if let Some(cors) = cors.as_deref().filter(|_| !self.is_preflight) {
+            cors.complete(self.origin.map(|origin| request.text(origin)), answer);
         }
     }
-
-    /// Whom a request is from, and whether the peer's word about it counts: the last address of `X-Forwarded-For` that
-    /// no trusted peer has added.
-    fn client(&self, peer: &Peer, head: &RequestHead) -> (IpAddr, bool) {
-        let is_trusted = |address: IpAddr| self.plan.trusted.iter().any(|net| net.contains(address));
-        let mut client = peer.address.ip();
-        if self.plan.trusted.is_empty() || !is_trusted(client) {
-            return (client, false);
-        }
-        let fields = head.fields.iter().filter(|field| field.known == Known::XForwardedFor);
-        let hops = fields.rev().flat_map(|field| field.value.of(&head.bytes).rsplit(|byte| *byte == b','));
-        // RFC 9110 §5.6.1: empty members of a list stand for nothing.
-        let hops = hops.map(<[u8]>::trim_ascii).filter(|hop| !hop.is_empty());
-        for hop in hops {
-            let Some(address) = hop_address(hop) else { break };
-            client = address;
-            if !is_trusted(address) {
-                break;
-            }
-        }
-        (client, true)
-    }
-
-    /// What all shards have counted, for those who may know: the control thread asks the shards, and this one among
-    /// them, while the request waits.
-    async fn metrics(&self, client: IpAddr, desks: &Desks) -> Result<(ResponseHead, Body), Reject> {
-        if !self.plan.metrics_allowed.iter().any(|network| network.contains(client)) {
-            return Err(Reject::new(Code::NotFound));
-        }
-        let asked = desks.metrics.ask(()).map_err(|_| Reject::new(Code::Overloaded))?;
-        let told = timer::within(clock::now() + METRICS_TIMEOUT, asked).await;
-        let text = told.ok_or_else(|| Reject::new(Code::Overloaded))?;
-        Ok(own_answer(200, exposition::CONTENT_TYPE, NOT_CACHED, text.as_bytes()))
-    }
-}
-
-/// The address of a member of `X-Forwarded-For`. Some proxies add the port, and brackets to an IPv6 address.
-fn hop_address(hop: &[u8]) -> Option<IpAddr> {
-    let hop = std::str::from_utf8(hop).ok()?.trim();
-    let bare = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
-    hop.parse().ok().or_else(with_port).or_else(bare)
-}
-
-fn answer_preflight(cors: &cors::Policy, head: &RequestHead, besides: &mut Besides) -> (ResponseHead, Body) {
-    besides.is_preflight = true;
-    (cors.answer_preflight(head), Body::Own(Vec::new().into()))
 }

@@ -1,10 +1,13 @@
-//! What the gateway answers itself without asking anybody: pages of a few bytes, and what `OPTIONS` is told.
+//! What the gateway answers itself: pages of a few bytes, the metrics, and what `OPTIONS` is told.
 
-use super::{Gateway, body::Body, plan::OwnPage};
+use std::{net::IpAddr, time::Duration};
+
+use super::{Gateway, Plan, body::Body, plan::OwnPage};
 use crate::{
     exchange::{Code, Reject},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, TargetForm},
-    shard::buffers,
+    shard::{buffers, clock, timer},
+    telemetry::exposition,
 };
 
 /// What the gateway says of its health on the public listener: written by the control thread, shown by every shard.
@@ -32,6 +35,9 @@ impl Default for Page {
     }
 }
 
+/// How long a scrape waits for the control thread, which itself gives the shards one second.
+const METRICS_TIMEOUT: Duration = Duration::from_secs(2);
+
 impl Gateway {
     /// Shows what the control thread says of the gateway's health from now on.
     pub fn show(&self, pages: Pages) {
@@ -47,6 +53,18 @@ impl Gateway {
             OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
             OwnPage::Jwks => own_answer(200, "application/json", KEYS_CACHED, &self.identity.key_set()),
         }
+    }
+
+    /// What all shards have counted, for those who may know: the control thread asks the shards, and this one among
+    /// them, while the request waits.
+    pub(super) async fn metrics(&self, plan: &Plan, client: IpAddr) -> Result<(ResponseHead, Body), Reject> {
+        if !plan.metrics_allowed.iter().any(|network| network.contains(client)) {
+            return Err(Reject::new(Code::NotFound));
+        }
+        let asked = self.desks.metrics.ask(()).map_err(|_| Reject::new(Code::Overloaded))?;
+        let told = timer::within(clock::now() + METRICS_TIMEOUT, asked).await;
+        let text = told.ok_or_else(|| Reject::new(Code::Overloaded))?;
+        Ok(own_answer(200, exposition::CONTENT_TYPE, NOT_CACHED, text.as_bytes()))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
     auth::rbac::Roles,
     config::{ClientClose, Config, Drain, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::{AnswerLimits, HttpLimits},
-    proto::http1::HeadLimits,
+    proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::Slot},
     upstream::{BackendAddress, OutlierPolicy, Settings},
 };
@@ -47,8 +47,8 @@ pub struct Plan {
     pub(super) metrics_allowed: Vec<IpNet>,
     /// The limits of the rate of requests, in the order that routes refer to.
     pub limits: Vec<LimitPlan>,
-    /// Those that hold where no route does, by address.
-    pub(super) limits_elsewhere: Box<[u8]>,
+    /// Those of them that hold where no route takes the request, by address.
+    pub(super) limits_without_route: Box<[u8]>,
     /// What browsers of other origins are told where no route says otherwise.
     pub(super) cors: Option<Arc<cors::Policy>>,
     /// What roles permit.
@@ -85,6 +85,13 @@ pub(super) struct Route {
     pub(super) cors: Option<Arc<cors::Policy>>,
     pub(super) access: Access,
     pub(super) target: Target,
+}
+
+impl Route {
+    /// By what a preflight is answered; `None` for any other request.
+    pub(super) fn cors_of_preflight(&self, head: &RequestHead) -> Option<&cors::Policy> {
+        self.cors.as_deref().filter(|_| cors::asked_method(head).is_some())
+    }
 }
 
 /// Who answers a route's requests.
@@ -266,7 +273,7 @@ impl Plan {
             trusted: config.trust.proxies.clone(),
             sampler: Sampler::new(config.trace.sample_ratio),
             metrics_allowed: config.metrics.allow.clone(),
-            limits_elsewhere: RouteLimits::elsewhere(&limits),
+            limits_without_route: RouteLimits::without_route(&limits),
             limits,
             cors,
             roles: roles(config),

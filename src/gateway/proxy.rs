@@ -1,7 +1,10 @@
 //! Forwarding: a request on its way to its upstream, step by step. The fields are `fields`' work.
 
 use super::{
+    Live,
+    body::Body,
     fields::{self, Said},
+    pages::answer_options,
     plan::{Piece, ProxyRoute, Rewrite},
     redirects::{self, Way},
     router::Captures,
@@ -9,9 +12,9 @@ use super::{
 use crate::{
     exchange::{Code, Exchange, Reject},
     net::RequestBody,
-    proto::head::{Framing, Known, RequestHead, ResponseHead, Span, Version},
+    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
     shard::Instant,
-    upstream::{Asker, Call, Streaming, Upstream},
+    upstream::{Asker, Call},
 };
 
 /// Methods with which a service reads a request's body to its end.
@@ -36,12 +39,15 @@ impl BodyMethods {
 
 /// Forwards a request to its upstream and makes the answer's head ready for the client.
 pub(super) async fn forward(
+    live: &Live,
     exchange: &mut Exchange,
     route: &ProxyRoute,
-    upstream: &std::rc::Rc<Upstream>,
     captures: &Captures,
     body: &mut impl RequestBody,
-) -> Result<(ResponseHead, Streaming), Reject> {
+) -> Result<(ResponseHead, Body), Reject> {
+    if exchange.head.method == Method::Options && !fields::count_hop(&mut exchange.head) {
+        return Ok(answer_options(&live.methods(&exchange.head)));
+    }
     admit_body(&exchange.head, route, body, exchange.began)?;
     let target = rewrite(&mut exchange.head, &route.rewrite, captures);
     // A body and a tunnel on one connection would leave it open which byte belongs to which: the body goes first, and
@@ -83,7 +89,7 @@ pub(super) async fn forward(
     };
     let (head, trail, has_ended) = exchange.to_send();
     let client = Client { has_ended, route };
-    let (mut answer, streaming) = upstream.send(head, body, &call, trail, &client).await?;
+    let (mut answer, streaming) = live.upstreams[route.upstream].send(head, body, &call, trail, &client).await?;
     if answer.status == 101 && !(asks_upgrade && fields::switches_as_asked(head, &answer)) {
         return Err(Reject::because(Code::UpstreamBadResponse, "the service switched protocols unasked"));
     }
@@ -103,7 +109,7 @@ pub(super) async fn forward(
         redirects::lead_back(&mut answer, &way);
     }
     fields::of_answer(&mut answer, head.version, &route.response_headers);
-    Ok((answer, streaming))
+    Ok((answer, Body::Upstream(streaming)))
 }
 
 /// What the path of a request begins with, and what stood for that before its backend: they differ, and what follows is

@@ -25,7 +25,7 @@ pub(super) struct Seen {
 }
 
 /// Brings the path into normal form, in place where it is already.
-pub(super) fn normalise_path(head: &mut RequestHead) -> Result<Seen, Reject> {
+fn normalise_path(head: &mut RequestHead) -> Result<Seen, Reject> {
     let written = head.path;
     let normal =
         path::normalise(written.of(&head.bytes)).map_err(|error| Reject::because(Code::BadRequest, error.detail()))?;
@@ -44,8 +44,15 @@ pub(super) fn normalise_path(head: &mut RequestHead) -> Result<Seen, Reject> {
 }
 
 impl Live {
+    /// The route that takes a request, and what was seen of its path.
+    pub(super) fn find_route(&self, head: &mut RequestHead) -> Result<(Found, Seen), Reject> {
+        let mut path = normalise_path(head)?;
+        let found = self.route(head)?;
+        Ok((self.keep_slashes(head, &mut path, found), path))
+    }
+
     /// The route that takes a request. A preflight asks about the request that is to follow, so it takes that one's.
-    pub(super) fn route(&self, head: &RequestHead) -> Result<Found, Reject> {
+    fn route(&self, head: &RequestHead) -> Result<Found, Reject> {
         let (host, path) = (head.text(head.authority), head.text(head.path));
         let router = &self.plan.router;
         if let Some(asked) = cors::asked_method(head).map(|asked| head.text(asked))
@@ -59,7 +66,7 @@ impl Live {
 
     /// Has a route that asks for it see the doubled slashes that were written, where that changes nothing about who takes
     /// the request: what leads elsewhere with or without them stays merged.
-    pub(super) fn keep_slashes(&self, head: &mut RequestHead, seen: &mut Seen, found: Found) -> Found {
+    fn keep_slashes(&self, head: &mut RequestHead, seen: &mut Seen, found: Found) -> Found {
         match &self.plan.routes[found.route].target {
             Target::Proxy(route) if !route.merges_slashes && head.path != seen.written => {}
             _ => return found,
@@ -114,8 +121,8 @@ impl Live {
         })
     }
 
-    /// Whether it is a preflight that asks about a request which no route takes.
-    pub(super) fn is_about_nothing(&self, head: &RequestHead) -> bool {
+    /// Whether it is a preflight for a request that no route takes.
+    pub(super) fn is_preflight_without_route(&self, head: &RequestHead) -> bool {
         let (host, path) = (head.text(head.authority), head.text(head.path));
         let asked = cors::asked_method(head).map(|asked| head.text(asked));
         asked.is_some_and(|asked| self.plan.router.find(host, path, Method::of(asked), asked).is_err())

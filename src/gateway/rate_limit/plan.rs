@@ -128,7 +128,7 @@ impl RouteLimits {
     }
 
     /// Those of requests that no route takes, and of preflights.
-    pub(in crate::gateway) fn elsewhere(limits: &[LimitPlan]) -> Box<[u8]> {
+    pub(in crate::gateway) fn without_route(limits: &[LimitPlan]) -> Box<[u8]> {
         Self::gather(limits, "", |limit| limit.applies == LimitApplies::All).by_address
     }
 
