@@ -6,6 +6,7 @@
 
 use super::Claims;
 use super::keys::Fingerprint;
+use crate::shard::slab::{NONE, Slab};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
@@ -14,16 +15,12 @@ use std::rc::Rc;
 /// are not kept.
 pub(super) type Digest = [u8; 32];
 
-/// No place.
-const NONE: u32 = u32::MAX;
-
 /// One per shard.
 #[derive(Debug)]
 pub(super) struct Cache {
     entries_max: usize,
-    places: HashMap<Digest, u32, BuildHasherDefault<Prefix>>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
+    indices: HashMap<Digest, u32, BuildHasherDefault<Prefix>>,
+    tokens: Slab<Option<Token>>,
     /// The youngest; from there `older` leads to the oldest.
     youngest: u32,
     oldest: u32,
@@ -32,8 +29,8 @@ pub(super) struct Cache {
 }
 
 #[derive(Debug)]
-struct Slot {
-    entry: Option<Entry>,
+struct Token {
+    entry: Entry,
     digest: Digest,
     is_used: bool,
     younger: u32,
@@ -73,12 +70,12 @@ impl Hasher for Prefix {
 
 impl Cache {
     pub(super) fn new(entries_max: usize) -> Self {
-        let (places, slots, free) = (HashMap::default(), Vec::new(), Vec::new());
-        Self { entries_max: bounded(entries_max), places, slots, free, youngest: NONE, oldest: NONE, hand: NONE }
+        let (indices, tokens) = (HashMap::default(), Slab::new());
+        Self { entries_max: bounded(entries_max), indices, tokens, youngest: NONE, oldest: NONE, hand: NONE }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.places.len()
+        self.tokens.len()
     }
 
     /// Holds at most so many from now on.
@@ -91,10 +88,10 @@ impl Cache {
 
     /// Finds what is remembered of a token, and marks it as used.
     pub(super) fn find(&mut self, digest: &Digest) -> Option<&mut Entry> {
-        let place = *self.places.get(digest)?;
-        let slot = self.slots.get_mut(place as usize)?;
-        slot.is_used = true;
-        slot.entry.as_mut()
+        let index = *self.indices.get(digest)?;
+        let token = self.at(index)?;
+        token.is_used = true;
+        Some(&mut token.entry)
     }
 
     pub(super) fn insert(&mut self, digest: Digest, entry: Entry) {
@@ -105,57 +102,54 @@ impl Cache {
         if self.len() >= self.entries_max {
             self.evict();
         }
-        let slot = Slot { entry: Some(entry), digest, is_used: false, younger: NONE, older: self.youngest };
-        let place = if let Some(place) = self.free.pop() {
-            self.slots[place as usize] = slot;
-            place
-        } else {
-            self.slots.push(slot);
-            u32::try_from(self.slots.len() - 1).expect("a cache is bounded far below that")
-        };
-        match self.slots.get_mut(self.youngest as usize) {
-            Some(youngest) => youngest.younger = place,
-            None => self.oldest = place,
+        let token = Token { entry, digest, is_used: false, younger: NONE, older: self.youngest };
+        let index = self.tokens.insert(Some(token));
+        match self.at(self.youngest) {
+            Some(youngest) => youngest.younger = index,
+            None => self.oldest = index,
         }
-        self.youngest = place;
-        self.places.insert(digest, place);
+        self.youngest = index;
+        self.indices.insert(digest, index);
     }
 
     pub(super) fn remove(&mut self, digest: &Digest) {
-        let Some(place) = self.places.remove(digest) else { return };
-        let slot = &mut self.slots[place as usize];
-        slot.entry = None;
-        let (younger, older) = (slot.younger, slot.older);
-        match self.slots.get_mut(younger as usize) {
-            Some(slot) => slot.older = older,
+        let Some(index) = self.indices.remove(digest) else { return };
+        let Some(Token { younger, older, .. }) = self.tokens.remove(index).flatten() else { return };
+        match self.at(younger) {
+            Some(token) => token.older = older,
             None => self.youngest = older,
         }
-        match self.slots.get_mut(older as usize) {
-            Some(slot) => slot.younger = younger,
+        match self.at(older) {
+            Some(token) => token.younger = younger,
             None => self.oldest = younger,
         }
-        if self.hand == place {
+        if self.hand == index {
             self.hand = younger;
         }
-        self.free.push(place);
     }
 
     /// Forgets the first one from the hand on that was not used since the hand came by.
     fn evict(&mut self) {
         // Once round clears every mark, so the second time finds one at the latest.
-        for _ in 0..=2 * self.slots.len() {
+        for _ in 0..=2 * self.len() {
             if self.hand == NONE {
                 self.hand = self.oldest;
             }
-            let Some(slot) = self.slots.get_mut(self.hand as usize) else { return };
-            if !slot.is_used {
-                let digest = slot.digest;
+            let Some(token) = self.at(self.hand) else { return };
+            if !token.is_used {
+                let digest = token.digest;
                 self.remove(&digest);
                 return;
             }
-            slot.is_used = false;
-            self.hand = slot.younger;
+            token.is_used = false;
+            self.hand = token.younger;
         }
+    }
+
+    /// `None` where the list ends.
+    #[inline]
+    fn at(&mut self, index: u32) -> Option<&mut Token> {
+        self.tokens.get_mut(index)?.as_mut()
     }
 }
 
@@ -178,7 +172,7 @@ mod tests {
     }
 
     fn has(cache: &mut Cache, n: u8) -> bool {
-        cache.places.contains_key(&digest(n))
+        cache.indices.contains_key(&digest(n))
     }
 
     #[test]
@@ -226,15 +220,16 @@ mod tests {
                     }
                 }
                 prop_assert!(cache.len() <= entries_max);
-                prop_assert!(cache.slots.len() <= entries_max.max(1));
-                let (mut place, mut before, mut count) = (cache.youngest, NONE, 0);
-                while let Some(slot) = cache.slots.get(place as usize) {
-                    prop_assert_eq!(slot.younger, before);
-                    prop_assert_eq!(cache.places.get(&slot.digest), Some(&place));
-                    (before, place, count) = (place, slot.older, count + 1);
+                prop_assert!(cache.tokens.indices().len() <= entries_max.max(1));
+                let (mut index, mut before, mut count) = (cache.youngest, NONE, 0);
+                while let Some(&mut Token { younger, digest, older, .. }) = cache.at(index) {
+                    prop_assert_eq!(younger, before);
+                    prop_assert_eq!(cache.indices.get(&digest), Some(&index));
+                    (before, index, count) = (index, older, count + 1);
                 }
                 prop_assert_eq!((count, before), (cache.len(), cache.oldest));
-                prop_assert!(cache.hand == NONE || cache.slots[cache.hand as usize].entry.is_some());
+                let hand = cache.hand;
+                prop_assert!(hand == NONE || cache.at(hand).is_some());
             }
         }
     }

@@ -11,15 +11,14 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::shard::Local;
+use crate::shard::{
+    Local,
+    slab::{Key, Slab},
+};
 
-/// Names a question while it waits. Goes with the letter and comes back with the answer.
+/// Names a question while it waits. Goes with the letter and comes back with the answer; a late one finds nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Ticket {
-    place: u32,
-    /// A place that was used again has another one, so that a late answer finds nobody.
-    turn: u32,
-}
+pub struct Ticket(Key);
 
 /// What a desk hands to the one who sends letters.
 #[derive(Debug)]
@@ -39,23 +38,17 @@ pub struct Busy;
 
 /// One per shard and kind of question.
 pub struct Desk<Q, A> {
-    places: Local<Places<A>>,
+    waiting: Local<Slab<State<A>>>,
+    open_max: usize,
     post: Box<dyn Fn(Slip<Q>)>,
 }
 
-struct Places<A> {
-    all: Vec<Place<A>>,
-    free: Vec<u32>,
-    open_max: usize,
-}
-
-struct Place<A> {
-    turn: u32,
-    state: State<A>,
-}
-
+/// What has become of a question.
+#[derive(Default)]
 enum State<A> {
-    Free,
+    /// Its answer was taken, or nobody waits for one.
+    #[default]
+    Done,
     Asked {
         waker: Option<Waker>,
         /// Whoever is to answer wants to know whether somebody still waits.
@@ -73,24 +66,28 @@ impl<Q, A> fmt::Debug for Desk<Q, A> {
 impl<Q, A> Desk<Q, A> {
     /// A desk with at most this many open questions; `post` sends what it is given, and never waits.
     pub fn new(open_max: usize, post: impl Fn(Slip<Q>) + 'static) -> Rc<Self> {
-        let places = Places { all: Vec::new(), free: Vec::new(), open_max };
-        Rc::new(Self { places: Local::new(places), post: Box::new(post) })
+        Rc::new(Self { waiting: Local::new(Slab::new()), open_max, post: Box::new(post) })
     }
 
     /// Asks. The question is on its way at once; dropping what comes back withdraws it.
     pub fn ask(self: &Rc<Self>, question: Q) -> Result<Asked<Q, A>, Busy> {
-        let ticket = self.places.with(Places::take).ok_or(Busy)?;
+        let ticket = self.waiting.with(|waiting| {
+            if waiting.len() >= self.open_max {
+                return Err(Busy);
+            }
+            let index = waiting.insert(State::Asked { waker: None, is_doubted: false });
+            Ok(Ticket(waiting.key(index)))
+        })?;
         (self.post)(Slip::Ask(ticket, question));
         Ok(Asked { desk: Rc::clone(self), ticket, is_done: false })
     }
 
     /// An answer has come. One that nobody waits for any more is dropped.
     pub fn told(&self, ticket: Ticket, answer: A) {
-        let waker = self.places.with(|places| {
-            let place = places.at(ticket)?;
-            match std::mem::replace(&mut place.state, State::Answered(answer)) {
+        let waker = self.waiting.with(|waiting| {
+            match std::mem::replace(waiting.find_mut(ticket.0)?, State::Answered(answer)) {
                 State::Asked { waker, .. } => waker,
-                State::Free | State::Answered(_) => None,
+                State::Done | State::Answered(_) => None,
             }
         });
         // Outside the closure: waking runs code of the runtime's.
@@ -102,12 +99,12 @@ impl<Q, A> Desk<Q, A> {
     /// Whoever is to answer wants to know whether somebody still waits. The asker is woken, and confirms or drops its
     /// question; if it has left, a withdrawal is on its way already.
     pub fn doubt(&self, ticket: Ticket) {
-        let waker = self.places.with(|places| match &mut places.at(ticket)?.state {
+        let waker = self.waiting.with(|waiting| match waiting.find_mut(ticket.0)? {
             State::Asked { waker, is_doubted } => {
                 *is_doubted = true;
                 waker.take()
             }
-            State::Free | State::Answered(_) => None,
+            State::Done | State::Answered(_) => None,
         });
         if let Some(waker) = waker {
             waker.wake();
@@ -116,37 +113,7 @@ impl<Q, A> Desk<Q, A> {
 
     /// Questions that have no answer yet, or one that was not taken.
     pub fn open(&self) -> usize {
-        self.places.with(|places| places.all.len() - places.free.len())
-    }
-}
-
-impl<A> Places<A> {
-    fn take(&mut self) -> Option<Ticket> {
-        let place = match self.free.pop() {
-            Some(place) => place,
-            None if self.all.len() < self.open_max => {
-                self.all.push(Place { turn: 0, state: State::Free });
-                u32::try_from(self.all.len() - 1).ok()?
-            }
-            None => return None,
-        };
-        let taken = &mut self.all[place as usize];
-        taken.state = State::Asked { waker: None, is_doubted: false };
-        Some(Ticket { place, turn: taken.turn })
-    }
-
-    fn at(&mut self, ticket: Ticket) -> Option<&mut Place<A>> {
-        self.all.get_mut(ticket.place as usize).filter(|place| place.turn == ticket.turn)
-    }
-
-    /// Gives the place back; says whether its question was still open.
-    fn leave(&mut self, ticket: Ticket) -> bool {
-        let Some(place) = self.at(ticket) else { return false };
-        let was_open = matches!(place.state, State::Asked { .. });
-        place.turn = place.turn.wrapping_add(1);
-        place.state = State::Free;
-        self.free.push(ticket.place);
-        was_open
+        self.waiting.with(|waiting| waiting.len())
     }
 }
 
@@ -167,14 +134,14 @@ impl<Q, A> fmt::Debug for Asked<Q, A> {
 impl<Q, A> Asked<Q, A> {
     /// Whether the one who is to answer wants to know if somebody still waits. To be looked at after each poll.
     pub fn is_doubted(&self) -> bool {
-        let is_doubted = |place: &mut Place<A>| matches!(place.state, State::Asked { is_doubted: true, .. });
-        self.desk.places.with(|places| places.at(self.ticket).is_some_and(is_doubted))
+        let is_doubted = |state: &State<A>| matches!(state, State::Asked { is_doubted: true, .. });
+        self.desk.waiting.with(|waiting| waiting.find(self.ticket.0).is_some_and(is_doubted))
     }
 
     /// Somebody still waits.
     pub fn confirm(&self) {
-        self.desk.places.with(|places| {
-            if let Some(Place { state: State::Asked { is_doubted, .. }, .. }) = places.at(self.ticket) {
+        self.desk.waiting.with(|waiting| {
+            if let Some(State::Asked { is_doubted, .. }) = waiting.find_mut(self.ticket.0) {
                 *is_doubted = false;
             }
         });
@@ -186,21 +153,16 @@ impl<Q, A> Future for Asked<Q, A> {
     type Output = A;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<A> {
-        let ticket = self.ticket;
-        let answer = self.desk.places.with(|places| {
-            let place = places.at(ticket).expect("a place is left only when its question is dropped or answered");
-            match &mut place.state {
-                State::Asked { waker, .. } => {
-                    *waker = Some(cx.waker().clone());
-                    None
-                }
-                state => match std::mem::replace(state, State::Free) {
-                    State::Answered(answer) => {
-                        places.leave(ticket);
-                        Some(answer)
-                    }
-                    _ => None,
-                },
+        let key = self.ticket.0;
+        let answer = self.desk.waiting.with(|waiting| {
+            if let State::Asked { waker, .. } = waiting.find_mut(key).expect("it is here until it is taken or dropped")
+            {
+                *waker = Some(cx.waker().clone());
+                return None;
+            }
+            match waiting.remove(key.index()) {
+                Some(State::Answered(answer)) => Some(answer),
+                _ => None,
             }
         });
         match answer {
@@ -215,7 +177,11 @@ impl<Q, A> Future for Asked<Q, A> {
 
 impl<Q, A> Drop for Asked<Q, A> {
     fn drop(&mut self) {
-        if !self.is_done && self.desk.places.with(|places| places.leave(self.ticket)) {
+        if self.is_done {
+            return;
+        }
+        let state = self.desk.waiting.with(|waiting| waiting.remove(self.ticket.0.index()));
+        if let Some(State::Asked { .. }) = state {
             (self.desk.post)(Slip::Withdraw(self.ticket));
         }
     }

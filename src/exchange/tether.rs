@@ -8,18 +8,20 @@ use std::rc::Rc;
 use crate::{
     auth::{Claims, Revocation, revocation::Kind},
     net::{End, Ender},
-    shard::Local,
+    shard::{
+        Local,
+        slab::{NONE, Slab},
+    },
 };
 
 /// The exchanges under way that have a caller. One per shard.
 ///
-/// Tying is on every such request's path, so an entry is a place in a list and in two chains, of those whose sessions and
+/// Tying is on every such request's path, so an entry is a slot and a link in two chains, of those whose sessions and
 /// of those whose users share a bucket; nothing is allocated for it. A revocation looks through one chain, however many
 /// exchanges there are (`benches/ends.rs`).
 #[derive(Debug, Default)]
 pub struct Tethers {
-    entries: Vec<Option<Entry>>,
-    free: Vec<u32>,
+    entries: Slab<Option<Entry>>,
     by_session: Chains,
     by_user: Chains,
 }
@@ -34,9 +36,6 @@ struct Entry {
     is_answering: bool,
     has_ended: bool,
 }
-
-/// Nobody, where an entry's number stands.
-const NONE: u32 = u32::MAX;
 
 /// An entry's neighbours in a chain.
 #[derive(Clone, Copy, Debug)]
@@ -56,48 +55,43 @@ struct Chains(Vec<u32>);
 #[derive(Debug)]
 pub struct Tether {
     tethers: Rc<Local<Tethers>>,
-    place: u32,
+    index: u32,
 }
 
 impl Tethers {
     /// Ties what is under way on this connection to the session of these claims.
     pub fn tie(tethers: &Rc<Local<Self>>, claims: &Rc<Claims>, ender: Ender) -> Tether {
-        let place = tethers.with(|tethers| tethers.enter(Rc::clone(claims), ender));
-        Tether { tethers: Rc::clone(tethers), place }
+        let index = tethers.with(|tethers| tethers.enter(Rc::clone(claims), ender));
+        Tether { tethers: Rc::clone(tethers), index }
     }
 
     fn enter(&mut self, claims: Rc<Claims>, ender: Ender) -> u32 {
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.entries.push(None);
-            u32::try_from(self.entries.len() - 1).expect("exchanges are far fewer than 2³²")
-        });
-        if self.entries.len() > self.by_user.0.len() {
+        let index = self.entries.insert(None);
+        if self.entries.indices().len() > self.by_user.0.len() {
             self.grow();
         }
         // Tokens of other issuers may have no session: they share a chain that nobody looks through.
         let session = claims.sid.as_deref().map_or(0, hash);
         let user = hash(&claims.sub);
-        let in_session = self.chain_up(Which::Session, session, place);
-        let of_user = self.chain_up(Which::User, user, place);
-        self.entries[place as usize] =
-            Some(Entry { claims, ender, in_session, of_user, is_answering: false, has_ended: false });
-        place
+        let in_session = self.chain_up(Which::Session, session, index);
+        let of_user = self.chain_up(Which::User, user, index);
+        self.entries[index] = Some(Entry { claims, ender, in_session, of_user, is_answering: false, has_ended: false });
+        index
     }
 
-    fn leave(&mut self, place: u32) -> Option<Entry> {
-        let entry = self.entries.get_mut(place as usize)?.take()?;
+    fn leave(&mut self, index: u32) -> Option<Entry> {
+        let entry = self.entries.remove(index)??;
         self.unchain(Which::Session, entry.in_session);
         self.unchain(Which::User, entry.of_user);
-        self.free.push(place);
         Some(entry)
     }
 
     /// Puts an entry in front of its chain.
-    fn chain_up(&mut self, which: Which, hash: u32, place: u32) -> Link {
+    fn chain_up(&mut self, which: Which, hash: u32, index: u32) -> Link {
         let first = which.chains(self).first(hash);
-        let after = std::mem::replace(first, place);
+        let after = std::mem::replace(first, index);
         if let Some(next) = self.link(which, after) {
-            next.before = place;
+            next.before = index;
         }
         Link { hash, before: NONE, after }
     }
@@ -112,8 +106,8 @@ impl Tethers {
         }
     }
 
-    fn link(&mut self, which: Which, place: u32) -> Option<&mut Link> {
-        let entry = self.entries.get_mut(place as usize)?.as_mut()?;
+    fn link(&mut self, which: Which, index: u32) -> Option<&mut Link> {
+        let entry = self.entries.get_mut(index)?.as_mut()?;
         Some(match which {
             Which::Session => &mut entry.in_session,
             Which::User => &mut entry.of_user,
@@ -123,13 +117,13 @@ impl Tethers {
     /// Twice as many chains, each entry in its new one.
     #[cold]
     fn grow(&mut self) {
-        let chains = self.entries.len().next_power_of_two().max(64);
+        let chains = self.entries.indices().len().next_power_of_two().max(64);
         for which in [Which::Session, Which::User] {
             *which.chains(self) = Chains(vec![NONE; chains]);
-            for place in 0..u32::try_from(self.entries.len()).unwrap_or(NONE) {
-                let Some(Link { hash, .. }) = self.link(which, place).copied() else { continue };
-                let link = self.chain_up(which, hash, place);
-                if let Some(old) = self.link(which, place) {
+            for index in self.entries.indices() {
+                let Some(Link { hash, .. }) = self.link(which, index).copied() else { continue };
+                let link = self.chain_up(which, hash, index);
+                if let Some(old) = self.link(which, index) {
                     *old = link;
                 }
             }
@@ -164,7 +158,7 @@ impl Tethers {
             return;
         }
         let mut next = *which.chains(self).first(hash(&revocation.id));
-        while let Some(entry) = self.entries.get_mut(next as usize).and_then(Option::as_mut) {
+        while let Some(entry) = self.entries.get_mut(next).and_then(Option::as_mut) {
             next = if which == Which::Session { entry.in_session.after } else { entry.of_user.after };
             // A kick ends what lasts; the token stays good, so there is nothing to tell whoever waits for an answer.
             let concerns = entry.is_answering || revocation.kind != Kind::Kick;
@@ -177,7 +171,7 @@ impl Tethers {
 
     /// How many exchanges are tied.
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.entries.len()
     }
 
     /// Whether none is.
@@ -203,7 +197,7 @@ impl Which {
 }
 
 impl Chains {
-    /// The place of the first entry of a hash's chain. There are chains before there are entries.
+    /// The index of the first entry of a hash's chain. There are chains before there are entries.
     fn first(&mut self, hash: u32) -> &mut u32 {
         let chain = hash as usize & (self.0.len() - 1);
         &mut self.0[chain]
@@ -233,14 +227,13 @@ impl Tether {
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> T {
-        self.tethers
-            .with(|tethers| look(tethers.entries[self.place as usize].as_mut().expect("a tether holds its place")))
+        self.tethers.with(|tethers| look(tethers.entries[self.index].as_mut().expect("a tether holds its entry")))
     }
 }
 
 impl Drop for Tether {
     fn drop(&mut self) {
-        let entry = self.tethers.with(|tethers| tethers.leave(self.place));
+        let entry = self.tethers.with(|tethers| tethers.leave(self.index));
         // Outside the closure: the last ender of a connection may drop more than itself.
         drop(entry);
     }
@@ -319,7 +312,7 @@ mod tests {
         }
         tethers.with(|tethers| {
             assert!(tethers.is_empty());
-            assert_eq!(tethers.entries.len(), 2, "places are used again");
+            assert_eq!(tethers.entries.indices().len(), 2, "slots are used again");
         });
     }
 

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use crate::shard::Local;
+use crate::shard::{
+    Local,
+    slab::{Key, Slab},
+};
 
 /// Why what is under way on a connection ends before its time. It may say so within a bound, and then goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,10 +32,7 @@ pub struct Connections {
 
 #[derive(Debug)]
 struct State {
-    /// A place for each connection.
-    places: Vec<Place>,
-    free: Vec<u32>,
-    open: usize,
+    open: Slab<Open>,
     /// Answers tell clients to come back elsewhere.
     is_ending: bool,
     /// Connections close as soon as nothing is under way, and those that last end within this time.
@@ -41,21 +41,20 @@ struct State {
     is_cut: bool,
 }
 
+/// What is known of one connection.
 #[derive(Debug, Default)]
-struct Place {
+struct Open {
     /// Of the connection's task.
     waker: Option<Waker>,
     /// What is under way on this connection ends now.
     end: Option<End>,
-    /// Counts the connections that had this place.
-    turn: u32,
 }
 
 /// A connection's place among the shard's. Dropping it gives it back.
 #[derive(Debug)]
 pub struct Slot {
     connections: Connections,
-    place: u32,
+    index: u32,
 }
 
 impl Default for Connections {
@@ -67,32 +66,19 @@ impl Default for Connections {
 impl Connections {
     /// A shard without connections.
     pub fn new() -> Self {
-        let state = State {
-            places: Vec::new(),
-            free: Vec::new(),
-            open: 0,
-            is_ending: false,
-            closes_within: None,
-            is_cut: false,
-        };
+        let state = State { open: Slab::new(), is_ending: false, closes_within: None, is_cut: false };
         Self { state: Rc::new(Local::new(state)) }
     }
 
     /// Takes a place for a new connection.
     pub fn enter(&self) -> Slot {
-        let place = self.state.with(|state| {
-            state.open += 1;
-            state.free.pop().unwrap_or_else(|| {
-                state.places.push(Place::default());
-                u32::try_from(state.places.len() - 1).expect("descriptors are far fewer than 2³²")
-            })
-        });
-        Slot { connections: self.clone(), place }
+        let index = self.state.with(|state| state.open.insert(Open::default()));
+        Slot { connections: self.clone(), index }
     }
 
     /// How many are open.
     pub fn open(&self) -> usize {
-        self.state.with(|state| state.open)
+        self.state.with(|state| state.open.len())
     }
 
     /// From now on answers carry `Connection: close`.
@@ -122,7 +108,7 @@ impl Connections {
     fn wake_after(&self, change: impl FnOnce(&mut State)) {
         let wakers: Vec<Waker> = self.state.with(|state| {
             change(state);
-            state.places.iter_mut().filter_map(|place| place.waker.take()).collect()
+            state.open.values_mut().filter_map(|open| open.waker.take()).collect()
         });
         for waker in wakers {
             waker.wake();
@@ -149,12 +135,12 @@ impl Slot {
     /// At each poll of a connection: whether what is under way on it ends. Its task is woken when that begins.
     pub fn poll_end(&self, cx: &Context<'_>) -> Poll<End> {
         self.connections.state.with(|state| {
-            let place = &mut state.places[self.place as usize];
-            if !place.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                place.waker = Some(cx.waker().clone());
+            let open = &mut state.open[self.index];
+            if !open.waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                open.waker = Some(cx.waker().clone());
             }
             let of_all = if state.is_cut { Some(End::Cut) } else { state.closes_within.map(|_| End::Draining) };
-            match place.end.filter(|_| !state.is_cut).or(of_all) {
+            match open.end.filter(|_| !state.is_cut).or(of_all) {
                 Some(end) => Poll::Ready(end),
                 None => Poll::Pending,
             }
@@ -163,8 +149,8 @@ impl Slot {
 
     /// A handle that ends what is under way on this one connection, for as long as it lasts.
     pub fn ender(&self) -> Ender {
-        let turn = self.connections.state.with(|state| state.places[self.place as usize].turn);
-        Ender { connections: self.connections.clone(), place: self.place, turn }
+        let key = self.connections.state.with(|state| state.open.key(self.index));
+        Ender { connections: self.connections.clone(), key }
     }
 }
 
@@ -172,8 +158,7 @@ impl Slot {
 #[derive(Clone, Debug)]
 pub struct Ender {
     connections: Connections,
-    place: u32,
-    turn: u32,
+    key: Key,
 }
 
 impl Ender {
@@ -184,16 +169,16 @@ impl Ender {
 
     /// What is under way ends, for this reason. The first reason stays.
     pub fn end(&self, end: End) {
-        self.wake_after(|place| {
-            place.end.get_or_insert(end);
+        self.wake_after(|open| {
+            open.end.get_or_insert(end);
         });
     }
 
-    fn wake_after(&self, change: impl FnOnce(&mut Place)) {
+    fn wake_after(&self, change: impl FnOnce(&mut Open)) {
         let waker = self.connections.state.with(|state| {
-            let place = state.places.get_mut(self.place as usize).filter(|place| place.turn == self.turn)?;
-            change(place);
-            place.waker.take()
+            let open = state.open.find_mut(self.key)?;
+            change(open);
+            open.waker.take()
         });
         if let Some(waker) = waker {
             waker.wake();
@@ -203,16 +188,9 @@ impl Ender {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        // The waker goes after the borrow: dropping it may drop a task, and that another slot.
-        let waker = self.connections.state.with(|state| {
-            state.open -= 1;
-            state.free.push(self.place);
-            let place = &mut state.places[self.place as usize];
-            place.turn = place.turn.wrapping_add(1);
-            place.end = None;
-            place.waker.take()
-        });
-        drop(waker);
+        let open = self.connections.state.with(|state| state.open.remove(self.index));
+        // After the borrow: dropping its waker may drop a task, and that another slot.
+        drop(open);
     }
 }
 

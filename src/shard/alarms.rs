@@ -8,82 +8,60 @@ use std::collections::BinaryHeap;
 use std::task::Waker;
 
 use super::clock::Instant;
+use super::slab::{Key, Slab};
 
 /// All alarms of one shard.
 #[derive(Debug)]
 pub(super) struct Alarms {
     /// What goes off when; also what was moved or closed since, until its time comes or the heap is swept.
-    heap: BinaryHeap<Reverse<(Instant, Id, u32)>>,
-    slots: Vec<Slot>,
-    free: Vec<Id>,
+    heap: BinaryHeap<Reverse<(Instant, Key)>>,
+    /// Whom each alarm wakes; nobody when it is not set or has gone off. Setting one renews its key, which makes its older
+    /// entries in the heap stale.
+    open: Slab<Option<Waker>>,
 }
 
 /// An open alarm.
 pub(super) type Id = u32;
 
-#[derive(Debug, Default)]
-struct Slot {
-    /// Changes each time that the alarm is set or closed, which makes its older entries in the heap stale.
-    setting: u32,
-    /// Whether it is set and has not gone off.
-    ticking: bool,
-    waker: Option<Waker>,
-}
-
 impl Alarms {
     pub(super) const fn new() -> Self {
-        Self { heap: BinaryHeap::new(), slots: Vec::new(), free: Vec::new() }
+        Self { heap: BinaryHeap::new(), open: Slab::new() }
     }
 
     /// A new alarm, not set.
     pub(super) fn open(&mut self) -> Id {
-        self.free.pop().unwrap_or_else(|| {
-            self.slots.push(Slot::default());
-            Id::try_from(self.slots.len() - 1).expect("descriptors run out long before 4 billion alarms")
-        })
+        self.open.insert(None)
     }
 
     /// Forgets an alarm; its number may be given out again.
     pub(super) fn close(&mut self, id: Id) {
-        let slot = &mut self.slots[id as usize];
-        slot.setting = slot.setting.wrapping_add(1);
-        slot.ticking = false;
-        slot.waker = None;
-        self.free.push(id);
+        self.open.remove(id);
     }
 
     /// Sets an alarm, in place of any earlier setting, to wake `waker`.
     pub(super) fn set(&mut self, id: Id, at: Instant, waker: &Waker) {
-        let slot = &mut self.slots[id as usize];
-        slot.setting = slot.setting.wrapping_add(1);
-        slot.ticking = true;
-        slot.waker = Some(waker.clone());
-        self.heap.push(Reverse((at, id, slot.setting)));
+        self.open[id] = Some(waker.clone());
+        self.heap.push(Reverse((at, self.open.renew(id))));
         self.sweep();
     }
 
     /// Whether an alarm still has to go off; if so it will wake `waker`.
     #[inline]
     pub(super) fn is_ticking(&mut self, id: Id, waker: &Waker) -> bool {
-        let slot = &mut self.slots[id as usize];
-        if slot.ticking && !slot.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            slot.waker = Some(waker.clone());
-        }
-        slot.ticking
+        let Some(known) = &mut self.open[id] else { return false };
+        // The same one stays.
+        known.clone_from(waker);
+        true
     }
 
     /// Lets one due alarm go off. To be called until there is none.
     pub(super) fn go_off(&mut self, now: Instant) -> Option<Waker> {
-        while let Some(&Reverse((at, id, setting))) = self.heap.peek()
+        while let Some(&Reverse((at, key))) = self.heap.peek()
             && at <= now
         {
             self.heap.pop();
-            let slot = &mut self.slots[id as usize];
-            if slot.setting == setting && slot.ticking {
-                slot.ticking = false;
-                if slot.waker.is_some() {
-                    return slot.waker.take();
-                }
+            if let Some(waker) = self.open.find_mut(key).and_then(Option::take) {
+                return Some(waker);
             }
         }
         None
@@ -91,8 +69,8 @@ impl Alarms {
 
     /// When the next alarm goes off.
     pub(super) fn next(&mut self) -> Option<Instant> {
-        while let Some(&Reverse((at, id, setting))) = self.heap.peek() {
-            if self.slots[id as usize].setting == setting {
+        while let Some(&Reverse((at, key))) = self.heap.peek() {
+            if self.open.find(key).is_some() {
                 return Some(at);
             }
             self.heap.pop();
@@ -103,10 +81,9 @@ impl Alarms {
     /// Connections come and go faster than their deadlines: at a thousand a second, each with a minute to go, sixty
     /// thousand stale entries would pile up. At most every second entry is stale.
     fn sweep(&mut self) {
-        let open = self.slots.len() - self.free.len();
-        if self.heap.len() > 64 + 2 * open {
-            let slots = &self.slots;
-            self.heap.retain(|Reverse((_, id, setting))| slots[*id as usize].setting == *setting);
+        if self.heap.len() > 64 + 2 * self.open.len() {
+            let open = &self.open;
+            self.heap.retain(|Reverse((_, key))| open.find(*key).is_some());
         }
     }
 }
@@ -188,7 +165,7 @@ mod tests {
             alarms.set(alarm, at(1_000_000 + round), &task);
             alarms.close(alarm);
         }
-        assert!(alarms.heap.len() <= 66 && alarms.slots.len() == 1, "{} entries", alarms.heap.len());
+        assert!(alarms.heap.len() <= 66 && alarms.open.indices().len() == 1, "{} entries", alarms.heap.len());
     }
 
     #[test]

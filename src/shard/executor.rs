@@ -41,6 +41,9 @@ struct Tasks {
 
 /// A task's place. It keeps its waker for the task that comes after: one that a task left behind somewhere may then wake
 /// another for nothing, which every future has to bear.
+///
+/// Hence no `Slab`, which empties what is left and tells who had it: here a place outlives its tasks, none of them has to be
+/// told apart, and a generation would cost each eight bytes, or an allocation if wakers were made anew.
 struct Slot {
     /// None while it runs, and when the place is free.
     task: Option<Task>,

@@ -16,6 +16,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 
 use super::local::Local;
+use super::slab::{Key, Slab};
 
 /// Events taken from epoll at once; what is left comes with the next call.
 const EVENTS_MAX: usize = 256;
@@ -42,7 +43,8 @@ pub(super) struct Socket {
 
 /// What is known of one socket, and who waits to hear more. One task at a time waits for each direction.
 struct Readiness {
-    place: u32,
+    /// Where events find it.
+    index: u32,
     known: Cell<Known>,
     reader: Cell<Option<Waker>>,
     writer: Cell<Option<Waker>>,
@@ -167,12 +169,12 @@ impl fmt::Debug for Socket {
 }
 
 impl Drop for Socket {
-    /// epoll forgets a descriptor that is closed. Events of it that were taken already find its place empty, or given to
-    /// another under a new number.
+    /// epoll forgets a descriptor that is closed. Events of it that were taken already find nothing: their key is
+    /// stale.
     fn drop(&mut self) {
-        let place = self.readiness.place;
+        let index = self.readiness.index;
         // An error means that the thread is ending and its reactor is gone.
-        let _ = REACTOR.try_with(|reactor| reactor.with(|reactor| reactor.as_mut().map(|it| it.forget(place))));
+        let _ = REACTOR.try_with(|reactor| reactor.with(|reactor| reactor.as_mut().map(|it| it.sockets.remove(index))));
     }
 }
 
@@ -190,58 +192,29 @@ thread_local! {
 /// The sockets that one shard has registered with its epoll.
 struct Reactor {
     epoll: Rc<OwnedFd>,
-    places: Vec<Place>,
-    free: Vec<u32>,
-}
-
-/// Where an event finds its socket.
-#[derive(Default)]
-struct Place {
-    /// Changes with each socket, so that an event for the one before is known as stale.
-    generation: u32,
-    socket: Option<Rc<Readiness>>,
+    /// An event carries its socket's key, so one for a socket that has gone does not reach the next.
+    sockets: Slab<Option<Rc<Readiness>>>,
 }
 
 impl Reactor {
     fn register(&mut self, fd: BorrowedFd<'_>, known: Known) -> io::Result<Rc<Readiness>> {
-        let place = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
-            u32::try_from(self.places.len() - 1).expect("descriptors run out long before 4 billion sockets")
-        });
-        let token = token(place, self.places[place as usize].generation);
+        let index = self.sockets.insert(None);
+        let data = epoll::EventData::new_u64(self.sockets.key(index).to_bits());
         let flags = epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;
         let flags = flags | epoll::EventFlags::PRI;
-        if let Err(error) = epoll::add(&*self.epoll, fd, epoll::EventData::new_u64(token), flags) {
-            self.free.push(place);
+        if let Err(error) = epoll::add(&*self.epoll, fd, data, flags) {
+            self.sockets.remove(index);
             return Err(error.into());
         }
         let readiness =
-            Rc::new(Readiness { place, known: Cell::new(known), reader: Cell::new(None), writer: Cell::new(None) });
-        self.places[place as usize].socket = Some(Rc::clone(&readiness));
+            Rc::new(Readiness { index, known: Cell::new(known), reader: Cell::new(None), writer: Cell::new(None) });
+        self.sockets[index] = Some(Rc::clone(&readiness));
         Ok(readiness)
     }
 
-    fn forget(&mut self, place: u32) {
-        let freed = &mut self.places[place as usize];
-        freed.generation = freed.generation.wrapping_add(1);
-        freed.socket = None;
-        self.free.push(place);
+    fn find(&self, key: Key) -> Option<Rc<Readiness>> {
+        self.sockets.find(key)?.clone()
     }
-
-    fn find(&self, token: u64) -> Option<Rc<Readiness>> {
-        let (place, generation) = untoken(token);
-        let place = self.places.get(place as usize).filter(|place| place.generation == generation)?;
-        place.socket.clone()
-    }
-}
-
-const fn token(place: u32, generation: u32) -> u64 {
-    (generation as u64) << 32 | place as u64
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "the two halves")]
-const fn untoken(token: u64) -> (u32, u32) {
-    (token as u32, (token >> 32) as u32)
 }
 
 /// Whether this thread's sockets are watched here.
@@ -259,7 +232,7 @@ impl Poller {
     /// Begins to watch sockets on this thread.
     pub(super) fn new() -> io::Result<Self> {
         let epoll = Rc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
-        let reactor = Reactor { epoll: Rc::clone(&epoll), places: Vec::new(), free: Vec::new() };
+        let reactor = Reactor { epoll: Rc::clone(&epoll), sockets: Slab::new() };
         let is_free = REACTOR.with(|here| here.with(|here| here.is_none().then(|| *here = Some(reactor)).is_some()));
         if !is_free {
             return Err(io::Error::other("this thread runs a shard already"));
@@ -286,8 +259,8 @@ impl Poller {
     /// Notes what the events say and wakes those who waited for it.
     pub(super) fn tell(&mut self) {
         for event in self.events.drain(..) {
-            let token = event.data.u64();
-            let Some(socket) = REACTOR.with(|here| here.with(|here| here.as_ref()?.find(token))) else { continue };
+            let key = Key::from_bits(event.data.u64());
+            let Some(socket) = REACTOR.with(|here| here.with(|here| here.as_ref()?.find(key))) else { continue };
             let flags = event.flags;
             let mut known = socket.known.get();
             let ended = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
@@ -433,14 +406,14 @@ mod tests {
     fn a_stale_event_does_not_reach_the_socket_that_came_after() {
         let mut poller = Poller::new().expect("epoll");
         let (old, mut peer) = pair(Fresh::Unready);
-        let place = old.readiness.place;
+        let index = old.readiness.index;
         peer.write_all(b"late").expect("written");
         // The event has been taken, but not told, when another task closes the socket.
         poller.wait(Some(Duration::ZERO));
         drop(old);
         let (new, _peer) = pair(Fresh::Unready);
         // Its descriptor's number too, unless another thread opened one in between.
-        assert_eq!(new.readiness.place, place, "it took over the place");
+        assert_eq!(new.readiness.index, index, "it took over the slot");
         poller.tell();
         assert!(!new.is_readable());
         hear(&mut poller);
