@@ -8,7 +8,7 @@ use std::thread;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use shardgate::bus::{
-    mesh::{Inbox, Letters, Outbox, build},
+    mesh::{Capacity, Inbox, Letters, Outbox, Received, build},
     to,
 };
 
@@ -22,6 +22,8 @@ impl Letters for Numbers {
     type Control = ();
     type Bridge = ();
     type Shard = Letter;
+    type DroppableToBridge = ();
+    type DroppableToShard = Letter;
 }
 
 /// What ends the other thread.
@@ -32,9 +34,9 @@ const BATCH: u64 = 1024;
 
 /// This thread's half, and another thread that runs `other` on its half.
 fn two(
-    other: impl FnOnce(Outbox<Numbers>, Inbox<Letter>) + Send + 'static,
-) -> (Outbox<Numbers>, Inbox<Letter>, thread::JoinHandle<()>) {
-    let mut shards = build::<Numbers>(2, 4096).expect("a mesh").shards;
+    other: impl FnOnce(Outbox<Numbers>, Inbox<Letter, Letter>) + Send + 'static,
+) -> (Outbox<Numbers>, Inbox<Letter, Letter>, thread::JoinHandle<()>) {
+    let mut shards = build::<Numbers>(2, Capacity { control: 4096, droppable: 4096 }).expect("a mesh").shards;
     let theirs = shards.pop().expect("two ends");
     let ours = shards.pop().expect("two ends");
     let thread = thread::spawn(move || {
@@ -46,10 +48,11 @@ fn two(
 }
 
 /// Answers the last letter of each batch, so that the sender knows when the batch has arrived.
-fn acknowledge(mut outbox: Outbox<Numbers>, mut inbox: Inbox<Letter>) {
+fn acknowledge(mut outbox: Outbox<Numbers>, mut inbox: Inbox<Letter, Letter>) {
     let mut stop = false;
     while !stop {
         inbox.drain(256, |letter| {
+            let (Received::Control(letter) | Received::Droppable(letter)) = letter;
             if letter[0] == STOP {
                 stop = true;
             } else if letter[0] == BATCH - 1 {
@@ -82,6 +85,28 @@ fn one_way(c: &mut Criterion) {
     thread.join().expect("the other thread ends well");
 }
 
+fn one_way_droppable(c: &mut Criterion) {
+    let (mut outbox, mut inbox, thread) = two(acknowledge);
+    let mut group = c.benchmark_group("mesh");
+    group.throughput(Throughput::Elements(BATCH));
+    group.bench_function("one way, droppable", |b| {
+        b.iter(|| {
+            for number in 0..BATCH {
+                // None is dropped: the ring holds four batches, and the last one has arrived.
+                assert!(outbox.try_send(to::Shard(1), [number; 6]));
+            }
+            outbox.flush();
+            while inbox.drain(1, |letter| _ = black_box(letter)) == 0 {
+                std::hint::spin_loop();
+            }
+        });
+    });
+    group.finish();
+    outbox.send(to::Shard(1), [STOP; 6]);
+    outbox.flush();
+    thread.join().expect("the other thread ends well");
+}
+
 fn there_and_back(c: &mut Criterion) {
     let (mut outbox, mut inbox, thread) = two(acknowledge);
     c.bench_function("mesh/there and back", |b| {
@@ -98,5 +123,5 @@ fn there_and_back(c: &mut Criterion) {
     thread.join().expect("the other thread ends well");
 }
 
-criterion_group!(benches, one_way, there_and_back);
+criterion_group!(benches, one_way, one_way_droppable, there_and_back);
 criterion_main!(benches);

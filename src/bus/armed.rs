@@ -108,6 +108,105 @@ mod tests {
         });
     }
 
+    /// One bell for two lanes. A writer pushes over both and rings once; what finds the droppable ring full is dropped, and
+    /// rings for nothing. The reader takes control letters first. At the end it knows of each droppable letter whether it
+    /// came, and no sleep is left.
+    #[derive(Clone, Copy)]
+    enum Push {
+        Control,
+        Droppable,
+    }
+
+    fn check_lanes(batches: &'static [&'static [Push]]) {
+        const FULL: usize = 1;
+        let count =
+            |push: fn(&Push) -> bool| batches.iter().flat_map(|batch| batch.iter()).filter(|one| push(one)).count();
+        let control = count(|push| matches!(push, Push::Control));
+        let offered = count(|push| matches!(push, Push::Droppable));
+        let mut explore = loom::model::Builder::new();
+        explore.preemption_bound = Some(3);
+        explore.check(move || {
+            let model = Arc::new(Lanes {
+                armed: Armed::new(),
+                control: AtomicUsize::new(0),
+                droppable: AtomicUsize::new(0),
+                dropped: AtomicUsize::new(usize::MAX),
+                bell: Notify::new(),
+            });
+            let writer = {
+                let model = Arc::clone(&model);
+                thread::spawn(move || {
+                    let (mut pushed, mut dropped) = (0, 0);
+                    for (number, batch) in batches.iter().enumerate() {
+                        let mut is_dirty = false;
+                        for push in *batch {
+                            match push {
+                                Push::Control => {
+                                    pushed += 1;
+                                    model.control.store(pushed, Ordering::Release);
+                                    is_dirty = true;
+                                }
+                                Push::Droppable if model.droppable.load(Ordering::Acquire) < FULL => {
+                                    model.droppable.store(1, Ordering::Release);
+                                    is_dirty = true;
+                                }
+                                Push::Droppable => dropped += 1,
+                            }
+                        }
+                        if number + 1 == batches.len() {
+                            // What was dropped is told over the control lane, at last.
+                            model.dropped.store(dropped, Ordering::Release);
+                            is_dirty = true;
+                        }
+                        if is_dirty && model.armed.must_ring() {
+                            model.bell.notify();
+                        }
+                    }
+                })
+            };
+            let (mut read, mut taken) = (0, 0);
+            loop {
+                let dropped = model.dropped.load(Ordering::Acquire);
+                read = model.control.load(Ordering::Acquire).max(read);
+                if model.droppable.load(Ordering::Acquire) > 0 {
+                    taken += 1;
+                    model.droppable.store(0, Ordering::Release);
+                }
+                if read == control && dropped != usize::MAX && taken + dropped == offered {
+                    break;
+                }
+                let has_letters = || {
+                    model.control.load(Ordering::Acquire) > read
+                        || model.droppable.load(Ordering::Acquire) > 0
+                        || model.dropped.load(Ordering::Acquire) != dropped
+                };
+                if model.armed.may_sleep(has_letters) {
+                    model.bell.wait();
+                }
+            }
+            writer.join().expect("a writer ends well");
+        });
+    }
+
+    /// Two rings of one writer, the second of which holds one letter, and what it has to tell at last.
+    struct Lanes {
+        armed: Armed,
+        control: AtomicUsize,
+        droppable: AtomicUsize,
+        dropped: AtomicUsize,
+        bell: Notify,
+    }
+
+    #[test]
+    fn no_letter_of_either_lane_is_slept_over() {
+        check_lanes(&[&[Push::Control, Push::Droppable], &[Push::Droppable]]);
+    }
+
+    #[test]
+    fn a_droppable_letter_alone_wakes_its_reader_whether_or_not_others_are_dropped() {
+        check_lanes(&[&[Push::Droppable, Push::Droppable], &[Push::Droppable, Push::Control]]);
+    }
+
     #[test]
     fn no_letter_of_two_writers_is_slept_over() {
         check(2, 1, 1);

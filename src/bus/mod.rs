@@ -34,9 +34,9 @@ use crate::shard::stream::LocalStream;
 use crate::shard::timer;
 
 pub use mesh::to;
-use mesh::{Address, Endpoint, Inbox, Letters, Outbox, OutboxCounts, Port};
+use mesh::{Address, Endpoint, InboxOf, Letters, Outbox, OutboxCounts, Port, ReceivedAt, Share};
 
-/// Letters handled in one go, before the thread's other tasks get their turn.
+/// Letters handled in one go, at most half of them droppable, before the thread's other tasks get their turn.
 const BUDGET: usize = 256;
 /// How soon a sender with a spill looks again for room in the rings. Nothing else may wake it: the reader that makes the
 /// room does not know of the spill.
@@ -77,19 +77,19 @@ impl<L: Letters> fmt::Debug for Bus<L> {
 }
 
 /// Takes a port into use on a shard.
-pub fn on_shard<L: Letters, T>(port: Port<L, T>) -> io::Result<(Bus<L>, Pump<L, T>)> {
+pub fn on_shard<L: Letters, A: Address<L>>(port: Port<L, A>) -> io::Result<(Bus<L>, Pump<L, A>)> {
     start(port, |ear| Ok(Ear::Shard(LocalStream::from_std(ear)?)))
 }
 
 /// Takes a port into use on a tokio thread, within its runtime (I/O and time enabled).
-pub fn on_tokio<L: Letters, T>(port: Port<L, T>) -> io::Result<(Bus<L>, Pump<L, T>)> {
+pub fn on_tokio<L: Letters, A: Address<L>>(port: Port<L, A>) -> io::Result<(Bus<L>, Pump<L, A>)> {
     start(port, |ear| Ok(Ear::Tokio(tokio::net::UnixStream::from_std(ear)?)))
 }
 
-fn start<L: Letters, T>(
-    port: Port<L, T>,
+fn start<L: Letters, A: Address<L>>(
+    port: Port<L, A>,
     listen: impl FnOnce(std::os::unix::net::UnixStream) -> io::Result<Ear>,
-) -> io::Result<(Bus<L>, Pump<L, T>)> {
+) -> io::Result<(Bus<L>, Pump<L, A>)> {
     let (outbox, mut inbox) = port.split();
     let ear = inbox.ear.take().ok_or_else(|| io::Error::other("this port is in use already"))?;
     let bus = Bus { shared: Rc::new(Local::new(Shared { outbox, pump: Attention::Unborn })) };
@@ -124,6 +124,21 @@ impl<L: Letters> Bus<L> {
         }
     }
 
+    /// Sends a letter that may be dropped, and returns whether it went: not if its ring is full. Those that go to one
+    /// thread keep their order, and have none with the letters of [`Bus::send`].
+    #[inline]
+    #[must_use = "it may not have gone"]
+    pub fn try_send<A: Address<L>>(&self, to: A, letter: A::Droppable) -> bool {
+        let (went, pump) = self.shared.with(|shared| {
+            let went = shared.outbox.try_send(to, letter);
+            (went, if went { shared.call_pump() } else { None })
+        });
+        if let Some(pump) = pump {
+            pump.wake();
+        }
+        went
+    }
+
     /// Sends one letter to every shard.
     pub fn broadcast(&self, letter: impl FnMut() -> L::Shard) {
         let pump = self.shared.with(|shared| {
@@ -143,6 +158,11 @@ impl<L: Letters> Bus<L> {
     /// Letters that found their ring full and still wait for room.
     pub fn waiting(&self) -> usize {
         self.shared.with(|shared| shared.outbox.waiting())
+    }
+
+    /// Control letters to one thread that wait for room: how far it is behind, beyond what a ring holds.
+    pub fn waiting_for<A: Address<L>>(&self, to: A) -> usize {
+        self.shared.with(|shared| shared.outbox.waiting_for(to))
     }
 
     /// What was sent so far.
@@ -167,38 +187,39 @@ impl<L: Letters> Shared<L> {
 
 /// Receives this thread's letters, and sees to it that what it sends goes out. One per thread; run it in a task of its
 /// own for as long as the thread lives.
-pub struct Pump<L: Letters, T> {
-    inbox: Inbox<T>,
+pub struct Pump<L: Letters, A: Address<L>> {
+    inbox: InboxOf<L, A>,
     ear: Ear,
     retry: Option<Retry>,
     bus: Bus<L>,
 }
 
-impl<L: Letters, T> fmt::Debug for Pump<L, T> {
+impl<L: Letters, A: Address<L>> fmt::Debug for Pump<L, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pump").finish_non_exhaustive()
     }
 }
 
-impl<L: Letters, T> Pump<L, T> {
+impl<L: Letters, A: Address<L>> Pump<L, A> {
     /// Gives every letter to `handle`, for ever. `handle` may send.
     ///
     /// Dropping the future drops the port: letters to it are dropped from then on.
-    pub async fn run(mut self, mut handle: impl FnMut(T)) -> Infallible {
+    pub async fn run(mut self, mut handle: impl FnMut(ReceivedAt<L, A>)) -> Infallible {
         poll_fn(|cx| self.poll(cx, &mut handle)).await
     }
 
     /// Handles what there is, within a budget, sends what there is to send, and arranges to be woken. Never ready.
     ///
     /// A panic in `handle` ends the process, whatever task it happens in: a thread that takes no letters is half alive.
-    pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(T)) -> Poll<Infallible> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(ReceivedAt<L, A>)) -> Poll<Infallible> {
         let guard = AbortOnUnwind("a panic while letters were handled");
         self.bus.shared.with(|shared| shared.pump = Attention::Running);
-        let mut left = BUDGET;
+        // Of the whole poll, however often it looks: droppable letters that keep coming have their half of it and no more.
+        let mut left = Share::of(BUDGET);
         loop {
-            left -= self.inbox.drain(left, &mut handle);
+            self.inbox.drain_within(&mut left, &mut handle);
             self.bus.flush();
-            if left == 0 {
+            if self.inbox.is_used_up(&left) {
                 // Through our own bell rather than our own waker: the other tasks and all I/O come first. The ear must
                 // be empty before, else the ring would be swallowed with what is still in it.
                 while self.ear.poll(cx).is_ready() {}
@@ -213,7 +234,7 @@ impl<L: Letters, T> Pump<L, T> {
                 break;
             }
             // Also counts, so that a storm of rings cannot keep this loop going.
-            left -= 1;
+            left.use_one();
         }
         while self.bus.waiting() > 0 && self.poll_retry(cx).is_ready() {
             self.bus.flush();
@@ -224,9 +245,14 @@ impl<L: Letters, T> Pump<L, T> {
         Poll::Pending
     }
 
-    /// Letters received so far.
+    /// Control letters received so far.
     pub fn received(&self) -> u64 {
         self.inbox.received()
+    }
+
+    /// Droppable letters received so far.
+    pub fn received_droppable(&self) -> u64 {
+        self.inbox.received_droppable()
     }
 
     fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<()> {

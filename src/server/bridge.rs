@@ -12,7 +12,7 @@ use tokio::{
 
 use super::{
     knowledge::Knowledge,
-    letter::{AllLetters, Load, ReplyTo, Revoked, ToBridge, ToControl, ToShard},
+    letter::{AllLetters, DroppableToBridge, DroppableToShard, Load, ReplyTo, Revoked, ToBridge, ToControl, ToShard},
     operations::{Next, Operations},
     revoking::Revoking,
     waiting::{Client, Waiting},
@@ -23,7 +23,7 @@ use crate::{
     bus::{
         self, Bus, Pump,
         desk::Slip,
-        mesh::Port,
+        mesh::{Port, Received},
         redis::{Address, Redis},
         to,
     },
@@ -32,7 +32,8 @@ use crate::{
     gateway::{
         Plan,
         rate_limit::{
-            LimitPlan,
+            LimitPlan, To,
+            counter::Hits,
             fleet::{Fleet, News},
         },
     },
@@ -62,7 +63,7 @@ pub(super) struct Equipment {
     pub(super) issuer: Option<Issuer>,
     pub(super) plan: Arc<Plan>,
     pub(super) shards: usize,
-    pub(super) port: Port<AllLetters, ToBridge>,
+    pub(super) port: Port<AllLetters, to::Bridge>,
 }
 
 /// A bridge that opens what it works with.
@@ -218,10 +219,13 @@ impl Sort {
 
 impl Bridge {
     /// Carries out what letters say, until one says stop.
-    async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, ToBridge>) {
+    async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, to::Bridge>) {
         poll_fn(|cx| {
             // It is never ready by itself.
-            let _ = pump.poll(cx, |letter| self.take(letter));
+            let _ = pump.poll(cx, |letter| match letter {
+                Received::Control(letter) => self.take(letter),
+                Received::Droppable(DroppableToBridge::Hits(shard, hits)) => self.count(shard, hits),
+            });
             // Only now: who asked may have left in the next letter.
             self.go_on(Sort::Renewal);
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
@@ -243,11 +247,15 @@ impl Bridge {
                 }
             }
             ToBridge::Plan(plan) => self.count_for_fleet(&plan),
-            ToBridge::Hits(shard, hits) => {
-                let fleet = self.fleet.with(|fleet| fleet.clone());
-                fleet.expect("shards tell what they admit once there is one").take(shard, hits);
-            }
             ToBridge::Stop => self.is_stopping.set(true),
+        }
+    }
+
+    /// Counts in Redis what a shard has admitted.
+    fn count(&self, shard: usize, hits: Hits) {
+        // Shards are told to count there once there is one.
+        if let Some(fleet) = self.fleet.with(|fleet| fleet.clone()) {
+            fleet.take(shard, hits);
         }
     }
 
@@ -260,11 +268,13 @@ impl Bridge {
         let Some(redis) = self.redis.clone().filter(|_| plan.limits.iter().any(LimitPlan::is_fleet)) else { return };
         let bus = self.bus.clone();
         let fleet = Fleet::new(redis, self.shards, move |shard, news| {
-            let letter = match news {
-                News::Counted(counted) => ToShard::Counted(counted),
-                News::IsAway(is_away) => ToShard::LimitsAlone(is_away),
-            };
-            bus.send(to::Shard(shard), letter);
+            let shard = to::Shard(shard);
+            match news {
+                News::Counted(counted) => bus.send(shard, ToShard::Counted(To::Redis, counted)),
+                News::IsAway(is_away) => bus.send(shard, ToShard::LimitsAlone(is_away)),
+                // A shard that misses it is told with the next.
+                News::Owed(owed) => _ = bus.try_send(shard, DroppableToShard::Owed(owed)),
+            }
         });
         fleet.adopt(&plan.limits);
         spawn_local(fleet.clone().watch());

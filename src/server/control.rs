@@ -11,14 +11,18 @@ use tokio::{
 
 use super::{
     keys,
-    letter::{AllLetters, Load, ReplyTo, Scraped, ToBridge, ToControl, ToShard},
+    letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::Lookups,
     signals::{Signalled, Signals},
 };
 use crate::{
     admin::{self, HealthPage, Question, health},
     auth::Keychain,
-    bus::{self, Bus, Pump, mesh::Port, to},
+    bus::{
+        self, Bus, Pump,
+        mesh::{Port, Received},
+        to,
+    },
     config::{self, Config, watch::Watch},
     gateway::{Addresses, Page, Pages, Plan},
     shard::{clock, ticks::Ticks},
@@ -39,6 +43,9 @@ const FAREWELL: Duration = Duration::from_millis(250);
 /// A scrape is answered without the shards that have not told by then.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Scrapes that a shard may have to answer at once.
+const UNTOLD_MAX: u64 = 64;
+
 /// What the control thread is given.
 pub(super) struct Equipment {
     pub(super) config: Config,
@@ -51,7 +58,7 @@ pub(super) struct Equipment {
     pub(super) listeners: Vec<SocketAddr>,
     pub(super) shards: usize,
     pub(super) descriptors: u64,
-    pub(super) port: Port<AllLetters, ToControl>,
+    pub(super) port: Port<AllLetters, to::Control>,
     pub(super) admin: Option<std::net::TcpListener>,
     pub(super) writer: access_log::Writer,
     pub(super) signals: Signals,
@@ -105,8 +112,8 @@ struct Candidate {
 enum Scraper {
     /// A client of the operator's listener.
     Operator(oneshot::Sender<String>),
-    /// A client of a shard.
-    Shard(ReplyTo),
+    /// Clients of the shard of this number.
+    Shard(usize),
 }
 
 /// What is known of a shard.
@@ -200,7 +207,7 @@ pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_l
 impl Control {
     async fn run(
         mut self,
-        mut pump: Pump<AllLetters, ToControl>,
+        mut pump: Pump<AllLetters, to::Control>,
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(Ended, access_log::Writer)> {
@@ -444,8 +451,9 @@ impl Control {
     fn scrape(&mut self, scraper: Scraper) {
         self.scrapes.push(scraper);
         self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
-        // All are asked anew: what is on its way was counted before.
-        self.ask_shards(|_| true);
+        // All are asked anew: what is on its way was counted before. A shard that is behind by so much is not asked ever
+        // more, and its next answers do.
+        self.ask_shards(|shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
         self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
     }
 
@@ -479,9 +487,9 @@ impl Control {
             match scraper {
                 // Whoever asked may have left.
                 Scraper::Operator(sender) => drop(sender.send(text.clone())),
-                Scraper::Shard(ReplyTo { shard, ticket }) => {
+                Scraper::Shard(shard) => {
                     let text = shared.get_or_insert_with(|| text.as_str().into());
-                    self.bus.send(to::Shard(shard), ToShard::Metrics(ticket, Arc::clone(text)));
+                    self.bus.send(to::Shard(shard), ToShard::Metrics(Arc::clone(text)));
                 }
             }
         }
@@ -523,11 +531,11 @@ impl Control {
 }
 
 /// The letters that have come, at least one.
-async fn receive(pump: &mut Pump<AllLetters, ToControl>) -> Vec<ToControl> {
+async fn receive(pump: &mut Pump<AllLetters, to::Control>) -> Vec<ToControl> {
     poll_fn(|cx| {
         let mut letters = Vec::new();
         // It is never ready by itself.
-        let _ = pump.poll(cx, |letter| letters.push(letter));
+        let _ = pump.poll(cx, |Received::Control(letter)| letters.push(letter));
         if letters.is_empty() { Poll::Pending } else { Poll::Ready(letters) }
     })
     .await

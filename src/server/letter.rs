@@ -1,4 +1,23 @@
-//! The closed lists of what may cross from one thread to another: one for each kind of reader.
+//! The closed lists of what may cross from one thread to another: one for each kind of reader and lane.
+//!
+//! Control letters are never lost. A thread that has not taken 65,536 of one sender's ends the process
+//! ([`SPILL_MAX`](crate::bus::mesh::SPILL_MAX)), and it is stuck then, as nothing that clients do comes near:
+//!
+//! | letters | as many wait for one reader, at most |
+//! | --- | --- |
+//! | snapshots (`Plan`, `Keys`, `Configuration`), `Pages`, what a drain says | one for each reload or change; pages only when every shard has told |
+//! | `Revoked`, `KnownUntil`, `RevocationsLost`, `LimitsAlone` | some each second: one for each look at the log, one for each change of Redis |
+//! | `Connection` | as many as may be open; a shard that is handed one counts as more loaded |
+//! | `Account`, and `Told`, `Doubted` in return | 4,096 operations that are waited for, each with a withdrawal; when so many wait for the bridge, the next is refused |
+//! | `AskMetrics`, and `Metrics` in return | one for each shard |
+//! | `Scrape`, and `Scraped`, `Applied` in return | 64, and one for each reload |
+//! | `WantKeys` | one each second for each issuer |
+//! | `Counted` | 1,024: so many hits a shard tells a home without an answer |
+//! | `Load`, `Databases`, `Drained` | one each second; one |
+//!
+//! Of these the abort is right for the first three rows: without a revocation a session lives on, without a snapshot a
+//! shard is of another configuration, without its letter a socket is lost. What may be lost goes over the droppable lane, is
+//! counted, and has at its definition what repairs the loss.
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
 
@@ -12,7 +31,10 @@ use crate::{
     config::Config,
     gateway::{
         Pages, Plan,
-        rate_limit::counter::{Counted, Hits},
+        rate_limit::{
+            To,
+            counter::{Counted, Hits, Owed},
+        },
     },
     sessions::Heard,
     shard::Instant,
@@ -28,6 +50,8 @@ impl Letters for AllLetters {
     type Control = ToControl;
     type Bridge = ToBridge;
     type Shard = ToShard;
+    type DroppableToBridge = DroppableToBridge;
+    type DroppableToShard = DroppableToShard;
 }
 
 /// What a shard is told.
@@ -49,8 +73,8 @@ pub(super) enum ToShard {
     RefuseUnanswered,
     /// By control: the time is up.
     Stop,
-    /// By control: this is what all shards have counted.
-    Metrics(Ticket, Arc<str>),
+    /// By control: this is what all shards have counted, for all who waited when it was asked.
+    Metrics(Arc<str>),
     /// By the bridge: look whether the client still waits for this.
     Doubted(Ticket),
     /// By the bridge: what came of an operation.
@@ -63,10 +87,18 @@ pub(super) enum ToShard {
     LimitsAlone(bool),
     /// By a shard: a fresh connection for you, not a byte of it read.
     Connection(Accepted),
-    /// By the shard of this number: requests that were admitted there, whose key is at home here.
+    /// By a key's home: hits that it was told of are counted.
+    Counted(To, Counted),
+}
+
+/// What a shard is told if there is room.
+#[derive(Debug)]
+pub(super) enum DroppableToShard {
+    /// By the shard of this number: requests that were admitted there, whose key is at home here. Those that do not go are
+    /// kept and told later.
     Hits(usize, Hits),
-    /// By a key's home, which is a shard or the bridge: they are counted.
-    Counted(Counted),
+    /// By a key's home, of its own accord: so much is owed. Whoever misses it is told with the next.
+    Owed(Owed),
 }
 
 /// What the control thread is told.
@@ -76,8 +108,8 @@ pub(super) enum ToControl {
     Applied(Box<Scraped>),
     /// By a shard: my counters, and how each upstream of that generation stands. One for each `Scrape`.
     Scraped(Box<Scraped>),
-    /// By a shard: somebody who may asks for the metrics.
-    AskMetrics(ReplyTo),
+    /// By the shard of this number: some who may ask for the metrics. Not again before it is answered.
+    AskMetrics(usize),
     /// By a shard: a token of this issuer names a key that is not known.
     WantKeys(Arc<str>),
     /// By the shard of this number: the listeners are closed and no connection is left.
@@ -101,9 +133,18 @@ pub(super) enum ToBridge {
     Stop,
     /// By the shard of this number: an operation on an account, or whether anybody waits for it.
     Account(usize, Box<Slip<Question>>),
-    /// By the shard of this number: requests that were admitted there.
+}
+
+/// What the bridge is told if there is room.
+#[derive(Debug)]
+pub(super) enum DroppableToBridge {
+    /// By the shard of this number: requests that were admitted there. Those that do not go are kept and told later.
     Hits(usize, Hits),
 }
+
+// Rings set aside so much for each of their letters, from the start: what is larger is boxed.
+const _: () = assert!(size_of::<ToShard>() <= 64 && size_of::<ToControl>() <= 64 && size_of::<ToBridge>() <= 96);
+const _: () = assert!(size_of::<DroppableToShard>() <= 48 && size_of::<DroppableToBridge>() <= 48);
 
 /// Who waits for an answer: a ticket of a shard's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

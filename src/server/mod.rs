@@ -9,6 +9,7 @@ mod letter;
 mod lookup;
 mod operations;
 mod revoking;
+mod scrapes;
 mod signals;
 mod waiting;
 mod worker;
@@ -29,7 +30,10 @@ pub use signals::CUT;
 use signals::Signals;
 
 use crate::{
-    bus::{load::LoadBoard, mesh},
+    bus::{
+        load::LoadBoard,
+        mesh::{self, Capacity},
+    },
     config::{self, Config, ListenerKind, PublicListener, watch::Watch},
     exchange::Code,
     gateway::{self, Addresses, Plan},
@@ -40,8 +44,9 @@ use crate::{
     telemetry::{access_log, log::Format, metrics::Names},
 };
 
-/// Letters that a ring between two threads holds; more are kept aside by the sender.
-const RING_LETTERS: usize = 1024;
+/// Letters that a ring between two threads holds. Of control letters more are kept aside by the sender. Droppable ones are
+/// looked at in each turn of their reader, 128 at a time: as many as come in a few turns.
+const RINGS: Capacity = Capacity { control: 1024, droppable: 512 };
 
 /// How long the access log may take to be written out when the process ends.
 const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
@@ -80,7 +85,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let admin = bind_admin(&config)?;
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
-    let mesh = mesh::build::<AllLetters>(shards, RING_LETTERS)?;
+    let mesh = mesh::build::<AllLetters>(shards, RINGS)?;
     let bridge = bridge::spawn(bridge::Equipment {
         config: config.clone(),
         issuer: keychain.issuer(),

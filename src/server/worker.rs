@@ -1,12 +1,12 @@
 //! What one shard runs: it accepts, serves, and does what letters say.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, OnceCell},
     future::{Future, poll_fn},
     net::TcpListener,
     os::fd::{AsFd, OwnedFd},
     pin::pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -14,7 +14,10 @@ use std::{
 
 use rustix::net::SendFlags;
 
-use super::letter::{Accepted, AllLetters, ReplyTo, Revoked, Scraped, ToBridge, ToControl, ToShard};
+use super::letter::{
+    Accepted, AllLetters, DroppableToBridge, DroppableToShard, Revoked, Scraped, ToBridge, ToControl, ToShard,
+};
+use super::scrapes::Scrapes;
 use crate::{
     accounts::{Outcome, Question},
     auth::KeySet,
@@ -22,7 +25,7 @@ use crate::{
         self, Bus, Pump,
         desk::{Desk, Slip},
         load::{LoadBoard, should_hand_over},
-        mesh::Port,
+        mesh::{Port, Received},
         to,
     },
     config::ListenerKind,
@@ -58,7 +61,7 @@ pub(super) struct Equipment {
     pub(super) keys: Arc<KeySet>,
     /// What was revoked, and until when that is complete, if it is known.
     pub(super) revoked: Option<(Revoked, Instant)>,
-    pub(super) port: Port<AllLetters, ToShard>,
+    pub(super) port: Port<AllLetters, to::Shard>,
     pub(super) board: Arc<LoadBoard>,
     /// One socket of each public listener.
     pub(super) listeners: Vec<(TcpListener, ListenerKind)>,
@@ -73,6 +76,8 @@ struct Worker {
     gateway: Rc<Gateway>,
     accounts: Rc<Desk<Question, Outcome>>,
     metrics: Rc<Desk<(), Arc<str>>>,
+    /// Who waits at the desk of the metrics.
+    scrapes: Rc<Local<Scrapes>>,
     ledger: Rc<Local<Ledger>>,
     connections: Connections,
     bus: Bus<AllLetters>,
@@ -93,8 +98,9 @@ struct Listener {
 /// Scrapes of a shard's clients at once; those who scrape are few, and each makes all shards tell.
 const SCRAPES_MAX: usize = 8;
 
-/// Operations on accounts that clients of one shard may wait for. Each holds a connection of its client meanwhile; those
-/// that go on without their clients are counted by the bridge.
+/// Operations on accounts that clients of one shard may wait for, and letters about them that may wait for a bridge that is
+/// behind before others are refused. Each operation holds a connection of its client meanwhile; those that go on without
+/// their clients are counted by the bridge.
 const OPERATIONS_MAX: usize = 4096;
 
 /// Runs a shard until it is told to stop.
@@ -120,19 +126,22 @@ pub(super) async fn run(equipment: Equipment) {
         Ok(ends) => ends,
         Err(error) => give_up(index, "the shard cannot be reached by the others", &error),
     };
+    let scrapes = Rc::new(Local::new(Scrapes::default()));
     let metrics = Desk::new(SCRAPES_MAX, {
-        let bus = bus.clone();
+        let (bus, scrapes) = (bus.clone(), Rc::clone(&scrapes));
         move |slip| match slip {
-            Slip::Ask(ticket, ()) => bus.send(to::Control, ToControl::AskMetrics(ReplyTo { shard: index, ticket })),
-            // What was asked for is on its way to nobody, then. Nobody doubts who waits.
-            Slip::Withdraw(_) | Slip::Awaited(_) => {}
+            Slip::Ask(ticket, ()) => {
+                if scrapes.with(|scrapes| scrapes.handle_ask(ticket)) {
+                    bus.send(to::Control, ToControl::AskMetrics(index));
+                }
+            }
+            Slip::Withdraw(ticket) => scrapes.with(|scrapes| scrapes.handle_withdrawn(ticket)),
+            // Nobody doubts who waits.
+            Slip::Awaited(_) => {}
         }
     });
     let limits = limits(index, board.shards(), bus.clone());
-    let accounts = Desk::new(OPERATIONS_MAX, {
-        let bus = bus.clone();
-        move |slip| bus.send(to::Bridge, ToBridge::Account(index, Box::new(slip)))
-    });
+    let accounts = accounts_desk(index, bus.clone());
     let want_keys = {
         let bus = bus.clone();
         Box::new(move |issuer| bus.send(to::Control, ToControl::WantKeys(issuer)))
@@ -148,6 +157,7 @@ pub(super) async fn run(equipment: Equipment) {
         gateway: Rc::new(gateway),
         accounts,
         metrics,
+        scrapes,
         ledger,
         connections: Connections::new(),
         bus,
@@ -173,17 +183,42 @@ pub(super) async fn run(equipment: Equipment) {
     worker.ledger.with(|ledger| ledger.access_log.flush());
 }
 
+/// Asks the bridge for operations on accounts, as long as it takes letters: clients who ask and leave, one after the other,
+/// are as many letters as they like to cause.
+fn accounts_desk(index: usize, bus: Bus<AllLetters>) -> Rc<Desk<Question, Outcome>> {
+    let this: Rc<OnceCell<Weak<Desk<Question, Outcome>>>> = Rc::default();
+    let desk = Desk::new(OPERATIONS_MAX, {
+        let this = Rc::clone(&this);
+        move |slip| match slip {
+            Slip::Ask(ticket, _) if bus.waiting_for(to::Bridge) >= OPERATIONS_MAX => {
+                if let Some(desk) = this.get().and_then(Weak::upgrade) {
+                    desk.told(ticket, Outcome::refused(Code::Overloaded));
+                }
+            }
+            slip => bus.send(to::Bridge, ToBridge::Account(index, Box::new(slip))),
+        }
+    });
+    // It is empty: nobody else has set it.
+    let _ = this.set(Rc::downgrade(&desk));
+    desk
+}
+
 /// The shard's limits, which tell other shards of what they admit.
 fn limits(me: usize, shards: usize, bus: Bus<AllLetters>) -> Limits {
     let tell_counted = {
         let bus = bus.clone();
-        Box::new(move |shard, counted| bus.send(to::Shard(shard), ToShard::Counted(counted)))
+        Box::new(move |shard, counted| bus.send(to::Shard(shard), ToShard::Counted(To::Shard(me), counted)))
+    };
+    let tell_owed = {
+        let bus = bus.clone();
+        // A shard that misses it is told with the next.
+        Box::new(move |shard, owed| _ = bus.try_send(to::Shard(shard), DroppableToShard::Owed(owed)))
     };
     let tell_hits = Box::new(move |to, hits| match to {
-        To::Shard(shard) => bus.send(to::Shard(shard), ToShard::Hits(me, hits)),
-        To::Redis => bus.send(to::Bridge, ToBridge::Hits(me, hits)),
+        To::Shard(shard) => bus.try_send(to::Shard(shard), DroppableToShard::Hits(me, hits)),
+        To::Redis => bus.try_send(to::Bridge, DroppableToBridge::Hits(me, hits)),
     });
-    Limits::new(Post { me, shards, tell_hits, tell_counted })
+    Limits::new(Post { me, shards, tell_hits, tell_counted, tell_owed })
 }
 
 /// A shard that cannot do its work takes the process with it: a supervisor starts a whole one, and nobody is left waiting
@@ -195,10 +230,14 @@ fn give_up(index: usize, what: &str, error: &std::io::Error) -> ! {
 
 impl Worker {
     /// Takes letters until one says stop.
-    async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, ToShard>) {
+    async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, to::Shard>) {
         poll_fn(|cx| {
             // It is never ready by itself.
-            let _ = pump.poll(cx, |letter| self.take(letter));
+            let _ = pump.poll(cx, |letter| match letter {
+                Received::Control(letter) => self.take(letter),
+                Received::Droppable(DroppableToShard::Hits(from, hits)) => self.gateway.limits.count(from, hits),
+                Received::Droppable(DroppableToShard::Owed(owed)) => self.gateway.limits.hear_owed(owed),
+            });
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -224,12 +263,22 @@ impl Worker {
                 self.gateway.refuse_unanswered();
                 self.connections.wake();
             }
-            ToShard::Hits(from, hits) => self.gateway.limits.count(from, hits),
-            ToShard::Counted(counted) => self.gateway.limits.hear(counted),
+            ToShard::Counted(home, counted) => self.gateway.limits.hear(home, counted),
             ToShard::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
             ToShard::Stop => self.is_stopping.set(true),
             ToShard::Connection(accepted) => self.serve(accepted),
-            ToShard::Metrics(ticket, text) => self.metrics.told(ticket, text),
+            ToShard::Metrics(text) => self.answer_scrapes(&text),
+        }
+    }
+
+    /// Answers those who waited for what all shards have counted.
+    fn answer_scrapes(&self, text: &Arc<str>) {
+        let (answered, again) = self.scrapes.with(Scrapes::handle_told);
+        for ticket in answered {
+            self.metrics.told(ticket, Arc::clone(text));
+        }
+        if again {
+            self.bus.send(to::Control, ToControl::AskMetrics(self.index));
         }
     }
 
@@ -250,7 +299,8 @@ impl Worker {
         counters.accept_errors = accepts().map(|counts| counts.exhausted).sum();
         counters.connections_open = i64::try_from(self.connections.open()).unwrap_or(i64::MAX);
         counters.panics = task::panics();
-        counters.mesh_spilled = self.bus.counts().spilled;
+        let sent = self.bus.counts();
+        (counters.mesh_spilled, counters.mesh_dropped) = (sent.spilled, sent.dropped);
         counters.spliced_bytes = pipes::moved_bytes();
         counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
         self.gateway.limits.report(&mut counters, clock::now());
@@ -402,4 +452,36 @@ fn refuse(fd: &OwnedFd, id: &RequestId, date: &[u8; DATE_LENGTH]) {
     // Whoever is not told is closed on all the same.
     let _ = rustix::net::send(fd.as_fd(), &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
     let _ = rustix::net::shutdown(fd.as_fd(), rustix::net::Shutdown::Both);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        accounts::Operation,
+        bus::mesh::{self, Capacity},
+        shard::testing,
+    };
+
+    #[test]
+    fn clients_who_ask_and_leave_fill_no_spill_that_ends_the_process() {
+        testing::on_both_drivers(|| async {
+            let capacity = Capacity { control: 64, droppable: 64 };
+            let mesh::Mesh { bridge, mut shards, .. } = mesh::build::<AllLetters>(1, capacity).expect("a mesh");
+            let (bus, _pump) = bus::on_shard(shards.pop().expect("there is one")).expect("a port");
+            // A bridge that stands still.
+            let _bridge = bridge;
+            let desk = accounts_desk(0, bus.clone());
+            let ask = || {
+                let operation = Operation::LogoutAll { user: "42".to_owned() };
+                desk.ask(Question { operation, came: clock::now() }).expect("there is room")
+            };
+            for _ in 0..100_000 {
+                drop(ask());
+            }
+            assert!((OPERATIONS_MAX..=2 * OPERATIONS_MAX).contains(&bus.waiting_for(to::Bridge)));
+            let outcome = ask().await;
+            assert!(matches!(outcome, Outcome::Refused { code: Code::Overloaded, .. }), "{outcome:?}");
+        });
+    }
 }

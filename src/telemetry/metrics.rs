@@ -166,6 +166,8 @@ table! {
         panics: u64 = Counter "shardgate_panics_total" per Process;
         /// Letters to other shards that found their ring full and were kept aside.
         mesh_spilled: u64 = Counter "shardgate_mesh_spilled_total" per Process;
+        /// Letters of shards that found no room and were dropped. Losing them is harmless: counts for rate limits stay where they are and are told later.
+        mesh_dropped: u64 = Counter "shardgate_mesh_dropped_total" per Process;
         /// How much later than due a shard's regular timer ran.
         loop_lag: Histogram<Own> = Histogram "shardgate_loop_lag_seconds" per Shard;
         /// Number of the configuration that a shard runs.
@@ -310,6 +312,7 @@ impl Default for Counters {
             access_log_dropped: 0,
             panics: 0,
             mesh_spilled: 0,
+            mesh_dropped: 0,
             loop_lag: Histogram::default(),
             config_generation: 0,
             buffers_idle: 0,

@@ -1,21 +1,29 @@
-//! Rings between all threads: a single-writer ring for each ordered pair, a spill beside each, a bell for each reader.
+//! Rings between all threads: single-writer rings for each ordered pair, in two lanes, and a bell for each reader.
 //!
-//! Letters are never lost and keep their order per sender. A sender never waits. What a letter is, and the waiting, are
-//! left to others: above stands one list of letters for each kind of reader, and nobody can be sent what it does not read.
+//! *Control letters* are never lost: a spill stands beside each of their rings, and past its bound the process ends.
+//! *Droppable letters* have rings of their own, smaller ones and without a spill, from shard to shard and between the shards
+//! and the bridge: what finds its ring full is dropped and counted, and its sender is told. They are of types of their own,
+//! so that no control letter is dropped by mistake.
+//!
+//! Within a lane letters keep their order per sender; between the lanes there is no order. One bell wakes a reader for both.
+//! It takes control letters first, and at most half of what it takes at a time is droppable, so that neither lane starves
+//! the other. A sender never waits. What a letter is, and the waiting, are left to others: above stand the lists of letters
+//! for each kind of reader, and nobody can be sent what it does not read.
 
 mod inbox;
 mod outbox;
 #[cfg(test)]
 mod tests;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use rtrb::{Producer, RingBuffer};
+use rtrb::RingBuffer;
 
 use super::doorbell::Doorbell;
-pub use inbox::Inbox;
+pub use inbox::{Inbox, Received, Share};
 use outbox::Lines;
 pub use outbox::{Line, Outbox, OutboxCounts, SPILL_MAX};
 
@@ -27,6 +35,10 @@ pub trait Letters: 'static {
     type Bridge: Send;
     /// To a shard.
     type Shard: Send;
+    /// To the bridge, by a shard; may be dropped.
+    type DroppableToBridge: Send;
+    /// To a shard, by a shard or the bridge; may be dropped.
+    type DroppableToShard: Send;
 }
 
 /// A thread of the mesh.
@@ -54,17 +66,19 @@ impl fmt::Display for Endpoint {
 pub trait Address<L: Letters> {
     /// What is read there.
     type Letter: Send;
+    /// What is read there and may be dropped on the way.
+    type Droppable: Send;
 
     /// The thread.
     fn endpoint(&self) -> Endpoint;
 
     /// The line to it.
-    fn line(self, lines: &mut Lines<L>) -> &mut Line<Self::Letter>;
+    fn line(self, lines: &mut Lines<L>) -> &mut Line<Self::Letter, Self::Droppable>;
 }
 
 /// Addresses: `bus.send(to::Shard(3), letter)`.
 pub mod to {
-    use super::{Address, Endpoint, Letters, Line, Lines};
+    use super::{Address, Endpoint, Infallible, Letters, Line, Lines};
 
     /// The control thread.
     #[derive(Clone, Copy, Debug)]
@@ -80,39 +94,42 @@ pub mod to {
 
     impl<L: Letters> Address<L> for Control {
         type Letter = L::Control;
+        type Droppable = Infallible;
 
         fn endpoint(&self) -> Endpoint {
             Endpoint::Control
         }
 
         #[inline]
-        fn line(self, lines: &mut Lines<L>) -> &mut Line<L::Control> {
+        fn line(self, lines: &mut Lines<L>) -> &mut Line<L::Control, Infallible> {
             &mut lines.control
         }
     }
 
     impl<L: Letters> Address<L> for Bridge {
         type Letter = L::Bridge;
+        type Droppable = L::DroppableToBridge;
 
         fn endpoint(&self) -> Endpoint {
             Endpoint::Bridge
         }
 
         #[inline]
-        fn line(self, lines: &mut Lines<L>) -> &mut Line<L::Bridge> {
+        fn line(self, lines: &mut Lines<L>) -> &mut Line<L::Bridge, L::DroppableToBridge> {
             &mut lines.bridge
         }
     }
 
     impl<L: Letters> Address<L> for Shard {
         type Letter = L::Shard;
+        type Droppable = L::DroppableToShard;
 
         fn endpoint(&self) -> Endpoint {
             Endpoint::Shard(self.0)
         }
 
         #[inline]
-        fn line(self, lines: &mut Lines<L>) -> &mut Line<L::Shard> {
+        fn line(self, lines: &mut Lines<L>) -> &mut Line<L::Shard, L::DroppableToShard> {
             &mut lines.shards[self.0]
         }
     }
@@ -122,46 +139,61 @@ pub mod to {
 #[derive(Debug)]
 pub struct Mesh<L: Letters> {
     /// The control thread's.
-    pub control: Port<L, L::Control>,
+    pub control: Port<L, to::Control>,
     /// The bridge's.
-    pub bridge: Port<L, L::Bridge>,
+    pub bridge: Port<L, to::Bridge>,
     /// The shards', in their order.
-    pub shards: Vec<Port<L, L::Shard>>,
+    pub shards: Vec<Port<L, to::Shard>>,
 }
 
-/// One thread's end of the mesh, at which letters of type `T` are read. Moves once, to its thread.
-pub struct Port<L: Letters, T> {
+/// One thread's end of the mesh, at which letters to such an address are read. Moves once, to its thread.
+pub struct Port<L: Letters, A: Address<L>> {
     pub(super) outbox: Outbox<L>,
-    pub(super) inbox: Inbox<T>,
+    pub(super) inbox: InboxOf<L, A>,
 }
 
-impl<L: Letters, T> fmt::Debug for Port<L, T> {
+/// Where letters to such an address are read.
+pub type InboxOf<L, A> = Inbox<<A as Address<L>>::Letter, <A as Address<L>>::Droppable>;
+
+/// What is read there.
+pub type ReceivedAt<L, A> = Received<<A as Address<L>>::Letter, <A as Address<L>>::Droppable>;
+
+impl<L: Letters, A: Address<L>> fmt::Debug for Port<L, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Port").field("of", &self.outbox.me()).finish_non_exhaustive()
     }
 }
 
-impl<L: Letters, T> Port<L, T> {
+impl<L: Letters, A: Address<L>> Port<L, A> {
     /// The two directions, for a thread that drives them by itself.
-    pub fn split(self) -> (Outbox<L>, Inbox<T>) {
+    pub fn split(self) -> (Outbox<L>, InboxOf<L, A>) {
         (self.outbox, self.inbox)
     }
 }
 
-/// Builds a mesh of control thread, bridge and so many shards, whose rings hold `capacity` letters each.
-pub fn build<L: Letters>(shards: usize, capacity: usize) -> io::Result<Mesh<L>> {
-    let threads = shards + 2;
-    let (to_control, control) = reader(threads, capacity)?;
-    let (to_bridge, bridge) = reader(threads, capacity)?;
-    let mut to_shards: Vec<Vec<Line<L::Shard>>> = (0..threads).map(|_| Vec::with_capacity(shards)).collect();
+/// How many letters a ring of each lane holds. All memory is set aside at the start, for each ordered pair of threads, so
+/// what is large in a letter is boxed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// More wait in a spill.
+    pub control: usize,
+    /// More are dropped.
+    pub droppable: usize,
+}
+
+/// Builds a mesh of control thread, bridge and so many shards.
+pub fn build<L: Letters>(shards: usize, capacity: Capacity) -> io::Result<Mesh<L>> {
+    let senders = || [Endpoint::Control, Endpoint::Bridge].into_iter().chain((0..shards).map(Endpoint::Shard));
+    let (to_control, control) = reader(senders(), capacity, |_| false)?;
+    let (to_bridge, bridge) = reader(senders(), capacity, |sender| matches!(sender, Endpoint::Shard(_)))?;
+    let mut to_shards: Vec<Vec<Line<_, _>>> = senders().map(|_| Vec::with_capacity(shards)).collect();
     let mut shard_inboxes = Vec::with_capacity(shards);
     for _ in 0..shards {
-        let (lines, inbox) = reader(threads, capacity)?;
+        let (lines, inbox) = reader(senders(), capacity, |sender| sender != Endpoint::Control)?;
         to_shards.iter_mut().zip(lines).for_each(|(to_shards, line)| to_shards.push(line));
         shard_inboxes.push(inbox);
     }
-    let senders = [Endpoint::Control, Endpoint::Bridge].into_iter().chain((0..shards).map(Endpoint::Shard));
-    let mut outboxes = senders
+    let mut outboxes = senders()
         .zip(to_control)
         .zip(to_bridge)
         .zip(to_shards)
@@ -174,11 +206,27 @@ pub fn build<L: Letters>(shards: usize, capacity: usize) -> io::Result<Mesh<L>> 
     })
 }
 
-/// A reader, and a line to it for each thread.
-fn reader<T>(threads: usize, capacity: usize) -> io::Result<(Vec<Line<T>>, Inbox<T>)> {
+/// A line for each thread, and where they end.
+type Reader<T, D> = (Vec<Line<T, D>>, Inbox<T, D>);
+
+/// A reader, and a line to it for each thread; `may_drop` says whose lines have the second lane.
+fn reader<T, D>(
+    senders: impl Iterator<Item = Endpoint>,
+    capacity: Capacity,
+    may_drop: impl Fn(Endpoint) -> bool,
+) -> io::Result<Reader<T, D>> {
     let (bell, ear) = Doorbell::new()?;
     let bell = Arc::new(bell);
-    let (writers, rings): (Vec<Producer<T>>, Vec<_>) = (0..threads).map(|_| RingBuffer::new(capacity.max(1))).unzip();
-    let lines = writers.into_iter().map(|ring| Line::new(ring, Arc::clone(&bell))).collect();
-    Ok((lines, Inbox::new(rings, bell, ear)))
+    let (mut lines, mut control, mut droppable) = (Vec::new(), Vec::new(), Vec::new());
+    for sender in senders {
+        let (writer, ring) = RingBuffer::new(capacity.control.max(1));
+        control.push(ring);
+        let droppable_writer = may_drop(sender).then(|| {
+            let (writer, ring) = RingBuffer::new(capacity.droppable.max(1));
+            droppable.push(ring);
+            writer
+        });
+        lines.push(Line::new(writer, droppable_writer, Arc::clone(&bell)));
+    }
+    Ok((lines, Inbox::new(control, droppable, bell, ear)))
 }

@@ -1,6 +1,7 @@
-//! The sending half: a line to each reader.
+//! The sending half: a line to each reader, with two lanes.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 
@@ -9,19 +10,24 @@ use rtrb::{Producer, PushError};
 use super::{Address, Endpoint, Letters, to};
 use crate::bus::doorbell::Doorbell;
 
-/// Letters that may wait in one sender for one reader, beyond the ring. A reader that is so far behind is stuck, and what
-/// it misses (revocations, sockets) must not be dropped: the process ends and its supervisor starts it anew.
+/// Control letters that may wait in one sender for one reader, beyond the ring. A reader that is so far behind is stuck, and
+/// what it misses (revocations, snapshots, sockets) must not be dropped: the process ends and its supervisor starts it anew.
+/// Whatever clients can cause has a bound of its own far below this one.
 pub const SPILL_MAX: usize = 1 << 16;
 
 /// What an outbox counted. Plain numbers of one thread.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OutboxCounts {
-    /// Letters accepted for sending.
+    /// Control letters accepted for sending.
     pub sent: u64,
     /// Of them, letters that found their ring full and waited in the spill.
     pub spilled: u64,
-    /// Letters whose reader had ended.
+    /// Control letters whose reader had ended.
     pub undeliverable: u64,
+    /// Droppable letters that went.
+    pub sent_droppable: u64,
+    /// Droppable letters that found their ring full and did not go.
+    pub dropped: u64,
 }
 
 /// A thread's sending half.
@@ -33,9 +39,9 @@ pub struct Outbox<L: Letters> {
 
 /// The lines from one thread to all.
 pub struct Lines<L: Letters> {
-    pub(super) control: Line<L::Control>,
-    pub(super) bridge: Line<L::Bridge>,
-    pub(super) shards: Vec<Line<L::Shard>>,
+    pub(super) control: Line<L::Control, Infallible>,
+    pub(super) bridge: Line<L::Bridge, L::DroppableToBridge>,
+    pub(super) shards: Vec<Line<L::Shard, L::DroppableToShard>>,
 }
 
 #[derive(Debug, Default)]
@@ -48,10 +54,12 @@ struct State {
 }
 
 /// From one thread to one reader.
-pub struct Line<T> {
+pub struct Line<T, D> {
     ring: Producer<T>,
     /// What came while the ring was full; empty unless it is.
     spill: VecDeque<T>,
+    /// The second lane; none between threads that have only one.
+    droppable: Option<Producer<D>>,
     bell: Arc<Doorbell>,
     /// Whether something was pushed since the bell was last considered.
     dirty: bool,
@@ -69,7 +77,7 @@ impl<L: Letters> fmt::Debug for Lines<L> {
     }
 }
 
-impl<T> fmt::Debug for Line<T> {
+impl<T, D> fmt::Debug for Line<T, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Line").field("spilled", &self.spill.len()).finish_non_exhaustive()
     }
@@ -110,6 +118,26 @@ impl<L: Letters> Outbox<L> {
         }
     }
 
+    /// Sends a letter that may be dropped, and returns whether it went: not if its ring is full, nor to a thread to which
+    /// this one has no such ring (all have but the control thread). Its reader is woken by the next [`Outbox::flush`].
+    ///
+    /// Those that go to one reader arrive in the order in which they were sent, before or after control letters that were
+    /// sent with them.
+    #[inline]
+    #[must_use = "it may not have gone"]
+    pub fn try_send<A: Address<L>>(&mut self, to: A, letter: A::Droppable) -> bool {
+        let line = to.line(&mut self.lines);
+        let went = line.droppable.as_mut().is_some_and(|ring| ring.push(letter).is_ok());
+        if went {
+            self.state.counts.sent_droppable += 1;
+            self.state.dirty = true;
+            line.dirty = true;
+        } else {
+            self.state.counts.dropped += 1;
+        }
+        went
+    }
+
     /// Sends one letter to every shard.
     pub fn broadcast(&mut self, mut letter: impl FnMut() -> L::Shard) {
         for shard in 0..self.shards() {
@@ -139,15 +167,20 @@ impl<L: Letters> Outbox<L> {
         self.state.waiting
     }
 
+    /// Control letters to this reader that wait for room in its ring.
+    pub fn waiting_for<A: Address<L>>(&mut self, to: A) -> usize {
+        to.line(&mut self.lines).spill.len()
+    }
+
     /// What it counted so far.
     pub fn counts(&self) -> OutboxCounts {
         self.state.counts
     }
 }
 
-impl<T> Line<T> {
-    pub(super) fn new(ring: Producer<T>, bell: Arc<Doorbell>) -> Self {
-        Self { ring, spill: VecDeque::new(), bell, dirty: false }
+impl<T, D> Line<T, D> {
+    pub(super) fn new(ring: Producer<T>, droppable: Option<Producer<D>>, bell: Arc<Doorbell>) -> Self {
+        Self { ring, spill: VecDeque::new(), droppable, bell, dirty: false }
     }
 
     #[cold]

@@ -93,12 +93,15 @@ pub struct Cell {
     pub ahead: u16,
     /// Of these, not even told yet. Where the key is at home: counted, and not spread yet.
     pub untold: u16,
+    /// Somebody has it listed as one to tell of.
+    pub is_listed: bool,
 }
 
 impl Cell {
     #[inline]
     const fn owes(&self, now: u64) -> bool {
-        self.owed_until > now || self.ahead > 0
+        // One that is listed stays, so that lists are no longer than the table.
+        self.owed_until > now || self.ahead > 0 || self.is_listed
     }
 }
 

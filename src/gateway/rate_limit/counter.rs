@@ -24,17 +24,27 @@ pub struct Hits {
     pub count: u16,
 }
 
-/// What the home says of them.
+/// What the home answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counted {
+    /// The key, with them.
+    pub owed: Owed,
+    /// How many requests it has counted with this.
+    pub count: u16,
+    /// How many times it was told of them, which this is the answer to.
+    pub answers: u16,
+}
+
+/// What the home says of a key, all shards together; also of its own accord. Whoever misses that counts on by what it
+/// knows, and hears it with the next one or with the answer to its own hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owed {
     /// The limit.
     pub limit: Slot,
-    /// Whose they are.
+    /// Whose it is.
     pub key: CellKey,
-    /// How many it has counted with this; none when it tells of its own accord.
-    pub count: u16,
-    /// Until when the key owes something, all shards together.
-    pub owed_until: Instant,
+    /// Until when something is owed.
+    pub until: Instant,
 }
 
 /// Where a limit's keys are at home.
@@ -86,7 +96,7 @@ pub enum Due {
     /// Soon, together with others.
     Soon,
     /// To all other shards: this one is the key's home.
-    Spread(Counted),
+    Spread(Owed),
 }
 
 /// What was counted of a limit on one shard.
@@ -139,6 +149,7 @@ impl Counter {
                 taken.owed_until = taken.owed_until.max(cell.owed_until);
                 taken.ahead = taken.ahead.saturating_add(cell.ahead);
                 taken.untold = taken.untold.saturating_add(cell.untold);
+                taken.is_listed |= cell.is_listed;
             }
             self.cells = cells;
         }
@@ -171,7 +182,7 @@ impl Counter {
             Home::Here => return Due::Nothing,
             Home::Shard if cell.key.home(shards) == me => {
                 return match self.spread(place, 1, now) {
-                    Some(counted) => Due::Spread(counted),
+                    Some(owed) => Due::Spread(owed),
                     None => Due::Nothing,
                 };
             }
@@ -185,13 +196,25 @@ impl Counter {
             return Due::Now(hits);
         }
         // The first of several asks for the others, too.
-        if cell.untold == 1 { Due::Soon } else { Due::Nothing }
+        if std::mem::replace(&mut cell.is_listed, true) { Due::Nothing } else { Due::Soon }
     }
 
-    /// What has not been told of a key yet.
+    /// These hits could not be told, as there was no room: they are told with the next. Whether the key is to be listed
+    /// among those of whom something is untold, as it is not yet.
+    #[must_use = "nobody else lists it"]
+    pub fn keep(&mut self, hits: Hits) -> bool {
+        // It has a place of its own as long as something is ahead.
+        let Some(place) = self.cells.find_known(hits.key) else { return false };
+        let cell = self.cells.at(place);
+        cell.untold = cell.untold.saturating_add(hits.count);
+        !std::mem::replace(&mut cell.is_listed, true)
+    }
+
+    /// What has not been told of a key that was listed. It is not listed any more.
     pub fn untold(&mut self, key: CellKey) -> Option<Hits> {
         let place = self.cells.find_known(key)?;
         let cell = self.cells.at(place);
+        cell.is_listed = false;
         // Where the key is at home nothing is ahead.
         let count = std::mem::take(&mut cell.untold).min(cell.ahead);
         (count > 0).then_some(Hits { limit: self.terms.slot, key, count })
@@ -199,7 +222,7 @@ impl Counter {
 
     /// What all shards are told of a key that is at home here, when there is a reason to.
     #[inline]
-    fn spread(&mut self, place: Place, count: u16, now: Instant) -> Option<Counted> {
+    fn spread(&mut self, place: Place, count: u16, now: Instant) -> Option<Owed> {
         let Terms { slot, rate, lease, .. } = self.terms;
         let cell = self.cells.at(place);
         cell.untold = cell.untold.saturating_add(count);
@@ -207,33 +230,40 @@ impl Counter {
             return None;
         }
         cell.untold = 0;
-        Some(Counted { limit: slot, key: cell.key, count: 0, owed_until: Instant::from_nanos(cell.owed_until) })
+        Some(Owed { limit: slot, key: cell.key, until: Instant::from_nanos(cell.owed_until) })
     }
 
     /// Another shard admitted some; this one is their key's home. What that shard is told, and what all others are.
-    pub fn count(&mut self, hits: Hits, now: Instant) -> (Counted, Option<Counted>) {
-        let place = self.cells.find(hits.key, now.as_nanos());
+    pub fn count(&mut self, hits: Hits, now: Instant) -> (Counted, Option<Owed>) {
+        let Hits { limit, key, count } = hits;
+        let place = self.cells.find(key, now.as_nanos());
         let cell = self.cells.at(place);
-        cell.owed_until = self.terms.rate.charge(cell.owed_until, now.as_nanos(), hits.count.into());
-        let owed_until = Instant::from_nanos(cell.owed_until);
-        (
-            Counted { limit: hits.limit, key: hits.key, count: hits.count, owed_until },
-            self.spread(place, hits.count, now),
-        )
+        cell.owed_until = self.terms.rate.charge(cell.owed_until, now.as_nanos(), count.into());
+        let owed = Owed { limit, key, until: Instant::from_nanos(cell.owed_until) };
+        (Counted { owed, count, answers: 1 }, self.spread(place, count, now))
     }
 
     /// A key's home has counted what was admitted here.
     pub fn hear(&mut self, counted: Counted, now: Instant) {
-        let place = if counted.owed_until > now {
-            self.cells.find_own(counted.key, now.as_nanos())
+        self.learn(counted.owed, counted.count, now);
+    }
+
+    /// A key's home tells of its own accord.
+    pub fn hear_owed(&mut self, owed: Owed, now: Instant) {
+        self.learn(owed, 0, now);
+    }
+
+    fn learn(&mut self, owed: Owed, count: u16, now: Instant) {
+        let place = if owed.until > now {
+            self.cells.find_own(owed.key, now.as_nanos())
         } else {
-            self.cells.find_known(counted.key)
+            self.cells.find_known(owed.key)
         };
         let Some(place) = place else { return };
         let rate = self.terms.rate;
         let cell = self.cells.at(place);
-        cell.ahead = cell.ahead.saturating_sub(counted.count);
-        let known = counted.owed_until.as_nanos().saturating_add(rate.worth(cell.ahead.into()));
+        cell.ahead = cell.ahead.saturating_sub(count);
+        let known = owed.until.as_nanos().saturating_add(rate.worth(cell.ahead.into()));
         cell.owed_until = cell.owed_until.max(known);
     }
 

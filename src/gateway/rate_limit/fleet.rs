@@ -13,7 +13,7 @@ use std::{
 use super::{
     LimitPlan,
     cells::CellKey,
-    counter::{Counted, Hits},
+    counter::{Counted, Hits, Owed},
 };
 use crate::{
     bus::redis::{Class, Failure, Redis, Script},
@@ -27,8 +27,10 @@ const SCRIPTS_MAX: usize = 64;
 /// What shards are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A key has been counted.
+    /// A key has been counted, as this shard had told.
     Counted(Counted),
+    /// A key has used half of its burst.
+    Owed(Owed),
     /// Redis went away, or is there.
     IsAway(bool),
 }
@@ -49,12 +51,21 @@ struct Shared {
 struct State {
     /// By slot.
     limits: Vec<Option<LimitPlan>>,
-    /// What is to be counted. A shard is ahead of few keys at a time, by a lease of each, so this has a bound.
-    waiting: HashMap<(Slot, CellKey), Vec<(usize, u16)>>,
+    /// What is to be counted. A shard tells so much without an answer and no more, so this has a bound.
+    waiting: HashMap<(Slot, CellKey), Vec<Report>>,
     /// Keys in the order in which they came.
     queue: VecDeque<(Slot, CellKey)>,
     /// Keys whose script is under way; they go to the queue when it ends.
     running: HashMap<(Slot, CellKey), bool>,
+}
+
+/// What one shard has told of a key.
+#[derive(Clone, Copy, Debug)]
+struct Report {
+    shard: usize,
+    count: u16,
+    /// How many times it has told.
+    times: u16,
 }
 
 impl fmt::Debug for Fleet {
@@ -91,9 +102,12 @@ impl Fleet {
             let waiting = state.waiting.entry(key).or_default();
             let is_first = waiting.is_empty();
             // One answer for each shard: two with one number would have it count the second's requests twice.
-            match waiting.iter_mut().find(|(told, _)| *told == shard) {
-                Some((_, count)) => *count = count.saturating_add(hits.count),
-                None => waiting.push((shard, hits.count)),
+            match waiting.iter_mut().find(|report| report.shard == shard) {
+                Some(report) => {
+                    report.count = report.count.saturating_add(hits.count);
+                    report.times = report.times.saturating_add(1);
+                }
+                None => waiting.push(Report { shard, count: hits.count, times: 1 }),
             }
             match state.running.get_mut(&key) {
                 Some(comes_again) => *comes_again = true,
@@ -137,7 +151,7 @@ impl Fleet {
                 let limit = state.limits.get(key.0.index()).and_then(Option::clone);
                 (limit, state.waiting.remove(&key).unwrap_or_default())
             });
-            let count = reports.iter().map(|(_, count)| u32::from(*count)).sum();
+            let count = reports.iter().map(|report| u32::from(report.count)).sum();
             let counted = match &limit {
                 Some(limit) if !reports.is_empty() => self.count(limit, key.1, count).await.inspect_err(|failure| {
                     if !failure.is_away() {
@@ -166,24 +180,18 @@ impl Fleet {
     }
 
     /// Answers those who told, and tells all of a key that has used half of its burst.
-    fn answer(
-        &self,
-        limit: Option<&LimitPlan>,
-        key: (Slot, CellKey),
-        reports: &[(usize, u16)],
-        owed: Option<Duration>,
-    ) {
+    fn answer(&self, limit: Option<&LimitPlan>, key: (Slot, CellKey), reports: &[Report], owed: Option<Duration>) {
         let now = clock::now();
         let owed_until = owed.map_or(Instant::START, |owed| now + owed);
-        let counted = |count| News::Counted(Counted { limit: key.0, key: key.1, count, owed_until });
-        for (shard, count) in reports {
-            (self.0.tell)(*shard, counted(*count));
+        let owed = Owed { limit: key.0, key: key.1, until: owed_until };
+        for Report { shard, count, times } in reports {
+            (self.0.tell)(*shard, News::Counted(Counted { owed, count: *count, answers: *times }));
         }
         let is_half_used = |limit: &LimitPlan| limit.rate().is_half_used(owed_until.as_nanos(), now.as_nanos());
         if limit.is_some_and(is_half_used) {
-            let others = (0..self.0.shards).filter(|shard| !reports.iter().any(|(told, _)| told == shard));
+            let others = (0..self.0.shards).filter(|shard| !reports.iter().any(|report| report.shard == *shard));
             for shard in others {
-                (self.0.tell)(shard, counted(0));
+                (self.0.tell)(shard, News::Owed(owed));
             }
         }
     }

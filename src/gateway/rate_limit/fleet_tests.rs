@@ -35,6 +35,7 @@ fn instance(server: &RedisServer, limit: &str) -> Instance {
         move |shard: usize, news| {
             shards.with(|shards| match news {
                 News::Counted(counted) => shards[shard].hear(counted, clock::now()),
+                News::Owed(owed) => shards[shard].hear_owed(owed, clock::now()),
                 News::IsAway(away) => {
                     is_away.set(Some(away));
                     shards[shard].adopt(plan.terms(away), clock::now());

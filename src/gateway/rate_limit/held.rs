@@ -56,7 +56,7 @@ mod tests {
     use std::{cell::Cell, rc::Rc, time::Duration};
 
     use super::{
-        super::{Counted, Limits, Post, Statement, To, compile},
+        super::{Counted, Limits, Owed, Post, Statement, To, compile},
         *,
     };
     use crate::{
@@ -92,10 +92,14 @@ mod tests {
             let sent = Rc::new(Local::new(Vec::new()));
             let tell_hits = {
                 let sent = Rc::clone(&sent);
-                Box::new(move |to, hits| sent.with(|sent| sent.push((to, hits))))
+                Box::new(move |to, hits| {
+                    sent.with(|sent| sent.push((to, hits)));
+                    true
+                })
             };
             let tell_counted = Box::new(|_, _| panic!("no key is at home here"));
-            let limits = Limits::new(Post { me: 0, shards: 2, tell_hits, tell_counted });
+            let tell_owed = Box::new(|_, _| panic!("no key is at home here"));
+            let limits = Limits::new(Post { me: 0, shards: 2, tell_hits, tell_counted, tell_owed });
             limits.adopt(&plans);
             let of = |number: u8| CellKey::of_texts(b'u', b"", &[number]);
             let key = (0..u8::MAX).map(of).find(|key| key.home(2) == 1).expect("half of all are at home there");
@@ -119,12 +123,13 @@ mod tests {
             }
             assert_eq!((looks.get(), passed.get()), (2, 1), "the second waits, and does not look");
             let [(To::Shard(1), hits)] = sent.with(std::mem::take)[..] else { panic!("one is told of") };
-            let word = |key, count| Counted { limit: hits.limit, key, count, owed_until: Instant::START };
+            let owed = |key| Owed { limit: hits.limit, key, until: Instant::START };
+            let word = |key, count| Counted { owed: owed(key), count, answers: 1 };
             let other = (0..u8::MAX).map(of).find(|other| *other != key).expect("another key");
-            limits.hear(word(other, 1));
+            limits.hear(To::Shard(1), word(other, 1));
             task::yield_now().await;
             assert_eq!((looks.get(), passed.get()), (2, 1), "that was another's");
-            limits.hear(word(key, hits.count));
+            limits.hear(To::Shard(1), word(key, hits.count));
             task::yield_now().await;
             assert_eq!((looks.get(), passed.get()), (3, 2), "in the next turn at the latest");
         });

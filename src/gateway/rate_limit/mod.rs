@@ -13,6 +13,7 @@ mod plan;
 mod statement;
 #[cfg(test)]
 mod tests;
+mod untold;
 
 use std::{
     fmt,
@@ -23,11 +24,12 @@ use std::{
 };
 
 use cells::{CellKey, Place};
-use counter::{Counted, Counter, Counts, Due, Hits, Home, Verdict};
+use counter::{Counted, Counter, Counts, Due, Hits, Home, Owed, Verdict};
 use held::{Held, HeldKey};
 pub(super) use plan::RouteLimits;
 pub use plan::{LimitPlan, compile};
 pub(super) use statement::Statement;
+use untold::Untold;
 
 use crate::{
     config::{LIMITS_PER_ROUTE_MAX, LimitKey},
@@ -44,7 +46,7 @@ const HOLD_MAX: [(Home, Duration); 2] =
 /// How often a shard says that a limit refuses, or would, or has no places left.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// To whom a message goes.
+/// Where keys are at home, as one who tells or answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum To {
     /// This shard.
@@ -53,23 +55,26 @@ pub enum To {
     Redis,
 }
 
-/// How a shard tells others of a key. Nothing of it is ever lost: whoever is told of hits answers, whatever becomes of them.
+/// How a shard tells others of a key. An answer is never lost, and whoever was told of hits answers, whatever becomes of
+/// them. Hits that do not go are kept and told later; what is told of its own accord may be lost.
 pub struct Post {
     /// This shard.
     pub me: usize,
     /// How many there are.
     pub shards: usize,
-    /// These were admitted.
-    pub tell_hits: Box<dyn Fn(To, Hits)>,
+    /// These were admitted. Returns whether the letter went.
+    pub tell_hits: Box<dyn Fn(To, Hits) -> bool>,
     /// They are counted: to the shard of this number.
     pub tell_counted: Box<dyn Fn(usize, Counted)>,
+    /// Of its own accord: to the shard of this number, if there is room.
+    pub tell_owed: Box<dyn Fn(usize, Owed)>,
 }
 
 impl Post {
     /// Tells all other shards but one.
-    fn spread(&self, except: usize, counted: Counted) {
+    fn spread(&self, except: usize, owed: Owed) {
         for shard in (0..self.shards).filter(|shard| ![self.me, except].contains(shard)) {
-            (self.tell_counted)(shard, counted);
+            (self.tell_owed)(shard, owed);
         }
     }
 }
@@ -94,8 +99,8 @@ struct Shared {
 struct State {
     /// By slot.
     counters: Vec<Option<Box<Entry>>>,
-    /// Keys whose homes are to be told.
-    untold: Vec<(Slot, CellKey)>,
+    /// What homes are to be told.
+    untold: Untold,
     /// Somebody will tell them.
     is_telling: bool,
     /// Requests that wait for word from their key's home.
@@ -109,6 +114,30 @@ impl State {
     /// None if the limit came later, or is gone.
     fn counter_at(&mut self, slot: Slot) -> Option<&mut Counter> {
         self.counters.get_mut(slot.index())?.as_deref_mut().map(|entry| &mut entry.counter)
+    }
+
+    /// The next that this home is to be told, if it may be told.
+    fn next_untold(&mut self, home: To) -> Option<Hits> {
+        while self.untold.may_tell(home) {
+            let (slot, key) = self.untold.next(home)?;
+            let Some(counter) = self.counter_at(slot) else { continue };
+            let Some(hits) = counter.untold(key) else { continue };
+            let to = to_home(counter, key);
+            if to == home {
+                self.untold.told(home);
+                return Some(hits);
+            }
+            // It has moved since.
+            self.keep(to, hits);
+        }
+        None
+    }
+
+    /// These could not be told: they are told later, with what comes until then.
+    fn keep(&mut self, home: To, hits: Hits) {
+        if self.counter_at(hits.limit).is_some_and(|counter| counter.keep(hits)) {
+            self.untold.list(home, hits.limit, hits.key);
+        }
     }
 }
 
@@ -134,7 +163,7 @@ impl Limits {
     pub fn new(post: Post) -> Self {
         let state = State {
             counters: Vec::new(),
-            untold: Vec::new(),
+            untold: Untold::new(post.shards),
             is_telling: false,
             held: Held::default(),
             // Until the bridge says that it is there.
@@ -262,7 +291,7 @@ impl Limits {
     ) -> Passage {
         let Shared { state, post } = &*self.0;
         let mut due = [None; LIMITS_PER_ROUTE_MAX];
-        let (passage, starts_telling) = state.with(|state| {
+        let (passage, mut starts_telling) = state.with(|state| {
             let State { counters, untold, is_telling, .. } = state;
             let mut looked: [Option<(Place, Verdict)>; LIMITS_PER_ROUTE_MAX] = [None; LIMITS_PER_ROUTE_MAX];
             let (mut wait, mut held) = (None, None);
@@ -294,10 +323,20 @@ impl Limits {
                     Verdict::Exceeds(_) => counter.counts.limited += 1,
                     Verdict::Conforms(next) if wait.is_none() => match counter.pass(*place, *next, now) {
                         Due::Nothing => {}
-                        Due::Now(hits) => *due = Some(Tell::Home(to_home(counter, hits.key), hits)),
-                        Due::Spread(counted) => *due = Some(Tell::Others(counted)),
+                        Due::Now(hits) => {
+                            let home = to_home(counter, hits.key);
+                            if untold.may_tell(home) {
+                                untold.told(home);
+                                *due = Some(Tell::Home(home, hits));
+                            } else if counter.keep(hits) {
+                                untold.list(home, hits.limit, hits.key);
+                                is_soon = true;
+                            }
+                        }
+                        Due::Spread(owed) => *due = Some(Tell::Others(owed)),
                         Due::Soon => {
-                            untold.push((counter.terms.slot, counter.cells.at(*place).key));
+                            let key = counter.cells.at(*place).key;
+                            untold.list(to_home(counter, key), counter.terms.slot, key);
                             is_soon = true;
                         }
                     },
@@ -313,8 +352,12 @@ impl Limits {
         });
         for due in due.into_iter().flatten() {
             match due {
-                Tell::Home(to, hits) => (post.tell_hits)(to, hits),
-                Tell::Others(counted) => post.spread(post.me, counted),
+                Tell::Home(home, hits) => {
+                    if !self.tell_home(home, hits) {
+                        starts_telling |= state.with(|state| !std::mem::replace(&mut state.is_telling, true));
+                    }
+                }
+                Tell::Others(owed) => post.spread(post.me, owed),
             }
         }
         if starts_telling {
@@ -323,24 +366,39 @@ impl Limits {
         passage
     }
 
-    /// Tells homes of what was admitted, some time after the first of it.
-    async fn tell(self) {
-        timer::sleep(TELL_AFTER).await;
+    /// Tells a home, which may be told and counts as told, and returns whether the letter went; if not, the hits are kept.
+    fn tell_home(&self, home: To, hits: Hits) -> bool {
         let Shared { state, post } = &*self.0;
-        let told = state.with(|state| {
-            state.is_telling = false;
-            let untold = std::mem::take(&mut state.untold);
-            let mut told = Vec::with_capacity(untold.len());
-            for (slot, key) in untold {
-                let Some(entry) = state.counters.get_mut(slot.index()).and_then(Option::as_mut) else { continue };
-                if let Some(hits) = entry.counter.untold(key) {
-                    told.push((to_home(&entry.counter, key), hits));
+        let went = (post.tell_hits)(home, hits);
+        if !went {
+            state.with(|state| {
+                state.untold.answered(home, 1);
+                state.keep(home, hits);
+            });
+        }
+        went
+    }
+
+    /// Tells homes of what was admitted, some time after the first of it, and again as long as a home cannot be told.
+    async fn tell(self) {
+        let Shared { state, .. } = &*self.0;
+        loop {
+            timer::sleep(TELL_AFTER).await;
+            for home in state.with(|state| state.untold.homes()) {
+                while let Some(hits) = state.with(|state| state.next_untold(home)) {
+                    // If it does not go, the others of this home wait with it.
+                    if !self.tell_home(home, hits) {
+                        break;
+                    }
                 }
             }
-            told
-        });
-        for (to, hits) in told {
-            (post.tell_hits)(to, hits);
+            let is_over = state.with(|state| {
+                state.is_telling = !state.untold.is_empty();
+                !state.is_telling
+            });
+            if is_over {
+                return;
+            }
         }
     }
 
@@ -353,7 +411,7 @@ impl Limits {
             match state.counter_at(limit) {
                 Some(counter) => counter.count(hits, now),
                 // The configuration came here later, or is gone already.
-                None => (Counted { limit, key, count, owed_until: Instant::START }, None),
+                None => (Counted { owed: Owed { limit, key, until: Instant::START }, count, answers: 1 }, None),
             }
         });
         (post.tell_counted)(from, counted);
@@ -362,13 +420,30 @@ impl Limits {
         }
     }
 
-    /// A key's home has counted.
-    pub fn hear(&self, counted: Counted) {
-        let held = self.0.state.with(|state| {
-            if let Some(counter) = state.counter_at(counted.limit) {
-                counter.hear(counted, clock::now());
+    /// A key's home has counted what it was told of.
+    pub fn hear(&self, home: To, counted: Counted) {
+        self.learn(counted.owed, |state, now| {
+            state.untold.answered(home, counted.answers);
+            if let Some(counter) = state.counter_at(counted.owed.limit) {
+                counter.hear(counted, now);
             }
-            state.held.take((counted.limit.index(), counted.key))
+        });
+    }
+
+    /// A key's home tells of its own accord.
+    pub fn hear_owed(&self, owed: Owed) {
+        self.learn(owed, |state, now| {
+            if let Some(counter) = state.counter_at(owed.limit) {
+                counter.hear_owed(owed, now);
+            }
+        });
+    }
+
+    /// Takes in what is told of a key, and wakes those who wait for word of it.
+    fn learn(&self, owed: Owed, take: impl FnOnce(&mut State, Instant)) {
+        let held = self.0.state.with(|state| {
+            take(state, clock::now());
+            state.held.take((owed.limit.index(), owed.key))
         });
         wake(held);
     }
@@ -421,7 +496,7 @@ fn wake(held: Vec<Waker>) {
 #[derive(Clone, Copy)]
 enum Tell {
     Home(To, Hits),
-    Others(Counted),
+    Others(Owed),
 }
 
 fn to_home(counter: &Counter, key: CellKey) -> To {

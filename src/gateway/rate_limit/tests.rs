@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::{
     cells::CellKey,
-    counter::{Counted, Counter, Due, Hits, Home, Terms, Verdict},
+    counter::{Counted, Counter, Due, Hits, Home, Owed, Terms, Verdict},
     gcra::Rate,
 };
 use crate::{shard::Instant, telemetry::slots::OTHER};
@@ -16,6 +16,7 @@ use crate::{shard::Instant, telemetry::slots::OTHER};
 enum Letter {
     Hits(usize, Hits),
     Counted(Counted),
+    Owed(Owed),
 }
 
 struct Sim {
@@ -24,6 +25,8 @@ struct Sim {
     counters: Vec<Counter>,
     /// For each shard, in order: letters between two shards never overtake each other.
     letters: Vec<VecDeque<(u64, Letter)>>,
+    /// Nothing goes that may be dropped.
+    is_full: bool,
     /// Redis, when the home is there.
     elsewhere: Option<Counter>,
     admitted: Vec<u64>,
@@ -40,6 +43,7 @@ impl Sim {
             key: CellKey::of_texts(b'u', b"", b"somebody"),
             counters: (0..shards).map(counter).collect(),
             letters: (0..=shards).map(|_| VecDeque::new()).collect(),
+            is_full: false,
             elsewhere: (home == Home::Redis).then(|| counter(shards)),
             admitted: Vec::new(),
             held: 0,
@@ -63,8 +67,8 @@ impl Sim {
             Verdict::Conforms(next) => {
                 self.admitted.push(self.now);
                 match self.counters[shard].pass(place, next, now) {
-                    Due::Now(hits) => self.send(self.home(), delay, Letter::Hits(shard, hits)),
-                    Due::Spread(counted) => self.spread(counted, delay),
+                    Due::Now(hits) => self.tell_hits(shard, hits, delay),
+                    Due::Spread(owed) => self.spread(owed, delay),
                     Due::Soon | Due::Nothing => {}
                 }
             }
@@ -73,17 +77,28 @@ impl Sim {
         }
     }
 
-    fn spread(&mut self, counted: Counted, delay: u64) {
+    fn tell_hits(&mut self, shard: usize, hits: Hits, delay: u64) {
+        if self.is_full {
+            _ = self.counters[shard].keep(hits);
+        } else {
+            self.send(self.home(), delay, Letter::Hits(shard, hits));
+        }
+    }
+
+    fn spread(&mut self, owed: Owed, delay: u64) {
+        if self.is_full {
+            return;
+        }
         for shard in 0..self.counters.len() {
             // Letters to some are slower.
-            self.send(shard, delay * (1 + shard as u64 % 3), Letter::Counted(counted));
+            self.send(shard, delay * (1 + shard as u64 % 3), Letter::Owed(owed));
         }
     }
 
     /// Tells what has not been told.
     fn tell(&mut self, shard: usize, delay: u64) {
         if let Some(hits) = self.counters[shard].untold(self.key) {
-            self.send(self.home(), delay, Letter::Hits(shard, hits));
+            self.tell_hits(shard, hits, delay);
         }
     }
 
@@ -101,6 +116,7 @@ impl Sim {
                         }
                     }
                     Letter::Counted(counted) => self.counters[to].hear(counted, Instant::from_nanos(self.now)),
+                    Letter::Owed(owed) => self.counters[to].hear_owed(owed, Instant::from_nanos(self.now)),
                 }
             }
         }
@@ -125,6 +141,7 @@ enum Step {
     Ask(usize, u64),
     Tell(usize, u64),
     Pass(u64),
+    Fill(bool),
 }
 
 fn steps(shards: usize) -> impl Strategy<Value = Vec<Step>> {
@@ -132,6 +149,7 @@ fn steps(shards: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => (0..shards, 0..60_u64).prop_map(|(shard, delay)| Step::Ask(shard, delay)),
         1 => (0..shards, 0..60_u64).prop_map(|(shard, delay)| Step::Tell(shard, delay)),
         2 => (0..40_u64).prop_map(Step::Pass),
+        1 => any::<bool>().prop_map(Step::Fill),
     ];
     prop::collection::vec(step, 1..400)
 }
@@ -142,6 +160,7 @@ fn run(sim: &mut Sim, steps: &[Step]) {
             Step::Ask(shard, delay) => sim.ask(*shard, *delay),
             Step::Tell(shard, delay) => sim.tell(*shard, *delay),
             Step::Pass(time) => sim.now += time,
+            Step::Fill(is_full) => sim.is_full = *is_full,
         }
         sim.deliver((count as u64 * 7) % 50);
     }
@@ -160,6 +179,20 @@ proptest! {
         // The home itself is never ahead; where it is no shard, all four may be.
         let bound = i128::from(lease) * 3;
         prop_assert!(sim.overshoot(rate) <= bound, "{} of {bound}", sim.overshoot(rate));
+        // Whatever did not go, everything that was admitted is counted in the end.
+        sim.is_full = false;
+        (0..4).for_each(|shard| sim.tell(shard, 1));
+        for _ in 0..4 {
+            sim.now += 200;
+            sim.deliver(1);
+        }
+        let key = sim.key;
+        let ahead = |counter: &mut Counter| match counter.cells.find_known(key) {
+            Some(place) => counter.cells.at(place).ahead,
+            None => 0,
+        };
+        let ahead: Vec<_> = sim.counters.iter_mut().map(ahead).collect();
+        prop_assert_eq!(ahead, [0; 4]);
     }
 
     #[test]

@@ -57,6 +57,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("tunnel_received_bytes_total", "tests/it/journey/tunnels.rs", "tunnels_are_counted_by_how_they_end"),
     ("tunnel_sent_bytes_total", "tests/it/journey/tunnels.rs", "tunnels_are_counted_by_how_they_end"),
     ("spliced_bytes_total", "tests/it/journey/large.rs", "a_hundred_mebibytes_go_both_ways_unseen"),
+    ("mesh_dropped_total", "src/bus/tests.rs", "under_a_flood_of_both_lanes_control_is_whole"),
     ("mesh_spilled_total", "src/bus/tests.rs", "every_letter_arrives_once_and_in_order"),
     ("limit_held_total", "tests/it/journey/rate_limits.rs", "a_burst_from_everywhere_at_once"),
     ("limit_shared_total", "tests/it/journey/rate_limits.rs", "a_flood_of_addresses_stays_within_its_bound"),
