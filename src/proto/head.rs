@@ -3,6 +3,8 @@
 //! HTTP/1.1 hands over the buffer that it read the head into, HTTP/2 fills one of its own; every floor above edits and
 //! reads the same type. An edit appends bytes and moves offsets; it never shifts what is there.
 
+pub use super::known::Known;
+
 /// A stretch of a head's bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Span {
@@ -31,53 +33,6 @@ impl Span {
     pub const fn is_empty(self) -> bool {
         self.start >= self.end
     }
-}
-
-/// The fields that the gateway itself reads, sets or drops, known once by name when the head is parsed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-#[expect(missing_docs, reason = "each is the field of that name")]
-pub enum Known {
-    Other,
-    Host,
-    ContentLength,
-    TransferEncoding,
-    Connection,
-    KeepAlive,
-    ProxyConnection,
-    ProxyAuthenticate,
-    ProxyAuthorization,
-    Te,
-    Trailer,
-    Upgrade,
-    Expect,
-    Authorization,
-    Date,
-    Via,
-    Forwarded,
-    XForwardedFor,
-    XForwardedProto,
-    XForwardedHost,
-    /// `X-Forwarded-Port`, `X-Real-IP` and other claims about the hop before, which only a trusted peer may make.
-    XForwardedOther,
-    XRequestId,
-    Traceparent,
-    Tracestate,
-    /// `X-User-Id`, `X-User-Role`, `X-Session-Id`, and each of them written with `_`.
-    Identity,
-    Origin,
-    /// Any `Access-Control-*`.
-    AccessControl,
-    Vary,
-    RetryAfter,
-    SetCookie,
-    Location,
-    ContentLocation,
-    ContentType,
-    UserAgent,
-    /// Reads like a claim about the hop before, or like `X-Request-Id`, to servers that take another sign for `-`. Nobody
-    /// honest sends it, not even a trusted peer.
-    LookAlike,
 }
 
 /// One field line.

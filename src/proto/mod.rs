@@ -11,4 +11,5 @@
 
 pub mod head;
 pub mod http1;
+pub mod known;
 pub mod websocket;

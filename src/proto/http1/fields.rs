@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use super::bytes::{TOKEN, VALUE, all, is, trim};
 use super::connection::{CONNECTION_OPTIONS_MAX, elements};
 use super::error::HeadError;
-use super::known::{known, looks_like_framing};
 use crate::proto::head::{Field, Framing, Known, Span, Version};
+use crate::proto::known::{known, looks_like_framing};
 
 /// The most field lines that a head may have, whatever the limits say; 32 bytes of stack each.
 pub(super) const FIELDS_MAX: usize = 256;

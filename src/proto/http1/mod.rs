@@ -16,7 +16,6 @@ mod error;
 mod fields;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
-mod known;
 mod request;
 mod response;
 mod scan;
@@ -33,7 +32,6 @@ pub use encode::{
 pub use error::{BodyError, HeadError, RequestError, ResponseError};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_request, fuzz_response};
-pub use known::known;
 pub use request::{WholeRequest, parse_request};
 pub use response::{WholeResponse, parse_response};
 pub use scan::{HeadLimits, HeadScanner, ResponseScanner};

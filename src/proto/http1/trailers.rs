@@ -4,8 +4,8 @@ use super::bytes::{TOKEN, all};
 use super::connection::elements;
 use super::error::{BodyError, HeadError};
 use super::fields::check_line;
-use super::known::{known, looks_like_framing};
 use crate::proto::head::Known;
+use crate::proto::known::{known, looks_like_framing};
 
 /// Bytes of a trailer section, dropped fields included. Checksums and timings fit many times over.
 pub(super) const TRAILER_BYTES_MAX: usize = 8 * 1024;
