@@ -6,6 +6,13 @@
 //! a batch goes when tokens that old have expired. When the set is full the oldest batch goes early, and from then on all
 //! tokens *issued* up to its last entry's coming count as expired: their bearers refresh once, and those whose session was
 //! ended cannot.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use super::{Claims, TokenError};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -143,7 +150,7 @@ impl Batch {
     }
 
     fn len(&self) -> usize {
-        self.sessions.len() + self.users.len()
+        self.sessions.len().saturating_add(self.users.len())
     }
 
     fn has(&self, revocation: &Revocation) -> bool {
@@ -180,9 +187,9 @@ impl Revocations {
             Kind::User => drop(batch.users.insert(id, revocation.at_ms)),
             Kind::Kick => {}
         }
-        let added = batch.len() - before;
-        self.entries += added;
-        self.generation += 1;
+        let added = batch.len().saturating_sub(before);
+        self.entries = self.entries.saturating_add(added);
+        self.generation = self.generation.saturating_add(1);
     }
 
     /// Why the token is refused, if it is: its session was ended, or all sessions of its user that began when it did; or it
@@ -209,11 +216,11 @@ impl Revocations {
     /// Lets go what no longer matters. To be called now and then; a minute apart is plenty.
     pub fn expire(&mut self, now: Moment) {
         let kept = self.bounds.kept;
-        while self.batches.front().is_some_and(|batch| batch.newest.elapsed + kept < now.elapsed) {
+        while self.batches.front().is_some_and(|batch| batch.newest.elapsed.saturating_add(kept) < now.elapsed) {
             self.drop_oldest();
         }
         // A date that was set back must not make every new token an old one.
-        let newest_ms = millis(now.unix + self.bounds.leeway);
+        let newest_ms = millis(now.unix.saturating_add(self.bounds.leeway));
         self.floor = self
             .floor
             .filter(|floor| now.elapsed <= floor.until)
@@ -246,24 +253,22 @@ impl Revocations {
         while self.entries >= self.bounds.entries_max() {
             // Its tokens live on, so they are refused by when they were issued.
             let Some(newest) = self.drop_oldest() else { break };
-            let issued_ms = millis(newest.unix.min(now.unix) + leeway);
-            let until = newest.elapsed + kept;
+            let issued_ms = millis(newest.unix.min(now.unix).saturating_add(leeway));
+            let until = newest.elapsed.saturating_add(kept);
             let known = self.floor.unwrap_or(Floor { issued_ms, until });
             self.floor = Some(Floor { issued_ms: issued_ms.max(known.issued_ms), until: until.max(known.until) });
         }
         let share = self.bounds.entries_max() / ENTRIES_MIN;
-        let span = kept / BATCHES;
+        let span = kept.checked_div(BATCHES).unwrap_or(kept);
         let fits = |batch: &Batch| now.elapsed.saturating_sub(batch.opened.elapsed) <= span && batch.len() < share;
-        if !self.batches.back().is_some_and(fits) {
-            self.batches.push_back(Batch::new(now));
-        }
-        self.batches.back_mut().expect("there is one now")
+        let last = self.batches.pop_back_if(|batch| fits(batch)).unwrap_or_else(|| Batch::new(now));
+        self.batches.push_back_mut(last)
     }
 
     /// When the last of the entries came that went.
     fn drop_oldest(&mut self) -> Option<Moment> {
         let batch = self.batches.pop_front()?;
-        self.entries -= batch.len();
+        self.entries = self.entries.saturating_sub(batch.len());
         Some(batch.newest)
     }
 }
@@ -273,6 +278,7 @@ fn millis(duration: Duration) -> u64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::expect_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

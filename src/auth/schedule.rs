@@ -1,5 +1,12 @@
 //! When an issuer's key set is fetched: regularly, sooner when a key is missing, later and later while it fails. Pure: time
 //! is an argument, as far since some beginning; fetching is for `fetch`.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::time::Duration;
 
@@ -50,11 +57,12 @@ impl Schedule {
         if is_good {
             self.failures = 0;
             // A tenth to either side, so that instances that started together do not ask together for ever.
-            self.due = now + self.refresh.mul_f64(0.9 + 0.2 * self.random.f64());
+            self.due = now.saturating_add(self.refresh.mul_f64(0.9 + 0.2 * self.random.f64()));
         } else {
             let doubled = RETRY_FIRST.saturating_mul(1 << self.failures.min(16));
-            self.failures += 1;
-            self.due = now + doubled.min(RETRY_MAX).min(self.refresh).mul_f64(0.5 + 0.5 * self.random.f64());
+            self.failures = self.failures.saturating_add(1);
+            let longest = doubled.min(RETRY_MAX).min(self.refresh);
+            self.due = now.saturating_add(longest.mul_f64(0.5 + 0.5 * self.random.f64()));
         }
     }
 
@@ -65,12 +73,13 @@ impl Schedule {
             // What is under way may bring it, and a server in trouble is asked by its own schedule.
             return;
         }
-        let earliest = self.begun.map_or(Duration::ZERO, |begun| begun + self.cooldown);
+        let earliest = self.begun.map_or(Duration::ZERO, |begun| begun.saturating_add(self.cooldown));
         self.due = self.due.min(earliest);
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, clippy::expect_used, reason = "a test may panic")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

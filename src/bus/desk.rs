@@ -2,6 +2,13 @@
 //!
 //! What a question and an answer are, and which letters carry them, is decided above. A question whose asker has gone is
 //! withdrawn, so that the other thread may leave it.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{
     fmt,
@@ -155,8 +162,8 @@ impl<Q, A> Future for Asked<Q, A> {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<A> {
         let key = self.ticket.0;
         let answer = self.desk.waiting.with(|waiting| {
-            if let State::Asked { waker, .. } = waiting.find_mut(key).expect("it is here until it is taken or dropped")
-            {
+            // It is here until its answer is taken; whoever polls again after that waits for nothing.
+            if let State::Asked { waker, .. } = waiting.find_mut(key)? {
                 *waker = Some(cx.waker().clone());
                 return None;
             }
@@ -188,6 +195,7 @@ impl<Q, A> Drop for Asked<Q, A> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 mod tests {
     use std::{pin::pin, rc::Rc};
 

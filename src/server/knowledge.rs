@@ -1,5 +1,12 @@
 //! How old what this instance knows of revocations is: says loudly when that is too old, and when it is known again. What
 //! follows for a request each shard decides, by the same time (`gateway::access`).
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{cell::Cell, time::Duration};
 
@@ -40,7 +47,8 @@ impl Knowledge {
     pub(super) fn heard(&self, heard: &Heard) -> Option<Instant> {
         self.freshness.set(heard.freshness);
         let until = heard.freshness.looked_at()?;
-        let behind_max = self.rules.with(|rules| BEHIND_MAX.min(rules.max_staleness / 4));
+        let behind_max =
+            self.rules.with(|rules| BEHIND_MAX.min(rules.max_staleness.checked_div(4).unwrap_or_default()));
         let is_news = heard.is_replay || !heard.entries.is_empty();
         let is_due = self.shards_know.get().is_none_or(|known| is_news || until.since(known) >= behind_max);
         is_due.then(|| {

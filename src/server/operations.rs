@@ -3,6 +3,13 @@
 //!
 //! Whoever asks may leave. What has not begun is dropped then; what has begun goes on to its end and keeps its place until
 //! then, so that those who ask and leave make no more work at once than those who wait.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -50,8 +57,9 @@ impl<K: Copy + Eq + Hash, T> Operations<K, T> {
 
     /// An operation is asked for.
     /// `came` is since when it waits; those that came earlier may be asked for later.
+    #[expect(clippy::arithmetic_side_effects, reason = "an instant's sums end at the end of time")]
     pub(super) fn handle_ask(&mut self, came: Instant, key: K, operation: T) {
-        self.came += 1;
+        self.came = self.came.wrapping_add(1);
         self.places.insert(key, self.came);
         self.waiting.insert(self.came, Waiting { key, operation, until: came + self.wait_max });
     }
@@ -80,7 +88,7 @@ impl<K: Copy + Eq + Hash, T> Operations<K, T> {
         if is_late {
             return Some(Next::Refuse(key));
         }
-        self.under_way += 1;
+        self.under_way = self.under_way.saturating_add(1);
         Some(Next::Begin(key, operation))
     }
 

@@ -1,4 +1,11 @@
 //! Revocations whose operations wait, before they are answered, until the shards of this instance have been told of them.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{cell::Cell, collections::HashMap, rc::Rc};
 
@@ -85,6 +92,7 @@ impl Drop for Wait<'_> {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may panic")]
 mod tests {
     use std::{
         future::Future,

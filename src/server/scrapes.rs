@@ -2,6 +2,13 @@
 //!
 //! The control thread is asked for all who wait, one letter at a time: those who come while it is out wait for the next,
 //! which tells what was counted when they came. So however often clients ask and leave, no more than one is under way.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use crate::bus::desk::Ticket;
 
@@ -47,6 +54,7 @@ impl Scrapes {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may panic")]
 mod tests {
     use std::rc::Rc;
 

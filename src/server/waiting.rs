@@ -4,6 +4,13 @@
 //! Whoever was there a moment ago is taken to be there. After a longer while (an instance that was stopped, a store that
 //! took its time) the shard is asked, which asks the kernel: the end of the connection is known there, whatever shard and
 //! bridge have heard of it.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{cell::Cell, collections::HashMap, rc::Rc, time::Duration};
 

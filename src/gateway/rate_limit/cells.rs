@@ -3,6 +3,13 @@
 //!
 //! Only places whose key owes nothing are taken for another key: forgetting it changes nothing. When all eight places of
 //! a new key are owing, it shares one more place with all others that find none.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{
     hash::{BuildHasher as _, Hasher as _, RandomState},
@@ -55,19 +62,19 @@ impl CellKey {
     #[inline]
     fn secret_hash(self) -> u64 {
         static SECRET: OnceLock<[u64; 2]> = OnceLock::new();
-        let secret = SECRET.get_or_init(|| {
+        let [one, other] = *SECRET.get_or_init(|| {
             let state = RandomState::new();
             [state.hash_one(0), state.hash_one(1)]
         });
         let [first, second] = self.0;
-        sip13(secret[0], secret[1], first, &second.to_le_bytes(), &[])
+        sip13(one, other, first, &second.to_le_bytes(), &[])
     }
 
     /// The shard on which its requests are counted together.
     #[inline]
     pub fn home(self, shards: usize) -> usize {
         let bits = (self.secret_hash() >> 48) as usize;
-        bits % shards.max(1)
+        bits.checked_rem(shards).unwrap_or(0)
     }
 }
 
@@ -111,8 +118,11 @@ const WAYS: usize = 4;
 /// The cells of one limit. One per limit and shard.
 #[derive(Debug)]
 pub struct Cells {
-    /// Sets of four, and at last the shared one.
+    /// Sets of four.
     places: Box<[Cell]>,
+    /// Of all who find no place of their own.
+    shared_cell: Cell,
+    /// A power of two.
     sets: usize,
     /// Keys that owed nothing and made room for others.
     pub evicted: u64,
@@ -124,19 +134,22 @@ pub struct Cells {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(usize);
 
+impl Place {
+    /// Beyond the table.
+    const SHARED: Self = Self(usize::MAX);
+}
+
 impl Cells {
     /// A table for so many keys, rounded up to a power of two.
     pub fn new(keys_max: usize) -> Self {
         let sets = keys_max.div_ceil(WAYS).next_power_of_two().max(2);
-        let places = vec![Cell::default(); sets * WAYS + 1].into_boxed_slice();
-        let mut cells = Self { places, sets, evicted: 0, shared: 0 };
-        cells.places[sets * WAYS].key = SHARED;
-        cells
+        let places = vec![Cell::default(); sets.saturating_mul(WAYS)].into_boxed_slice();
+        Self { places, shared_cell: Cell { key: SHARED, ..Cell::default() }, sets, evicted: 0, shared: 0 }
     }
 
     /// How many keys have a place of their own.
     pub const fn capacity(&self) -> usize {
-        self.sets * WAYS
+        self.places.len()
     }
 
     /// The key's place: its own, one that nobody needs any more, or the shared one.
@@ -146,13 +159,13 @@ impl Cells {
         if let Some(place) = self.known(key, sets) {
             return place;
         }
-        let (place, free) = sets.map(|set| self.free(set, now)).into_iter().max_by_key(|(_, free)| *free).expect("two");
-        if free == 0 {
-            self.shared += 1;
-            return Place(self.sets * WAYS);
-        }
-        let cell = &mut self.places[place];
-        self.evicted += u64::from(cell.key != CellKey::default());
+        let [one, other] = sets.map(|set| self.free(set, now));
+        let (place, free) = if one.1 > other.1 { one } else { other };
+        let Some(cell) = self.places.get_mut(place).filter(|_| free > 0) else {
+            self.shared = self.shared.saturating_add(1);
+            return Place::SHARED;
+        };
+        self.evicted = self.evicted.saturating_add(u64::from(cell.key != CellKey::default()));
         *cell = Cell { key, ..Cell::default() };
         Place(place)
     }
@@ -162,7 +175,7 @@ impl Cells {
         let shared = self.shared;
         let place = self.find(key, now);
         self.shared = shared;
-        (self.places[place.0].key == key).then_some(place)
+        (self.at(place).key == key).then_some(place)
     }
 
     /// The key's place, if it has one.
@@ -174,12 +187,12 @@ impl Cells {
     /// The cell at a place.
     #[inline]
     pub fn at(&mut self, place: Place) -> &mut Cell {
-        &mut self.places[place.0]
+        self.places.get_mut(place.0).unwrap_or(&mut self.shared_cell)
     }
 
     /// Every cell that owes something.
     pub fn owing(&mut self, now: u64) -> impl Iterator<Item = &mut Cell> {
-        self.places.iter_mut().filter(move |cell| cell.owes(now))
+        self.places.iter_mut().chain([&mut self.shared_cell]).filter(move |cell| cell.owes(now))
     }
 
     /// The first places of the key's two sets.
@@ -187,30 +200,37 @@ impl Cells {
     fn sets_of(&self, key: CellKey) -> [usize; 2] {
         let hash = key.secret_hash();
         #[expect(clippy::cast_possible_truncation, reason = "bits are taken out of it")]
-        let set = |hash: u64| (hash as usize & (self.sets - 1)) * WAYS;
+        let set = |hash: u64| (hash as usize & self.sets.wrapping_sub(1)).wrapping_mul(WAYS);
         [set(hash), set(hash >> 24)]
     }
 
     #[inline]
     fn known(&self, key: CellKey, sets: [usize; 2]) -> Option<Place> {
         if key == SHARED {
-            return Some(Place(self.sets * WAYS));
+            return Some(Place::SHARED);
         }
         sets.into_iter().find_map(|first| {
-            let set = &self.places[first..first + WAYS];
-            set.iter().position(|cell| cell.key == key).map(|way| Place(first + way))
+            let way = self.set(first).iter().position(|cell| cell.key == key)?;
+            Some(Place(first.wrapping_add(way)))
         })
     }
 
     /// A free place of a set, and how many there are.
     #[inline]
     fn free(&self, first: usize, now: u64) -> (usize, usize) {
-        let free = (first..first + WAYS).filter(|place| !self.places[*place].owes(now));
-        free.fold((first, 0), |(_, count), place| (place, count + 1))
+        let free = (first..).zip(self.set(first)).filter(|(_, cell)| !cell.owes(now));
+        free.fold((first, 0_usize), |(_, count), (place, _)| (place, count.saturating_add(1)))
+    }
+
+    /// The set that begins with this place.
+    #[inline]
+    fn set(&self, first: usize) -> &[Cell] {
+        self.places.get(first..first.wrapping_add(WAYS)).unwrap_or_default()
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use super::*;
 
@@ -293,7 +313,7 @@ mod tests {
             own += u32::from(cells.at(place).key == numbered(key));
             cells.at(place).owed_until = 1;
         }
-        assert_eq!((cells.capacity(), cells.places.len()), (capacity, capacity + 1));
+        assert_eq!(cells.capacity(), capacity);
         assert!(own as usize <= capacity);
         assert!(own as usize * 100 >= capacity * 98, "{own} of {capacity} places are used before keys have to share");
         let known = (0..1_000_000).filter(|key| cells.find_known(numbered(*key)).is_some()).count();

@@ -6,6 +6,13 @@
 //! more pass than the burst, what is earned meanwhile, and `n - 1` leases (decision 9 has the proof, `tests` a search for
 //! a counterexample). Of keys that have used half of their burst the home tells everybody, so that whoever comes by other
 //! shards one after the other meets shards that know.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use super::{
     cells::{CellKey, Cells, Place},
@@ -173,7 +180,7 @@ impl Counter {
     /// It passes: `next` is what its verdict said. No other key was looked for since.
     #[inline]
     pub fn pass(&mut self, place: Place, next: u64, now: Instant) -> Due {
-        self.counts.allowed += 1;
+        self.counts.allowed = self.counts.allowed.saturating_add(1);
         let Terms { slot, home, lease, .. } = self.terms;
         let (me, shards) = (self.me, self.shards);
         let cell = self.cells.at(place);

@@ -2,6 +2,13 @@
 //!
 //! Shards tell what they admitted; for each key at most one script is under way, and what is told meanwhile is counted
 //! with the next. Whoever tells is answered, whatever becomes of it: when Redis fails, with nothing new.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -88,9 +95,11 @@ impl Fleet {
             for plan in plans {
                 let index = plan.slot().index();
                 if state.limits.len() <= index {
-                    state.limits.resize_with(index + 1, || None);
+                    state.limits.resize_with(index.saturating_add(1), || None);
                 }
-                state.limits[index] = Some(plan.clone());
+                if let Some(place) = state.limits.get_mut(index) {
+                    *place = Some(plan.clone());
+                }
             }
         });
     }
@@ -180,6 +189,7 @@ impl Fleet {
     }
 
     /// Answers those who told, and tells all of a key that has used half of its burst.
+    #[expect(clippy::arithmetic_side_effects, reason = "an instant's sums end at the end of time")]
     fn answer(&self, limit: Option<&LimitPlan>, key: (Slot, CellKey), reports: &[Report], owed: Option<Duration>) {
         let now = clock::now();
         let owed_until = owed.map_or(Instant::START, |owed| now + owed);
@@ -210,5 +220,6 @@ impl State {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 #[path = "fleet_tests.rs"]
 mod tests;

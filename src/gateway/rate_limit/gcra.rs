@@ -1,6 +1,13 @@
 //! The generic cell rate algorithm: one number for each key says when all that was asked for will have been earned.
 //!
 //! Pure: time is an argument, in nanoseconds since whenever, and nothing overflows.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 /// A rate, and how much may come at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +31,7 @@ impl Rate {
     pub const fn admit(self, owed_until: u64, now: u64) -> Result<u64, u64> {
         let next = self.charge(owed_until, now, 1);
         let latest = now.saturating_add(self.tolerance);
-        if next <= latest { Ok(next) } else { Err(next - latest) }
+        if next <= latest { Ok(next) } else { Err(next.saturating_sub(latest)) }
     }
 
     /// What is owed after so many requests, whether they conform or not.
@@ -37,7 +44,10 @@ impl Rate {
     /// How many requests conform now, one after the other.
     #[inline]
     pub const fn remaining(self, owed_until: u64, now: u64) -> u64 {
-        self.tolerance.saturating_sub(owed_until.saturating_sub(now)) / self.interval
+        match self.tolerance.saturating_sub(owed_until.saturating_sub(now)).checked_div(self.interval) {
+            Some(remaining) => remaining,
+            None => 0,
+        }
     }
 
     /// The nanoseconds until a request conforms; 0 when one does now.
@@ -51,7 +61,8 @@ impl Rate {
 
     /// The same number of requests owed, of another rate; never more than that rate lets anybody owe.
     pub fn convert(self, owed_until: u64, now: u64, to: Self) -> u64 {
-        let owed = u128::from(owed_until.saturating_sub(now)) * u128::from(to.interval) / u128::from(self.interval);
+        let owed = u128::from(owed_until.saturating_sub(now)).saturating_mul(to.interval.into());
+        let owed = owed.checked_div(self.interval.into()).unwrap_or(u128::MAX);
         now.saturating_add(u64::try_from(owed).unwrap_or(u64::MAX).min(to.tolerance))
     }
 
@@ -78,6 +89,7 @@ impl Rate {
 }
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests {
     use proptest::prelude::*;
 

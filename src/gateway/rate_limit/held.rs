@@ -1,4 +1,11 @@
 //! Requests that wait until their key's home has counted those before them. Pure.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::{collections::BTreeMap, task::Waker};
 
@@ -18,7 +25,7 @@ pub(super) struct Held {
 impl Held {
     /// One more request waits; the number is its own.
     pub(super) fn add(&mut self, key: HeldKey, waker: &Waker) -> u64 {
-        self.number += 1;
+        self.number = self.number.wrapping_add(1);
         self.wakers.insert((key, self.number), waker.clone());
         self.number
     }
@@ -52,6 +59,7 @@ impl Held {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 mod tests {
     use std::{cell::Cell, rc::Rc, time::Duration};
 

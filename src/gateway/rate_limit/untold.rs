@@ -3,6 +3,13 @@
 //! A home that takes no letters, or is late with its answers, is told no more for the time being: what its keys are
 //! ahead by stands in their cells, and each cell is listed here once. So however long a home stands still, a shard keeps
 //! no more for it than there are cells, and no more answers than a few wait for a shard.
+#![deny(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects
+)]
 
 use std::collections::VecDeque;
 
@@ -91,6 +98,7 @@ impl Untold {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, clippy::indexing_slicing, clippy::panic, reason = "a test may panic")]
 mod tests {
     use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
 
