@@ -108,52 +108,56 @@ mod tests {
         });
     }
 
-    /// One bell for two lanes. A writer pushes over both and rings once; what finds the droppable ring full is dropped, and
-    /// rings for nothing. The reader takes control letters first. At the end it knows of each droppable letter whether it
-    /// came, and no sleep is left.
+    /// What a writer does.
     #[derive(Clone, Copy)]
     enum Push {
         Control,
         Droppable,
     }
 
-    fn check_lanes(batches: &'static [&'static [Push]]) {
-        const FULL: usize = 1;
+    /// One bell for two lanes. A writer pushes over both and rings once; what finds the droppable ring full is dropped, and
+    /// rings for nothing. The reader takes control letters first. At the end it knows of each droppable letter whether it
+    /// came, and no sleep is left.
+    /// The droppable ring holds `room` letters; when that is all of them nothing is dropped, and nothing told at last.
+    fn check_lanes(room: usize, batches: &'static [&'static [Push]]) {
         let count =
             |push: fn(&Push) -> bool| batches.iter().flat_map(|batch| batch.iter()).filter(|one| push(one)).count();
         let control = count(|push| matches!(push, Push::Control));
         let offered = count(|push| matches!(push, Push::Droppable));
+        let tells = room < offered;
         let mut explore = loom::model::Builder::new();
         explore.preemption_bound = Some(3);
         explore.check(move || {
             let model = Arc::new(Lanes {
                 armed: Armed::new(),
                 control: AtomicUsize::new(0),
-                droppable: AtomicUsize::new(0),
-                dropped: AtomicUsize::new(usize::MAX),
+                pushed: AtomicUsize::new(0),
+                taken: AtomicUsize::new(0),
+                dropped: AtomicUsize::new(if tells { usize::MAX } else { 0 }),
                 bell: Notify::new(),
             });
             let writer = {
                 let model = Arc::clone(&model);
                 thread::spawn(move || {
-                    let (mut pushed, mut dropped) = (0, 0);
+                    let (mut control, mut pushed, mut dropped) = (0, 0, 0);
                     for (number, batch) in batches.iter().enumerate() {
                         let mut is_dirty = false;
                         for push in *batch {
                             match push {
                                 Push::Control => {
-                                    pushed += 1;
-                                    model.control.store(pushed, Ordering::Release);
+                                    control += 1;
+                                    model.control.store(control, Ordering::Release);
                                     is_dirty = true;
                                 }
-                                Push::Droppable if model.droppable.load(Ordering::Acquire) < FULL => {
-                                    model.droppable.store(1, Ordering::Release);
+                                Push::Droppable if pushed - model.taken.load(Ordering::Acquire) < room => {
+                                    pushed += 1;
+                                    model.pushed.store(pushed, Ordering::Release);
                                     is_dirty = true;
                                 }
                                 Push::Droppable => dropped += 1,
                             }
                         }
-                        if number + 1 == batches.len() {
+                        if tells && number + 1 == batches.len() {
                             // What was dropped is told over the control lane, at last.
                             model.dropped.store(dropped, Ordering::Release);
                             is_dirty = true;
@@ -164,20 +168,17 @@ mod tests {
                     }
                 })
             };
-            let (mut read, mut taken) = (0, 0);
             loop {
                 let dropped = model.dropped.load(Ordering::Acquire);
-                read = model.control.load(Ordering::Acquire).max(read);
-                if model.droppable.load(Ordering::Acquire) > 0 {
-                    taken += 1;
-                    model.droppable.store(0, Ordering::Release);
-                }
+                let read = model.control.load(Ordering::Acquire);
+                let taken = model.pushed.load(Ordering::Acquire);
+                model.taken.store(taken, Ordering::Release);
                 if read == control && dropped != usize::MAX && taken + dropped == offered {
                     break;
                 }
                 let has_letters = || {
                     model.control.load(Ordering::Acquire) > read
-                        || model.droppable.load(Ordering::Acquire) > 0
+                        || model.pushed.load(Ordering::Acquire) > taken
                         || model.dropped.load(Ordering::Acquire) != dropped
                 };
                 if model.armed.may_sleep(has_letters) {
@@ -188,23 +189,26 @@ mod tests {
         });
     }
 
-    /// Two rings of one writer, the second of which holds one letter, and what it has to tell at last.
+    /// Two rings of one writer, and what it has to tell at last.
     struct Lanes {
         armed: Armed,
         control: AtomicUsize,
-        droppable: AtomicUsize,
+        pushed: AtomicUsize,
+        taken: AtomicUsize,
         dropped: AtomicUsize,
         bell: Notify,
     }
 
     #[test]
     fn no_letter_of_either_lane_is_slept_over() {
-        check_lanes(&[&[Push::Control, Push::Droppable], &[Push::Droppable]]);
+        check_lanes(2, &[&[Push::Droppable], &[Push::Control, Push::Droppable]]);
+        check_lanes(2, &[&[Push::Control, Push::Droppable], &[Push::Droppable]]);
+        check_lanes(1, &[&[Push::Droppable], &[Push::Control]]);
     }
 
     #[test]
-    fn a_droppable_letter_alone_wakes_its_reader_whether_or_not_others_are_dropped() {
-        check_lanes(&[&[Push::Droppable, Push::Droppable], &[Push::Droppable, Push::Control]]);
+    fn droppable_letters_are_taken_or_dropped_and_neither_is_slept_over() {
+        check_lanes(1, &[&[Push::Droppable, Push::Droppable], &[Push::Droppable, Push::Control]]);
     }
 
     #[test]
