@@ -52,16 +52,16 @@ pub enum UserCommand {
         json: bool,
     },
     /// Lock a user out and end all its sessions.
-    Disable(Whom),
+    Disable(UserArgument),
     /// Let a user in again.
-    Enable(Whom),
+    Enable(UserArgument),
     /// Set a user's password, asked for or read from standard input, and end all its sessions.
-    Passwd(Whom),
+    Passwd(UserArgument),
     /// Set a user's role and permissions, and end all its sessions, so that it logs in with the new ones.
     Roles {
         /// Which user.
         #[command(flatten)]
-        whom: Whom,
+        whom: UserArgument,
         /// One of the configuration's roles.
         role: String,
         /// A permission besides those of the role; may be repeated. Those that the user had go.
@@ -72,7 +72,7 @@ pub enum UserCommand {
 
 /// Which user.
 #[derive(Debug, Args)]
-pub struct Whom {
+pub struct UserArgument {
     /// The user's e-mail address or id.
     user: String,
 }
@@ -168,7 +168,7 @@ fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 /// Makes a change, and then ends the user's sessions where that goes with it.
 async fn change(
     kept: &Kept,
-    whom: &Whom,
+    whom: &UserArgument,
     what: impl FnOnce(&User) -> anyhow::Result<Change>,
     ends_sessions: bool,
 ) -> anyhow::Result<Named> {

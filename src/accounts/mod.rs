@@ -17,7 +17,7 @@ mod tests;
 pub mod user;
 
 pub use answer::Payload;
-pub use operation::{Asker, Operation, Outcome, Patient, Question};
+pub use operation::{Operation, Outcome, Question, Waiter, WaitsForever};
 pub use start::{Kept, StartError, check_key};
 
 use std::sync::Arc;
@@ -65,7 +65,7 @@ pub struct Accounts {
 /// What a reload changes.
 #[derive(Clone, Debug)]
 struct Terms {
-    /// None when no key signs.
+    /// `None` when no key signs.
     issuer: Option<Issuer>,
     roles: Arc<Roles>,
 }
@@ -136,14 +136,14 @@ impl Accounts {
     /// Dropping the future takes back a log-in that waits for its password's hash; what has begun to change may be
     /// changed or not.
     pub async fn handle(&self, operation: Operation) -> Outcome {
-        self.handle_for(operation, &Patient).await
+        self.handle_for(operation, &WaitsForever).await
     }
 
-    /// The same, for somebody who may leave: no session begins, and none is renewed, that nobody waits for any more.
-    pub async fn handle_for(&self, operation: Operation, asker: &impl Asker) -> Outcome {
+    /// The same for a client that may leave: once it has, no session is begun or renewed for it.
+    pub async fn handle_for(&self, operation: Operation, waiter: &impl Waiter) -> Outcome {
         let outcome = match operation {
-            Operation::Login { email, password, note } => self.login(&email, password, &note, asker).await,
-            Operation::Refresh { token, note } => self.refresh(&token, &note, asker).await,
+            Operation::Login { email, password, note } => self.login(&email, password, &note, waiter).await,
+            Operation::Refresh { token, note } => self.refresh(&token, &note, waiter).await,
             Operation::Logout { user, sid } => done(self.kept.sessions.end(&user, &sid, &user).await),
             Operation::LogoutAll { user } => done(self.kept.sessions.end_all(&user, &user).await),
             Operation::EndAgain { user, sid, began_ms } => {
@@ -172,7 +172,7 @@ impl Accounts {
         email: &str,
         password: Zeroizing<String>,
         note: &ClientNote,
-        asker: &impl Asker,
+        waiter: &impl Waiter,
     ) -> Result<Outcome, Refusal> {
         // What is no address is nobody's, and is treated as an unknown one.
         let normal = normal_email(email);
@@ -207,9 +207,9 @@ impl Accounts {
             // The next log-in tries again.
             let _ = self.kept.users.change(&user.id, Change::Rehash { old, new }).await;
         }
-        // First whether there can be a token, so that no session begins that nobody can use and others go for.
+        // First whether there can be a token: else a session would begin that nobody can use, and end others to have room.
         self.check_grant(user)?;
-        is_awaited(asker).await?;
+        is_awaited(waiter).await?;
         let begun = self.kept.sessions.create(&user.id, note).await?;
         // Whoever locks a user out ends the sessions that there are by then. So one that began meanwhile is ended here.
         let now = self.kept.users.by_id(&user.id).await?;
@@ -227,7 +227,7 @@ impl Accounts {
         told
     }
 
-    async fn refresh(&self, token: &str, note: &ClientNote, asker: &impl Asker) -> Result<Outcome, Refusal> {
+    async fn refresh(&self, token: &str, note: &ClientNote, waiter: &impl Waiter) -> Result<Outcome, Refusal> {
         // First the user: while the store of users is away no token is spent.
         let id = self.kept.sessions.user_of(token).ok_or(Refusal::new(Code::RefreshInvalid))?;
         let Some(user) = self.kept.users.by_id(&id).await?.filter(|user| !user.is_disabled) else {
@@ -238,8 +238,8 @@ impl Accounts {
         // While there can be no access token, no refresh token is spent for it.
         self.check_grant(&user)?;
         // Nor one whose client has left: it may have renewed elsewhere, and this would look like reuse.
-        is_awaited(asker).await?;
-        let renewed = self.kept.sessions.refresh_until(token, note, asker.waits_until()).await?;
+        is_awaited(waiter).await?;
+        let renewed = self.kept.sessions.refresh_until(token, note, waiter.waits_until()).await?;
         self.tokens(&user, &renewed.sid, renewed.began_ms, &renewed.refresh_token)
     }
 
@@ -296,8 +296,8 @@ impl Accounts {
 }
 
 /// Whether somebody still waits. Nobody reads the refusal, unless the time was up.
-async fn is_awaited(asker: &impl Asker) -> Result<(), Refusal> {
-    if asker.is_there().await { Ok(()) } else { Err(Refusal::new(Code::Overloaded)) }
+async fn is_awaited(waiter: &impl Waiter) -> Result<(), Refusal> {
+    if waiter.is_there().await { Ok(()) } else { Err(Refusal::new(Code::Overloaded)) }
 }
 
 fn done(outcome: Result<(), sessions::Failure>) -> Result<Outcome, Refusal> {

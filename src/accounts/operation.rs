@@ -18,7 +18,7 @@ pub struct Question {
 }
 
 /// Whoever waits for an operation, as far as it depends on that whether it is carried out.
-pub trait Asker {
+pub trait Waiter {
     /// A renewal is not made later than this: its client has given up by then, or soon will, and asks again.
     fn waits_until(&self) -> Instant;
 
@@ -28,9 +28,9 @@ pub trait Asker {
 
 /// Waits for as long as it takes.
 #[derive(Clone, Copy, Debug)]
-pub struct Patient;
+pub struct WaitsForever;
 
-impl Asker for Patient {
+impl Waiter for WaitsForever {
     fn waits_until(&self) -> Instant {
         Instant::NEVER
     }
@@ -74,7 +74,7 @@ pub enum Operation {
     EndAgain {
         /// The caller's id.
         user: String,
-        /// The session that its token names; none for every session that the caller had when it began.
+        /// The session that its token names; `None` for every session that the caller had when it began.
         sid: Option<String>,
         /// When the session of the token began, in Unix milliseconds.
         began_ms: u64,

@@ -140,7 +140,7 @@ impl Slowdown {
         self.entries.len()
     }
 
-    /// Whether none are.
+    /// Whether none is remembered.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }

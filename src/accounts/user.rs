@@ -26,7 +26,7 @@ pub struct User {
     pub updated_ms: u64,
 }
 
-/// The form in which addresses are stored and compared: without space around, in lower case. None if it is none.
+/// The form in which addresses are stored and compared: without space around, in lower case. `None` if it is not an address.
 pub fn normal_email(email: &str) -> Option<String> {
     let email = email.trim();
     if email.len() > EMAIL_BYTES_MAX {

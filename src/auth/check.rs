@@ -100,7 +100,7 @@ impl Checker {
             claims: Rc::clone(&claims),
             key: checked.key,
             keys_generation: keys.generation(),
-            // One that is revoked is looked up on each hit: a generation that never is.
+            // No generation is 0, so that one that is revoked is looked up on each hit.
             revocations_generation: if refusal.is_some() { 0 } else { revocations.generation() },
         };
         self.cache.insert(digest, entry);

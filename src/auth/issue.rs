@@ -97,7 +97,7 @@ struct Payload<'a> {
 }
 
 impl Issuer {
-    /// Signs with the key of these that signs; none when all only verify.
+    /// Signs with the key of these that signs; `None` when all only verify.
     pub fn new(auth: &Auth, own: &OwnKeys) -> Option<Self> {
         super::provider::install();
         let key = own.signing()?;

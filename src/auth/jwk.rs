@@ -214,7 +214,7 @@ fn element(der: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     rest.split_at_checked(length)
 }
 
-/// The key as a key set has it; none for a secret.
+/// The key as a key set has it; `None` for a secret.
 pub(super) fn write_key(kid: &str, algorithm: Algorithm, key: &DecodingKey) -> Option<Value> {
     let mut jwk = parts(algorithm, key)?;
     jwk["kid"] = kid.into();

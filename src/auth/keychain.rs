@@ -71,7 +71,7 @@ impl Keychain {
     /// Reads the keys of a configuration. Those that are fetched come later; until then their issuers' tokens are answered
     /// with 503.
     ///
-    /// Where none of our own is configured, one is made in this directory; in none, none.
+    /// Where no key of our own is configured, one is made in the directory `made_in`, if that is given.
     pub fn load(auth: &Auth, made_in: Option<&Path>) -> Result<Self, KeychainError> {
         let own = load_own(auth, made_in)?;
         tell_of(&own);
@@ -145,7 +145,7 @@ impl Keychain {
         Arc::clone(&self.keys)
     }
 
-    /// What signs tokens now; none when all keys only verify.
+    /// What signs tokens now; `None` when all keys only verify.
     pub fn issuer(&self) -> Option<Issuer> {
         Issuer::new(&self.auth, &self.own)
     }

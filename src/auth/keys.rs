@@ -210,7 +210,7 @@ fn foreign_issuer(config: &TokenIssuer, set: Option<&Arc<JwkSet>>) -> Issuer {
 }
 
 impl Issuer {
-    /// None where key and algorithm do not fit, which whoever read the key has seen to.
+    /// `None` where key and algorithm do not fit, which whoever read the key has seen to.
     fn new_key(&self, kid: Option<&str>, algorithm: Algorithm, key: &DecodingKey) -> Option<Key> {
         let verifier = Verifier::new(algorithm, key).ok()?;
         let mut context = digest::Context::new(&digest::SHA256);

@@ -118,7 +118,7 @@ fn read_key(key: &TokenKey) -> Result<OwnKey, String> {
     let (public, signer) = if key.algorithm == Algorithm::Hs256 {
         // What is no text is the secret to the last byte.
         let secret = str::from_utf8(&pem).map_or(&pem[..], |text| trimmed(text).as_bytes());
-        // A public key as a secret is what key confusion dreams of, and a PEM of any kind is a slip.
+        // A public key taken for a secret is how key confusion works, and a PEM of any kind is a mistake.
         if secret.windows(10).any(|window| window == b"-----BEGIN") {
             return Err("it is a PEM file, which is no secret for HS256; name the algorithm of the key".to_owned());
         }

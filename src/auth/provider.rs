@@ -155,7 +155,7 @@ impl Signer {
         Ok(Self { algorithm, key })
     }
 
-    /// The key that its signatures are checked with; none for a secret.
+    /// The key that its signatures are checked with; `None` for a secret.
     pub(super) fn public(&self) -> Option<DecodingKey> {
         match &self.key {
             SigningKey::Secret(_) => None,

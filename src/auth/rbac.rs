@@ -23,7 +23,7 @@ impl CallerRoles {
         Self(names.join(&*SEPARATOR.to_string()).into_boxed_str())
     }
 
-    /// All of them as one list; none where there is none.
+    /// All of them as one list; `None` where there are no roles.
     pub fn as_list(&self) -> Option<&str> {
         Some(&*self.0).filter(|list| !list.is_empty())
     }

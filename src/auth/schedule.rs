@@ -36,7 +36,7 @@ impl Schedule {
         Self { refresh, cooldown, due: Duration::ZERO, begun: None, is_under_way: false, failures: 0, random }
     }
 
-    /// When to call [`Schedule::handle_timeout`]; none while a fetch is under way.
+    /// When to call [`Schedule::handle_timeout`]; `None` while a fetch is under way.
     pub(super) fn poll_timeout(&self) -> Option<Duration> {
         (!self.is_under_way).then_some(self.due)
     }

@@ -13,16 +13,16 @@ use super::armed::Armed;
 #[derive(Debug)]
 pub(super) struct Doorbell {
     pub(super) armed: Armed,
-    rope: UnixStream,
+    ringing: UnixStream,
 }
 
 impl Doorbell {
     /// A bell, and the socket that its reader waits on.
     pub(super) fn new() -> io::Result<(Self, UnixStream)> {
-        let (rope, ear) = UnixStream::pair()?;
-        rope.set_nonblocking(true)?;
-        ear.set_nonblocking(true)?;
-        Ok((Self { armed: Armed::new(), rope }, ear))
+        let (ringing, listening) = UnixStream::pair()?;
+        ringing.set_nonblocking(true)?;
+        listening.set_nonblocking(true)?;
+        Ok((Self { armed: Armed::new(), ringing }, listening))
     }
 
     /// Rings if the reader sleeps. Call it after the push, once per batch.
@@ -36,7 +36,7 @@ impl Doorbell {
     /// Rings in any case.
     pub(super) fn ring(&self) {
         // A full socket rings already, and a reader that is gone needs no bell.
-        let _ = rustix::net::send(&self.rope, &[1], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+        let _ = rustix::net::send(&self.ringing, &[1], SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
 }
 
@@ -48,26 +48,26 @@ mod tests {
 
     #[test]
     fn only_a_sleeping_reader_is_rung_and_only_once() {
-        let (bell, mut ear) = Doorbell::new().expect("a pair of sockets");
+        let (bell, mut socket) = Doorbell::new().expect("a pair of sockets");
         let mut heard = [0; 8];
         bell.ring_if_asleep();
-        assert_eq!(ear.read(&mut heard).map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
+        assert_eq!(socket.read(&mut heard).map_err(|error| error.kind()), Err(io::ErrorKind::WouldBlock));
         assert!(bell.armed.may_sleep(|| false));
         bell.ring_if_asleep();
         bell.ring_if_asleep();
-        assert_eq!(ear.read(&mut heard).ok(), Some(1));
+        assert_eq!(socket.read(&mut heard).ok(), Some(1));
         assert!(!bell.armed.may_sleep(|| true), "a letter came in between");
         bell.ring_if_asleep();
-        assert!(ear.read(&mut heard).is_err(), "an awake reader is not rung");
+        assert!(socket.read(&mut heard).is_err(), "an awake reader is not rung");
     }
 
     #[test]
     fn a_bell_that_nobody_hears_harms_nobody() {
-        let (bell, ear) = Doorbell::new().expect("a pair of sockets");
+        let (bell, socket) = Doorbell::new().expect("a pair of sockets");
         for _ in 0..100_000 {
             bell.ring(); // far more than the socket holds
         }
-        drop(ear);
+        drop(socket);
         bell.ring();
     }
 }

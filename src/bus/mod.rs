@@ -49,17 +49,17 @@ pub struct Bus<L: Letters> {
 
 struct Shared<L: Letters> {
     outbox: Outbox<L>,
-    pump: Attention,
+    pump: PumpState,
 }
 
-/// Who sees to it that letters go out.
-enum Attention {
+/// What the pump does, which sees to it that letters go out.
+enum PumpState {
     /// The pump has not run yet; it will flush when it does.
-    Unborn,
+    NotStarted,
     /// The pump runs right now and flushes before it rests.
     Running,
     /// The pump has been woken and will flush.
-    Called,
+    Woken,
     /// The pump rests.
     Resting(Waker),
 }
@@ -78,22 +78,22 @@ impl<L: Letters> fmt::Debug for Bus<L> {
 
 /// Takes a port into use on a shard.
 pub fn on_shard<L: Letters, A: Address<L>>(port: Port<L, A>) -> io::Result<(Bus<L>, Pump<L, A>)> {
-    start(port, |ear| Ok(Ear::Shard(LocalStream::from_std(ear)?)))
+    start(port, |socket| Ok(BellSocket::Shard(LocalStream::from_std(socket)?)))
 }
 
 /// Takes a port into use on a tokio thread, within its runtime (I/O and time enabled).
 pub fn on_tokio<L: Letters, A: Address<L>>(port: Port<L, A>) -> io::Result<(Bus<L>, Pump<L, A>)> {
-    start(port, |ear| Ok(Ear::Tokio(tokio::net::UnixStream::from_std(ear)?)))
+    start(port, |socket| Ok(BellSocket::Tokio(tokio::net::UnixStream::from_std(socket)?)))
 }
 
 fn start<L: Letters, A: Address<L>>(
     port: Port<L, A>,
-    listen: impl FnOnce(std::os::unix::net::UnixStream) -> io::Result<Ear>,
+    register: impl FnOnce(std::os::unix::net::UnixStream) -> io::Result<BellSocket>,
 ) -> io::Result<(Bus<L>, Pump<L, A>)> {
     let (outbox, mut inbox) = port.split();
-    let ear = inbox.ear.take().ok_or_else(|| io::Error::other("this port is in use already"))?;
-    let bus = Bus { shared: Rc::new(Local::new(Shared { outbox, pump: Attention::Unborn })) };
-    let pump = Pump { inbox, ear: listen(ear)?, retry: None, bus: bus.clone() };
+    let socket = inbox.socket.take().ok_or_else(|| io::Error::other("this port is in use already"))?;
+    let bus = Bus { shared: Rc::new(Local::new(Shared { outbox, pump: PumpState::NotStarted })) };
+    let pump = Pump { inbox, bell: register(socket)?, retry: None, bus: bus.clone() };
     Ok((bus, pump))
 }
 
@@ -175,11 +175,11 @@ impl<L: Letters> Shared<L> {
     /// The pump's waker, if somebody has to wake it. A pump that runs is never woken: a task that wakes itself starves
     /// its thread.
     fn call_pump(&mut self) -> Option<Waker> {
-        if !matches!(self.pump, Attention::Resting(_)) {
+        if !matches!(self.pump, PumpState::Resting(_)) {
             return None;
         }
-        match std::mem::replace(&mut self.pump, Attention::Called) {
-            Attention::Resting(waker) => Some(waker),
+        match std::mem::replace(&mut self.pump, PumpState::Woken) {
+            PumpState::Resting(waker) => Some(waker),
             _ => None,
         }
     }
@@ -189,7 +189,7 @@ impl<L: Letters> Shared<L> {
 /// own for as long as the thread lives.
 pub struct Pump<L: Letters, A: Address<L>> {
     inbox: InboxOf<L, A>,
-    ear: Ear,
+    bell: BellSocket,
     retry: Option<Retry>,
     bus: Bus<L>,
 }
@@ -213,16 +213,16 @@ impl<L: Letters, A: Address<L>> Pump<L, A> {
     /// A panic in `handle` ends the process, whatever task it happens in: a thread that takes no letters is half alive.
     pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(ReceivedAt<L, A>)) -> Poll<Infallible> {
         let guard = AbortOnUnwind("a panic while letters were handled");
-        self.bus.shared.with(|shared| shared.pump = Attention::Running);
+        self.bus.shared.with(|shared| shared.pump = PumpState::Running);
         // Of the whole poll, however often it looks: droppable letters that keep coming have their half of it and no more.
         let mut left = Share::of(BUDGET);
         loop {
             self.inbox.drain_within(&mut left, &mut handle);
             self.bus.flush();
             if self.inbox.is_used_up(&left) {
-                // Through our own bell rather than our own waker: the other tasks and all I/O come first. The ear must
-                // be empty before, else the ring would be swallowed with what is still in it.
-                while self.ear.poll(cx).is_ready() {}
+                // Through our own bell rather than our own waker: the other tasks and all I/O come first. The bell's
+                // socket must be empty before, else the ring would be swallowed with what is still in it.
+                while self.bell.poll(cx).is_ready() {}
                 self.inbox.bell.ring();
                 break;
             }
@@ -230,7 +230,7 @@ impl<L: Letters, A: Address<L>> Pump<L, A> {
                 continue;
             }
             // A byte heard now may be for a letter that came after the rings were looked at: look again.
-            if self.ear.poll(cx).is_pending() {
+            if self.bell.poll(cx).is_pending() {
                 break;
             }
             // Also counts, so that a storm of rings cannot keep this loop going.
@@ -240,7 +240,7 @@ impl<L: Letters, A: Address<L>> Pump<L, A> {
             self.bus.flush();
         }
         let waker = cx.waker().clone();
-        self.bus.shared.with(|shared| shared.pump = Attention::Resting(waker));
+        self.bus.shared.with(|shared| shared.pump = PumpState::Resting(waker));
         guard.disarm();
         Poll::Pending
     }
@@ -256,9 +256,9 @@ impl<L: Letters, A: Address<L>> Pump<L, A> {
     }
 
     fn poll_retry(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let retry = self.retry.get_or_insert_with(|| match self.ear {
-            Ear::Shard(_) => Retry::Shard(Box::pin(timer::sleep(RETRY))),
-            Ear::Tokio(_) => Retry::Tokio(Box::pin(tokio::time::sleep(RETRY))),
+        let retry = self.retry.get_or_insert_with(|| match self.bell {
+            BellSocket::Shard(_) => Retry::Shard(Box::pin(timer::sleep(RETRY))),
+            BellSocket::Tokio(_) => Retry::Tokio(Box::pin(tokio::time::sleep(RETRY))),
         });
         let polled = match retry {
             Retry::Shard(sleep) => sleep.as_mut().poll(cx),
@@ -272,12 +272,12 @@ impl<L: Letters, A: Address<L>> Pump<L, A> {
 }
 
 /// A reader's end of its bell, registered where it runs.
-enum Ear {
+enum BellSocket {
     Shard(LocalStream),
     Tokio(tokio::net::UnixStream),
 }
 
-impl Ear {
+impl BellSocket {
     /// Ready when the bell was rung; reads what rang it.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut bytes = [0; 64];

@@ -324,7 +324,7 @@ fn what_a_task_sends_goes_out_by_itself() {
             .await;
         });
         // Only once the pump rests does a letter have to wake it.
-        testing::until(|| bus.shared.with(|shared| matches!(shared.pump, Attention::Resting(_)))).await;
+        testing::until(|| bus.shared.with(|shared| matches!(shared.pump, PumpState::Resting(_)))).await;
         bus.send(to::Shard(0), 99);
         testing::until(|| heard.get() == 100).await;
     });

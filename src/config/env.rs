@@ -16,7 +16,7 @@ const PREFIX: &str = "SHARDGATE_";
 /// The tests steer themselves by variables of this prefix, which the gateways that they start inherit.
 const TESTS_PREFIX: &str = "SHARDGATE_TEST_";
 
-/// The variables of this process. One that is no Unicode can be none of ours and is left out.
+/// The variables of this process. One that is not Unicode cannot be ours and is left out.
 pub fn process() -> BTreeMap<String, String> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

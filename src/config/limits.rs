@@ -90,7 +90,7 @@ pub(super) fn check_limits(route: &Route, fields: &Fields<'_>, limits: &BTreeMap
     }
 }
 
-/// Limits that hold nowhere look like a slip.
+/// Limits that hold nowhere look like a mistake.
 pub(super) fn warn_about_unused(limits: &BTreeMap<String, Limit>, routes: &[Route], report: &mut Report) {
     let is_named = |name: &String| routes.iter().flat_map(|route| &route.limits).flatten().any(|named| named == name);
     for (name, _) in limits.iter().filter(|(name, limit)| limit.applies == LimitApplies::Named && !is_named(name)) {

@@ -114,7 +114,7 @@ impl Lines {
 
 /// Turns the parser's tree into ours. The parser bounds how deep it can be.
 struct TreeReader<'a> {
-    /// None for our own values, which stand in no file.
+    /// `None` for our own values, which stand in no file.
     lines: Option<Lines>,
     env: &'a BTreeMap<String, String>,
     report: &'a mut Report,

@@ -137,8 +137,8 @@ impl<'a> Fields<'a> {
         self.section.key(name).expect("the table of keys has it")
     }
 
-    /// The tables of a section that stands once for each name (`limits.<name>`), with their names; a name that is none is
-    /// reported. `one` is what each of them is, `example` the name of one.
+    /// The tables of a section that stands once for each name (`limits.<name>`), with their names; what cannot be a
+    /// name is reported. `one` is what each of them is, `example` the name of one.
     pub(super) fn named(
         section: &'static Section,
         node: Option<&'a Node>,

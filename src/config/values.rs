@@ -28,7 +28,7 @@ pub(super) trait Written: Sized {
         read_as(key.kind, node, path, report)
     }
 
-    /// What gives the value again; nothing where nothing needs to be written.
+    /// What gives the value again; `None` where nothing needs to be written.
     fn write(&self, key: &Key) -> Option<Toml>;
 }
 
@@ -166,7 +166,7 @@ impl Written for f64 {
 }
 
 impl Written for Duration {
-    /// Longer would be a slip; shorter than a millisecond cannot be written.
+    /// Longer would be a mistake; shorter than a millisecond cannot be written.
     const KIND: Kind = Kind::Duration(1, 24 * 3_600_000);
 
     fn from_value(value: &Value, kind: Kind) -> Result<Self, String> {

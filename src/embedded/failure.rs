@@ -121,7 +121,7 @@ impl Class {
 /// How the latest use of the store went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
-    /// Why it is away; none while it is up.
+    /// Why it is away; `None` while it is up.
     pub away: Option<Class>,
     /// How long the latest use took, the flush included.
     pub latency: Duration,

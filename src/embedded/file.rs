@@ -97,7 +97,7 @@ struct Mark {
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 impl Fingerprint {
-    /// As it is now; nothing where the file cannot be looked at.
+    /// As it is now; `None` where the file cannot be looked at.
     pub(super) fn of(path: &Path) -> Option<Self> {
         let mark = |path: &Path| match fs::metadata(path) {
             Ok(found) => {

@@ -26,7 +26,7 @@ pub(super) trait Job: Send {
 /// A closure on its way to a lane, and the answer on its way back.
 pub(super) struct Task<T, F> {
     work: Option<F>,
-    /// Nothing before its turn.
+    /// `None` before its turn.
     outcome: Option<Result<T, Failure>>,
     reply: oneshot::Sender<Result<T, Failure>>,
     whatever_happens: bool,

@@ -51,9 +51,9 @@ pub struct Exchange {
     pub continues_trace: bool,
     /// What was tried at its upstream.
     pub trail: Trail,
-    /// Who calls, once its token has been checked; none on public routes.
+    /// Who calls, once its token has been checked; `None` on public routes.
     pub caller: Option<Rc<Claims>>,
-    /// Ends what is under way on its connection; none for a request that never was one.
+    /// Ends what is under way on its connection; `None` for a request that never was one.
     ender: Option<Ender>,
     tether: Option<Tether>,
     pub(super) labels: Option<Rc<Labels>>,

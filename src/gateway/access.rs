@@ -65,7 +65,7 @@ pub(super) struct Tokens {
     pub(super) cached_max: usize,
     /// Revocations that a shard holds, and for how long each matters.
     pub(super) revocations: Bounds,
-    /// How old what is known of revocations may be; none when there is no log of them.
+    /// How old what is known of revocations may be; `None` when there is no log of them.
     pub(super) staleness_max: Option<Duration>,
     /// What happens after that.
     pub(super) revocation: Revocation,

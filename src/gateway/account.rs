@@ -40,8 +40,8 @@ impl Endpoint {
         matches!(self, Self::Login | Self::Refresh)
     }
 
-    /// Whether it is nothing for a client that has left: that one may have gone on elsewhere meanwhile, with what this would
-    /// spend or end.
+    /// Whether it is not begun once its client has left: the client may have gone on elsewhere meanwhile, with what this
+    /// would spend or end.
     const fn needs_its_client(self) -> bool {
         matches!(self, Self::Login | Self::Refresh | Self::LogoutAll)
     }

@@ -64,8 +64,8 @@ pub(super) fn normalise(path: &[u8]) -> Result<Normal<'_>, PathError> {
     Ok(Normal { path: Cow::Owned(path), has_encoded_slash: escapes.has_slash, is_plain })
 }
 
-/// The same with doubled slashes kept, if there are any; `merged` is the normal form. None also where dot segments among
-/// them make another path of it, so that merging its slashes always gives the normal form.
+/// The same with doubled slashes kept, if there are any; `merged` is the normal form. `None` also where dot segments among
+/// them make it another path: merging the slashes of what is returned always gives the normal form.
 pub(super) fn with_doubled_slashes(path: &[u8], merged: &[u8]) -> Option<Vec<u8>> {
     if path.is_empty() {
         return None;

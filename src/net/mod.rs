@@ -121,7 +121,8 @@ pub trait Service: 'static {
     /// A request's head is complete; its first byte was seen at `began`. `slot` is its connection's.
     fn begin(&self, peer: &Peer, slot: &Slot, head: RequestHead, began: Instant) -> Self::Exchange;
 
-    /// Answers a request; no answer closes the connection: the client has left. Dropping the future abandons the exchange.
+    /// Answers a request. `None` says that the client has left: its connection is closed. Dropping the future abandons the
+    /// exchange.
     fn serve<R: RequestBody>(
         &self,
         exchange: &mut Self::Exchange,
@@ -138,7 +139,7 @@ pub trait Service: 'static {
     ) -> (Response<R, Self::Body>, Self::Exchange);
 
     /// The client has been told that the protocol is switched: the exchange is over, and what it has become takes the
-    /// connection. Nothing, if there is nobody at the other end after all.
+    /// connection. `None` if there is nobody at the other end after all.
     fn switch(&self, exchange: Self::Exchange, body: Self::Body, request_bytes: u64) -> Option<Box<dyn Upgrade>>;
 }
 

@@ -253,7 +253,7 @@ impl Writer {
         }
     }
 
-    /// Moves a large rest of the body through a pipe of the shard's, all of `out` being written; nothing when it has to be
+    /// Moves a large rest of the body through a pipe of the shard's, all of `out` being written; `None` when it has to be
     /// filled and written.
     ///
     /// Asked only behind a chunk that was not copied, so that small messages do not pay for the question, and a body that

@@ -59,7 +59,7 @@ const SETTLE_MAX: Duration = Duration::from_millis(250);
 /// What the bridge is given when its thread begins.
 pub(super) struct Equipment {
     pub(super) config: Config,
-    /// What signs access tokens; none if nothing does.
+    /// What signs access tokens; `None` if nothing does.
     pub(super) issuer: Option<Issuer>,
     pub(super) plan: Arc<Plan>,
     pub(super) shards: usize,
@@ -75,7 +75,7 @@ pub(super) struct Beginning {
 /// What is known once the bridge has begun.
 pub(super) struct Begun {
     pub(super) thread: thread::JoinHandle<()>,
-    /// What was revoked, and until when that is complete; none if the log could not be read.
+    /// What was revoked, and until when that is complete; `None` if the log could not be read.
     pub(super) revoked: Option<(Revoked, Instant)>,
 }
 
@@ -168,11 +168,11 @@ async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<
 struct Bridge {
     bus: Bus<AllLetters>,
     shards: usize,
-    /// None if the configuration has none.
+    /// `None` if the configuration has none.
     accounts: Option<Accounts>,
-    /// None if the configuration has none.
+    /// `None` if the configuration has none.
     redis: Option<Redis>,
-    /// What counts in Redis; none as long as no limit is the fleet's.
+    /// What counts in Redis; `None` as long as no limit is the fleet's.
     fleet: Local<Option<Fleet>>,
     /// Log-ins under way, by who asked. They are given up when nobody waits for them any more, and bounded by the shards'
     /// desks and the queue for hashes.
@@ -191,7 +191,7 @@ struct Bridge {
 /// What is to be carried out, and for whom if that matters.
 type Task = (Operation, Option<Rc<Client>>);
 
-/// Operations that wait for the same: those that stand still with one store hold up none that do not need it.
+/// Operations that need the same stores: while one store stands still, only those that need it wait.
 #[derive(Clone, Copy)]
 enum Sort {
     /// Renewals need the users and their sessions.
@@ -424,7 +424,7 @@ impl Bridge {
     }
 }
 
-/// What came of an operation; nothing if it was given up.
+/// What came of an operation; `None` if it was given up.
 fn outcome(ended: Result<Outcome, JoinError>) -> Option<Outcome> {
     match ended {
         Ok(outcome) => Some(outcome),

@@ -21,7 +21,7 @@ use crate::{
 pub(super) struct Knowledge {
     rules: Local<Revocation>,
     freshness: Cell<Freshness>,
-    /// Whether the log was told that it is too old; none as long as it was told nothing.
+    /// Whether the log was told that it is too old; `None` as long as it was told nothing.
     told: Cell<Option<bool>>,
     /// What the shards were told last.
     shards_know: Cell<Option<Instant>>,

@@ -163,7 +163,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     Ok(ended)
 }
 
-/// What is allowed in a configuration and yet looks like a slip, one sentence each, as far as can be told without asking
+/// What is allowed in a configuration and yet looks like a mistake, one sentence each, as far as can be told without asking
 /// for names.
 pub fn warnings(config: &Config) -> impl Iterator<Item = String> {
     let listeners: Vec<_> = config.public_listeners().map(|listener| listener.address).collect();
@@ -174,7 +174,7 @@ fn own_warnings(config: &Config) -> impl Iterator<Item = String> {
     config.warnings.iter().cloned().chain(gateway::unguarded_neighbours(config))
 }
 
-/// Tells the log of what looks like a slip in a configuration.
+/// Tells the log of what looks like a mistake in a configuration.
 fn warn(config: &Config) {
     for warning in own_warnings(config) {
         tracing::warn!("{warning}");

@@ -1,5 +1,5 @@
-//! Which operations the bridge works on: so many at once, the others in the order in which they came, none of them for
-//! long. Pure; what an operation is, and doing it, is for `bridge`.
+//! Which operations the bridge works on: so many at once, the others in the order in which they came, each for a bounded
+//! time. Pure; what an operation is, and doing it, is for `bridge`.
 //!
 //! Whoever asks may leave. What has not begun is dropped then; what has begun goes on to its end and keeps its place until
 //! then, so that those who ask and leave make no more work at once than those who wait.

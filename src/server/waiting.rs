@@ -18,7 +18,7 @@ use tokio::{sync::Notify, time::timeout};
 
 use super::letter::{AllLetters, ReplyTo, ToShard};
 use crate::{
-    accounts::Asker,
+    accounts::Waiter,
     bus::{Bus, to},
     shard::{Instant, Local, clock},
 };
@@ -81,7 +81,7 @@ impl Waiting {
     }
 }
 
-impl Asker for Rc<Client> {
+impl Waiter for Rc<Client> {
     fn waits_until(&self) -> Instant {
         self.until
     }

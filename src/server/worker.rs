@@ -136,7 +136,7 @@ pub(super) async fn run(equipment: Equipment) {
                 }
             }
             Slip::Withdraw(ticket) => scrapes.with(|scrapes| scrapes.handle_withdrawn(ticket)),
-            // Nobody doubts who waits.
+            // The control thread does not ask who still waits.
             Slip::Awaited(_) => {}
         }
     });

@@ -37,7 +37,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Whose record the second step changes; none where there is none to make.
+    /// Whose record the second step changes; `None` where there is no second step.
     pub(super) fn record_of(&self) -> Option<&str> {
         let user = self.user.as_deref().filter(|user| is_user_id(user))?;
         let Revocation { kind, id, .. } = &self.revocation;

@@ -121,7 +121,7 @@ struct Tail {
     /// What the file system said before the log was last read to its end, where later changes show.
     seen: Option<Fingerprint>,
     read_at: Instant,
-    /// When to look; none before the first look.
+    /// When to look; `None` before the first look.
     ticks: Option<Ticks>,
 }
 
@@ -180,7 +180,7 @@ enum State {
     Away,
 }
 
-/// Everything after the position, the new position, and since when that is complete; nothing if it cannot be read.
+/// Everything after the position, the new position, and since when that is complete; `None` if it cannot be read.
 async fn look(store: &embedded::Store, position: i64) -> Option<(Vec<Revocation>, i64, Instant)> {
     let mut entries = Vec::new();
     let mut position = position;

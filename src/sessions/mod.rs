@@ -114,7 +114,7 @@ pub enum RefreshError {
     Failed(#[from] Failure),
 }
 
-/// What tells the store's time; nothing leaves it to the store. Tests turn it.
+/// What tells the store's time; with `None` the store tells it itself. Tests turn it.
 type Clock = Rc<dyn Fn() -> Option<u64>>;
 
 /// The sessions. One per process, on the bridge; clones share it.
@@ -219,9 +219,9 @@ impl Sessions {
         }
     }
 
-    /// Asked again for the end of a session, or with no `sid` of all that the user had when this one began: nothing ends
-    /// that has not ended, and the answer is whether it has. It means that nothing is left to be done, and that the
-    /// revocation is durable. Either is known as the user's, from a token.
+    /// Whether a session has ended, or, with no `sid`, all that the user had at `began_ms`: asked when their end is asked
+    /// for again. It ends none. `true` means that the revocation is durable and nothing is left to be done. That the
+    /// sessions are the user's is known from a token.
     pub async fn end_again(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, Failure> {
         match &self.store {
             Store::Embedded(store) => store.has_ended(user, sid, began_ms).await,

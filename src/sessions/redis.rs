@@ -188,7 +188,7 @@ impl Store {
         self.finish(&entry, rules).await.map_err(|error| told(&error))
     }
 
-    /// As `end_all`, unless there is no session, or none that the log does not say has ended.
+    /// As `end_all` if a session is left. If not, it only finishes what has ended already.
     pub(super) async fn end_left(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
         if !is_user_id(user) || !self.list(user, rules).await?.is_empty() {
             return self.end_all(user, by, rules).await;

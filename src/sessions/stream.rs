@@ -193,7 +193,7 @@ impl Stream {
         }
         if self.finisher.is_due() {
             self.finisher.look(link).await?;
-            // Right after, so that nothing goes that is unfinished.
+            // Only after a look, so that what is unfinished is not forgotten.
             let now_ms = self.store_now_ms();
             self.store.known.with(|known| known.expire(now_ms));
         }
@@ -263,7 +263,7 @@ async fn read_after(
         .collect())
 }
 
-/// The last number that the log gave and how many it ever gave; nothing if there is no log.
+/// The last number that the log gave and how many it ever gave; `None` if there is no log.
 async fn info(link: &mut Link) -> Result<Option<(EntryId, Option<u64>)>, Failure> {
     let mut info: HashMap<String, Value> = match link.ask(cmd("XINFO").arg("STREAM").arg(LOG)).await {
         Err(Failure::Refused(error)) if is_no_such_key(&error) => return Ok(None),

@@ -62,7 +62,7 @@ impl Finisher {
         let began = clock::now();
         let marks = match read(link).await {
             Ok(marks) => marks,
-            // Of the right to look at them nothing else depends; what was known stays known.
+            // Redis does not let us read the marks. Nothing else needs that right, and what was known stays known.
             Err(Failure::Refused(error)) => {
                 self.due = began + LOOK_INTERVAL;
                 self.work.with(|work| tell(work, Some(&error.to_string())));

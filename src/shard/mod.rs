@@ -121,11 +121,11 @@ where
     let guard = local::AbortOnUnwind("a panic outside any task");
     let built = match driver {
         Driver::Epoll => Executor::new().map(|executor| executor.block_on(main())),
-        Driver::IoUring => turns::Keeper::new().and_then(|keeper| {
+        Driver::IoUring => turns::TurnTask::new().and_then(|turns| {
             let runtime = RuntimeBuilder::<IoUringDriver>::new().uring_builder(ring()).with_entries(RING_ENTRIES);
             let mut runtime = runtime.enable_timer().build()?;
             runtime.block_on(async {
-                task::spawn("the keeper of turns", keeper.run());
+                task::spawn("turns", turns.run());
                 main().await;
             });
             Ok(())

@@ -194,7 +194,7 @@ impl<S> Shared<S> {
         }
     }
 
-    /// Waits for the next piece of work that somebody still wants; none once the queue is closed.
+    /// Waits for the next piece of work that somebody still wants; `None` once the queue is closed.
     fn next(&self) -> Option<Box<dyn Job<S>>> {
         let mut queue = self.lock();
         loop {

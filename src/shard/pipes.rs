@@ -56,7 +56,7 @@ thread_local! {
         const { Local::new(Pool { kept: Vec::new(), lent: 0, moved_bytes: 0, is_refused: false }) };
 }
 
-/// An empty pipe; none when enough are lent, or the kernel gives none that is worth it.
+/// An empty pipe; `None` when enough are lent, or the kernel gives none that is worth it.
 pub fn take() -> Option<Pipe> {
     let kept = POOL.with(|pool| {
         pool.with(|pool| {

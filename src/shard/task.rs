@@ -144,9 +144,9 @@ mod tests {
     use crate::shard::{testing, timer};
 
     /// Panics when it is dropped.
-    struct Mine;
+    struct PanicsOnDrop;
 
-    impl Drop for Mine {
+    impl Drop for PanicsOnDrop {
         fn drop(&mut self) {
             panic!("the drop failed too");
         }
@@ -180,7 +180,7 @@ mod tests {
         testing::on_both_drivers(|| async {
             let before = panics();
             spawn("a finished connection", async {
-                let mine = Mine;
+                let mine = PanicsOnDrop;
                 timer::sleep(Duration::from_millis(1)).await;
                 drop(mine);
             });

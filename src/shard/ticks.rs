@@ -16,7 +16,7 @@ use tokio::net::unix::pipe;
 #[derive(Debug)]
 pub struct Ticks {
     period: Duration,
-    /// Read as a pipe is. None if the process has no descriptor left for it.
+    /// Read as a pipe is. `None` if the process has no descriptor left for it.
     timer: Option<pipe::Receiver>,
 }
 

@@ -103,18 +103,18 @@ impl Deadline {
         if self.at == Instant::NEVER {
             return Poll::Pending;
         }
-        let (polled, keeper) = ALARMS.with(|shard| shard.with(|shard| self.poll_alarm(shard, cx.waker())));
+        let (polled, task) = ALARMS.with(|shard| shard.with(|shard| self.poll_alarm(shard, cx.waker())));
         // Outside the closure: starting and waking run code of the runtime's.
-        match keeper {
-            Some(Keeper::Waits(waker)) => waker.wake(),
-            Some(Keeper::Unborn) => task::spawn("the keeper of deadlines", keep_time()),
-            Some(Keeper::Runs) | None => {}
+        match task {
+            Some(AlarmTask::Waiting(waker)) => waker.wake(),
+            Some(AlarmTask::NotStarted) => task::spawn("deadlines", run_alarms()),
+            Some(AlarmTask::Running) | None => {}
         }
         polled
     }
 
-    /// Also returns the keeper if it has to be told of an alarm sooner than the one that it waits for.
-    fn poll_alarm(&mut self, shard: &mut ShardAlarms, waker: &Waker) -> (Poll<()>, Option<Keeper>) {
+    /// Also returns the alarms' task if it has to be told of an alarm sooner than the one that it waits for.
+    fn poll_alarm(&mut self, shard: &mut ShardAlarms, waker: &Waker) -> (Poll<()>, Option<AlarmTask>) {
         let alarm = *self.alarm.get_or_insert_with(|| {
             self.armed = Instant::NEVER;
             shard.alarms.open()
@@ -133,7 +133,7 @@ impl Deadline {
             return (Poll::Pending, None);
         }
         shard.next = self.at;
-        (Poll::Pending, Some(std::mem::replace(&mut shard.keeper, Keeper::Runs)))
+        (Poll::Pending, Some(std::mem::replace(&mut shard.task, AlarmTask::Running)))
     }
 }
 
@@ -148,25 +148,25 @@ impl Drop for Deadline {
 
 thread_local! {
     static ALARMS: Local<ShardAlarms> = const {
-        Local::new(ShardAlarms { alarms: Alarms::new(), next: Instant::NEVER, keeper: Keeper::Unborn })
+        Local::new(ShardAlarms { alarms: Alarms::new(), next: Instant::NEVER, task: AlarmTask::NotStarted })
     };
 }
 
 struct ShardAlarms {
     alarms: Alarms,
-    /// When the keeper looks next. `START` under our own executor, which looks in every turn and need not be told.
+    /// When the task looks next. `START` under our own executor, which looks in every turn and need not be told.
     next: Instant,
-    keeper: Keeper,
+    task: AlarmTask,
 }
 
-/// Who lets alarms go off where the runtime is not ours: a task.
-enum Keeper {
+/// The task that lets alarms go off where the runtime is not ours.
+enum AlarmTask {
     /// No deadline was ever set on this shard.
-    Unborn,
+    NotStarted,
     /// It has been started or woken, and will look at all alarms before it waits.
-    Runs,
+    Running,
     /// It waits until `next`, or to be told of a sooner one.
-    Waits(Waker),
+    Waiting(Waker),
 }
 
 /// Whether this thread's executor is ours, and lets alarms go off by [`ring`].
@@ -190,17 +190,17 @@ pub(super) fn until_next() -> Option<Duration> {
 }
 
 /// Lets this shard's alarms go off, with one timer of the runtime's, for as long as the shard lives.
-async fn keep_time() {
+async fn run_alarms() {
     // One task, so that the timer's first waker stays the right one.
     let mut timer = pin!(monoio::time::sleep_until(to_runtime(Instant::START)));
     poll_fn(|cx| {
-        let guard = AbortOnUnwind("a panic while deadlines were kept");
+        let guard = AbortOnUnwind("a panic while alarms went off");
         loop {
             ring(clock::now());
             let next = ALARMS.with(|shard| {
                 shard.with(|shard| {
                     shard.next = shard.alarms.next().unwrap_or(Instant::NEVER);
-                    shard.keeper = Keeper::Waits(cx.waker().clone());
+                    shard.task = AlarmTask::Waiting(cx.waker().clone());
                     shard.next
                 })
             });

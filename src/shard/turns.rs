@@ -19,15 +19,15 @@ thread_local! {
     /// Whether turns begin only when they are asked for.
     static ON_REQUEST: Cell<bool> = const { Cell::new(false) };
     static REQUESTS: Local<Requests> =
-        const { Local::new(Requests { is_asked: false, keeper: None, waiting: Vec::new() }) };
+        const { Local::new(Requests { is_asked: false, task: None, waiting: Vec::new() }) };
 }
 
 /// Who asked for a turn. One per shard; in use on io_uring only.
 struct Requests {
     /// There shall be another turn.
     is_asked: bool,
-    /// The keeper of turns, while nobody asks.
-    keeper: Option<Waker>,
+    /// The task that begins turns, while nobody asks.
+    task: Option<Waker>,
     /// Tasks that go on in it.
     waiting: Vec<Waker>,
 }
@@ -70,23 +70,23 @@ pub(super) fn begin() {
 
 #[cold]
 fn request(waiting: Option<Waker>) {
-    let keeper = REQUESTS.with(|requests| {
+    let task = REQUESTS.with(|requests| {
         requests.with(|requests| {
             requests.waiting.extend(waiting);
             requests.is_asked = true;
-            requests.keeper.take()
+            requests.task.take()
         })
     });
-    if let Some(keeper) = keeper {
-        keeper.wake();
+    if let Some(task) = task {
+        task.wake();
     }
 }
 
 /// Begins turns that were asked for, where the runtime is monoio, for as long as the shard lives.
-pub(super) struct Keeper(UnixStream);
+pub(super) struct TurnTask(UnixStream);
 
-impl Keeper {
-    /// From here on turns of this thread begin when they are asked for and the keeper runs.
+impl TurnTask {
+    /// From here on turns of this thread begin when they are asked for and this runs.
     pub(super) fn new() -> io::Result<Self> {
         // The end of a stream can be read at any time.
         let (ended, _) = UnixStream::pair()?;
@@ -110,7 +110,7 @@ impl Keeper {
                         if std::mem::take(&mut requests.is_asked) {
                             return Poll::Ready(());
                         }
-                        requests.keeper = Some(cx.waker().clone());
+                        requests.task = Some(cx.waker().clone());
                         Poll::Pending
                     })
                 })

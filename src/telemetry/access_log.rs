@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::lines::{Lines, Lost, Patient, newlines};
+use super::lines::{BlockingFile, Lines, Lost, newlines};
 use super::log::Format;
 use super::record::{LINE_MAX, Record, TimestampCache};
 
@@ -256,7 +256,7 @@ fn start(
         logs.push(AccessLog::new(Some(Link { shard, format, batch_bytes, messages: messages.clone(), returned })));
         returns.push(Return { give_back, lost: 0 });
     }
-    let output = Lines::new(Patient(output));
+    let output = Lines::new(BlockingFile(output));
     let mut writing =
         Writing { output, path, messages: message_queue, reopen: reopen_asked, returns, batches, failing: None };
     let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || {
@@ -306,7 +306,7 @@ impl Writer {
 
 /// What the thread owns.
 struct Writing {
-    output: Lines<Patient>,
+    output: Lines<BlockingFile>,
     path: Option<PathBuf>,
     messages: Receiver<Message>,
     reopen: Receiver<()>,
@@ -380,7 +380,7 @@ impl Writing {
         let Some(path) = &self.path else { return };
         match open(path) {
             Ok(file) => {
-                self.output = Lines::new(Patient(file));
+                self.output = Lines::new(BlockingFile(file));
                 tracing::info!(path = %path.display(), "access log: file reopened");
             }
             Err(error) => {

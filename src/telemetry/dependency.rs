@@ -59,7 +59,7 @@ const PASSING: [&str; 5] = ["unknown", "timeout", "refused", "broken", "not_read
 /// How a store that the gateway depends on was when it was last used or looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Dependency {
-    /// Why it is away or takes no changes, as a class (`timeout`, `refused`, `out_of_memory`, …); none while it is up.
+    /// Why it is away or takes no changes, as a class (`timeout`, `refused`, `out_of_memory`, …); `None` while it is up.
     pub error: Option<&'static str>,
     /// It answers all the same, and only takes no changes.
     pub is_degraded: bool,

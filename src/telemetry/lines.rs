@@ -53,9 +53,9 @@ pub(super) fn newlines(bytes: &[u8]) -> u64 {
 }
 
 /// A file that waits where others would say that it is not ready.
-pub(super) struct Patient(pub(super) File);
+pub(super) struct BlockingFile(pub(super) File);
 
-impl Write for Patient {
+impl Write for BlockingFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.0.write(bytes) {

@@ -106,7 +106,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + 'static,
 {
-    Lines::new().json().flatten_event(true).with_current_span(false).with_span_list(false).with_writer(Harmless(output))
+    Lines::new()
+        .json()
+        .flatten_event(true)
+        .with_current_span(false)
+        .with_span_list(false)
+        .with_writer(EscapingWriter(output))
 }
 
 fn text<S, W>(is_colourful: bool, output: W) -> impl tracing_subscriber::Layer<S>
@@ -114,15 +119,15 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + 'static,
 {
-    Lines::new().event_format(People { is_colourful }).with_writer(output)
+    Lines::new().event_format(ReadableFormat { is_colourful }).with_writer(output)
 }
 
 /// Lines for people: time, level, sentence, then what belongs to it.
-struct People {
+struct ReadableFormat {
     is_colourful: bool,
 }
 
-impl<S, F> FormatEvent<S, F> for People
+impl<S, F> FormatEvent<S, F> for ReadableFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     F: for<'a> FormatFields<'a> + 'static,
@@ -198,21 +203,21 @@ impl Visit for Said {
 }
 
 /// Escapes what the formatters leave in a line.
-struct Harmless<W>(W);
+struct EscapingWriter<W>(W);
 
-impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Harmless<M> {
-    type Writer = Harmless<M::Writer>;
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for EscapingWriter<M> {
+    type Writer = EscapingWriter<M::Writer>;
 
     fn make_writer(&'a self) -> Self::Writer {
-        Harmless(self.0.make_writer())
+        EscapingWriter(self.0.make_writer())
     }
 
     fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Self::Writer {
-        Harmless(self.0.make_writer_for(meta))
+        EscapingWriter(self.0.make_writer_for(meta))
     }
 }
 
-impl<W: Write> Write for Harmless<W> {
+impl<W: Write> Write for EscapingWriter<W> {
     /// Takes whole lines, as the formatters write them: one call for each event.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut harmless = Vec::with_capacity(line.len() + 1);

@@ -12,7 +12,7 @@ pub(super) struct Candidate {
     pub(super) is_usable: bool,
 }
 
-/// The backend to take, as its place among `candidates`; none when none is usable.
+/// The backend to take, as its place among `candidates`; `None` when none is usable.
 pub(super) fn choose(rng: &mut fastrand::Rng, count: usize, candidate: impl Fn(usize) -> Candidate) -> Option<usize> {
     if count == 1 {
         return candidate(0).is_usable.then_some(0);

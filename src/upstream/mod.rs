@@ -166,7 +166,7 @@ impl Failure {
         }
     }
 
-    /// How the attempt ended, as it is counted; none if there was no attempt.
+    /// How the attempt ended, as it is counted; `None` if there was no attempt.
     fn outcome(&self) -> Option<Outcome> {
         match self {
             Self::Connect(_) => Some(Outcome::ConnectFailed),
@@ -178,7 +178,7 @@ impl Failure {
         }
     }
 
-    /// What the backend did wrong, in a word; none if it was not the backend.
+    /// What the backend did wrong, in a word; `None` if it was not the backend.
     fn class(&self) -> Option<&'static str> {
         match self {
             // Ours: no descriptor, port or memory left to connect with.

@@ -42,7 +42,7 @@ pub enum Failure {
 pub struct Health {
     /// `sqlite` or `postgres`.
     pub kind: &'static str,
-    /// Why it is away, as a class; none while it is up.
+    /// Why it is away, as a class; `None` while it is up.
     pub away: Option<&'static str>,
     /// How long that took.
     pub latency: Duration,

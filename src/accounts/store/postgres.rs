@@ -84,7 +84,7 @@ impl fmt::Debug for Postgres {
 type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// What went wrong with a statement.
-enum Trouble {
+enum StatementError {
     Sql(tokio_postgres::Error),
     Pool(PoolError),
     Slow,
@@ -187,30 +187,30 @@ impl Postgres {
     /// Makes the steps that were not made yet, all or none of them.
     pub(super) async fn migrate(&self) -> Result<(), Failure> {
         let made = async {
-            let mut connection = self.pool.get().await.map_err(Trouble::Pool)?;
-            let transaction = connection.transaction().await.map_err(Trouble::Sql)?;
+            let mut connection = self.pool.get().await.map_err(StatementError::Pool)?;
+            let transaction = connection.transaction().await.map_err(StatementError::Sql)?;
             let lock = "SELECT pg_advisory_xact_lock($1)";
-            transaction.query_typed(lock, &[(&MIGRATION_LOCK, Type::INT8)]).await.map_err(Trouble::Sql)?;
+            transaction.query_typed(lock, &[(&MIGRATION_LOCK, Type::INT8)]).await.map_err(StatementError::Sql)?;
             transaction
                 .batch_execute("CREATE TABLE IF NOT EXISTS shardgate_schema (version bigint NOT NULL)")
                 .await
-                .map_err(Trouble::Sql)?;
+                .map_err(StatementError::Sql)?;
             let rows = transaction.query_typed("SELECT max(version) FROM shardgate_schema", &[]).await;
-            let rows = rows.map_err(Trouble::Sql)?;
+            let rows = rows.map_err(StatementError::Sql)?;
             let version = rows.first().and_then(|row| row.get::<_, Option<i64>>(0)).unwrap_or(0);
             for step in STEPS.iter().skip(usize::try_from(version).unwrap_or(0)) {
-                transaction.batch_execute(step).await.map_err(Trouble::Sql)?;
+                transaction.batch_execute(step).await.map_err(StatementError::Sql)?;
             }
             let steps = i64::try_from(STEPS.len()).unwrap_or(i64::MAX);
             if version < steps {
                 let sql = "INSERT INTO shardgate_schema (version) VALUES ($1)";
-                transaction.query_typed(sql, &[(&steps, Type::INT8)]).await.map_err(Trouble::Sql)?;
+                transaction.query_typed(sql, &[(&steps, Type::INT8)]).await.map_err(StatementError::Sql)?;
             }
-            transaction.commit().await.map_err(Trouble::Sql)
+            transaction.commit().await.map_err(StatementError::Sql)
         };
         let began = clock::now();
         // Others may migrate, and a large table takes its time; so this waits longer than a request would.
-        let made = timeout(Duration::from_mins(5), made).await.unwrap_or(Err(Trouble::Slow));
+        let made = timeout(Duration::from_mins(5), made).await.unwrap_or(Err(StatementError::Slow));
         self.note(began, made)
     }
 
@@ -226,27 +226,29 @@ impl Postgres {
         // would do no harm if it were done twice.
         for _ in 0..self.pool.status().max_size {
             match &outcome {
-                Err(Trouble::Sql(error)) if is_broken(error) => outcome = self.try_query(sql, parameters).await,
+                Err(StatementError::Sql(error)) if is_broken(error) => outcome = self.try_query(sql, parameters).await,
                 _ => break,
             }
         }
         self.note(began, outcome)
     }
 
-    async fn try_query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Trouble> {
-        let connection = self.pool.get().await.map_err(Trouble::Pool)?;
+    async fn try_query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StatementError> {
+        let connection = self.pool.get().await.map_err(StatementError::Pool)?;
         let outcome = match timeout(self.patience, connection.query_typed(sql, parameters)).await {
-            Ok(outcome) => outcome.map_err(Trouble::Sql),
-            Err(_) => Err(Trouble::Slow),
+            Ok(outcome) => outcome.map_err(StatementError::Sql),
+            Err(_) => Err(StatementError::Slow),
         };
-        if matches!(&outcome, Err(Trouble::Slow)) || matches!(&outcome, Err(Trouble::Sql(error)) if is_broken(error)) {
+        if matches!(&outcome, Err(StatementError::Slow))
+            || matches!(&outcome, Err(StatementError::Sql(error)) if is_broken(error))
+        {
             drop(Object::take(connection));
         }
         outcome
     }
 
     /// Keeps how it went, and tells the log when that changed.
-    fn note<T>(&self, began: Instant, outcome: Result<T, Trouble>) -> Result<T, Failure> {
+    fn note<T>(&self, began: Instant, outcome: Result<T, StatementError>) -> Result<T, Failure> {
         let (class, cause) = match &outcome {
             Ok(_) => (None, String::new()),
             Err(trouble) => match classify(trouble) {
@@ -279,7 +281,7 @@ impl Postgres {
     }
 }
 
-impl Trouble {
+impl StatementError {
     /// The chain of causes. Nothing of a statement's values is in the message of those that mean "away".
     fn told(&self) -> String {
         let error: &dyn std::error::Error = match self {
@@ -305,11 +307,11 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-fn classify(trouble: &Trouble) -> Failure {
+fn classify(trouble: &StatementError) -> Failure {
     let error = match trouble {
-        Trouble::Slow | Trouble::Pool(PoolError::Timeout(_)) => return Failure::Away("timeout"),
-        Trouble::Sql(error) | Trouble::Pool(PoolError::Backend(error)) => error,
-        Trouble::Pool(_) => return Failure::Away("refused"),
+        StatementError::Slow | StatementError::Pool(PoolError::Timeout(_)) => return Failure::Away("timeout"),
+        StatementError::Sql(error) | StatementError::Pool(PoolError::Backend(error)) => error,
+        StatementError::Pool(_) => return Failure::Away("refused"),
     };
     let Some(code) = error.code() else {
         let io = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());

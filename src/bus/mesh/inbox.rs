@@ -57,7 +57,7 @@ pub struct Inbox<T, D> {
     received_droppable: u64,
     pub(in crate::bus) bell: Arc<Doorbell>,
     /// Until somebody waits on it.
-    pub(in crate::bus) ear: Option<UnixStream>,
+    pub(in crate::bus) socket: Option<UnixStream>,
 }
 
 impl<T, D> Inbox<T, D> {
@@ -65,10 +65,10 @@ impl<T, D> Inbox<T, D> {
         control: Vec<Consumer<T>>,
         droppable: Vec<Consumer<D>>,
         bell: Arc<Doorbell>,
-        ear: UnixStream,
+        socket: UnixStream,
     ) -> Self {
         let (control, droppable) = (Rings { all: control, next: 0 }, Rings { all: droppable, next: 0 });
-        Self { control, droppable, received: 0, received_droppable: 0, bell, ear: Some(ear) }
+        Self { control, droppable, received: 0, received_droppable: 0, bell, socket: Some(socket) }
     }
 
     /// Takes up to `budget` letters, at most half of them droppable, and returns how many.

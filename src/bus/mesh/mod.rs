@@ -215,7 +215,7 @@ fn reader<T, D>(
     capacity: Capacity,
     may_drop: impl Fn(Endpoint) -> bool,
 ) -> io::Result<Reader<T, D>> {
-    let (bell, ear) = Doorbell::new()?;
+    let (bell, socket) = Doorbell::new()?;
     let bell = Arc::new(bell);
     let (mut lines, mut control, mut droppable) = (Vec::new(), Vec::new(), Vec::new());
     for sender in senders {
@@ -228,5 +228,5 @@ fn reader<T, D>(
         });
         lines.push(Line::new(writer, droppable_writer, Arc::clone(&bell)));
     }
-    Ok((lines, Inbox::new(control, droppable, bell, ear)))
+    Ok((lines, Inbox::new(control, droppable, bell, socket)))
 }

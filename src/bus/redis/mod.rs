@@ -128,7 +128,7 @@ impl Class {
         error.code().and_then(class).or_else(within)
     }
 
-    /// Why the connection is of no use after this error; none if it is.
+    /// Why the connection is of no use after this error; `None` if it still is.
     fn of(error: &RedisError) -> Option<Self> {
         match error.kind() {
             _ if error.is_timeout() => Some(Self::Timeout),
@@ -155,9 +155,9 @@ impl Class {
 /// How Redis is. Moves between threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// Why it is away; none while it answers.
+    /// Why it is away; `None` while it answers.
     pub away: Option<Class>,
-    /// Why it takes no changes though it answers; none while it does.
+    /// Why it takes no changes though it answers; `None` while it does.
     pub refuses: Option<Class>,
     /// How long the latest question whether it is there took.
     pub latency: Duration,

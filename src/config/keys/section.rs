@@ -26,7 +26,7 @@ pub(in crate::config) trait FromFields: Sized {
         (Self::from_fields(&fields, report), fields)
     }
 
-    /// What holds where nothing is written. That something must be is nobody's mistake here.
+    /// The defaults. A key that has none, and must be written, is not reported here.
     fn unwritten() -> Self {
         let mut report = Report::new(None);
         Self::from_fields(&Fields::of(Self::SECTION, String::new(), None), &mut report)
@@ -227,7 +227,7 @@ macro_rules! config {
         #[derive(Clone, Debug, PartialEq)]
         pub struct $Config {
             $($(#[doc = $part_about])+ pub $part: $type,)+
-            /// What is allowed and yet looks like a slip, one sentence each; for the log and for `shardgate check`.
+            /// What is allowed and yet looks like a mistake, one sentence each; for the log and for `shardgate check`.
             pub warnings: Vec<String>,
         }
 

@@ -111,7 +111,7 @@ struct State {
 }
 
 impl State {
-    /// None if the limit came later, or is gone.
+    /// `None` if the limit came later, or is gone.
     fn counter_at(&mut self, slot: Slot) -> Option<&mut Counter> {
         self.counters.get_mut(slot.index())?.as_deref_mut().map(|entry| &mut entry.counter)
     }

@@ -169,8 +169,8 @@ impl Routed<'_> {
     /// Whether a path that no route takes, so that nothing guards it, begins as the route's own paths do: `/tags/` where
     /// `/tags/{tag}` was asked for `%23rust`, `/projects/a/b` where `/projects/{id}` may be asked for `a%2Fb`.
     fn stays_below(&self, path: &[u8]) -> bool {
-        // What stands before the first parameter. A route without one takes its own path only, and what a template makes of
-        // a path that is none of the route's nobody can say.
+        // What stands before the first parameter. A route without one takes its own path only, and nobody can say what a
+        // template makes of a path that is not the route's.
         let literal = self.path.get(..self.captures.nth(0).start as usize).unwrap_or_default();
         let begins_so = path.starts_with(literal) || literal.strip_suffix(b"/") == Some(path);
         !literal.is_empty() && begins_so && !matches!(self.rewrite, Rewrite::Template(_))

@@ -15,7 +15,7 @@ fn router(paths: &[&str]) -> Router {
     router
 }
 
-/// Routes a path and looks for doubts; none if it has no normal form or no route.
+/// Routes a path and looks for doubts; `None` if it has no normal form or no route.
 fn outcome(router: &Router, rewrite: &Rewrite, path: &str) -> Option<(usize, Result<(), Doubt>)> {
     let normal = normalise(path.as_bytes()).ok()?;
     checked(router, rewrite, &normal.path, normal.is_plain)

@@ -50,7 +50,7 @@ fn embedded_bed() -> Bed {
     bed(|clock| Store::Embedded(embedded::Store::new(store, KEPT, clock)), None, Some(directory))
 }
 
-/// Within a runtime. Nothing where there is no redis-server.
+/// Within a runtime. `None` where there is no redis-server.
 fn redis_bed() -> Option<Bed> {
     let server = RedisServer::start()?;
     let store = redis_store(&server);
