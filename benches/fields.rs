@@ -11,7 +11,7 @@ use std::hint::black_box;
 use criterion::{Criterion, criterion_group, criterion_main};
 use messages::{ANSWER, BROWSER};
 use shardgate::config::HeaderRules;
-use shardgate::gateway::fields::{Rules, Said, of_answer, of_request};
+use shardgate::gateway::fields::{FieldRules, RequestContext, of_answer, of_request};
 use shardgate::net::Scheme;
 use shardgate::proto::head::{Field, Method, RequestHead, ResponseHead, Version};
 use shardgate::proto::http1::{HeadLimits, parse_request, parse_response};
@@ -44,9 +44,9 @@ fn answer() -> ResponseHead {
     parse_response(bytes, ANSWER.len(), Vec::with_capacity(64), Method::Get, &limits).expect("legal")
 }
 
-fn rules() -> Rules {
+fn rules() -> FieldRules {
     let text = |text: &str| text.to_owned();
-    Rules::from(&HeaderRules {
+    FieldRules::from(&HeaderRules {
         remove: vec![text("Server"), text("Referer")],
         set: [(text("X-Tier"), text("gold"))].into(),
         add: [(text("X-Seen-By"), text("edge"))].into(),
@@ -55,7 +55,7 @@ fn rules() -> Rules {
 
 fn rewriting(criterion: &mut Criterion) {
     let trace = TraceContext::begin(&mut fastrand::Rng::with_seed(1));
-    let said = Said {
+    let said = RequestContext {
         request_id: b"4bf92f3577b34da6a3ce929d0e",
         trace: &trace,
         continues_trace: false,
@@ -66,7 +66,7 @@ fn rewriting(criterion: &mut Criterion) {
         stripped: None,
         forwards_authorization: true,
     };
-    for (suffix, rules) in [("", Rules::default()), (", with rules", rules())] {
+    for (suffix, rules) in [("", FieldRules::default()), (", with rules", rules())] {
         let mut head = request();
         let again = Again { bytes: head.bytes.len(), fields: head.fields.clone() };
         criterion.bench_function(&format!("fields of a browser's request{suffix}"), |bencher| {

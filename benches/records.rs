@@ -7,10 +7,10 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use shardgate::telemetry::ids::{RequestId, TRACEPARENT_LENGTH, TraceContext};
 use shardgate::telemetry::log::Format;
 use shardgate::telemetry::metrics::{Counters, Finished};
-use shardgate::telemetry::record::{Place, Record, TimestampCache};
-use shardgate::telemetry::slots::Slots;
+use shardgate::telemetry::record::{Record, RouteNames, TimestampCache};
+use shardgate::telemetry::slots::MetricSlots;
 
-fn record(place: &Place) -> Record<'_> {
+fn record(place: &RouteNames) -> Record<'_> {
     Record {
         unix_ms: 1_795_428_969_007,
         request_id: b"4bf92f3577b34da6a3ce929d0e",
@@ -44,7 +44,7 @@ fn record(place: &Place) -> Record<'_> {
 fn lines(criterion: &mut Criterion) {
     let mut out = Vec::with_capacity(64 * 1024);
     let mut times = TimestampCache::default();
-    let place = Place::new("events", "ingestion");
+    let place = RouteNames::new("events", "ingestion");
     let mut bench = |name: &str, record: Record<'_>| {
         criterion.bench_function(name, |bencher| {
             bencher.iter(|| {
@@ -78,7 +78,7 @@ fn ids(criterion: &mut Criterion) {
 
 fn counters(criterion: &mut Criterion) {
     let mut counters = Counters::default();
-    let route = Slots::default().claim("events");
+    let route = MetricSlots::default().claim("events");
     counters.make_room(2, 2);
     let mut total_us = 0;
     criterion.bench_function("counters", |bencher| {

@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
     config::{Config, Instance, LogFormat},
-    server::{self, Ended},
+    server::{self, ProcessEnd},
     telemetry::log,
 };
 
@@ -34,7 +34,7 @@ const WORD_INTERVAL: Duration = Duration::from_millis(300);
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
 /// Starts the sample services and runs the gateway in front of them until a signal ends it.
-pub fn run(mut config: Config) -> anyhow::Result<Ended> {
+pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
     // A person tries it: what happens is told in words, also where it is piped into a file.
     if config.log.format == LogFormat::Auto {
         config.log.format = LogFormat::Text;

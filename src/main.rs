@@ -11,7 +11,7 @@ use shardgate::{
     accounts::cli::{self, UserCommand},
     config::{self, Config, Mistakes, env, watch::Watch},
     demo,
-    server::{self, CUT, Ended},
+    server::{self, CUT, ProcessEnd},
     telemetry::log,
 };
 
@@ -146,15 +146,15 @@ fn change(file: Option<PathBuf>, act: impl FnOnce(&Config, &mut Stdout) -> anyho
         let outcome = log::init("warn", config.log.format)
             .map_err(Into::into)
             .and_then(|()| act(&config, &mut std::io::stdout()));
-        finish(outcome.map(|()| Ended::Drained))
+        finish(outcome.map(|()| ProcessEnd::Drained))
     })
 }
 
 /// Reports an error with what led to it.
-fn finish(outcome: anyhow::Result<Ended>) -> ExitCode {
+fn finish(outcome: anyhow::Result<ProcessEnd>) -> ExitCode {
     match outcome {
-        Ok(Ended::Drained) => ExitCode::SUCCESS,
-        Ok(Ended::Cut) => ExitCode::from(CUT),
+        Ok(ProcessEnd::Drained) => ExitCode::SUCCESS,
+        Ok(ProcessEnd::Cut) => ExitCode::from(CUT),
         Err(error) => {
             eprintln!("shardgate: {error:#}");
             ExitCode::FAILURE

@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::Kept;
-use super::password::{Cost, Hasher, PASSWORD_BYTES_MAX, Scratch, Stored};
+use super::Stores;
+use super::password::{Cost, Hasher, PASSWORD_BYTES_MAX, Scratch, StoredHash};
 use super::start::REFRESH_KEY_FILE;
-use super::store::{Change, Failure, NewUser, Store};
+use super::store::{NewUser, StoreFailure, UserChange, UserStore};
 use super::user::{User, fresh_id, normal_email};
 use crate::config::{self, Config};
 use crate::embedded;
@@ -80,11 +80,11 @@ pub struct UserArgument {
 /// Makes the tables of the configured stores, or brings them up to date.
 pub fn migrate(config: &Config, output: &mut impl Write) -> anyhow::Result<()> {
     on_runtime(async {
-        let kept = Kept::open(config)?;
+        let kept = Stores::open(config)?;
         kept.users.migrate().await.context("the tables cannot be made")?;
         let what = match kept.users {
-            Store::Embedded(store) => store.path().display().to_string(),
-            Store::Postgres(_) => "the table users in PostgreSQL".to_owned(),
+            UserStore::Embedded(store) => store.path().display().to_string(),
+            UserStore::Postgres(_) => "the table users in PostgreSQL".to_owned(),
         };
         Ok(writeln!(output, "{what} is up to date")?)
     })
@@ -94,7 +94,7 @@ pub fn migrate(config: &Config, output: &mut impl Write) -> anyhow::Result<()> {
 pub fn user(command: UserCommand, config: &Config, output: &mut impl Write) -> anyhow::Result<()> {
     on_runtime(async {
         check_store(config, matches!(command, UserCommand::Add { .. }))?;
-        let kept = Kept::open(config)?;
+        let kept = Stores::open(config)?;
         match command {
             UserCommand::Add { email, role, permissions, id } => {
                 let email = normal_email(&email).ok_or_else(|| anyhow!("{email:?} is no e-mail address"))?;
@@ -112,15 +112,15 @@ pub fn user(command: UserCommand, config: &Config, output: &mut impl Write) -> a
             }
             UserCommand::List { json } => list(&kept.users, json, output).await,
             UserCommand::Disable(whom) => {
-                let user = change(&kept, &whom, |_| Ok(Change::Disabled(true)), true).await?;
+                let user = change(&kept, &whom, |_| Ok(UserChange::Disabled(true)), true).await?;
                 Ok(writeln!(output, "disabled {user}; all its sessions have ended")?)
             }
             UserCommand::Enable(whom) => {
-                let user = change(&kept, &whom, |_| Ok(Change::Disabled(false)), false).await?;
+                let user = change(&kept, &whom, |_| Ok(UserChange::Disabled(false)), false).await?;
                 Ok(writeln!(output, "enabled {user}")?)
             }
             UserCommand::Passwd(whom) => {
-                let set = |_: &User| Ok(Change::Password(hash(config, &new_password()?)?));
+                let set = |_: &User| Ok(UserChange::Password(hash(config, &new_password()?)?));
                 let user = change(&kept, &whom, set, true).await?;
                 Ok(writeln!(output, "set the password of {user}; all its sessions have ended")?)
             }
@@ -128,7 +128,7 @@ pub fn user(command: UserCommand, config: &Config, output: &mut impl Write) -> a
                 check_role(config, &role)?;
                 check_permissions(&permissions)?;
                 let line = format!("({role})");
-                let user = change(&kept, &whom, |_| Ok(Change::Role { role, permissions }), true).await?;
+                let user = change(&kept, &whom, |_| Ok(UserChange::Role { role, permissions }), true).await?;
                 Ok(writeln!(output, "changed {user} {line}; all its sessions have ended")?)
             }
         }
@@ -145,7 +145,7 @@ pub const DEMO_USERS: [(&str, &str, &str); 3] = [
 /// Adds the users of the demo; those that are there stay as they are. It blocks for as long as their hashes take.
 pub fn add_demo_users(config: &Config) -> anyhow::Result<()> {
     on_runtime(async {
-        let users = Kept::open(config)?.users;
+        let users = Stores::open(config)?.users;
         users.migrate().await?;
         for (email, role, password) in DEMO_USERS {
             if users.by_email(email).await?.is_some() {
@@ -167,9 +167,9 @@ fn on_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 
 /// Makes a change, and then ends the user's sessions where that goes with it.
 async fn change(
-    kept: &Kept,
+    kept: &Stores,
     whom: &UserArgument,
-    what: impl FnOnce(&User) -> anyhow::Result<Change>,
+    what: impl FnOnce(&User) -> anyhow::Result<UserChange>,
     ends_sessions: bool,
 ) -> anyhow::Result<Named> {
     let user = find(&kept.users, &whom.user).await?;
@@ -199,7 +199,7 @@ impl fmt::Display for Named {
 }
 
 /// By e-mail address if it looks like one, else, or if nobody has it, by id.
-async fn find(users: &Store, whom: &str) -> anyhow::Result<User> {
+async fn find(users: &UserStore, whom: &str) -> anyhow::Result<User> {
     if let Some(email) = normal_email(whom)
         && let Some(user) = users.by_email(&email).await.map_err(told)?
     {
@@ -248,7 +248,7 @@ fn check_store(config: &Config, may_begin: bool) -> anyhow::Result<()> {
 }
 
 /// The log has said what to do.
-fn told(failure: Failure) -> anyhow::Error {
+fn told(failure: StoreFailure) -> anyhow::Error {
     failure.into()
 }
 
@@ -276,13 +276,13 @@ fn new_password() -> anyhow::Result<Zeroizing<String>> {
     Ok(password)
 }
 
-fn hash(config: &Config, password: &str) -> anyhow::Result<Stored> {
+fn hash(config: &Config, password: &str) -> anyhow::Result<StoredHash> {
     let memory_kib = u32::try_from(config.accounts.password_memory >> 10)?;
     let hasher = Hasher::new(Cost { memory_kib, passes: config.accounts.password_passes })?;
     Ok(hasher.hash(&mut Scratch::new(), password)?)
 }
 
-async fn list(users: &Store, json: bool, output: &mut impl Write) -> anyhow::Result<()> {
+async fn list(users: &UserStore, json: bool, output: &mut impl Write) -> anyhow::Result<()> {
     let mut after = String::new();
     let mut count = 0_u64;
     loop {

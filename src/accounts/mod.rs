@@ -18,7 +18,7 @@ pub mod user;
 
 pub use answer::Payload;
 pub use operation::{Operation, Outcome, Question, Waiter, WaitsForever};
-pub use start::{Kept, StartError, check_key};
+pub use start::{StartError, Stores, check_key};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,10 +33,10 @@ use crate::sessions::{self, RefreshError, RefreshToken};
 use crate::shard::offload::{Offload, Refused};
 use crate::shard::{Local, clock};
 
-use self::password::{Hasher, Scratch, Stored, Verdict};
+use self::password::{Hasher, PasswordCheck, Scratch, StoredHash};
 use self::shares::Shares;
-use self::slowdown::{Admission, Key, Slowdown};
-use self::store::Change;
+use self::slowdown::{Admission, AttemptKey, Slowdown};
+use self::store::UserChange;
 use self::user::{User, normal_email};
 
 /// Who did it, in the log of revocations, when it was nobody in particular.
@@ -51,7 +51,7 @@ const SESSION_SAMPLE: &str = "s_0123456789abcdefghijkl";
 /// The accounts. One per process, on the bridge.
 #[derive(Debug)]
 pub struct Accounts {
-    kept: Kept,
+    kept: Stores,
     pool: Offload<Scratch>,
     /// Of the pool's queue, by address.
     shares: Shares,
@@ -83,22 +83,22 @@ impl Refusal {
     }
 }
 
-impl From<store::Failure> for Refusal {
-    fn from(failure: store::Failure) -> Self {
+impl From<store::StoreFailure> for Refusal {
+    fn from(failure: store::StoreFailure) -> Self {
         Self::new(match failure {
-            store::Failure::Busy => Code::Overloaded,
-            store::Failure::Away(_) | store::Failure::Taken => Code::DependencyUnavailable,
+            store::StoreFailure::Busy => Code::Overloaded,
+            store::StoreFailure::Away(_) | store::StoreFailure::Taken => Code::DependencyUnavailable,
         })
     }
 }
 
-impl From<sessions::Failure> for Refusal {
-    fn from(failure: sessions::Failure) -> Self {
+impl From<sessions::SessionFailure> for Refusal {
+    fn from(failure: sessions::SessionFailure) -> Self {
         Self::new(match failure {
-            sessions::Failure::Busy => Code::Overloaded,
-            sessions::Failure::Away => Code::DependencyUnavailable,
+            sessions::SessionFailure::Busy => Code::Overloaded,
+            sessions::SessionFailure::Away => Code::DependencyUnavailable,
             // Somebody added the user by other means than ours.
-            sessions::Failure::UserId => Code::InvalidCredentials,
+            sessions::SessionFailure::UserId => Code::InvalidCredentials,
         })
     }
 }
@@ -191,8 +191,8 @@ impl Accounts {
         let (hasher, checked) = (Arc::clone(&self.hasher), stored.clone());
         let verdict = place.run(move |scratch| hasher.verify(scratch, &password, checked.as_ref())).await?;
         drop(share);
-        let (Some(user), Verdict::Right(better)) = (&user, &verdict) else {
-            if let (Some(user), Verdict::Unusable) = (&user, &verdict) {
+        let (Some(user), PasswordCheck::Right(better)) = (&user, &verdict) else {
+            if let (Some(user), PasswordCheck::Unusable) = (&user, &verdict) {
                 tracing::warn!(user = %user.id, "the stored hash of this user's password is not one that is checked here");
             }
             attempt.failed();
@@ -205,7 +205,7 @@ impl Accounts {
         attempt.succeeded();
         if let (Some(old), Some(new)) = (stored.clone(), better.clone()) {
             // The next log-in tries again.
-            let _ = self.kept.users.change(&user.id, Change::Rehash { old, new }).await;
+            let _ = self.kept.users.change(&user.id, UserChange::Rehash { old, new }).await;
         }
         // First whether there can be a token: else a session would begin that nobody can use, and end others to have room.
         self.check_grant(user)?;
@@ -213,7 +213,7 @@ impl Accounts {
         let begun = self.kept.sessions.create(&user.id, note).await?;
         // Whoever locks a user out ends the sessions that there are by then. So one that began meanwhile is ended here.
         let now = self.kept.users.by_id(&user.id).await?;
-        let is_known = |password: &Option<Stored>| *password == stored || (better.is_some() && password == better);
+        let is_known = |password: &Option<StoredHash>| *password == stored || (better.is_some() && password == better);
         let is_same = |now: &User| !now.is_disabled && is_known(&now.password);
         let Some(user) = now.filter(is_same) else {
             self.kept.sessions.end(&user.id, &begun.sid, BY).await?;
@@ -281,11 +281,11 @@ impl Accounts {
     }
 
     /// Waits while as many log-ins of the key are under way as there are failures left.
-    async fn admitted(&self, key: Key) -> Result<Attempt<'_>, Refusal> {
+    async fn admitted(&self, key: AttemptKey) -> Result<LoginAttempt<'_>, Refusal> {
         loop {
             let others = self.ended.notified();
             match self.slowdown.with(|slowdown| slowdown.admit(clock::now(), key)) {
-                Admission::Go => return Ok(Attempt { accounts: self, key, is_open: true }),
+                Admission::Go => return Ok(LoginAttempt { accounts: self, key, is_open: true }),
                 Admission::Later(wait) => {
                     return Err(Refusal { code: Code::RateLimited, retry_after: Some(wait) });
                 }
@@ -300,18 +300,18 @@ async fn is_awaited(waiter: &impl Waiter) -> Result<(), Refusal> {
     if waiter.is_there().await { Ok(()) } else { Err(Refusal::new(Code::Overloaded)) }
 }
 
-fn done(outcome: Result<(), sessions::Failure>) -> Result<Outcome, Refusal> {
+fn done(outcome: Result<(), sessions::SessionFailure>) -> Result<Outcome, Refusal> {
     outcome.map(|()| answer::nothing()).map_err(Refusal::from)
 }
 
 /// A log-in under way. Dropping it counts neither way.
-struct Attempt<'a> {
+struct LoginAttempt<'a> {
     accounts: &'a Accounts,
-    key: Key,
+    key: AttemptKey,
     is_open: bool,
 }
 
-impl Attempt<'_> {
+impl LoginAttempt<'_> {
     fn failed(mut self) {
         self.end(|slowdown, key| slowdown.failed(clock::now(), key));
     }
@@ -320,7 +320,7 @@ impl Attempt<'_> {
         self.end(Slowdown::succeeded);
     }
 
-    fn end(&mut self, how: impl FnOnce(&mut Slowdown, Key)) {
+    fn end(&mut self, how: impl FnOnce(&mut Slowdown, AttemptKey)) {
         if std::mem::take(&mut self.is_open) {
             self.accounts.slowdown.with(|slowdown| how(slowdown, self.key));
             self.accounts.ended.notify_waiters();
@@ -328,7 +328,7 @@ impl Attempt<'_> {
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for LoginAttempt<'_> {
     fn drop(&mut self) {
         self.end(Slowdown::withdrawn);
     }

@@ -43,9 +43,9 @@ impl Default for Cost {
 
 /// What came of a check.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum PasswordCheck {
     /// It is the password. If its hash was not made with today's cost, here is one that is.
-    Right(Option<Stored>),
+    Right(Option<StoredHash>),
     /// It is not, or there is no such user.
     Wrong,
     /// What is stored is no hash that could be checked: no password is right.
@@ -54,9 +54,9 @@ pub enum Verdict {
 
 /// A PHC string as it is stored. Its `Debug` does not show it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Stored(Zeroizing<String>);
+pub struct StoredHash(Zeroizing<String>);
 
-impl Stored {
+impl StoredHash {
     /// As it came out of a store.
     pub fn new(text: String) -> Self {
         Self(Zeroizing::new(text))
@@ -68,9 +68,9 @@ impl Stored {
     }
 }
 
-impl fmt::Debug for Stored {
+impl fmt::Debug for StoredHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Stored(***)")
+        f.write_str("StoredHash(***)")
     }
 }
 
@@ -93,7 +93,7 @@ impl Hasher {
     }
 
     /// A fresh hash.
-    pub fn hash(&self, scratch: &mut Scratch, password: &str) -> Result<Stored, HashError> {
+    pub fn hash(&self, scratch: &mut Scratch, password: &str) -> Result<StoredHash, HashError> {
         let mut salt = [0; Salt::RECOMMENDED_LENGTH];
         ring::rand::SecureRandom::fill(&ring::rand::SystemRandom::new(), &mut salt)
             .map_err(|_| HashError("the system has no random bytes"))?;
@@ -102,18 +102,18 @@ impl Hasher {
             .ok_or(HashError("argon2 does not take this password"))?;
         let encode = |bytes: &[u8]| base64::Engine::encode(&base64::engine::general_purpose::STANDARD_NO_PAD, bytes);
         let (memory, passes) = (self.params.m_cost(), self.params.t_cost());
-        Ok(Stored::new(format!("$argon2id$v=19$m={memory},t={passes},p=1${}${}", encode(&salt), encode(&output))))
+        Ok(StoredHash::new(format!("$argon2id$v=19$m={memory},t={passes},p=1${}${}", encode(&salt), encode(&output))))
     }
 
     /// Checks a password against what is stored. Without anything usable stored it takes as long and says no.
-    pub fn verify(&self, scratch: &mut Scratch, password: &str, stored: Option<&Stored>) -> Verdict {
+    pub fn verify(&self, scratch: &mut Scratch, password: &str, stored: Option<&StoredHash>) -> PasswordCheck {
         let Some(stored) = stored else {
             self.spend(scratch, password);
-            return Verdict::Wrong;
+            return PasswordCheck::Wrong;
         };
         let Some(parsed) = Parsed::of(stored.as_str()) else {
             self.spend(scratch, password);
-            return Verdict::Unusable;
+            return PasswordCheck::Unusable;
         };
         let output = compute(scratch, &parsed.argon2, password, &parsed.salt, parsed.expected.len());
         if scratch.len() > self.params.block_count() {
@@ -122,10 +122,10 @@ impl Hasher {
             scratch.shrink_to_fit();
         }
         if !output.is_some_and(|output| bool::from(output.ct_eq(&parsed.expected))) {
-            return Verdict::Wrong;
+            return PasswordCheck::Wrong;
         }
         let better = (!parsed.is_as_good_as(&self.params)).then(|| self.hash(scratch, password).ok()).flatten();
-        Verdict::Right(better)
+        PasswordCheck::Right(better)
     }
 
     /// What a check costs, for nothing.
@@ -205,11 +205,11 @@ mod tests {
         let mut scratch = Scratch::new();
         let stored = hasher.hash(&mut scratch, "correct horse").expect("hashed");
         assert!(stored.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", stored.as_str());
-        assert_eq!(hasher.verify(&mut scratch, "correct horse", Some(&stored)), Verdict::Right(None));
-        assert_eq!(hasher.verify(&mut scratch, "correct horsf", Some(&stored)), Verdict::Wrong);
-        assert_eq!(hasher.verify(&mut scratch, "", Some(&stored)), Verdict::Wrong);
+        assert_eq!(hasher.verify(&mut scratch, "correct horse", Some(&stored)), PasswordCheck::Right(None));
+        assert_eq!(hasher.verify(&mut scratch, "correct horsf", Some(&stored)), PasswordCheck::Wrong);
+        assert_eq!(hasher.verify(&mut scratch, "", Some(&stored)), PasswordCheck::Wrong);
         assert_ne!(hasher.hash(&mut scratch, "correct horse").expect("hashed"), stored, "salted");
-        assert_eq!(format!("{stored:?}"), "Stored(***)");
+        assert_eq!(format!("{stored:?}"), "StoredHash(***)");
     }
 
     #[test]
@@ -223,12 +223,12 @@ mod tests {
         let hasher = hasher(CHEAP);
         let mut scratch = Scratch::new();
         for vector in vectors {
-            let stored = Stored::new(vector.to_owned());
-            let Verdict::Right(Some(better)) = hasher.verify(&mut scratch, "password", Some(&stored)) else {
+            let stored = StoredHash::new(vector.to_owned());
+            let PasswordCheck::Right(Some(better)) = hasher.verify(&mut scratch, "password", Some(&stored)) else {
                 panic!("{vector}")
             };
-            assert_eq!(hasher.verify(&mut scratch, "password", Some(&better)), Verdict::Right(None));
-            assert_eq!(hasher.verify(&mut scratch, "passwore", Some(&stored)), Verdict::Wrong);
+            assert_eq!(hasher.verify(&mut scratch, "password", Some(&better)), PasswordCheck::Right(None));
+            assert_eq!(hasher.verify(&mut scratch, "passwore", Some(&stored)), PasswordCheck::Wrong);
         }
     }
 
@@ -252,12 +252,12 @@ mod tests {
         let mut scratch = Scratch::new();
         for text in hostile {
             for text in [text.to_owned(), format!("{text}{salt_and_hash}")] {
-                let stored = Stored::new(text.clone());
-                assert_eq!(hasher.verify(&mut scratch, "password", Some(&stored)), Verdict::Unusable, "{text}");
+                let stored = StoredHash::new(text.clone());
+                assert_eq!(hasher.verify(&mut scratch, "password", Some(&stored)), PasswordCheck::Unusable, "{text}");
             }
         }
-        let unfinished = Stored::new("$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ".to_owned());
-        assert_eq!(hasher.verify(&mut scratch, "password", Some(&unfinished)), Verdict::Unusable);
+        let unfinished = StoredHash::new("$argon2id$v=19$m=64,t=1,p=1$c29tZXNhbHQ".to_owned());
+        assert_eq!(hasher.verify(&mut scratch, "password", Some(&unfinished)), PasswordCheck::Unusable);
         assert!(scratch.len() <= 64, "no memory was taken for them");
     }
 
@@ -271,7 +271,7 @@ mod tests {
         for _ in 0..40 {
             for (costs, stored) in cost.iter_mut().zip([Some(&stored), None]) {
                 let began = crate::shard::clock::now();
-                assert_eq!(hasher.verify(&mut scratch, "wrong", stored), Verdict::Wrong);
+                assert_eq!(hasher.verify(&mut scratch, "wrong", stored), PasswordCheck::Wrong);
                 costs.push(crate::shard::clock::now().since(began));
             }
         }

@@ -19,7 +19,7 @@ const LONGEST_WAIT: Duration = Duration::from_mins(5);
 
 /// An account and an address, as a number that nobody can aim at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key(u64, u64);
+pub struct AttemptKey(u64, u64);
 
 /// Whether a login may be tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,19 +38,19 @@ pub struct Slowdown {
     /// Failures in a row without a wait.
     free: u32,
     entries_max: usize,
-    entries: HashMap<Key, Entry>,
+    entries: HashMap<AttemptKey, FailedLogins>,
     hashers: [RandomState; 2],
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct FailedLogins {
     failures: u32,
     under_way: u32,
     /// When the last of them failed.
     failed_at: Instant,
 }
 
-impl Entry {
+impl FailedLogins {
     /// From the last failure on.
     fn wait(&self, free: u32) -> Duration {
         match self.failures.checked_sub(free) {
@@ -81,19 +81,19 @@ impl Slowdown {
     }
 
     /// The key of an account (by its normal e-mail address) and an address. A client has a whole /64 of IPv6.
-    pub fn key(&self, email: &str, address: IpAddr) -> Key {
+    pub fn key(&self, email: &str, address: IpAddr) -> AttemptKey {
         let network = network(address);
         let [one, other] = self.hashers.each_ref().map(|hasher| hasher.hash_one((email, network)));
-        Key(one, other)
+        AttemptKey(one, other)
     }
 
     /// Whether a login may be tried now.
-    pub fn admit(&mut self, now: Instant, key: Key) -> Admission {
+    pub fn admit(&mut self, now: Instant, key: AttemptKey) -> Admission {
         let free = self.free;
         if !self.entries.contains_key(&key) {
             self.make_room(now);
         }
-        let fresh = Entry { failures: 0, under_way: 0, failed_at: now };
+        let fresh = FailedLogins { failures: 0, under_way: 0, failed_at: now };
         let entry = self.entries.entry(key).or_insert(fresh);
         if entry.is_forgotten(now, free) {
             *entry = fresh;
@@ -110,7 +110,7 @@ impl Slowdown {
     }
 
     /// One that was admitted had the wrong password.
-    pub fn failed(&mut self, now: Instant, key: Key) {
+    pub fn failed(&mut self, now: Instant, key: AttemptKey) {
         let Some(entry) = self.entries.get_mut(&key) else { return };
         entry.under_way = entry.under_way.saturating_sub(1);
         entry.failures = entry.failures.saturating_add(1);
@@ -118,7 +118,7 @@ impl Slowdown {
     }
 
     /// One that was admitted had the right one: what failed before is forgiven.
-    pub fn succeeded(&mut self, key: Key) {
+    pub fn succeeded(&mut self, key: AttemptKey) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.failures = 0;
         }
@@ -126,7 +126,7 @@ impl Slowdown {
     }
 
     /// One that was admitted came to no end: its client left, or a store is away.
-    pub fn withdrawn(&mut self, key: Key) {
+    pub fn withdrawn(&mut self, key: AttemptKey) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.under_way = entry.under_way.saturating_sub(1);
             if entry.under_way == 0 && entry.failures == 0 {
@@ -181,7 +181,7 @@ mod tests {
         text.parse().expect("an address")
     }
 
-    fn fail(slowdown: &mut Slowdown, now: Instant, key: Key) {
+    fn fail(slowdown: &mut Slowdown, now: Instant, key: AttemptKey) {
         assert_eq!(slowdown.admit(now, key), Admission::Go);
         slowdown.failed(now, key);
     }
@@ -265,7 +265,7 @@ mod tests {
             steps in prop::collection::vec((0_u32..200, 0_u8..4, 0_u64..30_000), 1..400),
         ) {
             let mut slowdown = Slowdown::new(5, 32);
-            let (mut now, mut under_way) = (0, HashMap::<Key, u32>::new());
+            let (mut now, mut under_way) = (0, HashMap::<AttemptKey, u32>::new());
             for (account, how, passes) in steps {
                 now += passes;
                 let key = slowdown.key(&format!("{account}@b.c"), address("127.0.0.1"));

@@ -13,14 +13,14 @@ use zeroize::Zeroizing;
 use super::password::{Cost, HashError, Hasher, Scratch};
 use super::shares::Shares;
 use super::slowdown::Slowdown;
-use super::store::{self, Health, Postgres, Store};
+use super::store::{self, Postgres, StoreHealth, UserStore};
 use super::{Accounts, Terms};
 use crate::auth::Issuer;
 use crate::auth::rbac::Roles;
-use crate::bus::redis::{Address, Class, Redis, Status};
+use crate::bus::redis::{Address, Outage, Redis, Status};
 use crate::config::{Config, SecretFile, SessionStore};
 use crate::embedded::{Component, Embedded};
-use crate::sessions::{self, Follower, Keyring, Rules, Sessions};
+use crate::sessions::{self, Follower, Keyring, SessionRules, Sessions};
 use crate::shard::offload::Offload;
 use crate::shard::{Local, cores};
 use crate::telemetry::dependency::{Databases, Dependency};
@@ -58,9 +58,9 @@ pub enum StartError {
 
 /// What is kept of users and sessions: as much of the accounts as a command needs.
 #[derive(Debug)]
-pub struct Kept {
+pub struct Stores {
     /// The users.
-    pub users: Store,
+    pub users: UserStore,
     /// Their sessions, and the log of revocations.
     pub sessions: Sessions,
     /// Redis, where there is one.
@@ -69,7 +69,7 @@ pub struct Kept {
     pub embedded: Option<Embedded>,
 }
 
-impl Kept {
+impl Stores {
     /// Opens the stores for a command, which makes no refresh tokens. To be called on the runtime that uses them.
     pub fn open(config: &Config) -> Result<Self, StartError> {
         Self::with_keys(config, Keyring::new(&*random_key(), []))
@@ -82,11 +82,11 @@ impl Kept {
         let embedded = embedded.transpose().map_err(StartError::Thread)?;
         let here = || embedded.clone().expect("it is opened for whoever needs it");
         let users = match &accounts.postgres_url {
-            None => Store::Embedded(here()),
+            None => UserStore::Embedded(here()),
             Some(url) => {
                 let (connections_max, patience) = (accounts.postgres_connections_max, accounts.postgres_timeout);
                 let ca_file = accounts.postgres_ca();
-                Store::Postgres(Box::new(Postgres::new(url, ca_file.as_deref(), connections_max, patience)?))
+                UserStore::Postgres(Box::new(Postgres::new(url, ca_file.as_deref(), connections_max, patience)?))
             }
         };
         let redis = if config.redis.is_given() {
@@ -94,7 +94,7 @@ impl Kept {
         } else {
             None
         };
-        let rules = Rules::from(&config.sessions);
+        let rules = SessionRules::from(&config.sessions);
         let kept = config.auth.revocations_kept();
         let sessions = match (config.session_store(), &redis) {
             (SessionStore::Redis, Some(redis)) => Sessions::redis(redis.clone(), keys, rules, kept),
@@ -110,7 +110,7 @@ impl Accounts {
     /// bridge.
     pub fn start(config: &Config, issuer: Option<Issuer>) -> Result<Self, StartError> {
         let terms = Terms::new(config, issuer);
-        let kept = Kept::with_keys(config, keyring(config)?)?;
+        let kept = Stores::with_keys(config, keyring(config)?)?;
         let accounts = &config.accounts;
         let memory_kib = u32::try_from(accounts.password_memory >> 10).unwrap_or(u32::MAX);
         let hasher = Hasher::new(Cost { memory_kib, passes: accounts.password_passes })?;
@@ -146,30 +146,30 @@ impl Accounts {
 
     /// Uses the stores a little, and says how they are.
     pub async fn databases(&self) -> Databases {
-        let Kept { users, redis, embedded, .. } = &self.kept;
+        let Stores { users, redis, embedded, .. } = &self.kept;
         // How that goes is what their health tells.
         let _ = users.probe().await;
         let mut databases = Databases { redis: redis.as_ref().map(of_redis), ..Databases::default() };
         match users {
-            Store::Embedded(_) => databases.embedded = Some(of_users(users)),
-            Store::Postgres(_) => databases.postgres = Some(of_users(users)),
+            UserStore::Embedded(_) => databases.embedded = Some(of_users(users)),
+            UserStore::Postgres(_) => databases.postgres = Some(of_users(users)),
         }
         if let (None, Some(embedded)) = (&databases.embedded, embedded) {
             let _ = embedded.probe_if_due().await;
-            databases.embedded = Some(of_users(&Store::Embedded(embedded.clone())));
+            databases.embedded = Some(of_users(&UserStore::Embedded(embedded.clone())));
         }
         databases
     }
 }
 
-fn of_users(users: &Store) -> Dependency {
-    let Health { away, latency, checked_at, .. } = users.health();
+fn of_users(users: &UserStore) -> Dependency {
+    let StoreHealth { away, latency, checked_at, .. } = users.health();
     Dependency { error: away, is_degraded: false, latency, checked_at }
 }
 
 fn of_redis(redis: &Redis) -> Dependency {
     let Status { away, refuses, latency, checked_at } = redis.status();
-    Dependency { error: away.or(refuses).map(Class::word), is_degraded: away.is_none(), latency, checked_at }
+    Dependency { error: away.or(refuses).map(Outage::word), is_degraded: away.is_none(), latency, checked_at }
 }
 
 impl Terms {

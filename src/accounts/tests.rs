@@ -150,7 +150,7 @@ fn who_may_not_come_in_is_told_nothing() {
         let house = house(|_| {});
         house.add("1", "ada@example.com", "correct horse").await;
         house.add("2", "bob@example.com", "correct horse").await;
-        house.accounts.kept.users.change("2", Change::Disabled(true)).await.expect("locked out");
+        house.accounts.kept.users.change("2", UserChange::Disabled(true)).await.expect("locked out");
         let wrong = Err(("invalid_credentials", None));
         assert_eq!(house.login("ada@example.com", "wrong").await, wrong);
         assert_eq!(house.login("nobody@example.com", "correct horse").await, wrong);
@@ -160,7 +160,7 @@ fn who_may_not_come_in_is_told_nothing() {
             .accounts
             .kept
             .users
-            .change("1", Change::Password(Stored::new("no hash".to_owned())))
+            .change("1", UserChange::Password(StoredHash::new("no hash".to_owned())))
             .await
             .expect("broken");
         assert_eq!(house.login("ada@example.com", "correct horse").await, wrong);
@@ -180,13 +180,13 @@ fn who_can_have_no_token_begins_no_session_and_spends_no_token() {
         let before = list().await;
         let permissions = |count: usize| (0..count).map(|number| format!("permission:{number}:{}", "x".repeat(50)));
         let role = "service".to_owned();
-        let change = Change::Role { role: role.clone(), permissions: permissions(200).collect() };
+        let change = UserChange::Role { role: role.clone(), permissions: permissions(200).collect() };
         house.accounts.kept.users.change("42", change).await.expect("changed");
         let unavailable = Err(("dependency_unavailable", None));
         assert_eq!(house.login("ada@example.com", "correct horse").await, unavailable);
         assert_eq!(house.ask(refresh(&tokens)).await, unavailable);
         assert_eq!(list().await, before, "the session that there is was not crowded out, and was not renewed");
-        let change = Change::Role { role, permissions: Vec::new() };
+        let change = UserChange::Role { role, permissions: Vec::new() };
         house.accounts.kept.users.change("42", change).await.expect("changed");
         house.ask(refresh(&tokens)).await.expect("it is good");
     });
@@ -198,7 +198,7 @@ fn a_user_that_was_locked_out_is_written_to_the_log_once() {
         let house = house(|_| {});
         house.add("42", "ada@example.com", "correct horse").await;
         let tokens = house.login("ada@example.com", "correct horse").await.expect("the password is right");
-        house.accounts.kept.users.change("42", Change::Disabled(true)).await.expect("locked out");
+        house.accounts.kept.users.change("42", UserChange::Disabled(true)).await.expect("locked out");
         for _ in 0..5 {
             assert_eq!(house.ask(refresh(&tokens)).await, Err(("refresh_invalid", None)));
         }
@@ -351,10 +351,10 @@ fn a_user_who_was_locked_out_elsewhere_renews_nothing() {
         house.add("1", "ada@example.com", "correct horse").await;
         let tokens = house.login("ada@example.com", "correct horse").await.expect("in");
         // By SQL, say: nothing was revoked.
-        house.accounts.kept.users.change("1", Change::Disabled(true)).await.expect("locked out");
+        house.accounts.kept.users.change("1", UserChange::Disabled(true)).await.expect("locked out");
         assert_eq!(house.ask(refresh(&tokens)).await, Err(("refresh_invalid", None)));
         assert!(house.accounts.kept.sessions.list("1").await.expect("up").is_empty(), "and the sessions have ended");
-        house.accounts.kept.users.change("1", Change::Disabled(false)).await.expect("let in");
+        house.accounts.kept.users.change("1", UserChange::Disabled(false)).await.expect("let in");
         assert_eq!(house.ask(refresh(&tokens)).await, Err(("refresh_invalid", None)));
     });
 }

@@ -1,6 +1,6 @@
 //! A user, as every store has it.
 
-use super::password::Stored;
+use super::password::StoredHash;
 
 /// Bytes of an e-mail address (RFC 5321 §4.5.3.1: a path of 256 with its brackets).
 pub const EMAIL_BYTES_MAX: usize = 254;
@@ -17,7 +17,7 @@ pub struct User {
     /// What is permitted to this user besides what the role permits.
     pub permissions: Vec<String>,
     /// The password's hash; users of another way to log in have none.
-    pub password: Option<Stored>,
+    pub password: Option<StoredHash>,
     /// Whether the user is locked out.
     pub is_disabled: bool,
     /// When the user was added, in Unix milliseconds.

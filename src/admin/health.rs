@@ -11,7 +11,7 @@ use crate::{
 
 /// What the control thread knows when it is asked.
 #[derive(Clone, Debug)]
-pub struct Known {
+pub struct HealthInputs {
     /// Each upstream's name, and how it stands on each shard that has told.
     pub upstreams: Vec<(String, Vec<Report>)>,
     /// How the stores are.
@@ -33,7 +33,7 @@ pub struct Known {
 }
 
 /// `GET /health`: 503 only when no route can be served.
-pub fn whole(known: &Known) -> (u16, Vec<u8>) {
+pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
     let mut services = Map::new();
     let mut up = 0;
     let mut down = 0;
@@ -68,7 +68,7 @@ pub fn whole(known: &Known) -> (u16, Vec<u8>) {
 }
 
 /// `GET /health/ready`: whether traffic should come here. Upstreams and databases are no part of it.
-pub fn ready(known: &Known) -> (u16, Vec<u8>) {
+pub fn ready(known: &HealthInputs) -> (u16, Vec<u8>) {
     let is_ready = known.is_accepting && known.shards_ready == known.shards;
     let document = json!({
         "status": if is_ready { "ready" } else { "not ready" },
@@ -158,11 +158,11 @@ mod tests {
         Report { healthy, total, error, ..Report::default() }
     }
 
-    fn known(upstreams: &[(&str, &[(usize, usize)])]) -> Known {
+    fn known(upstreams: &[(&str, &[(usize, usize)])]) -> HealthInputs {
         let upstream = |(name, reports): &(&str, &[(usize, usize)])| {
             ((*name).to_owned(), reports.iter().map(|(healthy, total)| report(*healthy, *total)).collect())
         };
-        Known {
+        HealthInputs {
             upstreams: upstreams.iter().map(upstream).collect(),
             databases: Databases::default(),
             is_revocation_stale: false,
@@ -175,7 +175,7 @@ mod tests {
         }
     }
 
-    fn outcome(known: &Known) -> (u16, Value) {
+    fn outcome(known: &HealthInputs) -> (u16, Value) {
         let (status, body) = whole(known);
         (status, serde_json::from_slice(&body).expect("a JSON document"))
     }

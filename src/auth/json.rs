@@ -29,7 +29,7 @@ impl<'a> Json<'a> {
     pub(super) fn parse(bytes: &'a [u8], otherwise: Flaw) -> Result<Self, Flaw> {
         let flaw = Cell::new(otherwise);
         let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-        let reader = Reader { depth: DEPTH_MAX, flaw: &flaw };
+        let reader = ValueReader { depth: DEPTH_MAX, flaw: &flaw };
         let value = reader.deserialize(&mut deserializer).map_err(|_| flaw.get())?;
         deserializer.end().map_err(|_| otherwise)?;
         Ok(value)
@@ -61,12 +61,12 @@ impl<'a> Json<'a> {
 
 /// Reads one value, and the values in it with one less to go down.
 #[derive(Clone, Copy)]
-struct Reader<'f> {
+struct ValueReader<'f> {
     depth: usize,
     flaw: &'f Cell<Flaw>,
 }
 
-impl Reader<'_> {
+impl ValueReader<'_> {
     fn inside<E: serde::de::Error>(self) -> Result<Self, E> {
         let depth = self.depth.checked_sub(1).ok_or_else(|| self.fail(Flaw::Depth))?;
         Ok(Self { depth, ..self })
@@ -78,7 +78,7 @@ impl Reader<'_> {
     }
 }
 
-impl<'de> DeserializeSeed<'de> for Reader<'_> {
+impl<'de> DeserializeSeed<'de> for ValueReader<'_> {
     type Value = Json<'de>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json<'de>, D::Error> {
@@ -86,7 +86,7 @@ impl<'de> DeserializeSeed<'de> for Reader<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Reader<'_> {
+impl<'de> Visitor<'de> for ValueReader<'_> {
     type Value = Json<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -33,7 +33,7 @@ pub(super) struct Checked {
 
 /// Checks a token at this Unix time.
 pub(super) fn check(keys: &KeySet, token: &[u8], now: Duration) -> Result<Checked, TokenError> {
-    let parts = Parts::split(token, keys.token_bytes_max)?;
+    let parts = TokenParts::split(token, keys.token_bytes_max)?;
     let header = decode(parts.header)?;
     let header = Header::read(&header)?;
     let payload = decode(parts.payload)?;
@@ -51,21 +51,21 @@ pub(super) fn check(keys: &KeySet, token: &[u8], now: Duration) -> Result<Checke
 /// The issuer whose keys are away, or lack the one that this token names; for whoever can fetch them. Nothing that it says
 /// is proven.
 pub(super) fn issuer_to_ask<'k>(keys: &'k KeySet, token: &[u8]) -> Option<&'k Issuer> {
-    let parts = Parts::split(token, keys.token_bytes_max).ok()?;
+    let parts = TokenParts::split(token, keys.token_bytes_max).ok()?;
     let payload = decode(parts.payload).ok()?;
     let payload = Json::parse(&payload, Flaw::ClaimsJson).ok()?;
     keys.issuer(payload.member("iss")?.text()?).filter(|issuer| issuer.can_fetch)
 }
 
 /// RFC 7515 §7.1.
-struct Parts<'t> {
+struct TokenParts<'t> {
     header: &'t [u8],
     payload: &'t [u8],
     signature: &'t [u8],
     signed: &'t [u8],
 }
 
-impl<'t> Parts<'t> {
+impl<'t> TokenParts<'t> {
     fn split(token: &'t [u8], bytes_max: usize) -> Result<Self, Flaw> {
         if token.len() > bytes_max {
             return Err(Flaw::TooLong);

@@ -9,18 +9,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Open connections of every shard. One per process, behind an `Arc`.
 #[derive(Debug)]
 pub struct LoadBoard {
-    shards: Box<[Entry]>,
+    shards: Box<[ConnectionCount]>,
 }
 
 #[derive(Debug, Default)]
 #[repr(align(128))] // Two lines: processors fetch them in pairs.
 #[expect(clippy::disallowed_types, reason = "each shard publishes its load to the others")]
-struct Entry(AtomicUsize);
+struct ConnectionCount(AtomicUsize);
 
 impl LoadBoard {
     /// A board with a place for each of `shards` shards.
     pub fn new(shards: usize) -> Self {
-        Self { shards: (0..shards.max(1)).map(|_| Entry::default()).collect() }
+        Self { shards: (0..shards.max(1)).map(|_| ConnectionCount::default()).collect() }
     }
 
     /// One more connection on `shard`. A shard that hands a socket over counts it for the receiver at once, so that a

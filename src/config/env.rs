@@ -4,7 +4,7 @@ use super::key::Shape;
 use super::keys::SECTIONS;
 use super::raw::{Node, Table, Text, Value};
 use super::read::suggestion;
-use super::report::{Place, Report};
+use super::report::{Location, Report};
 use super::secret::trimmed;
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: 
             let suggestion = suggestion(name, &known, "");
             // All of them would be a page.
             let right = if suggestion.starts_with("did") { &suggestion } else { "docs/config.md lists those that are" };
-            report.push(Place::Variable(name.clone()), format!("{name} is no variable of Shardgate"), right);
+            report.push(Location::Variable(name.clone()), format!("{name} is no variable of Shardgate"), right);
         }
     }
 }
@@ -65,7 +65,7 @@ fn is_written(root: &Table, section: &str, key: &str) -> bool {
 }
 
 fn put(root: &mut Table, section: &str, key: &str, variable: &str, value: &str) {
-    let place = Place::Variable(variable.to_owned());
+    let place = Location::Variable(variable.to_owned());
     let empty = || Node { place: place.clone(), value: Value::Table(Table::new()) };
     // A section that is no table is a mistake of its own, reported where sections are read.
     if let Value::Table(table) = &mut root.entry(section.to_owned()).or_insert_with(empty).value {

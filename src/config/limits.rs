@@ -3,7 +3,7 @@
 use super::keys::section::FromFields as _;
 use super::raw::{Table, quoted};
 use super::read::{Fields, suggestion_of};
-use super::report::{Place, Report};
+use super::report::{Location, Report};
 use super::{Limit, LimitApplies, LimitScope, Route, written_duration};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,7 +38,7 @@ pub(super) fn read_limits(root: &Table, report: &mut Report) -> BTreeMap<String,
         check_rate(&limit, &fields, report);
         limits.insert(name.to_owned(), limit);
     }
-    let place = node.map_or(Place::File, |node| node.place.clone());
+    let place = node.map_or(Location::File, |node| node.place.clone());
     if limits.len() > LIMITS_MAX {
         let what = format!("there are {} limits", limits.len());
         report.push(place.clone(), what, &format!("there are at most {LIMITS_MAX}"));
@@ -94,7 +94,7 @@ pub(super) fn check_limits(route: &Route, fields: &Fields<'_>, limits: &BTreeMap
 pub(super) fn warn_about_unused(limits: &BTreeMap<String, Limit>, routes: &[Route], report: &mut Report) {
     let is_named = |name: &String| routes.iter().flat_map(|route| &route.limits).flatten().any(|named| named == name);
     for (name, _) in limits.iter().filter(|(name, limit)| limit.applies == LimitApplies::Named && !is_named(name)) {
-        report.warn(&Place::File, &format!("limits.{name} applies where it is named, and no route names it"));
+        report.warn(&Location::File, &format!("limits.{name} applies where it is named, and no route names it"));
     }
 }
 
@@ -102,6 +102,6 @@ pub(super) fn warn_about_unused(limits: &BTreeMap<String, Limit>, routes: &[Rout
 pub(super) fn warn_about_lonely(limits: &BTreeMap<String, Limit>, has_redis: bool, report: &mut Report) {
     for (name, _) in limits.iter().filter(|(_, limit)| limit.scope == LimitScope::Fleet && !has_redis) {
         let why = "and there is no Redis (redis.urls): each instance counts alone, at its local_share_percent";
-        report.warn(&Place::File, &format!("limits.{name}.scope is \"fleet\", {why}"));
+        report.warn(&Location::File, &format!("limits.{name}.scope is \"fleet\", {why}"));
     }
 }

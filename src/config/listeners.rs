@@ -3,7 +3,7 @@
 use super::keys::section::FromFields as _;
 use super::raw::Table;
 use super::read::Fields;
-use super::report::{Place, Report};
+use super::report::{Location, Report};
 use super::{Admin, Config, FurtherListener, Listener, ListenerKind};
 use std::net::{IpAddr, SocketAddr};
 
@@ -41,13 +41,13 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
     let (mut ports, mut listeners) = (Vec::new(), Vec::new());
     let fields = Listener::fields(root);
     if fields.is_sound("port", report) {
-        ports.push(Port::of(&fields, first.address, first.port));
+        ports.push(ListenerPort::of(&fields, first.address, first.port));
     }
     for fields in Fields::listed(FurtherListener::SECTION, root.get("listeners"), LISTENERS_MAX, report) {
         let listener = FurtherListener::from_fields(&fields, report);
         // Where the port is wrong, 0 stands in for it, which meets no other.
         if fields.is_sound("address", report) {
-            ports.push(Port::of(&fields, listener.address, listener.port));
+            ports.push(ListenerPort::of(&fields, listener.address, listener.port));
         }
         listeners.push(listener);
     }
@@ -59,7 +59,7 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
             fields.wrong(report, "address", format_args!("is \"{}\"", admin.address), right);
         }
         if fields.is_sound("port", report) {
-            ports.push(Port::of(&fields, admin.address, admin.port));
+            ports.push(ListenerPort::of(&fields, admin.address, admin.port));
         }
     }
     for (index, port) in ports.iter().enumerate() {
@@ -74,13 +74,13 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
 }
 
 /// One listener, among those whose ports may meet.
-struct Port {
+struct ListenerPort {
     name: String,
     address: SocketAddr,
-    place: Place,
+    place: Location,
 }
 
-impl Port {
+impl ListenerPort {
     /// That of the listener of these fields.
     fn of(fields: &Fields<'_>, address: IpAddr, port: u16) -> Self {
         Self { name: fields.path.clone(), address: SocketAddr::new(address, port), place: fields.place_of("port") }

@@ -52,7 +52,7 @@ pub use keys::{
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;
 pub use names::{PERMISSION_FORM, is_permission, is_role};
-pub use origin::{ORIGIN_BYTES_MAX, OriginPattern, Port};
+pub use origin::{ORIGIN_BYTES_MAX, OriginPattern, PortPattern};
 pub use path::{PathPattern, Segment};
 pub use redis_url::RedisUrl;
 pub use report::{Mistake, Mistakes};

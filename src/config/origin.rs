@@ -21,13 +21,13 @@ pub enum OriginPattern {
         /// `.example.com`
         suffix: String,
         /// Which ports.
-        port: Port,
+        port: PortPattern,
     },
 }
 
 /// The port of a pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Port {
+pub enum PortPattern {
     /// The scheme's own, which browsers do not write.
     Default,
     /// This one.
@@ -53,7 +53,7 @@ impl OriginPattern {
     }
 }
 
-fn is_below(origin: &[u8], scheme: &str, suffix: &str, port: Port) -> bool {
+fn is_below(origin: &[u8], scheme: &str, suffix: &str, port: PortPattern) -> bool {
     let Some(rest) = origin.strip_prefix(scheme.as_bytes()).and_then(|rest| rest.strip_prefix(b"://")) else {
         return false;
     };
@@ -62,10 +62,10 @@ fn is_below(origin: &[u8], scheme: &str, suffix: &str, port: Port) -> bool {
         None => (rest, None),
     };
     let is_port = match (port, found) {
-        (Port::Default | Port::Any, None) => true,
-        (Port::Given(port), Some(found)) => found == itoa::Buffer::new().format(port).as_bytes(),
-        (Port::Any, Some(found)) => is_written_port(found),
-        (Port::Default, Some(_)) | (Port::Given(_), None) => false,
+        (PortPattern::Default | PortPattern::Any, None) => true,
+        (PortPattern::Given(port), Some(found)) => found == itoa::Buffer::new().format(port).as_bytes(),
+        (PortPattern::Any, Some(found)) => is_written_port(found),
+        (PortPattern::Default, Some(_)) | (PortPattern::Given(_), None) => false,
     };
     is_port
         && host.strip_suffix(suffix.as_bytes()).is_some_and(|labels| labels.split(|byte| *byte == b'.').all(is_label))
@@ -118,25 +118,27 @@ impl FromStr for OriginPattern {
                 Ok(Self::Subdomains { scheme, suffix: suffix.to_owned(), port })
             }
             (Some(_), _) => Err("a star stands for whole labels in front: \"https://*.example.com\"".to_owned()),
-            (None, Port::Any) => Err("any port goes with a star in front only: \"http://*.example.com:*\"".to_owned()),
+            (None, PortPattern::Any) => {
+                Err("any port goes with a star in front only: \"http://*.example.com:*\"".to_owned())
+            }
             (None, _) if !is_host(host) => Err(FORM.to_owned()),
-            (None, Port::Default) => Ok(Self::Exact(format!("{scheme}://{host}"))),
-            (None, Port::Given(port)) => Ok(Self::Exact(format!("{scheme}://{host}:{port}"))),
+            (None, PortPattern::Default) => Ok(Self::Exact(format!("{scheme}://{host}"))),
+            (None, PortPattern::Given(port)) => Ok(Self::Exact(format!("{scheme}://{host}:{port}"))),
         }
     }
 }
 
 /// Host and port; the scheme's own port counts as none, as browsers write it.
-fn split_port<'t>(rest: &'t str, scheme: &str) -> Option<(&'t str, Port)> {
+fn split_port<'t>(rest: &'t str, scheme: &str) -> Option<(&'t str, PortPattern)> {
     let end = rest.rfind(']').unwrap_or(0);
-    let Some(colon) = rest[end..].find(':').map(|at| at + end) else { return Some((rest, Port::Default)) };
+    let Some(colon) = rest[end..].find(':').map(|at| at + end) else { return Some((rest, PortPattern::Default)) };
     let (host, port) = (&rest[..colon], &rest[colon + 1..]);
     if port == "*" {
-        return Some((host, Port::Any));
+        return Some((host, PortPattern::Any));
     }
     let port = is_written_port(port.as_bytes()).then(|| port.parse().ok()).flatten()?;
     let is_own = matches!((scheme, port), ("https", 443) | ("http", 80));
-    Some((host, if is_own { Port::Default } else { Port::Given(port) }))
+    Some((host, if is_own { PortPattern::Default } else { PortPattern::Given(port) }))
 }
 
 /// A host as an origin has it; of extensions and apps (`chrome-extension://…`) it is an id.
@@ -159,9 +161,9 @@ impl fmt::Display for OriginPattern {
             Self::Subdomains { scheme, suffix, port } => {
                 write!(f, "{scheme}://*{suffix}")?;
                 match port {
-                    Port::Default => Ok(()),
-                    Port::Given(port) => write!(f, ":{port}"),
-                    Port::Any => f.write_str(":*"),
+                    PortPattern::Default => Ok(()),
+                    PortPattern::Given(port) => write!(f, ":{port}"),
+                    PortPattern::Any => f.write_str(":*"),
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The TOML as written: a tree of values that know where they stand. `${VAR}` is filled in here; what the values mean is
 //! for `read` and `resolve`.
 
-use super::report::{Place, Report};
+use super::report::{Location, Report};
 use super::secret::trimmed;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -13,7 +13,7 @@ pub(super) type Table = BTreeMap<String, Node>;
 /// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) place: Location,
     pub(super) value: Value,
 }
 
@@ -82,9 +82,9 @@ pub(super) fn quoted(text: &str) -> String {
 /// Reads a file's text. Where it is no TOML at all, that is reported and nothing comes back.
 pub(super) fn parse(text: &str, env: &BTreeMap<String, String>, report: &mut Report) -> Option<Table> {
     let (table, errors) = DeTable::parse_recoverable(text);
-    let lines = Lines::of(text);
+    let lines = LineStarts::of(text);
     for error in &errors {
-        let place = error.span().map_or(Place::File, |span| Place::Line(lines.line_at(span.start)));
+        let place = error.span().map_or(Location::File, |span| Location::Line(lines.line_at(span.start)));
         report.not_toml(place, error.message());
     }
     let mut reader = TreeReader { lines: Some(lines), env, report };
@@ -96,13 +96,13 @@ pub(super) fn parse_value(text: &str) -> Node {
     let parsed = DeValue::parse(text).expect("our own values are TOML");
     let mut reader = TreeReader { lines: None, env: &BTreeMap::new(), report: &mut Report::new(None) };
     let value = reader.value(parsed.get_ref(), "");
-    Node { place: Place::File, value }
+    Node { place: Location::File, value }
 }
 
 /// The offsets at which lines begin.
-struct Lines(Vec<usize>);
+struct LineStarts(Vec<usize>);
 
-impl Lines {
+impl LineStarts {
     fn of(text: &str) -> Self {
         Self(memchr::memchr_iter(b'\n', text.as_bytes()).collect())
     }
@@ -115,7 +115,7 @@ impl Lines {
 /// Turns the parser's tree into ours. The parser bounds how deep it can be.
 struct TreeReader<'a> {
     /// `None` for our own values, which stand in no file.
-    lines: Option<Lines>,
+    lines: Option<LineStarts>,
     env: &'a BTreeMap<String, String>,
     report: &'a mut Report,
 }
@@ -133,11 +133,11 @@ impl TreeReader<'_> {
         read
     }
 
-    fn place_at(&self, offset: usize) -> Place {
-        self.lines.as_ref().map_or(Place::File, |lines| Place::Line(lines.line_at(offset)))
+    fn place_at(&self, offset: usize) -> Location {
+        self.lines.as_ref().map_or(Location::File, |lines| Location::Line(lines.line_at(offset)))
     }
 
-    fn placed(&mut self, place: &Place, value: &DeValue<'_>, path: &str) -> Value {
+    fn placed(&mut self, place: &Location, value: &DeValue<'_>, path: &str) -> Value {
         let DeValue::String(text) = value else { return self.value(value, path) };
         match interpolate(text, self.env) {
             Ok(Text { text, from_variable }) => Value::Text(Text { text: trimmed(&text).to_owned(), from_variable }),
@@ -276,7 +276,7 @@ mod tests {
         let mut report = Report::new(None);
         let table = parse(text, &BTreeMap::new(), &mut report).expect("it is TOML");
         let mut outcome = String::new();
-        lines(&Node { place: Place::File, value: Value::Table(table) }, "", &mut outcome);
+        lines(&Node { place: Location::File, value: Value::Table(table) }, "", &mut outcome);
         expect![[r#"
              File
             .http Line(2)

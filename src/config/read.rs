@@ -4,7 +4,7 @@
 use super::key::{Fallback, Key, Section};
 use super::names::{NAME_FORM, is_name};
 use super::raw::{self, Node, Value, quoted};
-use super::report::{Place, Report};
+use super::report::{Location, Report};
 use super::values::{Written, right};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -74,12 +74,12 @@ impl<'a> Fields<'a> {
     }
 
     /// Where the table stands.
-    pub(super) fn place(&self) -> Place {
-        self.node.map_or(Place::File, |node| node.place.clone())
+    pub(super) fn place(&self) -> Location {
+        self.node.map_or(Location::File, |node| node.place.clone())
     }
 
     /// Where a key stands, or its table when it does not.
-    pub(super) fn place_of(&self, name: &str) -> Place {
+    pub(super) fn place_of(&self, name: &str) -> Location {
         self.node(name).map_or_else(|| self.place(), |node| node.place.clone())
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Where a value was written. In the order in which mistakes are told.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub(super) enum Location {
     /// This line of the file, counted from 1.
     Line(usize),
     /// The file, where nothing is written.
@@ -17,7 +17,7 @@ pub(super) enum Place {
 /// One thing that is wrong: where, which key, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
-    place: Place,
+    place: Location,
     /// `shardgate.toml:12`, or `environment`.
     pub at: String,
     /// What is wrong: `listener.port is 99999`.
@@ -41,7 +41,7 @@ impl Mistakes {
     /// A single one about the file as a whole.
     pub(super) fn about_file(path: &Path, what: String, right: &str) -> Self {
         let at = path.display().to_string();
-        Self(vec![Mistake { place: Place::File, at, what, right: right.to_owned() }])
+        Self(vec![Mistake { place: Location::File, at, what, right: right.to_owned() }])
     }
 
     /// Each of them.
@@ -76,36 +76,36 @@ impl Report {
     }
 
     /// This key has this value, and this would be right.
-    pub(super) fn wrong_at(&mut self, place: Place, key: &str, shown: &str, right: &str) {
+    pub(super) fn wrong_at(&mut self, place: Location, key: &str, shown: &str, right: &str) {
         let what = match &place {
-            Place::Variable(variable) => format!("{variable} is {shown}"),
+            Location::Variable(variable) => format!("{variable} is {shown}"),
             _ => format!("{key} is {shown}"),
         };
         self.push(place, what, right);
     }
 
-    pub(super) fn not_toml(&mut self, place: Place, message: &str) {
+    pub(super) fn not_toml(&mut self, place: Location, message: &str) {
         self.push(place, format!("this is no TOML: {}", message.replace('\n', ", ")), "");
     }
 
-    pub(super) fn push(&mut self, place: Place, what: String, right: &str) {
+    pub(super) fn push(&mut self, place: Location, what: String, right: &str) {
         let at = match &place {
-            Place::Line(line) => format!("{}:{line}", self.file),
-            Place::File => self.file.clone(),
-            Place::Variable(_) => "environment".to_owned(),
+            Location::Line(line) => format!("{}:{line}", self.file),
+            Location::File => self.file.clone(),
+            Location::Variable(_) => "environment".to_owned(),
         };
         self.mistakes.push(Mistake { place, at, what, right: right.to_owned() });
     }
 
-    pub(super) fn warn(&mut self, place: &Place, warning: &str) {
+    pub(super) fn warn(&mut self, place: &Location, warning: &str) {
         self.warnings.push(match place {
-            Place::Line(line) => format!("{}:{line}: {warning}", self.file),
-            Place::File | Place::Variable(_) => warning.to_owned(),
+            Location::Line(line) => format!("{}:{line}: {warning}", self.file),
+            Location::File | Location::Variable(_) => warning.to_owned(),
         });
     }
 
     /// Whether something is wrong there, so that the default stands in for what is written.
-    pub(super) fn has_mistake_at(&self, place: &Place) -> bool {
+    pub(super) fn has_mistake_at(&self, place: &Location) -> bool {
         self.mistakes.iter().any(|mistake| mistake.place == *place)
     }
 

@@ -11,7 +11,7 @@ use super::listeners::read_listeners;
 use super::raw::{self, Node, Table, Value};
 use super::read::{Fields, suggestion};
 use super::redis::check_redis;
-use super::report::{Mistakes, Place, Report};
+use super::report::{Location, Mistakes, Report};
 use super::roles::read_roles;
 use super::routes::{read_routes, warn_about_own_paths};
 use super::sessions::check_sessions;
@@ -129,13 +129,13 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
         return;
     }
     root.insert("routes".to_owned(), raw::parse_value(BUILT_IN_ROUTES));
-    let empty = Node { place: Place::File, value: Value::Table(Table::new()) };
+    let empty = Node { place: Location::File, value: Value::Table(Table::new()) };
     let upstreams = root.entry("upstreams".to_owned()).or_insert(empty);
     let Value::Table(table) = &mut upstreams.value else { return };
     let is_partial = !table.is_empty();
     for (name, instances) in BUILT_IN_UPSTREAMS {
         let user_defined = table.contains_key(name);
-        let empty = Node { place: Place::File, value: Value::Table(Table::new()) };
+        let empty = Node { place: Location::File, value: Value::Table(Table::new()) };
         let Value::Table(upstream) = &mut table.entry(name.to_owned()).or_insert(empty).value else { continue };
         upstream.entry("instances".to_owned()).or_insert_with(|| raw::parse_value(instances));
         if is_partial && !user_defined {

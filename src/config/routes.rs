@@ -7,7 +7,7 @@ use super::names::{is_plain, is_token};
 use super::path::{check_path, check_rewrite};
 use super::raw::{Table, quoted};
 use super::read::{Fields, suggestion_of};
-use super::report::{Place, Report};
+use super::report::{Location, Report};
 use super::roles::check_access;
 use super::upstreams::{check_body_methods, check_methods};
 use super::{Config, HeaderRules, PathPattern, Route, Upstream};
@@ -43,8 +43,10 @@ pub(super) fn warn_about_own_paths(routes: &[Route], has_accounts: bool, report:
         OWN_PATHS.iter().chain(accounts).map(|path| path.parse().expect("the lists' paths are right")).collect();
     for route in routes.iter().filter(|route| own.iter().any(|own| route.path.same_paths(own))) {
         let path = &route.path;
-        report
-            .warn(&Place::File, &format!("the route of {path} sees no request: the gateway answers that path itself"));
+        report.warn(
+            &Location::File,
+            &format!("the route of {path} sees no request: the gateway answers that path itself"),
+        );
     }
 }
 
@@ -57,7 +59,7 @@ impl HeaderRules {
 
 /// Reads `[[routes]]`, which refer to what the configuration has of everything else.
 pub(super) fn read_routes(root: &Table, config: &Config, report: &mut Report) -> Vec<Route> {
-    let mut routes: Vec<(usize, Place, Route)> = Vec::new();
+    let mut routes: Vec<(usize, Location, Route)> = Vec::new();
     for (index, fields) in Fields::listed(Route::SECTION, root.get("routes"), ROUTES_MAX, report).iter().enumerate() {
         let route = read_route(fields, config, report);
         // Without a path there is nothing to compare with the others; what else is wrong is told nevertheless.
@@ -70,7 +72,7 @@ pub(super) fn read_routes(root: &Table, config: &Config, report: &mut Report) ->
     let routes: Vec<Route> = routes.into_iter().map(|(_, _, route)| route).collect();
     let used: BTreeSet<&str> = routes.iter().map(|route| route.upstream.as_str()).collect();
     for name in config.upstreams.keys().filter(|name| !used.contains(name.as_str())) {
-        report.warn(&Place::File, &format!("upstreams.{name} is the upstream of no route"));
+        report.warn(&Location::File, &format!("upstreams.{name} is the upstream of no route"));
     }
     routes
 }
@@ -147,11 +149,11 @@ fn check_new_path(route: &Route, fields: &Fields<'_>, report: &mut Report) {
     }
 }
 
-fn check_names_and_conflicts(routes: &[(usize, Place, Route)], report: &mut Report) {
+fn check_names_and_conflicts(routes: &[(usize, Location, Route)], report: &mut Report) {
     for (count, (index, place, route)) in routes.iter().enumerate() {
         for (other_index, other_place, other) in &routes[..count] {
             let there = match other_place {
-                Place::Line(line) => format!("routes[{other_index}] (line {line})"),
+                Location::Line(line) => format!("routes[{other_index}] (line {line})"),
                 _ => format!("routes[{other_index}]"),
             };
             if let Some(requests) = conflict(route, other) {

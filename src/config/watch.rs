@@ -13,21 +13,21 @@ use std::path::{Path, PathBuf};
 pub struct Watch {
     path: PathBuf,
     /// What the configuration in use was read from.
-    seen: Option<Print>,
+    seen: Option<FileVersion>,
     /// New content that was seen once. It counts when it is seen again: a file that is being written changes meanwhile.
-    pending: Option<Print>,
+    pending: Option<FileVersion>,
 }
 
 /// A file as it was when it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Print {
-    mark: Mark,
+struct FileVersion {
+    mark: FileStat,
     /// Of the content. The marks alone would not do: two writes in one tick of the kernel's clock can look the same.
     hash: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
+struct FileStat {
     device: u64,
     inode: u64,
     size: u64,
@@ -70,21 +70,21 @@ impl Watch {
     }
 
     /// Nothing comes of an empty file, and of what can be read only once (a pipe) or might block.
-    fn look(&self) -> io::Result<Option<Print>> {
+    fn look(&self) -> io::Result<Option<FileVersion>> {
         if !fs::metadata(&self.path)?.is_file() {
             return Ok(None);
         }
         let file = File::open(&self.path)?;
-        let mark = Mark::of(&file.metadata()?);
+        let mark = FileStat::of(&file.metadata()?);
         let mut content = Vec::new();
         file.take(BYTES_MAX).read_to_end(&mut content)?;
         let mut hasher = DefaultHasher::new();
         hasher.write(&content);
-        Ok((!content.is_empty()).then(|| Print { mark, hash: hasher.finish() }))
+        Ok((!content.is_empty()).then(|| FileVersion { mark, hash: hasher.finish() }))
     }
 }
 
-impl Mark {
+impl FileStat {
     fn of(metadata: &fs::Metadata) -> Self {
         Self {
             device: metadata.dev(),

@@ -10,7 +10,7 @@ use crate::shard::clock;
 
 /// Why a request to the store failed.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Failure {
+pub enum EmbeddedFailure {
     /// Too many requests wait already.
     #[error("the embedded store has as many requests waiting as it may")]
     Busy,
@@ -19,7 +19,7 @@ pub enum Failure {
     Slow,
     /// The file cannot be used now.
     #[error("the embedded store is away: {}", .0.word())]
-    Away(Class, #[source] Option<Arc<rusqlite::Error>>),
+    Away(FileFault, #[source] Option<Arc<rusqlite::Error>>),
     /// SQLite refused this request: a constraint, a mistake in the statement.
     #[error("the embedded store refused the request")]
     Query(#[source] Arc<rusqlite::Error>),
@@ -28,7 +28,7 @@ pub enum Failure {
     Panicked,
 }
 
-impl Failure {
+impl EmbeddedFailure {
     /// Whether it would be the same for any other request now.
     pub const fn is_away(&self) -> bool {
         matches!(self, Self::Away(..) | Self::Slow)
@@ -36,7 +36,7 @@ impl Failure {
 
     /// Whether another process holds the file.
     pub(super) const fn is_locked(&self) -> bool {
-        matches!(self, Self::Away(Class::Locked, _))
+        matches!(self, Self::Away(FileFault::Locked, _))
     }
 
     /// Whether a value that must be unique was there already (or another constraint did not hold).
@@ -45,9 +45,9 @@ impl Failure {
     }
 }
 
-impl From<rusqlite::Error> for Failure {
+impl From<rusqlite::Error> for EmbeddedFailure {
     fn from(error: rusqlite::Error) -> Self {
-        let class = error.sqlite_error_code().and_then(Class::of);
+        let class = error.sqlite_error_code().and_then(FileFault::of);
         let error = Arc::new(error);
         class.map_or_else(|| Self::Query(Arc::clone(&error)), |class| Self::Away(class, Some(Arc::clone(&error))))
     }
@@ -55,7 +55,7 @@ impl From<rusqlite::Error> for Failure {
 
 /// Why the file cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub enum FileFault {
     /// It was there, and is not any more.
     Missing,
     /// It, or its directory, cannot be opened.
@@ -74,7 +74,7 @@ pub enum Class {
     Io,
 }
 
-impl Class {
+impl FileFault {
     fn of(code: ErrorCode) -> Option<Self> {
         Some(match code {
             ErrorCode::CannotOpen | ErrorCode::PermissionDenied => Self::CannotOpen,
@@ -122,7 +122,7 @@ impl Class {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Health {
     /// Why it is away; `None` while it is up.
-    pub away: Option<Class>,
+    pub away: Option<FileFault>,
     /// How long the latest use took, the flush included.
     pub latency: Duration,
     /// When that was: the time since 1970.
@@ -130,7 +130,7 @@ pub struct Health {
 }
 
 impl Health {
-    pub(super) fn now(away: Option<Class>, latency: Duration) -> Self {
+    pub(super) fn now(away: Option<FileFault>, latency: Duration) -> Self {
         Self { away, latency, checked_at: clock::unix_now() }
     }
 
@@ -141,9 +141,9 @@ impl Health {
 }
 
 /// Tells the log when the store goes away, for another reason than before, or comes back.
-pub(super) fn log_change(path: &Path, before: Option<Class>, failure: Option<&Failure>) {
+pub(super) fn log_change(path: &Path, before: Option<FileFault>, failure: Option<&EmbeddedFailure>) {
     let now = match failure {
-        Some(Failure::Away(class, source)) => Some((*class, source)),
+        Some(EmbeddedFailure::Away(class, source)) => Some((*class, source)),
         _ => None,
     };
     match now {

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior};
 
-use super::failure::{Class, Failure};
+use super::failure::{EmbeddedFailure, FileFault};
 
 /// Its name in the data directory.
 pub const FILE_NAME: &str = "shardgate.db";
@@ -30,7 +30,7 @@ pub struct Component {
 
 /// What a lane opens.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct LaneOptions {
     pub(super) path: Arc<Path>,
     pub(super) components: &'static [Component],
     /// Whether this lane writes: then it also creates and migrates.
@@ -46,15 +46,15 @@ pub(super) struct Opened {
 
 impl Opened {
     /// Whether the path still leads to this file. SQLite would go on writing into one that was removed.
-    pub(super) fn is_in_place(&self, place: &Place) -> bool {
+    pub(super) fn is_in_place(&self, place: &LaneOptions) -> bool {
         identity(&place.path).is_ok_and(|identity| identity == self.identity)
     }
 }
 
-impl Place {
+impl LaneOptions {
     /// Opens the file. It is created only when `may_create`: a file that vanished under a running gateway is not
     /// silently replaced by an empty one. Another process's lock is waited for as long as `lock_wait`.
-    pub(super) fn open(&self, may_create: bool, lock_wait: Duration) -> Result<Opened, Failure> {
+    pub(super) fn open(&self, may_create: bool, lock_wait: Duration) -> Result<Opened, EmbeddedFailure> {
         if self.writes && may_create {
             create(&self.path)?;
         }
@@ -83,10 +83,10 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// What the file system says of the file and of its write-ahead log: as long as it says the same, nobody has changed them.
 /// (To read either would be wrong: whoever closes them drops the locks that SQLite has on them, fcntl(2).)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fingerprint([Option<Mark>; 2]);
+pub struct Fingerprint([Option<FileStat>; 2]);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
+struct FileStat {
     identity: (u64, u64),
     bytes: u64,
     changed_at: Duration,
@@ -102,7 +102,7 @@ impl Fingerprint {
         let mark = |path: &Path| match fs::metadata(path) {
             Ok(found) => {
                 let changed_at = found.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-                Some(Some(Mark { identity: (found.dev(), found.ino()), bytes: found.len(), changed_at }))
+                Some(Some(FileStat { identity: (found.dev(), found.ino()), bytes: found.len(), changed_at }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some(None),
             Err(_) => None,
@@ -121,7 +121,7 @@ impl Fingerprint {
 
 /// Creates the file and its directory, for this user alone, where they are missing. SQLite gives the files beside it the
 /// same mode.
-fn create(path: &Path) -> Result<(), Failure> {
+fn create(path: &Path) -> Result<(), EmbeddedFailure> {
     let made = || {
         if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
             DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
@@ -134,21 +134,21 @@ fn create(path: &Path) -> Result<(), Failure> {
     made().map_err(|error| from_system(&error))
 }
 
-fn from_system(error: &io::Error) -> Failure {
+fn from_system(error: &io::Error) -> EmbeddedFailure {
     let class = match error.kind() {
-        io::ErrorKind::NotFound => Class::Missing,
+        io::ErrorKind::NotFound => FileFault::Missing,
         io::ErrorKind::PermissionDenied | io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
-            Class::CannotOpen
+            FileFault::CannotOpen
         }
-        io::ErrorKind::ReadOnlyFilesystem => Class::ReadOnly,
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Class::DiskFull,
-        _ => Class::Io,
+        io::ErrorKind::ReadOnlyFilesystem => FileFault::ReadOnly,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => FileFault::DiskFull,
+        _ => FileFault::Io,
     };
-    Failure::Away(class, None)
+    EmbeddedFailure::Away(class, None)
 }
 
 /// Makes the steps that were not made yet, all or none of them.
-fn migrate(connection: &mut Connection, components: &[Component]) -> Result<(), Failure> {
+fn migrate(connection: &mut Connection, components: &[Component]) -> Result<(), EmbeddedFailure> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     transaction.execute_batch(
         "CREATE TABLE IF NOT EXISTS schema_versions (component TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT",
@@ -158,7 +158,7 @@ fn migrate(connection: &mut Connection, components: &[Component]) -> Result<(), 
             .query_row("SELECT version FROM schema_versions WHERE component = ?1", [name], |row| row.get(0))
             .optional()?;
         let made = made.unwrap_or(0) as usize;
-        let Some(missing) = steps.get(made..) else { return Err(Failure::Away(Class::Newer, None)) };
+        let Some(missing) = steps.get(made..) else { return Err(EmbeddedFailure::Away(FileFault::Newer, None)) };
         for step in missing {
             transaction.execute_batch(step)?;
         }

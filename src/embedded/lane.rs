@@ -6,8 +6,8 @@ use std::sync::mpsc::Receiver;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
-use super::failure::{Class, Failure, Health, log_change};
-use super::file::{LOCK_WAIT, LOCK_WAIT_AGAIN, Opened, Place};
+use super::failure::{EmbeddedFailure, FileFault, Health, log_change};
+use super::file::{LOCK_WAIT, LOCK_WAIT_AGAIN, LaneOptions, Opened};
 use crate::shard::clock;
 
 /// Requests in one transaction. More would only make the first of them wait longer for the same flush.
@@ -18,22 +18,22 @@ pub(super) trait Job: Send {
     /// Whether somebody still waits, or it is to be done whatever happens.
     fn is_wanted(&self) -> bool;
     /// Does the work and keeps what comes of it.
-    fn run(&mut self, connection: &Connection) -> Result<(), Failure>;
+    fn run(&mut self, connection: &Connection) -> Result<(), EmbeddedFailure>;
     /// Answers with what came of it, or with what undid it.
-    fn answer(self: Box<Self>, undone: Option<Failure>);
+    fn answer(self: Box<Self>, undone: Option<EmbeddedFailure>);
 }
 
 /// A closure on its way to a lane, and the answer on its way back.
 pub(super) struct Task<T, F> {
     work: Option<F>,
     /// `None` before its turn.
-    outcome: Option<Result<T, Failure>>,
-    reply: oneshot::Sender<Result<T, Failure>>,
+    outcome: Option<Result<T, EmbeddedFailure>>,
+    reply: oneshot::Sender<Result<T, EmbeddedFailure>>,
     whatever_happens: bool,
 }
 
 impl<T, F> Task<T, F> {
-    pub(super) fn new(work: F, reply: oneshot::Sender<Result<T, Failure>>, whatever_happens: bool) -> Self {
+    pub(super) fn new(work: F, reply: oneshot::Sender<Result<T, EmbeddedFailure>>, whatever_happens: bool) -> Self {
         Self { work: Some(work), outcome: None, reply, whatever_happens }
     }
 }
@@ -47,27 +47,27 @@ where
         self.whatever_happens || !self.reply.is_closed()
     }
 
-    fn run(&mut self, connection: &Connection) -> Result<(), Failure> {
+    fn run(&mut self, connection: &Connection) -> Result<(), EmbeddedFailure> {
         let Some(work) = self.work.take() else { return Ok(()) };
         // The savepoint around it undoes what a panic left half done.
         let outcome = catch_unwind(AssertUnwindSafe(|| work(connection)));
-        let outcome = outcome.map_err(|_| Failure::Panicked).and_then(|outcome| Ok(outcome?));
-        self.outcome.insert(outcome).as_ref().map(|_| ()).map_err(Failure::clone)
+        let outcome = outcome.map_err(|_| EmbeddedFailure::Panicked).and_then(|outcome| Ok(outcome?));
+        self.outcome.insert(outcome).as_ref().map(|_| ()).map_err(EmbeddedFailure::clone)
     }
 
-    fn answer(self: Box<Self>, undone: Option<Failure>) {
+    fn answer(self: Box<Self>, undone: Option<EmbeddedFailure>) {
         // Whoever asked may have left.
         let _ = self.reply.send(match (self.outcome, undone) {
             (Some(Err(failure)), _) | (_, Some(failure)) => Err(failure),
             (Some(Ok(done)), None) => Ok(done),
-            (None, None) => Err(Failure::Panicked),
+            (None, None) => Err(EmbeddedFailure::Panicked),
         });
     }
 }
 
 /// One lane. Lives on its thread.
 pub(super) struct Lane {
-    place: Place,
+    place: LaneOptions,
     opened: Option<Opened>,
     /// Whether the file was ever open: from then on it is not created any more.
     was_open: bool,
@@ -76,7 +76,7 @@ pub(super) struct Lane {
 
 impl Lane {
     /// Opens the file, or tells the log why not.
-    pub(super) fn open(place: Place) -> (Self, watch::Receiver<Health>) {
+    pub(super) fn open(place: LaneOptions) -> (Self, watch::Receiver<Health>) {
         let (health, told) = watch::channel(Health::now(None, std::time::Duration::ZERO));
         let mut lane = Self { place, opened: None, was_open: false, health };
         let began = clock::now();
@@ -97,9 +97,9 @@ impl Lane {
                 continue;
             }
             let undone = self.ensure_open().and_then(|connection| transact(connection, writes, &mut batch)).err();
-            if undone.as_ref().is_some_and(Failure::is_away) {
+            if undone.as_ref().is_some_and(EmbeddedFailure::is_away) {
                 // A fresh connection sees what was repaired. One that waited for a lock in vain is as good as new.
-                let waited = undone.as_ref().is_some_and(Failure::is_locked);
+                let waited = undone.as_ref().is_some_and(EmbeddedFailure::is_locked);
                 self.opened.take_if(|opened| !waited || !opened.connection.is_autocommit());
             }
             // First told, then answered: whoever was answered and looks at the health sees this use or a later one.
@@ -110,11 +110,11 @@ impl Lane {
         }
     }
 
-    fn ensure_open(&mut self) -> Result<&Connection, Failure> {
+    fn ensure_open(&mut self) -> Result<&Connection, EmbeddedFailure> {
         if self.opened.as_ref().is_some_and(|opened| !opened.is_in_place(&self.place)) {
             self.opened = None;
         }
-        let is_locked = self.health.borrow().away == Some(Class::Locked);
+        let is_locked = self.health.borrow().away == Some(FileFault::Locked);
         let lock_wait = if is_locked { LOCK_WAIT_AGAIN } else { LOCK_WAIT };
         let opened = match self.opened.take() {
             Some(opened) => {
@@ -127,9 +127,9 @@ impl Lane {
         Ok(&self.opened.insert(opened).connection)
     }
 
-    fn tell(&self, began: clock::Instant, failure: Option<&Failure>) {
+    fn tell(&self, began: clock::Instant, failure: Option<&EmbeddedFailure>) {
         let class = match failure {
-            Some(Failure::Away(class, _)) => Some(*class),
+            Some(EmbeddedFailure::Away(class, _)) => Some(*class),
             _ => None,
         };
         log_change(&self.place.path, self.health.borrow().away, failure);
@@ -138,7 +138,7 @@ impl Lane {
 }
 
 /// Runs all of them in one transaction. An error undoes all; a job that fails by itself is undone alone.
-fn transact(connection: &Connection, writes: bool, batch: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+fn transact(connection: &Connection, writes: bool, batch: &mut [Box<dyn Job>]) -> Result<(), EmbeddedFailure> {
     let outcome = run_batch(connection, writes, batch);
     if outcome.is_err() && !connection.is_autocommit() {
         // The cause is in hand already, and the connection is opened anew.
@@ -147,7 +147,7 @@ fn transact(connection: &Connection, writes: bool, batch: &mut [Box<dyn Job>]) -
     outcome
 }
 
-fn run_batch(connection: &Connection, writes: bool, batch: &mut [Box<dyn Job>]) -> Result<(), Failure> {
+fn run_batch(connection: &Connection, writes: bool, batch: &mut [Box<dyn Job>]) -> Result<(), EmbeddedFailure> {
     connection.execute_batch(if writes { "BEGIN IMMEDIATE" } else { "BEGIN" })?;
     for job in batch {
         connection.execute_batch("SAVEPOINT job")?;

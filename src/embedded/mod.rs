@@ -11,7 +11,7 @@ mod lane;
 #[cfg(test)]
 mod tests;
 
-pub use failure::{Class, Failure, Health};
+pub use failure::{EmbeddedFailure, FileFault, Health};
 pub use file::{Component, FILE_NAME, Fingerprint};
 
 use std::io;
@@ -25,10 +25,10 @@ use tokio::sync::{oneshot, watch};
 
 use crate::shard::clock;
 
-use self::file::Place;
+use self::file::LaneOptions;
 use self::lane::{Job, Lane, Task};
 
-/// Requests that wait for a lane; more are refused as [`Failure::Busy`]. At 1 ms a flush and 256 requests in each, the
+/// Requests that wait for a lane; more are refused as [`EmbeddedFailure::Busy`]. At 1 ms a flush and 256 requests in each, the
 /// last one waits a few milliseconds.
 const QUEUE: usize = 1024;
 
@@ -59,10 +59,10 @@ impl Embedded {
     /// lanes. It blocks while it does.
     ///
     /// A file that cannot be opened is no error here: [`Embedded::health`] tells, the log says what to do, requests are
-    /// answered with [`Failure::Away`], and each of them tries again.
+    /// answered with [`EmbeddedFailure::Away`], and each of them tries again.
     pub fn start(directory: &Path, components: &'static [Component]) -> io::Result<Self> {
         let path: Arc<Path> = directory.join(FILE_NAME).into();
-        let place = |writes| Place { path: Arc::clone(&path), components, writes };
+        let place = |writes| LaneOptions { path: Arc::clone(&path), components, writes };
         // First the writer: it creates what the reader opens.
         let writer = start_lane("store-writer", place(true))?;
         let reader = start_lane("store-reader", place(false))?;
@@ -72,7 +72,7 @@ impl Embedded {
     /// Runs a change and answers once it is durable; an error undoes this change and no other.
     ///
     /// Dropping the future does not take the change back: once queued it is made.
-    pub async fn write<T, F>(&self, change: F) -> Result<T, Failure>
+    pub async fn write<T, F>(&self, change: F) -> Result<T, EmbeddedFailure>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -84,7 +84,7 @@ impl Embedded {
     ///
     /// All reads share one connection, so `PRAGMA data_version` tells whether anybody else (this process's writer
     /// included) changed something since it was last asked. Dropping the future before its turn leaves the query out.
-    pub async fn read<T, F>(&self, query: F) -> Result<T, Failure>
+    pub async fn read<T, F>(&self, query: F) -> Result<T, EmbeddedFailure>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -93,13 +93,13 @@ impl Embedded {
     }
 
     /// Makes a small change and a small query, so that [`Embedded::health`] is about now.
-    pub async fn probe(&self) -> Result<(), Failure> {
+    pub async fn probe(&self) -> Result<(), EmbeddedFailure> {
         self.write(file::touch).await?;
         self.read(|connection| connection.query_row("SELECT count(*) FROM schema_versions", [], |_| Ok(()))).await
     }
 
     /// [`Embedded::probe`], unless the latest change is recent and went well: each one wakes the disk.
-    pub async fn probe_if_due(&self) -> Result<(), Failure> {
+    pub async fn probe_if_due(&self) -> Result<(), EmbeddedFailure> {
         let is_recent = {
             let writer = self.writer.health.borrow();
             writer.is_up() && clock::unix_now().saturating_sub(writer.checked_at) < PROBE_INTERVAL
@@ -125,7 +125,7 @@ impl Embedded {
 }
 
 impl Handle {
-    async fn ask<T, F>(&self, work: F, whatever_happens: bool) -> Result<T, Failure>
+    async fn ask<T, F>(&self, work: F, whatever_happens: bool) -> Result<T, EmbeddedFailure>
     where
         T: Send + 'static,
         F: FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
@@ -133,19 +133,19 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let task = Task::new(work, reply, whatever_happens);
         self.jobs.try_send(Box::new(task)).map_err(|refused| match refused {
-            TrySendError::Full(_) => Failure::Busy,
-            TrySendError::Disconnected(_) => Failure::Panicked,
+            TrySendError::Full(_) => EmbeddedFailure::Busy,
+            TrySendError::Disconnected(_) => EmbeddedFailure::Panicked,
         })?;
         match tokio::time::timeout(ANSWER_MAX, answer).await {
             Ok(Ok(outcome)) => outcome,
             // The lane went away with the job in its hands.
-            Ok(Err(_)) => Err(Failure::Panicked),
-            Err(_) => Err(Failure::Slow),
+            Ok(Err(_)) => Err(EmbeddedFailure::Panicked),
+            Err(_) => Err(EmbeddedFailure::Slow),
         }
     }
 }
 
-fn start_lane(name: &str, place: Place) -> io::Result<Handle> {
+fn start_lane(name: &str, place: LaneOptions) -> io::Result<Handle> {
     let (jobs, queue) = std::sync::mpsc::sync_channel(QUEUE);
     let (lane, health) = Lane::open(place);
     std::thread::Builder::new().name(name.to_owned()).spawn(move || lane.run(&queue))?;

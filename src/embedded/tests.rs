@@ -31,12 +31,12 @@ fn store() -> (TempDir, Embedded) {
     (directory, store)
 }
 
-async fn add(store: &Embedded, note: &str) -> Result<(), Failure> {
+async fn add(store: &Embedded, note: &str) -> Result<(), EmbeddedFailure> {
     let note = note.to_owned();
     store.write(move |connection| connection.execute("INSERT INTO notes (note) VALUES (?1)", [note]).map(|_| ())).await
 }
 
-async fn count(store: &Embedded) -> Result<i64, Failure> {
+async fn count(store: &Embedded) -> Result<i64, EmbeddedFailure> {
     store.read(|connection| connection.query_row("SELECT count(*) FROM notes", [], |row| row.get(0))).await
 }
 
@@ -122,7 +122,7 @@ fn a_full_queue_refuses_and_a_panic_undoes_its_own_change() {
             // The lane has taken it from the queue, and nothing else.
             begun.recv().expect("it begins");
             queued.retain_mut(|work| match work.as_mut().poll(context) {
-                std::task::Poll::Ready(Err(Failure::Busy)) => {
+                std::task::Poll::Ready(Err(EmbeddedFailure::Busy)) => {
                     refused += 1;
                     false
                 }
@@ -141,7 +141,7 @@ fn a_full_queue_refuses_and_a_panic_undoes_its_own_change() {
             connection.execute("INSERT INTO notes (note) VALUES ('half')", [])?;
             if connection.is_autocommit() { Ok(()) } else { panic!("on purpose") }
         });
-        assert!(matches!(panics.await, Err(Failure::Panicked)));
+        assert!(matches!(panics.await, Err(EmbeddedFailure::Panicked)));
         assert_eq!(count(&store).await.expect("read"), 0);
         add(&store, "after").await.expect("it goes on");
     });
@@ -160,8 +160,8 @@ fn steps_are_made_once_and_a_newer_file_is_left_alone() {
     let again = Embedded::start(directory.path(), &NOTES_LATER).expect("threads");
     assert_eq!(run(count(&again)).expect("read"), 1);
     let older = Embedded::start(directory.path(), &NOTES).expect("threads");
-    assert_eq!(older.health().away, Some(Class::Newer));
-    assert!(matches!(run(add(&older, "two")), Err(Failure::Away(Class::Newer, _))));
+    assert_eq!(older.health().away, Some(FileFault::Newer));
+    assert!(matches!(run(add(&older, "two")), Err(EmbeddedFailure::Away(FileFault::Newer, _))));
 }
 
 #[test]
@@ -172,9 +172,9 @@ fn a_file_that_goes_is_missed_and_used_again_when_it_is_back() {
         add(&store, "one").await.expect("written");
         store.write(|connection| connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))).await.ok();
         fs::rename(store.path(), &away).expect("moved");
-        assert!(matches!(add(&store, "two").await, Err(Failure::Away(Class::Missing, _))));
-        assert!(matches!(count(&store).await, Err(Failure::Away(Class::Missing, _))));
-        assert_eq!(store.health().away, Some(Class::Missing));
+        assert!(matches!(add(&store, "two").await, Err(EmbeddedFailure::Away(FileFault::Missing, _))));
+        assert!(matches!(count(&store).await, Err(EmbeddedFailure::Away(FileFault::Missing, _))));
+        assert_eq!(store.health().away, Some(FileFault::Missing));
         assert!(!store.path().exists(), "no empty file takes its place");
         fs::rename(&away, store.path()).expect("moved back");
         add(&store, "two").await.expect("written");
@@ -188,16 +188,16 @@ fn what_is_no_database_or_no_directory_is_told_and_passes() {
     let directory = TempDir::new().expect("a directory");
     fs::write(directory.path().join(FILE_NAME), b"this is no database, however long it may be").expect("written");
     let store = Embedded::start(directory.path(), &NOTES).expect("threads");
-    assert_eq!(store.health().away, Some(Class::Corrupt));
+    assert_eq!(store.health().away, Some(FileFault::Corrupt));
     run(async {
-        assert!(matches!(add(&store, "one").await, Err(Failure::Away(Class::Corrupt, _))));
+        assert!(matches!(add(&store, "one").await, Err(EmbeddedFailure::Away(FileFault::Corrupt, _))));
         fs::remove_file(store.path()).expect("removed");
         add(&store, "one").await.expect("an empty one was never in use");
     });
     let file = directory.path().join("a-file");
     fs::write(&file, b"").expect("written");
     let store = Embedded::start(&file, &NOTES).expect("threads");
-    assert_eq!(store.health().away, Some(Class::CannotOpen));
+    assert_eq!(store.health().away, Some(FileFault::CannotOpen));
     assert!(run(store.probe()).is_err());
 }
 
@@ -207,14 +207,14 @@ fn another_processs_lock_is_waited_for_and_then_told() {
     let other = Connection::open(store.path()).expect("open");
     other.execute_batch("BEGIN IMMEDIATE").expect("locked");
     run(async {
-        assert!(matches!(add(&store, "one").await, Err(Failure::Away(Class::Locked, _))));
+        assert!(matches!(add(&store, "one").await, Err(EmbeddedFailure::Away(FileFault::Locked, _))));
         assert_eq!(count(&store).await.expect("readers go on"), 0);
-        assert_eq!(store.health().away, Some(Class::Locked));
+        assert_eq!(store.health().away, Some(FileFault::Locked));
         // Known to be held, it is hardly waited for: five in turn take less than the first alone.
         let waited = store.health().latency;
         let began = clock::now();
         for _ in 0..5 {
-            assert!(matches!(add(&store, "two").await, Err(Failure::Away(Class::Locked, _))));
+            assert!(matches!(add(&store, "two").await, Err(EmbeddedFailure::Away(FileFault::Locked, _))));
         }
         assert!(clock::now().since(began) < waited, "{waited:?}");
         other.execute_batch("ROLLBACK").expect("unlocked");
@@ -235,8 +235,8 @@ fn a_full_disk_undoes_all_and_passes() {
             connection.execute("INSERT INTO notes (note) VALUES (?1)", ["x".repeat(1 << 16)])?;
             Ok(())
         });
-        assert!(matches!(fill.await, Err(Failure::Away(Class::DiskFull, _))));
-        assert_eq!(store.health().away, Some(Class::DiskFull));
+        assert!(matches!(fill.await, Err(EmbeddedFailure::Away(FileFault::DiskFull, _))));
+        assert_eq!(store.health().away, Some(FileFault::DiskFull));
         // The connection is opened anew, without the bound.
         add(&store, "two").await.expect("written");
         assert_eq!(count(&store).await.expect("read"), 2);
@@ -290,5 +290,8 @@ fn a_read_only_file_is_told() {
     drop(store);
     fs::set_permissions(directory.path().join(FILE_NAME), Permissions::from_mode(0o400)).expect("set");
     let store = Embedded::start(directory.path(), &NOTES).expect("threads");
-    assert!(matches!(run(add(&store, "one")), Err(Failure::Away(Class::ReadOnly | Class::CannotOpen, _))));
+    assert!(matches!(
+        run(add(&store, "one")),
+        Err(EmbeddedFailure::Away(FileFault::ReadOnly | FileFault::CannotOpen, _))
+    ));
 }

@@ -6,7 +6,7 @@ use crate::{
     proto::head::Known,
     telemetry::{
         metrics::TunnelEnded,
-        slots::{OTHER, Slot},
+        slots::{MetricSlot, OTHER},
     },
 };
 
@@ -59,7 +59,7 @@ impl OpenTunnel {
         self.record(end);
     }
 
-    fn route(&self) -> Slot {
+    fn route(&self) -> MetricSlot {
         self.exchange.labels.as_deref().map_or(OTHER, |labels| labels.route_slot)
     }
 

@@ -12,8 +12,8 @@ use crate::{
     telemetry::{
         ids::{RequestId, TraceContext},
         metrics::{Finished, Outcome, Stale},
-        record::{Place, Record},
-        slots::{OTHER, Slot},
+        record::{Record, RouteNames},
+        slots::{MetricSlot, OTHER},
     },
     upstream::Trail,
 };
@@ -22,11 +22,11 @@ use crate::{
 #[derive(Debug)]
 pub struct Labels {
     /// Both names, as lines of the access log have them.
-    pub place: Place,
+    pub place: RouteNames,
     /// The route's place in the metrics.
-    pub route_slot: Slot,
+    pub route_slot: MetricSlot,
     /// The upstream's place in the metrics.
-    pub upstream_slot: Slot,
+    pub upstream_slot: MetricSlot,
 }
 
 /// One request under way.
@@ -152,7 +152,7 @@ impl Exchange {
     pub fn refuse(&mut self, reject: &Reject) -> (ResponseHead, Vec<u8>) {
         self.ended = Ended::Refused(reject.code);
         self.why = match &reject.cause {
-            Some(cause) => Cow::Owned(Chain(cause.as_ref()).to_string()),
+            Some(cause) => Cow::Owned(ErrorChain(cause.as_ref()).to_string()),
             None => Cow::Borrowed(reject.detail.unwrap_or_default()),
         };
         self.ledger.with(|ledger| ledger.counters.reject(reject.code as usize));
@@ -270,7 +270,7 @@ impl Exchange {
                 method: head.text(head.method_text),
                 host: head.text(head.authority),
                 path: head.text(head.path),
-                place: labels.map_or(Place::NONE, |labels| &labels.place),
+                place: labels.map_or(RouteNames::NONE, |labels| &labels.place),
                 instance: trail.backend.as_ref().map_or(&[], |backend| backend.authority().as_bytes()),
                 protocol: match head.version {
                     Version::Http10 => "HTTP/1.0",
@@ -393,9 +393,9 @@ impl Drop for Exchange {
 }
 
 /// An error and what led to it, on one line.
-struct Chain<'e>(&'e (dyn std::error::Error + 'static));
+struct ErrorChain<'e>(&'e (dyn std::error::Error + 'static));
 
-impl std::fmt::Display for Chain<'_> {
+impl std::fmt::Display for ErrorChain<'_> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "{}", self.0)?;
         let mut source = self.0.source();

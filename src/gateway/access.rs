@@ -97,13 +97,13 @@ pub(super) struct Admitted {
 /// How callers are told from each other on a shard. One per shard.
 #[derive(Debug)]
 pub(super) struct Identity {
-    state: Local<State>,
+    state: Local<IdentityState>,
     tethers: Rc<Local<Tethers>>,
     began: Instant,
 }
 
 #[derive(Debug)]
-struct State {
+struct IdentityState {
     keys: Arc<KeySet>,
     checker: Checker,
     revocations: Revocations,
@@ -113,7 +113,7 @@ struct State {
 
 impl Identity {
     pub(super) fn new(keys: Arc<KeySet>, tokens: &Tokens) -> Self {
-        let state = State {
+        let state = IdentityState {
             keys,
             checker: Checker::new(tokens.cached_max),
             revocations: Revocations::new(tokens.revocations),
@@ -255,7 +255,7 @@ impl Identity {
     }
 }
 
-impl State {
+impl IdentityState {
     /// For how long nothing has been known of what was revoked: since the beginning, if nothing ever was.
     fn age(&self, now: Instant, began: Instant) -> Duration {
         now.since(self.known_until.unwrap_or(began))

@@ -24,7 +24,7 @@ use crate::{
 
 /// What is asked of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(super) enum AccountEndpoint {
     Login,
     Refresh,
     Logout,
@@ -34,7 +34,7 @@ pub(super) enum Endpoint {
     EndSession,
 }
 
-impl Endpoint {
+impl AccountEndpoint {
     /// Whether it is for callers without a token: to log in is how one gets one.
     pub(super) const fn is_public(self) -> bool {
         matches!(self, Self::Login | Self::Refresh)
@@ -59,43 +59,45 @@ pub(super) async fn answer(
     live: &Live,
     gateway: &Gateway,
     exchange: &Exchange,
-    endpoint: Endpoint,
+    endpoint: AccountEndpoint,
     standing: Standing,
     captures: &Captures,
     body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Body), Reject> {
     let plan = &live.plan;
     let operation = match endpoint {
-        Endpoint::Me => {
+        AccountEndpoint::Me => {
             let document = me(caller(exchange)?, &plan.roles).to_string().into_bytes();
             return Ok(json(&Page { status: 200, body: document }));
         }
-        Endpoint::Login => {
+        AccountEndpoint::Login => {
             let bytes = read(exchange, body).await?;
             request::login(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
-        Endpoint::Refresh => {
+        AccountEndpoint::Refresh => {
             let bytes = read(exchange, body).await?;
             request::refresh(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
-        Endpoint::Logout | Endpoint::LogoutAll | Endpoint::EndSession if standing == Standing::Ended => {
+        AccountEndpoint::Logout | AccountEndpoint::LogoutAll | AccountEndpoint::EndSession
+            if standing == Standing::Ended =>
+        {
             let sid = match endpoint {
-                Endpoint::EndSession => Some(named_session(exchange, captures)),
+                AccountEndpoint::EndSession => Some(named_session(exchange, captures)),
                 _ => None,
             };
             end_again(endpoint, own(caller(exchange)?)?, sid)?
         }
-        Endpoint::Logout => {
+        AccountEndpoint::Logout => {
             let claims = own(caller(exchange)?)?;
             let Some(sid) = &claims.sid else { return Err(no_session()) };
             Operation::Logout { user: claims.sub.to_string(), sid: sid.to_string() }
         }
-        Endpoint::LogoutAll => Operation::LogoutAll { user: own(caller(exchange)?)?.sub.to_string() },
-        Endpoint::Sessions => {
+        AccountEndpoint::LogoutAll => Operation::LogoutAll { user: own(caller(exchange)?)?.sub.to_string() },
+        AccountEndpoint::Sessions => {
             let claims = own(caller(exchange)?)?;
             Operation::Sessions { user: claims.sub.to_string(), current: claims.sid.as_deref().map(str::to_owned) }
         }
-        Endpoint::EndSession => {
+        AccountEndpoint::EndSession => {
             let claims = own(caller(exchange)?)?;
             request::end_session(&claims.sub, named_session(exchange, captures))?
         }
@@ -124,12 +126,12 @@ fn named_session<'a>(exchange: &'a Exchange, captures: &Captures) -> &'a [u8] {
 }
 
 /// What a token that is revoked may ask for: that the end which revoked it is done. Of another session it ends nothing.
-fn end_again(endpoint: Endpoint, claims: &Claims, named: Option<&[u8]>) -> Result<Operation, Reject> {
+fn end_again(endpoint: AccountEndpoint, claims: &Claims, named: Option<&[u8]>) -> Result<Operation, Reject> {
     let sid = claims.sid.as_deref();
     if sid.is_none() || named.is_some_and(|named| Some(named) != sid.map(str::as_bytes)) {
         return Err(Reject::new(Code::TokenRevoked));
     }
-    let sid = sid.filter(|_| endpoint != Endpoint::LogoutAll).map(str::to_owned);
+    let sid = sid.filter(|_| endpoint != AccountEndpoint::LogoutAll).map(str::to_owned);
     Ok(Operation::EndAgain { user: claims.sub.to_string(), sid, began_ms: claims.began_ms() })
 }
 

@@ -16,8 +16,8 @@ pub(super) struct Policy {
     origins: Vec<OriginPattern>,
     /// Every origin may read, so that the answer depends on none.
     is_for_any: bool,
-    methods: Names,
-    headers: Names,
+    methods: AllowedNames,
+    headers: AllowedNames,
     exposed: Option<Box<[u8]>>,
     max_age_s: Box<[u8]>,
     credentials: bool,
@@ -26,7 +26,7 @@ pub(super) struct Policy {
 
 /// Names that are allowed.
 #[derive(Debug)]
-enum Names {
+enum AllowedNames {
     /// Whichever are asked for.
     Any,
     /// These, as a list; `None`: not one.
@@ -43,8 +43,8 @@ impl Policy {
     pub(super) fn compile(cors: &config::Cors) -> Option<Self> {
         let list = |names: &[String]| (!names.is_empty()).then(|| names.join(", ").into_bytes().into());
         let names = |names: &[String]| match names {
-            [star] if star == "*" => Names::Any,
-            names => Names::These(list(names)),
+            [star] if star == "*" => AllowedNames::Any,
+            names => AllowedNames::These(list(names)),
         };
         (!cors.origins.is_empty()).then(|| Self {
             origins: cors.origins.clone(),
@@ -81,15 +81,15 @@ impl Policy {
         self.push_origin(origin, &mut answer);
         let mut allow = |name: &[u8], value: &[u8]| answer.push(Known::AccessControl, name, value);
         match &self.methods {
-            Names::Any => allow(b"Access-Control-Allow-Methods", request.text(method)),
-            Names::These(Some(list)) => allow(b"Access-Control-Allow-Methods", list),
-            Names::These(None) => {}
+            AllowedNames::Any => allow(b"Access-Control-Allow-Methods", request.text(method)),
+            AllowedNames::These(Some(list)) => allow(b"Access-Control-Allow-Methods", list),
+            AllowedNames::These(None) => {}
         }
         match &self.headers {
             // Not a star: `Authorization` is not among what it stands for.
-            Names::Any if !wanted.is_empty() => allow(b"Access-Control-Allow-Headers", wanted),
-            Names::These(Some(list)) => allow(b"Access-Control-Allow-Headers", list),
-            Names::Any | Names::These(None) => {}
+            AllowedNames::Any if !wanted.is_empty() => allow(b"Access-Control-Allow-Headers", wanted),
+            AllowedNames::These(Some(list)) => allow(b"Access-Control-Allow-Headers", list),
+            AllowedNames::Any | AllowedNames::These(None) => {}
         }
         allow(b"Access-Control-Max-Age", &self.max_age_s);
         if self.private_network && request.value_of(b"Access-Control-Request-Private-Network") == Some(b"true") {

@@ -25,7 +25,7 @@ const fn via(version: Version) -> &'static [u8] {
 
 /// What the gateway says of a request to the backend.
 #[derive(Debug)]
-pub struct Said<'a> {
+pub struct RequestContext<'a> {
     /// The request's id.
     pub request_id: &'a [u8],
     /// Its place in a trace.
@@ -48,19 +48,19 @@ pub struct Said<'a> {
 
 /// A route's changes to a head's fields, in the order in which they are made.
 #[derive(Debug, Default)]
-pub struct Rules {
+pub struct FieldRules {
     remove: Vec<Vec<u8>>,
     add: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
-impl Rules {
+impl FieldRules {
     /// Whether any field is removed or replaced by them.
     pub fn removes_any(&self) -> bool {
         !self.remove.is_empty()
     }
 }
 
-impl From<&HeaderRules> for Rules {
+impl From<&HeaderRules> for FieldRules {
     /// `set` is a removal and an addition.
     fn from(rules: &HeaderRules) -> Self {
         let bytes = |text: &String| text.as_bytes().to_vec();
@@ -105,7 +105,7 @@ fn is_claim(known: Known) -> bool {
 }
 
 /// The request's fields as the backend gets them.
-pub fn of_request(head: &mut RequestHead, said: &Said<'_>, rules: &Rules) {
+pub fn of_request(head: &mut RequestHead, said: &RequestContext<'_>, rules: &FieldRules) {
     remove_connection_named(&head.bytes, &mut head.fields);
     let is_upgrade = head.upgrade;
     let has_trailer = Cell::new(false);
@@ -209,7 +209,7 @@ pub fn count_hop(head: &mut RequestHead) -> bool {
 }
 
 /// The answer's fields as a client of this version gets them. The request id is the exchange's to set.
-pub fn of_answer(head: &mut ResponseHead, to: Version, rules: &Rules) {
+pub fn of_answer(head: &mut ResponseHead, to: Version, rules: &FieldRules) {
     remove_connection_named(&head.bytes, &mut head.fields);
     let keeps_length = head.framing == Framing::None;
     let is_upgrade = head.status == 101;
@@ -287,7 +287,7 @@ mod tests {
             head.push(Known::XForwardedProto, b"X-Forwarded-Proto", claimed);
         }
         let trace = TraceContext::begin(&mut fastrand::Rng::with_seed(1));
-        let said = Said {
+        let said = RequestContext {
             request_id: b"id",
             trace: &trace,
             continues_trace: false,
@@ -298,7 +298,7 @@ mod tests {
             stripped: None,
             forwards_authorization: false,
         };
-        of_request(&mut head, &said, &Rules::default());
+        of_request(&mut head, &said, &FieldRules::default());
         String::from_utf8_lossy(head.value(Known::XForwardedProto).expect("it is always told")).into_owned()
     }
 

@@ -16,7 +16,7 @@ use crate::{
     net::{HttpLimits, Peer},
     proto::head::{Known, RequestHead},
     shard::{Instant, Local},
-    telemetry::{record::Place, slots::OTHER},
+    telemetry::{record::RouteNames, slots::OTHER},
     upstream::{Report, Upstream},
 };
 
@@ -120,7 +120,7 @@ impl Live {
                 Target::Own(_) | Target::Account(_) => None,
             };
             Rc::new(Labels {
-                place: Place::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
+                place: RouteNames::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
                 route_slot: route.slot,
                 upstream_slot: upstream.map_or(OTHER, |upstream| upstream.slot),
             })

@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     access::{Access, Tokens},
-    account::Endpoint,
+    account::AccountEndpoint,
     addresses::Addresses,
     cors,
-    fields::Rules,
+    fields::FieldRules,
     proxy::BodyMethods,
     rate_limit::{self, LimitPlan, RouteLimits},
     router::{CAPTURES_MAX, Router},
@@ -17,7 +17,7 @@ use crate::{
     config::{ClientClose, Config, Drain, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::{AnswerLimits, HttpLimits},
     proto::{head::RequestHead, http1::HeadLimits},
-    telemetry::{ids::Sampler, metrics::Names, slots::Slot},
+    telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
     upstream::{BackendAddress, OutlierPolicy, Settings},
 };
 
@@ -69,7 +69,7 @@ pub struct UpstreamPlan {
     /// Its name.
     pub name: String,
     /// Its place in the metrics.
-    pub slot: Slot,
+    pub slot: MetricSlot,
     /// How it is used.
     pub settings: Settings,
     /// Its backends.
@@ -80,7 +80,7 @@ pub struct UpstreamPlan {
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) name: String,
-    pub(super) slot: Slot,
+    pub(super) slot: MetricSlot,
     pub(super) limits: RouteLimits,
     pub(super) cors: Option<Arc<cors::Policy>>,
     pub(super) access: Access,
@@ -101,7 +101,7 @@ pub(super) enum Target {
     /// The gateway itself.
     Own(OwnPage),
     /// The caller's account.
-    Account(Endpoint),
+    Account(AccountEndpoint),
 }
 
 /// What the gateway answers itself on the public listener.
@@ -138,8 +138,8 @@ pub(super) struct ProxyRoute {
     pub(super) retries_max: u32,
     pub(super) cancels_on_close: bool,
     pub(super) passes_interim: bool,
-    pub(super) request_headers: Rules,
-    pub(super) response_headers: Rules,
+    pub(super) request_headers: FieldRules,
+    pub(super) response_headers: FieldRules,
 }
 
 /// What becomes of the path.
@@ -189,14 +189,14 @@ const OWN_PAGES: [(&str, OwnPage); 5] = [
 ];
 
 /// The endpoints of accounts, with whom they let in (docs/accounts.md, "Endpoints").
-const ACCOUNTS: [(&str, &str, Endpoint); 7] = [
-    ("POST", "/auth/login", Endpoint::Login),
-    ("POST", "/auth/refresh", Endpoint::Refresh),
-    ("POST", "/auth/logout", Endpoint::Logout),
-    ("POST", "/auth/logout-all", Endpoint::LogoutAll),
-    ("GET", "/auth/me", Endpoint::Me),
-    ("GET", "/auth/sessions", Endpoint::Sessions),
-    ("DELETE", "/auth/sessions/{sid}", Endpoint::EndSession),
+const ACCOUNTS: [(&str, &str, AccountEndpoint); 7] = [
+    ("POST", "/auth/login", AccountEndpoint::Login),
+    ("POST", "/auth/refresh", AccountEndpoint::Refresh),
+    ("POST", "/auth/logout", AccountEndpoint::Logout),
+    ("POST", "/auth/logout-all", AccountEndpoint::LogoutAll),
+    ("GET", "/auth/me", AccountEndpoint::Me),
+    ("GET", "/auth/sessions", AccountEndpoint::Sessions),
+    ("DELETE", "/auth/sessions/{sid}", AccountEndpoint::EndSession),
 ];
 
 impl Plan {
@@ -413,8 +413,8 @@ impl ProxyRoute {
             retries_max: route.retries_max.unwrap_or(upstream.retries_max),
             cancels_on_close: route.on_client_close.unwrap_or(config.http.on_client_close) == ClientClose::Cancel,
             passes_interim: route.interim_answers.unwrap_or(config.http.interim_answers),
-            request_headers: Rules::from(&route.request_headers),
-            response_headers: Rules::from(&route.response_headers),
+            request_headers: FieldRules::from(&route.request_headers),
+            response_headers: FieldRules::from(&route.response_headers),
         }
     }
 }

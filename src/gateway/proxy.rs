@@ -3,7 +3,7 @@
 use super::{
     Live,
     body::Body,
-    fields::{self, Said},
+    fields::{self, RequestContext},
     pages::answer_options,
     plan::{Piece, ProxyRoute, Rewrite},
     redirects::{self, Way},
@@ -61,7 +61,7 @@ pub(super) async fn forward(
         Rewrite::Strip(prefix) => Some(part(path, 0, prefix)),
         Rewrite::Keep | Rewrite::Template(_) => None,
     };
-    let said = Said {
+    let said = RequestContext {
         request_id: exchange.request_id.as_bytes(),
         trace: &exchange.trace,
         continues_trace: exchange.continues_trace,

@@ -29,13 +29,13 @@ struct Node {
     literals: Vec<(Box<[u8]>, Self)>,
     parameter: Option<Box<Self>>,
     /// Routes for exactly this path.
-    here: Vec<Entry>,
+    here: Vec<RouteMethods>,
     /// Routes for this path and all below it.
-    below: Vec<Entry>,
+    below: Vec<RouteMethods>,
 }
 
 #[derive(Clone, Debug)]
-struct Entry {
+struct RouteMethods {
     route: usize,
     /// Empty is any.
     methods: Vec<Box<[u8]>>,
@@ -91,7 +91,7 @@ pub enum NoRoute {
 impl Router {
     /// Adds a route. Among routes that are equally specific the one that was added first wins.
     pub fn add(&mut self, route: usize, hosts: &[HostPattern], path: &PathPattern, methods: &[String]) {
-        let entry = Entry { route, methods: methods.iter().map(|method| method.as_bytes().into()).collect() };
+        let entry = RouteMethods { route, methods: methods.iter().map(|method| method.as_bytes().into()).collect() };
         if hosts.is_empty() {
             self.any.add(path, entry);
             return;
@@ -110,7 +110,7 @@ impl Router {
 
     /// Adds a route of the gateway's own: it goes before all others, whatever the host.
     pub fn add_own(&mut self, route: usize, path: &PathPattern, method: &str) {
-        self.own.add(path, Entry { route, methods: vec![method.as_bytes().into()] });
+        self.own.add(path, RouteMethods { route, methods: vec![method.as_bytes().into()] });
     }
 
     fn wildcard_node(&mut self, suffix: &[u8]) -> &mut Node {
@@ -161,7 +161,7 @@ fn host_of(authority: &[u8]) -> Vec<u8> {
 }
 
 impl Node {
-    fn add(&mut self, path: &PathPattern, entry: Entry) {
+    fn add(&mut self, path: &PathPattern, entry: RouteMethods) {
         match path {
             PathPattern::Exact(path) => insert(&mut self.descend(path).here, entry),
             PathPattern::Prefix(path) => insert(&mut self.descend(path).below, entry),
@@ -192,7 +192,7 @@ impl Node {
 }
 
 /// Those that name methods stand before those that take any.
-fn insert(entries: &mut Vec<Entry>, entry: Entry) {
+fn insert(entries: &mut Vec<RouteMethods>, entry: RouteMethods) {
     let end = if entry.methods.is_empty() {
         entries.len()
     } else {
@@ -257,7 +257,7 @@ impl Search<'_> {
         Some(route)
     }
 
-    fn take(&mut self, entries: &[Entry]) -> Option<usize> {
+    fn take(&mut self, entries: &[RouteMethods]) -> Option<usize> {
         if self.has_ended() {
             return None;
         }

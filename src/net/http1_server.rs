@@ -12,7 +12,7 @@ use super::{
     AnswerBody, Cut, Finish, Io, Mistake, Peer, Sent, Service, Slot, Stream, Switched, Upgrade,
     body::RequestBody as _,
     inbound::{First, Http1Body, HttpLimits, Inbound, NoRequest},
-    outbound::{self, Ending},
+    outbound::{self, AfterAnswer},
     stream::Shutdown,
 };
 use crate::{
@@ -154,7 +154,7 @@ async fn serve_one<S: Service>(
     };
     *served = served.saturating_add(1);
     let wants_more = head.keep_alive && (limits.requests_max == 0 || *served < limits.requests_max);
-    let asked = Asked::of(&head);
+    let asked = RequestKind::of(&head);
     let mut body = Http1Body::new(inbound);
     body.set_due(began + limits.request_timeout);
     let mut under_way = UnderWay::begin(io, service.begin(peer, slot, head, began));
@@ -169,7 +169,7 @@ async fn serve_one<S: Service>(
     let ending = answer.ending();
     let tells_its_end = answer.tells_its_end();
     let body = answer.into_body();
-    if sent.cut.is_none() && ending == Ending::Switch {
+    if sent.cut.is_none() && ending == AfterAnswer::Switch {
         let upgrade = service.switch(under_way.take(), body, sent.request_bytes);
         return upgrade.map_or(After::Close, After::Switched);
     }
@@ -184,7 +184,7 @@ async fn serve_one<S: Service>(
         }
         return After::Close;
     }
-    if ending == Ending::Close {
+    if ending == AfterAnswer::Close {
         linger(io, inbound, Shutdown::Whole).await;
         return After::Close;
     }
@@ -235,12 +235,12 @@ impl<E: Finish> Drop for UnderWay<'_, E> {
 
 /// What of a request decides how its answer is written.
 #[derive(Clone, Copy)]
-struct Asked {
+struct RequestKind {
     is_head: bool,
     version: Version,
 }
 
-impl Asked {
+impl RequestKind {
     fn of(head: &RequestHead) -> Self {
         Self { is_head: head.method == crate::proto::head::Method::Head, version: head.version }
     }

@@ -23,12 +23,12 @@ use crate::{
 
 /// A part of an answer whose end is all that tells it from the whole: unless it becomes the whole, the connection is
 /// reset, also when its task ends under it.
-struct Part<'a> {
+struct PartialAnswer<'a> {
     io: &'a Io,
     is_whole: bool,
 }
 
-impl Drop for Part<'_> {
+impl Drop for PartialAnswer<'_> {
     fn drop(&mut self) {
         if !self.is_whole {
             self.io.reset_at_close();
@@ -38,7 +38,7 @@ impl Drop for Part<'_> {
 
 /// What follows an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum AfterAnswer {
     /// The connection takes the next request.
     Keep,
     /// The connection closes.
@@ -52,7 +52,7 @@ pub(super) struct Answer<'i, B> {
     body: B,
     request: Http1Body<'i>,
     writer: Writer,
-    ending: Ending,
+    ending: AfterAnswer,
     write_timeout: Duration,
     /// Set while a write waits for the client; the connection's own timer is the body's meanwhile.
     write_due: Deadline,
@@ -115,15 +115,15 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             framing => framing,
         };
         let ending = match head.status {
-            101 => Ending::Switch,
-            _ if keeps && request.is_within_reach() && framing != Framing::UntilClose => Ending::Keep,
-            _ => Ending::Close,
+            101 => AfterAnswer::Switch,
+            _ if keeps && request.is_within_reach() && framing != Framing::UntilClose => AfterAnswer::Keep,
+            _ => AfterAnswer::Close,
         };
         let token = match (ending, version) {
-            (Ending::Switch, _) => ConnectionToken::Upgrade,
-            (Ending::Close, _) => ConnectionToken::Close,
-            (Ending::Keep, Version::Http10) => ConnectionToken::KeepAlive,
-            (Ending::Keep, _) => ConnectionToken::None,
+            (AfterAnswer::Switch, _) => ConnectionToken::Upgrade,
+            (AfterAnswer::Close, _) => ConnectionToken::Close,
+            (AfterAnswer::Keep, Version::Http10) => ConnectionToken::KeepAlive,
+            (AfterAnswer::Keep, _) => ConnectionToken::None,
         };
         let interim = request.end_interim();
         let writer = Writer::new(framing == Framing::Chunked, is_bodiless, |out| {
@@ -147,7 +147,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
     }
 
     /// What follows once it is sent.
-    pub(super) fn ending(&self) -> Ending {
+    pub(super) fn ending(&self) -> AfterAnswer {
         self.ending
     }
 
@@ -163,7 +163,7 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
 
     /// Writes all of it.
     pub(super) async fn send(&mut self, io: &Io) -> Sent {
-        let mut part = self.is_until_close.then(|| Part { io, is_whole: false });
+        let mut part = self.is_until_close.then(|| PartialAnswer { io, is_whole: false });
         let cut = loop {
             match poll_fn(|cx| self.poll_send(io, cx)).await {
                 Ok(true) => break None,

@@ -214,12 +214,12 @@ pub async fn run(
     let mut down = Flow::new(backend.first, watches);
     let mut silence = Deadline::new();
     silence.set_after(idle);
-    let mut ending = Ending::default();
+    let mut ending = PendingEnd::default();
     loop {
         let turn = poll_fn(|cx| {
             if let Some(end) = ending.poll(cx, slot, &wait) {
                 if end == End::Cut {
-                    return Poll::Ready(Turn::Over(TunnelEnd::Told(end)));
+                    return Poll::Ready(TurnEnd::Over(TunnelEnd::Told(end)));
                 }
                 up.bid_farewell(&backend.goodbye.words(end));
                 down.bid_farewell(&client.goodbye.words(end));
@@ -234,7 +234,7 @@ pub async fn run(
             }
             if both.is_err() || (up.is_done && down.is_done) {
                 let end = if both.is_err() { TunnelEnd::Broken } else { TunnelEnd::Closed };
-                return Poll::Ready(Turn::Over(ending.told().unwrap_or(end)));
+                return Poll::Ready(TurnEnd::Over(ending.told().unwrap_or(end)));
             }
             let is_told = ending.told().is_some();
             if !is_told && (now != Moved::default() || down.is_done != had_ended) {
@@ -243,23 +243,23 @@ pub async fn run(
             // Before all else: whoever goes on and on in a farewell, inside of a frame without end, has the time of it and no more.
             if silence.poll(cx).is_ready() {
                 let end = if down.is_done { TunnelEnd::Closed } else { TunnelEnd::Idle };
-                return Poll::Ready(Turn::Over(ending.told().unwrap_or(end)));
+                return Poll::Ready(TurnEnd::Over(ending.told().unwrap_or(end)));
             }
-            if now.up + now.down >= BYTES_PER_TURN { Poll::Ready(Turn::Others) } else { Poll::Pending }
+            if now.up + now.down >= BYTES_PER_TURN { Poll::Ready(TurnEnd::Others) } else { Poll::Pending }
         });
         match turn.await {
-            Turn::Over(end) => {
+            TurnEnd::Over(end) => {
                 if matches!(end, TunnelEnd::Told(End::Revoked | End::Kicked | End::Draining)) {
                     see_off(&mut up, client.io, &mut down, backend.io, &mut silence).await;
                 }
                 return end;
             }
-            Turn::Others => task::yield_now().await,
+            TurnEnd::Others => task::yield_now().await,
         }
     }
 }
 
-enum Turn {
+enum TurnEnd {
     /// The tunnel has ended.
     Over(TunnelEnd),
     /// Others are to run before it goes on.
@@ -300,13 +300,13 @@ async fn see_off(up: &mut Flow, client: &Io, down: &mut Flow, backend: &Io, sile
 
 /// Whether a tunnel is told to end, and when it does.
 #[derive(Default)]
-struct Ending {
+struct PendingEnd {
     told: Option<End>,
     /// In a drain: when it is this tunnel's turn.
     at: Option<Deadline>,
 }
 
-impl Ending {
+impl PendingEnd {
     /// The reason, once: when the tunnel has to begin to end, and again if it has to be cut.
     fn poll(&mut self, cx: &mut Context<'_>, slot: &Slot, wait: &impl Fn(Duration) -> Duration) -> Option<End> {
         let Poll::Ready(end) = slot.poll_end(cx) else { return None };

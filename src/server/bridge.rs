@@ -15,7 +15,7 @@ use super::{
     letter::{AllLetters, DroppableToBridge, DroppableToShard, Load, ReplyTo, Revoked, ToBridge, ToControl, ToShard},
     operations::{Next, Operations},
     revoking::Revoking,
-    waiting::{Client, Waiting},
+    waiting::{WaitingClient, WaitingClients},
 };
 use crate::{
     accounts::{Accounts, Operation, Outcome, Question},
@@ -34,10 +34,10 @@ use crate::{
         rate_limit::{
             LimitPlan, To,
             counter::Hits,
-            fleet::{Fleet, News},
+            fleet::{Fleet, FleetMessage},
         },
     },
-    sessions::{Follower, Heard},
+    sessions::{Follower, LogUpdate},
     shard::{Instant, Local, clock, local::AbortOnUnwind, ticks::Ticks},
 };
 
@@ -57,7 +57,7 @@ const WAIT_MAX: Duration = Duration::from_secs(2);
 const SETTLE_MAX: Duration = Duration::from_millis(250);
 
 /// What the bridge is given when its thread begins.
-pub(super) struct Equipment {
+pub(super) struct BridgeSetup {
     pub(super) config: Config,
     /// What signs access tokens; `None` if nothing does.
     pub(super) issuer: Option<Issuer>,
@@ -67,20 +67,20 @@ pub(super) struct Equipment {
 }
 
 /// A bridge that opens what it works with.
-pub(super) struct Beginning {
+pub(super) struct StartingBridge {
     thread: thread::JoinHandle<()>,
     begun: oneshot::Receiver<anyhow::Result<Option<(Revoked, Instant)>>>,
 }
 
 /// What is known once the bridge has begun.
-pub(super) struct Begun {
+pub(super) struct RunningBridge {
     pub(super) thread: thread::JoinHandle<()>,
     /// What was revoked, and until when that is complete; `None` if the log could not be read.
     pub(super) revoked: Option<(Revoked, Instant)>,
 }
 
 /// Starts the bridge's thread.
-pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Beginning> {
+pub(super) fn spawn(equipment: BridgeSetup) -> anyhow::Result<StartingBridge> {
     let (tell, begun) = oneshot::channel();
     let thread = thread::Builder::new().name("bridge".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -94,29 +94,29 @@ pub(super) fn spawn(equipment: Equipment) -> anyhow::Result<Beginning> {
         // Whoever still looks up the name of Redis or PostgreSQL is not waited for.
         runtime.shutdown_background();
     })?;
-    Ok(Beginning { thread, begun })
+    Ok(StartingBridge { thread, begun })
 }
 
-impl Beginning {
+impl StartingBridge {
     /// Waits until the bridge has opened what it works with. Dropping the future leaves the thread to itself.
-    pub(super) async fn begun(self) -> anyhow::Result<Begun> {
+    pub(super) async fn begun(self) -> anyhow::Result<RunningBridge> {
         let Self { thread, begun } = self;
         match timeout(2 * BEGIN_MAX, begun).await {
-            Ok(Ok(revoked)) => Ok(Begun { thread, revoked: revoked? }),
+            Ok(Ok(revoked)) => Ok(RunningBridge { thread, revoked: revoked? }),
             Ok(Err(_)) => anyhow::bail!("the bridge's thread ended as it began"),
             Err(_) => {
                 tracing::warn!(
                     waited_s = 2 * BEGIN_MAX.as_secs(),
                     "the stores have not been opened yet; requests that depend on them are refused until they are"
                 );
-                Ok(Begun { thread, revoked: None })
+                Ok(RunningBridge { thread, revoked: None })
             }
         }
     }
 }
 
-async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<(Revoked, Instant)>>>) {
-    let Equipment { config, issuer, plan, shards, port } = equipment;
+async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Option<(Revoked, Instant)>>>) {
+    let BridgeSetup { config, issuer, plan, shards, port } = equipment;
     let started = bus::on_tokio(port).context("the bridge cannot be reached").and_then(|(bus, pump)| {
         let accounts = config.accounts.enabled.then(|| Accounts::start(&config, issuer));
         let accounts = accounts.transpose().context("accounts cannot be served")?;
@@ -139,9 +139,9 @@ async fn run(equipment: Equipment, begun: oneshot::Sender<anyhow::Result<Option<
         redis,
         fleet: Local::default(),
         log_ins: Local::default(),
-        operations: Sort::ALL.map(|_| Local::new(Operations::new(AT_ONCE_MAX, WAIT_MAX))),
+        operations: OperationKind::ALL.map(|_| Local::new(Operations::new(AT_ONCE_MAX, WAIT_MAX))),
         revoking: Revoking::default(),
-        waiting: Waiting::default(),
+        waiting: WaitingClients::default(),
         knowledge: Knowledge::new(&config.revocation),
         is_stopping: Cell::new(false),
     });
@@ -178,29 +178,29 @@ struct Bridge {
     /// desks and the queue for hashes.
     log_ins: Local<HashMap<ReplyTo, AbortHandle>>,
     /// Everything else, by its sort.
-    operations: [Local<Operations<ReplyTo, Task>>; Sort::ALL.len()],
+    operations: [Local<Operations<ReplyTo, Task>>; OperationKind::ALL.len()],
     /// Revocations that an operation waits to have told the shards of.
     revoking: Revoking,
     /// Clients for whom a session is to begin or to be renewed.
-    waiting: Waiting,
+    waiting: WaitingClients,
     /// How old what is known of revocations is.
     knowledge: Knowledge,
     is_stopping: Cell<bool>,
 }
 
 /// What is to be carried out, and for whom if that matters.
-type Task = (Operation, Option<Rc<Client>>);
+type Task = (Operation, Option<Rc<WaitingClient>>);
 
 /// Operations that need the same stores: while one store stands still, only those that need it wait.
 #[derive(Clone, Copy)]
-enum Sort {
+enum OperationKind {
     /// Renewals need the users and their sessions.
     Renewal,
     /// Endings and lists need the sessions.
     Session,
 }
 
-impl Sort {
+impl OperationKind {
     const ALL: [Self; 2] = [Self::Renewal, Self::Session];
 
     /// A log-in is of no sort: it has a queue of its own.
@@ -227,7 +227,7 @@ impl Bridge {
                 Received::Droppable(DroppableToBridge::Hits(shard, hits)) => self.count(shard, hits),
             });
             // Only now: who asked may have left in the next letter.
-            self.go_on(Sort::Renewal);
+            self.go_on(OperationKind::Renewal);
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
@@ -270,10 +270,10 @@ impl Bridge {
         let fleet = Fleet::new(redis, self.shards, move |shard, news| {
             let shard = to::Shard(shard);
             match news {
-                News::Counted(counted) => bus.send(shard, ToShard::Counted(To::Redis, counted)),
-                News::IsAway(is_away) => bus.send(shard, ToShard::LimitsAlone(is_away)),
+                FleetMessage::Counted(counted) => bus.send(shard, ToShard::Counted(To::Redis, counted)),
+                FleetMessage::IsAway(is_away) => bus.send(shard, ToShard::LimitsAlone(is_away)),
                 // A shard that misses it is told with the next.
-                News::Owed(owed) => _ = bus.try_send(shard, DroppableToShard::Owed(owed)),
+                FleetMessage::Owed(owed) => _ = bus.try_send(shard, DroppableToShard::Owed(owed)),
             }
         });
         fleet.adopt(&plan.limits);
@@ -284,16 +284,16 @@ impl Bridge {
     /// Takes an operation that begins when its turn comes: a log-in at once.
     fn ask(self: &Rc<Self>, asker: ReplyTo, Question { operation, came }: Question) {
         let enter = |until| Some(self.waiting.enter(asker, self.bus.clone(), came, until));
-        let (sort, since, client) = match Sort::of(&operation) {
+        let (sort, since, client) = match OperationKind::of(&operation) {
             // Its password may have waited for long; see `accounts.password_queue`.
             None => return self.log_in(asker, (operation, enter(Instant::NEVER))),
             // Since its request came: its client has been waiting since then, wherever that was.
-            Some(sort @ Sort::Renewal) => (sort, came, enter(came + WAIT_MAX)),
+            Some(sort @ OperationKind::Renewal) => (sort, came, enter(came + WAIT_MAX)),
             // An end is right whenever it is made, and whether or not its client waits.
-            Some(sort @ Sort::Session) => (sort, clock::now(), None),
+            Some(sort @ OperationKind::Session) => (sort, clock::now(), None),
         };
         self.operations[sort as usize].with(|operations| operations.handle_ask(since, asker, (operation, client)));
-        if matches!(sort, Sort::Session) {
+        if matches!(sort, OperationKind::Session) {
             // At once: the next letter may withdraw it, as its client has left, and what has begun is made all the same.
             self.go_on(sort);
         }
@@ -312,7 +312,7 @@ impl Bridge {
     }
 
     /// Begins what may begin, and refuses what has waited for too long.
-    fn go_on(self: &Rc<Self>, sort: Sort) {
+    fn go_on(self: &Rc<Self>, sort: OperationKind) {
         let next = || self.operations[sort as usize].with(|operations| operations.poll(clock::now()));
         while let Some(next) = next() {
             match next {
@@ -373,7 +373,7 @@ impl Bridge {
         }
     }
 
-    fn tell(&self, heard: &Heard) {
+    fn tell(&self, heard: &LogUpdate) {
         if heard.is_lossy {
             self.bus.send(to::Control, ToControl::RevocationsLost);
         }
@@ -398,7 +398,7 @@ impl Bridge {
             due.tick().await;
             self.knowledge.look(clock::now());
             let mut load = Load::default();
-            for sort in Sort::ALL {
+            for sort in OperationKind::ALL {
                 self.go_on(sort);
                 self.operations[sort as usize].with(|operations| {
                     load.under_way += operations.under_way();

@@ -47,7 +47,7 @@ const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 const UNTOLD_MAX: u64 = 64;
 
 /// What the control thread is given.
-pub(super) struct Equipment {
+pub(super) struct ControlSetup {
     pub(super) config: Config,
     pub(super) keychain: Keychain,
     pub(super) watch: Option<Watch>,
@@ -60,7 +60,7 @@ pub(super) struct Equipment {
     pub(super) descriptors: u64,
     pub(super) port: Port<AllLetters, to::Control>,
     pub(super) admin: Option<std::net::TcpListener>,
-    pub(super) writer: access_log::Writer,
+    pub(super) writer: access_log::AccessLogWriter,
     pub(super) signals: Signals,
     /// Called once, when every shard runs the first configuration.
     pub(super) ready: Box<dyn FnOnce()>,
@@ -68,7 +68,7 @@ pub(super) struct Equipment {
 
 /// How the process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum ProcessEnd {
     /// Everything that was under way was finished.
     Drained,
     /// The drain's time was up before that, or a second signal cut it short.
@@ -86,7 +86,7 @@ struct Control {
     lookups: Lookups,
     listeners: Vec<SocketAddr>,
     /// What is to be taken once its names are looked up.
-    candidate: Option<Candidate>,
+    candidate: Option<NewConfig>,
     shards: Vec<Shard>,
     descriptors: u64,
     bus: Bus<AllLetters>,
@@ -95,13 +95,13 @@ struct Control {
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
-    writer: access_log::Writer,
+    writer: access_log::AccessLogWriter,
     /// Gone once it has been called.
     ready: Option<Box<dyn FnOnce()>>,
 }
 
 /// A configuration that was read and checked, and is not in force yet.
-struct Candidate {
+struct NewConfig {
     config: Config,
     /// Why it was read.
     why: &'static str,
@@ -166,8 +166,8 @@ impl Drain {
 }
 
 /// Runs until the process is to end.
-pub(super) async fn run(equipment: Equipment) -> anyhow::Result<(Ended, access_log::Writer)> {
-    let Equipment { config, keychain, watch, plan, names, lookups, listeners, .. } = equipment;
+pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
+    let ControlSetup { config, keychain, watch, plan, names, lookups, listeners, .. } = equipment;
     let (shards, descriptors, port) = (equipment.shards, equipment.descriptors, equipment.port);
     let (admin, writer, signals, ready) = (equipment.admin, equipment.writer, equipment.signals, equipment.ready);
     let (bus, pump) = bus::on_tokio(port)?;
@@ -210,7 +210,7 @@ impl Control {
         mut pump: Pump<AllLetters, to::Control>,
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
-    ) -> anyhow::Result<(Ended, access_log::Writer)> {
+    ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();
@@ -222,7 +222,7 @@ impl Control {
                 }
                 Some(question) = questions.recv() => self.answer(question),
                 signal = signals.next() => if self.signalled(signal) {
-                    return Ok(self.end(Ended::Cut));
+                    return Ok(self.end(ProcessEnd::Cut));
                 },
                 addresses = self.lookups.done(), if self.candidate.is_some() => self.take_candidate(&addresses),
                 keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
@@ -322,7 +322,7 @@ impl Control {
         if self.candidate.is_some() {
             tracing::info!("the configuration whose names are being looked up is left for a newer one");
         }
-        let candidate = self.candidate.insert(Candidate { config, why, path });
+        let candidate = self.candidate.insert(NewConfig { config, why, path });
         if names.is_empty() {
             return self.take_candidate(&Addresses::default());
         }
@@ -332,7 +332,7 @@ impl Control {
 
     /// Puts a new configuration in force: whole, or not at all.
     fn take_candidate(&mut self, addresses: &Addresses) {
-        let Some(Candidate { mut config, why, path }) = self.candidate.take() else { return };
+        let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
         let generation = self.plan.generation + 1;
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
         match Plan::compile(&config, addresses, generation, shards, descriptors, &mut self.names) {
@@ -402,7 +402,7 @@ impl Control {
     }
 
     /// Brings an end that is under way further; says when it has come.
-    fn advance_drain(&mut self) -> Option<Ended> {
+    fn advance_drain(&mut self) -> Option<ProcessEnd> {
         let mut drain = self.drain?;
         let now = Instant::now();
         if !drain.has_closed && now >= drain.closes_at {
@@ -413,7 +413,7 @@ impl Control {
         let has_drained = drain.has_closed && self.shards.iter().all(|shard| shard.has_drained);
         if has_drained {
             // What was refused was not finished.
-            return Some(if drain.has_refused { Ended::Cut } else { Ended::Drained });
+            return Some(if drain.has_refused { ProcessEnd::Cut } else { ProcessEnd::Drained });
         }
         if !drain.has_refused && now >= drain.refuses_at {
             drain.has_refused = true;
@@ -423,11 +423,11 @@ impl Control {
             self.bus.broadcast(|| ToShard::RefuseUnanswered);
         }
         self.drain = Some(drain);
-        (now >= drain.cut_at).then_some(Ended::Cut)
+        (now >= drain.cut_at).then_some(ProcessEnd::Cut)
     }
 
     /// Stops the shards.
-    fn end(self, ended: Ended) -> (Ended, access_log::Writer) {
+    fn end(self, ended: ProcessEnd) -> (ProcessEnd, access_log::AccessLogWriter) {
         self.bus.broadcast(|| ToShard::Stop);
         self.bus.send(to::Bridge, ToBridge::Stop);
         self.bus.flush();
@@ -502,7 +502,7 @@ impl Control {
         self.bus.broadcast(|| ToShard::Pages(pages.clone()));
     }
 
-    fn known(&self) -> health::Known {
+    fn known(&self) -> health::HealthInputs {
         let generation = self.plan.generation;
         let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
         let current = || told().filter(|scraped| scraped.generation == generation);
@@ -516,7 +516,7 @@ impl Control {
             (upstream.name.clone(), reports)
         });
         let now = jiff::Timestamp::now();
-        health::Known {
+        health::HealthInputs {
             upstreams: upstreams.collect(),
             databases: self.databases.clone(),
             is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),

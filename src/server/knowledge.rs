@@ -12,7 +12,7 @@ use std::{cell::Cell, time::Duration};
 
 use crate::{
     config::Revocation,
-    sessions::{Freshness, Heard},
+    sessions::{Freshness, LogUpdate},
     shard::{Instant, Local},
 };
 
@@ -44,7 +44,7 @@ impl Knowledge {
 
     /// The log was read, or could not be. Says until when it is known, where the shards are to be told: after news, and
     /// well before what they know is too old.
-    pub(super) fn heard(&self, heard: &Heard) -> Option<Instant> {
+    pub(super) fn heard(&self, heard: &LogUpdate) -> Option<Instant> {
         self.freshness.set(heard.freshness);
         let until = heard.freshness.looked_at()?;
         let behind_max =

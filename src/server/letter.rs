@@ -36,7 +36,7 @@ use crate::{
             counter::{Counted, Hits, Owed},
         },
     },
-    sessions::Heard,
+    sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, metrics::Counters},
     upstream::Report,
@@ -183,7 +183,7 @@ pub(super) struct Revoked {
 }
 
 impl Revoked {
-    pub(super) fn of(heard: &Heard) -> Self {
+    pub(super) fn of(heard: &LogUpdate) -> Self {
         let clock_ahead_ms = (!heard.is_replay).then_some(heard.clock_ahead_ms);
         Self { entries: heard.entries.as_slice().into(), clock_ahead_ms }
     }

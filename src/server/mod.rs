@@ -22,7 +22,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-pub use control::Ended;
+pub use control::ProcessEnd;
 pub use files::{check_files, file_warnings};
 use letter::AllLetters;
 use lookup::Lookups;
@@ -59,7 +59,7 @@ pub type Ready = Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>;
 /// configuration and nothing more is to be told of the start.
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
-pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result<Ended> {
+pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result<ProcessEnd> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
     let mut signals = Signals::new().context("signals cannot be received")?;
@@ -76,7 +76,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let mut lookups = Lookups::new();
     lookups.begin(Addresses::wanted(&config), config.runtime.lookup_timeout);
     let addresses = unless_ended(&runtime, &mut signals, lookups.done(), "names were still being looked up");
-    let Some(addresses) = addresses else { return Ok(Ended::Drained) };
+    let Some(addresses) = addresses else { return Ok(ProcessEnd::Drained) };
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = keys::load(&config).context("the keys of tokens cannot be used")?;
@@ -86,7 +86,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
     let mesh = mesh::build::<AllLetters>(shards, RINGS)?;
-    let bridge = bridge::spawn(bridge::Equipment {
+    let bridge = bridge::spawn(bridge::BridgeSetup {
         config: config.clone(),
         issuer: keychain.issuer(),
         plan: Arc::clone(&plan),
@@ -94,11 +94,11 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         port: mesh.bridge,
     })?;
     let begun = unless_ended(&runtime, &mut signals, bridge.begun(), "the stores were still being opened");
-    let Some(bridge) = begun.transpose()? else { return Ok(Ended::Drained) };
+    let Some(bridge) = begun.transpose()? else { return Ok(ProcessEnd::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
     for (index, (access_log, port)) in access_logs.into_iter().zip(mesh.shards).enumerate() {
-        let equipment = worker::Equipment {
+        let equipment = worker::ShardSetup {
             index,
             plan: Arc::clone(&plan),
             keys: keychain.keys(),
@@ -126,7 +126,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     );
     let operators = admin.as_ref().and_then(|listener| listener.local_addr().ok());
     let public = listeners.clone();
-    let control = control::Equipment {
+    let control = control::ControlSetup {
         config,
         keychain,
         watch,
@@ -157,8 +157,8 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     }
     drop(claims);
     match ended {
-        Ended::Drained => tracing::info!("ended: every request under way was finished"),
-        Ended::Cut => tracing::warn!("ended: connections that were still open were cut"),
+        ProcessEnd::Drained => tracing::info!("ended: every request under way was finished"),
+        ProcessEnd::Cut => tracing::warn!("ended: connections that were still open were cut"),
     }
     Ok(ended)
 }
@@ -253,13 +253,13 @@ fn bind_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
 fn open_access_log(
     log: &config::Log,
     shards: usize,
-) -> anyhow::Result<(access_log::Writer, Vec<access_log::AccessLog>)> {
+) -> anyhow::Result<(access_log::AccessLogWriter, Vec<access_log::AccessLog>)> {
     let target = match &log.access {
-        config::AccessLog::Off => access_log::Target::Off,
-        config::AccessLog::Stdout => access_log::Target::Stdout,
-        config::AccessLog::File(path) => access_log::Target::File(path.clone()),
+        config::AccessLog::Off => access_log::LogTarget::Off,
+        config::AccessLog::Stdout => access_log::LogTarget::Stdout,
+        config::AccessLog::File(path) => access_log::LogTarget::File(path.clone()),
     };
-    let is_terminal = target == access_log::Target::Stdout && io::stdout().is_terminal();
+    let is_terminal = target == access_log::LogTarget::Stdout && io::stdout().is_terminal();
     let format = Format::wanted(log.format, is_terminal);
     access_log::spawn(&target, format, shards, log.buffer_bytes).map_err(|error| match &log.access {
         config::AccessLog::File(path) => {

@@ -26,13 +26,13 @@ pub(super) struct Operations<K, T> {
     wait_max: Duration,
     under_way: usize,
     /// In the order in which they came.
-    waiting: BTreeMap<u64, Waiting<K, T>>,
+    waiting: BTreeMap<u64, QueuedOperation<K, T>>,
     places: HashMap<K, u64>,
     came: u64,
 }
 
 #[derive(Debug)]
-struct Waiting<K, T> {
+struct QueuedOperation<K, T> {
     key: K,
     operation: T,
     /// Past this it is not begun any more.
@@ -61,7 +61,7 @@ impl<K: Copy + Eq + Hash, T> Operations<K, T> {
     pub(super) fn handle_ask(&mut self, came: Instant, key: K, operation: T) {
         self.came = self.came.wrapping_add(1);
         self.places.insert(key, self.came);
-        self.waiting.insert(self.came, Waiting { key, operation, until: came + self.wait_max });
+        self.waiting.insert(self.came, QueuedOperation { key, operation, until: came + self.wait_max });
     }
 
     /// Nobody waits for it any more. If it has begun it goes on.
@@ -83,7 +83,7 @@ impl<K: Copy + Eq + Hash, T> Operations<K, T> {
         if !is_late && self.under_way >= self.at_once_max {
             return None;
         }
-        let Waiting { key, operation, .. } = first.remove();
+        let QueuedOperation { key, operation, .. } = first.remove();
         self.places.remove(&key);
         if is_late {
             return Some(Next::Refuse(key));

@@ -21,25 +21,25 @@ pub(super) struct Revoking {
 }
 
 /// By the id of what is revoked: however many wait for the same, there is one of it.
-type Waited = HashMap<Box<str>, Rc<News>>;
+type Waited = HashMap<Box<str>, Rc<Notice>>;
 
 #[derive(Debug, Default)]
-struct News {
+struct Notice {
     is_told: Cell<bool>,
     came: Notify,
 }
 
 /// Waits for one revocation. Dropping it waits no longer.
 #[derive(Debug)]
-pub(super) struct Wait<'a> {
+pub(super) struct RevocationWait<'a> {
     of: &'a Local<Waited>,
     id: Box<str>,
-    news: Rc<News>,
+    news: Rc<Notice>,
 }
 
 impl Revoking {
     /// For an operation that revokes: to be waited for once it is done.
-    pub(super) fn expect(&self, operation: &Operation) -> Option<Wait<'_>> {
+    pub(super) fn expect(&self, operation: &Operation) -> Option<RevocationWait<'_>> {
         let (of, id) = match operation {
             Operation::Logout { sid, .. } | Operation::EndSession { sid, .. } => (&self.sessions, sid),
             Operation::LogoutAll { user } => (&self.users, user),
@@ -51,7 +51,7 @@ impl Revoking {
         };
         let id: Box<str> = id.as_str().into();
         let news = of.with(|waited| Rc::clone(waited.entry(id.clone()).or_default()));
-        Some(Wait { of, id, news })
+        Some(RevocationWait { of, id, news })
     }
 
     /// The shards have been told of this.
@@ -68,7 +68,7 @@ impl Revoking {
     }
 }
 
-impl Wait<'_> {
+impl RevocationWait<'_> {
     /// Until the shards have been told, since this was expected.
     pub(super) async fn told(&self) {
         // Whoever tells does so on this thread, and not between these two lines.
@@ -79,7 +79,7 @@ impl Wait<'_> {
     }
 }
 
-impl Drop for Wait<'_> {
+impl Drop for RevocationWait<'_> {
     fn drop(&mut self) {
         let Self { of, id, news } = self;
         of.with(|waited| {
@@ -106,7 +106,7 @@ mod tests {
         Operation::Logout { user: "7".to_owned(), sid: sid.to_owned() }
     }
 
-    fn is_told(wait: &Wait<'_>) -> bool {
+    fn is_told(wait: &RevocationWait<'_>) -> bool {
         pin!(wait.told()).poll(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 

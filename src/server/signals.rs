@@ -38,7 +38,7 @@ impl Signals {
                 Err(error) => return drop(begin.send(Err(error))),
             };
             runtime.block_on(async {
-                match Heard::new() {
+                match SignalStreams::new() {
                     Ok(heard) => {
                         // Whoever began this waits for it.
                         let _ = begin.send(Ok(()));
@@ -69,13 +69,13 @@ impl Signals {
 }
 
 /// What the kernel tells.
-struct Heard {
+struct SignalStreams {
     hangup: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
-impl Heard {
+impl SignalStreams {
     fn new() -> io::Result<Self> {
         Ok(Self {
             hangup: signal(SignalKind::hangup())?,
@@ -94,7 +94,7 @@ impl Heard {
 }
 
 /// Passes on what is heard. Once the process was asked to end twice it does.
-async fn listen(mut heard: Heard, tell: mpsc::UnboundedSender<Signalled>) {
+async fn listen(mut heard: SignalStreams, tell: mpsc::UnboundedSender<Signalled>) {
     let mut ends = 0;
     while ends < 2 {
         let signalled = heard.next().await;

@@ -29,12 +29,12 @@ const FRESH: Duration = Duration::from_millis(100);
 
 /// The clients that wait. One per process, on the bridge.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
-    all: Local<HashMap<ReplyTo, Rc<Client>>>,
+pub(super) struct WaitingClients {
+    all: Local<HashMap<ReplyTo, Rc<WaitingClient>>>,
 }
 
 /// One that waits.
-pub(super) struct Client {
+pub(super) struct WaitingClient {
     name: ReplyTo,
     bus: Bus<AllLetters>,
     /// Nothing is begun for it past this.
@@ -47,18 +47,27 @@ pub(super) struct Client {
     news: Notify,
 }
 
-impl std::fmt::Debug for Client {
+impl std::fmt::Debug for WaitingClient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Client").field("name", &self.name).field("has_left", &self.has_left).finish_non_exhaustive()
+        f.debug_struct("WaitingClient")
+            .field("name", &self.name)
+            .field("has_left", &self.has_left)
+            .finish_non_exhaustive()
     }
 }
 
-impl Waiting {
+impl WaitingClients {
     /// A client was there at `came`, and waits for what it asked until `until`.
-    pub(super) fn enter(&self, name: ReplyTo, bus: Bus<AllLetters>, came: Instant, until: Instant) -> Rc<Client> {
+    pub(super) fn enter(
+        &self,
+        name: ReplyTo,
+        bus: Bus<AllLetters>,
+        came: Instant,
+        until: Instant,
+    ) -> Rc<WaitingClient> {
         let (seen_at, asked_at) = (Cell::new(came), Cell::new(came));
         let (has_left, news) = (Cell::new(false), Notify::new());
-        let client = Rc::new(Client { name, bus, until, seen_at, asked_at, has_left, news });
+        let client = Rc::new(WaitingClient { name, bus, until, seen_at, asked_at, has_left, news });
         self.all.with(|all| all.insert(name, Rc::clone(&client)));
         client
     }
@@ -81,7 +90,7 @@ impl Waiting {
     }
 }
 
-impl Waiter for Rc<Client> {
+impl Waiter for Rc<WaitingClient> {
     fn waits_until(&self) -> Instant {
         self.until
     }

@@ -55,7 +55,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 const CUT_MAX: Duration = Duration::from_millis(500);
 
 /// What a shard is given when its thread begins.
-pub(super) struct Equipment {
+pub(super) struct ShardSetup {
     pub(super) index: usize,
     pub(super) plan: Arc<Plan>,
     pub(super) keys: Arc<KeySet>,
@@ -104,8 +104,8 @@ const SCRAPES_MAX: usize = 8;
 const OPERATIONS_MAX: usize = 4096;
 
 /// Runs a shard until it is told to stop.
-pub(super) async fn run(equipment: Equipment) {
-    let Equipment { index, plan, keys, revoked, port, board, listeners, access_log, flush_interval, seed } = equipment;
+pub(super) async fn run(equipment: ShardSetup) {
+    let ShardSetup { index, plan, keys, revoked, port, board, listeners, access_log, flush_interval, seed } = equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
@@ -376,7 +376,8 @@ impl Worker {
     /// Serves a connection that the board counts here already.
     fn serve(self: &Rc<Self>, accepted: Accepted) {
         let Accepted { fd, address, listener } = accepted;
-        let place = Place { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
+        let place =
+            OpenConnection { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
         let connected = match self.listeners[usize::from(listener)].kind {
             ListenerKind::Plain => TcpStream::from_fd(fd).map(|socket| (Stream::Plain(socket), Scheme::Http)),
         };
@@ -428,13 +429,13 @@ impl Worker {
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// A connection's place on its shard and on the board of all shards.
-struct Place {
+struct OpenConnection {
     slot: Slot,
     board: Arc<LoadBoard>,
     shard: usize,
 }
 
-impl Drop for Place {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.board.sub(self.shard);
     }

@@ -8,9 +8,9 @@ use std::time::Duration;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use tokio::sync::Notify;
 
-use super::rotation::{Rules, Session, Verdict, crowded_out, judge};
-use super::token::Said;
-use super::{Clock, Failure, Proof, Renewal};
+use super::rotation::{RefreshVerdict, Session, SessionRules, crowded_out, judge};
+use super::token::TokenContent;
+use super::{Clock, Proof, Renewal, SessionFailure};
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 use crate::embedded::{self, Component, Embedded, Fingerprint};
@@ -53,7 +53,7 @@ const CLEARED_MAX: i64 = 100;
 const PAGE: u16 = 1000;
 
 /// A part of the log.
-pub(super) struct Page {
+pub(super) struct LogPage {
     pub(super) entries: Vec<Revocation>,
     /// Where the next part begins, if there is one.
     pub(super) next: Option<i64>,
@@ -63,7 +63,7 @@ pub(super) struct Page {
 
 /// The embedded store as sessions use it. Lives on the bridge.
 #[derive(Clone)]
-pub(super) struct Store {
+pub(super) struct EmbeddedSessions {
     embedded: Embedded,
     /// How long an entry of the log matters.
     kept_ms: Rc<Cell<i64>>,
@@ -72,7 +72,7 @@ pub(super) struct Store {
     appended: Rc<Notify>,
 }
 
-impl Store {
+impl EmbeddedSessions {
     pub(super) fn new(embedded: Embedded, kept: Duration, clock: Clock) -> Self {
         Self { embedded, kept_ms: Rc::new(Cell::new(millis(kept))), clock, appended: Rc::new(Notify::new()) }
     }
@@ -87,7 +87,13 @@ impl Store {
     }
 
     /// Begins a session and says when.
-    pub(super) async fn create(&self, user: &str, sid: &str, note: &ClientNote, rules: Rules) -> Result<u64, Failure> {
+    pub(super) async fn create(
+        &self,
+        user: &str,
+        sid: &str,
+        note: &ClientNote,
+        rules: SessionRules,
+    ) -> Result<u64, SessionFailure> {
         let (log, now_ms) = (self.appending(user), self.now_ms());
         let (user, sid, note) = (user.to_owned(), sid.to_owned(), note.clone());
         self.change(move |db| {
@@ -113,7 +119,12 @@ impl Store {
         .await
     }
 
-    pub(super) async fn refresh(&self, said: &Said, note: &ClientNote, rules: Rules) -> Result<Renewal, Failure> {
+    pub(super) async fn refresh(
+        &self,
+        said: &TokenContent,
+        note: &ClientNote,
+        rules: SessionRules,
+    ) -> Result<Renewal, SessionFailure> {
         let (log, now_ms) = (self.appending(&said.user), self.now_ms());
         let (said, note) = (said.clone(), note.clone());
         self.change(move |db| {
@@ -124,7 +135,7 @@ impl Store {
             let began_ms = session.as_ref().map_or(0, |session| session.created_ms);
             let to_next = Renewal::To { began_ms, generation: said.generation.saturating_add(1) };
             Ok(match judge(session.as_ref(), said.generation, now_ms, &rules) {
-                Verdict::Renewed => {
+                RefreshVerdict::Renewed => {
                     db.prepare_cached(
                         "UPDATE sessions SET generation = generation + 1, rotated_ms = ?2, last_seen_ms = ?2,
                          user_agent = ?3, address = ?4 WHERE sid = ?1",
@@ -137,13 +148,13 @@ impl Store {
                     ))?;
                     to_next
                 }
-                Verdict::Again => to_next,
-                Verdict::Reused => {
+                RefreshVerdict::Again => to_next,
+                RefreshVerdict::Reused => {
                     log.append(db, Kind::Session, &said.sid, now_ms)?;
                     db.prepare_cached("DELETE FROM sessions WHERE sid = ?1")?.execute([&said.sid])?;
                     Renewal::Reused
                 }
-                Verdict::Invalid => Renewal::Invalid,
+                RefreshVerdict::Invalid => Renewal::Invalid,
             })
         })
         .await
@@ -156,8 +167,8 @@ impl Store {
         sid: &str,
         by: &str,
         proof: Proof,
-        rules: Rules,
-    ) -> Result<bool, Failure> {
+        rules: SessionRules,
+    ) -> Result<bool, SessionFailure> {
         let (log, now_ms) = (self.appending(by), self.now_ms());
         let (user, sid) = (user.to_owned(), sid.to_owned());
         self.change(move |db| {
@@ -177,7 +188,7 @@ impl Store {
 
     /// Whether the session has ended, or with no `sid` all that the user had when this one began. What the log has, its
     /// transaction has taken from the sessions too.
-    pub(super) async fn has_ended(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, Failure> {
+    pub(super) async fn has_ended(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, SessionFailure> {
         let (user, sid) = (user.to_owned(), sid.map(str::to_owned));
         let read = self.embedded.read(move |db| {
             if let Some(sid) = sid
@@ -191,7 +202,7 @@ impl Store {
         read.await.map_err(|error| told(&error))
     }
 
-    pub(super) async fn end_all(&self, user: &str, by: &str) -> Result<(), Failure> {
+    pub(super) async fn end_all(&self, user: &str, by: &str) -> Result<(), SessionFailure> {
         let (log, now_ms) = (self.appending(by), self.now_ms());
         let user = user.to_owned();
         self.change(move |db| {
@@ -204,18 +215,18 @@ impl Store {
         .await
     }
 
-    pub(super) async fn end_left(&self, user: &str, by: &str) -> Result<(), Failure> {
+    pub(super) async fn end_left(&self, user: &str, by: &str) -> Result<(), SessionFailure> {
         let owned = user.to_owned();
         let sessions = self.embedded.read(move |db| sessions_of(db, &owned)).await.map_err(|error| told(&error))?;
         if sessions.is_empty() { Ok(()) } else { self.end_all(user, by).await }
     }
 
-    pub(super) async fn append(&self, kind: Kind, id: &str, by: &str) -> Result<(), Failure> {
+    pub(super) async fn append(&self, kind: Kind, id: &str, by: &str) -> Result<(), SessionFailure> {
         let (log, now_ms, id) = (self.appending(by), self.now_ms(), id.to_owned());
         self.change(move |db| log.append(db, kind, &id, now_ms)).await
     }
 
-    pub(super) async fn list(&self, user: &str, rules: Rules) -> Result<Vec<Session>, Failure> {
+    pub(super) async fn list(&self, user: &str, rules: SessionRules) -> Result<Vec<Session>, SessionFailure> {
         let (user, now_ms) = (user.to_owned(), self.now_ms());
         let mut sessions = self.embedded.read(move |db| sessions_of(db, &user)).await.map_err(|error| told(&error))?;
         sessions.retain(|session| !session.is_over(now_ms, &rules));
@@ -223,7 +234,7 @@ impl Store {
     }
 
     /// The entries after this one.
-    pub(super) async fn read_log(&self, after: i64) -> Result<Page, Failure> {
+    pub(super) async fn read_log(&self, after: i64) -> Result<LogPage, SessionFailure> {
         let read = self.embedded.read(move |db| {
             let mut rows = db.prepare_cached(
                 "SELECT seq, kind, id, at_ms, by FROM revocations WHERE seq > ?1 ORDER BY seq LIMIT ?2",
@@ -233,7 +244,7 @@ impl Store {
                 .prepare_cached("SELECT seq FROM sqlite_sequence WHERE name = 'revocations'")?
                 .query_row([], |row| row.get(0))
                 .optional()?;
-            Ok(Page {
+            Ok(LogPage {
                 next: rows.last().filter(|_| rows.len() == usize::from(PAGE)).map(|(seq, _)| *seq),
                 entries: rows.into_iter().filter_map(|(_, entry)| entry).collect(),
                 last: last.unwrap_or(0),
@@ -260,7 +271,7 @@ impl Store {
     async fn change<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, SessionFailure> {
         let done = self.embedded.write(change).await;
         self.appended.notify_one();
         done.map_err(|error| told(&error))
@@ -292,7 +303,7 @@ impl Appending {
     }
 }
 
-fn clear_away(db: &Connection, now_ms: u64, rules: &Rules) -> rusqlite::Result<()> {
+fn clear_away(db: &Connection, now_ms: u64, rules: &SessionRules) -> rusqlite::Result<()> {
     let over = signed(now_ms.saturating_sub(rules.lifetime_ms));
     let mut delete = db.prepare_cached(
         "DELETE FROM sessions WHERE sid IN (SELECT sid FROM sessions WHERE created_ms <= ?1 LIMIT ?2)",
@@ -329,14 +340,14 @@ fn read_entry(row: &Row<'_>) -> rusqlite::Result<(i64, Option<Revocation>)> {
     Ok((row.get("seq")?, entry))
 }
 
-fn told(error: &embedded::Failure) -> Failure {
+fn told(error: &embedded::EmbeddedFailure) -> SessionFailure {
     match error {
-        embedded::Failure::Busy => Failure::Busy,
+        embedded::EmbeddedFailure::Busy => SessionFailure::Busy,
         // Why is told once by the store itself.
-        embedded::Failure::Away(..) | embedded::Failure::Slow => Failure::Away,
-        embedded::Failure::Query(_) | embedded::Failure::Panicked => {
+        embedded::EmbeddedFailure::Away(..) | embedded::EmbeddedFailure::Slow => SessionFailure::Away,
+        embedded::EmbeddedFailure::Query(_) | embedded::EmbeddedFailure::Panicked => {
             tracing::error!(%error, "the embedded store of sessions failed");
-            Failure::Away
+            SessionFailure::Away
         }
     }
 }

@@ -30,13 +30,13 @@ impl std::fmt::Display for EntryId {
 
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct LogEntry {
     pub(super) revocation: Revocation,
     /// Whose record has what is ended, if that is told.
     pub(super) user: Option<Box<str>>,
 }
 
-impl Entry {
+impl LogEntry {
     /// Whose record the second step changes; `None` where there is no second step.
     pub(super) fn record_of(&self) -> Option<&str> {
         let user = self.user.as_deref().filter(|user| is_user_id(user))?;
@@ -68,10 +68,10 @@ impl Entry {
 
 /// The entries that still matter. One per process.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct KnownRevocations {
     kept_ms: u64,
     /// One for each session and user, the latest: what several instances wrote back says nothing new.
-    entries: BTreeMap<EntryId, Entry>,
+    entries: BTreeMap<EntryId, LogEntry>,
     numbers: HashMap<(Kind, Box<str>), EntryId>,
     /// When each session was revoked.
     sessions: HashMap<Box<str>, u64>,
@@ -81,7 +81,7 @@ pub(super) struct Known {
     unfinished: HashSet<(Kind, Box<str>)>,
 }
 
-impl Known {
+impl KnownRevocations {
     pub(super) fn new(kept: Duration) -> Self {
         Self {
             kept_ms: millis(kept),
@@ -99,21 +99,21 @@ impl Known {
     }
 
     /// The entry of this one that was read, so that it would be written back.
-    pub(super) fn entry(&self, kind: Kind, whom: &str) -> Option<&Entry> {
+    pub(super) fn entry(&self, kind: Kind, whom: &str) -> Option<&LogEntry> {
         self.entries.get(self.numbers.get(&(kind, whom.into()))?)
     }
 
     /// This is all that is unfinished now.
-    pub(super) fn keep_unfinished<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) {
+    pub(super) fn keep_unfinished<'a>(&mut self, entries: impl Iterator<Item = &'a LogEntry>) {
         self.unfinished.clear();
-        for Entry { revocation, .. } in entries {
+        for LogEntry { revocation, .. } in entries {
             self.remember(revocation.kind, &revocation.id, revocation.at_ms);
             self.unfinished.insert((revocation.kind, revocation.id.clone()));
         }
     }
 
     /// Takes an entry in that was read; says whether it is new.
-    pub(super) fn read(&mut self, id: EntryId, entry: Entry) -> bool {
+    pub(super) fn read(&mut self, id: EntryId, entry: LogEntry) -> bool {
         let Revocation { kind, id: whom, at_ms, .. } = &entry.revocation;
         self.remember(*kind, whom, *at_ms);
         let number = self.numbers.entry((*kind, whom.clone())).or_insert(id);
@@ -147,7 +147,7 @@ impl Known {
     }
 
     /// What says that the session has ended, or for all sessions of the user that this one has, which began then.
-    pub(super) fn endings(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Vec<Entry> {
+    pub(super) fn endings(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Vec<LogEntry> {
         let of_session = sid.and_then(|sid| Some((Kind::Session, sid, *self.sessions.get(sid)?)));
         let of_user = self.user_ended_ms(user).filter(|at_ms| began_ms <= *at_ms);
         let known = of_session.into_iter().chain(of_user.map(|at_ms| (Kind::User, user, at_ms)));
@@ -156,7 +156,7 @@ impl Known {
                 let read = self.entry(kind, id).map(|entry| entry.revocation.clone());
                 let written = || Revocation { kind, id: id.into(), at_ms, by: Box::default() };
                 // The user is the one who asks: the log may not say whose session it was.
-                Entry { revocation: read.unwrap_or_else(written), user: Some(user.into()) }
+                LogEntry { revocation: read.unwrap_or_else(written), user: Some(user.into()) }
             })
             .collect()
     }
@@ -179,18 +179,18 @@ impl Known {
             // By when it was revoked: an entry that was written back is younger than what it says.
             at_ms >= oldest_ms || (!unfinished.is_empty() && unfinished.contains(&(kind, id.into())))
         };
-        entries.retain(|_, Entry { revocation, .. }| matters(revocation.kind, &revocation.id, revocation.at_ms));
+        entries.retain(|_, LogEntry { revocation, .. }| matters(revocation.kind, &revocation.id, revocation.at_ms));
         numbers.retain(|_, number| entries.contains_key(number));
         sessions.retain(|sid, at_ms| matters(Kind::Session, sid, *at_ms));
         users.retain(|user, at_ms| matters(Kind::User, user, *at_ms));
     }
 
     /// Takes the entries out that a whole reading of the log did not find, under whatever number.
-    pub(super) fn take_missing(&mut self, is_found: impl Fn(&Revocation) -> bool) -> Vec<Entry> {
+    pub(super) fn take_missing(&mut self, is_found: impl Fn(&Revocation) -> bool) -> Vec<LogEntry> {
         let missing: Vec<EntryId> =
             self.entries.iter().filter(|(_, entry)| !is_found(&entry.revocation)).map(|(number, _)| *number).collect();
-        let missing: Vec<Entry> = missing.iter().filter_map(|number| self.entries.remove(number)).collect();
-        for Entry { revocation, .. } in &missing {
+        let missing: Vec<LogEntry> = missing.iter().filter_map(|number| self.entries.remove(number)).collect();
+        for LogEntry { revocation, .. } in &missing {
             self.numbers.remove(&(revocation.kind, revocation.id.clone()));
         }
         missing
@@ -205,18 +205,18 @@ fn millis(duration: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn entry(kind: Kind, id: &str, at_ms: u64) -> Entry {
-        Entry { revocation: Revocation { kind, id: id.into(), at_ms, by: "test".into() }, user: None }
+    fn entry(kind: Kind, id: &str, at_ms: u64) -> LogEntry {
+        LogEntry { revocation: Revocation { kind, id: id.into(), at_ms, by: "test".into() }, user: None }
     }
 
     #[test]
     fn what_was_read_ends_sessions_until_it_is_too_old() {
-        let mut known = Known::new(Duration::from_secs(1));
+        let mut known = KnownRevocations::new(Duration::from_secs(1));
         assert!(known.read(EntryId(100, 0), entry(Kind::Session, "s_1", 100)));
         assert!(!known.read(EntryId(100, 0), entry(Kind::Session, "s_1", 100)), "it is known");
         known.read(EntryId(200, 0), entry(Kind::User, "42", 200));
         known.read(EntryId(300, 0), entry(Kind::Kick, "43", 300));
-        let ends = |known: &Known, user: &str, sid, began| known.ends(user, sid, began);
+        let ends = |known: &KnownRevocations, user: &str, sid, began| known.ends(user, sid, began);
         assert!(ends(&known, "7", "s_1", 900));
         assert!(ends(&known, "42", "s_2", 200) && !ends(&known, "42", "s_2", 201));
         assert!(!ends(&known, "43", "s_3", 0));
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn what_a_reading_did_not_find_is_missing_once() {
-        let mut known = Known::new(Duration::from_secs(1));
+        let mut known = KnownRevocations::new(Duration::from_secs(1));
         known.read(EntryId(1, 0), entry(Kind::Session, "s_1", 1));
         known.read(EntryId(1, 1), entry(Kind::Session, "s_2", 1));
         let is_found = |revocation: &Revocation| &*revocation.id == "s_1";
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn what_others_wrote_back_is_nothing_new_and_no_younger() {
-        let mut known = Known::new(Duration::from_secs(1));
+        let mut known = KnownRevocations::new(Duration::from_secs(1));
         assert!(known.read(EntryId(100, 0), entry(Kind::Session, "s_1", 100)));
         assert!(!known.read(EntryId(900, 0), entry(Kind::Session, "s_1", 100)), "the same under another number");
         assert!(known.read(EntryId(910, 0), entry(Kind::User, "42", 200)));

@@ -48,7 +48,7 @@ impl Freshness {
 
 /// What a look at the log found. Moves between threads.
 #[derive(Clone, Debug, Default)]
-pub struct Heard {
+pub struct LogUpdate {
     /// What was not told before, in the log's order. An entry may be told twice.
     pub entries: Vec<Revocation>,
     /// How fresh everything told so far is. It does not advance while the log cannot be read.
@@ -81,9 +81,9 @@ impl std::fmt::Debug for Follower {
 }
 
 impl Follower {
-    pub(super) fn embedded(store: embedded::Store) -> Self {
+    pub(super) fn embedded(store: embedded::EmbeddedSessions) -> Self {
         let (seen, read_at) = (None, clock::now());
-        let tail = Tail { store, position: 0, state: State::Unread, seen, read_at, ticks: None };
+        let tail = Tail { store, position: 0, state: LookResult::Unread, seen, read_at, ticks: None };
         Self { source: Source::Embedded(Box::new(tail)), freshness: Freshness::NEVER }
     }
 
@@ -98,7 +98,7 @@ impl Follower {
     /// not be): [`Freshness::NEVER`] in the first one says that it could not.
     ///
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Heard {
+    pub async fn next(&mut self) -> LogUpdate {
         let due = clock::now() + HEARTBEAT;
         let Self { source, freshness } = self;
         match source {
@@ -114,10 +114,10 @@ impl Follower {
 
 /// The end of the embedded log.
 struct Tail {
-    store: embedded::Store,
+    store: embedded::EmbeddedSessions,
     /// The last entry that was read.
     position: i64,
-    state: State,
+    state: LookResult,
     /// What the file system said before the log was last read to its end, where later changes show.
     seen: Option<Fingerprint>,
     read_at: Instant,
@@ -126,22 +126,22 @@ struct Tail {
 }
 
 impl Tail {
-    async fn next(&mut self, freshness: &mut Freshness, due: Instant) -> Heard {
+    async fn next(&mut self, freshness: &mut Freshness, due: Instant) -> LogUpdate {
         let ticks = self.ticks.get_or_insert_with(|| Ticks::every(LOOK_INTERVAL));
         loop {
             let before = self.state;
             let (looked_at, unix_now, print) = (clock::now(), clock::unix_now(), self.store.fingerprint());
             let is_due = looked_at.since(self.read_at) >= READ_INTERVAL;
-            if before != State::Current || is_due || print.is_none() || print != self.seen {
+            if before != LookResult::Current || is_due || print.is_none() || print != self.seen {
                 let Some((entries, end, looked_at)) = look(&self.store, self.position).await else {
-                    self.state = State::Away;
-                    if before != State::Away || clock::now() >= due {
-                        return Heard { freshness: *freshness, ..Heard::default() };
+                    self.state = LookResult::Away;
+                    if before != LookResult::Away || clock::now() >= due {
+                        return LogUpdate { freshness: *freshness, ..LogUpdate::default() };
                     }
                     ticks.tick().await;
                     continue;
                 };
-                let is_replay = before != State::Current;
+                let is_replay = before != LookResult::Current;
                 let is_lossy = end < self.position;
                 if is_lossy {
                     tracing::error!(
@@ -150,18 +150,18 @@ impl Tail {
                         "the log of revocations is not the one that was read before: was its file replaced?"
                     );
                 }
-                (self.position, self.state, self.read_at) = (end, State::Current, looked_at);
+                (self.position, self.state, self.read_at) = (end, LookResult::Current, looked_at);
                 self.seen = print.filter(|print| print.is_settled(unix_now));
                 *freshness = Freshness::at(looked_at);
                 if is_replay || is_lossy || !entries.is_empty() {
-                    return Heard { entries, freshness: *freshness, is_replay, is_lossy, clock_ahead_ms: 0 };
+                    return LogUpdate { entries, freshness: *freshness, is_replay, is_lossy, clock_ahead_ms: 0 };
                 }
             } else {
                 // Nobody has changed the file, so all that is in it is known.
                 *freshness = Freshness::at(looked_at);
             }
             if clock::now() >= due {
-                return Heard { freshness: *freshness, ..Heard::default() };
+                return LogUpdate { freshness: *freshness, ..LogUpdate::default() };
             }
             tokio::select! {
                 () = self.store.appended() => {}
@@ -173,7 +173,7 @@ impl Tail {
 
 /// How the latest look went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum LookResult {
     /// There was none.
     Unread,
     Current,
@@ -181,7 +181,7 @@ enum State {
 }
 
 /// Everything after the position, the new position, and since when that is complete; `None` if it cannot be read.
-async fn look(store: &embedded::Store, position: i64) -> Option<(Vec<Revocation>, i64, Instant)> {
+async fn look(store: &embedded::EmbeddedSessions, position: i64) -> Option<(Vec<Revocation>, i64, Instant)> {
     let mut entries = Vec::new();
     let mut position = position;
     loop {

@@ -20,8 +20,8 @@ mod token;
 mod unfinished;
 
 pub use embedded::COMPONENT;
-pub use log::{Follower, Freshness, Heard};
-pub use rotation::Rules;
+pub use log::{Follower, Freshness, LogUpdate};
+pub use rotation::SessionRules;
 pub use token::{Keyring, RefreshToken, TOKEN_CHARS_MAX};
 
 use std::rc::Rc;
@@ -38,7 +38,7 @@ use crate::embedded::Embedded;
 use crate::exchange::ClientNote;
 use crate::shard::Instant;
 use rotation::Session;
-use token::Said;
+use token::TokenContent;
 
 /// Bytes of a user's id that can have sessions.
 pub const USER_ID_BYTES_MAX: usize = 128;
@@ -48,7 +48,7 @@ const SESSION_ID_BYTES_MAX: usize = 64;
 
 /// A session that began.
 #[derive(Clone, Debug)]
-pub struct Begun {
+pub struct NewSession {
     /// Its id, for the token's `sid`.
     pub sid: String,
     /// When it began, in Unix milliseconds by the store's clock, for the token's `auth_time`.
@@ -87,7 +87,7 @@ pub struct Listed {
 
 /// Why nothing was done, or nobody knows what was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum SessionFailure {
     /// The store cannot be reached or did not answer in time: `503 dependency_unavailable`. A change may have been made;
     /// every one of them can be asked for again.
     #[error("the store of sessions is away")]
@@ -111,7 +111,7 @@ pub enum RefreshError {
     Reused,
     /// Nobody can tell now.
     #[error(transparent)]
-    Failed(#[from] Failure),
+    Failed(#[from] SessionFailure),
 }
 
 /// What tells the store's time; with `None` the store tells it itself. Tests turn it.
@@ -122,13 +122,13 @@ type Clock = Rc<dyn Fn() -> Option<u64>>;
 pub struct Sessions {
     store: Store,
     keys: Rc<Keyring>,
-    rules: Rules,
+    rules: SessionRules,
 }
 
 #[derive(Clone)]
 enum Store {
-    Embedded(embedded::Store),
-    Redis(Box<redis::Store>),
+    Embedded(embedded::EmbeddedSessions),
+    Redis(Box<redis::RedisSessions>),
 }
 
 impl std::fmt::Debug for Sessions {
@@ -141,7 +141,7 @@ impl Sessions {
     /// Sessions where the configuration has them. `embedded` has [`COMPONENT`]; `redis` is there where the configuration
     /// keeps sessions in it. The follower needs a `LocalSet`.
     pub fn open(config: &Config, embedded: &Embedded, redis: Option<&Redis>, keys: Keyring) -> Self {
-        let (rules, kept) = (Rules::from(&config.sessions), config.auth.revocations_kept());
+        let (rules, kept) = (SessionRules::from(&config.sessions), config.auth.revocations_kept());
         match (config.session_store(), redis) {
             (SessionStore::Redis, Some(redis)) => Self::redis(redis.clone(), keys, rules, kept),
             _ => Self::embedded(embedded.clone(), keys, rules, kept),
@@ -150,31 +150,32 @@ impl Sessions {
 
     /// Sessions in the embedded store, which has [`COMPONENT`]. Revocations are kept for `kept`: the longest life of an
     /// access token, leeway included.
-    pub fn embedded(store: Embedded, keys: Keyring, rules: Rules, kept: Duration) -> Self {
-        let store = Store::Embedded(embedded::Store::new(store, kept, Rc::new(|| None)));
+    pub fn embedded(store: Embedded, keys: Keyring, rules: SessionRules, kept: Duration) -> Self {
+        let store = Store::Embedded(embedded::EmbeddedSessions::new(store, kept, Rc::new(|| None)));
         Self { store, keys: Rc::new(keys), rules }
     }
 
     /// Sessions in Redis; else as [`Sessions::embedded`].
-    pub fn redis(redis: Redis, keys: Keyring, rules: Rules, kept: Duration) -> Self {
-        let store = Store::Redis(Box::new(redis::Store::new(redis, kept, Rc::new(|| None))));
+    pub fn redis(redis: Redis, keys: Keyring, rules: SessionRules, kept: Duration) -> Self {
+        let store = Store::Redis(Box::new(redis::RedisSessions::new(redis, kept, Rc::new(|| None))));
         Self { store, keys: Rc::new(keys), rules }
     }
 
     /// Begins a session. Where the user has as many as may be, the one that was not seen for longest ends.
     ///
     /// Dropping the future may leave a session that nobody holds a token of.
-    pub async fn create(&self, user: &str, note: &ClientNote) -> Result<Begun, Failure> {
+    pub async fn create(&self, user: &str, note: &ClientNote) -> Result<NewSession, SessionFailure> {
         if !is_user_id(user) {
-            return Err(Failure::UserId);
+            return Err(SessionFailure::UserId);
         }
         let sid = new_session_id();
         let began_ms = match &self.store {
             Store::Embedded(store) => store.create(user, &sid, note, self.rules).await?,
             Store::Redis(store) => store.create(user, &sid, note, self.rules).await?,
         };
-        let refresh_token = self.keys.issue(&Said { sid: sid.as_str().into(), user: user.into(), generation: 0 });
-        Ok(Begun { sid, began_ms, refresh_token })
+        let refresh_token =
+            self.keys.issue(&TokenContent { sid: sid.as_str().into(), user: user.into(), generation: 0 });
+        Ok(NewSession { sid, began_ms, refresh_token })
     }
 
     /// Renews the session that this token is of. The token is spent by it: presented again within the grace it is
@@ -194,7 +195,7 @@ impl Sessions {
         };
         match renewal {
             Renewal::To { began_ms, generation } => {
-                let refresh_token = self.keys.issue(&Said { generation, ..said.clone() });
+                let refresh_token = self.keys.issue(&TokenContent { generation, ..said.clone() });
                 Ok(Renewed { user: said.user.into(), sid: said.sid.into(), began_ms, refresh_token })
             }
             Renewal::Invalid => Err(RefreshError::Invalid),
@@ -212,7 +213,7 @@ impl Sessions {
 
     /// Ends a session that is known to be this user's, as a token's `sub` and `sid` are. The answer means that the
     /// revocation is durable, whether or not the session was still kept.
-    pub async fn end(&self, user: &str, sid: &str, by: &str) -> Result<(), Failure> {
+    pub async fn end(&self, user: &str, sid: &str, by: &str) -> Result<(), SessionFailure> {
         match &self.store {
             Store::Embedded(store) => store.end(user, sid, by, Proof::Given, self.rules).await.map(|_| ()),
             Store::Redis(store) => store.end(user, sid, by, Proof::Given, self.rules).await.map(|_| ()),
@@ -222,7 +223,7 @@ impl Sessions {
     /// Whether a session has ended, or, with no `sid`, all that the user had at `began_ms`: asked when their end is asked
     /// for again. It ends none. `true` means that the revocation is durable and nothing is left to be done. That the
     /// sessions are the user's is known from a token.
-    pub async fn end_again(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, Failure> {
+    pub async fn end_again(&self, user: &str, sid: Option<&str>, began_ms: u64) -> Result<bool, SessionFailure> {
         match &self.store {
             Store::Embedded(store) => store.has_ended(user, sid, began_ms).await,
             Store::Redis(store) => store.end_again(user, sid, began_ms, self.rules).await,
@@ -230,7 +231,7 @@ impl Sessions {
     }
 
     /// Ends a session if it is this user's; says whether it was.
-    pub async fn end_own(&self, user: &str, sid: &str, by: &str) -> Result<bool, Failure> {
+    pub async fn end_own(&self, user: &str, sid: &str, by: &str) -> Result<bool, SessionFailure> {
         if !is_user_id(user) || !is_session_id(sid) {
             return Ok(false);
         }
@@ -242,7 +243,7 @@ impl Sessions {
 
     /// Ends all sessions that the user has now, and revokes every token of theirs, those of other issuers included.
     /// Sessions that begin after the answer go on.
-    pub async fn end_all(&self, user: &str, by: &str) -> Result<(), Failure> {
+    pub async fn end_all(&self, user: &str, by: &str) -> Result<(), SessionFailure> {
         match &self.store {
             Store::Embedded(store) => store.end_all(user, by).await,
             Store::Redis(store) => store.end_all(user, by, self.rules).await,
@@ -251,7 +252,7 @@ impl Sessions {
 
     /// As [`Sessions::end_all`], for a user that may have been asked to leave before: where no session is left, nothing is
     /// written to the log again.
-    pub async fn end_left(&self, user: &str, by: &str) -> Result<(), Failure> {
+    pub async fn end_left(&self, user: &str, by: &str) -> Result<(), SessionFailure> {
         match &self.store {
             Store::Embedded(store) => store.end_left(user, by).await,
             Store::Redis(store) => store.end_left(user, by, self.rules).await,
@@ -267,7 +268,7 @@ impl Sessions {
     }
 
     /// Closes the user's live connections; sessions and tokens stay good.
-    pub async fn kick(&self, user: &str, by: &str) -> Result<(), Failure> {
+    pub async fn kick(&self, user: &str, by: &str) -> Result<(), SessionFailure> {
         match &self.store {
             Store::Embedded(store) => store.append(Kind::Kick, user, by).await,
             Store::Redis(store) => store.append(Kind::Kick, user, None, by, "").await.map(|_| ()),
@@ -275,7 +276,7 @@ impl Sessions {
     }
 
     /// The user's sessions, the latest first.
-    pub async fn list(&self, user: &str) -> Result<Vec<Listed>, Failure> {
+    pub async fn list(&self, user: &str) -> Result<Vec<Listed>, SessionFailure> {
         if !is_user_id(user) {
             return Ok(Vec::new());
         }
@@ -291,7 +292,7 @@ impl Sessions {
     pub fn follow(&self) -> Follower {
         match &self.store {
             Store::Embedded(store) => Follower::embedded(store.clone()),
-            Store::Redis(store) => Follower::redis(stream::Stream::new(redis::Store::clone(store), self.rules)),
+            Store::Redis(store) => Follower::redis(stream::Stream::new(redis::RedisSessions::clone(store), self.rules)),
         }
     }
 }

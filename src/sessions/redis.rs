@@ -14,10 +14,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::OnceCell;
 
-use super::known::{Entry, Known};
-use super::rotation::{Rules, Session};
-use super::token::Said;
-use super::{Clock, Failure, Proof, Renewal, is_user_id};
+use super::known::{KnownRevocations, LogEntry};
+use super::rotation::{Session, SessionRules};
+use super::token::TokenContent;
+use super::{Clock, Proof, Renewal, SessionFailure, is_user_id};
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 use crate::bus::redis::{self as bus, Link, Redis, Script};
@@ -36,31 +36,31 @@ const CREATE_TRIES: usize = 8;
 
 /// Redis as sessions use it. Lives on the bridge.
 #[derive(Clone)]
-pub(super) struct Store {
+pub(super) struct RedisSessions {
     pub(super) redis: Redis,
     scripts: Rc<Scripts>,
     /// How long an entry of the log matters.
     kept: Rc<Cell<Duration>>,
     clock: Clock,
-    pub(super) known: Rc<Local<Known>>,
+    pub(super) known: Rc<Local<KnownRevocations>>,
     revoking: Rc<Local<Revoking>>,
 }
 
 /// Sessions whose revocation is being written to the log.
-type Revoking = HashMap<Box<str>, Weak<OnceCell<Entry>>>;
+type Revoking = HashMap<Box<str>, Weak<OnceCell<LogEntry>>>;
 
 struct Scripts {
     record: Script,
     append: Script,
 }
 
-impl Store {
+impl RedisSessions {
     pub(super) fn new(redis: Redis, kept: Duration, clock: Clock) -> Self {
         let scripts = Scripts {
             record: Script::new(include_str!("record.lua")),
             append: Script::new(include_str!("append.lua")),
         };
-        let known = Rc::new(Local::new(Known::new(kept)));
+        let known = Rc::new(Local::new(KnownRevocations::new(kept)));
         let kept = Rc::new(Cell::new(kept));
         Self { redis, scripts: Rc::new(scripts), kept, clock, known, revoking: Rc::default() }
     }
@@ -72,7 +72,13 @@ impl Store {
     }
 
     /// Begins a session and says when.
-    pub(super) async fn create(&self, user: &str, sid: &str, note: &ClientNote, rules: Rules) -> Result<u64, Failure> {
+    pub(super) async fn create(
+        &self,
+        user: &str,
+        sid: &str,
+        note: &ClientNote,
+        rules: SessionRules,
+    ) -> Result<u64, SessionFailure> {
         let address = note.address.to_string();
         let most = rules.per_user_max.to_string();
         let mut may_go: Vec<String> = Vec::new();
@@ -104,17 +110,17 @@ impl Store {
                 _ => return Err(odd(&answer)),
             }
         }
-        Err(Failure::Busy)
+        Err(SessionFailure::Busy)
     }
 
     pub(super) async fn refresh(
         &self,
-        said: &Said,
+        said: &TokenContent,
         note: &ClientNote,
-        rules: Rules,
+        rules: SessionRules,
         until: Instant,
-    ) -> Result<Renewal, Failure> {
-        let Said { sid, user, generation } = said;
+    ) -> Result<Renewal, SessionFailure> {
+        let TokenContent { sid, user, generation } = said;
         let (generation, grace, address) =
             (generation.to_string(), rules.grace_ms.to_string(), note.address.to_string());
         let arguments = [sid, generation.as_str(), &grace, &note.user_agent, &address];
@@ -146,8 +152,8 @@ impl Store {
         sid: &str,
         by: &str,
         proof: Proof,
-        rules: Rules,
-    ) -> Result<bool, Failure> {
+        rules: SessionRules,
+    ) -> Result<bool, SessionFailure> {
         if proof == Proof::Wanted {
             let (_, sessions) = self.look(user, rules).await?;
             let Some(session) = sessions.iter().find(|session| session.sid == sid) else { return Ok(false) };
@@ -167,8 +173,8 @@ impl Store {
         user: &str,
         sid: Option<&str>,
         began_ms: u64,
-        rules: Rules,
-    ) -> Result<bool, Failure> {
+        rules: SessionRules,
+    ) -> Result<bool, SessionFailure> {
         let endings = self.known.with(|known| known.endings(user, sid, began_ms));
         for entry in &endings {
             self.finish(entry, rules).await.map_err(|error| told(&error))?;
@@ -176,7 +182,7 @@ impl Store {
         Ok(!endings.is_empty())
     }
 
-    pub(super) async fn end_all(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
+    pub(super) async fn end_all(&self, user: &str, by: &str, rules: SessionRules) -> Result<(), SessionFailure> {
         if !is_user_id(user) {
             return self.append(Kind::User, user, None, by, "").await.map(|_| ());
         }
@@ -189,7 +195,7 @@ impl Store {
     }
 
     /// As `end_all` if a session is left. If not, it only finishes what has ended already.
-    pub(super) async fn end_left(&self, user: &str, by: &str, rules: Rules) -> Result<(), Failure> {
+    pub(super) async fn end_left(&self, user: &str, by: &str, rules: SessionRules) -> Result<(), SessionFailure> {
         if !is_user_id(user) || !self.list(user, rules).await?.is_empty() {
             return self.end_all(user, by, rules).await;
         }
@@ -201,11 +207,11 @@ impl Store {
     }
 
     /// Appends the end of a session to the log, unless it is there: many may ask at once, and again.
-    async fn revoke(&self, sid: &str, by: &str, user: &str) -> Result<Entry, Failure> {
+    async fn revoke(&self, sid: &str, by: &str, user: &str) -> Result<LogEntry, SessionFailure> {
         // Only what was read: should Redis lose it, this instance writes it back. What it has just written itself and
         // not read yet would be lost.
         if let Some(entry) = self.known.with(|known| known.entry(Kind::Session, sid).cloned()) {
-            return Ok(Entry { user: Some(user.into()), ..entry });
+            return Ok(LogEntry { user: Some(user.into()), ..entry });
         }
         let written = self.revoking.with(|revoking| {
             revoking.retain(|_, written| written.strong_count() > 0);
@@ -217,7 +223,7 @@ impl Store {
     }
 
     /// The second step: what the log says has ended goes from the record, and the mark that it is to be done goes.
-    pub(super) async fn finish(&self, entry: &Entry, rules: Rules) -> Result<(), bus::Failure> {
+    pub(super) async fn finish(&self, entry: &LogEntry, rules: SessionRules) -> Result<(), bus::RedisFailure> {
         let Some(user) = entry.record_of() else { return Ok(()) };
         let Revocation { kind, id, at_ms, .. } = &entry.revocation;
         match kind {
@@ -230,22 +236,22 @@ impl Store {
     }
 
     /// Takes marks away. What fails here is done all the same: it is only done once more.
-    async fn unmark(&self, entries: &[Entry]) {
-        let marks: Vec<String> = entries.iter().filter_map(Entry::mark).collect();
+    async fn unmark(&self, entries: &[LogEntry]) {
+        let marks: Vec<String> = entries.iter().filter_map(LogEntry::mark).collect();
         if !marks.is_empty() {
             let _ = self.redis.ask::<u64>(redis::cmd("ZREM").arg(UNFINISHED).arg(marks)).await;
         }
     }
 
     /// The sessions that have not ended.
-    pub(super) async fn list(&self, user: &str, rules: Rules) -> Result<Vec<Session>, Failure> {
+    pub(super) async fn list(&self, user: &str, rules: SessionRules) -> Result<Vec<Session>, SessionFailure> {
         let (_, mut sessions) = self.look(user, rules).await?;
         self.known.with(|known| sessions.retain(|session| !known.ends(user, &session.sid, session.created_ms)));
         Ok(sessions)
     }
 
     /// The sessions whose record has them although the log says that they have ended.
-    async fn ended_in_record(&self, user: &str, rules: Rules) -> Result<Vec<Session>, Failure> {
+    async fn ended_in_record(&self, user: &str, rules: SessionRules) -> Result<Vec<Session>, SessionFailure> {
         let (_, mut sessions) = self.look(user, rules).await?;
         self.known.with(|known| sessions.retain(|session| known.ends(user, &session.sid, session.created_ms)));
         Ok(sessions)
@@ -259,11 +265,11 @@ impl Store {
         at_ms: Option<u64>,
         by: &str,
         user: &str,
-    ) -> Result<Entry, Failure> {
+    ) -> Result<LogEntry, SessionFailure> {
         let at_ms = at_ms.or_else(|| (self.clock)());
         let user = Some(user).filter(|user| !user.is_empty()).map(Into::into);
         let revocation = Revocation { kind, id: id.into(), at_ms: at_ms.unwrap_or(0), by: by.into() };
-        let mut entry = Entry { revocation, user };
+        let mut entry = LogEntry { revocation, user };
         let arguments = self.append_arguments(&entry, at_ms);
         let arguments = arguments.each_ref().map(String::as_str);
         let keys = [LOG, UNFINISHED];
@@ -275,14 +281,14 @@ impl Store {
     }
 
     /// Writes an entry to the log again, after the log has lost it.
-    pub(super) async fn write_back(&self, link: &mut Link, entry: &Entry) -> Result<(), bus::Failure> {
+    pub(super) async fn write_back(&self, link: &mut Link, entry: &LogEntry) -> Result<(), bus::RedisFailure> {
         let arguments = self.append_arguments(entry, Some(entry.revocation.at_ms));
         // Whenever it is done, it is what was true.
         let arguments: Vec<&str> = std::iter::once("").chain(arguments.iter().map(String::as_str)).collect();
         link.run::<String>(&self.scripts.append, &[LOG, UNFINISHED], &arguments).await.map(|_| ())
     }
 
-    fn append_arguments(&self, entry: &Entry, at_ms: Option<u64>) -> [String; 7] {
+    fn append_arguments(&self, entry: &LogEntry, at_ms: Option<u64>) -> [String; 7] {
         let Revocation { kind, id, by, .. } = &entry.revocation;
         let at_ms = at_ms.map_or_else(String::new, |at_ms| at_ms.to_string());
         let user = entry.user.as_deref().unwrap_or_default();
@@ -292,16 +298,16 @@ impl Store {
     }
 
     /// The time, and the sessions that are not over.
-    async fn look(&self, user: &str, rules: Rules) -> Result<(u64, Vec<Session>), Failure> {
+    async fn look(&self, user: &str, rules: SessionRules) -> Result<(u64, Vec<Session>), SessionFailure> {
         let answer = self.change(user, "look", rules, &[]).await.map_err(|error| told(&error))?;
         let [what, now_ms, text] = &answer[..] else { return Err(odd(&answer)) };
         let now_ms = number(now_ms)?;
         if what != "record" || text.is_empty() {
             return Ok((now_ms, Vec::new()));
         }
-        let record: Record = serde_json::from_str(text).map_err(|error| {
+        let record: UserRecord = serde_json::from_str(text).map_err(|error| {
             tracing::error!(user, %error, "the sessions of a user in Redis cannot be read");
-            Failure::Away
+            SessionFailure::Away
         })?;
         let sessions = record.sessions.into_iter().map(Session::from);
         Ok((now_ms, sessions.filter(|session| !session.is_over(now_ms, &rules)).collect()))
@@ -312,9 +318,9 @@ impl Store {
         &self,
         user: &str,
         what: &str,
-        rules: Rules,
+        rules: SessionRules,
         arguments: &[&str],
-    ) -> Result<Vec<String>, bus::Failure> {
+    ) -> Result<Vec<String>, bus::RedisFailure> {
         let (key, told_first) = (record_of(user), self.told_first(what, rules));
         let told_first = told_first.iter().map(String::as_str);
         let arguments: Vec<&str> = std::iter::once("").chain(told_first).chain(arguments.iter().copied()).collect();
@@ -327,10 +333,10 @@ impl Store {
         &self,
         user: &str,
         what: &str,
-        rules: Rules,
+        rules: SessionRules,
         arguments: &[&str],
         until: Instant,
-    ) -> Result<Vec<String>, Failure> {
+    ) -> Result<Vec<String>, SessionFailure> {
         let (key, told_first) = (record_of(user), self.told_first(what, rules));
         let arguments: Vec<&str> = told_first.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
         let changed = self.redis.run_in_time(&self.scripts.record, &[&key], &arguments, until).await;
@@ -338,7 +344,7 @@ impl Store {
     }
 
     /// What the script is told whatever it is to do.
-    fn told_first(&self, what: &str, rules: Rules) -> [String; 3] {
+    fn told_first(&self, what: &str, rules: SessionRules) -> [String; 3] {
         let now_ms = (self.clock)().map_or_else(String::new, |now_ms| now_ms.to_string());
         [what.to_owned(), now_ms, rules.lifetime_ms.to_string()]
     }
@@ -351,14 +357,14 @@ fn record_of(user: &str) -> String {
 
 /// A user's record, as other services may read it too.
 #[derive(Deserialize)]
-struct Record {
+struct UserRecord {
     #[serde(default)]
-    sessions: Vec<Stored>,
+    sessions: Vec<StoredSession>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Stored {
+struct StoredSession {
     sid: String,
     created_at: u64,
     last_seen: u64,
@@ -370,9 +376,9 @@ struct Stored {
     address: String,
 }
 
-impl From<Stored> for Session {
-    fn from(stored: Stored) -> Self {
-        let Stored { sid, created_at, last_seen, generation, rotated_at, user_agent, address } = stored;
+impl From<StoredSession> for Session {
+    fn from(stored: StoredSession) -> Self {
+        let StoredSession { sid, created_at, last_seen, generation, rotated_at, user_agent, address } = stored;
         Self {
             sid,
             created_ms: created_at,
@@ -385,16 +391,16 @@ impl From<Stored> for Session {
     }
 }
 
-fn number(text: &str) -> Result<u64, Failure> {
+fn number(text: &str) -> Result<u64, SessionFailure> {
     text.parse().map_err(|_| odd(&[text.to_owned()]))
 }
 
-fn odd(answer: &[String]) -> Failure {
+fn odd(answer: &[String]) -> SessionFailure {
     tracing::error!(words = answer.len(), "the script of sessions answered oddly");
-    Failure::Away
+    SessionFailure::Away
 }
 
 /// What is the matter is told by the connection itself, once for all who meet it.
-fn told(_: &bus::Failure) -> Failure {
-    Failure::Away
+fn told(_: &bus::RedisFailure) -> SessionFailure {
+    SessionFailure::Away
 }

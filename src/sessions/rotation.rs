@@ -10,7 +10,7 @@ use crate::config;
 
 /// What holds for all sessions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rules {
+pub struct SessionRules {
     /// A session ends this long after it began, however often it is renewed.
     pub lifetime_ms: u64,
     /// For so long a token that was just spent is answered with its successor.
@@ -19,7 +19,7 @@ pub struct Rules {
     pub per_user_max: usize,
 }
 
-impl Rules {
+impl SessionRules {
     /// Rules from durations.
     pub fn new(lifetime: Duration, grace: Duration, per_user_max: usize) -> Self {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
@@ -27,7 +27,7 @@ impl Rules {
     }
 }
 
-impl From<&config::Sessions> for Rules {
+impl From<&config::Sessions> for SessionRules {
     fn from(config: &config::Sessions) -> Self {
         Self::new(config.lifetime, config.refresh_grace, config.per_user_max)
     }
@@ -54,14 +54,14 @@ pub(super) struct Session {
 
 impl Session {
     /// Whether its time is up.
-    pub(super) const fn is_over(&self, now_ms: u64, rules: &Rules) -> bool {
+    pub(super) const fn is_over(&self, now_ms: u64, rules: &SessionRules) -> bool {
         now_ms >= self.created_ms.saturating_add(rules.lifetime_ms)
     }
 }
 
 /// What becomes of a refresh token that names this generation of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RefreshVerdict {
     /// It was the latest: now the next one is.
     Renewed,
     /// It was just spent: its successor is the latest and is answered again. Nothing changes.
@@ -73,24 +73,29 @@ pub(super) enum Verdict {
 }
 
 /// Judges a token against its session, if there still is one.
-pub(super) const fn judge(session: Option<&Session>, generation: u64, now_ms: u64, rules: &Rules) -> Verdict {
-    let Some(session) = session else { return Verdict::Invalid };
+pub(super) const fn judge(
+    session: Option<&Session>,
+    generation: u64,
+    now_ms: u64,
+    rules: &SessionRules,
+) -> RefreshVerdict {
+    let Some(session) = session else { return RefreshVerdict::Invalid };
     if session.is_over(now_ms, rules) || generation > session.generation {
         // From the future: the store lost renewals, as a failover to a stale replica does.
-        return Verdict::Invalid;
+        return RefreshVerdict::Invalid;
     }
     if generation == session.generation {
-        return Verdict::Renewed;
+        return RefreshVerdict::Renewed;
     }
     // A clock that was set back makes the grace longer, never shorter.
     let in_grace = now_ms <= session.rotated_ms.saturating_add(rules.grace_ms);
     // Two renewals or more behind is reuse even within the grace: whoever renewed every few seconds would otherwise keep a
     // stolen session for ever, while its owner's token only ever looked old. A tab that late logs in again.
-    if in_grace && generation + 1 == session.generation { Verdict::Again } else { Verdict::Reused }
+    if in_grace && generation + 1 == session.generation { RefreshVerdict::Again } else { RefreshVerdict::Reused }
 }
 
 /// Which of a user's sessions end so that one more may begin: those not seen for longest, the older first.
-pub(super) fn crowded_out(sessions: &[Session], now_ms: u64, rules: &Rules) -> Vec<String> {
+pub(super) fn crowded_out(sessions: &[Session], now_ms: u64, rules: &SessionRules) -> Vec<String> {
     let mut live: Vec<&Session> = sessions.iter().filter(|session| !session.is_over(now_ms, rules)).collect();
     let too_many = (live.len() + 1).saturating_sub(rules.per_user_max);
     live.sort_by(|one, two| key(one).cmp(&key(two)));
@@ -107,7 +112,7 @@ mod tests {
 
     use super::*;
 
-    const RULES: Rules = Rules { lifetime_ms: 100_000, grace_ms: 10_000, per_user_max: 3 };
+    const RULES: SessionRules = SessionRules { lifetime_ms: 100_000, grace_ms: 10_000, per_user_max: 3 };
 
     fn session(generation: u64, rotated_ms: u64) -> Session {
         Session {
@@ -124,15 +129,21 @@ mod tests {
     #[test]
     fn each_generation_has_its_verdict() {
         let of = |generation, now| judge(Some(&session(5, 50_000)), generation, now, &RULES);
-        assert_eq!(of(5, 50_000), Verdict::Renewed);
-        assert_eq!(of(5, 100_999), Verdict::Renewed, "however late");
-        assert_eq!(of(5, 101_000), Verdict::Invalid, "the session is over");
-        assert_eq!(of(4, 101_000), Verdict::Invalid, "the session is over");
-        assert_eq!(of(6, 50_000), Verdict::Invalid, "not issued yet");
-        assert_eq!((of(4, 50_000), of(4, 60_000), of(4, 60_001)), (Verdict::Again, Verdict::Again, Verdict::Reused));
-        assert_eq!((of(3, 60_000), of(3, 60_001), of(0, 60_001)), (Verdict::Reused, Verdict::Reused, Verdict::Reused));
-        assert_eq!(of(4, 0), Verdict::Again, "the clock was set back");
-        assert_eq!(judge(None, 5, 50_000, &RULES), Verdict::Invalid);
+        assert_eq!(of(5, 50_000), RefreshVerdict::Renewed);
+        assert_eq!(of(5, 100_999), RefreshVerdict::Renewed, "however late");
+        assert_eq!(of(5, 101_000), RefreshVerdict::Invalid, "the session is over");
+        assert_eq!(of(4, 101_000), RefreshVerdict::Invalid, "the session is over");
+        assert_eq!(of(6, 50_000), RefreshVerdict::Invalid, "not issued yet");
+        assert_eq!(
+            (of(4, 50_000), of(4, 60_000), of(4, 60_001)),
+            (RefreshVerdict::Again, RefreshVerdict::Again, RefreshVerdict::Reused)
+        );
+        assert_eq!(
+            (of(3, 60_000), of(3, 60_001), of(0, 60_001)),
+            (RefreshVerdict::Reused, RefreshVerdict::Reused, RefreshVerdict::Reused)
+        );
+        assert_eq!(of(4, 0), RefreshVerdict::Again, "the clock was set back");
+        assert_eq!(judge(None, 5, 50_000, &RULES), RefreshVerdict::Invalid);
     }
 
     #[test]
@@ -169,7 +180,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_token_has_one_successor_and_is_never_spent_twice(steps in steps()) {
-            let rules = Rules { lifetime_ms: u64::MAX, ..RULES };
+            let rules = SessionRules { lifetime_ms: u64::MAX, ..RULES };
             let mut now_ms = 1_000;
             let mut stored = Some(session(0, now_ms));
             let mut pockets = [0_u64; 3];
@@ -181,23 +192,23 @@ mod tests {
                         now_ms += after_ms;
                         let presented = pockets[client];
                         match judge(stored.as_ref(), presented, now_ms, &rules) {
-                            Verdict::Renewed => {
+                            RefreshVerdict::Renewed => {
                                 prop_assert_eq!(spent_at.len() as u64, presented, "each is spent once, in order");
                                 spent_at.push(now_ms);
                                 stored = Some(session(presented + 1, now_ms));
                                 pockets[client] = presented + 1;
                             }
-                            Verdict::Again => {
+                            RefreshVerdict::Again => {
                                 prop_assert!(now_ms - spent_at[usize::try_from(presented).unwrap()] <= rules.grace_ms);
                                 pockets[client] = presented + 1;
                             }
-                            Verdict::Reused => {
+                            RefreshVerdict::Reused => {
                                 let is_last = presented + 1 == spent_at.len() as u64;
                                 let since_ms = now_ms - spent_at[usize::try_from(presented).unwrap()];
                                 prop_assert!(!is_last || since_ms > rules.grace_ms, "two tabs are no thief");
                                 stored = None;
                             }
-                            Verdict::Invalid => prop_assert!(stored.is_none(), "it is of a session that there was"),
+                            RefreshVerdict::Invalid => prop_assert!(stored.is_none(), "it is of a session that there was"),
                         }
                     }
                 }

@@ -12,14 +12,14 @@ use redis::streams::StreamReadReply;
 use redis::{RedisError, Value, cmd, from_redis_value};
 use tokio::time::sleep;
 
-use super::known::{Entry, EntryId};
-use super::log::{Freshness, Heard};
-use super::redis::{LOG, Store};
-use super::rotation::Rules;
+use super::known::{EntryId, LogEntry};
+use super::log::{Freshness, LogUpdate};
+use super::redis::{LOG, RedisSessions};
+use super::rotation::SessionRules;
 use super::unfinished::Finisher;
 use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
-use crate::bus::redis::{Failure, Link};
+use crate::bus::redis::{Link, RedisFailure};
 use crate::shard::clock;
 
 /// How long the server holds a question when there is nothing new. Freshness advances each time, so this stays well below
@@ -34,7 +34,7 @@ const PAGE: usize = 1000;
 
 /// Reads the log.
 pub(super) struct Stream {
-    store: Store,
+    store: RedisSessions,
     finisher: Finisher,
     link: Option<Link>,
     /// The last entry that was read.
@@ -52,7 +52,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(store: Store, rules: Rules) -> Self {
+    pub(super) fn new(store: RedisSessions, rules: SessionRules) -> Self {
         Self {
             finisher: Finisher::new(store.clone(), rules),
             store,
@@ -69,7 +69,7 @@ impl Stream {
     }
 
     /// See [`super::Follower::next`].
-    pub(super) async fn next(&mut self) -> Heard {
+    pub(super) async fn next(&mut self) -> LogUpdate {
         if let Some(pause) = self.pause {
             sleep(pause).await;
         }
@@ -84,7 +84,7 @@ impl Stream {
                 heard
             }
             Err(failure) => {
-                if let Failure::Refused(error) = &failure
+                if let RedisFailure::Refused(error) = &failure
                     && !std::mem::replace(&mut self.is_refused, true)
                 {
                     tracing::error!(%error, "Redis refused to read the log of revocations");
@@ -96,17 +96,17 @@ impl Stream {
         }
     }
 
-    fn heard(&self, entries: Vec<Revocation>) -> Heard {
+    fn heard(&self, entries: Vec<Revocation>) -> LogUpdate {
         let (freshness, clock_ahead_ms) = (self.freshness, self.clock_ahead_ms);
-        Heard { entries, freshness, is_replay: false, is_lossy: false, clock_ahead_ms }
+        LogUpdate { entries, freshness, is_replay: false, is_lossy: false, clock_ahead_ms }
     }
 
     /// Connects and reads all of the log.
-    async fn catch_up(&mut self) -> Result<Heard, Failure> {
+    async fn catch_up(&mut self) -> Result<LogUpdate, RedisFailure> {
         let mut link = self.store.redis.address().connect(WAIT).await?;
         let now_ms = self.compare_clocks(&mut link).await?;
         self.store.known.with(|known| known.expire(now_ms));
-        let mut read: Vec<(EntryId, Entry)> = Vec::new();
+        let mut read: Vec<(EntryId, LogEntry)> = Vec::new();
         let mut position = EntryId::default();
         let looked_at = loop {
             let looked_at = clock::now();
@@ -119,7 +119,7 @@ impl Stream {
             }
         };
         let mut found: HashMap<(Kind, &str), u64> = HashMap::new();
-        for (_, Entry { revocation, .. }) in &read {
+        for (_, LogEntry { revocation, .. }) in &read {
             let at_ms = found.entry((revocation.kind, &revocation.id)).or_default();
             *at_ms = revocation.at_ms.max(*at_ms);
         }
@@ -160,12 +160,12 @@ impl Stream {
         self.position = position;
         self.link = Some(link);
         self.freshness = Freshness::at(looked_at);
-        Ok(Heard { is_replay: true, is_lossy, ..self.heard(entries) })
+        Ok(LogUpdate { is_replay: true, is_lossy, ..self.heard(entries) })
     }
 
     /// Waits for what is new, and answers when there was nothing for a while.
-    async fn wait(&mut self) -> Result<Heard, Failure> {
-        let Some(link) = &mut self.link else { return Err(Failure::Away(crate::bus::redis::Class::Unknown)) };
+    async fn wait(&mut self) -> Result<LogUpdate, RedisFailure> {
+        let Some(link) = &mut self.link else { return Err(RedisFailure::Away(crate::bus::redis::Outage::Unknown)) };
         // When it was asked, not when it was answered: this process may have stood still since the server looked.
         let mut looked_at = clock::now();
         let page = read_after(link, self.position, (!self.is_behind).then_some(WAIT)).await?;
@@ -206,7 +206,7 @@ impl Stream {
     }
 
     /// The entries that are new to this instance, or all of them.
-    fn take_in(&self, read: Vec<(EntryId, Entry)>, all: bool) -> Vec<Revocation> {
+    fn take_in(&self, read: Vec<(EntryId, LogEntry)>, all: bool) -> Vec<Revocation> {
         let mut new = Vec::new();
         self.store.known.with(|known| {
             for (id, entry) in read {
@@ -220,7 +220,7 @@ impl Stream {
     }
 
     /// The server's time; remembers how far it is ahead of ours.
-    async fn compare_clocks(&mut self, link: &mut Link) -> Result<u64, Failure> {
+    async fn compare_clocks(&mut self, link: &mut Link) -> Result<u64, RedisFailure> {
         let before = clock::unix_now();
         let (seconds, micros): (u64, u64) = link.ask(&cmd("TIME")).await?;
         let ours = (before + clock::unix_now()) / 2;
@@ -239,7 +239,7 @@ async fn read_after(
     link: &mut Link,
     position: EntryId,
     wait: Option<Duration>,
-) -> Result<Vec<(EntryId, Option<Entry>)>, Failure> {
+) -> Result<Vec<(EntryId, Option<LogEntry>)>, RedisFailure> {
     let mut command = cmd("XREAD");
     command.arg("COUNT").arg(PAGE);
     if let Some(wait) = wait {
@@ -256,7 +256,7 @@ async fn read_after(
                 let (whom, at_ms) = (field("id")?, field("at")?.parse().ok()?);
                 let by = field("by").unwrap_or_default();
                 let revocation = Revocation { kind, id: whom.into(), at_ms, by: by.into() };
-                Some(Entry { revocation, user: field("user").map(Into::into) })
+                Some(LogEntry { revocation, user: field("user").map(Into::into) })
             };
             Some((id, read()))
         })
@@ -264,9 +264,9 @@ async fn read_after(
 }
 
 /// The last number that the log gave and how many it ever gave; `None` if there is no log.
-async fn info(link: &mut Link) -> Result<Option<(EntryId, Option<u64>)>, Failure> {
+async fn info(link: &mut Link) -> Result<Option<(EntryId, Option<u64>)>, RedisFailure> {
     let mut info: HashMap<String, Value> = match link.ask(cmd("XINFO").arg("STREAM").arg(LOG)).await {
-        Err(Failure::Refused(error)) if is_no_such_key(&error) => return Ok(None),
+        Err(RedisFailure::Refused(error)) if is_no_such_key(&error) => return Ok(None),
         other => other?,
     };
     let last: Option<String> = info.remove("last-generated-id").and_then(|value| from_redis_value(value).ok());

@@ -46,7 +46,7 @@ impl fmt::Debug for RefreshToken {
 
 /// What a token says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Said {
+pub(super) struct TokenContent {
     /// The session.
     pub(super) sid: Box<str>,
     /// Its user.
@@ -83,7 +83,7 @@ impl Keyring {
     }
 
     /// The token for this generation of the session: always the same one for the same key.
-    pub(super) fn issue(&self, said: &Said) -> RefreshToken {
+    pub(super) fn issue(&self, said: &TokenContent) -> RefreshToken {
         let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX));
         bytes.push(VERSION);
         bytes.extend(said.generation.to_be_bytes());
@@ -97,7 +97,7 @@ impl Keyring {
     }
 
     /// What the token says, if one of the keys made it.
-    pub(super) fn check(&self, token: &str) -> Option<Said> {
+    pub(super) fn check(&self, token: &str) -> Option<TokenContent> {
         if token.len() > TOKEN_CHARS_MAX {
             return None;
         }
@@ -119,13 +119,13 @@ fn message(said: &[u8]) -> Vec<u8> {
 }
 
 /// Reads what a MAC vouched for; ours, yet perhaps of a version that is not known here.
-fn read(said: &[u8]) -> Option<Said> {
+fn read(said: &[u8]) -> Option<TokenContent> {
     let (&version, rest) = said.split_first()?;
     let (generation, rest) = rest.split_first_chunk()?;
     let (sid, rest) = read_id(rest)?;
     let (user, rest) = read_id(rest)?;
     let is_sound = version == VERSION && rest.is_empty() && is_session_id(sid) && is_user_id(user);
-    is_sound.then(|| Said { sid: sid.into(), user: user.into(), generation: u64::from_be_bytes(*generation) })
+    is_sound.then(|| TokenContent { sid: sid.into(), user: user.into(), generation: u64::from_be_bytes(*generation) })
 }
 
 fn read_id(bytes: &[u8]) -> Option<(&str, &[u8])> {
@@ -143,8 +143,8 @@ mod tests {
     const OLD: &[u8] = b"an old secret of 32 bytes or more";
     const NEW: &[u8] = b"a new secret of 32 bytes or more.";
 
-    fn said(generation: u64) -> Said {
-        Said { sid: "s_AAAAAAAAAAAAAAAAAAAAAA".into(), user: "42".into(), generation }
+    fn said(generation: u64) -> TokenContent {
+        TokenContent { sid: "s_AAAAAAAAAAAAAAAAAAAAAA".into(), user: "42".into(), generation }
     }
 
     #[test]
@@ -170,8 +170,8 @@ mod tests {
     #[test]
     fn ids_cannot_be_shifted_into_one_another() {
         let keys = Keyring::new(NEW, []);
-        let one = Said { sid: "s_ab".into(), user: "c".into(), generation: 0 };
-        let two = Said { sid: "s_a".into(), user: "bc".into(), generation: 0 };
+        let one = TokenContent { sid: "s_ab".into(), user: "c".into(), generation: 0 };
+        let two = TokenContent { sid: "s_a".into(), user: "bc".into(), generation: 0 };
         assert_ne!(keys.issue(&one), keys.issue(&two));
         assert_eq!(
             (keys.check(keys.issue(&one).reveal()), keys.check(keys.issue(&two).reveal())),
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn the_longest_ids_fit() {
         let keys = Keyring::new(NEW, []);
-        let said = Said {
+        let said = TokenContent {
             sid: format!("s_{}", "x".repeat(SESSION_ID_BYTES_MAX - 2)).into(),
             user: "u".repeat(USER_ID_BYTES_MAX).into(),
             generation: u64::MAX,

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use redis::cmd;
 
-use super::known::Entry;
-use super::redis::{Store, UNFINISHED};
-use super::rotation::Rules;
-use crate::bus::redis::{Failure, Link};
+use super::known::LogEntry;
+use super::redis::{RedisSessions, UNFINISHED};
+use super::rotation::SessionRules;
+use crate::bus::redis::{Link, RedisFailure};
 use crate::shard::Local;
 use crate::shard::clock::{self, Instant};
 
@@ -24,8 +24,8 @@ const PAGE: usize = 1000;
 
 /// Finishes what is half done. One per process.
 pub(super) struct Finisher {
-    store: Store,
-    rules: Rules,
+    store: RedisSessions,
+    rules: SessionRules,
     due: Instant,
     /// What was marked at the last look: whoever began it has had the time to finish it.
     seen: HashSet<String>,
@@ -35,20 +35,20 @@ pub(super) struct Finisher {
 #[derive(Default)]
 struct Work {
     /// What was marked twice.
-    marked: VecDeque<Entry>,
+    marked: VecDeque<LogEntry>,
     /// What may be half done, unmarked: an older version wrote it.
-    unmarked: VecDeque<Entry>,
+    unmarked: VecDeque<LogEntry>,
     is_under_way: bool,
     is_failing: bool,
 }
 
 impl Finisher {
-    pub(super) fn new(store: Store, rules: Rules) -> Self {
+    pub(super) fn new(store: RedisSessions, rules: SessionRules) -> Self {
         Self { store, rules, due: clock::now(), seen: HashSet::new(), work: Rc::default() }
     }
 
     /// Finishes these entries too, sooner or later.
-    pub(super) fn add(&mut self, entries: impl Iterator<Item = Entry>) {
+    pub(super) fn add(&mut self, entries: impl Iterator<Item = LogEntry>) {
         self.work.with(|work| work.unmarked.extend(entries.filter(|entry| entry.record_of().is_some())));
     }
 
@@ -58,12 +58,12 @@ impl Finisher {
     }
 
     /// Looks at the marks, and goes on with what is to be done.
-    pub(super) async fn look(&mut self, link: &mut Link) -> Result<(), Failure> {
+    pub(super) async fn look(&mut self, link: &mut Link) -> Result<(), RedisFailure> {
         let began = clock::now();
         let marks = match read(link).await {
             Ok(marks) => marks,
             // Redis does not let us read the marks. Nothing else needs that right, and what was known stays known.
-            Err(Failure::Refused(error)) => {
+            Err(RedisFailure::Refused(error)) => {
                 self.due = began + LOOK_INTERVAL;
                 self.work.with(|work| tell(work, Some(&error.to_string())));
                 return Ok(());
@@ -71,8 +71,8 @@ impl Finisher {
             Err(failure) => return Err(failure),
         };
         self.due = began + LOOK_INTERVAL * u32::try_from(1 + marks.len() / PAGE).unwrap_or(u32::MAX);
-        let entries: Vec<(&String, Entry)> =
-            marks.iter().filter_map(|mark| Some((mark, Entry::of_mark(mark)?))).collect();
+        let entries: Vec<(&String, LogEntry)> =
+            marks.iter().filter_map(|mark| Some((mark, LogEntry::of_mark(mark)?))).collect();
         self.store.known.with(|known| known.keep_unfinished(entries.iter().map(|(_, entry)| entry)));
         let old = entries.into_iter().filter(|(mark, _)| self.seen.contains(*mark)).map(|(_, entry)| entry);
         let is_idle = self.work.with(|work| {
@@ -92,7 +92,7 @@ impl Finisher {
 }
 
 /// Makes second steps, each once: what fails is there at the next look.
-async fn finish(store: &Store, rules: Rules, work: &Local<Work>) {
+async fn finish(store: &RedisSessions, rules: SessionRules, work: &Local<Work>) {
     let (mut finished, mut refused) = (0, None);
     let mut left = work.with(|work| work.marked.len() + work.unmarked.len().min(PAGE));
     while left > 0 {
@@ -124,7 +124,7 @@ async fn finish(store: &Store, rules: Rules, work: &Local<Work>) {
     work.with(|work| {
         work.is_under_way = false;
         let cause = refused.map(|failure| match failure {
-            Failure::Refused(error) => error.to_string(),
+            RedisFailure::Refused(error) => error.to_string(),
             other => other.to_string(),
         });
         tell(work, cause.as_deref());
@@ -146,16 +146,16 @@ fn tell(work: &mut Work, cause: Option<&str>) {
 }
 
 /// Marks with their times, as they are: anything may have been written there.
-type Page = Vec<(Vec<u8>, Vec<u8>)>;
+type Marks = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// All marks that there are meanwhile.
-async fn read(link: &mut Link) -> Result<HashSet<String>, Failure> {
+async fn read(link: &mut Link) -> Result<HashSet<String>, RedisFailure> {
     let mut marks = HashSet::new();
     let mut cursor = "0".to_owned();
     loop {
         // By their places one would miss some when others go.
         let command = cmd("ZSCAN").arg(UNFINISHED).arg(&cursor).arg("COUNT").arg(PAGE).clone();
-        let (next, page): (String, Page) = link.ask(&command).await?;
+        let (next, page): (String, Marks) = link.ask(&command).await?;
         // What is no text is none of ours, and holds up nothing that is.
         marks.extend(page.into_iter().filter_map(|(mark, _)| String::from_utf8(mark).ok()));
         if next == "0" {

@@ -15,13 +15,13 @@ const FIELDS_MAX: usize = 128;
 /// Buffers kept for the next: 4 MiB a shard. More are in use only while so many exchanges have bytes in flight.
 const KEPT_MAX: usize = 256;
 
-struct Pool {
+struct BufferPool {
     buffers: Vec<Vec<u8>>,
     fields: Vec<Vec<Field>>,
 }
 
 thread_local! {
-    static POOL: Local<Pool> = const { Local::new(Pool { buffers: Vec::new(), fields: Vec::new() }) };
+    static POOL: Local<BufferPool> = const { Local::new(BufferPool { buffers: Vec::new(), fields: Vec::new() }) };
 }
 
 /// An empty buffer with room for [`BUFFER_BYTES`].

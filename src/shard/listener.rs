@@ -223,17 +223,17 @@ impl Acceptor {
             }
             if stopping {
                 last_turns -= 1;
-                if last_turns == 0 || matches!(end, Turn::Empty) {
+                if last_turns == 0 || matches!(end, AcceptEnd::Empty) {
                     break;
                 }
             }
             match end {
-                Turn::Empty => {
+                AcceptEnd::Empty => {
                     self.listening.set_empty();
                     self.unless_stopped(self.listening.readable()).await.transpose()?;
                 }
-                Turn::Budget => task::yield_now().await,
-                Turn::Exhausted(error) => {
+                AcceptEnd::Budget => task::yield_now().await,
+                AcceptEnd::Exhausted(error) => {
                     if pressure.begins() {
                         self.count(|counts| counts.exhausted += 1);
                         tracing::warn!(%error, "cannot accept: raise the limit on open files or lower the connection limit");
@@ -241,7 +241,7 @@ impl Acceptor {
                     self.turn_one_away();
                     self.unless_stopped(timer::sleep(pressure.pause())).await;
                 }
-                Turn::Failed(error) => return Err(error.into()),
+                AcceptEnd::Failed(error) => return Err(error.into()),
             }
         }
         // Closes it for good, whatever descriptors of it the driver still holds.
@@ -317,7 +317,7 @@ fn spare_descriptor() -> io::Result<OwnedFd> {
 
 /// How a turn of accepting ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
+enum AcceptEnd {
     /// Nobody waits.
     Empty,
     /// There may be more; others first.
@@ -328,18 +328,22 @@ enum Turn {
     Failed(Errno),
 }
 
-fn turn<S>(budget: usize, mut accept: impl FnMut() -> Result<S, Errno>, mut take: impl FnMut(S)) -> Turn {
+fn turn<S>(budget: usize, mut accept: impl FnMut() -> Result<S, Errno>, mut take: impl FnMut(S)) -> AcceptEnd {
     for _ in 0..budget {
         match accept() {
             Ok(connection) => take(connection),
-            Err(Errno::AGAIN) => return Turn::Empty,
-            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => return Turn::Exhausted(error),
-            Err(error @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::FAULT)) => return Turn::Failed(error),
+            Err(Errno::AGAIN) => return AcceptEnd::Empty,
+            Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                return AcceptEnd::Exhausted(error);
+            }
+            Err(error @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::FAULT)) => {
+                return AcceptEnd::Failed(error);
+            }
             // accept(2): errors of the network, a firewall or a client that left belong to that one connection.
             Err(_) => {}
         }
     }
-    Turn::Budget
+    AcceptEnd::Budget
 }
 
 /// How long to leave a process alone that is out of descriptors. Trying on at once is 100,000 errors in 100 ms.
@@ -541,7 +545,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_turn(script: &[Result<u8, Errno>], expected: Turn, taken: &[u8]) {
+    fn check_turn(script: &[Result<u8, Errno>], expected: AcceptEnd, taken: &[u8]) {
         let mut script = script.iter().copied();
         let mut seen = Vec::new();
         let end = turn(3, || script.next().expect("it asked too often"), |one| seen.push(one));
@@ -550,18 +554,18 @@ mod tests {
 
     #[test]
     fn a_turn_ends_as_accept_says() {
-        check_turn(&[Err(Errno::AGAIN)], Turn::Empty, &[]);
-        check_turn(&[Ok(1), Ok(2), Err(Errno::AGAIN)], Turn::Empty, &[1, 2]);
-        check_turn(&[Ok(1), Ok(2), Ok(3)], Turn::Budget, &[1, 2, 3]);
-        check_turn(&[Err(Errno::CONNABORTED), Ok(1), Err(Errno::AGAIN)], Turn::Empty, &[1]);
+        check_turn(&[Err(Errno::AGAIN)], AcceptEnd::Empty, &[]);
+        check_turn(&[Ok(1), Ok(2), Err(Errno::AGAIN)], AcceptEnd::Empty, &[1, 2]);
+        check_turn(&[Ok(1), Ok(2), Ok(3)], AcceptEnd::Budget, &[1, 2, 3]);
+        check_turn(&[Err(Errno::CONNABORTED), Ok(1), Err(Errno::AGAIN)], AcceptEnd::Empty, &[1]);
         // A peer that aborts every connection does not keep the shard busy for ever.
-        check_turn(&[Err(Errno::CONNABORTED); 3], Turn::Budget, &[]);
-        check_turn(&[Err(Errno::INTR), Err(Errno::PERM), Err(Errno::HOSTUNREACH)], Turn::Budget, &[]);
-        check_turn(&[Ok(1), Err(Errno::MFILE)], Turn::Exhausted(Errno::MFILE), &[1]);
+        check_turn(&[Err(Errno::CONNABORTED); 3], AcceptEnd::Budget, &[]);
+        check_turn(&[Err(Errno::INTR), Err(Errno::PERM), Err(Errno::HOSTUNREACH)], AcceptEnd::Budget, &[]);
+        check_turn(&[Ok(1), Err(Errno::MFILE)], AcceptEnd::Exhausted(Errno::MFILE), &[1]);
         for error in [Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
-            check_turn(&[Err(error)], Turn::Exhausted(error), &[]);
+            check_turn(&[Err(error)], AcceptEnd::Exhausted(error), &[]);
         }
-        check_turn(&[Err(Errno::INVAL)], Turn::Failed(Errno::INVAL), &[]);
+        check_turn(&[Err(Errno::INVAL)], AcceptEnd::Failed(Errno::INVAL), &[]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub enum Refused {
 }
 
 /// A place in the queue, taken before the work is known. Dropping it gives it back.
-pub struct Place<S> {
+pub struct QueuePermit<S> {
     shared: Arc<Shared<S>>,
     /// Whether it is still ours to give back; a job takes it over.
     is_held: bool,
@@ -124,7 +124,7 @@ impl<S: 'static> Offload<S> {
     }
 
     /// Takes a place in the queue, or says when to try again.
-    pub fn reserve(&self) -> Result<Place<S>, Refused> {
+    pub fn reserve(&self) -> Result<QueuePermit<S>, Refused> {
         let mut queue = self.shared.lock();
         if queue.taken >= self.shared.waiting_max {
             let before = queue.jobs.len();
@@ -137,7 +137,7 @@ impl<S: 'static> Offload<S> {
         }
         queue.taken += 1;
         drop(queue);
-        Ok(Place { shared: Arc::clone(&self.shared), is_held: true })
+        Ok(QueuePermit { shared: Arc::clone(&self.shared), is_held: true })
     }
 
     /// How many pieces of work wait.
@@ -151,7 +151,7 @@ impl<S: 'static> Offload<S> {
     }
 }
 
-impl<S> Place<S> {
+impl<S> QueuePermit<S> {
     /// Does the work when its turn comes. Dropping the future before that leaves it undone.
     pub async fn run<T: Send + 'static>(
         mut self,
@@ -165,7 +165,7 @@ impl<S> Place<S> {
     }
 }
 
-impl<S> Drop for Place<S> {
+impl<S> Drop for QueuePermit<S> {
     fn drop(&mut self) {
         if self.is_held {
             self.shared.lock().taken -= 1;
@@ -225,9 +225,9 @@ impl<S> fmt::Debug for Offload<S> {
     }
 }
 
-impl<S> fmt::Debug for Place<S> {
+impl<S> fmt::Debug for QueuePermit<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Place").finish_non_exhaustive()
+        f.debug_struct("QueuePermit").finish_non_exhaustive()
     }
 }
 

@@ -43,7 +43,7 @@ struct Ends {
 struct Lent;
 
 #[derive(Debug)]
-struct Pool {
+struct PipePool {
     kept: Vec<Ends>,
     lent: usize,
     moved_bytes: u64,
@@ -52,8 +52,8 @@ struct Pool {
 }
 
 thread_local! {
-    static POOL: Local<Pool> =
-        const { Local::new(Pool { kept: Vec::new(), lent: 0, moved_bytes: 0, is_refused: false }) };
+    static POOL: Local<PipePool> =
+        const { Local::new(PipePool { kept: Vec::new(), lent: 0, moved_bytes: 0, is_refused: false }) };
 }
 
 /// An empty pipe; `None` when enough are lent, or the kernel gives none that is worth it.
@@ -161,7 +161,7 @@ mod tests {
 
     // The test runner gives each test its own thread, and with it its own pool.
 
-    fn pool<R>(look: impl FnOnce(&mut Pool) -> R) -> R {
+    fn pool<R>(look: impl FnOnce(&mut PipePool) -> R) -> R {
         POOL.with(|pool| pool.with(look))
     }
 

@@ -18,12 +18,12 @@ thread_local! {
     static BEGUN: Cell<u64> = const { Cell::new(0) };
     /// Whether turns begin only when they are asked for.
     static ON_REQUEST: Cell<bool> = const { Cell::new(false) };
-    static REQUESTS: Local<Requests> =
-        const { Local::new(Requests { is_asked: false, task: None, waiting: Vec::new() }) };
+    static REQUESTS: Local<TurnRequests> =
+        const { Local::new(TurnRequests { is_asked: false, task: None, waiting: Vec::new() }) };
 }
 
 /// Who asked for a turn. One per shard; in use on io_uring only.
-struct Requests {
+struct TurnRequests {
     /// There shall be another turn.
     is_asked: bool,
     /// The task that begins turns, while nobody asks.

@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::lines::{BlockingFile, Lines, Lost, newlines};
+use super::lines::{BlockingFile, LineWriter, Lost, newlines};
 use super::log::Format;
 use super::record::{LINE_MAX, Record, TimestampCache};
 
@@ -28,10 +28,10 @@ const NICENESS: i32 = 5;
 
 /// Where lines go.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum LogTarget {
     /// Standard output.
     Stdout,
-    /// A file, appended to; [`Writer::reopen`] follows a rotation.
+    /// A file, appended to; [`AccessLogWriter::reopen`] follows a rotation.
     File(PathBuf),
     /// Nowhere: [`AccessLog::line`] returns at once.
     Off,
@@ -40,7 +40,7 @@ pub enum Target {
 /// One shard's lines that are not written yet. One per shard; made on the main thread and moved there once.
 #[derive(Debug)]
 pub struct AccessLog {
-    link: Option<Link>,
+    link: Option<WriterChannel>,
     times: TimestampCache,
     buffer: Vec<u8>,
     /// Who waits for a first line.
@@ -52,13 +52,13 @@ pub struct AccessLog {
 
 /// A shard's end of the channels to and from the writer.
 #[derive(Debug)]
-struct Link {
+struct WriterChannel {
     shard: usize,
     format: Format,
     /// A buffer past this size is handed over.
     batch_bytes: usize,
     messages: SyncSender<Message>,
-    returned: Receiver<Returned>,
+    returned: Receiver<EmptyBuffer>,
 }
 
 #[derive(Debug)]
@@ -76,7 +76,7 @@ struct Batch {
 
 /// An empty buffer for the shard to fill again.
 #[derive(Debug)]
-struct Returned {
+struct EmptyBuffer {
     bytes: Vec<u8>,
     /// Lines that could not be written since the last one came back.
     lost: u64,
@@ -157,12 +157,12 @@ impl Drop for AccessLog {
 
 /// The writer's handle. One per process, with the main thread; without it the writer ends.
 #[derive(Debug)]
-pub struct Writer {
-    running: Option<Running>,
+pub struct AccessLogWriter {
+    running: Option<WriterThread>,
 }
 
 #[derive(Debug)]
-struct Running {
+struct WriterThread {
     /// Dropped to close.
     reopen: SyncSender<()>,
     messages: SyncSender<Message>,
@@ -174,20 +174,20 @@ struct Running {
 /// Opens the target and starts the writer, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
 /// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
 pub fn spawn(
-    target: &Target,
+    target: &LogTarget,
     format: Format,
     shards: usize,
     buffer_bytes: usize,
-) -> io::Result<(Writer, Vec<AccessLog>)> {
+) -> io::Result<(AccessLogWriter, Vec<AccessLog>)> {
     match target {
-        Target::Off => {
+        LogTarget::Off => {
             let logs = (0..shards).map(|_| AccessLog::off()).collect();
-            Ok((Writer { running: None }, logs))
+            Ok((AccessLogWriter { running: None }, logs))
         }
-        Target::Stdout => {
+        LogTarget::Stdout => {
             start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, format, shards, buffer_bytes)
         }
-        Target::File(path) => match standard(path) {
+        LogTarget::File(path) => match standard(path) {
             Some(descriptor) => start(File::from(descriptor?), None, format, shards, buffer_bytes),
             None => start(open(path)?, Some(path.clone()), format, shards, buffer_bytes),
         },
@@ -242,7 +242,7 @@ fn start(
     format: Format,
     shards: usize,
     buffer_bytes: usize,
-) -> io::Result<(Writer, Vec<AccessLog>)> {
+) -> io::Result<(AccessLogWriter, Vec<AccessLog>)> {
     let batch_bytes = BATCH_BYTES.min(buffer_bytes / BATCHES_MIN).max(1);
     let batches = (buffer_bytes / batch_bytes).max(BATCHES_MIN);
     let (messages, message_queue) = sync_channel(batches * shards.max(1));
@@ -253,10 +253,16 @@ fn start(
     let mut returns = Vec::with_capacity(shards);
     for shard in 0..shards {
         let (give_back, returned) = sync_channel(batches);
-        logs.push(AccessLog::new(Some(Link { shard, format, batch_bytes, messages: messages.clone(), returned })));
-        returns.push(Return { give_back, lost: 0 });
+        logs.push(AccessLog::new(Some(WriterChannel {
+            shard,
+            format,
+            batch_bytes,
+            messages: messages.clone(),
+            returned,
+        })));
+        returns.push(ReturnChannel { give_back, lost: 0 });
     }
-    let output = Lines::new(BlockingFile(output));
+    let output = LineWriter::new(BlockingFile(output));
     let mut writing =
         Writing { output, path, messages: message_queue, reopen: reopen_asked, returns, batches, failing: None };
     let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || {
@@ -265,11 +271,11 @@ fn start(
         writing.run();
         drop(end);
     })?;
-    Ok((Writer { running: Some(Running { reopen, messages, ended, thread }) }, logs))
+    Ok((AccessLogWriter { running: Some(WriterThread { reopen, messages, ended, thread }) }, logs))
 }
 
 impl AccessLog {
-    fn new(link: Option<Link>) -> Self {
+    fn new(link: Option<WriterChannel>) -> Self {
         Self {
             link,
             times: TimestampCache::default(),
@@ -281,7 +287,7 @@ impl AccessLog {
     }
 }
 
-impl Writer {
+impl AccessLogWriter {
     /// Opens the file anew, after whoever rotates logs has moved the old one away. Never waits.
     pub fn reopen(&self) {
         let Some(running) = &self.running else { return };
@@ -294,7 +300,7 @@ impl Writer {
     /// then the thread is left behind.
     #[must_use]
     pub fn close(self, bound: Duration) -> bool {
-        let Some(Running { reopen, messages, ended, thread }) = self.running else { return true };
+        let Some(WriterThread { reopen, messages, ended, thread }) = self.running else { return true };
         drop(reopen);
         let _ = messages.try_send(Message::Wake);
         match ended.recv_timeout(bound) {
@@ -306,11 +312,11 @@ impl Writer {
 
 /// What the thread owns.
 struct Writing {
-    output: Lines<BlockingFile>,
+    output: LineWriter<BlockingFile>,
     path: Option<PathBuf>,
     messages: Receiver<Message>,
     reopen: Receiver<()>,
-    returns: Vec<Return>,
+    returns: Vec<ReturnChannel>,
     /// Batches that one shard may have under way.
     batches: usize,
     /// Lines lost since writing began to fail.
@@ -318,8 +324,8 @@ struct Writing {
 }
 
 /// The way back to one shard.
-struct Return {
-    give_back: SyncSender<Returned>,
+struct ReturnChannel {
+    give_back: SyncSender<EmptyBuffer>,
     lost: u64,
 }
 
@@ -354,7 +360,7 @@ impl Writing {
         bytes.clear();
         let Some(back) = self.returns.get_mut(shard) else { return };
         let lost = std::mem::take(&mut back.lost) + lost;
-        if let Err(TrySendError::Full(returned)) = back.give_back.try_send(Returned { bytes, lost }) {
+        if let Err(TrySendError::Full(returned)) = back.give_back.try_send(EmptyBuffer { bytes, lost }) {
             // The shard has buffers enough; this one is freed, and the next tells what was lost.
             back.lost = returned.lost;
         }
@@ -380,7 +386,7 @@ impl Writing {
         let Some(path) = &self.path else { return };
         match open(path) {
             Ok(file) => {
-                self.output = Lines::new(BlockingFile(file));
+                self.output = LineWriter::new(BlockingFile(file));
                 tracing::info!(path = %path.display(), "access log: file reopened");
             }
             Err(error) => {
@@ -399,7 +405,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::telemetry::record::Place;
+    use crate::telemetry::record::RouteNames;
 
     /// Long enough for any machine: reached only by a test that fails.
     const PATIENCE: Duration = Duration::from_mins(1);
@@ -415,7 +421,7 @@ mod tests {
             method: b"GET",
             host: b"localhost",
             path,
-            place: Place::NONE,
+            place: RouteNames::NONE,
             instance: b"",
             protocol: "HTTP/1.1",
             status: 200,
@@ -516,7 +522,8 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, rotated) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
         fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
-        let (writer, mut logs) = spawn(&Target::File(path.clone()), Format::Json, 1, 64 * BATCH_BYTES).expect("a file");
+        let (writer, mut logs) =
+            spawn(&LogTarget::File(path.clone()), Format::Json, 1, 64 * BATCH_BYTES).expect("a file");
         logs[0].line(&record(b"/before"));
         flush_and_wait(&mut logs[0]);
         fs::rename(&path, &rotated).expect("rotated");
@@ -534,7 +541,7 @@ mod tests {
     #[test]
     fn what_the_system_refuses_is_counted() {
         let (writer, mut logs) =
-            spawn(&Target::File("/dev/full".into()), Format::Json, 1, 64 * BATCH_BYTES).expect("a device");
+            spawn(&LogTarget::File("/dev/full".into()), Format::Json, 1, 64 * BATCH_BYTES).expect("a device");
         let log = &mut logs[0];
         log.line(&record(b"/1"));
         log.line(&record(b"/2"));
@@ -552,7 +559,7 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_opened_is_said_at_the_start() {
-        let error = spawn(&Target::File("/nowhere/access.log".into()), Format::Json, 1, 64 * BATCH_BYTES)
+        let error = spawn(&LogTarget::File("/nowhere/access.log".into()), Format::Json, 1, 64 * BATCH_BYTES)
             .map(drop)
             .expect_err("no such folder");
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
@@ -560,7 +567,7 @@ mod tests {
 
     #[test]
     fn off_costs_nothing() {
-        let (writer, mut logs) = spawn(&Target::Off, Format::Json, 2, 64 * BATCH_BYTES).expect("nothing to open");
+        let (writer, mut logs) = spawn(&LogTarget::Off, Format::Json, 2, 64 * BATCH_BYTES).expect("nothing to open");
         logs[1].line(&record(b"/"));
         assert!(logs[1].is_off() && logs[1].buffer.capacity() == 0);
         assert!(writer.close(Duration::ZERO));

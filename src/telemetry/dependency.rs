@@ -15,7 +15,7 @@ pub enum Condition {
 
 /// What is to be said of a store: one line for each change, however many requests notice it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum ConditionChange {
     /// It is there for the first time.
     There,
     /// It is there again, or takes changes again.
@@ -28,11 +28,11 @@ pub enum News {
 
 /// What the log was told of a store.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Told(Option<Condition>);
+pub struct LoggedCondition(Option<Condition>);
 
-impl Told {
+impl LoggedCondition {
     /// It is so now: what is to be said of it, if anything.
-    pub fn change(&mut self, now: Condition) -> Option<News> {
+    pub fn change(&mut self, now: Condition) -> Option<ConditionChange> {
         let before = self.0;
         if before == Some(now) {
             return None;
@@ -45,10 +45,10 @@ impl Told {
         }
         self.0 = Some(now);
         Some(match now {
-            Condition::Up if before.is_none() => News::There,
-            Condition::Up => News::Back,
-            Condition::Refusing(class) => News::Refuses(class),
-            Condition::Away(class) => News::Gone(class),
+            Condition::Up if before.is_none() => ConditionChange::There,
+            Condition::Up => ConditionChange::Back,
+            Condition::Refusing(class) => ConditionChange::Refuses(class),
+            Condition::Away(class) => ConditionChange::Gone(class),
         })
     }
 }
@@ -93,19 +93,19 @@ mod tests {
 
     #[test]
     fn one_line_for_a_change_and_none_for_what_belongs_to_it() {
-        let mut told = Told::default();
+        let mut told = LoggedCondition::default();
         let conditions = [
-            (Condition::Up, Some(News::There)),
+            (Condition::Up, Some(ConditionChange::There)),
             (Condition::Up, None),
-            (Condition::Away("broken"), Some(News::Gone("broken"))),
+            (Condition::Away("broken"), Some(ConditionChange::Gone("broken"))),
             (Condition::Away("refused"), None),
             (Condition::Away("not_ready"), None),
-            (Condition::Up, Some(News::Back)),
-            (Condition::Away("timeout"), Some(News::Gone("timeout"))),
-            (Condition::Away("authentication"), Some(News::Gone("authentication"))),
-            (Condition::Refusing("read_only"), Some(News::Refuses("read_only"))),
+            (Condition::Up, Some(ConditionChange::Back)),
+            (Condition::Away("timeout"), Some(ConditionChange::Gone("timeout"))),
+            (Condition::Away("authentication"), Some(ConditionChange::Gone("authentication"))),
+            (Condition::Refusing("read_only"), Some(ConditionChange::Refuses("read_only"))),
             (Condition::Refusing("read_only"), None),
-            (Condition::Up, Some(News::Back)),
+            (Condition::Up, Some(ConditionChange::Back)),
         ];
         for (condition, news) in conditions {
             assert_eq!(told.change(condition), news, "{condition:?}");

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::histogram::{Histogram, Ladder};
 use super::metrics::{Counters, LimitCounters, Names, ProcessCounters, RouteCounters, UpstreamCounters};
-use super::table::{Kind, Metric, Per, Value, Values};
+use super::table::{Metric, MetricKind, Per, Value, Values};
 
 /// The `Content-Type` of the text.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -82,7 +82,7 @@ impl<'a> Family<'a> {
         out.push(' ');
         out.push_str(metric.kind.word());
         out.push('\n');
-        debug_assert!(metric.kind != Kind::Histogram || metric.by.is_none(), "a histogram has one label at most");
+        debug_assert!(metric.kind != MetricKind::Histogram || metric.by.is_none(), "a histogram has one label at most");
         Self { out, metric, names }
     }
 

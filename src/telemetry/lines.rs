@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// Whole lines going out, also past an error that cut one.
-pub(super) struct Lines<W> {
+pub(super) struct LineWriter<W> {
     output: W,
     /// Whether the last line was written in part.
     torn: bool,
@@ -21,7 +21,7 @@ pub(super) struct Lost {
     pub(super) cause: io::Error,
 }
 
-impl<W: Write> Lines<W> {
+impl<W: Write> LineWriter<W> {
     pub(super) const fn new(output: W) -> Self {
         Self { output, torn: false }
     }
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_torn_line_never_swallows_the_next() {
         let check = |script: Vec<Option<usize>>, taken: &str, lost: [u64; 2]| {
-            let mut lines = Lines::new(Scripted { script: script.clone().into_iter(), taken: Vec::new() });
+            let mut lines = LineWriter::new(Scripted { script: script.clone().into_iter(), taken: Vec::new() });
             let batches = [b"one\ntwo\n".as_slice(), b"three\n"];
             let counted = batches.map(|batch| lines.write(batch).map_or_else(|lost| lost.lines, |()| 0));
             assert_eq!((String::from_utf8_lossy(&lines.output.taken).as_ref(), counted), (taken, lost), "{script:?}");

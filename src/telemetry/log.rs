@@ -133,7 +133,7 @@ where
     F: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, F>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut said = Said::default();
+        let mut said = EventText::default();
         event.record(&mut said);
         let mut time = String::new();
         SystemTime.format_time(&mut Writer::new(&mut time))?;
@@ -167,13 +167,13 @@ fn harmless(text: &str) -> String {
 
 /// An event taken apart.
 #[derive(Default)]
-struct Said {
+struct EventText {
     message: String,
     /// ` key=value` for each of the others.
     fields: String,
 }
 
-impl Visit for Said {
+impl Visit for EventText {
     fn record_str(&mut self, field: &Field, value: &str) {
         let is_word = !value.is_empty() && !value.contains([' ', '"', '=']);
         match (field.name(), is_word) {

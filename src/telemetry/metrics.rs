@@ -5,8 +5,8 @@
 //! scrape asks each shard for a copy.
 
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
-use super::slots::{SLOTS_MAX, Slot, Slots};
-use super::table::{Field as _, Kind, Merge, Metric, Per, Value, Values, label, table};
+use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
+use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, label, table};
 
 label! {
     /// Why a fresh connection was closed unserved.
@@ -328,7 +328,7 @@ impl Default for Counters {
 #[derive(Clone, Copy, Debug)]
 pub struct Finished {
     /// The route's slot; [`OTHER`](super::slots::OTHER) when no route took it.
-    pub route: Slot,
+    pub route: MetricSlot,
     /// The answer's status; 0 when there was none.
     pub status: u16,
     /// From the request's first byte to the answer's last.
@@ -356,19 +356,19 @@ impl Counters {
 
     /// The counters of a route.
     #[inline]
-    pub fn route(&mut self, slot: Slot) -> &mut RouteCounters {
+    pub fn route(&mut self, slot: MetricSlot) -> &mut RouteCounters {
         at(&mut self.routes, slot)
     }
 
     /// The counters of an upstream.
     #[inline]
-    pub fn upstream(&mut self, slot: Slot) -> &mut UpstreamCounters {
+    pub fn upstream(&mut self, slot: MetricSlot) -> &mut UpstreamCounters {
         at(&mut self.upstreams, slot)
     }
 
     /// The counters of a limit.
     #[inline]
-    pub fn limit(&mut self, slot: Slot) -> &mut LimitCounters {
+    pub fn limit(&mut self, slot: MetricSlot) -> &mut LimitCounters {
         at(&mut self.limits, slot)
     }
 
@@ -420,7 +420,7 @@ impl Counters {
 
 /// The element of a slot. A slot that came before [`Counters::make_room`] did costs its first use an allocation.
 #[inline]
-fn at<T: Default>(elements: &mut Vec<T>, slot: Slot) -> &mut T {
+fn at<T: Default>(elements: &mut Vec<T>, slot: MetricSlot) -> &mut T {
     if slot.index() >= elements.len() {
         grow(elements, slot.index() + 1);
     }
@@ -446,11 +446,11 @@ fn status_class(status: u16) -> usize {
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// Routes by slot.
-    pub routes: Slots,
+    pub routes: MetricSlots,
     /// Upstreams by slot.
-    pub upstreams: Slots,
+    pub upstreams: MetricSlots,
     /// Limits by slot.
-    pub limits: Slots,
+    pub limits: MetricSlots,
     /// Codes of refusals by the number that [`Counters::reject`] takes.
     pub reject_codes: &'static [&'static str],
 }
@@ -515,8 +515,8 @@ mod tests {
             assert!(seen.insert(name), "{name} is declared twice");
             assert!(name.starts_with("shardgate_"), "{name} starts with shardgate_");
             assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}: [a-z_] only");
-            assert_eq!(metric.kind == Kind::Counter, name.ends_with("_total"), "{name}: counters end in _total");
-            assert!(metric.kind != Kind::Histogram || name.ends_with("_seconds"), "{name}: the unit is last");
+            assert_eq!(metric.kind == MetricKind::Counter, name.ends_with("_total"), "{name}: counters end in _total");
+            assert!(metric.kind != MetricKind::Histogram || name.ends_with("_seconds"), "{name}: the unit is last");
             assert!(metric.help.ends_with('.'), "{name}: the help is a sentence");
         }
     }
@@ -526,15 +526,15 @@ mod tests {
         fn check<const N: usize>(metrics: &[Metric], values: [Value<'_>; N]) {
             for (metric, value) in metrics.iter().zip(values) {
                 let suits = match value {
-                    Value::Count(_) => metric.kind == Kind::Counter && metric.by.is_none(),
-                    Value::Level(_) => metric.kind == Kind::Gauge && metric.by.is_none(),
+                    Value::Count(_) => metric.kind == MetricKind::Counter && metric.by.is_none(),
+                    Value::Level(_) => metric.kind == MetricKind::Gauge && metric.by.is_none(),
                     Value::Counts(counts) => match metric.by {
                         Some((_, Values::Fixed(values))) => counts.len() == values.len(),
                         Some((_, Values::RejectCodes)) => counts.len() == REJECT_CODES_MAX,
                         None => false,
                     },
                     Value::Requests(_) | Value::Own(_) | Value::Lifetimes(_) => {
-                        metric.kind == Kind::Histogram && metric.by.is_none()
+                        metric.kind == MetricKind::Histogram && metric.by.is_none()
                     }
                 };
                 assert!(suits, "{}: {:?} of {value:?}", metric.name, metric.kind);
@@ -549,7 +549,7 @@ mod tests {
 
     #[test]
     fn a_request_is_counted_where_it_belongs() {
-        let mut slots = Slots::default();
+        let mut slots = MetricSlots::default();
         let events = slots.claim("events");
         let mut counters = Counters::default();
         let finished = |route, status| Finished {
@@ -576,7 +576,7 @@ mod tests {
 
     #[test]
     fn shards_that_know_different_names_add_up() {
-        let mut slots = Slots::default();
+        let mut slots = MetricSlots::default();
         let (first, second) = (slots.claim("first"), slots.claim("second"));
         let (mut one, mut other) = (Counters::default(), Counters::default());
         one.upstream(first).retries = 1;

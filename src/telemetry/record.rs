@@ -45,7 +45,7 @@ pub struct Record<'a> {
     /// The path without the query, which may hold secrets.
     pub path: &'a [u8],
     /// The route that took it and the upstream it went to. Without an upstream no field about upstreams is written.
-    pub place: &'a Place,
+    pub place: &'a RouteNames,
     /// `host:port` of the instance that was asked last; empty when none was reached.
     pub instance: &'a [u8],
     /// `HTTP/1.1`, `HTTP/2`; a word of ours, written as it is.
@@ -80,14 +80,14 @@ pub struct Record<'a> {
 
 /// A route and its upstream as every line of theirs shows them, written once.
 #[derive(Debug, Default)]
-pub struct Place {
+pub struct RouteNames {
     json: Vec<u8>,
     /// For people: the upstream, else the route.
     text: Vec<u8>,
     has_upstream: bool,
 }
 
-impl Place {
+impl RouteNames {
     /// No route at all.
     pub const NONE: &Self = &Self { json: Vec::new(), text: Vec::new(), has_upstream: false };
 
@@ -324,8 +324,8 @@ mod tests {
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
 
-    fn place() -> &'static Place {
-        Box::leak(Box::new(Place::new("events", "ingestion")))
+    fn place() -> &'static RouteNames {
+        Box::leak(Box::new(RouteNames::new("events", "ingestion")))
     }
 
     fn record() -> Record<'static> {
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_refused_request_says_nothing_of_upstreams() {
-        let refused = Record { place: Place::NONE, status: 404, reason: "not_found", ..record() };
+        let refused = Record { place: RouteNames::NONE, status: 404, reason: "not_found", ..record() };
         check(
             &Record { trace_id: [0; 16], reason_detail: "no \"route\"\n", ..refused },
             &expect![[r#"

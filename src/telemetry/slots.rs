@@ -6,15 +6,15 @@
 use std::collections::HashMap;
 
 /// The slot of what has none of its own: requests that no route took, names past the bound.
-pub const OTHER: Slot = Slot(0);
+pub const OTHER: MetricSlot = MetricSlot(0);
 /// Names that one registry keeps, [`OTHER`] included. More would make a scrape long, and a reload with ever new names a leak.
 pub const SLOTS_MAX: usize = 1024;
 
 /// An index into the counters of routes or upstreams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Slot(u16);
+pub struct MetricSlot(u16);
 
-impl Slot {
+impl MetricSlot {
     /// The slot as an index, below [`SLOTS_MAX`].
     #[inline]
     pub const fn index(self) -> usize {
@@ -24,21 +24,21 @@ impl Slot {
 
 /// Names and their slots; append only. One per process and kind of name, with the control thread.
 #[derive(Clone, Debug)]
-pub struct Slots {
+pub struct MetricSlots {
     names: Vec<String>,
-    by_name: HashMap<String, Slot>,
+    by_name: HashMap<String, MetricSlot>,
 }
 
-impl Default for Slots {
+impl Default for MetricSlots {
     fn default() -> Self {
         // A route that somebody calls `other` counts there too: two series may not have one name.
         Self { names: vec!["other".to_owned()], by_name: HashMap::from([("other".to_owned(), OTHER)]) }
     }
 }
 
-impl Slots {
+impl MetricSlots {
     /// The slot of a name, a new one if it was never seen; [`OTHER`] when all are taken.
-    pub fn claim(&mut self, name: &str) -> Slot {
+    pub fn claim(&mut self, name: &str) -> MetricSlot {
         if let Some(&slot) = self.by_name.get(name) {
             return slot;
         }
@@ -46,8 +46,8 @@ impl Slots {
             return OTHER;
         };
         self.names.push(name.to_owned());
-        self.by_name.insert(name.to_owned(), Slot(slot));
-        Slot(slot)
+        self.by_name.insert(name.to_owned(), MetricSlot(slot));
+        MetricSlot(slot)
     }
 
     /// All names in the order of their slots.
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn a_name_keeps_its_slot() {
-        let mut slots = Slots::default();
+        let mut slots = MetricSlots::default();
         let (events, predict) = (slots.claim("events"), slots.claim("predict"));
         assert_eq!((events.index(), predict.index()), (1, 2));
         assert_eq!(slots.claim("events"), events);
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn names_past_the_bound_share_a_slot() {
-        let mut slots = Slots::default();
+        let mut slots = MetricSlots::default();
         for index in 1..SLOTS_MAX {
             assert_eq!(slots.claim(&format!("route-{index}")).index(), index);
         }

@@ -6,7 +6,7 @@ use super::histogram::{Histogram, Lifetimes, Own, Requests};
 
 /// What Prometheus is told a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Only rises, until the process ends.
     Counter,
     /// Rises and falls.
@@ -15,7 +15,7 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
+impl MetricKind {
     /// The word in `# TYPE`.
     pub const fn word(self) -> &'static str {
         match self {
@@ -69,7 +69,7 @@ pub struct Metric {
     /// The published name, its unit last.
     pub name: &'static str,
     /// Counter, gauge or histogram.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// What it counts.
     pub help: &'static str,
     /// What has a series of its own.
@@ -205,7 +205,7 @@ macro_rules! table {
             /// The rows of the table, in the order of [`Self::values`].
             pub const METRICS: &'static [Metric] = &[$(Metric {
                 name: $name,
-                kind: Kind::$kind,
+                kind: MetricKind::$kind,
                 help: $help.trim_ascii(),
                 per: Per::$per,
                 by: table!(@by $($label in $values)?),

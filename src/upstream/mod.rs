@@ -5,7 +5,7 @@
 
 mod balance;
 mod outlier;
-mod place;
+mod permit;
 mod pool;
 mod retry;
 mod send;
@@ -16,9 +16,9 @@ use std::{io, net::SocketAddr, rc::Rc, time::Duration};
 use balance::Candidate;
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
-use place::Place;
+use permit::RequestPermit;
 pub use pool::Caught;
-use pool::{Doubt, Pool};
+use pool::{ConnectionPool, Doubt};
 use retry::RetryBudget;
 pub use send::{Asker, Call};
 pub use streaming::{Streaming, SwitchedBackend};
@@ -66,11 +66,11 @@ pub struct BackendAddress {
 /// A named group of backends. One per shard; it outlives a reload that keeps its name.
 #[derive(Debug)]
 pub struct Upstream {
-    state: Local<State>,
+    state: Local<UpstreamState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct UpstreamState {
     settings: Settings,
     backends: Vec<Rc<Backend>>,
     budget: RetryBudget,
@@ -90,7 +90,7 @@ pub struct Backend {
 
 #[derive(Debug, Default)]
 struct BackendState {
-    pool: Pool,
+    pool: ConnectionPool,
     outlier: Outlier,
     in_flight: u32,
     last_error: Option<&'static str>,
@@ -234,7 +234,7 @@ impl Upstream {
     pub fn new(settings: Settings, seed: u64) -> Self {
         let budget = RetryBudget::new(settings.retry_percent, settings.retry_min_per_s, clock::now());
         let rng = fastrand::Rng::with_seed(seed);
-        let state = State {
+        let state = UpstreamState {
             settings,
             backends: Vec::new(),
             budget,
@@ -314,7 +314,7 @@ impl Upstream {
     /// Chooses one of these backends.
     fn choose_among(&self, now: Instant, is_meant: impl Fn(&Rc<Backend>) -> bool) -> Option<Rc<Backend>> {
         self.state.with(|state| {
-            let State { backends, rng, .. } = state;
+            let UpstreamState { backends, rng, .. } = state;
             let place = balance::choose(rng, backends.len(), |place| {
                 let backend = &backends[place];
                 let is_meant = is_meant(backend);

@@ -39,7 +39,7 @@ pub(super) enum Doubt {
 
 /// One per backend and shard.
 #[derive(Debug)]
-pub(super) struct Pool {
+pub(super) struct ConnectionPool {
     /// In the order in which they came back, or were let in.
     idle: Vec<Idle>,
     /// Held out; in the order in which they are let in.
@@ -80,7 +80,7 @@ struct Held {
     ends_at: Instant,
 }
 
-impl Default for Pool {
+impl Default for ConnectionPool {
     fn default() -> Self {
         Self {
             idle: Vec::new(),
@@ -92,7 +92,7 @@ impl Default for Pool {
     }
 }
 
-impl Pool {
+impl ConnectionPool {
     /// The connection that came back last and is still good. Those found dead are closed.
     ///
     /// None that came back in this turn: what its backend sent behind the answer, unasked or because it gave a body to a

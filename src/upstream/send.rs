@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Failure, Lease, Place, Streaming, Trail, Upstream, streaming::Upload};
+use super::{Backend, Failure, Lease, RequestPermit, Streaming, Trail, Upstream, streaming::Upload};
 use crate::{
     net::{AnswerLimits, BodyFailure, ClientConnection, Progress, RequestBody, Writer, recycle},
     proto::{
@@ -261,7 +261,7 @@ fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
 /// What one attempt has done, for the decision whether there may be another.
 struct Attempt<'p> {
     began: Instant,
-    place: &'p mut Place,
+    place: &'p mut RequestPermit,
     writer: Option<Writer>,
     has_answered: bool,
 }
@@ -282,7 +282,7 @@ struct Wait<'a, A> {
     answers: AnswerLimits,
     call: &'a Call,
     asker: &'a A,
-    place: &'a mut Place,
+    place: &'a mut RequestPermit,
     began: Instant,
     /// It was polled before, so that time may have passed.
     has_waited: bool,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Call, Lease, Place, pool::Doubt};
+use super::{Call, Lease, RequestPermit, pool::Doubt};
 use crate::{
     net::{AnswerBody, ClientError, Cut, Io, Progress, RequestBody, Writer},
     proto::{
@@ -47,7 +47,7 @@ pub struct Streaming {
 #[derive(Debug)]
 struct Hold {
     lease: Lease,
-    place: Place,
+    place: RequestPermit,
 }
 
 /// A backend's end of a connection that has switched protocols. It is under way on its upstream until it is dropped.
@@ -97,7 +97,7 @@ fn doubt_about(answer: &ResponseHead) -> Option<Doubt> {
 impl Streaming {
     pub(super) fn new(
         lease: Lease,
-        place: Place,
+        place: RequestPermit,
         upload: Option<Box<Upload>>,
         answer: &ResponseHead,
         call: &Call,

@@ -2,8 +2,8 @@
 
 use rusqlite::{OptionalExtension as _, Row};
 
-use super::{Change, Failure, NewUser};
-use crate::accounts::password::Stored;
+use super::{NewUser, StoreFailure, UserChange};
+use crate::accounts::password::StoredHash;
 use crate::accounts::user::User;
 use crate::embedded::{self, Component, Embedded};
 use crate::shard::clock;
@@ -25,18 +25,18 @@ pub const COMPONENT: Component = Component {
 
 const COLUMNS: &str = "id, email, role, permissions, password_hash, disabled, created_at, updated_at";
 
-impl From<embedded::Failure> for Failure {
-    fn from(failure: embedded::Failure) -> Self {
+impl From<embedded::EmbeddedFailure> for StoreFailure {
+    fn from(failure: embedded::EmbeddedFailure) -> Self {
         match failure {
-            embedded::Failure::Busy => Self::Busy,
-            embedded::Failure::Slow => Self::Away("timeout"),
-            embedded::Failure::Away(class, _) => Self::Away(class.word()),
+            embedded::EmbeddedFailure::Busy => Self::Busy,
+            embedded::EmbeddedFailure::Slow => Self::Away("timeout"),
+            embedded::EmbeddedFailure::Away(class, _) => Self::Away(class.word()),
             _ if failure.is_conflict() => Self::Taken,
-            embedded::Failure::Query(error) => {
+            embedded::EmbeddedFailure::Query(error) => {
                 tracing::error!(%error, "the embedded store refused a statement about users");
                 Self::Away("statement")
             }
-            embedded::Failure::Panicked => Self::Away("panic"),
+            embedded::EmbeddedFailure::Panicked => Self::Away("panic"),
         }
     }
 }
@@ -49,7 +49,7 @@ fn user(row: &Row<'_>) -> rusqlite::Result<User> {
         role: row.get(2)?,
         // Somebody wrote it by hand, and nothing is permitted by it.
         permissions: serde_json::from_str(&permissions).unwrap_or_default(),
-        password: row.get::<_, Option<String>>(4)?.map(Stored::new),
+        password: row.get::<_, Option<String>>(4)?.map(StoredHash::new),
         is_disabled: row.get(5)?,
         created_ms: row.get::<_, i64>(6)?.try_into().unwrap_or(0),
         updated_ms: row.get::<_, i64>(7)?.try_into().unwrap_or(0),
@@ -60,7 +60,7 @@ fn now_ms() -> i64 {
     i64::try_from(clock::unix_now().as_millis()).unwrap_or(i64::MAX)
 }
 
-async fn find(store: &Embedded, column: &'static str, value: &str) -> Result<Option<User>, Failure> {
+async fn find(store: &Embedded, column: &'static str, value: &str) -> Result<Option<User>, StoreFailure> {
     let value = value.to_owned();
     let query = move |connection: &rusqlite::Connection| {
         let mut statement = connection.prepare_cached(&format!("SELECT {COLUMNS} FROM users WHERE {column} = ?1"))?;
@@ -69,15 +69,15 @@ async fn find(store: &Embedded, column: &'static str, value: &str) -> Result<Opt
     Ok(store.read(query).await?)
 }
 
-pub(super) async fn by_email(store: &Embedded, email: &str) -> Result<Option<User>, Failure> {
+pub(super) async fn by_email(store: &Embedded, email: &str) -> Result<Option<User>, StoreFailure> {
     find(store, "email", email).await
 }
 
-pub(super) async fn by_id(store: &Embedded, id: &str) -> Result<Option<User>, Failure> {
+pub(super) async fn by_id(store: &Embedded, id: &str) -> Result<Option<User>, StoreFailure> {
     find(store, "id", id).await
 }
 
-pub(super) async fn list(store: &Embedded, after: &str, limit: u32) -> Result<Vec<User>, Failure> {
+pub(super) async fn list(store: &Embedded, after: &str, limit: u32) -> Result<Vec<User>, StoreFailure> {
     let after = after.to_owned();
     let query = move |connection: &rusqlite::Connection| {
         let sql = format!("SELECT {COLUMNS} FROM users WHERE email > ?1 ORDER BY email LIMIT ?2");
@@ -90,7 +90,7 @@ fn json(permissions: &[String]) -> String {
     serde_json::to_string(permissions).expect("texts are JSON")
 }
 
-pub(super) async fn add(store: &Embedded, new: NewUser) -> Result<(), Failure> {
+pub(super) async fn add(store: &Embedded, new: NewUser) -> Result<(), StoreFailure> {
     let insert = move |connection: &rusqlite::Connection| {
         let NewUser { id, email, role, permissions, password } = &new;
         let sql = "INSERT INTO users (id, email, role, permissions, password_hash, created_at, updated_at)
@@ -100,18 +100,20 @@ pub(super) async fn add(store: &Embedded, new: NewUser) -> Result<(), Failure> {
     Ok(store.write(insert).await?)
 }
 
-pub(super) async fn change(store: &Embedded, id: &str, change: Change) -> Result<bool, Failure> {
+pub(super) async fn change(store: &Embedded, id: &str, change: UserChange) -> Result<bool, StoreFailure> {
     let id = id.to_owned();
     let update = move |connection: &rusqlite::Connection| {
         let now = now_ms();
         let changed = match &change {
-            Change::Password(new) => connection.execute(&touching("password_hash = ?3"), (&id, now, new.as_str())),
-            Change::Role { role, permissions } => {
+            UserChange::Password(new) => connection.execute(&touching("password_hash = ?3"), (&id, now, new.as_str())),
+            UserChange::Role { role, permissions } => {
                 connection.execute(&touching("role = ?3, permissions = ?4"), (&id, now, role, json(permissions)))
             }
-            Change::Disabled(is_disabled) => connection.execute(&touching("disabled = ?3"), (&id, now, is_disabled)),
+            UserChange::Disabled(is_disabled) => {
+                connection.execute(&touching("disabled = ?3"), (&id, now, is_disabled))
+            }
             // The password is the same, so nothing that others look at has changed.
-            Change::Rehash { old, new } => connection.execute(
+            UserChange::Rehash { old, new } => connection.execute(
                 "UPDATE users SET password_hash = ?1 WHERE id = ?2 AND password_hash = ?3",
                 (new.as_str(), &id, old.as_str()),
             ),
@@ -126,6 +128,6 @@ fn touching(set: &str) -> String {
     format!("UPDATE users SET {set}, updated_at = max(?2, updated_at + 1) WHERE id = ?1")
 }
 
-pub(super) async fn probe(store: &Embedded) -> Result<(), Failure> {
+pub(super) async fn probe(store: &Embedded) -> Result<(), StoreFailure> {
     Ok(store.probe_if_due().await?)
 }

@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use crate::embedded::Embedded;
 
-use super::password::Stored;
+use super::password::StoredHash;
 use super::user::User;
 
 /// The users. Lives on the bridge, or in a command.
 #[derive(Debug)]
-pub enum Store {
+pub enum UserStore {
     /// In the file in the data directory.
     Embedded(Embedded),
     /// In a table of a PostgreSQL server, which other services read as well.
@@ -25,7 +25,7 @@ pub enum Store {
 
 /// Why a store did not do what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum StoreFailure {
     /// It cannot be used now; the log says why: `503 dependency_unavailable`. A change may have been made.
     #[error("the store of users is away ({0})")]
     Away(&'static str),
@@ -39,7 +39,7 @@ pub enum Failure {
 
 /// How the latest use of a store went: for health reports. Moves between threads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
+pub struct StoreHealth {
     /// `sqlite` or `postgres`.
     pub kind: &'static str,
     /// Why it is away, as a class; `None` while it is up.
@@ -62,20 +62,20 @@ pub struct NewUser {
     /// Besides those of the role.
     pub permissions: Vec<String>,
     /// The password's hash.
-    pub password: Stored,
+    pub password: StoredHash,
 }
 
 /// What is changed about a user.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum UserChange {
     /// Another password.
-    Password(Stored),
+    Password(StoredHash),
     /// The same password, hashed anew: made only if the old hash still stands there.
     Rehash {
         /// What stood there.
-        old: Stored,
+        old: StoredHash,
         /// What is to stand there.
-        new: Stored,
+        new: StoredHash,
     },
     /// Another role, and other permissions besides it.
     Role {
@@ -92,54 +92,54 @@ pub enum Change {
 macro_rules! either {
     ($store:expr, $kept:ident => $embedded:expr, $postgres:expr) => {
         match $store {
-            Store::Embedded($kept) => $embedded.await,
-            Store::Postgres($kept) => $postgres.await,
+            UserStore::Embedded($kept) => $embedded.await,
+            UserStore::Postgres($kept) => $postgres.await,
         }
     };
 }
 
-impl Store {
+impl UserStore {
     /// Makes the tables, or brings them up to date. The embedded store does so by itself.
-    pub async fn migrate(&self) -> Result<(), Failure> {
+    pub async fn migrate(&self) -> Result<(), StoreFailure> {
         either!(self, store => embedded::probe(store), store.migrate())
     }
 
     /// The user of this e-mail address, in normal form.
-    pub async fn by_email(&self, email: &str) -> Result<Option<User>, Failure> {
+    pub async fn by_email(&self, email: &str) -> Result<Option<User>, StoreFailure> {
         either!(self, store => embedded::by_email(store, email), store.by_email(email))
     }
 
     /// The user of this id.
-    pub async fn by_id(&self, id: &str) -> Result<Option<User>, Failure> {
+    pub async fn by_id(&self, id: &str) -> Result<Option<User>, StoreFailure> {
         either!(self, store => embedded::by_id(store, id), store.by_id(id))
     }
 
     /// Up to `limit` users in the order of their e-mail addresses, from the one after `after` on.
-    pub async fn list(&self, after: &str, limit: u32) -> Result<Vec<User>, Failure> {
+    pub async fn list(&self, after: &str, limit: u32) -> Result<Vec<User>, StoreFailure> {
         either!(self, store => embedded::list(store, after, limit), store.list(after, limit))
     }
 
     /// Adds a user.
-    pub async fn add(&self, user: NewUser) -> Result<(), Failure> {
+    pub async fn add(&self, user: NewUser) -> Result<(), StoreFailure> {
         either!(self, store => embedded::add(store, user), store.add(&user))
     }
 
     /// Changes a user; says whether there is one (and, for a rehash, whether the old hash still stood there).
-    pub async fn change(&self, id: &str, change: Change) -> Result<bool, Failure> {
+    pub async fn change(&self, id: &str, change: UserChange) -> Result<bool, StoreFailure> {
         either!(self, store => embedded::change(store, id, change), store.change(id, &change))
     }
 
-    /// Uses the store a little, so that [`Store::health`] is about now.
-    pub async fn probe(&self) -> Result<(), Failure> {
+    /// Uses the store a little, so that [`UserStore::health`] is about now.
+    pub async fn probe(&self) -> Result<(), StoreFailure> {
         either!(self, store => embedded::probe(store), store.probe())
     }
 
     /// How the latest use went.
-    pub fn health(&self) -> Health {
+    pub fn health(&self) -> StoreHealth {
         match self {
             Self::Embedded(store) => {
                 let crate::embedded::Health { away, latency, checked_at } = store.health();
-                Health { kind: "sqlite", away: away.map(crate::embedded::Class::word), latency, checked_at }
+                StoreHealth { kind: "sqlite", away: away.map(crate::embedded::FileFault::word), latency, checked_at }
             }
             Self::Postgres(store) => store.health(),
         }

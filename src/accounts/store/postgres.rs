@@ -20,13 +20,13 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{Change, Failure, Health, NewUser};
-use crate::accounts::password::Stored;
+use super::{NewUser, StoreFailure, StoreHealth, UserChange};
+use crate::accounts::password::StoredHash;
 use crate::accounts::user::User;
 use crate::auth::read_certificates;
 use crate::config::{Secret, postgres_url};
 use crate::shard::{Instant, Local, clock};
-use crate::telemetry::dependency::{Condition, News, Told};
+use crate::telemetry::dependency::{Condition, ConditionChange, LoggedCondition};
 
 /// Requests that wait for a connection or an answer; more are refused.
 const UNDER_WAY_MAX: usize = 1024;
@@ -67,8 +67,8 @@ pub struct Postgres {
     pool: Pool,
     patience: Duration,
     under_way: Semaphore,
-    health: Local<Health>,
-    told: Local<Told>,
+    health: Local<StoreHealth>,
+    told: Local<LoggedCondition>,
     /// When it last went or came back. What was asked before that says nothing of how it is now.
     changed_at: Cell<Instant>,
     /// Where it is, without a password.
@@ -113,7 +113,8 @@ impl Postgres {
         };
         let pool = Pool::builder(manager).max_size(connections_max).runtime(Runtime::Tokio1);
         let timeouts = pool.wait_timeout(Some(patience)).create_timeout(Some(patience)).recycle_timeout(Some(patience));
-        let health = Health { kind: "postgres", away: None, latency: Duration::ZERO, checked_at: clock::unix_now() };
+        let health =
+            StoreHealth { kind: "postgres", away: None, latency: Duration::ZERO, checked_at: clock::unix_now() };
         Ok(Self {
             pool: timeouts.build().expect("a runtime is given for the timeouts"),
             patience,
@@ -125,27 +126,27 @@ impl Postgres {
         })
     }
 
-    pub(super) fn health(&self) -> Health {
+    pub(super) fn health(&self) -> StoreHealth {
         self.health.with(|health| health.clone())
     }
 
-    pub(super) async fn by_email(&self, email: &str) -> Result<Option<User>, Failure> {
+    pub(super) async fn by_email(&self, email: &str) -> Result<Option<User>, StoreFailure> {
         // Others may have written the address as they liked.
         self.one(&format!("SELECT {COLUMNS} FROM users WHERE lower(email) = $1"), &[(&email, Type::TEXT)]).await
     }
 
-    pub(super) async fn by_id(&self, id: &str) -> Result<Option<User>, Failure> {
+    pub(super) async fn by_id(&self, id: &str) -> Result<Option<User>, StoreFailure> {
         self.one(&format!("SELECT {COLUMNS} FROM users WHERE id = $1"), &[(&id, Type::TEXT)]).await
     }
 
-    pub(super) async fn list(&self, after: &str, limit: u32) -> Result<Vec<User>, Failure> {
+    pub(super) async fn list(&self, after: &str, limit: u32) -> Result<Vec<User>, StoreFailure> {
         // Byte order, whatever the server's locale is, so that the next page begins where this one ends.
         let sql =
             format!("SELECT {COLUMNS} FROM users WHERE email COLLATE \"C\" > $1 ORDER BY email COLLATE \"C\" LIMIT $2");
         self.query(&sql, &[(&after, Type::TEXT), (&i64::from(limit), Type::INT8)]).await?.iter().map(user).collect()
     }
 
-    pub(super) async fn add(&self, new: &NewUser) -> Result<(), Failure> {
+    pub(super) async fn add(&self, new: &NewUser) -> Result<(), StoreFailure> {
         let NewUser { id, email, role, permissions, password } = new;
         let sql = "INSERT INTO users (id, email, role, permissions, password_hash) VALUES ($1, $2, $3, $4, $5)";
         let parameters: [Parameter<'_>; 5] = [
@@ -158,21 +159,21 @@ impl Postgres {
         self.query(sql, &parameters).await.map(|_| ())
     }
 
-    pub(super) async fn change(&self, id: &str, change: &Change) -> Result<bool, Failure> {
+    pub(super) async fn change(&self, id: &str, change: &UserChange) -> Result<bool, StoreFailure> {
         let touching = |set: &str| format!("UPDATE users SET {set}, updated_at = now() WHERE id = $1 RETURNING id");
         let id: Parameter<'_> = (&id, Type::TEXT);
         let rows = match change {
-            Change::Password(new) => {
+            UserChange::Password(new) => {
                 self.query(&touching("password_hash = $2"), &[id, (&new.as_str(), Type::TEXT)]).await?
             }
-            Change::Role { role, permissions } => {
+            UserChange::Role { role, permissions } => {
                 let parameters = [id, (role, Type::TEXT), (permissions, Type::TEXT_ARRAY)];
                 self.query(&touching("role = $2, permissions = $3"), &parameters).await?
             }
-            Change::Disabled(is_disabled) => {
+            UserChange::Disabled(is_disabled) => {
                 self.query(&touching("disabled = $2"), &[id, (is_disabled, Type::BOOL)]).await?
             }
-            Change::Rehash { old, new } => {
+            UserChange::Rehash { old, new } => {
                 let sql = "UPDATE users SET password_hash = $2 WHERE id = $1 AND password_hash = $3 RETURNING id";
                 self.query(sql, &[id, (&new.as_str(), Type::TEXT), (&old.as_str(), Type::TEXT)]).await?
             }
@@ -180,12 +181,12 @@ impl Postgres {
         Ok(!rows.is_empty())
     }
 
-    pub(super) async fn probe(&self) -> Result<(), Failure> {
+    pub(super) async fn probe(&self) -> Result<(), StoreFailure> {
         self.query("SELECT role, permissions, password_hash, disabled FROM users LIMIT 0", &[]).await.map(|_| ())
     }
 
     /// Makes the steps that were not made yet, all or none of them.
-    pub(super) async fn migrate(&self) -> Result<(), Failure> {
+    pub(super) async fn migrate(&self) -> Result<(), StoreFailure> {
         let made = async {
             let mut connection = self.pool.get().await.map_err(StatementError::Pool)?;
             let transaction = connection.transaction().await.map_err(StatementError::Sql)?;
@@ -214,12 +215,12 @@ impl Postgres {
         self.note(began, made)
     }
 
-    async fn one(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<User>, Failure> {
+    async fn one(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<User>, StoreFailure> {
         self.query(sql, parameters).await?.first().map(user).transpose()
     }
 
-    async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Failure> {
-        let Ok(_permit) = self.under_way.try_acquire() else { return Err(Failure::Busy) };
+    async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StoreFailure> {
+        let Ok(_permit) = self.under_way.try_acquire() else { return Err(StoreFailure::Busy) };
         let began = clock::now();
         let mut outcome = self.try_query(sql, parameters).await;
         // A server that was restarted has closed connections that looked good. What was sent on them was not done, and
@@ -248,12 +249,12 @@ impl Postgres {
     }
 
     /// Keeps how it went, and tells the log when that changed.
-    fn note<T>(&self, began: Instant, outcome: Result<T, StatementError>) -> Result<T, Failure> {
+    fn note<T>(&self, began: Instant, outcome: Result<T, StatementError>) -> Result<T, StoreFailure> {
         let (class, cause) = match &outcome {
             Ok(_) => (None, String::new()),
             Err(trouble) => match classify(trouble) {
                 // The server is well: it has refused this one.
-                Failure::Away(class) => (Some(class), trouble.told()),
+                StoreFailure::Away(class) => (Some(class), trouble.told()),
                 _ => (None, String::new()),
             },
         };
@@ -261,18 +262,18 @@ impl Postgres {
             return outcome.map_err(|trouble| classify(&trouble));
         }
         let latency = clock::now().since(began);
-        let health = Health { kind: "postgres", away: class, latency, checked_at: clock::unix_now() };
+        let health = StoreHealth { kind: "postgres", away: class, latency, checked_at: clock::unix_now() };
         self.health.with(|latest| *latest = health);
         let news = self.told.with(|told| told.change(class.map_or(Condition::Up, Condition::Away)));
         match news {
-            Some(News::Gone(class) | News::Refuses(class)) => tracing::error!(
+            Some(ConditionChange::Gone(class) | ConditionChange::Refuses(class)) => tracing::error!(
                 server = %self.server,
                 cause,
                 "PostgreSQL is away ({class}): {}; until then logins and renewals are refused with 503",
                 advice(class)
             ),
-            Some(News::Back) => tracing::info!(server = %self.server, "PostgreSQL is back"),
-            Some(News::There) | None => {}
+            Some(ConditionChange::Back) => tracing::info!(server = %self.server, "PostgreSQL is back"),
+            Some(ConditionChange::There) | None => {}
         }
         if news.is_some() {
             self.changed_at.set(clock::now());
@@ -307,15 +308,15 @@ fn is_broken(error: &tokio_postgres::Error) -> bool {
     }
 }
 
-fn classify(trouble: &StatementError) -> Failure {
+fn classify(trouble: &StatementError) -> StoreFailure {
     let error = match trouble {
-        StatementError::Slow | StatementError::Pool(PoolError::Timeout(_)) => return Failure::Away("timeout"),
+        StatementError::Slow | StatementError::Pool(PoolError::Timeout(_)) => return StoreFailure::Away("timeout"),
         StatementError::Sql(error) | StatementError::Pool(PoolError::Backend(error)) => error,
-        StatementError::Pool(_) => return Failure::Away("refused"),
+        StatementError::Pool(_) => return StoreFailure::Away("refused"),
     };
     let Some(code) = error.code() else {
         let io = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
-        return Failure::Away(match io.map(io::Error::kind) {
+        return StoreFailure::Away(match io.map(io::Error::kind) {
             Some(io::ErrorKind::TimedOut) => "timeout",
             // What the TLS library says comes as such an error.
             Some(io::ErrorKind::InvalidData | io::ErrorKind::Other) => "tls",
@@ -324,17 +325,17 @@ fn classify(trouble: &StatementError) -> Failure {
         });
     };
     match *code {
-        SqlState::UNIQUE_VIOLATION => Failure::Taken,
-        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN => Failure::Away("not_migrated"),
-        SqlState::INSUFFICIENT_PRIVILEGE => Failure::Away("not_permitted"),
-        SqlState::READ_ONLY_SQL_TRANSACTION => Failure::Away("read_only"),
-        SqlState::DISK_FULL => Failure::Away("disk_full"),
-        SqlState::TOO_MANY_CONNECTIONS => Failure::Away("too_many_connections"),
-        SqlState::INVALID_CATALOG_NAME => Failure::Away("no_such_database"),
-        _ if code.code().starts_with("28") => Failure::Away("authentication"),
+        SqlState::UNIQUE_VIOLATION => StoreFailure::Taken,
+        SqlState::UNDEFINED_TABLE | SqlState::UNDEFINED_COLUMN => StoreFailure::Away("not_migrated"),
+        SqlState::INSUFFICIENT_PRIVILEGE => StoreFailure::Away("not_permitted"),
+        SqlState::READ_ONLY_SQL_TRANSACTION => StoreFailure::Away("read_only"),
+        SqlState::DISK_FULL => StoreFailure::Away("disk_full"),
+        SqlState::TOO_MANY_CONNECTIONS => StoreFailure::Away("too_many_connections"),
+        SqlState::INVALID_CATALOG_NAME => StoreFailure::Away("no_such_database"),
+        _ if code.code().starts_with("28") => StoreFailure::Away("authentication"),
         // Starting up, shutting down, recovering.
-        _ if code.code().starts_with("57P") || code.code().starts_with("08") => Failure::Away("refused"),
-        _ => Failure::Away("statement"),
+        _ if code.code().starts_with("57P") || code.code().starts_with("08") => StoreFailure::Away("refused"),
+        _ => StoreFailure::Away("statement"),
     }
 }
 
@@ -357,7 +358,7 @@ fn advice(class: &str) -> &'static str {
     }
 }
 
-fn user(row: &Row) -> Result<User, Failure> {
+fn user(row: &Row) -> Result<User, StoreFailure> {
     let read = || -> Result<User, tokio_postgres::Error> {
         let ms = |index| Ok(row.try_get::<_, i64>(index)?.try_into().unwrap_or(0));
         Ok(User {
@@ -365,7 +366,7 @@ fn user(row: &Row) -> Result<User, Failure> {
             email: row.try_get(1)?,
             role: row.try_get(2)?,
             permissions: row.try_get(3)?,
-            password: row.try_get::<_, Option<String>>(4)?.map(Stored::new),
+            password: row.try_get::<_, Option<String>>(4)?.map(StoredHash::new),
             is_disabled: row.try_get(5)?,
             created_ms: ms(6)?,
             updated_ms: ms(7)?,
@@ -373,7 +374,7 @@ fn user(row: &Row) -> Result<User, Failure> {
     };
     read().map_err(|error| {
         tracing::error!(%error, "a row of the table users has other types than expected; docs/accounts.md tells them");
-        Failure::Away("statement")
+        StoreFailure::Away("statement")
     })
 }
 

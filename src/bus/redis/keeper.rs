@@ -7,9 +7,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::link::Link;
-use super::{Address, Class, Failure, Noticed, State, Status};
+use super::{Address, LinkState, Noticed, Outage, RedisFailure, Status};
 use crate::shard::clock::{self, Instant};
-use crate::telemetry::dependency::{Condition, News, Told};
+use crate::telemetry::dependency::{Condition, ConditionChange, LoggedCondition};
 
 /// How often the server is asked whether it is there.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -29,12 +29,12 @@ const PROBE: [&str; 4] = ["SETRANGE", "{shardgate:revocations}:probe", "0", ""];
 /// Connects, looks whether the connection is good, and connects anew, until nobody wants it any more.
 pub(super) async fn keep_up(
     address: Address,
-    tell: watch::Sender<State>,
+    tell: watch::Sender<LinkState>,
     mut notices: mpsc::UnboundedReceiver<(u64, Noticed)>,
 ) {
     let mut number = 0;
     let mut pause = PAUSE[0];
-    let mut told = Told::default();
+    let mut told = LoggedCondition::default();
     loop {
         number += 1;
         let began = clock::now();
@@ -55,7 +55,7 @@ pub(super) async fn keep_up(
             }
             Err(class) => class,
         };
-        if away == Class::ReadOnly {
+        if away == Outage::ReadOnly {
             // Another one may have taken over. Until it is found this one is asked: it can be read.
             tokio::select! {
                 () = sleep(PROBE_INTERVAL / 4) => {}
@@ -66,7 +66,7 @@ pub(super) async fn keep_up(
         }
         log_change(&mut told, Condition::Away(away.word()), away, "");
         let status = Status::now(Some(away), None, clock::now().since(began));
-        tell.send_replace(State { number, link: None, status });
+        tell.send_replace(LinkState { number, link: None, status });
         tokio::select! {
             () = sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
             () = tell.closed() => return,
@@ -76,13 +76,13 @@ pub(super) async fn keep_up(
 }
 
 /// Why changes are refused, and the server's own words.
-type Refused = (Class, Box<str>);
+type Refused = (Outage, Box<str>);
 
 /// Connects and sees whether it is answered: a server that loads its data accepts connections.
-async fn connect(address: &Address) -> Result<(Link, Option<Refused>), Class> {
+async fn connect(address: &Address) -> Result<(Link, Option<Refused>), Outage> {
     let class = |failure| match failure {
-        Failure::Away(class) => class,
-        Failure::NoChanges(..) | Failure::Refused(_) | Failure::Late => Class::NotReady,
+        RedisFailure::Away(class) => class,
+        RedisFailure::NoChanges(..) | RedisFailure::Refused(_) | RedisFailure::Late => Outage::NotReady,
     };
     let mut link = address.connect(Duration::ZERO).await.map_err(class)?;
     match ask_whether_there(&mut link).await {
@@ -92,13 +92,13 @@ async fn connect(address: &Address) -> Result<(Link, Option<Refused>), Class> {
 }
 
 /// Whether the server is there, and whether it takes changes.
-async fn ask_whether_there(link: &mut Link) -> Result<Option<Refused>, Failure> {
+async fn ask_whether_there(link: &mut Link) -> Result<Option<Refused>, RedisFailure> {
     let mut probe = Cmd::new();
     probe.arg(&PROBE);
     match link.ask::<Value>(&probe).await {
-        Err(Failure::NoChanges(class, said)) => Ok(Some((class, said))),
+        Err(RedisFailure::NoChanges(class, said)) => Ok(Some((class, said))),
         // Whatever else it says, it is there: whoever may not ask this may still run the scripts.
-        Ok(_) | Err(Failure::Refused(_)) => Ok(None),
+        Ok(_) | Err(RedisFailure::Refused(_)) => Ok(None),
         Err(failure) => Err(failure),
     }
 }
@@ -106,8 +106,8 @@ async fn ask_whether_there(link: &mut Link) -> Result<Option<Refused>, Failure> 
 /// Keeps one connection up.
 struct Keeper<'a> {
     number: u64,
-    tell: &'a watch::Sender<State>,
-    told: &'a mut Told,
+    tell: &'a watch::Sender<LinkState>,
+    told: &'a mut LoggedCondition,
     /// When somebody was last refused a change.
     refused_at: Option<Instant>,
 }
@@ -115,11 +115,11 @@ struct Keeper<'a> {
 impl Keeper<'_> {
     /// Asks again and again whether the server is there, until it is not, somebody else had no answer on this connection,
     /// or it is time to look for another server.
-    async fn watch(&mut self, mut link: Link, notices: &mut mpsc::UnboundedReceiver<(u64, Noticed)>) -> Class {
+    async fn watch(&mut self, mut link: Link, notices: &mut mpsc::UnboundedReceiver<(u64, Noticed)>) -> Outage {
         let mut due = clock::now() + PROBE_INTERVAL;
         loop {
             if self.is_read_only() {
-                return Class::ReadOnly;
+                return Outage::ReadOnly;
             }
             let noticed = tokio::select! {
                 noticed = notices.recv() => noticed,
@@ -141,7 +141,7 @@ impl Keeper<'_> {
             due = began + PROBE_INTERVAL;
             let refused = match ask_whether_there(&mut link).await {
                 Ok(refused) => refused,
-                Err(Failure::Away(class)) => return class,
+                Err(RedisFailure::Away(class)) => return class,
                 Err(_) => None,
             };
             let now = clock::now();
@@ -153,14 +153,14 @@ impl Keeper<'_> {
     }
 
     fn is_read_only(&self) -> bool {
-        self.tell.borrow().status.refuses == Some(Class::ReadOnly)
+        self.tell.borrow().status.refuses == Some(Outage::ReadOnly)
     }
 
     /// It answers, and takes changes or not.
-    fn note(&mut self, refused: Option<(Class, &str)>, latency: Duration) {
+    fn note(&mut self, refused: Option<(Outage, &str)>, latency: Duration) {
         match refused {
             Some((class, said)) => log_change(self.told, Condition::Refusing(class.word()), class, said),
-            None => log_change(self.told, Condition::Up, Class::Unknown, ""),
+            None => log_change(self.told, Condition::Up, Outage::Unknown, ""),
         }
         let status = Status::now(None, refused.map(|(class, _)| class), latency);
         self.tell.send_modify(|state| state.status = status);
@@ -168,17 +168,17 @@ impl Keeper<'_> {
 }
 
 /// Tells the log what there is to be told. `said` are the server's own words.
-fn log_change(told: &mut Told, now: Condition, class: Class, said: &str) {
+fn log_change(told: &mut LoggedCondition, now: Condition, class: Outage, said: &str) {
     match told.change(now) {
-        Some(News::Gone(error)) => tracing::warn!(error, "Redis is away"),
-        Some(News::Refuses(error)) => tracing::error!(
+        Some(ConditionChange::Gone(error)) => tracing::warn!(error, "Redis is away"),
+        Some(ConditionChange::Refuses(error)) => tracing::error!(
             error,
             said,
             "Redis takes no changes ({error}): {}; until then log-ins, renewals and log-outs are refused with 503",
             class.advice()
         ),
-        Some(News::There) => tracing::info!("Redis is there"),
-        Some(News::Back) => tracing::info!("Redis is back"),
+        Some(ConditionChange::There) => tracing::info!("Redis is there"),
+        Some(ConditionChange::Back) => tracing::info!("Redis is back"),
         None => {}
     }
 }

@@ -8,7 +8,7 @@ use redis::cluster_async::ClusterConnection;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisFuture, RedisResult, ServerErrorKind, Value};
 use tokio::time::timeout;
 
-use super::{Class, Failure};
+use super::{Outage, RedisFailure};
 use crate::shard::clock::{self, Instant};
 
 /// What a script answers with that was come to too late: the first word of its error.
@@ -80,7 +80,7 @@ impl ConnectionLike for Link {
 
 impl Link {
     /// Asks, and waits for the answer as long as may be.
-    pub async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, Failure> {
+    pub async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisFailure> {
         // Beyond the connection's own bound: a cluster tries more than once.
         let bound = self.answer_timeout + Duration::from_millis(100);
         told(timeout(bound, command.query_async(self)).await)
@@ -94,14 +94,14 @@ impl Link {
         script: &Script,
         keys: &[&str],
         arguments: &[&str],
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RedisFailure> {
         let call = |how: &str, what: &str| {
             let mut command = redis::cmd(how);
             command.arg(what).arg(keys.len()).arg(keys).arg(arguments);
             command
         };
         match self.ask(&call("EVALSHA", &script.hash)).await {
-            Err(Failure::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+            Err(RedisFailure::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
                 self.ask(&call("EVAL", script.code)).await
             }
             other => other,
@@ -116,10 +116,10 @@ impl Link {
         keys: &[&str],
         arguments: &[&str],
         until: Instant,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RedisFailure> {
         let asked_at = clock::now();
         if until <= asked_at {
-            return Err(Failure::Late);
+            return Err(RedisFailure::Late);
         }
         let (seconds, micros): (u64, u64) = self.run(clock, keys, &[]).await?;
         // The server told its time before we heard it, and we begin to wait after that. So by its clock we still wait
@@ -134,20 +134,20 @@ impl Link {
     }
 }
 
-fn told<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, Failure> {
+fn told<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, RedisFailure> {
     match answer {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) if error.code() == Some(LATE) => Err(Failure::Late),
-        Ok(Err(error)) if let Some(class) = Class::of_no_changes(&error) => {
-            Err(Failure::NoChanges(class, error.to_string().into()))
+        Ok(Err(error)) if error.code() == Some(LATE) => Err(RedisFailure::Late),
+        Ok(Err(error)) if let Some(class) = Outage::of_no_changes(&error) => {
+            Err(RedisFailure::NoChanges(class, error.to_string().into()))
         }
-        Ok(Err(error)) => match Class::of(&error) {
+        Ok(Err(error)) => match Outage::of(&error) {
             Some(class) => {
                 tracing::debug!(%error, "a command to Redis failed");
-                Err(Failure::Away(class))
+                Err(RedisFailure::Away(class))
             }
-            None => Err(Failure::Refused(error)),
+            None => Err(RedisFailure::Refused(error)),
         },
-        Err(_) => Err(Failure::Away(Class::Timeout)),
+        Err(_) => Err(RedisFailure::Away(Outage::Timeout)),
     }
 }

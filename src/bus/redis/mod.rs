@@ -1,7 +1,7 @@
 //! The connection to Redis, kept up: one server, the server that sentinels name, or a cluster; with or without TLS.
 //!
 //! A task of its own connects, asks once a second whether the server is there, and connects anew, with growing pauses,
-//! when it is not. Whoever asks for something never waits for that: while Redis is away the answer is [`Failure::Away`],
+//! when it is not. Whoever asks for something never waits for that: while Redis is away the answer is [`RedisFailure::Away`],
 //! at once. What is asked, and what follows from Redis being away, is for the floors above.
 //!
 //! For the bridge: it needs a tokio runtime with I/O and time.
@@ -31,22 +31,22 @@ pub use link::{Link, Script};
 
 /// Why something was not done, or nobody knows whether it was.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum Failure {
+pub enum RedisFailure {
     /// Redis cannot be reached, or it did not answer in time. A change may have been made.
     #[error("Redis is away: {}", .0.word())]
-    Away(Class),
+    Away(Outage),
     /// Redis came to it too late, and changed nothing; see [`Redis::run_in_time`].
     #[error("Redis came to it too late, and changed nothing")]
     Late,
     /// Redis is there and takes no changes now: its memory is full, it follows another server, its disk fails.
     #[error("Redis takes no changes: {}", .0.word())]
-    NoChanges(Class, Box<str>),
+    NoChanges(Outage, Box<str>),
     /// Redis answered that it will not do it, or with something else than was expected.
     #[error("Redis refused a command")]
     Refused(#[source] RedisError),
 }
 
-impl Failure {
+impl RedisFailure {
     /// Whether it would be the same for any other command now.
     pub const fn is_away(&self) -> bool {
         matches!(self, Self::Away(_))
@@ -58,7 +58,7 @@ const CLOCK: &str = "return redis.call('TIME')";
 
 /// Why Redis is away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
+pub enum Outage {
     /// Nothing has been tried yet.
     Unknown,
     /// No answer in time.
@@ -81,7 +81,7 @@ pub enum Class {
     TooFewReplicas,
 }
 
-impl Class {
+impl Outage {
     /// As health reports show it.
     pub const fn word(self) -> &'static str {
         match self {
@@ -156,9 +156,9 @@ impl Class {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Why it is away; `None` while it answers.
-    pub away: Option<Class>,
+    pub away: Option<Outage>,
     /// Why it takes no changes though it answers; `None` while it does.
-    pub refuses: Option<Class>,
+    pub refuses: Option<Outage>,
     /// How long the latest question whether it is there took.
     pub latency: Duration,
     /// When that was: the time since 1970.
@@ -166,7 +166,7 @@ pub struct Status {
 }
 
 impl Status {
-    fn now(away: Option<Class>, refuses: Option<Class>, latency: Duration) -> Self {
+    fn now(away: Option<Outage>, refuses: Option<Outage>, latency: Duration) -> Self {
         Self { away, refuses, latency, checked_at: clock::unix_now() }
     }
 
@@ -179,13 +179,13 @@ impl Status {
 /// What makes connections: the configuration, checked as far as it can be without connecting. One per process.
 #[derive(Clone)]
 pub struct Address {
-    kind: Kind,
+    kind: Topology,
     connect_timeout: Duration,
     answer_timeout: Duration,
 }
 
 #[derive(Clone)]
-enum Kind {
+enum Topology {
     Single(Client),
     Sentinel { sentinels: Vec<ConnectionAddr>, server: Box<Server> },
     Cluster { nodes: Vec<ConnectionInfo>, certificates: Option<TlsCertificates> },
@@ -214,7 +214,7 @@ impl Address {
         let kind = match config.mode {
             RedisMode::Single => {
                 let info = connection_info(first)?;
-                Kind::Single(match certificates.filter(|_| first.is_tls) {
+                Topology::Single(match certificates.filter(|_| first.is_tls) {
                     Some(certificates) => Client::build_with_tls(info, certificates)?,
                     None => Client::open(info)?,
                 })
@@ -227,30 +227,32 @@ impl Address {
                     sentinel_password: config.sentinel_password.clone(),
                     certificates,
                 };
-                Kind::Sentinel { sentinels, server: Box::new(server) }
+                Topology::Sentinel { sentinels, server: Box::new(server) }
             }
             RedisMode::Cluster => {
                 let nodes = config.urls.iter().map(connection_info).collect::<Result<_, _>>()?;
-                Kind::Cluster { nodes, certificates }
+                Topology::Cluster { nodes, certificates }
             }
         };
         Ok(Self { kind, connect_timeout: config.connect_timeout, answer_timeout: config.timeout })
     }
 
     /// Opens a connection of its own, on which an answer may take `longer` than is configured: for commands that wait.
-    pub async fn connect(&self, longer: Duration) -> Result<Link, Failure> {
+    pub async fn connect(&self, longer: Duration) -> Result<Link, RedisFailure> {
         let answer_timeout = self.answer_timeout + longer;
         let times = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.connect_timeout))
             .set_response_timeout(Some(answer_timeout));
         let connecting = async {
             let line = match &self.kind {
-                Kind::Single(client) => Line::One(client.get_multiplexed_async_connection_with_config(&times).await?),
-                Kind::Sentinel { sentinels, server } => {
+                Topology::Single(client) => {
+                    Line::One(client.get_multiplexed_async_connection_with_config(&times).await?)
+                }
+                Topology::Sentinel { sentinels, server } => {
                     let mut client = sentinel_client(sentinels, server)?;
                     Line::One(client.get_async_connection_with_config(&times).await?)
                 }
-                Kind::Cluster { nodes, certificates } => {
+                Topology::Cluster { nodes, certificates } => {
                     let client = self.cluster_client(nodes, certificates.as_ref(), answer_timeout)?;
                     Line::Cluster(client.get_async_connection().await?)
                 }
@@ -261,9 +263,9 @@ impl Address {
         match timeout(2 * self.connect_timeout, connecting).await {
             Ok(connected) => connected.map_err(|error: RedisError| {
                 tracing::debug!(%error, "connecting to Redis failed");
-                Failure::Away(Class::of(&error).unwrap_or(Class::Broken))
+                RedisFailure::Away(Outage::of(&error).unwrap_or(Outage::Broken))
             }),
-            Err(_) => Err(Failure::Away(Class::Timeout)),
+            Err(_) => Err(RedisFailure::Away(Outage::Timeout)),
         }
     }
 
@@ -344,7 +346,7 @@ fn connection_info(url: &config::RedisUrl) -> RedisResult<ConnectionInfo> {
 pub struct Redis {
     address: Address,
     clock: Rc<Script>,
-    state: watch::Receiver<State>,
+    state: watch::Receiver<LinkState>,
     /// What was noticed on a connection, by its number.
     noticed: mpsc::UnboundedSender<(u64, Noticed)>,
     /// When the log was last told that a command was refused.
@@ -354,13 +356,13 @@ pub struct Redis {
 /// What whoever uses a connection tells the task that keeps it up.
 enum Noticed {
     /// It is of no use any more.
-    Failed(Class),
+    Failed(Outage),
     /// The server takes no changes, and says so.
-    Refused(Class, Box<str>),
+    Refused(Outage, Box<str>),
 }
 
 #[derive(Clone)]
-struct State {
+struct LinkState {
     /// Counts connections.
     number: u64,
     link: Option<Link>,
@@ -376,7 +378,8 @@ impl fmt::Debug for Redis {
 impl Redis {
     /// Starts to connect. Within a tokio runtime.
     pub fn start(address: Address) -> Self {
-        let state = State { number: 0, link: None, status: Status::now(Some(Class::Unknown), None, Duration::ZERO) };
+        let state =
+            LinkState { number: 0, link: None, status: Status::now(Some(Outage::Unknown), None, Duration::ZERO) };
         let (tell, state) = watch::channel(state);
         let (noticed, notices) = mpsc::unbounded_channel();
         tokio::spawn(keeper::keep_up(address.clone(), tell, notices));
@@ -386,7 +389,7 @@ impl Redis {
     /// Asks, and waits for the answer as long as is configured; less long while Redis is known to be away.
     ///
     /// Dropping the future does not take the command back.
-    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+    pub async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisFailure> {
         let (number, mut link) = self.link().await?;
         self.watched(number, link.ask(command).await)
     }
@@ -397,7 +400,7 @@ impl Redis {
         script: &Script,
         keys: &[&str],
         arguments: &[&str],
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RedisFailure> {
         let (number, mut link) = self.link().await?;
         self.watched(number, link.run(script, keys, arguments).await)
     }
@@ -413,14 +416,14 @@ impl Redis {
     ///
     /// Nor is anything changed later than `until`, by this machine's clock: when whoever asked has had enough.
     ///
-    /// A change may still have been made if the failure is [`Failure::Away`]: the answer may have been lost.
+    /// A change may still have been made if the failure is [`RedisFailure::Away`]: the answer may have been lost.
     pub async fn run_in_time<T: FromRedisValue>(
         &self,
         script: &Script,
         keys: &[&str],
         arguments: &[&str],
         until: Instant,
-    ) -> Result<T, Failure> {
+    ) -> Result<T, RedisFailure> {
         let (number, mut link) = self.link().await?;
         self.watched(number, link.run_in_time(&self.clock, script, keys, arguments, until).await)
     }
@@ -442,15 +445,15 @@ impl Redis {
     }
 
     /// The connection; waited for only when the process has just started.
-    async fn link(&self) -> Result<(u64, Link), Failure> {
+    async fn link(&self) -> Result<(u64, Link), RedisFailure> {
         let mut state = self.state.clone();
-        let first = state.wait_for(|state| state.link.is_some() || state.status.away != Some(Class::Unknown));
+        let first = state.wait_for(|state| state.link.is_some() || state.status.away != Some(Outage::Unknown));
         let Ok(Ok(state)) = timeout(2 * self.address.connect_timeout, first).await else {
-            return Err(Failure::Away(Class::Timeout));
+            return Err(RedisFailure::Away(Outage::Timeout));
         };
         match &state.link {
             Some(link) => Ok((state.number, link.clone())),
-            None => Err(Failure::Away(state.status.away.unwrap_or(Class::Unknown))),
+            None => Err(RedisFailure::Away(state.status.away.unwrap_or(Outage::Unknown))),
         }
     }
 
@@ -464,15 +467,15 @@ impl Redis {
         }
     }
 
-    fn watched<T>(&self, number: u64, answer: Result<T, Failure>) -> Result<T, Failure> {
+    fn watched<T>(&self, number: u64, answer: Result<T, RedisFailure>) -> Result<T, RedisFailure> {
         // If nobody listens the runtime ends.
         match &answer {
-            Err(Failure::Away(class)) => drop(self.noticed.send((number, Noticed::Failed(*class)))),
-            Err(Failure::NoChanges(class, said)) => {
+            Err(RedisFailure::Away(class)) => drop(self.noticed.send((number, Noticed::Failed(*class)))),
+            Err(RedisFailure::NoChanges(class, said)) => {
                 let _ = self.noticed.send((number, Noticed::Refused(*class, said.clone())));
             }
-            Err(Failure::Refused(error)) => self.complain(error),
-            Ok(_) | Err(Failure::Late) => {}
+            Err(RedisFailure::Refused(error)) => self.complain(error),
+            Ok(_) | Err(RedisFailure::Late) => {}
         }
         answer
     }

@@ -132,9 +132,9 @@ pub struct Cells {
 
 /// A place in the table; good until the next key is looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place(usize);
+pub struct CellIndex(usize);
 
-impl Place {
+impl CellIndex {
     /// Beyond the table.
     const SHARED: Self = Self(usize::MAX);
 }
@@ -154,7 +154,7 @@ impl Cells {
 
     /// The key's place: its own, one that nobody needs any more, or the shared one.
     #[inline]
-    pub fn find(&mut self, key: CellKey, now: u64) -> Place {
+    pub fn find(&mut self, key: CellKey, now: u64) -> CellIndex {
         let sets = self.sets_of(key);
         if let Some(place) = self.known(key, sets) {
             return place;
@@ -163,15 +163,15 @@ impl Cells {
         let (place, free) = if one.1 > other.1 { one } else { other };
         let Some(cell) = self.places.get_mut(place).filter(|_| free > 0) else {
             self.shared = self.shared.saturating_add(1);
-            return Place::SHARED;
+            return CellIndex::SHARED;
         };
         self.evicted = self.evicted.saturating_add(u64::from(cell.key != CellKey::default()));
         *cell = Cell { key, ..Cell::default() };
-        Place(place)
+        CellIndex(place)
     }
 
     /// The key's place, or a new one where there is room; never the shared one for a key that has none.
-    pub fn find_own(&mut self, key: CellKey, now: u64) -> Option<Place> {
+    pub fn find_own(&mut self, key: CellKey, now: u64) -> Option<CellIndex> {
         let shared = self.shared;
         let place = self.find(key, now);
         self.shared = shared;
@@ -180,13 +180,13 @@ impl Cells {
 
     /// The key's place, if it has one.
     #[inline]
-    pub fn find_known(&self, key: CellKey) -> Option<Place> {
+    pub fn find_known(&self, key: CellKey) -> Option<CellIndex> {
         self.known(key, self.sets_of(key))
     }
 
     /// The cell at a place.
     #[inline]
-    pub fn at(&mut self, place: Place) -> &mut Cell {
+    pub fn at(&mut self, place: CellIndex) -> &mut Cell {
         self.places.get_mut(place.0).unwrap_or(&mut self.shared_cell)
     }
 
@@ -205,13 +205,13 @@ impl Cells {
     }
 
     #[inline]
-    fn known(&self, key: CellKey, sets: [usize; 2]) -> Option<Place> {
+    fn known(&self, key: CellKey, sets: [usize; 2]) -> Option<CellIndex> {
         if key == SHARED {
-            return Some(Place::SHARED);
+            return Some(CellIndex::SHARED);
         }
         sets.into_iter().find_map(|first| {
             let way = self.set(first).iter().position(|cell| cell.key == key)?;
-            Some(Place(first.wrapping_add(way)))
+            Some(CellIndex(first.wrapping_add(way)))
         })
     }
 

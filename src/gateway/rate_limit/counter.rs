@@ -15,16 +15,16 @@
 )]
 
 use super::{
-    cells::{CellKey, Cells, Place},
+    cells::{CellIndex, CellKey, Cells},
     gcra::Rate,
 };
-use crate::{shard::Instant, telemetry::slots::Slot};
+use crate::{shard::Instant, telemetry::slots::MetricSlot};
 
 /// Requests admitted on one shard, told to their key's home.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hits {
     /// The limit.
-    pub limit: Slot,
+    pub limit: MetricSlot,
     /// Whose they are.
     pub key: CellKey,
     /// How many.
@@ -47,7 +47,7 @@ pub struct Counted {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owed {
     /// The limit.
-    pub limit: Slot,
+    pub limit: MetricSlot,
     /// Whose it is.
     pub key: CellKey,
     /// Until when something is owed.
@@ -69,7 +69,7 @@ pub enum Home {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// Its place in the metrics; letters name it so, too.
-    pub slot: Slot,
+    pub slot: MetricSlot,
     /// How much of what.
     pub rate: Rate,
     /// Where its keys are at home.
@@ -165,7 +165,7 @@ impl Counter {
 
     /// Whether one more request of this key may pass. Nothing is counted yet.
     #[inline]
-    pub fn look(&mut self, key: CellKey, now: Instant) -> (Place, Verdict) {
+    pub fn look(&mut self, key: CellKey, now: Instant) -> (CellIndex, Verdict) {
         let place = self.cells.find(key, now.as_nanos());
         let lease = if self.terms.dry_run { u16::MAX } else { self.terms.lease };
         let cell = self.cells.at(place);
@@ -179,7 +179,7 @@ impl Counter {
 
     /// It passes: `next` is what its verdict said. No other key was looked for since.
     #[inline]
-    pub fn pass(&mut self, place: Place, next: u64, now: Instant) -> Due {
+    pub fn pass(&mut self, place: CellIndex, next: u64, now: Instant) -> Due {
         self.counts.allowed = self.counts.allowed.saturating_add(1);
         let Terms { slot, home, lease, .. } = self.terms;
         let (me, shards) = (self.me, self.shards);
@@ -229,7 +229,7 @@ impl Counter {
 
     /// What all shards are told of a key that is at home here, when there is a reason to.
     #[inline]
-    fn spread(&mut self, place: Place, count: u16, now: Instant) -> Option<Owed> {
+    fn spread(&mut self, place: CellIndex, count: u16, now: Instant) -> Option<Owed> {
         let Terms { slot, rate, lease, .. } = self.terms;
         let cell = self.cells.at(place);
         cell.untold = cell.untold.saturating_add(count);
@@ -277,7 +277,7 @@ impl Counter {
     /// How many requests of a key conform, and the nanoseconds until more do: until the next one when none does, until
     /// nothing is owed otherwise.
     #[inline]
-    pub fn state(&mut self, place: Place, now: Instant) -> (u64, u64) {
+    pub fn state(&mut self, place: CellIndex, now: Instant) -> (u64, u64) {
         let owed_until = self.cells.at(place).owed_until;
         let now = now.as_nanos();
         let rate = self.terms.rate;

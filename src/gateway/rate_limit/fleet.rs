@@ -23,9 +23,9 @@ use super::{
     counter::{Counted, Hits, Owed},
 };
 use crate::{
-    bus::redis::{Class, Failure, Redis, Script},
+    bus::redis::{Outage, Redis, RedisFailure, Script},
     shard::{Instant, Local, clock},
-    telemetry::slots::Slot,
+    telemetry::slots::MetricSlot,
 };
 
 /// Scripts under way at once. They share one connection, so more would only wait there.
@@ -33,7 +33,7 @@ const SCRIPTS_MAX: usize = 64;
 
 /// What shards are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum FleetMessage {
     /// A key has been counted, as this shard had told.
     Counted(Counted),
     /// A key has used half of its burst.
@@ -44,26 +44,26 @@ pub enum News {
 
 /// Counts in Redis for all shards of this process.
 #[derive(Clone)]
-pub struct Fleet(Rc<Shared>);
+pub struct Fleet(Rc<FleetShared>);
 
-struct Shared {
+struct FleetShared {
     redis: Redis,
     script: Script,
     shards: usize,
-    tell: Box<dyn Fn(usize, News)>,
-    state: Local<State>,
+    tell: Box<dyn Fn(usize, FleetMessage)>,
+    state: Local<FleetState>,
 }
 
 #[derive(Default)]
-struct State {
+struct FleetState {
     /// By slot.
     limits: Vec<Option<LimitPlan>>,
     /// What is to be counted. A shard tells so much without an answer and no more, so this has a bound.
-    waiting: HashMap<(Slot, CellKey), Vec<Report>>,
+    waiting: HashMap<(MetricSlot, CellKey), Vec<Report>>,
     /// Keys in the order in which they came.
-    queue: VecDeque<(Slot, CellKey)>,
+    queue: VecDeque<(MetricSlot, CellKey)>,
     /// Keys whose script is under way; they go to the queue when it ends.
-    running: HashMap<(Slot, CellKey), bool>,
+    running: HashMap<(MetricSlot, CellKey), bool>,
 }
 
 /// What one shard has told of a key.
@@ -83,9 +83,9 @@ impl fmt::Debug for Fleet {
 
 impl Fleet {
     /// Counts for so many shards, which it reaches by `tell`.
-    pub fn new(redis: Redis, shards: usize, tell: impl Fn(usize, News) + 'static) -> Self {
+    pub fn new(redis: Redis, shards: usize, tell: impl Fn(usize, FleetMessage) + 'static) -> Self {
         let script = Script::new(include_str!("count.lua"));
-        Self(Rc::new(Shared { redis, script, shards, tell: Box::new(tell), state: Local::default() }))
+        Self(Rc::new(FleetShared { redis, script, shards, tell: Box::new(tell), state: Local::default() }))
     }
 
     /// These limits hold from now on.
@@ -137,7 +137,7 @@ impl Fleet {
         loop {
             let status = redis.status();
             let is_up = status.is_up();
-            if was_up != Some(is_up) && status.away != Some(Class::Unknown) {
+            if was_up != Some(is_up) && status.away != Some(Outage::Unknown) {
                 was_up = Some(is_up);
                 if is_up {
                     tracing::info!("limits of the fleet are counted in Redis");
@@ -145,7 +145,7 @@ impl Fleet {
                     tracing::warn!("limits of the fleet are counted by this instance alone: Redis is away");
                 }
                 for shard in 0..self.0.shards {
-                    (self.0.tell)(shard, News::IsAway(!is_up));
+                    (self.0.tell)(shard, FleetMessage::IsAway(!is_up));
                 }
             }
             redis.changed().await;
@@ -153,7 +153,7 @@ impl Fleet {
     }
 
     /// Counts this key, and then others that wait.
-    async fn run(self, first: (Slot, CellKey)) {
+    async fn run(self, first: (MetricSlot, CellKey)) {
         let mut next = Some(first);
         while let Some(key) = next {
             let (limit, reports) = self.0.state.with(|state| {
@@ -180,7 +180,7 @@ impl Fleet {
         }
     }
 
-    async fn count(&self, limit: &LimitPlan, key: CellKey, count: u32) -> Result<Duration, Failure> {
+    async fn count(&self, limit: &LimitPlan, key: CellKey, count: u32) -> Result<Duration, RedisFailure> {
         let [first, second] = key.halves();
         let name = format!("shardgate:limits:{}:{first:016x}{second:016x}", limit.name);
         let interval = limit.rate().interval().to_string();
@@ -190,26 +190,32 @@ impl Fleet {
 
     /// Answers those who told, and tells all of a key that has used half of its burst.
     #[expect(clippy::arithmetic_side_effects, reason = "an instant's sums end at the end of time")]
-    fn answer(&self, limit: Option<&LimitPlan>, key: (Slot, CellKey), reports: &[Report], owed: Option<Duration>) {
+    fn answer(
+        &self,
+        limit: Option<&LimitPlan>,
+        key: (MetricSlot, CellKey),
+        reports: &[Report],
+        owed: Option<Duration>,
+    ) {
         let now = clock::now();
         let owed_until = owed.map_or(Instant::START, |owed| now + owed);
         let owed = Owed { limit: key.0, key: key.1, until: owed_until };
         for Report { shard, count, times } in reports {
-            (self.0.tell)(*shard, News::Counted(Counted { owed, count: *count, answers: *times }));
+            (self.0.tell)(*shard, FleetMessage::Counted(Counted { owed, count: *count, answers: *times }));
         }
         let is_half_used = |limit: &LimitPlan| limit.rate().is_half_used(owed_until.as_nanos(), now.as_nanos());
         if limit.is_some_and(is_half_used) {
             let others = (0..self.0.shards).filter(|shard| !reports.iter().any(|report| report.shard == *shard));
             for shard in others {
-                (self.0.tell)(shard, News::Owed(owed));
+                (self.0.tell)(shard, FleetMessage::Owed(owed));
             }
         }
     }
 }
 
-impl State {
+impl FleetState {
     /// The next key to count, if there is room for one more script.
-    fn next(&mut self) -> Option<(Slot, CellKey)> {
+    fn next(&mut self) -> Option<(MetricSlot, CellKey)> {
         if self.running.len() >= SCRIPTS_MAX {
             return None;
         }

@@ -10,7 +10,7 @@ use crate::{
         compile,
         counter::{Counter, Due, Verdict},
     },
-    telemetry::slots::Slots,
+    telemetry::slots::MetricSlots,
 };
 
 const SHARDS: usize = 4;
@@ -26,7 +26,7 @@ fn instance(server: &RedisServer, limit: &str) -> Instance {
     let text = format!("[redis]\nurls = [\"{}\"]\n[limits.api]\nscope = \"fleet\"\n{limit}\n", server.url());
     let text = format!("{text}[sessions]\nsecret = \"0123456789abcdef0123456789abcdef\"\n");
     let config = config::resolve(Some((std::path::Path::new("f"), &text)), &BTreeMap::new()).expect("it is right");
-    let plans = compile(&config, SHARDS, &mut Slots::default()).expect("there is room");
+    let plans = compile(&config, SHARDS, &mut MetricSlots::default()).expect("there is room");
     let counters = |is_away| (0..SHARDS).map(|me| Counter::new(plans[0].terms(is_away), me, SHARDS)).collect();
     let shards: Rc<Local<Vec<Counter>>> = Rc::new(Local::new(counters(false)));
     let is_away = Rc::new(Cell::new(None));
@@ -34,9 +34,9 @@ fn instance(server: &RedisServer, limit: &str) -> Instance {
         let (shards, is_away, plan) = (Rc::clone(&shards), Rc::clone(&is_away), plans[0].clone());
         move |shard: usize, news| {
             shards.with(|shards| match news {
-                News::Counted(counted) => shards[shard].hear(counted, clock::now()),
-                News::Owed(owed) => shards[shard].hear_owed(owed, clock::now()),
-                News::IsAway(away) => {
+                FleetMessage::Counted(counted) => shards[shard].hear(counted, clock::now()),
+                FleetMessage::Owed(owed) => shards[shard].hear_owed(owed, clock::now()),
+                FleetMessage::IsAway(away) => {
                     is_away.set(Some(away));
                     shards[shard].adopt(plan.terms(away), clock::now());
                 }

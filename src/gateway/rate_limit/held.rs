@@ -16,13 +16,13 @@ pub(super) type HeldKey = (usize, CellKey);
 
 /// The requests that are held. One per shard; as many as there are requests under way, at the most.
 #[derive(Debug, Default)]
-pub(super) struct Held {
+pub(super) struct HeldRequests {
     /// By key, then in the order in which they came.
     wakers: BTreeMap<(HeldKey, u64), Waker>,
     number: u64,
 }
 
-impl Held {
+impl HeldRequests {
     /// One more request waits; the number is its own.
     pub(super) fn add(&mut self, key: HeldKey, waker: &Waker) -> u64 {
         self.number = self.number.wrapping_add(1);
@@ -70,16 +70,16 @@ mod tests {
     use crate::{
         config,
         shard::{Instant, Local, task, testing, timer},
-        telemetry::slots::Slots,
+        telemetry::slots::MetricSlots,
     };
 
     #[test]
     fn word_of_a_key_wakes_those_who_wait_for_it_and_nobody_else() {
-        let mut held = Held::default();
+        let mut held = HeldRequests::default();
         let waker = Waker::noop();
         let [one, other] = [b"one", b"two"].map(|name| CellKey::of_texts(b'u', b"", name));
         let waiting = [(7, one), (7, other), (8, one), (7, one)].map(|key| (key, held.add(key, waker)));
-        let waits = |held: &mut Held| waiting.map(|(key, number)| held.waits(key, number, waker));
+        let waits = |held: &mut HeldRequests| waiting.map(|(key, number)| held.waits(key, number, waker));
         assert_eq!(waits(&mut held), [true; 4]);
         assert_eq!(held.take((7, one)).len(), 2);
         assert_eq!(waits(&mut held), [false, true, true, false]);
@@ -96,7 +96,8 @@ mod tests {
             // Of two shards this one may be ahead by one.
             let text = "[limits.api]\nkey = \"user\"\nquota = 8\nwindow = \"1d\"\n";
             let config = config::resolve(Some((std::path::Path::new("f"), text)), &BTreeMap::new());
-            let plans: Rc<[_]> = compile(&config.expect("it is right"), 2, &mut Slots::default()).expect("room").into();
+            let plans: Rc<[_]> =
+                compile(&config.expect("it is right"), 2, &mut MetricSlots::default()).expect("room").into();
             let sent = Rc::new(Local::new(Vec::new()));
             let tell_hits = {
                 let sent = Rc::clone(&sent);

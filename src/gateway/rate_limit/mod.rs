@@ -23,9 +23,9 @@ use std::{
     time::Duration,
 };
 
-use cells::{CellKey, Place};
+use cells::{CellIndex, CellKey};
 use counter::{Counted, Counter, Counts, Due, Hits, Home, Owed, Verdict};
-use held::{Held, HeldKey};
+use held::{HeldKey, HeldRequests};
 pub(super) use plan::RouteLimits;
 pub use plan::{LimitPlan, compile};
 pub(super) use statement::Statement;
@@ -35,7 +35,7 @@ use crate::{
     config::{LIMITS_PER_ROUTE_MAX, LimitKey},
     exchange::{Code, Reject},
     shard::{Instant, Local, clock, task, timer},
-    telemetry::{metrics, slots::Slot},
+    telemetry::{metrics, slots::MetricSlot},
 };
 
 /// How long requests that were admitted may wait until their key's home is told, when they are few.
@@ -87,32 +87,32 @@ impl fmt::Debug for Post {
 
 /// All limits of a shard. One per shard; a reload changes what is in it.
 #[derive(Clone, Debug)]
-pub struct Limits(Rc<Shared>);
+pub struct Limits(Rc<LimitsShared>);
 
 #[derive(Debug)]
-struct Shared {
-    state: Local<State>,
+struct LimitsShared {
+    state: Local<LimitsState>,
     post: Post,
 }
 
 #[derive(Debug)]
-struct State {
+struct LimitsState {
     /// By slot.
-    counters: Vec<Option<Box<Entry>>>,
+    counters: Vec<Option<Box<LimitCounter>>>,
     /// What homes are to be told.
     untold: Untold,
     /// Somebody will tell them.
     is_telling: bool,
     /// Requests that wait for word from their key's home.
-    held: Held,
+    held: HeldRequests,
     /// Redis is away: keys are at home on shards.
     is_redis_away: bool,
     logged_at: Instant,
 }
 
-impl State {
+impl LimitsState {
     /// `None` if the limit came later, or is gone.
-    fn counter_at(&mut self, slot: Slot) -> Option<&mut Counter> {
+    fn counter_at(&mut self, slot: MetricSlot) -> Option<&mut Counter> {
         self.counters.get_mut(slot.index())?.as_deref_mut().map(|entry| &mut entry.counter)
     }
 
@@ -142,7 +142,7 @@ impl State {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct LimitCounter {
     limit: LimitPlan,
     counter: Counter,
     logged: Counts,
@@ -161,21 +161,21 @@ enum Passage {
 impl Limits {
     /// No limits yet.
     pub fn new(post: Post) -> Self {
-        let state = State {
+        let state = LimitsState {
             counters: Vec::new(),
             untold: Untold::new(post.shards),
             is_telling: false,
-            held: Held::default(),
+            held: HeldRequests::default(),
             // Until the bridge says that it is there.
             is_redis_away: true,
             logged_at: Instant::START,
         };
-        Self(Rc::new(Shared { state: Local::new(state), post }))
+        Self(Rc::new(LimitsShared { state: Local::new(state), post }))
     }
 
     /// These limits hold from now on. Those that stay keep what they counted.
     pub fn adopt(&self, plans: &[LimitPlan]) {
-        let Shared { state, post } = &*self.0;
+        let LimitsShared { state, post } = &*self.0;
         let now = clock::now();
         let held = state.with(|state| {
             let mut old = std::mem::take(&mut state.counters);
@@ -192,7 +192,7 @@ impl Limits {
                         entry.limit = plan.clone();
                         entry
                     }
-                    None => Box::new(Entry {
+                    None => Box::new(LimitCounter {
                         limit: plan.clone(),
                         counter: Counter::new(terms, post.me, post.shards),
                         logged: Counts::default(),
@@ -264,7 +264,7 @@ impl Limits {
     /// Completes when a key's home has said something of it, or limits have changed.
     async fn word_from_home(&self, key: HeldKey) {
         let state = &self.0.state;
-        let mut waiting = Waiting { limits: self, key, number: None };
+        let mut waiting = HeldRequest { limits: self, key, number: None };
         poll_fn(|cx| {
             state.with(|state| match waiting.number {
                 Some(number) if !state.held.waits(key, number, cx.waker()) => Poll::Ready(()),
@@ -289,11 +289,11 @@ impl Limits {
         was_held: bool,
         statement: &mut Statement,
     ) -> Passage {
-        let Shared { state, post } = &*self.0;
+        let LimitsShared { state, post } = &*self.0;
         let mut due = [None; LIMITS_PER_ROUTE_MAX];
         let (passage, mut starts_telling) = state.with(|state| {
-            let State { counters, untold, is_telling, .. } = state;
-            let mut looked: [Option<(Place, Verdict)>; LIMITS_PER_ROUTE_MAX] = [None; LIMITS_PER_ROUTE_MAX];
+            let LimitsState { counters, untold, is_telling, .. } = state;
+            let mut looked: [Option<(CellIndex, Verdict)>; LIMITS_PER_ROUTE_MAX] = [None; LIMITS_PER_ROUTE_MAX];
             let (mut wait, mut held) = (None, None);
             for (looked, index) in looked.iter_mut().zip(which) {
                 let limit = &plans[usize::from(*index)];
@@ -368,7 +368,7 @@ impl Limits {
 
     /// Tells a home, which may be told and counts as told, and returns whether the letter went; if not, the hits are kept.
     fn tell_home(&self, home: To, hits: Hits) -> bool {
-        let Shared { state, post } = &*self.0;
+        let LimitsShared { state, post } = &*self.0;
         let went = (post.tell_hits)(home, hits);
         if !went {
             state.with(|state| {
@@ -381,7 +381,7 @@ impl Limits {
 
     /// Tells homes of what was admitted, some time after the first of it, and again as long as a home cannot be told.
     async fn tell(self) {
-        let Shared { state, .. } = &*self.0;
+        let LimitsShared { state, .. } = &*self.0;
         loop {
             timer::sleep(TELL_AFTER).await;
             for home in state.with(|state| state.untold.homes()) {
@@ -404,7 +404,7 @@ impl Limits {
 
     /// The shard of this number has admitted requests whose key is at home here.
     pub fn count(&self, from: usize, hits: Hits) {
-        let Shared { state, post } = &*self.0;
+        let LimitsShared { state, post } = &*self.0;
         let now = clock::now();
         let (counted, spread) = state.with(|state| {
             let Hits { limit, key, count } = hits;
@@ -440,7 +440,7 @@ impl Limits {
     }
 
     /// Takes in what is told of a key, and wakes those who wait for word of it.
-    fn learn(&self, owed: Owed, take: impl FnOnce(&mut State, Instant)) {
+    fn learn(&self, owed: Owed, take: impl FnOnce(&mut LimitsState, Instant)) {
         let held = self.0.state.with(|state| {
             take(state, clock::now());
             state.held.take((owed.limit.index(), owed.key))
@@ -472,13 +472,13 @@ impl Limits {
 }
 
 /// A request's place among those that are held. Dropping it gives the place up.
-struct Waiting<'l> {
+struct HeldRequest<'l> {
     limits: &'l Limits,
     key: HeldKey,
     number: Option<u64>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for HeldRequest<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
             self.limits.0.state.with(|state| state.held.remove(self.key, number));
@@ -507,11 +507,11 @@ fn to_home(counter: &Counter, key: CellKey) -> To {
 }
 
 #[inline]
-fn counter_of<'c>(counters: &'c mut [Option<Box<Entry>>], limit: &LimitPlan) -> Option<&'c mut Counter> {
+fn counter_of<'c>(counters: &'c mut [Option<Box<LimitCounter>>], limit: &LimitPlan) -> Option<&'c mut Counter> {
     counters.get_mut(limit.slot().index())?.as_mut().map(|entry| &mut entry.counter)
 }
 
-impl Entry {
+impl LimitCounter {
     /// Says what happened since it was said last.
     fn log(&mut self) {
         let Self { limit, counter, logged, logged_shared } = self;

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     config::{Config, Limit, LimitApplies, LimitKey, LimitScope, Route},
-    telemetry::slots::{OTHER, Slot, Slots},
+    telemetry::slots::{MetricSlot, MetricSlots, OTHER},
 };
 
 /// A limit, compiled. Crosses to the shards within their plan.
@@ -38,7 +38,7 @@ pub(in crate::gateway) struct RouteLimits {
 
 /// All limits of a configuration, for so many shards. `None` when more were named since the process began than it has
 /// places for.
-pub fn compile(config: &Config, shards: usize, slots: &mut Slots) -> Option<Vec<LimitPlan>> {
+pub fn compile(config: &Config, shards: usize, slots: &mut MetricSlots) -> Option<Vec<LimitPlan>> {
     let compiled = config.limits.iter().map(|(name, limit)| {
         let slot = slots.claim(name);
         (slot != OTHER).then(|| LimitPlan::compile(name, limit, slot, shards))
@@ -47,7 +47,7 @@ pub fn compile(config: &Config, shards: usize, slots: &mut Slots) -> Option<Vec<
 }
 
 impl LimitPlan {
-    fn compile(name: &str, limit: &Limit, slot: Slot, shards: usize) -> Self {
+    fn compile(name: &str, limit: &Limit, slot: MetricSlot, shards: usize) -> Self {
         let rate = Rate::new(limit.interval_ns(), limit.burst());
         let home = match limit.scope {
             LimitScope::Shard => Home::Here,
@@ -79,7 +79,7 @@ impl LimitPlan {
     }
 
     /// Its place in the metrics; letters name it so, too.
-    pub fn slot(&self) -> Slot {
+    pub fn slot(&self) -> MetricSlot {
         self.terms.slot
     }
 

@@ -10,12 +10,12 @@ use crate::{
 /// What is known of each limit that a request met, both by address and by the rest.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::gateway) struct Statement {
-    entries: [Entry; LIMITS_PER_ROUTE_MAX],
+    entries: [LimitState; LIMITS_PER_ROUTE_MAX],
     count: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Entry {
+struct LimitState {
     /// Its place in the plan's list.
     limit: u8,
     remaining: u32,
@@ -26,7 +26,8 @@ impl Statement {
     /// So many more requests conform now; in so many nanoseconds more do.
     pub(super) fn say(&mut self, limit: u8, remaining: u64, reset_ns: u64) {
         let number = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
-        let entry = Entry { limit, remaining: number(remaining), reset_s: number(reset_ns.div_ceil(1_000_000_000)) };
+        let entry =
+            LimitState { limit, remaining: number(remaining), reset_s: number(reset_ns.div_ceil(1_000_000_000)) };
         let known = self.entries[..self.count].iter().position(|known| known.limit == limit);
         if let Some(place) = self.entries.get_mut(known.unwrap_or(self.count)) {
             *place = entry;

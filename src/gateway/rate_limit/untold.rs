@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 
 use super::{To, cells::CellKey};
-use crate::telemetry::slots::Slot;
+use crate::telemetry::slots::MetricSlot;
 
 /// Hits of which a home has not answered yet: as many answers as the ring to a shard holds, so that the home, too, never
 /// keeps any aside.
@@ -32,7 +32,7 @@ pub(super) struct Untold {
 
 #[derive(Debug, Default)]
 struct OfHome {
-    listed: VecDeque<(Slot, CellKey)>,
+    listed: VecDeque<(MetricSlot, CellKey)>,
     unanswered: u16,
 }
 
@@ -49,14 +49,14 @@ impl Untold {
     }
 
     /// Something is to be told of this key. It is not listed yet.
-    pub(super) fn list(&mut self, home: To, slot: Slot, key: CellKey) {
+    pub(super) fn list(&mut self, home: To, slot: MetricSlot, key: CellKey) {
         if let Some(of_home) = self.at(home) {
             of_home.listed.push_back((slot, key));
         }
     }
 
     /// The next key of whom something is to be told; it is not listed any more.
-    pub(super) fn next(&mut self, home: To) -> Option<(Slot, CellKey)> {
+    pub(super) fn next(&mut self, home: To) -> Option<(MetricSlot, CellKey)> {
         let listed = &mut self.at(home)?.listed;
         let next = listed.pop_front();
         if listed.is_empty() && listed.capacity() > KEPT_MAX {
@@ -109,7 +109,7 @@ mod tests {
     use crate::{
         config,
         shard::{Instant, Local, testing, timer},
-        telemetry::slots::Slots,
+        telemetry::slots::MetricSlots,
     };
 
     type Sent = Rc<Local<Vec<Hits>>>;
@@ -118,7 +118,7 @@ mod tests {
     fn limits(quota: u32) -> (Limits, Vec<super::super::LimitPlan>, Sent, Rc<Cell<bool>>) {
         let text = format!("[limits.api]\nkey = \"user\"\nquota = {quota}\nwindow = \"1d\"\n");
         let config = config::resolve(Some((std::path::Path::new("f"), &text)), &BTreeMap::new());
-        let plans = compile(&config.expect("it is right"), 2, &mut Slots::default()).expect("room");
+        let plans = compile(&config.expect("it is right"), 2, &mut MetricSlots::default()).expect("room");
         let (sent, has_room) = (Sent::default(), Rc::new(Cell::new(true)));
         let tell_hits = {
             let (sent, has_room) = (Rc::clone(&sent), Rc::clone(&has_room));

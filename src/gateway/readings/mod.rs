@@ -25,7 +25,7 @@
 mod reading;
 
 pub(super) use reading::stands_for_itself;
-use reading::{Chain, Cut, Reading, Shape, Unescape, Unreadable, has_one_shape};
+use reading::{Chain, ParameterCut, Reading, Shape, Unescape, Unreadable, has_one_shape};
 
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ pub(super) struct Routed<'r> {
 
 /// A way to read a request for which it is not the same request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Doubt {
+pub(super) enum OtherReading {
     /// The path leads to this route, or to none.
     Elsewhere { reading: String, route: Option<usize> },
     /// The path climbs above its root.
@@ -72,7 +72,7 @@ pub(super) enum Doubt {
     Method { route: Option<usize> },
 }
 
-impl Doubt {
+impl OtherReading {
     /// The sentence for the client.
     pub(super) const fn detail(&self) -> &'static str {
         match self {
@@ -97,7 +97,7 @@ impl Doubt {
 }
 
 /// Looks for a reading that leads elsewhere. For a path that has a sign of one, and for methods that are not well known.
-pub(super) fn check(routed: &Routed<'_>, is_plain: bool) -> Result<(), Doubt> {
+pub(super) fn check(routed: &Routed<'_>, is_plain: bool) -> Result<(), OtherReading> {
     if routed.method == Method::Other {
         routed.check_method()?;
     }
@@ -106,7 +106,7 @@ pub(super) fn check(routed: &Routed<'_>, is_plain: bool) -> Result<(), Doubt> {
 
 impl Routed<'_> {
     /// Werkzeug, for one, takes `get` for `GET`.
-    fn check_method(&self) -> Result<(), Doubt> {
+    fn check_method(&self) -> Result<(), OtherReading> {
         if !self.method_text.iter().any(u8::is_ascii_lowercase) {
             return Ok(());
         }
@@ -114,11 +114,11 @@ impl Routed<'_> {
         let found = self.router.find(self.host, self.path, Method::of(&capitals), &capitals);
         match found.ok().map(|found| found.route) {
             Some(route) if route == self.route => Ok(()),
-            route => Err(Doubt::Method { route }),
+            route => Err(OtherReading::Method { route }),
         }
     }
 
-    fn check_path(&self) -> Result<(), Doubt> {
+    fn check_path(&self) -> Result<(), OtherReading> {
         let sent = self.sent(self.path, self.captures);
         let mut count = 0;
         let mut known = BTreeSet::new();
@@ -126,7 +126,7 @@ impl Routed<'_> {
             count += 1;
             let is_bounded = count <= READINGS_MAX && (count <= 4 || count * sent.len() <= READ_BYTES_MAX);
             if !is_bounded {
-                return Err(Doubt::TooMany);
+                return Err(OtherReading::TooMany);
             }
             let seen = readable(chain, seen)?;
             // Rewritten by a template, another reading of what was asked may lead to the same.
@@ -137,7 +137,7 @@ impl Routed<'_> {
         })
     }
 
-    fn check_reading(&self, chain: Chain, seen: &[u8]) -> Result<(), Doubt> {
+    fn check_reading(&self, chain: Chain, seen: &[u8]) -> Result<(), OtherReading> {
         // The path that a client would ask for to have the service see just that.
         let asked = match self.rewrite {
             Rewrite::Keep => seen.to_vec(),
@@ -146,7 +146,7 @@ impl Routed<'_> {
         };
         let captures = self.lead_here(chain, &asked)?;
         if matches!(self.rewrite, Rewrite::Template(_)) && self.sent(&asked, &captures) != seen {
-            return Err(Doubt::Elsewhere { reading: chain.to_string(), route: None });
+            return Err(OtherReading::Elsewhere { reading: chain.to_string(), route: None });
         }
         // Some leave no slash where a dot segment, or one that was a parameter only, was the last.
         match asked.strip_suffix(b"/") {
@@ -155,13 +155,13 @@ impl Routed<'_> {
         }
     }
 
-    fn lead_here(&self, reading: Chain, path: &[u8]) -> Result<Captures, Doubt> {
+    fn lead_here(&self, reading: Chain, path: &[u8]) -> Result<Captures, OtherReading> {
         match self.router.find(self.host, path, self.method, self.method_text) {
             Ok(found) if found.route == self.route => Ok(found.captures),
-            Ok(found) => Err(Doubt::Elsewhere { reading: reading.to_string(), route: Some(found.route) }),
+            Ok(found) => Err(OtherReading::Elsewhere { reading: reading.to_string(), route: Some(found.route) }),
             Err(NoRoute::NotFound) if self.stays_below(path) => Ok(*self.captures),
             Err(NoRoute::NotFound | NoRoute::Method(_)) => {
-                Err(Doubt::Elsewhere { reading: reading.to_string(), route: None })
+                Err(OtherReading::Elsewhere { reading: reading.to_string(), route: None })
             }
         }
     }
@@ -195,10 +195,10 @@ impl Routed<'_> {
     }
 }
 
-fn readable(chain: Chain, seen: Result<Vec<u8>, Unreadable>) -> Result<Vec<u8>, Doubt> {
+fn readable(chain: Chain, seen: Result<Vec<u8>, Unreadable>) -> Result<Vec<u8>, OtherReading> {
     seen.map_err(|unreadable| match unreadable {
-        Unreadable::AboveRoot => Doubt::AboveRoot { reading: chain.to_string() },
-        Unreadable::DotParameter => Doubt::DotParameter,
+        Unreadable::AboveRoot => OtherReading::AboveRoot { reading: chain.to_string() },
+        Unreadable::DotParameter => OtherReading::DotParameter,
     })
 }
 
@@ -232,16 +232,16 @@ fn each<E>(path: &[u8], mut visit: impl FnMut(Reading) -> Result<(), E>) -> Resu
     let has_escape = path.contains(&b'%');
     // A step that changes nothing is no reading of its own. What cannot be spelled is for the visitor to see.
     let spelled = |reading: Reading| reading.spelled(path);
-    for cut in [Cut::Never, Cut::Before, Cut::After] {
+    for cut in [ParameterCut::Never, ParameterCut::Before, ParameterCut::After] {
         let mut before = None;
         for unescape in [Unescape::None, Unescape::NoSlash, Unescape::All] {
             let with_cut = Reading { cut, unescape, ..Reading::default() };
-            let uncut = spelled(Reading { cut: Cut::Never, ..with_cut });
+            let uncut = spelled(Reading { cut: ParameterCut::Never, ..with_cut });
             let has_parameter = match cut {
-                Cut::Never => true,
-                Cut::Before => path.contains(&b';'),
+                ParameterCut::Never => true,
+                ParameterCut::Before => path.contains(&b';'),
                 // Without escapes it makes no difference when it is done.
-                Cut::After => has_escape && uncut.is_ok_and(|text| text.contains(&b';')),
+                ParameterCut::After => has_escape && uncut.is_ok_and(|text| text.contains(&b';')),
             };
             if !has_parameter {
                 continue;

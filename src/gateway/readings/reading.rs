@@ -8,7 +8,7 @@ use std::fmt;
 /// What a service does to a path, in the order in which it does it. None of it is a reading too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Reading {
-    pub(super) cut: Cut,
+    pub(super) cut: ParameterCut,
     pub(super) unescape: Unescape,
     /// What follows an escaped `?` or `#` is no part of the path.
     pub(super) ends_at_question: bool,
@@ -19,7 +19,7 @@ pub(super) struct Reading {
 
 /// When what follows a semicolon is cut off a segment (RFC 3986 §3.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Cut {
+pub(super) enum ParameterCut {
     #[default]
     Never,
     /// Before escapes are undone, as servlet containers do.
@@ -106,11 +106,11 @@ impl Reading {
 
     /// What it is before dots are resolved.
     pub(super) fn spelled(self, path: &[u8]) -> Result<Vec<u8>, Unreadable> {
-        let mut text = if self.cut == Cut::Before { without_parameters(path)? } else { path.to_vec() };
+        let mut text = if self.cut == ParameterCut::Before { without_parameters(path)? } else { path.to_vec() };
         if self.unescape != Unescape::None {
             text = undo(&text, self.unescape == Unescape::All);
         }
-        if self.cut == Cut::After {
+        if self.cut == ParameterCut::After {
             text = without_parameters(&text)?;
         }
         if self.ends_at_question {
@@ -128,13 +128,13 @@ impl fmt::Display for Reading {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let cut = "without what follows semicolons";
         let steps = [
-            if self.cut == Cut::Before { cut } else { "" },
+            if self.cut == ParameterCut::Before { cut } else { "" },
             match self.unescape {
                 Unescape::None => "",
                 Unescape::NoSlash => "escapes but %2F undone",
                 Unescape::All => "escapes undone",
             },
-            if self.cut == Cut::After { cut } else { "" },
+            if self.cut == ParameterCut::After { cut } else { "" },
             if self.ends_at_question { "cut at a question mark" } else { "" },
             if self.backslash { "backslashes as slashes" } else { "" },
             match self.shape {
@@ -275,11 +275,11 @@ mod tests {
         let nginx = Reading { unescape: Unescape::All, shape: Shape::Merged, ..Reading::default() };
         let nginx_unmerged = Reading { shape: Shape::Resolved, ..nginx };
         let wsgi = Reading { shape: Shape::AsIs, ..nginx };
-        let tomcat = Reading { cut: Cut::Before, backslash: true, ..nginx };
-        let jetty = Reading { cut: Cut::Before, shape: Shape::Resolved, ..nginx };
+        let tomcat = Reading { cut: ParameterCut::Before, backslash: true, ..nginx };
+        let jetty = Reading { cut: ParameterCut::Before, shape: Shape::Resolved, ..nginx };
         let kestrel = Reading { unescape: Unescape::NoSlash, backslash: true, ..nginx };
         let url = Reading { unescape: Unescape::All, backslash: true, shape: Shape::Url, ..nginx };
-        let filter_then_tomcat = Reading { cut: Cut::After, ..nginx };
+        let filter_then_tomcat = Reading { cut: ParameterCut::After, ..nginx };
         let fcgi = Reading { ends_at_question: true, ..nginx };
 
         for (name, reading, path, seen) in [
@@ -316,7 +316,7 @@ mod tests {
     #[test]
     fn services_behind_services_are_chains() {
         let nginx = Reading { unescape: Unescape::All, shape: Shape::Merged, ..Reading::default() };
-        let tomcat = Reading { cut: Cut::Before, ..nginx };
+        let tomcat = Reading { cut: ParameterCut::Before, ..nginx };
         for (name, first, last, path, seen) in [
             ("nginx, nginx", nginx, nginx, "/enc/..%252Fadmin", "/admin"),
             ("nginx, nginx", nginx, nginx, "/enc/%252E%252e%252fadmin%2525", "/admin%25"),
@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn readings_tell_their_steps() {
         let all = Reading {
-            cut: Cut::After,
+            cut: ParameterCut::After,
             unescape: Unescape::All,
             ends_at_question: true,
             backslash: true,

@@ -16,12 +16,17 @@ fn router(paths: &[&str]) -> Router {
 }
 
 /// Routes a path and looks for doubts; `None` if it has no normal form or no route.
-fn outcome(router: &Router, rewrite: &Rewrite, path: &str) -> Option<(usize, Result<(), Doubt>)> {
+fn outcome(router: &Router, rewrite: &Rewrite, path: &str) -> Option<(usize, Result<(), OtherReading>)> {
     let normal = normalise(path.as_bytes()).ok()?;
     checked(router, rewrite, &normal.path, normal.is_plain)
 }
 
-fn checked(router: &Router, rewrite: &Rewrite, path: &[u8], is_plain: bool) -> Option<(usize, Result<(), Doubt>)> {
+fn checked(
+    router: &Router,
+    rewrite: &Rewrite,
+    path: &[u8],
+    is_plain: bool,
+) -> Option<(usize, Result<(), OtherReading>)> {
     let found = router.find(b"a", path, Method::Get, b"GET").ok()?;
     let routed = Routed {
         router,
@@ -146,11 +151,11 @@ fn what_no_route_takes_is_let_pass_below_the_routes_own_beginning_only() {
 fn a_path_that_can_be_read_in_endless_ways_is_refused() {
     let path = "/;%3B%253B/%2F%252F%5C%255C%3F%253F%40";
     let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, path).expect("it has a route");
-    assert_eq!(checked, Err(Doubt::TooMany));
+    assert_eq!(checked, Err(OtherReading::TooMany));
     // A long one has fewer, but one that is only long has all that it needs.
     let long = format!("/%2F%5C%3F%3B{}", "x".repeat(8000));
     let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, &long).expect("it has a route");
-    assert_eq!(checked, Err(Doubt::TooMany));
+    assert_eq!(checked, Err(OtherReading::TooMany));
     let (_, checked) = outcome(&router(&["/*"]), &Rewrite::Keep, &"/a%2Fb".repeat(10_000)).expect("it has a route");
     assert_eq!(checked, Ok(()));
 }

@@ -44,11 +44,11 @@ pub enum Decoded {
 /// looks back: consumed input may be dropped.
 #[derive(Debug)]
 pub struct BodyDecoder {
-    state: State,
+    state: Progress,
 }
 
 #[derive(Debug)]
-enum State {
+enum Progress {
     Length { left: u64 },
     Chunked(Chunked),
     UntilClose,
@@ -59,10 +59,10 @@ impl BodyDecoder {
     /// For a message that is framed so.
     pub fn new(framing: Framing) -> Self {
         let state = match framing {
-            Framing::None => State::Length { left: 0 },
-            Framing::Length(left) => State::Length { left },
-            Framing::Chunked => State::Chunked(Chunked::default()),
-            Framing::UntilClose => State::UntilClose,
+            Framing::None => Progress::Length { left: 0 },
+            Framing::Length(left) => Progress::Length { left },
+            Framing::Chunked => Progress::Chunked(Chunked::default()),
+            Framing::UntilClose => Progress::UntilClose,
         };
         Self { state }
     }
@@ -71,11 +71,11 @@ impl BodyDecoder {
     #[inline]
     pub fn decode(&mut self, input: &[u8]) -> Result<Decoded, BodyError> {
         match &mut self.state {
-            State::Closed | State::Length { left: 0 } => Ok(Decoded::Done { consumed: 0 }),
+            Progress::Closed | Progress::Length { left: 0 } => Ok(Decoded::Done { consumed: 0 }),
             _ if input.is_empty() => Ok(Decoded::More { consumed: 0 }),
-            State::Length { left } => Ok(Decoded::Data { start: 0, end: take(left, input.len()) }),
-            State::UntilClose => Ok(Decoded::Data { start: 0, end: input.len() }),
-            State::Chunked(chunked) => chunked.decode(input),
+            Progress::Length { left } => Ok(Decoded::Data { start: 0, end: take(left, input.len()) }),
+            Progress::UntilClose => Ok(Decoded::Data { start: 0, end: input.len() }),
+            Progress::Chunked(chunked) => chunked.decode(input),
         }
     }
 
@@ -83,16 +83,16 @@ impl BodyDecoder {
     /// framing stands between them.
     pub const fn payload_left(&self) -> u64 {
         match &self.state {
-            State::Length { left } => *left,
-            State::UntilClose => u64::MAX,
-            State::Closed | State::Chunked(_) => 0,
+            Progress::Length { left } => *left,
+            Progress::UntilClose => u64::MAX,
+            Progress::Closed | Progress::Chunked(_) => 0,
         }
     }
 
     /// So many bytes of payload have gone another way and will not be decoded: no more than
     /// [`payload_left`](Self::payload_left) says.
     pub fn skip(&mut self, bytes: u64) {
-        if let State::Length { left } = &mut self.state {
+        if let Progress::Length { left } = &mut self.state {
             *left = left.saturating_sub(bytes);
         }
     }
@@ -101,16 +101,16 @@ impl BodyDecoder {
     #[inline]
     pub const fn is_done(&self) -> bool {
         match &self.state {
-            State::Closed | State::Length { left: 0 } => true,
-            State::Length { .. } | State::UntilClose => false,
-            State::Chunked(chunked) => matches!(chunked.expected, Expected::Nothing),
+            Progress::Closed | Progress::Length { left: 0 } => true,
+            Progress::Length { .. } | Progress::UntilClose => false,
+            Progress::Chunked(chunked) => matches!(chunked.expected, Expected::Nothing),
         }
     }
 
     /// Tells that the peer closed. Only a body that is read until then is complete by it.
     pub fn finish_at_eof(&mut self) -> Result<(), BodyError> {
-        if matches!(self.state, State::UntilClose) {
-            self.state = State::Closed;
+        if matches!(self.state, Progress::UntilClose) {
+            self.state = Progress::Closed;
         }
         if self.is_done() { Ok(()) } else { Err(BodyError::Truncated) }
     }
@@ -119,7 +119,7 @@ impl BodyDecoder {
     /// not stand in a trailer. Fit for [`encode_last_chunk`](super::encode_last_chunk).
     pub fn trailers(&self) -> &[u8] {
         match &self.state {
-            State::Chunked(chunked) => chunked.trailers.kept(),
+            Progress::Chunked(chunked) => chunked.trailers.kept(),
             _ => &[],
         }
     }

@@ -4,7 +4,7 @@ use super::bytes::{TOKEN, all};
 use super::error::{HeadError, RequestError};
 use super::fields::{Expectation, FIELDS_MAX, Protocol, Survey, first_mistake, require_line_end, room, span_in};
 use super::scan::{HeadLimits, METHOD_BYTES_MAX};
-use super::target::{Target, has_legal_bytes, is_host};
+use super::target::{SplitTarget, has_legal_bytes, is_host};
 use crate::proto::head::{Field, Framing, Method, RequestHead, Span, TargetForm, Version};
 
 /// Reads the head that `bytes` begin with, `head_len` bytes long as [`HeadScanner`](super::HeadScanner) found it.
@@ -28,7 +28,7 @@ pub fn parse_request(
 }
 
 /// A request's head that was whole, and in order, when its bytes were looked at first.
-pub struct WholeRequest(Parts);
+pub struct WholeRequest(RequestLine);
 
 impl WholeRequest {
     /// Reads the head that `bytes` begin with, whatever follows it, if there is nothing to wait for and nothing wrong
@@ -39,7 +39,7 @@ impl WholeRequest {
     pub fn read(bytes: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits) -> Option<Self> {
         fields.clear();
         let window = bytes.get(..limits.head_bytes_max).unwrap_or(bytes);
-        let in_order = |parts: &Parts| {
+        let in_order = |parts: &RequestLine| {
             // What only the scanner refuses.
             parts.method_text.start == 0 && parts.method_text.end as usize <= METHOD_BYTES_MAX
         };
@@ -71,12 +71,12 @@ pub(super) enum Extent {
 }
 
 /// A head without what it points into.
-struct Parts {
+struct RequestLine {
     head_len: usize,
     method: Method,
     method_text: Span,
     target_text: Span,
-    target: Target,
+    target: SplitTarget,
     authority: Span,
     version: Version,
     framing: Framing,
@@ -85,7 +85,7 @@ struct Parts {
     upgrade: bool,
 }
 
-impl Parts {
+impl RequestLine {
     #[inline]
     fn into_head(self, bytes: Vec<u8>, fields: Vec<Field>) -> RequestHead {
         RequestHead {
@@ -108,7 +108,12 @@ impl Parts {
 }
 
 #[inline]
-fn read(bytes: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits, extent: Extent) -> Result<Parts, RequestError> {
+fn read(
+    bytes: &[u8],
+    fields: &mut Vec<Field>,
+    limits: &HeadLimits,
+    extent: Extent,
+) -> Result<RequestLine, RequestError> {
     if bytes.len() > limits.head_bytes_max || u32::try_from(bytes.len()).is_err() {
         return Err(HeadError::TooLarge.into());
     }
@@ -133,7 +138,7 @@ fn read(bytes: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits, extent: Exte
     }
     let method = Method::of(method.as_bytes());
     let version = if version == 0 { Version::Http10 } else { Version::Http11 };
-    let target = Target::read(head, target_text, method)?;
+    let target = SplitTarget::read(head, target_text, method)?;
     let survey = Survey::of(head, request.headers, fields)?;
     let authority = authority(head, version, &target, &survey)?;
     // A request without either field has no body: it is never read until close (RFC 9112 §6.3).
@@ -148,7 +153,7 @@ fn read(bytes: &[u8], fields: &mut Vec<Field>, limits: &HeadLimits, extent: Exte
         Expectation::Unknown => return Err(RequestError::UnknownExpectation),
     };
     let upgrade = version == Version::Http11 && survey.upgrade && survey.protocol == Protocol::Named;
-    Ok(Parts {
+    Ok(RequestLine {
         head_len: head.len(),
         method,
         method_text,
@@ -175,7 +180,7 @@ const VERSION_BYTES: u32 = 9;
 
 /// Which authority the request is for (RFC 9112 §3.2).
 #[inline]
-fn authority(head: &[u8], version: Version, target: &Target, survey: &Survey) -> Result<Span, RequestError> {
+fn authority(head: &[u8], version: Version, target: &SplitTarget, survey: &Survey) -> Result<Span, RequestError> {
     if survey.several_hosts {
         return Err(RequestError::SeveralHosts);
     }

@@ -33,7 +33,7 @@ pub fn parse_response(
 
 /// An answer's head that was whole, and in order, when its bytes were looked at first; see
 /// [`WholeRequest`](super::WholeRequest).
-pub struct WholeResponse(Parts);
+pub struct WholeResponse(StatusLine);
 
 impl WholeResponse {
     /// Reads the head that `bytes` begin with, if there is nothing to wait for and nothing wrong with it.
@@ -61,7 +61,7 @@ impl WholeResponse {
 }
 
 /// A head without what it points into.
-struct Parts {
+struct StatusLine {
     head_len: usize,
     status: u16,
     reason: Span,
@@ -73,7 +73,7 @@ struct Parts {
     keep_alive_timeout_s: Option<u32>,
 }
 
-impl Parts {
+impl StatusLine {
     #[inline]
     fn into_head(self, bytes: Vec<u8>, fields: Vec<Field>) -> ResponseHead {
         ResponseHead {
@@ -101,7 +101,7 @@ fn read(
     request_method: Method,
     limits: &HeadLimits,
     extent: Extent,
-) -> Result<Parts, ResponseError> {
+) -> Result<StatusLine, ResponseError> {
     if bytes.len() > limits.head_bytes_max || u32::try_from(bytes.len()).is_err() {
         return Err(HeadError::TooLarge.into());
     }
@@ -147,7 +147,7 @@ fn read(
         200..=203 | 205.. => request_method == Method::Head && announced != Some(Framing::Length(0)),
         _ => false,
     };
-    Ok(Parts {
+    Ok(StatusLine {
         head_len: head.len(),
         status,
         reason,

@@ -12,7 +12,7 @@ use super::error::RequestError;
 use crate::proto::head::{Method, Span, TargetForm};
 
 /// A request target taken apart.
-pub(super) struct Target {
+pub(super) struct SplitTarget {
     pub(super) form: TargetForm,
     pub(super) path: Span,
     pub(super) query: Option<Span>,
@@ -22,7 +22,7 @@ pub(super) struct Target {
     default_port: Option<u16>,
 }
 
-impl Target {
+impl SplitTarget {
     /// Takes apart the target that lies at `span` of `head`.
     #[inline]
     pub(super) fn read(head: &[u8], span: Span, method: Method) -> Result<Self, RequestError> {

@@ -87,11 +87,11 @@ async fn wait_for(mut is_so: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(20), look).await.expect("it comes to be so");
 }
 
-async fn begin(sessions: &Sessions) -> Begun {
+async fn begin(sessions: &Sessions) -> NewSession {
     sessions.create("42", &note("")).await.expect("it begins")
 }
 
-async fn renew(sessions: &Sessions, begun: &Begun) -> RefreshError {
+async fn renew(sessions: &Sessions, begun: &NewSession) -> RefreshError {
     sessions.refresh(begun.refresh_token.reveal(), &note("")).await.expect_err("it has ended")
 }
 
@@ -104,14 +104,14 @@ fn what_is_half_done_counts_as_done_and_is_when_it_is_asked_for_again() {
         let (ended, one, two) = (begin(&sessions).await, begin(&sessions).await, begin(&sessions).await);
         house.close_records();
         for _ in 0..3 {
-            assert_eq!(sessions.end("42", &ended.sid, "42").await, Err(Failure::Away));
+            assert_eq!(sessions.end("42", &ended.sid, "42").await, Err(SessionFailure::Away));
         }
-        assert_eq!(sessions.end_own("42", &ended.sid, "42").await, Err(Failure::Away));
+        assert_eq!(sessions.end_own("42", &ended.sid, "42").await, Err(SessionFailure::Away));
         assert!(house.record("42").contains(&ended.sid) && house.log().contains(&ended.sid));
         assert_ne!(house.unfinished(), "0");
         let listed = sessions.list("42").await.expect("it may look").into_iter().map(|session| session.sid);
         assert_eq!(listed.collect::<HashSet<_>>(), [one.sid.clone(), two.sid.clone()].into());
-        assert_eq!(renew(&sessions, &ended).await, RefreshError::Failed(Failure::Away));
+        assert_eq!(renew(&sessions, &ended).await, RefreshError::Failed(SessionFailure::Away));
 
         // It takes nobody's place, although the record still has it.
         house.open_records();
@@ -122,14 +122,14 @@ fn what_is_half_done_counts_as_done_and_is_when_it_is_asked_for_again() {
         assert_eq!(house.entries(), entries, "nobody was crowded out");
 
         house.close_records();
-        assert_eq!(sessions.end_own("42", &one.sid, "42").await, Err(Failure::Away));
+        assert_eq!(sessions.end_own("42", &one.sid, "42").await, Err(SessionFailure::Away));
         house.open_records();
         assert_eq!(renew(&sessions, &one).await, RefreshError::Invalid);
         assert!(!house.record("42").contains(&one.sid), "and that finishes it");
 
         house.close_records();
-        assert_eq!(sessions.end_own("42", &two.sid, "42").await, Err(Failure::Away));
-        assert_eq!(sessions.end_again("42", Some(&two.sid), two.began_ms).await, Err(Failure::Away));
+        assert_eq!(sessions.end_own("42", &two.sid, "42").await, Err(SessionFailure::Away));
+        assert_eq!(sessions.end_again("42", Some(&two.sid), two.began_ms).await, Err(SessionFailure::Away));
         assert_eq!(sessions.end_again("42", None, two.began_ms).await, Ok(false), "not all were to end");
         house.open_records();
         assert_eq!(sessions.end_own("42", &two.sid, "42").await, Ok(true));
@@ -137,8 +137,11 @@ fn what_is_half_done_counts_as_done_and_is_when_it_is_asked_for_again() {
         assert!(!house.record("42").contains(&two.sid));
 
         house.close_records();
-        assert_eq!(sessions.end_all("42", "42").await, Err(Failure::Away));
-        assert_eq!((sessions.list("42").await, sessions.end_left("42", "42").await), (Ok(vec![]), Err(Failure::Away)));
+        assert_eq!(sessions.end_all("42", "42").await, Err(SessionFailure::Away));
+        assert_eq!(
+            (sessions.list("42").await, sessions.end_left("42", "42").await),
+            (Ok(vec![]), Err(SessionFailure::Away))
+        );
         assert!(house.record("42").contains(&three.sid));
         house.open_records();
         let entries = house.entries();
@@ -164,11 +167,11 @@ fn another_instance_finishes_what_is_half_done_and_nothing_of_it_is_forgotten_be
         let other = here.create("43", &note("")).await.expect("it begins");
         let following = follow(&there).await;
         house.close_records();
-        assert_eq!(here.create("42", &note("")).await.expect_err("none goes for it"), Failure::Away);
+        assert_eq!(here.create("42", &note("")).await.expect_err("none goes for it"), SessionFailure::Away);
         assert!(house.log().contains(&ended.sid), "it is the one that was not seen for longest");
-        assert_eq!(renew(&here, &thief).await, RefreshError::Failed(Failure::Away), "it was used before");
-        assert_eq!(here.end("42", &crowded.sid, "42").await, Err(Failure::Away));
-        assert_eq!(here.end_all("43", "43").await, Err(Failure::Away));
+        assert_eq!(renew(&here, &thief).await, RefreshError::Failed(SessionFailure::Away), "it was used before");
+        assert_eq!(here.end("42", &crowded.sid, "42").await, Err(SessionFailure::Away));
+        assert_eq!(here.end_all("43", "43").await, Err(SessionFailure::Away));
         drop(here);
 
         // Long after no access token can be affected by it.
@@ -223,7 +226,7 @@ fn marks_that_cannot_be_read_hold_up_nothing() {
         let following = follow(&sessions).await;
         let ended = begin(&sessions).await;
         house.close_records();
-        assert_eq!(sessions.end("42", &ended.sid, "42").await, Err(Failure::Away));
+        assert_eq!(sessions.end("42", &ended.sid, "42").await, Err(SessionFailure::Away));
         house.open_records();
         wait_for(|| !house.record("42").contains(&ended.sid)).await;
         following.abort();
@@ -238,9 +241,9 @@ fn what_a_killed_redis_left_half_done_is_finished_when_it_is_back() {
         let (one, two) = (begin(&here).await, begin(&here).await);
         let following = [follow(&here).await, follow(&there).await];
         house.close_records();
-        assert_eq!(here.end("42", &one.sid, "42").await, Err(Failure::Away));
+        assert_eq!(here.end("42", &one.sid, "42").await, Err(SessionFailure::Away));
         house.server.kill();
-        assert_eq!(here.end("42", &two.sid, "42").await, Err(Failure::Away));
+        assert_eq!(here.end("42", &two.sid, "42").await, Err(SessionFailure::Away));
         house.server.restart();
         wait_for(|| house.unfinished() == "0" && !house.record("42").contains(&one.sid)).await;
         assert!(house.record("42").contains(&two.sid), "of this one nothing is in the log");
@@ -305,12 +308,12 @@ fn the_log_keeps_what_is_unfinished_and_does_not_grow_for_it() {
         let marks = house.server.ask(&["ZRANGE", redis::UNFINISHED, "0", "-1"]);
         assert!(marks.lines().all(|mark| mark.ends_with(" 1700000000000 42 who did it")), "{marks}");
         let mark = marks.lines().next().expect("there are some");
-        assert_eq!(known::Entry::of_mark(mark).and_then(|entry| entry.mark()).as_deref(), Some(mark));
+        assert_eq!(known::LogEntry::of_mark(mark).and_then(|entry| entry.mark()).as_deref(), Some(mark));
         // A key of another type is somebody's mistake, and no half of an ending.
         house.server.ask(&["SET", redis::UNFINISHED, "text"]);
         let entries = house.entries();
         let sessions = house.instance(KEPT);
-        assert_eq!(sessions.end("42", "s_8", "42").await, Err(Failure::Away));
+        assert_eq!(sessions.end("42", "s_8", "42").await, Err(SessionFailure::Away));
         assert_eq!(house.entries(), entries);
     });
 }

@@ -9,7 +9,7 @@ use super::*;
 const DIRECTORY: &str = "SHARDGATE_TEST_KILLED_IN";
 
 /// A spent token is at once one that was used before.
-const STRICT: Rules = Rules { lifetime_ms: u64::MAX / 2, grace_ms: 0, per_user_max: 3 };
+const STRICT: SessionRules = SessionRules { lifetime_ms: u64::MAX / 2, grace_ms: 0, per_user_max: 3 };
 
 fn open(directory: &std::path::Path) -> Sessions {
     let store = Embedded::start(directory, &[COMPONENT]).expect("threads start");

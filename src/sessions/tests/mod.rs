@@ -19,7 +19,7 @@ use crate::bus::redis::{Address, Redis};
 use crate::bus::redis_server::{self as server, RedisServer};
 use crate::config;
 
-const RULES: Rules = Rules { lifetime_ms: 1_000_000, grace_ms: 10_000, per_user_max: 3 };
+const RULES: SessionRules = SessionRules { lifetime_ms: 1_000_000, grace_ms: 10_000, per_user_max: 3 };
 const KEPT: Duration = Duration::from_mins(15);
 const START_MS: u64 = 1_700_000_000_000;
 
@@ -47,7 +47,7 @@ fn bed(store: impl FnOnce(Clock) -> Store, server: Option<RedisServer>, director
 fn embedded_bed() -> Bed {
     let directory = TempDir::new().expect("a directory");
     let store = Embedded::start(directory.path(), &[COMPONENT]).expect("threads start");
-    bed(|clock| Store::Embedded(embedded::Store::new(store, KEPT, clock)), None, Some(directory))
+    bed(|clock| Store::Embedded(embedded::EmbeddedSessions::new(store, KEPT, clock)), None, Some(directory))
 }
 
 /// Within a runtime. `None` where there is no redis-server.
@@ -59,7 +59,7 @@ fn redis_bed() -> Option<Bed> {
 
 fn redis_store(server: &RedisServer) -> impl FnOnce(Clock) -> Store + use<> {
     let redis = Redis::start(address(&server.url()));
-    |clock| Store::Redis(Box::new(redis::Store::new(redis, KEPT, clock)))
+    |clock| Store::Redis(Box::new(redis::RedisSessions::new(redis, KEPT, clock)))
 }
 
 fn address(url: &str) -> Address {
@@ -251,7 +251,7 @@ async fn nobody_ends_the_sessions_of_others(bed: Bed) {
     bed.pass(RULES.lifetime_ms + 1);
     assert_eq!(sessions.end_own("43", &over.sid, "43").await, Ok(false), "its time is over");
     for user in ["", "a b", "{42}", "*", "4\n2", &"u".repeat(129)] {
-        assert_eq!(sessions.create(user, &note("")).await.expect_err("no name of a key"), Failure::UserId);
+        assert_eq!(sessions.create(user, &note("")).await.expect_err("no name of a key"), SessionFailure::UserId);
         assert_eq!(sessions.list(user).await, Ok(Vec::new()));
     }
 }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use super::server::{ask, until};
 use super::*;
-use crate::bus::redis::{self as bus, Class, Script, Status};
+use crate::bus::redis::{self as bus, Outage, Script, Status};
 use crate::shard::clock;
 
 /// An instance on this server, with the server's own clock.
@@ -40,7 +40,7 @@ async fn until_status(redis: &Redis, mut is_so: impl FnMut(&Status) -> bool) -> 
 }
 
 /// Goes on until something is heard that is as wanted.
-pub(super) async fn hear(follower: &mut Follower, mut is_so: impl FnMut(&Heard) -> bool) -> Heard {
+pub(super) async fn hear(follower: &mut Follower, mut is_so: impl FnMut(&LogUpdate) -> bool) -> LogUpdate {
     let look = async {
         loop {
             let heard = follower.next().await;
@@ -52,7 +52,7 @@ pub(super) async fn hear(follower: &mut Follower, mut is_so: impl FnMut(&Heard) 
     tokio::time::timeout(Duration::from_secs(20), look).await.expect("it is heard")
 }
 
-fn has(heard: &Heard, id: &str) -> bool {
+fn has(heard: &LogUpdate, id: &str) -> bool {
     heard.entries.iter().any(|entry| &*entry.id == id)
 }
 
@@ -66,11 +66,11 @@ fn a_spent_token_stays_spent_when_redis_is_killed() {
         let second = sessions.refresh(first.reveal(), &note("")).await.expect("it is renewed").refresh_token;
         server.kill();
         let refused = sessions.refresh(second.reveal(), &note("")).await.expect_err("nobody is there");
-        assert_eq!(refused, RefreshError::Failed(Failure::Away));
+        assert_eq!(refused, RefreshError::Failed(SessionFailure::Away));
         let status = until_status(&redis, |status| !status.is_up()).await;
-        assert!(matches!(status.away, Some(Class::Refused | Class::Broken)), "{status:?}");
+        assert!(matches!(status.away, Some(Outage::Refused | Outage::Broken)), "{status:?}");
         let began = clock::now();
-        assert_eq!(sessions.list("42").await, Err(Failure::Away));
+        assert_eq!(sessions.list("42").await, Err(SessionFailure::Away));
         assert!(clock::now().since(began) < Duration::from_millis(100), "nobody waits for what is known to be away");
         server.restart();
         until_status(&redis, Status::is_up).await;
@@ -91,9 +91,9 @@ fn a_redis_that_hangs_is_away_and_nobody_waits_long() {
         let fresh = hear(&mut follower, |heard| heard.freshness != Freshness::NEVER).await.freshness;
         server.pause();
         let began = clock::now();
-        assert_eq!(sessions.list("42").await, Err(Failure::Away));
+        assert_eq!(sessions.list("42").await, Err(SessionFailure::Away));
         assert!(clock::now().since(began) < Duration::from_secs(3), "the timeout is a second");
-        assert_eq!(until_status(&redis, |status| !status.is_up()).await.away, Some(Class::Timeout));
+        assert_eq!(until_status(&redis, |status| !status.is_up()).await.away, Some(Outage::Timeout));
         let paused = hear(&mut follower, |heard| heard.entries.is_empty()).await;
         server.go_on();
         until_status(&redis, Status::is_up).await;
@@ -108,7 +108,7 @@ fn what_was_refused_while_redis_hung_is_not_done_when_it_goes_on() {
     run(async {
         let Some(server) = RedisServer::start() else { return };
         let redis = connect(&server);
-        let sessions = Sessions { rules: Rules { grace_ms: 0, ..RULES }, ..instance(&redis) };
+        let sessions = Sessions { rules: SessionRules { grace_ms: 0, ..RULES }, ..instance(&redis) };
         let first = sessions.create("42", &note("")).await.expect("it begins");
         let before = server.ask(&["GET", "session:42"]);
         server.pause();
@@ -120,9 +120,9 @@ fn what_was_refused_while_redis_hung_is_not_done_when_it_goes_on() {
             sessions.end("42", &first.sid, "42"),
             sessions.kick("42", "42"),
         );
-        assert_eq!(refused.0.expect_err("it hangs"), RefreshError::Failed(Failure::Away));
-        assert_eq!(refused.1.expect_err("it hangs"), Failure::Away);
-        assert_eq!((refused.2, refused.3), (Err(Failure::Away), Err(Failure::Away)));
+        assert_eq!(refused.0.expect_err("it hangs"), RefreshError::Failed(SessionFailure::Away));
+        assert_eq!(refused.1.expect_err("it hangs"), SessionFailure::Away);
+        assert_eq!((refused.2, refused.3), (Err(SessionFailure::Away), Err(SessionFailure::Away)));
         // Its sockets are read to their ends before they are closed, so what is in them is done by then, if ever.
         server.go_on();
         until(|| {
@@ -158,8 +158,8 @@ fn a_script_that_is_come_to_too_late_changes_nothing() {
             let arguments = [until_ms, "session", &first.sid, "", "42", "42", "900000", "1"];
             redis.run::<String>(&append, &[redis::LOG, redis::UNFINISHED], &arguments).await
         };
-        assert!(matches!(renew(&until_ms(0)).await, Err(bus::Failure::Late)));
-        assert!(matches!(revoke(&until_ms(0)).await, Err(bus::Failure::Late)));
+        assert!(matches!(renew(&until_ms(0)).await, Err(bus::RedisFailure::Late)));
+        assert!(matches!(revoke(&until_ms(0)).await, Err(bus::RedisFailure::Late)));
         assert_eq!((server.ask(&["GET", "session:42"]), server.ask(&["EXISTS", redis::LOG])), (before, "0".into()));
         assert!(redis.status().is_up(), "the connection is good");
         renew(&until_ms(60)).await.expect("in time");
@@ -175,7 +175,7 @@ fn a_script_that_is_come_to_too_late_changes_nothing() {
         let time = server.ask(&["TIME"]);
         let time: Vec<u64> = time.lines().map(|part| part.parse().expect("a number")).collect();
         assert!(until_ms.parse::<u64>().expect("a number") <= time[0] * 1_000 + time[1] / 1_000 + 200);
-        assert!(matches!(ask(clock::now()).await, Err(bus::Failure::Late)));
+        assert!(matches!(ask(clock::now()).await, Err(bus::RedisFailure::Late)));
     });
 }
 
@@ -304,7 +304,7 @@ fn the_record_is_as_the_contract_says() {
         );
         // What others wrote is no session of ours, and no panic either.
         server.ask(&["SET", "session:42", "not JSON"]);
-        assert_eq!(sessions.list("42").await, Err(Failure::Away));
+        assert_eq!(sessions.list("42").await, Err(SessionFailure::Away));
     });
 }
 
@@ -323,7 +323,7 @@ fn sentinels_name_the_server() {
         assert_eq!(server.ask(&["XLEN", redis::LOG]), "1", "it is the server that has the log");
         config.master = "another".to_owned();
         let redis = Redis::start(Address::new(&config).expect("it is right"));
-        let status = until_status(&redis, |status| status.away != Some(Class::Unknown)).await;
+        let status = until_status(&redis, |status| status.away != Some(Outage::Unknown)).await;
         assert!(!status.is_up(), "{status:?}");
     });
 }
@@ -427,10 +427,10 @@ fn the_servers_certificate_is_checked() {
         assert!(!format!("{good:?} {redis:?} {sessions:?}").contains("cr@t"), "no password shows");
         let away = async |config: config::Redis| {
             let redis = Redis::start(Address::new(&config).expect("it is right"));
-            until_status(&redis, |status| status.away != Some(Class::Unknown)).await.away
+            until_status(&redis, |status| status.away != Some(Outage::Unknown)).await.away
         };
-        assert_eq!(away(config("other.pem", "se%3Acr%40t")).await, Some(Class::Broken), "signed by somebody else");
-        assert_eq!(away(config("ca.pem", "wrong")).await, Some(Class::Login));
+        assert_eq!(away(config("other.pem", "se%3Acr%40t")).await, Some(Outage::Broken), "signed by somebody else");
+        assert_eq!(away(config("ca.pem", "wrong")).await, Some(Outage::Login));
         let missing = Address::new(&config("missing.pem", "x")).expect_err("no such file");
         assert!(missing.to_string().starts_with("redis.ca_file"), "{missing}");
     });

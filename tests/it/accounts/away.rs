@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use serde_json::Value;
 use shardgate::{
     accounts::{
-        Accounts, Kept, Operation, Outcome, StartError,
+        Accounts, Operation, Outcome, StartError, Stores,
         password::{Cost, Hasher, Scratch},
         store::NewUser,
     },
@@ -58,7 +58,7 @@ async fn refresh(accounts: &Accounts, tokens: &Value) -> Result<Value, &'static 
 
 /// Makes the table and Ada.
 async fn furnish(config: &Config) {
-    let users = Kept::open(config).expect("it opens").users;
+    let users = Stores::open(config).expect("it opens").users;
     users.migrate().await.expect("made");
     let hasher = Hasher::new(Cost { memory_kib: 64, passes: 1 }).expect("a cost");
     let password = hasher.hash(&mut Scratch::new(), "correct horse").expect("hashed");

@@ -10,7 +10,7 @@ use std::{
 
 use serde_json::Value;
 use shardgate::{
-    accounts::Kept,
+    accounts::Stores,
     auth::revocation::Kind,
     config::{self, Config},
     exchange::ClientNote,
@@ -186,7 +186,7 @@ fn what_ends_sessions_is_heard_by_a_running_instance() {
     house.ok(&["user", "add", "ada@example.com", "--id", "42"], PASSWORD);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     tokio::task::LocalSet::new().block_on(&runtime, async {
-        let kept = Kept::open(&house.config()).expect("it opens");
+        let kept = Stores::open(&house.config()).expect("it opens");
         let note = ClientNote::new(b"curl/8", "127.0.0.1".parse().expect("an address"));
         let mut follower = kept.sessions.follow();
         follower.next().await;

@@ -4,8 +4,8 @@ use std::{path::Path, time::Duration};
 
 use shardgate::{
     accounts::{
-        password::Stored,
-        store::{self, Change, Failure, NewUser, Postgres, Store},
+        password::StoredHash,
+        store::{self, NewUser, Postgres, StoreFailure, UserChange, UserStore},
         user::User,
     },
     config::Secret,
@@ -24,13 +24,13 @@ fn run<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(work)
 }
 
-fn embedded(directory: &Path) -> Store {
-    Store::Embedded(Embedded::start(directory, &COMPONENTS).expect("threads"))
+fn embedded(directory: &Path) -> UserStore {
+    UserStore::Embedded(Embedded::start(directory, &COMPONENTS).expect("threads"))
 }
 
-fn postgres(url: &str, patience: Duration) -> Store {
+fn postgres(url: &str, patience: Duration) -> UserStore {
     let postgres = Postgres::new(&Secret::from(url.to_owned()), None, 3, patience).expect("a URL");
-    Store::Postgres(Box::new(postgres))
+    UserStore::Postgres(Box::new(postgres))
 }
 
 fn new_user(id: &str, email: &str) -> NewUser {
@@ -39,16 +39,16 @@ fn new_user(id: &str, email: &str) -> NewUser {
         email: email.to_owned(),
         role: "user".to_owned(),
         permissions: vec!["events:write".to_owned(), "odd \"one\"".to_owned()],
-        password: Stored::new("a hash".to_owned()),
+        password: StoredHash::new("a hash".to_owned()),
     }
 }
 
-async fn find(store: &Store, id: &str) -> User {
+async fn find(store: &UserStore, id: &str) -> User {
     store.by_id(id).await.expect("up").expect("there")
 }
 
 /// What holds for every store.
-async fn suite(store: &Store) {
+async fn suite(store: &UserStore) {
     store.migrate().await.expect("made");
     store.migrate().await.expect("made once");
     store.add(new_user("u_1", "ada@example.com")).await.expect("added");
@@ -58,7 +58,7 @@ async fn suite(store: &Store) {
     let ada = store.by_email("ada@example.com").await.expect("up").expect("there");
     assert_eq!((ada.id.as_str(), ada.role.as_str(), ada.is_disabled), ("u_1", "user", false));
     assert_eq!(ada.permissions, ["events:write", "odd \"one\""]);
-    assert_eq!(ada.password, Some(Stored::new("a hash".to_owned())));
+    assert_eq!(ada.password, Some(StoredHash::new("a hash".to_owned())));
     assert!(ada.created_ms > 1_700_000_000_000 && ada.created_ms == ada.updated_ms);
     assert_eq!(find(store, "u_1").await, ada);
     assert_eq!(store.by_email("äda@example.com").await.expect("up").map(|user| user.id).as_deref(), Some("u_3"));
@@ -68,7 +68,7 @@ async fn suite(store: &Store) {
     assert_eq!(store.by_id("u_4").await, Ok(None));
 
     for taken in [new_user("u_1", "new@example.com"), new_user("u_9", "ada@example.com")] {
-        assert_eq!(store.add(taken).await, Err(Failure::Taken));
+        assert_eq!(store.add(taken).await, Err(StoreFailure::Taken));
     }
     let page = |after, limit| async move {
         let users = store.list(after, limit).await.expect("up");
@@ -77,23 +77,26 @@ async fn suite(store: &Store) {
     assert_eq!(page("", 2).await, ["ada@example.com", "bob@example.com"]);
     assert_eq!(page("bob@example.com", 2).await, ["äda@example.com"]);
 
-    let role = Change::Role { role: "admin".to_owned(), permissions: vec![] };
+    let role = UserChange::Role { role: "admin".to_owned(), permissions: vec![] };
     assert_eq!(store.change("u_1", role).await, Ok(true));
-    assert_eq!(store.change("u_1", Change::Disabled(true)).await, Ok(true));
-    assert_eq!(store.change("u_1", Change::Password(Stored::new("another".to_owned()))).await, Ok(true));
+    assert_eq!(store.change("u_1", UserChange::Disabled(true)).await, Ok(true));
+    assert_eq!(store.change("u_1", UserChange::Password(StoredHash::new("another".to_owned()))).await, Ok(true));
     let changed = find(store, "u_1").await;
     assert_eq!((changed.role.as_str(), changed.permissions.len(), changed.is_disabled), ("admin", 0, true));
-    assert_eq!(changed.password, Some(Stored::new("another".to_owned())));
+    assert_eq!(changed.password, Some(StoredHash::new("another".to_owned())));
     assert_eq!(changed.created_ms, ada.created_ms);
     assert!(changed.updated_ms > ada.updated_ms);
-    assert_eq!(store.change("u_1", Change::Disabled(false)).await, Ok(true));
-    assert_eq!(store.change("u_4", Change::Disabled(true)).await, Ok(false), "nobody");
+    assert_eq!(store.change("u_1", UserChange::Disabled(false)).await, Ok(true));
+    assert_eq!(store.change("u_4", UserChange::Disabled(true)).await, Ok(false), "nobody");
     assert_eq!(find(store, "u_2").await.role, "user", "others are as they were");
 
-    let rehash = |old: &str| Change::Rehash { old: Stored::new(old.to_owned()), new: Stored::new("anew".to_owned()) };
+    let rehash = |old: &str| UserChange::Rehash {
+        old: StoredHash::new(old.to_owned()),
+        new: StoredHash::new("anew".to_owned()),
+    };
     assert_eq!(store.change("u_1", rehash("a hash")).await, Ok(false), "it was changed meanwhile");
     assert_eq!(store.change("u_1", rehash("another")).await, Ok(true));
-    assert_eq!(find(store, "u_1").await.password, Some(Stored::new("anew".to_owned())));
+    assert_eq!(find(store, "u_1").await.password, Some(StoredHash::new("anew".to_owned())));
 
     store.probe().await.expect("up");
     let health = store.health();
@@ -138,16 +141,19 @@ fn a_server_that_was_not_prepared_says_what_to_do() {
     let Some(server) = PostgresServer::start() else { return };
     run(async {
         let store = postgres(&server.url(), Duration::from_secs(10));
-        assert_eq!(store.by_id("u_1").await, Err(Failure::Away("not_migrated")));
+        assert_eq!(store.by_id("u_1").await, Err(StoreFailure::Away("not_migrated")));
         assert_eq!(store.health().away, Some("not_migrated"));
         let wrong = server.url().replace("test%20only", "wrong");
-        assert_eq!(postgres(&wrong, Duration::from_secs(10)).by_id("u_1").await, Err(Failure::Away("authentication")));
+        assert_eq!(
+            postgres(&wrong, Duration::from_secs(10)).by_id("u_1").await,
+            Err(StoreFailure::Away("authentication"))
+        );
         let nowhere = server.url().replace("/postgres", "/nowhere");
         let store = postgres(&nowhere, Duration::from_secs(10));
-        assert_eq!(store.by_id("u_1").await, Err(Failure::Away("no_such_database")));
+        assert_eq!(store.by_id("u_1").await, Err(StoreFailure::Away("no_such_database")));
         let required = format!("{}?sslmode=require", server.url());
         let store = postgres(&required, Duration::from_secs(10));
-        assert_eq!(store.by_id("u_1").await, Err(Failure::Away("tls")), "the server has none");
+        assert_eq!(store.by_id("u_1").await, Err(StoreFailure::Away("tls")), "the server has none");
     });
 }
 
@@ -162,7 +168,7 @@ fn a_server_that_is_killed_is_told_and_used_again() {
         let (one, two, three) = tokio::join!(store.by_id("u_1"), store.by_id("u_1"), store.by_id("u_1"));
         assert!([one, two, three].iter().all(Result::is_ok));
         server.kill();
-        assert_eq!(store.by_id("u_1").await, Err(Failure::Away("refused")));
+        assert_eq!(store.by_id("u_1").await, Err(StoreFailure::Away("refused")));
         assert_eq!(store.health().away, Some("refused"));
         server.restart();
         assert_eq!(find(&store, "u_1").await.email, "ada@example.com", "at once, and nothing is lost");
@@ -184,8 +190,8 @@ fn a_server_that_hangs_is_waited_for_so_long_and_no_longer() {
         while store.migrate().await.is_err() {}
         server.pause();
         let began = now();
-        assert_eq!(store.by_id("u_1").await, Err(Failure::Away("timeout")), "on a connection that is open");
-        assert_eq!(store.by_id("u_1").await, Err(Failure::Away("timeout")), "on one that would be opened");
+        assert_eq!(store.by_id("u_1").await, Err(StoreFailure::Away("timeout")), "on a connection that is open");
+        assert_eq!(store.by_id("u_1").await, Err(StoreFailure::Away("timeout")), "on one that would be opened");
         assert!(began.elapsed() < 6 * patience, "{:?}", began.elapsed());
         server.go_on();
     });
@@ -216,8 +222,9 @@ fn more_requests_than_connections_take_turns_and_too_many_are_refused() {
             outcomes
         });
         let outcomes = outcomes.await;
-        let count = |wanted: &Result<Option<User>, Failure>| outcomes.iter().filter(|&found| found == wanted).count();
-        assert_eq!((count(&Ok(None)), count(&Err(Failure::Busy))), (1024, 976));
+        let count =
+            |wanted: &Result<Option<User>, StoreFailure>| outcomes.iter().filter(|&found| found == wanted).count();
+        assert_eq!((count(&Ok(None)), count(&Err(StoreFailure::Busy))), (1024, 976));
         let open = server.sql("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shardgate'");
         assert!(open.parse::<u32>().expect("a number") <= 3, "{open}");
     });
@@ -255,12 +262,12 @@ fn tls_is_used_with_the_certificate_that_is_given_and_no_other() {
     let url = Secret::from(format!("{}?sslmode=require", server.url()));
     run(async {
         let with = |ca: Option<&Path>| {
-            Store::Postgres(Box::new(Postgres::new(&url, ca, 2, Duration::from_secs(10)).expect("a URL")))
+            UserStore::Postgres(Box::new(Postgres::new(&url, ca, 2, Duration::from_secs(10)).expect("a URL")))
         };
         let store = with(Some(&certificate));
         store.migrate().await.expect("made");
         assert_eq!(server.sql("SELECT count(*) FROM pg_stat_ssl WHERE ssl AND pid <> pg_backend_pid()"), "1");
-        assert_eq!(with(None).by_id("u_1").await, Err(Failure::Away("tls")), "nobody vouches for it");
+        assert_eq!(with(None).by_id("u_1").await, Err(StoreFailure::Away("tls")), "nobody vouches for it");
     });
     // As managed databases hand it out, and as a file that became a variable holds it.
     let url = format!("{}?sslmode=verify-full&sslrootcert={}\n", server.url(), certificate.display());

@@ -10,7 +10,7 @@ use crate::shard::Instant;
 
 /// A place among an upstream's requests under way. Dropping it gives it back.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct RequestPermit {
     upstream: Rc<Upstream>,
     is_uploading: bool,
     is_retrying: bool,
@@ -18,7 +18,7 @@ pub(super) struct Place {
 
 impl Upstream {
     /// Takes a place; `uploads`: the request's body is still coming in.
-    pub(super) fn enter(self: &Rc<Self>, uploads: bool) -> Result<Place, Failure> {
+    pub(super) fn enter(self: &Rc<Self>, uploads: bool) -> Result<RequestPermit, Failure> {
         self.state.with(|state| {
             if state.in_flight >= state.settings.requests_max {
                 return Err(Failure::CircuitOpen);
@@ -31,11 +31,11 @@ impl Upstream {
             state.budget.deposit();
             Ok(())
         })?;
-        Ok(Place { upstream: Rc::clone(self), is_uploading: uploads, is_retrying: false })
+        Ok(RequestPermit { upstream: Rc::clone(self), is_uploading: uploads, is_retrying: false })
     }
 }
 
-impl Place {
+impl RequestPermit {
     /// No more of the request's body comes.
     #[inline]
     pub(super) fn uploaded(&mut self) {
@@ -59,7 +59,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.upstream.state.with(|state| {
             state.in_flight -= 1;
