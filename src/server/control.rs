@@ -10,7 +10,7 @@ use tokio::{
 };
 
 use super::{
-    keys,
+    files,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::Lookups,
     signals::{Signalled, Signals},
@@ -337,7 +337,7 @@ impl Control {
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
         match Plan::compile(&config, addresses, generation, shards, descriptors, &mut self.names) {
             // Once the keys are taken nothing can fail any more.
-            Ok(plan) => match keys::reload(&mut self.keychain, &config) {
+            Ok(plan) => match files::reload_keys(&mut self.keychain, &config) {
                 Ok(()) => self.plan = Arc::new(plan),
                 Err(error) => return self.refuse_reload(&error),
             },

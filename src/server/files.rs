@@ -1,22 +1,37 @@
-//! The files that a configuration names, looked at before anything is started: what is wrong with them, and what whoever
-//! runs this may not do there. Nothing is made.
+//! The files that a configuration names: the keys of tokens, loaded, and a look at all of them before anything is started,
+//! which says what is wrong with them and what whoever runs this may not do there.
 
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 
-use super::keys;
 use crate::{
     accounts,
-    auth::{Keychain, read_certificates},
-    config::{AccessLog, Config, SessionStore},
+    auth::{Keychain, KeychainError, read_certificates},
+    config::{self, AccessLog, Config, SessionStore},
 };
+
+/// Loads the keys of a configuration.
+pub(super) fn load_keys(config: &Config) -> Result<Keychain, KeychainError> {
+    Keychain::load(&config.auth, made_in(config))
+}
+
+/// Loads the keys of a new configuration: all of them, or the old ones stay.
+pub(super) fn reload_keys(keychain: &mut Keychain, config: &Config) -> Result<(), KeychainError> {
+    keychain.reload(&config.auth, made_in(config))
+}
+
+/// Where a key of our own is made when none is configured: nowhere, if nobody is asked for a token.
+fn made_in(config: &Config) -> Option<&Path> {
+    let is_asked = config.accounts.enabled || config.routes.iter().any(|route| route.access != config::Access::Public);
+    is_asked.then_some(&*config.data.dir)
+}
 
 /// Everything that is wrong with the files that a configuration names and the gateway reads at its start: keys, key sets
 /// and certificates. Nothing is made or fetched.
 pub fn check_files(config: &Config) -> Vec<String> {
-    let mut wrong = Keychain::check_files(&config.auth, keys::made_in(config));
+    let mut wrong = Keychain::check_files(&config.auth, made_in(config));
     wrong.extend(accounts::check_key(config));
     let accounts = &config.accounts;
     let redis = config.redis.ca_file.clone().filter(|_| config.redis.is_given());
@@ -61,7 +76,7 @@ pub fn file_warnings(config: &Config) -> Vec<String> {
 
 /// Whether anything is kept in the data directory.
 fn keeps_something(config: &Config) -> bool {
-    let makes_key = config.auth.keys.is_empty() && keys::made_in(config).is_some();
+    let makes_key = config.auth.keys.is_empty() && made_in(config).is_some();
     let accounts = &config.accounts;
     let has_store = accounts.postgres_url.is_none() || config.session_store() == SessionStore::Embedded;
     makes_key || accounts.enabled && (has_store || config.sessions.secret.is_none())

@@ -3,7 +3,6 @@
 mod bridge;
 mod control;
 mod files;
-mod keys;
 mod knowledge;
 mod letter;
 mod lookup;
@@ -79,7 +78,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let Some(addresses) = addresses else { return Ok(ProcessEnd::Drained) };
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
-    let keychain = keys::load(&config).context("the keys of tokens cannot be used")?;
+    let keychain = files::load_keys(&config).context("the keys of tokens cannot be used")?;
     let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
     warn_of_loops(&config, &addresses, &listeners);
     let admin = bind_admin(&config)?;
