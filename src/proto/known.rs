@@ -1,9 +1,9 @@
 //! The fields that the gateway cares for: one table of their names, and which field a name is.
 
-/// Makes the enum and the lookup of rows that say for each field its names, each with its length and how it is compared
-/// ([`is`] or [`reads_as`]). A field without names is told in another way.
+/// Makes the enum and the lookup of rows that say for each field its names, each with its length, its first letter and how
+/// it is compared ([`is`] or [`reads_as`]). A field without names is told in another way.
 macro_rules! fields {
-    ($($(#[$about:meta])* $field:ident: $($length:literal $how:ident $name:literal),*;)*) => {
+    ($($(#[$about:meta])* $field:ident: $($length:literal $first:literal $how:ident $name:literal),*;)*) => {
         /// The fields that the gateway itself reads, sets or drops, known once by name when the head is parsed.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u8)]
@@ -13,14 +13,15 @@ macro_rules! fields {
         }
 
         const _: () = {
-            $($(assert!($name.len() == $length, "a row has its name's length");)*)*
+            $($(assert!($name.len() == $length && $name[0] == $first, "a row has its name's length and letter");)*)*
         };
 
-        /// One jump by the length, then the names that have it, from top to bottom.
+        /// One jump by the length and one by the first letter, whatever its case; few names have both.
         fn by_name(name: &[u8]) -> Known {
-            match name.len() {
-                $($($length if $how(name, $name) => Known::$field,)*)*
-                _ => by_family(name),
+            match (name.len(), name.first().map_or(0, |letter| letter | 0x20)) {
+                $($(($length, $first) if $how(name, $name) => Known::$field,)*)*
+                (13.., b'a' | b'x') => by_family(name),
+                _ => Known::Other,
             }
         }
 
@@ -31,55 +32,55 @@ macro_rules! fields {
 
 fields! {
     Other: ;
-    Host: 4 is b"host";
-    ContentLength: 14 is b"content-length";
-    TransferEncoding: 17 is b"transfer-encoding";
-    Connection: 10 is b"connection";
-    KeepAlive: 10 is b"keep-alive";
-    ProxyConnection: 16 is b"proxy-connection";
-    ProxyAuthenticate: 18 is b"proxy-authenticate";
-    ProxyAuthorization: 19 is b"proxy-authorization";
-    Te: 2 is b"te";
-    Trailer: 7 is b"trailer";
-    Upgrade: 7 is b"upgrade";
-    Expect: 6 is b"expect";
-    Authorization: 13 is b"authorization";
-    Date: 4 is b"date";
-    Via: 3 is b"via";
-    Forwarded: 9 is b"forwarded";
-    XForwardedFor: 15 reads_as b"x-forwarded-for";
-    XForwardedProto: 17 reads_as b"x-forwarded-proto";
-    XForwardedHost: 16 reads_as b"x-forwarded-host";
+    Host: 4 b'h' is b"host";
+    ContentLength: 14 b'c' is b"content-length";
+    TransferEncoding: 17 b't' is b"transfer-encoding";
+    Connection: 10 b'c' is b"connection";
+    KeepAlive: 10 b'k' is b"keep-alive";
+    ProxyConnection: 16 b'p' is b"proxy-connection";
+    ProxyAuthenticate: 18 b'p' is b"proxy-authenticate";
+    ProxyAuthorization: 19 b'p' is b"proxy-authorization";
+    Te: 2 b't' is b"te";
+    Trailer: 7 b't' is b"trailer";
+    Upgrade: 7 b'u' is b"upgrade";
+    Expect: 6 b'e' is b"expect";
+    Authorization: 13 b'a' is b"authorization";
+    Date: 4 b'd' is b"date";
+    Via: 3 b'v' is b"via";
+    Forwarded: 9 b'f' is b"forwarded";
+    XForwardedFor: 15 b'x' reads_as b"x-forwarded-for";
+    XForwardedProto: 17 b'x' reads_as b"x-forwarded-proto";
+    XForwardedHost: 16 b'x' reads_as b"x-forwarded-host";
     /// `X-Forwarded-Port`, `X-Real-IP` and whatever else proxies and networks tell a service about the client or the
     /// original target: only a trusted peer may claim it. Also any other `X-Forwarded-*`.
     XForwardedOther:
-        9 reads_as b"x-real-ip",
-        11 reads_as b"x-forwarded",
-        11 reads_as b"x-client-ip",
-        13 reads_as b"x-rewrite-url",
-        14 reads_as b"true-client-ip",
-        14 reads_as b"x-original-url",
-        14 reads_as b"x-original-uri",
-        15 reads_as b"x-original-host",
-        16 reads_as b"cf-connecting-ip",
-        16 reads_as b"fastly-client-ip",
-        19 reads_as b"x-cluster-client-ip",
-        24 reads_as b"x-original-forwarded-for";
-    XRequestId: 12 reads_as b"x-request-id";
-    Traceparent: 11 is b"traceparent";
-    Tracestate: 10 is b"tracestate";
+        9 b'x' reads_as b"x-real-ip",
+        11 b'x' reads_as b"x-forwarded",
+        11 b'x' reads_as b"x-client-ip",
+        13 b'x' reads_as b"x-rewrite-url",
+        14 b't' reads_as b"true-client-ip",
+        14 b'x' reads_as b"x-original-url",
+        14 b'x' reads_as b"x-original-uri",
+        15 b'x' reads_as b"x-original-host",
+        16 b'c' reads_as b"cf-connecting-ip",
+        16 b'f' reads_as b"fastly-client-ip",
+        19 b'x' reads_as b"x-cluster-client-ip",
+        24 b'x' reads_as b"x-original-forwarded-for";
+    XRequestId: 12 b'x' reads_as b"x-request-id";
+    Traceparent: 11 b't' is b"traceparent";
+    Tracestate: 10 b't' is b"tracestate";
     /// Each of them also written with `_`.
-    Identity: 9 reads_as b"x-user-id", 11 reads_as b"x-user-role", 12 reads_as b"x-session-id";
-    Origin: 6 is b"origin";
+    Identity: 9 b'x' reads_as b"x-user-id", 11 b'x' reads_as b"x-user-role", 12 b'x' reads_as b"x-session-id";
+    Origin: 6 b'o' is b"origin";
     /// Any `Access-Control-*`.
     AccessControl: ;
-    Vary: 4 is b"vary";
-    RetryAfter: 11 is b"retry-after";
-    SetCookie: 10 is b"set-cookie";
-    Location: 8 is b"location";
-    ContentLocation: 16 is b"content-location";
-    ContentType: 12 is b"content-type";
-    UserAgent: 10 is b"user-agent";
+    Vary: 4 b'v' is b"vary";
+    RetryAfter: 11 b'r' is b"retry-after";
+    SetCookie: 10 b's' is b"set-cookie";
+    Location: 8 b'l' is b"location";
+    ContentLocation: 16 b'c' is b"content-location";
+    ContentType: 12 b'c' is b"content-type";
+    UserAgent: 10 b'u' is b"user-agent";
     /// Reads like a claim about the hop before, or like `X-Request-Id`, to servers that take another sign for `-`. Nobody
     /// honest sends it, not even a trusted peer.
     LookAlike: ;
@@ -125,26 +126,21 @@ pub(super) fn looks_like_framing(name: &[u8]) -> bool {
     }
 }
 
-/// Compares with a lower-case name in any case: a branch for the first letter, which tells most apart, then all bytes at
-/// once. Of the signs that may stand in a name only letters have a partner 0x20 away.
+/// Compares with a lower-case name in any case, all bytes at once and without a branch. Of the signs that may stand in a
+/// name only letters have a partner 0x20 away.
 #[inline]
 fn is<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
-    let Some(name) = name.as_array::<N>().filter(|name| begin_alike(*name, lower)) else { return false };
+    let Some(name) = name.as_array::<N>() else { return false };
     name.iter().zip(lower).fold(0, |apart, (byte, wanted)| apart | ((byte | 0x20) ^ wanted)) == 0
 }
 
 /// As [`is`], and any sign that is no letter or digit may stand for `-`.
 #[inline]
 fn reads_as<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
-    let Some(name) = name.as_array::<N>().filter(|name| begin_alike(*name, lower)) else { return false };
+    let Some(name) = name.as_array::<N>() else { return false };
     let apart = |byte: u8, wanted: u8| if wanted == b'-' { 0 } else { (byte | 0x20) ^ wanted };
     name.iter().zip(lower).fold(0, |sum, (byte, wanted)| sum | apart(*byte, *wanted)) == 0
         && name.iter().zip(lower).all(|(byte, wanted)| *wanted != b'-' || !byte.is_ascii_alphanumeric())
-}
-
-#[inline]
-fn begin_alike<const N: usize>(name: &[u8; N], lower: &[u8; N]) -> bool {
-    name.first().map(|byte| byte | 0x20) == lower.first().copied()
 }
 
 /// Whether more follows this beginning.
@@ -170,8 +166,8 @@ mod tests {
             let is_loose = named(&name.iter().map(|byte| if *byte == b'-' { b'_' } else { *byte }).collect::<Vec<_>>());
             for (index, letter) in name.iter().enumerate() {
                 for byte in (0x20_u8..0x7f).filter(|byte| !byte.eq_ignore_ascii_case(letter)) {
-                    let mut other = name.to_vec();
-                    other[index] = byte;
+                    let changed = |(at, kept): (usize, &u8)| if at == index { byte } else { *kept };
+                    let other: Vec<_> = name.iter().enumerate().map(changed).collect();
                     if NAMES.iter().any(|(name, _)| name.eq_ignore_ascii_case(&other))
                         || other.starts_with(b"x-forwarded-")
                     {
@@ -181,7 +177,9 @@ mod tests {
                     assert_eq!(named(&other), expected, "{}", other.escape_ascii());
                 }
             }
-            for other in [&name[1..], &name[..name.len() - 1], &[name, &b"s"[..]].concat()] {
+            let without_first = name.get(1..).unwrap_or_default();
+            let without_last = name.split_last().map_or(&[][..], |(_, rest)| rest);
+            for other in [without_first, without_last, &[name, &b"s"[..]].concat()] {
                 assert!(!named(other) || other.starts_with(b"x-forwarded-"), "{}", other.escape_ascii());
             }
         }
