@@ -151,9 +151,9 @@ fn an_unknown_key_fetches_at_once_and_not_twice() {
         let server = Server::start();
         let rules = "refresh_interval = \"1d\"\nunknown_key_cooldown = \"300ms\"";
         let mut keychain = load(&auth(&format!("http://{}/", server.address), rules));
+        let began = tokio::time::Instant::now();
         server.will_answer_with("one");
         keychain.changed().await;
-        let began = tokio::time::Instant::now();
         server.will_answer_with("two");
         for _ in 0..100 {
             keychain.want("id");
