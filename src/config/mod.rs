@@ -14,6 +14,7 @@ mod auth;
 mod cors;
 pub mod docs;
 pub mod env;
+mod hub;
 pub mod key;
 pub mod keys;
 mod limits;
@@ -43,11 +44,12 @@ pub mod watch;
 pub use accounts::postgres_url;
 pub use address::{HostPattern, Instance, IpNet};
 pub use auth::SECRET_BYTES_MIN;
+pub use hub::HUB_TYPES;
 pub use keys::{
     Access, AccessLog, Accounts, Admin, Algorithm, Auth, ClientClose, Config, Cors, Data, Drain, Driver,
-    FurtherListener, HeaderRules, Http, Limit, LimitApplies, LimitKey, LimitScope, Listener, ListenerKind, Log,
-    LogFormat, Metrics, Redis, RedisMode, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore,
-    Sessions, TokenIssuer, TokenKey, Trace, Trust, Upstream,
+    FurtherListener, HeaderRules, Http, Hub, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope,
+    Listener, ListenerKind, Log, LogFormat, Metrics, Redis, RedisMode, Revocation, RevocationFail, Role, Route,
+    RouteCors, Runtime, SessionStore, Sessions, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust, Upstream,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;
@@ -57,7 +59,7 @@ pub use path::{PathPattern, Segment};
 pub use redis_url::RedisUrl;
 pub use report::{Mistake, Mistakes};
 pub use resolve::{find, load, resolve};
-pub use routes::{ACCOUNT_PATHS, OWN_PATHS};
+pub use routes::{ACCOUNT_PATHS, ECHO_PATH, HUB_PATHS, OWN_PATHS};
 pub use secret::{HIDDEN, Secret, trimmed};
 pub use secret_file::{SecretFile, open_regular};
 pub use units::{parse_duration, parse_size, written_duration, written_size};

@@ -4,6 +4,7 @@
 use super::accounts::check_accounts;
 use super::auth::read_auth;
 use super::cors::check_cors;
+use super::hub::read_hub;
 use super::keys::SECTIONS;
 use super::keys::section::FromFields as _;
 use super::limits::{read_limits, warn_about_lonely, warn_about_unused};
@@ -16,7 +17,9 @@ use super::roles::read_roles;
 use super::routes::{read_routes, warn_about_own_paths};
 use super::sessions::check_sessions;
 use super::upstreams::read_upstreams;
-use super::{Accounts, Auth, Config, Cors, Drain, Http, IpNet, Listener, Log, Metrics, Redis, Sessions, Trust, env};
+use super::{
+    Accounts, Auth, Config, Cors, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis, Sessions, Trust, env,
+};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
@@ -160,7 +163,8 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_accounts(&config.accounts, &Accounts::fields(root), report);
     read_auth(&mut config.auth, &Auth::fields(root), report);
     check_sessions(&config, &Sessions::fields(root), report);
-    warn_about_own_paths(&config.routes, config.accounts.enabled, report);
+    read_hub(&mut config, &Hub::fields(root), report);
+    warn_about_own_paths(&config, report);
     config.listeners = read_listeners(root, &config, report);
     check_target(&config.http, &Http::fields(root), report);
     check_drain(&config.drain, &Drain::fields(root), report);

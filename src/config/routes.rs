@@ -26,6 +26,17 @@ pub const ACCOUNT_PATHS: [&str; 7] = [
     "/auth/sessions/{sid}",
 ];
 
+/// The same, where there is a hub.
+pub const HUB_PATHS: [&str; 5] = [
+    "/ws",
+    "/hub/rooms/{room}",
+    "/hub/rooms/{room}/publish",
+    "/hub/users/{user}/connections",
+    "/hub/users/{user}/publish",
+];
+/// The same, where the hub echoes.
+pub const ECHO_PATH: &str = "/ws/echo";
+
 /// Conflicts are looked for in pairs.
 const ROUTES_MAX: usize = 4096;
 
@@ -37,11 +48,14 @@ impl Route {
 }
 
 /// Says which routes will see no request, because the gateway answers their paths itself.
-pub(super) fn warn_about_own_paths(routes: &[Route], has_accounts: bool, report: &mut Report) {
-    let accounts = ACCOUNT_PATHS.iter().filter(|_| has_accounts);
-    let own: Vec<PathPattern> =
-        OWN_PATHS.iter().chain(accounts).map(|path| path.parse().expect("the lists' paths are right")).collect();
-    for route in routes.iter().filter(|route| own.iter().any(|own| route.path.same_paths(own))) {
+pub(super) fn warn_about_own_paths(config: &Config, report: &mut Report) {
+    let accounts = ACCOUNT_PATHS.iter().filter(|_| config.accounts.enabled);
+    let hub = HUB_PATHS.iter().filter(|_| config.hub.enabled);
+    let echo = [ECHO_PATH].iter().filter(|_| config.hub.echo);
+    let own: Vec<PathPattern> = (OWN_PATHS.iter().chain(accounts).chain(hub).chain(echo))
+        .map(|path| path.parse().expect("the lists' paths are right"))
+        .collect();
+    for route in config.routes.iter().filter(|route| own.iter().any(|own| route.path.same_paths(own))) {
         let path = &route.path;
         report.warn(
             &Location::File,

@@ -38,12 +38,14 @@
 //! [`Scope`]: super::key::Scope
 //! [`Change`]: super::key::Change
 
+mod hub;
 mod identity;
 mod process;
 mod requests;
 pub(super) mod section;
 mod tokens;
 
+pub use hub::{Hub, HubRoom, HubService, HubShare, SlowConsumer};
 pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role, SessionStore, Sessions};
 pub use process::{
     AccessLog, Admin, Data, Drain, Driver, FurtherListener, Listener, ListenerKind, Log, LogFormat, Metrics, Runtime,
@@ -97,6 +99,9 @@ pub const SECTIONS: &[&Section] = &[
     Sessions::SECTION,
     Revocation::SECTION,
     Role::SECTION,
+    Hub::SECTION,
+    HubRoom::SECTION,
+    HubService::SECTION,
     Upstream::SECTION,
     Route::SECTION,
     RouteCors::SECTION,
@@ -153,6 +158,8 @@ config! {
         revocation: Revocation,
         /// What callers with a role may do, by the role's name.
         roles: BTreeMap<String, Role>,
+        /// The WebSocket hub.
+        hub: Hub,
         /// The groups of servers behind the gateway, by name.
         upstreams: BTreeMap<String, Upstream>,
         /// Which requests go where; names are unique and no two take the same requests.

@@ -123,6 +123,65 @@ fn the_defaults_are_those_that_were_promised() {
         [roles.user]
         permissions = []
 
+        [hub]
+        enabled = true
+        echo = false
+        auth_timeout = "10s"
+        unauthenticated_per_address_max = 32
+        ping_interval = "25s"
+        dead_after = "1m"
+        message_bytes_max = "64KiB"
+        messages_per_s = 50
+        rooms_per_socket_max = 128
+        sockets_per_user_max = 64
+        sockets_max = 1000000
+        rooms_max = 100000
+        outbox_bytes_max = "1MiB"
+        outboxes_bytes_max = "256MiB"
+        histories_bytes_max = "256MiB"
+        history_messages = 256
+        history_bytes = "1MiB"
+        history_age = "5m"
+        dedup_window = "2m"
+        presence_grace = "5s"
+
+        [[hub.rooms]]
+        pattern = "public.*"
+        roles = []
+        permissions = []
+        join = true
+        publish = true
+        presence = true
+        presence_events = false
+        slow_consumer = "close"
+
+        [[hub.rooms]]
+        pattern = "user.{sub}.*"
+        roles = []
+        permissions = []
+        join = true
+        publish = true
+        presence = true
+        presence_events = false
+        slow_consumer = "close"
+
+        [[hub.services]]
+        type_name = "cart_event"
+        upstream = "ingestion"
+        path = "/events"
+        timeout = "15s"
+        waiting_max = 64
+        share = "nobody"
+
+        [[hub.services]]
+        type_name = "prediction_request"
+        upstream = "prediction"
+        path = "/predict"
+        answer = "prediction_response"
+        timeout = "15s"
+        waiting_max = 64
+        share = "nobody"
+
         [upstreams.ai-engine]
         instances = ["127.0.0.1:4003"]
         connect_timeout = "1s"
@@ -281,6 +340,18 @@ fn file_with(section: &Section, key: &Key) -> String {
             let (port, kind) = (missing("port", "port = 1\n"), missing("kind", "kind = \"plain\"\n"));
             format!("[[listeners]]\n{port}{kind}{line}")
         }
+        Shape::Listed if section.name == "hub.rooms" => {
+            let pattern = if key.name == "pattern" { "" } else { "pattern = \"news\"\n" };
+            let slow = if key.name == "key" { "slow_consumer = \"latest\"\n" } else { "" };
+            format!("[[hub.rooms]]\n{pattern}{slow}{line}")
+        }
+        Shape::Listed if section.name == "hub.services" => {
+            let missing = |name: &str, text| if key.name == name { "" } else { text };
+            let upstream = missing("upstream", "upstream = \"ingestion\"\n");
+            let (type_name, path) = (missing("type_name", "type_name = \"t\"\n"), missing("path", "path = \"/\"\n"));
+            let answer = missing("answer", "answer = \"told\"\n");
+            format!("[[hub.services]]\n{type_name}{upstream}{path}{answer}{line}")
+        }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
         Shape::Inside => format!("{shop}[[routes]]\n{path}{upstream}[{}]\n{line}", section.name),
     }
@@ -372,6 +443,8 @@ fn the_example_is_valid_and_says_the_defaults() {
     let default = Config::default();
     let Config { limits, roles, upstreams, routes, .. } = default.clone();
     let mut sections = Config { limits, roles, upstreams, routes, ..config.clone() };
+    sections.hub.rooms.clone_from(&default.hub.rooms);
+    sections.hub.services.clone_from(&default.hub.services);
     // Without keys one is made, and there are no other issuers.
     sections.auth.keys.clear();
     sections.auth.issuers.clear();

@@ -1,0 +1,50 @@
+//! What `[hub]` may say.
+
+use super::*;
+use expect_test::expect;
+
+#[test]
+fn mistakes_of_the_hub_are_told() {
+    check(
+        "[hub]\ndead_after = \"25s\"\ntoken_query = \"a b\"\n",
+        &expect![[r#"
+        shardgate.toml:2: hub.dead_after is "25s"; it is more than hub.ping_interval, which is "25s"
+        shardgate.toml:3: hub.token_query is "a b"; it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like "token""#]],
+    );
+    check(
+        "[[hub.rooms]]\npattern = \"pub*\"\nroles = [\"nobody\"]\npermissions = [\"a b\"]\nkey = \"symbol\"\n\
+         [[hub.rooms]]\npattern = \"b\"\nkey = \"/symbol\"\n",
+        &expect![[r#"
+            shardgate.toml:2: hub.rooms[0].pattern is "pub*"; a room's name is up to 128 of A-Z, a-z, 0-9, ., _, : and -; {sub} stands for the user's id, and a star at the end, behind "." or ":" or alone, for all that begin so
+            shardgate.toml:3: hub.rooms[0].roles has "nobody", and there is no such role; there are admin, analyst, service, user
+            shardgate.toml:4: hub.rooms[0].permissions has "a b"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
+            shardgate.toml:5: hub.rooms[0].key is "symbol"; a JSON pointer begins with a slash, like "/symbol" (RFC 6901), and has up to 128 bytes
+            shardgate.toml:8: hub.rooms[1].key is given, and slow_consumer is "close"; keys are for slow_consumer = "latest""#]],
+    );
+    check(
+        "[[hub.services]]\ntype_name = \"join_room\"\nupstream = \"nobody\"\npath = \"x\"\nanswer = \"a b\"\n\
+         [[hub.services]]\ntype_name = \"a\"\nupstream = \"ingestion\"\npath = \"/\"\nshare = \"anyone\"\n\
+         [[hub.services]]\ntype_name = \"a\"\nupstream = \"ingestion\"\npath = \"/\"\n",
+        &expect![[r#"
+            shardgate.toml:2: hub.services[0].type_name is "join_room"; the hub itself gives that type its meaning
+            shardgate.toml:3: hub.services[0].upstream is "nobody", and there is no such upstream; there are ai-engine, ingestion, prediction
+            shardgate.toml:4: hub.services[0].path is "x"; a path begins with a slash
+            shardgate.toml:5: hub.services[0].answer is "a b"; a type is up to 64 of A-Z, a-z, 0-9, ., _ and -, like "cart_event"
+            shardgate.toml:10: hub.services[1].share is "anyone", and there is no answer; what is only acknowledged is an event, and each counts
+            shardgate.toml:12: hub.services[2].type_name is "a", as that of another entry; a type goes to one service"#]],
+    );
+}
+
+#[test]
+fn what_is_by_default_stands_in_for_lists_that_are_not_written() {
+    let hub = good("").hub;
+    let patterns: Vec<_> = hub.rooms.iter().map(|room| room.pattern.as_str()).collect();
+    let services: Vec<_> = hub.services.iter().map(|service| service.type_name.as_str()).collect();
+    assert_eq!((patterns, services), (vec!["public.*", "user.{sub}.*"], vec!["cart_event", "prediction_request"]));
+    let hub = good("[hub]\nrooms = []\nservices = []\n").hub;
+    assert_eq!((hub.rooms.len(), hub.services.len()), (0, 0));
+    let hub =
+        good("[upstreams.prediction]\ninstances = [\"p:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"prediction\"\n")
+            .hub;
+    assert_eq!(hub.services.len(), 1, "there is no ingestion");
+}
