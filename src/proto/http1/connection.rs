@@ -46,7 +46,7 @@ pub fn remove_connection_named(bytes: &[u8], fields: &mut Vec<Field>) {
 }
 
 /// The elements of a comma-separated list, without the empty ones (RFC 9110 §5.6.1.2).
-pub(super) fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(in crate::proto) fn elements(list: &[u8]) -> impl Iterator<Item = &[u8]> {
     list.split(|&byte| byte == b',').map(trim).filter(|element| !element.is_empty())
 }
 

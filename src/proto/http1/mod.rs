@@ -9,7 +9,7 @@
 //! what follows without copying it.
 
 mod body;
-mod bytes;
+pub(super) mod bytes;
 mod connection;
 mod encode;
 mod error;
@@ -25,6 +25,7 @@ mod tests;
 mod trailers;
 
 pub use body::{BodyDecoder, Decoded};
+pub(super) use connection::elements;
 pub use connection::{connection_names, remove_connection_named};
 pub use encode::{
     CHUNK_END, ConnectionToken, LAST_CHUNK, encode_chunk_header, encode_last_chunk, encode_request, encode_response,

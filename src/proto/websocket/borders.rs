@@ -1,13 +1,9 @@
-//! WebSocket frames as they pass by (RFC 6455 §5.2): where one ends and the next may begin, and frames of our own.
+//! Frames as they pass by (RFC 6455 §5.2): where one ends and the next may begin.
 //!
 //! What is inside frames is nobody's business here, and nothing is refused: who relays a connection follows its borders,
 //! so that it can say something itself between two frames.
 
-/// Bytes of the longest header: two, eight of length, four of mask.
-const HEADER_MAX: usize = 14;
-
-/// `Close` among the opcodes (RFC 6455 §5.5.1).
-const CLOSE: u8 = 0x8;
+use super::frame::{HEADER_MAX, Opcode};
 
 /// Where one direction of a connection stands between its frames.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +37,7 @@ impl Borders {
             self.header_bytes = self.header_bytes.saturating_add(1);
             rest = others;
             let Some(payload_bytes) = self.whole_header() else { continue };
-            self.has_closed |= self.header[0] & 0x0f == CLOSE;
+            self.has_closed |= self.header[0] & 0x0f == Opcode::Close as u8;
             self.header_bytes = 0;
             self.payload_left = payload_bytes;
             if payload_bytes == 0 {
@@ -85,25 +81,13 @@ impl Borders {
     }
 }
 
-/// A `Close` with a status code (RFC 6455 §7.4), as a server says it.
-pub const fn close_to_client(code: u16) -> [u8; 4] {
-    let [high, low] = code.to_be_bytes();
-    [0x80 | CLOSE, 2, high, low]
-}
-
-/// The same as a client says it, masked with this key (RFC 6455 §5.3).
-pub const fn close_to_server(code: u16, key: [u8; 4]) -> [u8; 8] {
-    let [high, low] = code.to_be_bytes();
-    let [a, b, c, d] = key;
-    [0x80 | CLOSE, 0x80 | 2, a, b, c, d, high ^ a, low ^ b]
-}
-
 #[cfg(test)]
 #[expect(clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::proto::websocket::{close_to_client, close_to_server};
 
     /// A frame with this opcode and so much payload; the length is written in as many bytes as `width` says.
     fn frame(opcode: u8, payload: usize, width: u8, is_masked: bool) -> Vec<u8> {
