@@ -6,6 +6,7 @@
 //! is left to others.
 
 mod borders;
+mod deflate;
 mod extensions;
 mod frame;
 mod handshake;
@@ -16,6 +17,7 @@ mod tests;
 mod writer;
 
 pub use borders::Borders;
+pub use deflate::{Deflater, Inflater};
 pub use extensions::DeflateOffer;
 pub use frame::{FrameError, Opcode};
 pub use handshake::{Handshake, HandshakeError, bearer, protocols};
