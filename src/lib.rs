@@ -15,6 +15,8 @@ pub mod accounts;
 
 pub mod sessions;
 
+pub mod hub;
+
 pub mod exchange;
 
 pub mod bus;

@@ -1,0 +1,213 @@
+//! What rooms are called, where each is at home, and the patterns that rules name them by.
+//!
+//! Who may do what in a room is for `rules.rs`.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::sync::Arc;
+
+/// Bytes of the longest name.
+pub const ROOM_NAME_BYTES_MAX: usize = 128;
+
+/// Stands in a pattern for the user who asks.
+const SUB: &str = "{sub}";
+
+/// The name of a room: `[A-Za-z0-9._:-]{1,128}`. Moves between shards.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoomName(Arc<str>);
+
+impl RoomName {
+    /// The name, if it is one.
+    pub fn parse(text: &str) -> Option<Self> {
+        is_room_name(text).then(|| Self(Arc::from(text)))
+    }
+
+    /// The name as text.
+    #[inline]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The shard where this room is at home, of so many: the same on every shard, and in every process with as many.
+    #[inline]
+    pub fn home(&self, shards: usize) -> usize {
+        // The hash as a fraction of the shards: even, and without a division.
+        let scaled = u128::from(self.stable_hash()).saturating_mul(shards as u128);
+        usize::try_from(scaled >> 64).unwrap_or_default()
+    }
+
+    /// A hash that never changes: of the name alone, without a key. Whoever wants a room at some shard may search for a
+    /// name that is there; what a user may open is bounded per user instead.
+    #[inline]
+    pub fn stable_hash(&self) -> u64 {
+        stable_hash(self.0.as_bytes())
+    }
+}
+
+/// FNV-1a, and after it the last mix of `MurmurHash3`, since FNV leaves the high bits of short texts alike.
+pub(super) fn stable_hash(bytes: &[u8]) -> u64 {
+    let sum = bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    let sum = (sum ^ (sum >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let sum = (sum ^ (sum >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    sum ^ (sum >> 33)
+}
+
+impl Borrow<str> for RoomName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for RoomName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RoomName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for RoomName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Whether this can be a room's name.
+pub fn is_room_name(text: &str) -> bool {
+    (1..=ROOM_NAME_BYTES_MAX).contains(&text.len()) && text.bytes().all(is_name_byte)
+}
+
+/// Whether this byte may stand in a room's name.
+#[inline]
+pub const fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-')
+}
+
+/// What divides a name into parts, as far as patterns see it.
+const fn is_separator(byte: u8) -> bool {
+    matches!(byte, b'.' | b':')
+}
+
+/// Some rooms, by their names: `lobby` is that room, `public.*` every room whose name goes on after `public.`,
+/// `user.{sub}.*` the rooms of the user who asks, `*` every room. Moves between shards.
+///
+/// `.` and `:` divide a name into parts. `*` and `{sub}` stand for something only as whole parts: `*` once, at the end, and
+/// takes all that is left, further separators too; `{sub}` once, anywhere before it, and takes the user's id. What could be
+/// read in two ways is no pattern, so that nobody takes `public*` for less than it would be.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pattern {
+    /// What comes before `{sub}`, or the whole pattern without its `*`.
+    head: Arc<str>,
+    /// What comes after `{sub}`, without the `*`; none where the pattern names no user.
+    tail: Option<Arc<str>>,
+    /// Whether more may follow, and must.
+    is_open: bool,
+}
+
+/// Why a text is no pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Nothing, or more than a room's name can have.
+    #[error("a pattern has 1 to 128 characters")]
+    Length,
+    /// A character that no room's name has.
+    #[error("a pattern is made of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`, with `{{sub}}` and `*` as whole parts")]
+    Character,
+    /// `*` elsewhere than as the last part.
+    #[error("`*` is the whole last part of a pattern: `public.*`")]
+    Star,
+    /// `{sub}` twice, or beside other characters.
+    #[error("`{{sub}}` is one whole part of a pattern: `user.{{sub}}.*`")]
+    Sub,
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    pub fn parse(text: &str) -> Result<Self, PatternError> {
+        if !(1..=ROOM_NAME_BYTES_MAX).contains(&text.len()) {
+            return Err(PatternError::Length);
+        }
+        let (text, is_open) = match text.strip_suffix('*') {
+            Some(rest) => (rest, true),
+            None => (text, false),
+        };
+        if text.contains('*') || is_open && !is_part_end(text) {
+            return Err(PatternError::Star);
+        }
+        let (head, tail) = match text.split_once(SUB) {
+            Some((head, tail)) => (head, Some(tail)),
+            None => (text, None),
+        };
+        if let Some(tail) = tail {
+            let begins_part = tail.bytes().next().is_none_or(is_separator);
+            if tail.contains(SUB) || !is_part_end(head) || !begins_part {
+                return Err(PatternError::Sub);
+            }
+        }
+        if !head.bytes().chain(tail.unwrap_or_default().bytes()).all(is_name_byte) {
+            return Err(PatternError::Character);
+        }
+        Ok(Self { head: Arc::from(head), tail: tail.map(Arc::from), is_open })
+    }
+
+    /// Whether the room is one of these for this user.
+    ///
+    /// A user whose id could not stand in a room's name, or holds the separator that follows it in the pattern, has none:
+    /// else the user `a` would be let into the rooms of the user `a.b`.
+    #[inline]
+    pub fn matches(&self, user: &str, room: &str) -> bool {
+        let Some(rest) = room.strip_prefix(&*self.head) else { return false };
+        let Some(tail) = &self.tail else { return self.ends(rest) };
+        let is_part = |byte: u8| is_name_byte(byte) && Some(&byte) != tail.as_bytes().first();
+        !user.is_empty()
+            && user.bytes().all(is_part)
+            && rest.strip_prefix(user).and_then(|rest| rest.strip_prefix(&**tail)).is_some_and(|rest| self.ends(rest))
+    }
+
+    /// Whether the room is one of these for any user.
+    #[inline]
+    pub fn covers(&self, room: &str) -> bool {
+        let Some(rest) = room.strip_prefix(&*self.head) else { return false };
+        let Some(tail) = &self.tail else { return self.ends(rest) };
+        let Some(&separator) = tail.as_bytes().first() else { return is_room_name(rest) };
+        let Some(end) = rest.bytes().position(|byte| byte == separator) else { return false };
+        end > 0 && rest.get(end..).and_then(|rest| rest.strip_prefix(&**tail)).is_some_and(|rest| self.ends(rest))
+    }
+
+    /// Whether the pattern names the user who asks.
+    pub const fn names_user(&self) -> bool {
+        self.tail.is_some()
+    }
+
+    /// Whether this may be what is left of a name.
+    const fn ends(&self, rest: &str) -> bool {
+        self.is_open != rest.is_empty()
+    }
+}
+
+/// Whether a new part may begin after this.
+fn is_part_end(text: &str) -> bool {
+    text.bytes().next_back().is_none_or(is_separator)
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.head)?;
+        if let Some(tail) = &self.tail {
+            write!(f, "{SUB}{tail}")?;
+        }
+        f.write_str(if self.is_open { "*" } else { "" })
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}

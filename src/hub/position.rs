@@ -1,0 +1,76 @@
+//! Where a room stands: the number of its last message, and which count of numbers that belongs to.
+
+use std::fmt;
+
+/// Characters of an epoch as it is made.
+const EPOCH_DIGITS: u32 = 8;
+
+/// Which count of a room's messages: a new one begins when the old numbers are lost. Lower-case base 36 on the wire.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Epoch(u64);
+
+impl Epoch {
+    /// No room's epoch: what a client says that never was told of one.
+    pub const NONE: Self = Self(0);
+
+    /// A new one, which nobody has seen before.
+    pub fn random(rng: &mut fastrand::Rng) -> Self {
+        const FIRST: u64 = 36_u64.pow(EPOCH_DIGITS - 1);
+        const PAST: u64 = 36_u64.pow(EPOCH_DIGITS);
+        Self(rng.u64(FIRST..PAST))
+    }
+
+    /// The epoch that was written so; what no epoch is written as is [`Epoch::NONE`], which no room has.
+    pub fn parse(text: &str) -> Self {
+        if text.len() > 12 || text.starts_with('0') {
+            return Self::NONE;
+        }
+        let digit = |character: char| match character {
+            '0'..='9' | 'a'..='z' => character.to_digit(36),
+            _ => None,
+        };
+        let value = text
+            .chars()
+            .try_fold(0_u64, |value, character| value.checked_mul(36)?.checked_add(u64::from(digit(character)?)));
+        Self(value.unwrap_or_default())
+    }
+
+    /// Appends it as it is written.
+    pub fn push(self, out: &mut Vec<u8>) {
+        let mut digits = [0_u8; 13];
+        let mut value = self.0;
+        let mut begin = digits.len();
+        for (at, place) in digits.iter_mut().enumerate().rev() {
+            *place = char::from_digit((value % 36) as u32, 36).map_or(b'0', |digit| digit as u8);
+            begin = at;
+            value /= 36;
+            if value == 0 {
+                break;
+            }
+        }
+        out.extend_from_slice(digits.get(begin..).unwrap_or_default());
+    }
+}
+
+impl fmt::Display for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = Vec::with_capacity(13);
+        self.push(&mut text);
+        f.write_str(str::from_utf8(&text).unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for Epoch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// The last message of a room that somebody has; 0 before the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Position {
+    /// Which count.
+    pub epoch: Epoch,
+    /// The number in it.
+    pub seq: u64,
+}

@@ -1,0 +1,221 @@
+//! Who may do what in which room, and how a room treats its messages: rules by pattern, from configuration.
+//!
+//! Who calls is checked elsewhere; here somebody is roles and permissions by name.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::frame::Slow;
+use super::name::Pattern;
+use super::pointer::Pointer;
+
+/// What lets services push into every room, and with `:` and a pattern after it into those rooms.
+const PUBLISH_PERMISSION: &str = "hub:publish";
+
+/// What somebody wants to do in a room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Become a member.
+    Join,
+    /// Say something as a member.
+    Publish,
+    /// See who is there.
+    Presence,
+}
+
+/// Some of the actions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Actions(u8);
+
+impl Actions {
+    /// None of them.
+    pub const NONE: Self = Self(0);
+    /// All of them.
+    pub const ALL: Self = Self(0b111);
+
+    /// These and this one.
+    #[must_use]
+    pub const fn with(self, action: Action) -> Self {
+        Self(self.0 | 1 << action as u8)
+    }
+
+    /// Whether this is one of them.
+    pub const fn has(self, action: Action) -> bool {
+        self.0 & 1 << action as u8 != 0
+    }
+}
+
+/// What rooms of a pattern allow, and how they treat messages. Part of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Which rooms.
+    pub pattern: Pattern,
+    /// What is allowed in them.
+    pub allow: Actions,
+    /// To callers with one of these roles; to any user if there is none.
+    pub roles: Box<[Box<str>]>,
+    /// To callers with all of these permissions.
+    pub permissions: Box<[Box<str>]>,
+    /// How the rooms treat their messages.
+    pub policy: Policy,
+}
+
+/// How a room treats its messages and members.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// What happens when a member's outbox is full.
+    pub slow: SlowPolicy,
+    /// Whether members are told who comes and goes.
+    pub has_presence_events: bool,
+    /// How long somebody may be gone before the others are told.
+    pub presence_grace: Duration,
+    /// What is kept for those who come back.
+    pub history: History,
+}
+
+/// What happens to a room's messages when a member's outbox is full.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SlowPolicy {
+    /// The socket is closed (4000).
+    #[default]
+    Close,
+    /// The oldest go.
+    DropOldest,
+    /// Only the latest with each key stay.
+    Latest {
+        /// Where the key is in the payload.
+        key: Pointer,
+    },
+}
+
+impl SlowPolicy {
+    /// The policy as one message has it.
+    pub fn of_message(&self, payload: &str) -> Slow {
+        match self {
+            Self::Close => Slow::Close,
+            Self::DropOldest => Slow::DropOldest,
+            Self::Latest { key } => Slow::Latest(key.key(payload)),
+        }
+    }
+}
+
+/// How much of a room's past is kept; whichever bound is met first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History {
+    /// Messages.
+    pub messages_max: usize,
+    /// Bytes of their text.
+    pub bytes_max: usize,
+    /// How old they may be. After the last member left the room is kept so long.
+    pub age_max: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            slow: SlowPolicy::Close,
+            has_presence_events: false,
+            // A page that is loaded anew, a phone that changes networks.
+            presence_grace: Duration::from_secs(10),
+            history: History { messages_max: 100, bytes_max: 256 << 10, age_max: Duration::from_mins(5) },
+        }
+    }
+}
+
+/// All rules, in their order. Immutable; on every shard as part of its plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    rules: Box<[Rule]>,
+    /// For rooms that no rule names.
+    otherwise: Policy,
+}
+
+impl Default for Rules {
+    /// Everything in `public.*` for any user, and in `user.{sub}.*` for that user.
+    fn default() -> Self {
+        let rule = |pattern: &str| {
+            let pattern = Pattern::parse(pattern).ok()?;
+            let (roles, permissions) = (Box::default(), Box::default());
+            Some(Rule { pattern, allow: Actions::ALL, roles, permissions, policy: Policy::default() })
+        };
+        Self::new(["public.*", "user.{sub}.*"].into_iter().filter_map(rule).collect())
+    }
+}
+
+impl Rules {
+    /// These rules.
+    pub fn new(rules: Vec<Rule>) -> Self {
+        Self { rules: rules.into(), otherwise: Policy::default() }
+    }
+
+    /// How this room treats its messages: as the first rule says whose pattern it fits, whoever asks.
+    pub fn policy(&self, room: &str) -> &Policy {
+        self.rules.iter().find(|rule| rule.pattern.covers(room)).map_or(&self.otherwise, |rule| &rule.policy)
+    }
+
+    /// What a caller with these roles and permissions may do.
+    pub fn permits(&self, has_role: impl Fn(&str) -> bool, has_permission: impl Fn(&str) -> bool) -> Permits {
+        let applies = |rule: &&Rule| {
+            (rule.roles.is_empty() || rule.roles.iter().any(|role| has_role(role)))
+                && rule.permissions.iter().all(|permission| has_permission(permission))
+        };
+        Permits(self.rules.iter().filter(applies).map(|rule| (rule.pattern.clone(), rule.allow)).collect())
+    }
+}
+
+/// What somebody may do: the rules that apply, without those that do not. Shared by all sockets of a shard with the same
+/// rights, and older than its plan if that has changed since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permits(Rc<[(Pattern, Actions)]>);
+
+impl Permits {
+    /// Nothing at all: what a socket may do before its log-in.
+    pub fn none() -> Self {
+        Self(Rc::new([]))
+    }
+
+    /// Whether this user may do this: denied unless some rule allows it.
+    #[inline]
+    pub fn allow(&self, user: &str, room: &str, action: Action) -> bool {
+        self.0.iter().any(|(pattern, allowed)| allowed.has(action) && pattern.matches(user, room))
+    }
+}
+
+/// The permits that sockets of a shard hold, so that equal ones are one. One per shard.
+#[derive(Debug, Default)]
+pub struct PermitShelf(Vec<Permits>);
+
+/// Different permits that are shared: one for each set of roles in use, and what two plans at a reload make of them.
+const SHELF_MAX: usize = 64;
+
+impl PermitShelf {
+    /// The permits as others hold them already, if anybody does.
+    pub fn share(&mut self, permits: Permits) -> Permits {
+        if let Some(same) = self.0.iter().find(|same| **same == permits) {
+            return same.clone();
+        }
+        if self.0.len() >= SHELF_MAX {
+            self.0.retain(|held| Rc::strong_count(&held.0) > 1);
+        }
+        if self.0.len() < SHELF_MAX {
+            self.0.push(permits.clone());
+        }
+        permits
+    }
+}
+
+/// Whether a service with these permissions may push into this room.
+pub fn may_push<'a>(permissions: impl IntoIterator<Item = &'a str>, room: &str) -> bool {
+    permissions.into_iter().filter_map(|permission| permission.strip_prefix(PUBLISH_PERMISSION)).any(|scope| {
+        scope.is_empty()
+            || scope
+                .strip_prefix(':')
+                .and_then(|pattern| Pattern::parse(pattern).ok())
+                .is_some_and(|pattern| !pattern.names_user() && pattern.covers(room))
+    })
+}
+
+/// Whether a service with these permissions may push to users, who are in no pattern.
+pub fn may_push_to_users<'a>(permissions: impl IntoIterator<Item = &'a str>) -> bool {
+    permissions.into_iter().any(|permission| permission == PUBLISH_PERMISSION)
+}
