@@ -2,7 +2,7 @@
 //!
 //! Writing is for whoever has the socket; what is in a frame is for `encode.rs`.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
 use super::encode::gap_of;
@@ -29,18 +29,18 @@ pub struct Outbox {
 pub struct Full;
 
 impl Outbox {
-    /// Queues a frame. Past `bytes_max` room is made first by the policies of what waits: of each room that keeps the
-    /// latest with each key, the others go; of rooms that drop their oldest, these go, first in the room of this frame. Says
-    /// how many messages were dropped.
+    /// Queues a frame. Past `bytes_max`, place is made for it by the policies of what waits: of rooms that keep the latest
+    /// with each key the others go, of rooms that drop their oldest these, those of the frame's own room first. Says how
+    /// many messages were dropped.
     ///
-    /// An eighth more than is needed goes, so that a full outbox is not looked through for every frame. When not enough can
-    /// go, the frame is not queued.
+    /// At least an eighth of `bytes_max` is made free, so that a full outbox is not looked through for every frame; when so
+    /// much cannot go, the frame is not queued.
     pub fn push(&mut self, frame: Frame, bytes_max: usize) -> Result<usize, Full> {
         let mut dropped = 0;
         if self.cost.saturating_add(cost(&frame)) > bytes_max {
             let target = bytes_max.saturating_sub(bytes_max / 8).saturating_sub(cost(&frame));
             dropped = self.shed(&frame, target);
-            if self.cost.saturating_add(cost(&frame)) > bytes_max {
+            if self.cost > target {
                 return Err(Full);
             }
         }
@@ -98,34 +98,61 @@ impl Outbox {
     fn shed(&mut self, coming: &Frame, target: usize) -> usize {
         let mut dropped = self.keep_latest(coming);
         if let Kind::Message { room, slow: Slow::DropOldest, .. } = coming.kind() {
-            dropped = dropped.saturating_add(self.drop_oldest(target, Some(room)));
+            dropped = dropped.saturating_add(self.drop_oldest(target, |of| of == room));
         }
-        dropped.saturating_add(self.drop_oldest(target, None))
+        dropped.saturating_add(self.drop_oldest(target, |_| true))
     }
 
     /// Drops each message that a later one with its key, the coming one included, makes old.
     fn keep_latest(&mut self, coming: &Frame) -> usize {
-        let mut newer: BTreeSet<(&RoomName, Key)> = latest(coming).into_iter().collect();
-        let is_old: Vec<bool> =
+        let mut newer: BTreeSet<_> = latest(coming).into_iter().collect();
+        let mut is_old: Vec<bool> =
             self.frames.iter().rev().map(|frame| latest(frame).is_some_and(|key| !newer.insert(key))).collect();
-        let mut is_old = is_old.into_iter().rev();
-        self.drop_where(|_, _| is_old.next().unwrap_or_default())
+        self.drop_where(|_, _| is_old.pop().unwrap_or_default())
     }
 
-    /// Drops messages that may go, of this room if one is named, the oldest first, until no more than `target` waits.
-    fn drop_oldest(&mut self, target: usize, of: Option<&RoomName>) -> usize {
+    /// Drops the oldest messages of these rooms, as far as they may go, until no more than `target` waits.
+    fn drop_oldest(&mut self, target: usize, is_of: impl Fn(&RoomName) -> bool) -> usize {
         self.drop_where(|frame, cost| match frame.kind() {
-            Kind::Message { room, slow: Slow::DropOldest, .. } => cost > target && of.is_none_or(|of| of == room),
+            Kind::Message { room, slow: Slow::DropOldest, .. } => cost > target && is_of(room),
             _ => false,
         })
     }
 
-    /// Drops the messages that are told, the frame and what waits being shown, and puts gaps in their place.
-    fn drop_where(&mut self, mut is_to_go: impl FnMut(&Frame, usize) -> bool) -> usize {
+    /// Drops those that are chosen, each frame being shown with the cost of all, and has a gap told in their place. What is
+    /// partly written stays.
+    fn drop_where(&mut self, mut is_chosen: impl FnMut(&Frame, usize) -> bool) -> usize {
         let mut dropped = 0_usize;
-        let is_begun = self.written > 0;
-        let mut kept: VecDeque<Frame> = VecDeque::with_capacity(self.frames.len());
-        let _ = (&mut dropped, is_begun, &mut kept, &mut is_to_go);
+        let mut cost_left = self.cost;
+        let mut is_begun = self.written > 0;
+        let mut kept = Vec::with_capacity(self.frames.len());
+        // Where the last gap of each room is among those kept.
+        let mut gaps: BTreeMap<RoomName, usize> = BTreeMap::new();
+        for frame in self.frames.drain(..) {
+            let may_go = !std::mem::take(&mut is_begun);
+            let is_chosen = is_chosen(&frame, cost_left);
+            match frame.kind() {
+                Kind::Message { room, position, .. } if is_chosen && may_go => {
+                    dropped = dropped.saturating_add(1);
+                    cost_left = cost_left.saturating_sub(cost(&frame));
+                    let gap = Gap { room: room.clone(), epoch: position.epoch, from: position.seq, to: position.seq };
+                    if !extend(&mut kept, &gaps, &gap) {
+                        cost_left = cost_left.saturating_add(gap_cost_max(room));
+                        gaps.insert(room.clone(), kept.len());
+                        kept.push(Kept::Gap(gap, frame));
+                    }
+                }
+                Kind::Gap(gap) if may_go => {
+                    if !extend(&mut kept, &gaps, gap) {
+                        gaps.insert(gap.room.clone(), kept.len());
+                        kept.push(Kept::Gap(gap.clone(), frame));
+                    }
+                }
+                _ => kept.push(Kept::Frame(frame)),
+            }
+        }
+        self.frames.extend(kept.into_iter().map(Kept::into_frame));
+        self.cost = self.frames.iter().map(cost).fold(0, usize::saturating_add);
         dropped
     }
 
@@ -140,16 +167,60 @@ impl Outbox {
     }
 }
 
+/// What is left in an outbox.
+enum Kept {
+    Frame(Frame),
+    /// Is to be told, where this frame was.
+    Gap(Gap, Frame),
+}
+
+impl Kept {
+    fn into_frame(self) -> Frame {
+        match self {
+            Self::Frame(frame) => frame,
+            Self::Gap(gap, frame) if *frame.kind() == Kind::Gap(gap.clone()) => frame,
+            Self::Gap(gap, frame) => gap_of(gap, frame.tally()),
+        }
+    }
+}
+
+/// Adds this gap to the room's last one, if it follows on that.
+fn extend(kept: &mut [Kept], gaps: &BTreeMap<RoomName, usize>, next: &Gap) -> bool {
+    let last = gaps.get(&next.room).and_then(|&at| kept.get_mut(at));
+    let Some(Kept::Gap(last, _)) = last else { return false };
+    let follows = last.epoch == next.epoch && last.to.checked_add(1) == Some(next.from);
+    if follows {
+        last.to = next.to;
+    }
+    follows
+}
+
+/// More than any gap of this room costs, which is known when it is written.
+fn gap_cost_max(room: &RoomName) -> usize {
+    room.as_str().len().saturating_add(128).saturating_add(REFERENCE_BYTES)
+}
+
 /// What a frame costs in an outbox.
 #[inline]
 fn cost(frame: &Frame) -> usize {
     frame.bytes().len().saturating_add(REFERENCE_BYTES)
 }
 
-/// Room and key of a message that a later one makes old.
-fn latest(frame: &Frame) -> Option<(&RoomName, Key)> {
+/// Key and room of a message that a later one makes old.
+fn latest(frame: &Frame) -> Option<(Key, &RoomName)> {
     match frame.kind() {
-        Kind::Message { room, slow: Slow::Latest(key), .. } => Some((room, *key)),
+        Kind::Message { room, slow: Slow::Latest(key), .. } => Some((*key, room)),
         _ => None,
     }
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    reason = "a test may panic"
+)]
+mod tests;
