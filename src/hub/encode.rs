@@ -380,3 +380,7 @@ impl Text {
         self.raw(r#","timestamp":""#).time(unix_ms).raw("\"")
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+mod tests;

@@ -171,3 +171,46 @@ pub(super) fn push_header(out: &mut Vec<u8>, length: usize) {
         out.extend_from_slice(&(length as u64).to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::websocket::Borders;
+
+    #[test]
+    fn headers_say_where_the_frame_ends() {
+        for length in [0, 1, 125, 126, 127, 65_535, 65_536, 1 << 20] {
+            let frame = Frame::text(&"x".repeat(length), Kind::Plain, &Tally::default());
+            let mut borders = Borders::default();
+            assert_eq!(borders.pass_frame(frame.bytes()), frame.bytes().len(), "{length}");
+            assert!(borders.is_between_frames(), "{length}");
+            assert_eq!(frame.bytes().first(), Some(&0x81), "whole, and text");
+            let header = frame.bytes().len() - length;
+            assert_eq!(
+                header,
+                2 + if length < 126 {
+                    0
+                } else if length < 65_536 {
+                    2
+                } else {
+                    8
+                },
+                "{length}"
+            );
+        }
+    }
+
+    #[test]
+    fn bytes_are_counted_once_and_references_each() {
+        let tally = Tally::default();
+        let frame = Frame::text(&"x".repeat(1000), Kind::Plain, &tally);
+        let alone = tally.bytes();
+        assert!((1000..1200).contains(&alone), "{alone}");
+        let others = vec![frame.clone(); 99];
+        assert_eq!(tally.bytes(), alone + 99 * REFERENCE_BYTES);
+        drop(frame);
+        assert_eq!(tally.bytes(), alone + 98 * REFERENCE_BYTES);
+        drop(others);
+        assert_eq!(tally.bytes(), 0);
+    }
+}

@@ -3,13 +3,12 @@
 //! Whether it is allowed is for `rules.rs`, what comes of it for the hub.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::code::Code;
-use super::limits::{DEPTH_MAX, ID_CHARACTERS_MAX};
+use super::json::{Unclear, given, is_too_deep, members, string};
+use super::limits::ID_CHARACTERS_MAX;
 use super::name::is_room_name;
 use super::position::{Epoch, Position};
 use super::types::{IdRule, ServiceTypes};
@@ -160,6 +159,15 @@ pub struct Refused<'a> {
     pub mistake: Mistake,
 }
 
+impl From<Unclear> for Mistake {
+    fn from(unclear: Unclear) -> Self {
+        match unclear {
+            Unclear::NoObject => Self::NotJson,
+            Unclear::Twice => Self::MemberTwice,
+        }
+    }
+}
+
 impl<'a> ClientMessage<'a> {
     /// Reads a text. How long it may be is for whoever received it.
     pub fn parse(text: &'a str, types: &ServiceTypes) -> Result<Self, Refused<'a>> {
@@ -229,7 +237,7 @@ impl<'a> Parts<'a> {
     /// Members of `payload`, as far as it is an object.
     fn inner<const N: usize>(&self, names: [&str; N]) -> Result<[Option<&'a str>; N], Mistake> {
         match self.payload {
-            Some(payload) if payload.starts_with('{') => members(payload, names),
+            Some(payload) if payload.starts_with('{') => Ok(members(payload, names)?),
             _ => Ok([None; N]),
         }
     }
@@ -249,19 +257,8 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A member that is there: `null` is as none.
-fn given(json: Option<&str>) -> Option<&str> {
-    json.filter(|&json| json != "null")
-}
-
-/// The text that a JSON string holds; nothing if this is none, or holds half a character.
-fn string(json: &str) -> Option<Cow<'_, str>> {
-    let inside = json.strip_prefix('"')?.strip_suffix('"')?;
-    if memchr::memchr(b'\\', inside.as_bytes()).is_none() {
-        return Some(Cow::Borrowed(inside));
-    }
-    serde_json::from_str(json).ok().map(Cow::Owned)
-}
+/// The four bytes that JSON has for space.
+const JSON_SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
 
 /// `{"epoch": …, "seq": …}`. An epoch that none of ours is written as is [`Epoch::NONE`]: nothing is recovered from it.
 fn position(json: &str) -> Result<Position, Mistake> {
@@ -275,87 +272,46 @@ fn position(json: &str) -> Result<Position, Mistake> {
     }
 }
 
-/// Whether this JSON is nested deeper than may be.
-fn is_too_deep(json: &str) -> bool {
-    let opens = |byte: &u8| matches!(byte, b'[' | b'{');
-    // Hardly any payload has so many brackets at all.
-    if json.len() <= DEPTH_MAX || json.as_bytes().iter().filter(|byte| opens(byte)).count() <= DEPTH_MAX {
-        return false;
-    }
-    let (mut depth, mut is_string, mut is_escape) = (0_usize, false, false);
-    for byte in json.bytes() {
-        match byte {
-            _ if is_escape => is_escape = false,
-            b'\\' => is_escape = true,
-            b'"' => is_string = !is_string,
-            b'[' | b'{' if !is_string => depth = depth.saturating_add(1),
-            b']' | b'}' if !is_string => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth > DEPTH_MAX {
-            return true;
+/// Any bytes give a message within its bounds or a mistake that has a code, and never a panic.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_one(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let types = ServiceTypes::default();
+    match ClientMessage::parse(text, &types) {
+        Ok(message) => check_bounds(text, &message, &types),
+        Err(refused) => {
+            assert!(refused.id.is_none_or(|id| !id.is_empty() && id.len() <= text.len()));
+            assert!(!refused.mistake.sentence().is_empty() && Code::ALL.contains(&refused.mistake.code()));
         }
     }
-    false
 }
 
-/// The four bytes that JSON has for space.
-const JSON_SPACE: [char; 4] = [' ', '\t', '\r', '\n'];
-
-/// The values that an object has under these names, as JSON.
-fn members<'a, const N: usize>(json: &'a str, names: [&str; N]) -> Result<[Option<&'a str>; N], Mistake> {
-    let mut json = serde_json::Deserializer::from_str(json);
-    let found = json.deserialize_map(Object { names: &names }).map_err(|_| Mistake::NotJson)?;
-    json.end().map_err(|_| Mistake::NotJson)?;
-    found.ok_or(Mistake::MemberTwice)
-}
-
-struct Object<'n, const N: usize> {
-    names: &'n [&'n str; N],
-}
-
-impl<'de, const N: usize> Visitor<'de> for Object<'_, N> {
-    /// None if one of them is there twice.
-    type Value = Option<[Option<&'de str>; N]>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let mut found = [None; N];
-        let mut is_any_twice = false;
-        while let Some(at) = members.next_key_seed(Name { names: self.names })? {
-            let value = members.next_value::<&'de RawValue>()?.get();
-            if let Some(place) = at.and_then(|at| found.get_mut(at)) {
-                is_any_twice |= place.replace(value).is_some();
-            }
+/// Panics if the message is one that was not to be taken.
+#[cfg(any(test, fuzzing))]
+fn check_bounds(text: &str, message: &ClientMessage<'_>, types: &ServiceTypes) {
+    let id = message.id.as_deref();
+    assert!(id.is_none_or(|id| (1..=ID_CHARACTERS_MAX).contains(&id.chars().count())));
+    match &message.request {
+        Request::Auth { token } => assert!(!token.is_empty()),
+        Request::Heartbeat => {}
+        Request::Join { room, .. } | Request::Leave { room } | Request::Presence { room } => {
+            assert!(is_room_name(room))
         }
-        Ok((!is_any_twice).then_some(found))
+        Request::Publish { payload, .. } | Request::Service { payload, .. } => {
+            assert!(text.contains(payload) && serde_json::from_str::<&RawValue>(payload).is_ok());
+            assert!(!is_too_deep(payload));
+        }
+    }
+    if let Request::Publish { room, .. } = &message.request {
+        assert!(is_room_name(room));
+    }
+    if let Request::Service { index, .. } = message.request {
+        let rule = types.at(index).map(|kind| kind.id);
+        assert!(rule == Some(IdRule::Optional) || id.is_some());
+        assert!(rule != Some(IdRule::Header) || id.is_some_and(|id| id.bytes().all(|byte| byte.is_ascii_graphic())));
     }
 }
 
-/// Which of the names a member has.
-struct Name<'n> {
-    names: &'n [&'n str],
-}
-
-impl<'de> DeserializeSeed<'de> for Name<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
-        json.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for Name<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        Ok(self.names.iter().position(|&known| known == name))
-    }
-}
+#[cfg(test)]
+#[expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+mod tests;

@@ -12,6 +12,7 @@
 pub mod code;
 pub mod encode;
 pub mod frame;
+mod json;
 pub mod limits;
 pub mod message;
 pub mod name;

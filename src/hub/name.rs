@@ -211,3 +211,169 @@ impl fmt::Debug for Pattern {
         write!(f, "{self}")
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check_name(text: &str, is_name: bool) {
+        assert_eq!(RoomName::parse(text).map(|name| name.to_string()), is_name.then(|| text.to_owned()), "{text:?}");
+    }
+
+    #[test]
+    fn names_have_a_form() {
+        check_name("public.sale", true);
+        check_name("a", true);
+        check_name("A-z_0:9.", true);
+        check_name(&"a".repeat(128), true);
+        check_name(&"a".repeat(129), false);
+        for text in ["", " ", "a b", "a/b", "a*", "{a}", "ä", "a\0", "a\n", "a\"b"] {
+            check_name(text, false);
+        }
+    }
+
+    #[test]
+    fn homes_never_change() {
+        // Other instances, and those of the next version, count on it.
+        let homes = ["public.sale", "a", "user.42.cart"].map(|name| {
+            let name = RoomName::parse(name).expect("a name");
+            (name.stable_hash(), name.home(1), name.home(4), name.home(64))
+        });
+        expect![[r#"
+            [
+                (
+                    10464274061032709090,
+                    0,
+                    2,
+                    36,
+                ),
+                (
+                    9413272369427828315,
+                    0,
+                    2,
+                    32,
+                ),
+                (
+                    7735842118118508480,
+                    0,
+                    1,
+                    26,
+                ),
+            ]
+        "#]]
+        .assert_debug_eq(&homes);
+    }
+
+    #[test]
+    fn homes_are_even() {
+        for shards in [2, 3, 4, 64] {
+            let mut rooms = vec![0_usize; shards];
+            for room in 0..shards * 1000 {
+                rooms[RoomName::parse(&format!("public.{room}")).expect("a name").home(shards)] += 1;
+            }
+            assert!(rooms.iter().all(|&rooms| (800..1200).contains(&rooms)), "{rooms:?}");
+        }
+    }
+
+    fn check(pattern: &str, expected: &Expect) {
+        let said = match Pattern::parse(pattern) {
+            Ok(pattern) => pattern.to_string(),
+            Err(error) => error.to_string(),
+        };
+        expected.assert_eq(&said);
+    }
+
+    #[test]
+    fn patterns_have_one_reading() {
+        check("public.*", &expect!["public.*"]);
+        check("*", &expect!["*"]);
+        check("lobby", &expect!["lobby"]);
+        check("user.{sub}.*", &expect!["user.{sub}.*"]);
+        check("{sub}", &expect!["{sub}"]);
+        check("user:{sub}", &expect!["user:{sub}"]);
+        check("", &expect!["a pattern has 1 to 128 characters"]);
+        check(&"a".repeat(129), &expect!["a pattern has 1 to 128 characters"]);
+        check("public*", &expect!["`*` is the whole last part of a pattern: `public.*`"]);
+        check("*.public", &expect!["`*` is the whole last part of a pattern: `public.*`"]);
+        check("a.*.b", &expect!["`*` is the whole last part of a pattern: `public.*`"]);
+        check("a.**", &expect!["`*` is the whole last part of a pattern: `public.*`"]);
+        check("{sub}*", &expect!["`*` is the whole last part of a pattern: `public.*`"]);
+        check("u{sub}.*", &expect!["`{sub}` is one whole part of a pattern: `user.{sub}.*`"]);
+        check("{sub}s.*", &expect!["`{sub}` is one whole part of a pattern: `user.{sub}.*`"]);
+        check("{sub}.{sub}", &expect!["`{sub}` is one whole part of a pattern: `user.{sub}.*`"]);
+        check(
+            "{user}.*",
+            &expect!["a pattern is made of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`, with `{sub}` and `*` as whole parts"],
+        );
+        check(
+            "a b",
+            &expect!["a pattern is made of A-Z, a-z, 0-9, `.`, `_`, `:` and `-`, with `{sub}` and `*` as whole parts"],
+        );
+    }
+
+    /// Whether the pattern has this room for this user, and for any.
+    fn matches(pattern: &str, user: &str, room: &str) -> (bool, bool) {
+        let pattern = Pattern::parse(pattern).expect("a pattern");
+        (pattern.matches(user, room), pattern.covers(room))
+    }
+
+    #[test]
+    fn patterns_match_whole_parts() {
+        assert_eq!(matches("public.*", "42", "public.sale"), (true, true));
+        assert_eq!(matches("public.*", "42", "public.a.b:c"), (true, true));
+        for room in ["public", "public.", "publicity.x", "a.public.b", "Public.a"] {
+            assert_eq!(matches("public.*", "42", room), (false, false), "{room}");
+        }
+        assert_eq!(matches("lobby", "42", "lobby"), (true, true));
+        assert_eq!(matches("lobby", "42", "lobby.a"), (false, false));
+        assert_eq!(matches("*", "", "a"), (true, true));
+        assert_eq!(matches("user.{sub}.*", "42", "user.42.cart"), (true, true));
+        assert_eq!(matches("user.{sub}.*", "42", "user.43.cart"), (false, true));
+        assert_eq!(matches("user.{sub}.*", "4", "user.42.cart"), (false, true));
+        assert_eq!(matches("user.{sub}.*", "42", "user.42."), (false, false));
+        assert_eq!(matches("user.{sub}.*", "42", "user.42"), (false, false));
+        assert_eq!(matches("user.{sub}", "42", "user.42"), (true, true));
+        assert_eq!(matches("{sub}:cart", "42", "42:cart"), (true, true));
+        assert_eq!(matches("{sub}:cart", "42", "42:cart2"), (false, false));
+    }
+
+    #[test]
+    fn users_have_no_rooms_that_could_be_others() {
+        // The room may be that of `cart.x` of the user `a`.
+        assert_eq!(matches("user.{sub}.*", "a.cart", "user.a.cart.x"), (false, true));
+        assert_eq!(matches("user.{sub}.*", "a", "user.a.cart.x"), (true, true));
+        assert_eq!(matches("user:{sub}:*", "a.cart", "user:a.cart:x"), (true, true));
+        assert_eq!(matches("user.{sub}.*", "", "user..x"), (false, false));
+        for user in ["a@b", "auth0|7", "*", "{sub}", "a b"] {
+            assert_eq!(matches("user.{sub}.*", user, &format!("user.{user}.x")).0, false, "{user}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_room_belongs_to_two_users(
+            pattern in "(user[.:])?\\{sub\\}([.:](x[.:])?\\*?)?",
+            users in prop::array::uniform2("[a.:x]{1,4}"),
+            rest in "[a.:x]{0,4}",
+            separator in "[.:]",
+        ) {
+            let Ok(pattern) = Pattern::parse(&pattern) else { return Ok(()) };
+            for room in users.iter().flat_map(|user| [format!("user{separator}{user}{separator}{rest}"), format!("{user}{separator}{rest}"), user.clone()]) {
+                let [one, other] = users.each_ref().map(|user| pattern.matches(user, &room));
+                prop_assert!(!(one && other) || users[0] == users[1], "{} {}", pattern, room);
+                prop_assert!(pattern.covers(&room) || !one && !other, "who has it is covered: {} {}", pattern, room);
+            }
+        }
+
+        #[test]
+        fn any_text_is_a_pattern_or_not(text in "[a.{}sub:*é]{0,12}") {
+            if let Ok(pattern) = Pattern::parse(&text) {
+                prop_assert_eq!(pattern.to_string(), text);
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use super::json::Name;
 use super::name::stable_hash;
 
 /// Bytes of a pointer as it is written.
@@ -136,10 +137,12 @@ impl<'de> Visitor<'de> for Step<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
         let wanted = self.0.split_first();
         let mut found = None;
-        while let Some(name) = members.next_key::<Cow<'de, str>>()? {
+        let name = wanted.map(|(step, _)| [&**step]);
+        let names = name.as_ref().map_or(&[][..], |name| name);
+        while let Some(at) = members.next_key_seed(Name { names })? {
             match wanted {
                 // The last of several with this name, as nearly all who read JSON take it.
-                Some((step, rest)) if **step == *name => found = members.next_value_seed(Step(rest))?,
+                Some((_, rest)) if at.is_some() => found = members.next_value_seed(Step(rest))?,
                 _ => {
                     members.next_value::<IgnoredAny>()?;
                 }
@@ -153,4 +156,69 @@ impl<'de> Visitor<'de> for Step<'_> {
 fn index(step: &str) -> Option<usize> {
     let is_index = step.bytes().all(|byte| byte.is_ascii_digit()) && (step == "0" || !step.starts_with('0'));
     if is_index { step.parse().ok() } else { None }
+}
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may panic")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(pointer: &str, payload: &str, key: &str) {
+        assert_eq!(Pointer::parse(pointer).expect("a pointer").key(payload), Key::of(key), "{pointer} in {payload}");
+    }
+
+    #[test]
+    fn keys_are_plain_values() {
+        check("/symbol", r#"{"price":1,"symbol":"ABC"}"#, "ABC");
+        check("/symbol", r#"{"symbol":"\u0041B\n"}"#, "AB\n");
+        check("/n", r#"{"n":17}"#, "17");
+        check("/n", r#"{"n":-17}"#, "-17");
+        check("/n", r#"{"n":1.5}"#, "1.5");
+        check("/n", r#"{"n":true}"#, "true");
+        check("/a/b/1", r#"{"a":{"b":["x","y"],"c":1}}"#, "y");
+        check("/a~1b/m~0n", r#"{"a/b":{"m~n":"x"}}"#, "x");
+        check("/\u{e4}", r#"{"\u00e4":"x"}"#, "x");
+        check("", r#""x""#, "x");
+        check("/", r#"{"":"x"}"#, "x");
+        check("/a", r#"{"a":"x","a":"y"}"#, "y");
+    }
+
+    #[test]
+    fn what_is_not_there_or_no_plain_value_is_the_empty_key() {
+        for payload in ["{}", "[]", "1", "null", r#"{"a":null}"#, r#"{"a":{}}"#, r#"{"a":["x"]}"#, r#"{"a":"\ud800"}"#]
+        {
+            check("/a", payload, "");
+        }
+        for pointer in ["/2", "/01", "/-", "/x", "/99999999999999999999999"] {
+            check(pointer, r#"["x","y"]"#, "");
+        }
+        check("/a/b", r#"{"a":"x"}"#, "");
+        check("/a", &format!(r#"{{"b":{}1{},"a":"x"}}"#, "[".repeat(1000), "]".repeat(1000)), "x");
+        check("/a", &format!(r#"{{"a":{}1{}}}"#, "[".repeat(1000), "]".repeat(1000)), "");
+    }
+
+    #[test]
+    fn pointers_have_a_form() {
+        for text in ["a", "a/b", "/~", "/~2", &format!("/{}", "a".repeat(256)), &"/a".repeat(17)] {
+            assert_eq!(Pointer::parse(text), None, "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn keys_agree_with_serde(pointer in "(/[ab01~]{0,2}){0,3}", payload in "[ab01{}\\[\\]:,\" ]{0,16}") {
+            let (Some(read), Ok(json)) = (Pointer::parse(&pointer), serde_json::from_str::<serde_json::Value>(&payload)) else {
+                return Ok(());
+            };
+            let expected = match json.pointer(&pointer) {
+                Some(serde_json::Value::String(text)) => text.clone(),
+                Some(serde_json::Value::Number(number)) => number.to_string(),
+                Some(serde_json::Value::Bool(value)) => value.to_string(),
+                _ => String::new(),
+            };
+            prop_assert_eq!(read.key(&payload), Key::of(&expected));
+        }
+    }
 }

@@ -74,3 +74,31 @@ pub struct Position {
     /// The number in it.
     pub seq: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_no_epoch_is_written_as_is_none() {
+        for text in ["", "0", "0a", "K3", "k 3", "é", "-1", "+1", "zzzzzzzzzzzzz", "3w5e11264sgsg"] {
+            assert_eq!(Epoch::parse(text), Epoch::NONE, "{text:?}");
+        }
+        assert_eq!(Epoch::parse("k3"), Epoch(20 * 36 + 3));
+    }
+
+    #[test]
+    fn new_ones_have_eight_characters() {
+        let mut rng = fastrand::Rng::with_seed(7);
+        assert!((0..1000).all(|_| Epoch::random(&mut rng).to_string().len() == 8));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_undoes_writing(value in 1_u64..36_u64.pow(12)) {
+            prop_assert_eq!(Epoch::parse(&Epoch(value).to_string()), Epoch(value));
+        }
+    }
+}

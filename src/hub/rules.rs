@@ -219,3 +219,110 @@ pub fn may_push<'a>(permissions: impl IntoIterator<Item = &'a str>, room: &str) 
 pub fn may_push_to_users<'a>(permissions: impl IntoIterator<Item = &'a str>) -> bool {
     permissions.into_iter().any(|permission| permission == PUBLISH_PERMISSION)
 }
+
+#[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may panic")]
+mod tests {
+    use super::*;
+
+    const ACTIONS: [Action; 3] = [Action::Join, Action::Publish, Action::Presence];
+
+    fn rule(pattern: &str, allow: &[Action], roles: &[&str], permissions: &[&str], slow: SlowPolicy) -> Rule {
+        let names = |names: &[&str]| names.iter().map(|&name| name.into()).collect();
+        Rule {
+            pattern: Pattern::parse(pattern).expect("a pattern"),
+            allow: allow.iter().fold(Actions::NONE, |all, &action| all.with(action)),
+            roles: names(roles),
+            permissions: names(permissions),
+            policy: Policy { slow, ..Policy::default() },
+        }
+    }
+
+    fn permits(rules: &Rules, roles: &[&str], permissions: &[&str]) -> Permits {
+        rules.permits(|role| roles.contains(&role), |permission| permissions.contains(&permission))
+    }
+
+    /// What is allowed, by first letters.
+    fn allowed(permits: &Permits, user: &str, room: &str) -> String {
+        let letter = |action: &Action| match action {
+            Action::Join => 'j',
+            Action::Publish => 'p',
+            Action::Presence => 'w',
+        };
+        ACTIONS.iter().filter(|&&action| permits.allow(user, room, action)).map(letter).collect()
+    }
+
+    #[test]
+    fn by_default_there_are_public_rooms_and_ones_own() {
+        let permits = permits(&Rules::default(), &[], &[]);
+        assert_eq!(allowed(&permits, "42", "public.sale"), "jpw");
+        assert_eq!(allowed(&permits, "42", "user.42.cart"), "jpw");
+        for room in ["user.43.cart", "public", "orders.1", "user.42"] {
+            assert_eq!(allowed(&permits, "42", room), "", "{room}");
+        }
+        assert_eq!(allowed(&Permits::none(), "42", "public.sale"), "");
+    }
+
+    #[test]
+    fn whatever_some_rule_allows_is_allowed() {
+        let rules = Rules::new(vec![
+            rule("orders.*", &[Action::Join], &["user", "analyst"], &[], SlowPolicy::DropOldest),
+            rule("orders.*", &[Action::Publish], &[], &["orders:write", "rooms"], SlowPolicy::Close),
+            rule("orders.eu.*", &[Action::Presence], &["analyst"], &["rooms"], SlowPolicy::Close),
+        ]);
+        let allowed =
+            |roles: &[&str], permissions: &[&str]| allowed(&permits(&rules, roles, permissions), "42", "orders.eu.1");
+        assert_eq!(allowed(&[], &[]), "");
+        assert_eq!(allowed(&["user"], &[]), "j");
+        assert_eq!(allowed(&[], &["orders:write"]), "", "all of a rule's permissions");
+        assert_eq!(allowed(&[], &["rooms", "orders:write"]), "p");
+        assert_eq!(allowed(&["analyst"], &["rooms"]), "jw", "one of a rule's roles");
+        assert_eq!(allowed(&["analyst"], &["rooms", "orders:write"]), "jpw");
+    }
+
+    #[test]
+    fn the_first_rule_of_a_room_says_how_it_treats_messages() {
+        let key = Pointer::parse("/symbol").expect("a pointer");
+        let rules = Rules::new(vec![
+            rule("user.{sub}.*", &[], &["nobody"], &[], SlowPolicy::DropOldest),
+            rule("ticker.*", &[], &[], &[], SlowPolicy::Latest { key }),
+            rule("*", &[], &[], &[], SlowPolicy::DropOldest),
+            rule("public.*", &[], &[], &[], SlowPolicy::Close),
+        ]);
+        let slow = |room: &str| rules.policy(room).slow.of_message(r#"{"symbol":"ABC"}"#);
+        assert_eq!(slow("user.42.cart"), Slow::DropOldest, "whoever's it is, and whoever may use it");
+        assert_eq!(slow("ticker.1"), Slow::Latest(super::super::pointer::Key::of("ABC")));
+        assert_eq!(slow("public.sale"), Slow::DropOldest);
+        assert_eq!(Rules::default().policy("orders.1"), &Policy::default());
+    }
+
+    #[test]
+    fn equal_permits_are_one() {
+        let mut shelf = PermitShelf::default();
+        let rules = Rules::default();
+        let [one, other] = [(); 2].map(|()| shelf.share(permits(&rules, &["user"], &[])));
+        assert!(Rc::ptr_eq(&one.0, &other.0));
+        let different = |at: usize| {
+            let rules = Rules::new(vec![rule(&at.to_string(), &[], &[], &[], SlowPolicy::Close)]);
+            permits(&rules, &[], &[])
+        };
+        let held: Vec<Permits> = (0..2 * SHELF_MAX).map(|at| shelf.share(different(at))).collect();
+        assert_eq!(shelf.0.len(), SHELF_MAX, "bounded, whatever tokens hold");
+        assert_eq!(held.last(), Some(&different(2 * SHELF_MAX - 1)));
+        drop(held);
+        shelf.share(different(0));
+        shelf.share(different(SHELF_MAX));
+        assert!(shelf.0.len() <= 3, "what nobody holds goes: {}", shelf.0.len());
+    }
+
+    #[test]
+    fn pushing_is_permitted_by_pattern() {
+        let may = |permissions: &[&str]| may_push(permissions.iter().copied(), "orders.1");
+        assert!(may(&["hub:publish"]) && may(&["a", "hub:publish:orders.*"]) && may(&["hub:publish:orders.1"]));
+        for permission in ["hub:publishing", "hub:publish:", "hub:publish:public.*", "hub:publish:{sub}.*", "hub", "*"]
+        {
+            assert!(!may(&[permission]), "{permission}");
+        }
+        assert!(may_push_to_users(["hub:publish"]) && !may_push_to_users(["hub:publish:*"]));
+    }
+}

@@ -107,3 +107,33 @@ impl ServiceTypes {
         self.0.iter().enumerate().find(|(_, kind)| *kind.name == *name)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn types(names: &[&str]) -> Option<ServiceTypes> {
+        let kind = |name: &&str| ServiceType { name: (*name).into(), id: IdRule::Optional, answer: ServiceAnswer::Ack };
+        ServiceTypes::new(names.iter().map(kind).collect())
+    }
+
+    #[test]
+    fn services_take_no_types_of_the_dialect() {
+        assert!(types(&["orders.new", "a", "cart_event", "prediction_request"]).is_some());
+        for name in OWN.iter().filter(|name| !matches!(**name, "cart_event" | "prediction_request")) {
+            assert_eq!(types(&[name]), None, "{name}");
+        }
+        for names in [&["a", "a"][..], &[""], &["a b"], &["é"], &[&*"a".repeat(65)]] {
+            assert_eq!(types(names), None, "{names:?}");
+        }
+        let many: Vec<String> = (0..=SERVICE_TYPES_MAX).map(|at| at.to_string()).collect();
+        assert_eq!(types(&many.iter().map(String::as_str).collect::<Vec<_>>()), None);
+    }
+
+    #[test]
+    fn services_push_no_types_of_the_dialect() {
+        assert!(is_pushable("cart.saved") && is_pushable("Welcome") && is_pushable(&"a".repeat(64)));
+        assert!(OWN.iter().all(|name| !is_pushable(name)));
+        assert!(!is_pushable("") && !is_pushable("a b") && !is_pushable("a\"") && !is_pushable(&"a".repeat(65)));
+    }
+}

@@ -98,3 +98,207 @@ fn only_the_latest_with_each_key_stays() {
     check(8, "c1 c1 c1 c1 c1 c1 c1 c1 p c1 c1 c1 c1 c1 c1 c1", &expect!["c(1-13) p c14 c15"]);
     check(8, "c1 ! c1 c1 c1 c1 c1 c1 c1 c1", &expect!["c1 c(2-8) c9"]);
 }
+
+/// What the outbox is asked to do.
+#[derive(Clone, Debug)]
+enum Step {
+    Push {
+        room: char,
+        key: u8,
+        payload_bytes: usize,
+    },
+    /// Of the bytes that the slices hold, so many in 100.
+    Write(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let push = (prop::sample::select(vec!['a', 'b', 'c', 'd', 'x', 'p']), 0_u8..4, 1_usize..300)
+        .prop_map(|(room, key, payload_bytes)| Step::Push { room, key, payload_bytes });
+    prop::collection::vec(prop_oneof![6 => push, 1 => (0_usize..=100).prop_map(Step::Write)], 1..120)
+}
+
+fn concat(pieces: &[IoSlice<'_>]) -> Vec<u8> {
+    pieces.iter().flat_map(|piece| piece.to_vec()).collect()
+}
+
+/// The text of the first frame, and what follows it.
+fn read_frame(wire: &[u8]) -> (serde_json::Value, &[u8]) {
+    assert_eq!(wire[0], 0x81);
+    let (length, header) = match wire[1] {
+        126 => (usize::from(u16::from_be_bytes([wire[2], wire[3]])), 4),
+        short @ 0..126 => (usize::from(short), 2),
+        long => panic!("no frame here is so long: {long}"),
+    };
+    (serde_json::from_slice(&wire[header..header + length]).expect("JSON"), &wire[header + length..])
+}
+
+/// What each frame that was pushed is, in order.
+#[derive(Default)]
+struct Pushed {
+    /// Room, number, key.
+    messages: Vec<(String, u64, u8)>,
+    plain: u64,
+    /// Room and key of the message that found no place. Earlier ones with its key may be dropped for it: the socket is
+    /// closed then, and nobody counts on them.
+    refused: Option<(String, u8)>,
+}
+
+impl Pushed {
+    /// That what came out of the wire is what was pushed, less what a gap tells.
+    fn check(&self, mut wire: &[u8]) {
+        let mut next: BTreeMap<String, u64> = BTreeMap::new();
+        let mut next_plain = 0;
+        let mut delivered = Vec::new();
+        while !wire.is_empty() {
+            let (frame, rest) = read_frame(wire);
+            wire = rest;
+            let room = || frame["room"].as_str().expect("a room").to_owned();
+            match frame["type"].as_str().expect("a type") {
+                "reconnect" => {
+                    assert_eq!(frame["payload"]["afterMs"], next_plain, "no plain frame is lost");
+                    next_plain += 1;
+                }
+                "gap" => {
+                    let next = next.entry(room()).or_insert(1);
+                    assert_eq!(frame["payload"]["from"], *next, "told once, before what follows");
+                    *next = frame["payload"]["to"].as_u64().expect("a number") + 1;
+                    assert!(room() != "x", "nothing is dropped where the policy is to close");
+                }
+                _ => {
+                    let next = next.entry(room()).or_insert(1);
+                    assert_eq!(frame["seq"], *next, "in order, without a hole that is not told");
+                    delivered.push((room(), *next));
+                    *next += 1;
+                }
+            }
+        }
+        assert_eq!(next_plain, self.plain);
+        let mut order = self.messages.iter().map(|(room, seq, _)| (room.clone(), *seq));
+        assert!(delivered.iter().all(|message| order.any(|pushed| pushed == *message)), "the order is that of pushing");
+        for (at, (room, seq, key)) in self.messages.iter().enumerate() {
+            assert!(*seq < next[room], "{room}{seq} is delivered or told");
+            let is_latest = !self.messages[at + 1..].iter().any(|(other, _, later)| other == room && later == key);
+            let is_latest = is_latest && self.refused != Some((room.clone(), *key));
+            if matches!(room.as_str(), "c" | "d") && is_latest {
+                assert!(delivered.contains(&(room.clone(), *seq)), "{room}{seq} is the latest with its key");
+            }
+        }
+    }
+}
+
+/// Only what may not go is left, and it takes more than seven eighths with the frame that found no place.
+fn check_full(outbox: &Outbox, refused: &Frame, bytes_max: usize) {
+    let waiting: Vec<&Frame> = outbox.frames.iter().skip(usize::from(outbox.written > 0)).collect();
+    for (at, frame) in waiting.iter().enumerate() {
+        let Kind::Message { slow, .. } = frame.kind() else { continue };
+        assert!(*slow != Slow::DropOldest);
+        let mut later = waiting[at + 1..].iter().copied().chain([refused]);
+        assert!(latest(frame).is_none_or(|key| !later.any(|frame| latest(frame) == Some(key))));
+    }
+    assert!(outbox.cost + cost(refused) > bytes_max - bytes_max / 8);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_dropped_is_told(steps in steps(), bytes_max in 1000_usize..6000) {
+        let mut sender = Sender::default();
+        let tally = sender.encoder.tally().clone();
+        let mut outbox = Outbox::default();
+        let mut pushed = Pushed::default();
+        let mut wire = Vec::new();
+        for step in steps {
+            match step {
+                Step::Push { room, key, payload_bytes } => {
+                    let frame = match room {
+                        'p' => sender.encoder.reconnect(pushed.plain),
+                        'a' | 'b' => sender.message(&room.to_string(), Slow::DropOldest, payload_bytes),
+                        'x' => sender.message("x", Slow::Close, payload_bytes),
+                        room => sender.message(&room.to_string(), Slow::Latest(Key::of(&key.to_string())), payload_bytes),
+                    };
+                    let (before, count) = (outbox.cost, outbox.frames.len());
+                    match outbox.push(frame.clone(), bytes_max) {
+                        Ok(dropped) => {
+                            prop_assert_eq!(dropped == 0, before + cost(&frame) <= bytes_max);
+                            if dropped > 0 {
+                                prop_assert!(outbox.cost <= bytes_max - bytes_max / 8);
+                            }
+                        }
+                        Err(Full) => {
+                            prop_assert!(before + cost(&frame) > bytes_max && outbox.frames.len() <= count);
+                            check_full(&outbox, &frame, bytes_max);
+                            pushed.refused = Some((room.to_string(), key));
+                            break;
+                        }
+                    }
+                    if room == 'p' {
+                        pushed.plain += 1;
+                    } else {
+                        let room = room.to_string();
+                        let seq = sender.seqs[&room];
+                        pushed.messages.push((room, seq, key));
+                    }
+                }
+                Step::Write(share) => {
+                    let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
+                    let count = outbox.slices(&mut pieces);
+                    let bytes = concat(&pieces[..count]);
+                    prop_assert_eq!(bytes.is_empty(), outbox.is_empty());
+                    let taken = bytes.len() * share / 100;
+                    wire.extend_from_slice(&bytes[..taken]);
+                    outbox.written(taken);
+                }
+            }
+            prop_assert!(outbox.bytes() <= bytes_max);
+            prop_assert_eq!(outbox.bytes(), outbox.frames.iter().map(cost).sum::<usize>());
+            let most = if outbox.is_empty() { 0 } else { outbox.frames.len().max(4) * 4 };
+            prop_assert!(outbox.frames.capacity() <= most);
+        }
+        while !outbox.is_empty() {
+            let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
+            let count = outbox.slices(&mut pieces);
+            let bytes = concat(&pieces[..count]);
+            wire.extend_from_slice(&bytes);
+            outbox.written(bytes.len());
+        }
+        prop_assert_eq!((outbox.bytes(), tally.bytes()), (0, 0));
+        pushed.check(&wire);
+    }
+
+    #[test]
+    fn an_outbox_that_is_given_up_ends_between_frames(share in 0_usize..=100, count in 1_usize..5) {
+        let mut sender = Sender::default();
+        let mut outbox = Outbox::default();
+        let frames: Vec<Frame> = (0..count).map(|_| sender.message("x", Slow::Close, 9)).collect();
+        let all: Vec<u8> = frames.iter().flat_map(|frame| frame.bytes().to_vec()).collect();
+        for frame in frames {
+            outbox.push(frame, 1 << 20).unwrap();
+        }
+        let written = all.len() * share / 100;
+        outbox.written(written);
+        outbox.abandon();
+        let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
+        let rest = outbox.slices(&mut pieces);
+        let wire = [&all[..written], &concat(&pieces[..rest])].concat();
+        let ends: Vec<usize> = (0..=count).map(|frames| frames * all.len() / count).collect();
+        prop_assert!(ends.contains(&wire.len()));
+        prop_assert_eq!(ends.contains(&written), rest == 0);
+        outbox.written(wire.len() - written);
+        prop_assert_eq!((outbox.bytes(), sender.encoder.tally().bytes()), (0, 0));
+    }
+}
+
+#[test]
+fn pieces_are_bounded_and_a_burst_gives_its_memory_back() {
+    let mut sender = Sender::default();
+    let mut outbox = Outbox::default();
+    let frame = sender.encoder.reconnect(1);
+    for _ in 0..1000 {
+        outbox.push(frame.clone(), 1 << 20).unwrap();
+    }
+    let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
+    assert_eq!(outbox.slices(&mut pieces), PIECES_MAX);
+    assert!(pieces.iter().all(|piece| **piece == *frame.bytes()));
+    outbox.written(998 * frame.bytes().len());
+    assert!(outbox.frames.capacity() <= 8, "{}", outbox.frames.capacity());
+    assert!(size_of::<Outbox>() <= 48, "each idle socket has one");
+}
