@@ -93,6 +93,19 @@ codes! {
     UpstreamTimeout = "upstream_timeout", true, "the service did not answer in time; try again with the same id";
 }
 
+impl Code {
+    /// What a service's answer with this status is on a socket; nothing where the service took the message.
+    pub const fn of_status(status: u16) -> Option<Self> {
+        match status {
+            200..=299 => None,
+            429 => Some(Self::RateLimited),
+            400..=499 => Some(Self::UpstreamRefused),
+            500..=599 => Some(Self::UpstreamFailed),
+            _ => Some(Self::UpstreamBadResponse),
+        }
+    }
+}
+
 /// What a refusal of the HTTP side is on a socket: the same name where there is one.
 impl From<exchange::Code> for Code {
     fn from(code: exchange::Code) -> Self {
@@ -193,6 +206,25 @@ mod tests {
         for &code in exchange::Code::ALL {
             let same = Code::ALL.iter().find(|same| same.name() == code.name());
             assert!(same.is_none_or(|&same| same == Code::from(code)), "{code:?}");
+        }
+    }
+
+    #[test]
+    fn only_success_is_no_refusal() {
+        for (status, code) in [
+            (200, None),
+            (202, None),
+            (299, None),
+            (101, Some(Code::UpstreamBadResponse)),
+            (304, Some(Code::UpstreamBadResponse)),
+            (400, Some(Code::UpstreamRefused)),
+            (404, Some(Code::UpstreamRefused)),
+            (429, Some(Code::RateLimited)),
+            (500, Some(Code::UpstreamFailed)),
+            (503, Some(Code::UpstreamFailed)),
+            (999, Some(Code::UpstreamBadResponse)),
+        ] {
+            assert_eq!(Code::of_status(status), code, "{status}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! What is sent: a WebSocket frame's bytes, shared by the outboxes of a shard and counted while they live.
 //!
-//! What the text says is for `encode.rs`, who waits for it for `outbox.rs`.
+//! What the text says is for `encode`, who waits for it for `outbox`.
 
 use std::cell::Cell;
 use std::fmt;
@@ -141,7 +141,7 @@ impl Drop for Frame {
 impl Shared {
     /// The bytes, this, and the two counters of an `Rc`.
     fn cost(&self) -> usize {
-        self.bytes.len().saturating_add(size_of::<Self>()).saturating_add(2 * size_of::<usize>())
+        self.bytes.len().saturating_add(size_of::<Self>()).saturating_add(size_of::<[usize; 2]>())
     }
 }
 

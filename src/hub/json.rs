@@ -114,7 +114,6 @@ pub(super) fn is_too_deep(json: &str) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use proptest::prelude::*;
     use serde_json::Value;

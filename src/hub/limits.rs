@@ -74,7 +74,7 @@ impl Default for Limits {
             errors_within: Duration::from_secs(10),
             // NAT and balancers forget a quiet connection after 30 s at the earliest.
             ping_every: Duration::from_secs(25),
-            dead_after: Duration::from_secs(60),
+            dead_after: Duration::from_mins(1),
             outbox_bytes_max: 1 << 20,
             frames_bytes_max: 256 << 20,
             history_bytes_max: 64 << 20,

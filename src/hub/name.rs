@@ -213,7 +213,7 @@ impl fmt::Debug for Pattern {
 }
 
 #[cfg(test)]
-#[expect(clippy::expect_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, reason = "a test may panic")]
+#[expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test may panic")]
 mod tests {
     use expect_test::{Expect, expect};
     use proptest::prelude::*;
@@ -241,31 +241,9 @@ mod tests {
         // Other instances, and those of the next version, count on it.
         let homes = ["public.sale", "a", "user.42.cart"].map(|name| {
             let name = RoomName::parse(name).expect("a name");
-            (name.stable_hash(), name.home(1), name.home(4), name.home(64))
+            format!("{:016x} {} {} {}", name.stable_hash(), name.home(1), name.home(4), name.home(64))
         });
-        expect![[r#"
-            [
-                (
-                    10464274061032709090,
-                    0,
-                    2,
-                    36,
-                ),
-                (
-                    9413272369427828315,
-                    0,
-                    2,
-                    32,
-                ),
-                (
-                    7735842118118508480,
-                    0,
-                    1,
-                    26,
-                ),
-            ]
-        "#]]
-        .assert_debug_eq(&homes);
+        expect!["913891d100305be2 0 2 36, 82a2a958a9bece5b 0 2 32, 6b5b3b6b90f587c0 0 1 26"].assert_eq(&homes.join(", "));
     }
 
     #[test]
@@ -349,7 +327,7 @@ mod tests {
         assert_eq!(matches("user:{sub}:*", "a.cart", "user:a.cart:x"), (true, true));
         assert_eq!(matches("user.{sub}.*", "", "user..x"), (false, false));
         for user in ["a@b", "auth0|7", "*", "{sub}", "a b"] {
-            assert_eq!(matches("user.{sub}.*", user, &format!("user.{user}.x")).0, false, "{user}");
+            assert!(!matches("user.{sub}.*", user, &format!("user.{user}.x")).0, "{user}");
         }
     }
 

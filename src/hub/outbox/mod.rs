@@ -1,6 +1,6 @@
 //! What waits for one socket: frames in order, bounded in bytes, dropped by policy and never without a word.
 //!
-//! Writing is for whoever has the socket; what is in a frame is for `encode.rs`.
+//! Writing is for whoever has the socket; what is in a frame is for `encode`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
@@ -217,7 +217,6 @@ fn latest(frame: &Frame) -> Option<(Key, &RoomName)> {
 #[cfg(test)]
 #[expect(
     clippy::indexing_slicing,
-    clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::arithmetic_side_effects,

@@ -382,5 +382,5 @@ impl Text {
 }
 
 #[cfg(test)]
-#[expect(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+#[expect(clippy::indexing_slicing, clippy::expect_used, reason = "a test may panic")]
 mod tests;

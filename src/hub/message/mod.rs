@@ -65,89 +65,59 @@ pub enum Request<'a> {
     },
 }
 
-/// What is wrong with a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mistake {
-    /// Not JSON.
-    NotJson,
-    /// JSON, but no object.
-    NotAnObject,
-    /// A member that is read is there twice, so that two readers could take it differently.
-    MemberTwice,
-    /// No `type`, or none that is a text.
-    TypeMissing,
-    /// No such type.
-    TypeUnknown,
-    /// The `id` is no text of 1 to 64 characters.
-    IdInvalid,
-    /// The type asks for an `id`.
-    IdMissing,
-    /// The `id` has characters that no header can have.
-    IdNotPrintable,
-    /// No `room`, neither beside nor inside `payload`.
-    RoomMissing,
-    /// No room can be called so.
-    RoomInvalid,
-    /// The type asks for a `payload`.
-    PayloadMissing,
-    /// `payload` is nested too deeply.
-    PayloadTooDeep,
-    /// `auth` without `payload.token`.
-    TokenMissing,
-    /// `payload.recover` is no position.
-    RecoverInvalid,
-}
+/// Defines the mistakes, so that a mistake, its code and what is said about it stand on one line.
+macro_rules! mistakes {
+    ($($(#[$doc:meta])* $name:ident = $code:ident, $sentence:literal;)*) => {
+        /// What is wrong with a message.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mistake { $($(#[$doc])* $name,)* }
 
-impl Mistake {
-    /// Every mistake, in the order of the documentation.
-    pub const ALL: [Self; 14] = [
-        Self::NotJson,
-        Self::NotAnObject,
-        Self::MemberTwice,
-        Self::TypeMissing,
-        Self::TypeUnknown,
-        Self::IdInvalid,
-        Self::IdMissing,
-        Self::IdNotPrintable,
-        Self::RoomMissing,
-        Self::RoomInvalid,
-        Self::PayloadMissing,
-        Self::PayloadTooDeep,
-        Self::TokenMissing,
-        Self::RecoverInvalid,
-    ];
+        impl Mistake {
+            /// Every mistake, in the order of the documentation.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-    /// What the `error` frame calls it.
-    pub const fn code(self) -> Code {
-        match self {
-            Self::NotJson | Self::NotAnObject => Code::InvalidJson,
-            Self::MemberTwice | Self::TypeMissing => Code::InvalidMessage,
-            Self::TypeUnknown => Code::UnknownType,
-            Self::IdMissing => Code::IdRequired,
-            Self::IdInvalid | Self::IdNotPrintable => Code::InvalidId,
-            Self::RoomMissing | Self::RoomInvalid => Code::InvalidRoom,
-            Self::PayloadMissing | Self::PayloadTooDeep | Self::TokenMissing | Self::RecoverInvalid => {
-                Code::InvalidPayload
+            /// What the `error` frame calls it.
+            pub const fn code(self) -> Code {
+                match self { $(Self::$name => Code::$code,)* }
+            }
+
+            /// What the `error` frame says.
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $sentence,)* }
             }
         }
-    }
+    };
+}
 
-    /// What the `error` frame says.
-    pub const fn sentence(self) -> &'static str {
-        match self {
-            Self::NotJson => "the message is not JSON",
-            Self::NotAnObject => "the message is not a JSON object",
-            Self::MemberTwice => "a member of the message is there twice",
-            Self::TypeMissing => "the message has no type, or one that is not a text",
-            Self::IdNotPrintable => "the id of this type is 1 to 64 printable ASCII characters without spaces",
-            Self::RoomMissing => "the message names no room, neither beside payload nor in it",
-            Self::PayloadMissing => "messages of this type have a payload",
-            Self::PayloadTooDeep => "the payload is nested deeper than 100 levels",
-            Self::TokenMissing => "the payload of auth has a token: {\"token\": \"...\"}",
-            Self::RecoverInvalid => "recover is the position of a room: {\"epoch\": \"...\", \"seq\": 17}",
-            Self::TypeUnknown | Self::IdMissing | Self::IdInvalid | Self::RoomInvalid => self.code().sentence(),
-        }
-    }
+mistakes! {
+    /// Not JSON.
+    NotJson = InvalidJson, "the message is not JSON";
+    /// JSON, but no object.
+    NotAnObject = InvalidJson, "the message is not a JSON object";
+    /// A member that is read is there twice, so that two readers could take it differently.
+    MemberTwice = InvalidMessage, "a member of the message is there twice";
+    /// No `type`, or none that is a text.
+    TypeMissing = InvalidMessage, "the message has no type, or one that is not a text";
+    /// No such type.
+    TypeUnknown = UnknownType, "no message has this type";
+    /// The `id` is no text of 1 to 64 characters.
+    IdInvalid = InvalidId, "an id is a text of 1 to 64 characters";
+    /// The type asks for an `id`.
+    IdMissing = IdRequired, "messages of this type have an id";
+    /// The `id` has characters that no header can have.
+    IdNotPrintable = InvalidId, "the id of this type is 1 to 64 printable ASCII characters without spaces";
+    /// No `room`, neither beside nor inside `payload`.
+    RoomMissing = InvalidRoom, "the message names no room, neither beside payload nor in it";
+    /// No room can be called so.
+    RoomInvalid = InvalidRoom, "a room's name is 1 to 128 characters of A-Z, a-z, 0-9, '.', '_', ':' and '-'";
+    /// The type asks for a `payload`.
+    PayloadMissing = InvalidPayload, "messages of this type have a payload";
+    /// `payload` is nested too deeply.
+    PayloadTooDeep = InvalidPayload, "the payload is nested deeper than 100 levels";
+    /// `auth` without `payload.token`.
+    TokenMissing = InvalidPayload, "the payload of auth has a token, a text";
+    /// `payload.recover` is no position.
+    RecoverInvalid = InvalidPayload, "recover is the position of a room: its epoch, a text, and its seq, a whole number";
 }
 
 /// A message that cannot be taken.
@@ -295,7 +265,7 @@ fn check_bounds(text: &str, message: &ClientMessage<'_>, types: &ServiceTypes) {
         Request::Auth { token } => assert!(!token.is_empty()),
         Request::Heartbeat => {}
         Request::Join { room, .. } | Request::Leave { room } | Request::Presence { room } => {
-            assert!(is_room_name(room))
+            assert!(is_room_name(room));
         }
         Request::Publish { payload, .. } | Request::Service { payload, .. } => {
             assert!(text.contains(payload) && serde_json::from_str::<&RawValue>(payload).is_ok());
@@ -313,5 +283,5 @@ fn check_bounds(text: &str, message: &ClientMessage<'_>, types: &ServiceTypes) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+#[expect(clippy::expect_used, clippy::panic, reason = "a test may panic")]
 mod tests;
