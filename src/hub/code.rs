@@ -1,6 +1,6 @@
 //! What refusals and ends are called: one table of the codes of `error` frames, one of close codes.
 //!
-//! `docs/websocket.md` is made from them. Why something is refused is for those who refuse it.
+//! What is documented of them is made from these tables. Why something is refused is for those who refuse it.
 
 use crate::exchange;
 
