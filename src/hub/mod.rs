@@ -1,5 +1,9 @@
 //! The WebSocket hub: rooms, their members and messages, without sockets, clocks or a runtime.
 //!
+//! Each shard has a [`Hub`]. It is told what clients said, what other shards' hubs wrote, and that time has passed; it says
+//! what is to be done by [`Hub::poll_effect`], and whose outbox is to be written by [`Hub::next_dirty`]. Connections, frames
+//! on the wire, tokens and services are the driver's.
+//!
 //! It runs inside a shard's state, where a panic ends the process, on what strangers send: the same lints as in `proto`.
 #![deny(
     clippy::indexing_slicing,
@@ -9,15 +13,700 @@
     clippy::arithmetic_side_effects
 )]
 
+mod arena;
+mod asks;
+mod client;
 pub mod code;
+mod drain;
 pub mod encode;
 pub mod frame;
+mod history;
+mod home;
+mod homes;
+pub mod letter;
 mod json;
 pub mod limits;
+mod membership;
 pub mod message;
 pub mod name;
 pub mod outbox;
+mod outside;
 pub mod pointer;
 pub mod position;
+mod post;
+mod presence;
+mod room;
 pub mod rules;
+mod services;
+mod socket;
+#[cfg(test)]
+mod tests;
+mod timers;
 pub mod types;
+
+use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arena::{Arena, Key};
+use asks::{Asker, Asks, Question};
+use code::{Close, Code};
+use encode::{Encoder, Welcome};
+use frame::Frame;
+pub use history::Secret;
+use home::Home;
+use letter::{Look, RoomLetter};
+use limits::Limits;
+use name::RoomName;
+pub use outbox::{Outbox, PIECES_MAX};
+pub use outside::ServiceMessage;
+use position::Position;
+use post::Post;
+use room::LocalRoom;
+use rules::Rules;
+pub use services::{ServiceOutcome, Ticket};
+use socket::{Due, State};
+pub use socket::{Identity, Socket, SocketKey};
+use timers::{Timer, Timers};
+use types::ServiceTypes;
+
+use crate::shard::Instant;
+
+/// When letters that did not go are sent again.
+const KEPT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What a hub is made of.
+#[derive(Debug)]
+pub struct Setup {
+    /// Which shard it is, of how many.
+    pub shard: usize,
+    /// See [`Setup::shard`].
+    pub shards: usize,
+    /// The name of this process, which no other has.
+    pub node: Box<str>,
+    /// What may be configured.
+    pub plan: Plan,
+    /// Where randomness begins.
+    pub seed: u64,
+    /// What ids are hashed with: the same on all shards.
+    pub secret: Secret,
+    /// The time of day at an instant, in milliseconds since 1970.
+    pub to_unix_ms: fn(Instant) -> u64,
+}
+
+/// What may be configured, and changed while the hub runs. One per shard; limits that count for the instance are this
+/// shard's share.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Every number.
+    pub limits: Rc<Limits>,
+    /// Who may do what.
+    pub rules: Rc<Rules>,
+    /// Types of messages that go to services.
+    pub types: Rc<ServiceTypes>,
+}
+
+/// A socket that comes.
+#[derive(Debug)]
+pub struct Entrance<W> {
+    /// Whatever the driver knows it by.
+    pub handle: W,
+    /// Where it comes from: sockets without a log-in are counted by it.
+    pub address: IpAddr,
+    /// Who it speaks for; nobody before an `auth`.
+    pub identity: Option<Identity>,
+}
+
+/// What the driver is to do.
+#[derive(Debug)]
+pub enum Effect {
+    /// Send this to another shard's hub; tell [`Hub::letter_dropped`] if it did not go.
+    Letter(usize, RoomLetter),
+    /// Write what is queued for the socket, close it with this, and then [`Hub::leave`].
+    Close(SocketKey, Close),
+    /// Send a ping.
+    Ping(SocketKey),
+    /// What [`Hub::socket_due`] says has become earlier.
+    Due(SocketKey),
+    /// Check a token; tell [`Hub::authenticated`] or [`Hub::auth_failed`], with the id.
+    Auth {
+        /// For whom.
+        socket: SocketKey,
+        /// What to call the answer.
+        id: Option<Box<str>>,
+        /// The token.
+        token: Box<str>,
+    },
+    /// Send a message to a service; tell [`Hub::service_answered`].
+    Forward {
+        /// What names it.
+        ticket: Ticket,
+        /// Whose it is.
+        socket: SocketKey,
+        /// Which of the [`ServiceTypes`] it is.
+        index: usize,
+        /// The client's id.
+        id: Option<Box<str>>,
+        /// The message.
+        payload: Box<str>,
+    },
+    /// Nobody waits any more for what was forwarded.
+    Cancel(Ticket),
+    /// The answer for somebody outside of the hub.
+    Told {
+        /// The number that was given with the question.
+        asker: u64,
+        /// The answer.
+        answer: Answer,
+    },
+}
+
+/// An answer for somebody outside of the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// No.
+    Refused(Code),
+    /// The message has this number.
+    Published(Position),
+    /// How the room stands.
+    Room(Look),
+    /// So many sockets of the user there were, on the shards that answered.
+    Sockets {
+        /// Sockets.
+        count: u32,
+        /// Shards that were asked.
+        asked: u32,
+        /// Shards that answered.
+        answered: u32,
+    },
+}
+
+/// The numbers of a hub, for metrics and tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Sockets that are open.
+    pub sockets: usize,
+    /// Users with sockets here.
+    pub users: usize,
+    /// Rooms with members here.
+    pub rooms: usize,
+    /// Rooms at home here.
+    pub homes: usize,
+    /// Bytes of frames that wait.
+    pub frame_bytes: usize,
+    /// Bytes of histories.
+    pub history_bytes: usize,
+    /// Bytes that wait for services.
+    pub service_bytes: usize,
+    /// Questions under way.
+    pub asks: usize,
+    /// Letters that are sent again.
+    pub kept: usize,
+    /// Frames that were queued, since the start.
+    pub deliveries: u64,
+    /// Messages that outboxes dropped, and told, since the start.
+    pub dropped: u64,
+    /// Holes that were asked for, since the start.
+    pub pulls: u64,
+    /// Members who were told that something is lost, since the start.
+    pub discontinuities: u64,
+}
+
+/// The sockets of a shard, and whose turn it is to be written.
+#[derive(Debug)]
+struct Sockets<W> {
+    all: Arena<Socket<W>>,
+    dirty: VecDeque<SocketKey>,
+    /// Those whose outbox is full.
+    full: Vec<SocketKey>,
+    outbox_bytes_max: usize,
+    deliveries: u64,
+    dropped: u64,
+}
+
+impl<W> Sockets<W> {
+    /// Queues a frame.
+    #[inline]
+    fn push(&mut self, key: SocketKey, frame: Frame) {
+        let Some(socket) = self.all.get_mut(key).filter(|socket| socket.state != State::Closing) else { return };
+        match socket.outbox.push(frame, self.outbox_bytes_max) {
+            Ok(dropped) => {
+                self.deliveries = self.deliveries.saturating_add(1);
+                self.dropped = self.dropped.saturating_add(dropped as u64);
+            }
+            Err(outbox::Full) => self.full.push(key),
+        }
+        if !socket.is_dirty && !socket.is_blocked {
+            socket.is_dirty = true;
+            self.dirty.push_back(key);
+        }
+    }
+}
+
+/// The hub of a shard. One per shard.
+#[derive(Debug)]
+pub struct Hub<W> {
+    shard: usize,
+    shards: usize,
+    node: Box<str>,
+    plan: Plan,
+    rng: fastrand::Rng,
+    secret: Secret,
+    to_unix_ms: fn(Instant) -> u64,
+    encoder: Encoder,
+    post: Post,
+    effects: VecDeque<Effect>,
+    sockets: Sockets<W>,
+    users: HashMap<Arc<str>, Vec<SocketKey>>,
+    /// Sockets without a log-in, by where they come from.
+    anonymous: HashMap<IpAddr, u32>,
+    rooms: Arena<LocalRoom>,
+    room_names: HashMap<RoomName, Key>,
+    homes: Arena<Home>,
+    home_names: HashMap<RoomName, Key>,
+    /// Rooms at home here that each user has made.
+    makers: HashMap<Arc<str>, u32>,
+    history_bytes: usize,
+    /// Messages in histories, the oldest first; what was forgotten is passed over.
+    history_order: VecDeque<(Key, u64)>,
+    /// When it is looked through for what was forgotten.
+    order_max: usize,
+    asks: Asks,
+    timers: Timers,
+    /// Letters that did not go and have to.
+    kept: VecDeque<(usize, RoomLetter)>,
+    kept_armed: Instant,
+    service_bytes: usize,
+    draining: Option<drain::Draining>,
+    pulls: u64,
+    discontinuities: u64,
+}
+
+impl<W> Hub<W> {
+    /// An empty hub.
+    pub fn new(setup: Setup) -> Self {
+        let Setup { shard, shards, node, plan, seed, secret, to_unix_ms } = setup;
+        let sockets = Sockets {
+            all: Arena::default(),
+            dirty: VecDeque::new(),
+            full: Vec::new(),
+            outbox_bytes_max: plan.limits.outbox_bytes_max,
+            deliveries: 0,
+            dropped: 0,
+        };
+        Self {
+            shard,
+            shards: shards.max(1),
+            node,
+            plan,
+            rng: fastrand::Rng::with_seed(seed),
+            secret,
+            to_unix_ms,
+            encoder: Encoder::default(),
+            post: Post::new(shard),
+            effects: VecDeque::new(),
+            sockets,
+            users: HashMap::new(),
+            anonymous: HashMap::new(),
+            rooms: Arena::default(),
+            room_names: HashMap::new(),
+            homes: Arena::default(),
+            home_names: HashMap::new(),
+            makers: HashMap::new(),
+            history_bytes: 0,
+            history_order: VecDeque::new(),
+            order_max: 1024,
+            asks: Asks::default(),
+            timers: Timers::default(),
+            kept: VecDeque::new(),
+            kept_armed: Instant::NEVER,
+            service_bytes: 0,
+            draining: None,
+            pulls: 0,
+            discontinuities: 0,
+        }
+    }
+
+    /// Other rules and limits apply from now on; nobody is thrown out for it.
+    pub fn adopt(&mut self, now: Instant, plan: Plan) {
+        self.sockets.outbox_bytes_max = plan.limits.outbox_bytes_max;
+        self.plan = plan;
+        let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
+        for key in homes {
+            let Some(room) = self.homes.get(key).map(|home| home.room().clone()) else { continue };
+            let policy = self.plan.rules.policy(room.as_str()).clone();
+            self.at_home(now, key, |home, given| home.adopt(given.now, policy));
+        }
+        self.settle(now);
+    }
+
+    // ---- sockets come and go ----
+
+    /// A socket comes. One that is refused is closed with what this says.
+    pub fn enter(&mut self, now: Instant, entrance: Entrance<W>) -> Result<SocketKey, Close> {
+        let Entrance { handle, address, identity } = entrance;
+        let limits = Rc::clone(&self.plan.limits);
+        if self.draining.is_some() {
+            return Err(Close::TryLater);
+        }
+        if self.sockets.all.len() >= limits.sockets_max as usize {
+            return Err(Close::TooManyConnections);
+        }
+        let Some(identity) = identity else {
+            let count = self.anonymous.entry(address).or_default();
+            if *count >= limits.anonymous_per_address_max {
+                return Err(Close::TooManyConnections);
+            }
+            *count = count.saturating_add(1);
+            let socket = Socket::new(now, handle, now + limits.auth_within, Some(address));
+            return Ok(self.sockets.all.insert(socket));
+        };
+        if identity.expires <= now {
+            return Err(Close::TokenExpired);
+        }
+        if self.is_full_of(&identity.user) {
+            return Err(Close::TooManyConnections);
+        }
+        let key = self.sockets.all.insert(Socket::new(now, handle, identity.expires, None));
+        self.identify(key, identity);
+        self.welcome(now, key);
+        Ok(key)
+    }
+
+    /// Whether a user has as many sockets as may be.
+    fn is_full_of(&self, user: &str) -> bool {
+        self.users.get(user).is_some_and(|sockets| sockets.len() >= self.plan.limits.sockets_per_user_max as usize)
+    }
+
+    /// The socket speaks for this user from now on.
+    fn identify(&mut self, key: SocketKey, identity: Identity) {
+        self.forget_address(key);
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        socket.expires = identity.expires;
+        socket.session = identity.session;
+        socket.permits = identity.permits;
+        if socket.user.is_some() {
+            return;
+        }
+        socket.state = State::Live;
+        // One text for all sockets of a user.
+        let user = self.users.get_key_value(&identity.user).map_or(identity.user, |(user, _)| Arc::clone(user));
+        socket.user = Some(Arc::clone(&user));
+        self.users.entry(user).or_default().push(key);
+    }
+
+    fn welcome(&mut self, now: Instant, key: SocketKey) {
+        let Some(socket) = self.sockets.all.get(key) else { return };
+        let Some(user) = &socket.user else { return };
+        let connection = format!("c_{:x}_{:x}", self.shard, key.to_bits());
+        let heartbeat_ms = u64::try_from(self.plan.limits.ping_every.as_millis()).unwrap_or(u64::MAX);
+        let session = socket.session.as_deref();
+        let welcome = Welcome { connection: &connection, heartbeat_ms, node: &self.node, user, session };
+        let frame = self.encoder.welcome((self.to_unix_ms)(now), &welcome);
+        self.sockets.push(key, frame);
+    }
+
+    /// Closes a socket: it is in no room any more, nothing more is queued for it, and the driver is told, once.
+    pub fn close(&mut self, now: Instant, key: SocketKey, close: Close) {
+        self.end(now, key, Some(close));
+        self.settle(now);
+    }
+
+    /// The socket's connection has ended.
+    pub fn leave(&mut self, now: Instant, key: SocketKey) -> Option<W> {
+        self.end(now, key, None);
+        let socket = self.sockets.all.remove(key)?;
+        self.settle(now);
+        Some(socket.handle)
+    }
+
+    /// Ends what the hub does for a socket.
+    fn end(&mut self, now: Instant, key: SocketKey, close: Option<Close>) {
+        let Some(socket) = self.sockets.all.get_mut(key).filter(|socket| socket.state != State::Closing) else {
+            return;
+        };
+        socket.state = State::Closing;
+        if close.is_none_or(|close| close == Close::SlowConsumer) {
+            socket.outbox.abandon();
+        }
+        let user = socket.user.clone();
+        self.forget_address(key);
+        self.leave_all(now, key);
+        self.forget_waiting(key);
+        if let Some(user) = user
+            && let Some(sockets) = self.users.get_mut(&user)
+        {
+            sockets.retain(|&socket| socket != key);
+            if sockets.is_empty() {
+                self.users.remove(&user);
+            }
+        }
+        if let Some(close) = close {
+            self.effects.push_back(Effect::Close(key, close));
+        }
+    }
+
+    /// The socket does not count any more among those without a log-in.
+    fn forget_address(&mut self, key: SocketKey) {
+        let Some(address) = self.sockets.all.get_mut(key).and_then(|socket| socket.address.take()) else { return };
+        if let Some(count) = self.anonymous.get_mut(&address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.anonymous.remove(&address);
+            }
+        }
+    }
+
+    // ---- time ----
+
+    /// Something came from a socket: a message, a pong, any frame.
+    pub fn heard(&mut self, now: Instant, key: SocketKey) {
+        if let Some(socket) = self.sockets.all.get_mut(key) {
+            socket.hear(now);
+        }
+    }
+
+    /// When [`Hub::handle_socket_timeout`] is due; it becomes earlier only by [`Effect::Due`].
+    pub fn socket_due(&self, key: SocketKey) -> Instant {
+        let due = |socket: &Socket<W>| socket.due(jitter(key), &self.plan.limits);
+        self.sockets.all.get(key).map_or(Instant::NEVER, due)
+    }
+
+    /// Time has passed for a socket.
+    pub fn handle_socket_timeout(&mut self, now: Instant, key: SocketKey) {
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        match socket.pass_time(now, jitter(key), &self.plan.limits) {
+            Due::Nothing => {}
+            Due::Ping => self.effects.push_back(Effect::Ping(key)),
+            Due::Close(close) => self.end(now, key, Some(close)),
+        }
+        self.settle(now);
+    }
+
+    /// When [`Hub::handle_timeout`] is due.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next().into_iter().chain(self.asks.next_late()).min()
+    }
+
+    /// Time has passed for rooms and questions.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some(timer) = self.timers.take_due(now) {
+            match timer {
+                Timer::Home(key) => self.handle_home_timeout(now, key),
+                Timer::Pull(key) => self.handle_pull_timeout(now, key),
+                Timer::Kept => self.send_kept(),
+            }
+        }
+        while let Some((ticket, asker)) = self.asks.take_late(now) {
+            self.tell_late(now, ticket, asker);
+        }
+        self.settle(now);
+    }
+
+    // ---- letters ----
+
+    /// Another shard's hub has written. Letters of one shard come in the order in which it wrote them.
+    pub fn handle_letter(&mut self, now: Instant, from: usize, letter: RoomLetter) {
+        self.read(now, from, letter);
+        self.settle(now);
+    }
+
+    fn read(&mut self, now: Instant, from: usize, letter: RoomLetter) {
+        match letter {
+            RoomLetter::Join(join) => self.handle_join(now, from, *join),
+            RoomLetter::Leave(leave) => self.handle_leave(now, from, &leave),
+            RoomLetter::Publish(publish) => self.handle_publish(now, from, *publish),
+            RoomLetter::AskPresence { room, ticket } => self.handle_ask_presence(now, from, &room, ticket),
+            RoomLetter::Look { room, ticket } => self.handle_look(from, &room, ticket),
+            RoomLetter::Pull(pull) => self.handle_pull(now, from, &pull),
+            RoomLetter::Joined(joined) => self.handle_joined(now, *joined),
+            RoomLetter::Refused { ticket, code } => self.handle_refused(now, ticket, code),
+            RoomLetter::Published { ticket, position } => self.handle_published(ticket, position),
+            RoomLetter::Deliver(message) => self.handle_deliver(now, message),
+            RoomLetter::Tell { room, text } => self.handle_tell(&room, &text),
+            RoomLetter::Position { room, position } => self.handle_position(now, &room, position),
+            RoomLetter::Pulled(pulled) => self.handle_pulled(now, *pulled),
+            RoomLetter::PresenceIs(presence) => self.handle_presence(&presence),
+            RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
+            RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
+            RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
+            RoomLetter::UserTold { ticket, count } => self.handle_user_told(ticket, Some(count)),
+        }
+    }
+
+    /// A letter did not go: the ring was full.
+    pub fn letter_dropped(&mut self, now: Instant, to: usize, letter: RoomLetter) {
+        match letter {
+            RoomLetter::Join(join) => self.handle_refused(now, join.ticket, Code::Overloaded),
+            RoomLetter::Publish(publish) => self.handle_refused(now, publish.ticket, Code::Overloaded),
+            RoomLetter::AskPresence { ticket, .. } | RoomLetter::Look { ticket, .. } => {
+                self.handle_refused(now, ticket, Code::Overloaded);
+            }
+            RoomLetter::ToUser(to_user) => self.handle_user_told(to_user.ticket, None),
+            RoomLetter::Pull(pull) => self.pull_dropped(now, &pull),
+            RoomLetter::Joined(joined) => {
+                let ticket = joined.ticket;
+                self.handle_leave(now, to, &home::undo(*joined));
+                self.keep(now, to, RoomLetter::Refused { ticket, code: Code::Overloaded });
+            }
+            RoomLetter::Deliver(message) => self.missed(now, to, &message.room),
+            RoomLetter::Position { room, .. } => self.missed(now, to, &room),
+            RoomLetter::Pulled(pulled) => self.missed(now, to, &pulled.room),
+            RoomLetter::Tell { .. } => {}
+            letter @ (RoomLetter::Leave(_)
+            | RoomLetter::Kick { .. }
+            | RoomLetter::Refused { .. }
+            | RoomLetter::Published { .. }
+            | RoomLetter::PresenceIs(_)
+            | RoomLetter::LookIs { .. }
+            | RoomLetter::UserTold { .. }) => self.keep(now, to, letter),
+        }
+        self.settle(now);
+    }
+
+    /// Keeps a letter that has to go: no more of them than there are memberships and questions.
+    fn keep(&mut self, now: Instant, to: usize, letter: RoomLetter) {
+        self.kept.push_back((to, letter));
+        let due = now + KEPT_INTERVAL;
+        if self.kept_armed == Instant::NEVER {
+            self.timers.set(Timer::Kept, &mut self.kept_armed, due);
+        }
+    }
+
+    fn send_kept(&mut self) {
+        self.kept_armed = Instant::NEVER;
+        for (to, letter) in std::mem::take(&mut self.kept) {
+            self.post.send(to, letter);
+        }
+    }
+
+    // ---- what comes out ----
+
+    /// What is to be done next.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        let letter = self.post.next_other().map(|(to, letter)| Effect::Letter(to, letter));
+        letter.or_else(|| self.effects.pop_front())
+    }
+
+    /// Whose outbox is to be written next: each once, the one that waits longest first.
+    pub fn next_dirty(&mut self) -> Option<SocketKey> {
+        while let Some(key) = self.sockets.dirty.pop_front() {
+            let Some(socket) = self.sockets.all.get_mut(key) else { continue };
+            socket.is_dirty = false;
+            if !socket.is_blocked && !socket.outbox.is_empty() {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// Whether somebody's outbox is to be written.
+    pub fn is_dirty(&self) -> bool {
+        !self.sockets.dirty.is_empty()
+    }
+
+    /// A socket.
+    pub fn socket(&mut self, key: SocketKey) -> Option<&mut Socket<W>> {
+        self.sockets.all.get_mut(key)
+    }
+
+    /// So many bytes of a socket's outbox are written. When more waits, its turn comes again.
+    pub fn written(&mut self, key: SocketKey, bytes: usize) {
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        socket.outbox.written(bytes);
+        self.look_again(key);
+    }
+
+    /// A socket's connection takes nothing more, or takes something again.
+    pub fn set_blocked(&mut self, key: SocketKey, is_blocked: bool) {
+        if let Some(socket) = self.sockets.all.get_mut(key) {
+            socket.is_blocked = is_blocked;
+        }
+        self.look_again(key);
+    }
+
+    fn look_again(&mut self, key: SocketKey) {
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        if !socket.is_dirty && !socket.is_blocked && !socket.outbox.is_empty() {
+            socket.is_dirty = true;
+            self.sockets.dirty.push_back(key);
+        }
+    }
+
+    /// Bytes that a message of this socket may have.
+    pub fn message_bytes_max(&self, key: SocketKey) -> usize {
+        match self.sockets.all.get(key) {
+            Some(socket) if socket.state == State::Anonymous => self.plan.limits.anonymous_message_bytes_max,
+            _ => self.plan.limits.message_bytes_max,
+        }
+    }
+
+    /// The numbers of now.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            sockets: self.sockets.all.len(),
+            users: self.users.len(),
+            rooms: self.rooms.len(),
+            homes: self.homes.len(),
+            frame_bytes: self.encoder.tally().bytes(),
+            history_bytes: self.history_bytes,
+            service_bytes: self.service_bytes,
+            asks: self.asks.len(),
+            kept: self.kept.len(),
+            deliveries: self.sockets.deliveries,
+            dropped: self.sockets.dropped,
+            pulls: self.pulls,
+            discontinuities: self.discontinuities,
+        }
+    }
+
+    // ---- the end of each step ----
+
+    /// Reads what this shard wrote to itself, and closes whom it is too much for.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            while let Some(letter) = self.post.next_own() {
+                self.read(now, self.shard, letter);
+            }
+            let full = std::mem::take(&mut self.sockets.full);
+            if full.is_empty() && self.encoder.tally().bytes() <= self.plan.limits.frames_bytes_max {
+                return;
+            }
+            let is_budget_spent = full.is_empty();
+            for key in full {
+                self.end(now, key, Some(Close::SlowConsumer));
+            }
+            if is_budget_spent && !self.close_slowest(now) {
+                return;
+            }
+        }
+    }
+
+    /// Closes the sockets with most queued until there is room again; says whether there were any.
+    fn close_slowest(&mut self, now: Instant) -> bool {
+        let queued = self.sockets.all.iter().filter(|(_, socket)| socket.state != State::Closing);
+        let queued = queued.map(|(key, socket)| (socket.outbox.bytes(), key)).filter(|&(bytes, _)| bytes > 0);
+        let mut queued: Vec<(usize, SocketKey)> = queued.collect();
+        queued.sort_unstable_by(|one, other| other.cmp(one));
+        let max = self.plan.limits.frames_bytes_max;
+        let target = max.saturating_sub(max / 8);
+        let mut is_any = false;
+        for (_, key) in queued {
+            if self.encoder.tally().bytes() <= target {
+                break;
+            }
+            self.end(now, key, Some(Close::SlowConsumer));
+            is_any = true;
+        }
+        is_any
+    }
+}
+
+/// A socket's own fraction, for what sockets are not to do at once.
+fn jitter(key: SocketKey) -> f64 {
+    // Fibonacci hashing: keys that follow one another are spread evenly.
+    let spread = key.to_bits().wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    f64::from(u32::try_from(spread).unwrap_or_default()) / f64::from(u32::MAX)
+}

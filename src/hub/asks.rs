@@ -1,0 +1,132 @@
+//! Questions that wait for their answer: from a room's home, from all shards, or from a service.
+//!
+//! Each that goes to a home gets exactly one answer, or the loss of one of both letters is told to whoever sent it. So a
+//! question is kept until its answer comes, although whoever asked was told long ago that it takes too long: a join that
+//! succeeds after all has to be taken back.
+
+use std::collections::VecDeque;
+
+use super::{
+    arena::{Arena, Key},
+    code::Code,
+    name::RoomName,
+};
+use crate::shard::Instant;
+
+/// Questions of one shard at once.
+const ASKS_MAX: usize = 1 << 18;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// A socket.
+    Socket(Key),
+    /// Somebody outside of the hub, who is told by [`super::Effect::Told`].
+    Outside(u64),
+}
+
+/// What is asked.
+#[derive(Debug)]
+pub(super) enum Question {
+    /// To come in. The room is this shard's; who left meanwhile says so with the id of that.
+    Join { room: Key, left: Option<Option<Box<str>>> },
+    /// To say something.
+    Publish(RoomName),
+    /// Who is there.
+    Presence(RoomName),
+    /// How a room stands.
+    Look(RoomName),
+    /// All shards: how many sockets of a user there were.
+    Everywhere(Everywhere),
+    /// A service; the number says which type of message.
+    Service(usize),
+}
+
+/// A question to all shards: how far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Everywhere {
+    pub(super) asked: u32,
+    /// Whose answer or loss is still to come.
+    pub(super) waiting: u32,
+    pub(super) answered: u32,
+    /// What they have counted.
+    pub(super) count: u32,
+}
+
+/// A question.
+#[derive(Debug)]
+pub(super) struct Ask {
+    pub(super) asker: Asker,
+    pub(super) question: Question,
+    /// The asker's own name for it.
+    pub(super) id: Option<Box<str>>,
+    /// Whether the asker was told already that it takes too long, or has gone.
+    pub(super) is_given_up: bool,
+}
+
+/// All questions of a shard.
+#[derive(Debug, Default)]
+pub(super) struct Asks {
+    waiting: Arena<Ask>,
+    /// In the order in which they are due; those that were answered are passed over.
+    due: VecDeque<(Instant, Key)>,
+}
+
+impl Asks {
+    /// Keeps a question; refuses when there are too many.
+    pub(super) fn insert(&mut self, ask: Ask, due: Instant) -> Result<Key, Code> {
+        if self.waiting.len() >= ASKS_MAX {
+            return Err(Code::Overloaded);
+        }
+        let ticket = self.waiting.insert(ask);
+        if due != Instant::NEVER {
+            // All wait equally long, so they are in order.
+            self.due.push_back((due, ticket));
+        }
+        Ok(ticket)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn get_mut(&mut self, ticket: Key) -> Option<&mut Ask> {
+        self.waiting.get_mut(ticket)
+    }
+
+    /// The question of an answer.
+    pub(super) fn remove(&mut self, ticket: Key) -> Option<Ask> {
+        let ask = self.waiting.remove(ticket);
+        self.forget_answered();
+        ask
+    }
+
+    /// A question that takes too long; it is kept.
+    pub(super) fn take_late(&mut self, now: Instant) -> Option<(Key, Asker)> {
+        loop {
+            let &(due, ticket) = self.due.front()?;
+            if due > now {
+                return None;
+            }
+            self.due.pop_front();
+            if let Some(ask) = self.waiting.get_mut(ticket).filter(|ask| !ask.is_given_up) {
+                ask.is_given_up = true;
+                return Some((ticket, ask.asker));
+            }
+        }
+    }
+
+    /// When the first may be late.
+    pub(super) fn next_late(&self) -> Option<Instant> {
+        self.due.front().map(|&(at, _)| at)
+    }
+
+    fn forget_answered(&mut self) {
+        while self.due.front().is_some_and(|&(_, ticket)| self.waiting.get(ticket).is_none()) {
+            self.due.pop_front();
+        }
+        if self.due.is_empty() && self.due.capacity() > 1024 {
+            self.due = VecDeque::new();
+        }
+    }
+}

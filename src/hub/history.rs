@@ -1,0 +1,152 @@
+//! What a room remembers: its last messages, and which ids it has seen. Bounded by count, bytes and age.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::letter::Delivery;
+use super::rules::History as Bounds;
+use crate::shard::Instant;
+
+/// The last messages of a room, contiguous, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    kept: VecDeque<(Instant, Arc<Delivery>)>,
+    bytes: usize,
+}
+
+impl History {
+    pub(super) fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The number of the oldest that is kept.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.kept.front().map(|(_, message)| message.position.seq)
+    }
+
+    /// When the last one becomes too old.
+    pub(super) fn forgotten_at(&self, bounds: Bounds) -> Option<Instant> {
+        self.kept.back().map(|&(at, _)| at + bounds.age_max)
+    }
+
+    pub(super) fn push(&mut self, now: Instant, message: Arc<Delivery>, bounds: Bounds) {
+        if bounds.messages_max == 0 || bounds.age_max.is_zero() {
+            return;
+        }
+        self.bytes = self.bytes.saturating_add(message.cost());
+        self.kept.push_back((now, message));
+        self.prune(now, bounds);
+    }
+
+    /// Forgets what is too old or too much; a room that remembers nothing holds no memory for it.
+    pub(super) fn prune(&mut self, now: Instant, bounds: Bounds) {
+        while let Some(&(at, _)) = self.kept.front()
+            && (self.kept.len() > bounds.messages_max || self.bytes > bounds.bytes_max || at + bounds.age_max <= now)
+        {
+            self.forget_first();
+        }
+    }
+
+    /// Forgets the oldest.
+    pub(super) fn forget_first(&mut self) {
+        if let Some((_, message)) = self.kept.pop_front() {
+            self.bytes = self.bytes.saturating_sub(message.cost());
+        }
+        if self.kept.is_empty() {
+            self.kept = VecDeque::new();
+        }
+    }
+
+    /// What was said after `after` and up to `to`, if all of it is still here.
+    pub(super) fn between(&self, after: u64, to: u64) -> Option<Vec<Arc<Delivery>>> {
+        if after >= to {
+            return Some(Vec::new());
+        }
+        let found = self.from(after.saturating_add(1), to);
+        (found.first().is_some_and(|message| message.position.seq == after.saturating_add(1))
+            && found.last().is_some_and(|message| message.position.seq == to))
+        .then_some(found)
+    }
+
+    /// What is here of what was said from `from` to `to`.
+    pub(super) fn from(&self, from: u64, to: u64) -> Vec<Arc<Delivery>> {
+        let Some(first) = self.first() else { return Vec::new() };
+        let start = usize::try_from(from.saturating_sub(first)).unwrap_or(usize::MAX).min(self.kept.len());
+        let rest = self.kept.range(start..).map(|(_, message)| message);
+        rest.take_while(|message| message.position.seq <= to).map(Arc::clone).collect()
+    }
+}
+
+/// What ids are hashed with, so that nobody can choose two that look the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Secret(pub [u64; 2]);
+
+/// Who said it and under which id, in 128 bits.
+pub(super) type Seen = u128;
+
+impl Secret {
+    /// The mark of a message by its speaker's scope (a session, or a service's `sub`) and its id.
+    pub(super) fn mark(self, scope: &str, id: &str) -> Seen {
+        let half = |key: u64| {
+            let mut hasher = DefaultHasher::new();
+            (key, scope, id).hash(&mut hasher);
+            hasher.finish()
+        };
+        let [one, other] = self.0.map(half);
+        u128::from(one) << 64 | u128::from(other)
+    }
+}
+
+/// The ids that a room has seen, and the number that each got.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    order: VecDeque<(Instant, Seen)>,
+    numbers: HashMap<Seen, u64>,
+}
+
+impl Window {
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// The number that this got already.
+    pub(super) fn number(&self, seen: Seen) -> Option<u64> {
+        self.numbers.get(&seen).copied()
+    }
+
+    pub(super) fn forgotten_at(&self, age: Duration) -> Option<Instant> {
+        self.order.back().map(|&(at, _)| at + age)
+    }
+
+    pub(super) fn push(&mut self, now: Instant, seen: Seen, number: u64, max: usize) {
+        if max == 0 {
+            return;
+        }
+        if self.order.len() >= max {
+            self.forget_first();
+        }
+        self.order.push_back((now, seen));
+        self.numbers.insert(seen, number);
+    }
+
+    pub(super) fn prune(&mut self, now: Instant, age: Duration) {
+        while self.order.front().is_some_and(|&(at, _)| at + age <= now) {
+            self.forget_first();
+        }
+        if self.order.is_empty() {
+            *self = Self::default();
+        }
+    }
+
+    fn forget_first(&mut self) {
+        if let Some((_, seen)) = self.order.pop_front() {
+            self.numbers.remove(&seen);
+        }
+    }
+}

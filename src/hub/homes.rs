@@ -1,0 +1,178 @@
+//! The rooms at home on this shard: made, fed with letters, kept within bounds, and freed.
+
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use super::{
+    Code, Hub, RoomLetter,
+    arena::Key,
+    home::{Given, Home},
+    letter::{Join, Leave, Look, Publish, Publisher, Pull},
+    name::RoomName,
+    position::Epoch,
+    timers::Timer,
+};
+use crate::shard::Instant;
+
+/// Rooms at home on one shard, those that only remember included.
+const HOMES_MAX: usize = 1 << 17;
+/// Stale entries of the order in which messages came, beside one for each that is remembered.
+const ORDER_STALE_MAX: usize = 1024;
+
+impl<W> Hub<W> {
+    pub(super) fn handle_join(&mut self, now: Instant, from: usize, join: Join) {
+        match self.home(&join.room, Some(&join.user)) {
+            Ok(key) => drop(self.at_home(now, key, |home, given| home.join(given, from, join))),
+            Err(code) => self.post.send(from, RoomLetter::Refused { ticket: join.ticket, code }),
+        }
+    }
+
+    pub(super) fn handle_leave(&mut self, now: Instant, from: usize, leave: &Leave) {
+        if let Some(&key) = self.home_names.get(&leave.room) {
+            self.at_home(now, key, |home, given| home.leave(given, from, &leave.user));
+        }
+    }
+
+    pub(super) fn handle_publish(&mut self, now: Instant, from: usize, publish: Publish) {
+        let ticket = publish.ticket;
+        let home = match &publish.from {
+            // Who is not in the room may have been, when this was sent.
+            Publisher::Member { user, .. } => {
+                let key = self.home_names.get(&publish.room).copied();
+                let is_member = |key: &Key| self.homes.get(*key).is_some_and(|home| home.has_member(user));
+                key.filter(is_member).ok_or(Code::NotJoined)
+            }
+            Publisher::Service { .. } => self.home(&publish.room, None),
+        };
+        match home {
+            Ok(key) => {
+                let seq = self.at_home(now, key, |home, given| home.publish(given, from, publish)).flatten();
+                self.bound_history(now, key, seq);
+            }
+            Err(code) => self.post.send(from, RoomLetter::Refused { ticket, code }),
+        }
+    }
+
+    pub(super) fn handle_ask_presence(&mut self, now: Instant, from: usize, room: &RoomName, ticket: Key) {
+        match self.home_names.get(room).copied() {
+            Some(key) => drop(self.at_home(now, key, |home, given| home.presence(given, from, ticket))),
+            None => {
+                let nobody = super::letter::PresenceIs { ticket, users: Vec::new(), total: 0 };
+                self.post.send(from, RoomLetter::PresenceIs(Box::new(nobody)));
+            }
+        }
+    }
+
+    pub(super) fn handle_look(&mut self, from: usize, room: &RoomName, ticket: Key) {
+        let home = self.home_names.get(room).and_then(|&key| self.homes.get(key));
+        let seen = home.map_or_else(Look::default, Home::look);
+        self.post.send(from, RoomLetter::LookIs { ticket, seen });
+    }
+
+    pub(super) fn handle_pull(&mut self, now: Instant, from: usize, pull: &Pull) {
+        if let Some(&key) = self.home_names.get(&pull.room) {
+            self.at_home(now, key, |home, given| home.pull(given, from, pull));
+        }
+    }
+
+    /// A shard did not get what a room said.
+    pub(super) fn missed(&mut self, now: Instant, shard: usize, room: &RoomName) {
+        if let Some(&key) = self.home_names.get(room) {
+            self.at_home(now, key, |home, given| home.missed(given.now, shard));
+        }
+    }
+
+    pub(super) fn handle_home_timeout(&mut self, now: Instant, key: Key) {
+        if let Some(home) = self.homes.get_mut(key) {
+            home.armed = Instant::NEVER;
+        }
+        self.at_home(now, key, Home::handle_timeout);
+    }
+
+    /// A step of a room; afterwards it is freed if nobody needs it, or its timer set.
+    pub(super) fn at_home<R>(
+        &mut self,
+        now: Instant,
+        key: Key,
+        step: impl FnOnce(&mut Home, &mut Given<'_>) -> R,
+    ) -> Option<R> {
+        let home = self.homes.get_mut(key)?;
+        let mut given = Given {
+            now,
+            unix_ms: (self.to_unix_ms)(now),
+            secret: self.secret,
+            recovery_bytes_max: self.plan.limits.outbox_bytes_max / 2,
+            encoder: &mut self.encoder,
+            post: &mut self.post,
+        };
+        let before = home.history_bytes();
+        let result = step(home, &mut given);
+        self.history_bytes = self.history_bytes.saturating_sub(before).saturating_add(home.history_bytes());
+        if home.is_unused() {
+            self.free_home(key);
+        } else {
+            let due = home.due();
+            self.timers.set(Timer::Home(key), &mut home.armed, due);
+        }
+        Some(result)
+    }
+
+    /// The room, made if there is none and its maker may.
+    fn home(&mut self, room: &RoomName, maker: Option<&Arc<str>>) -> Result<Key, Code> {
+        if let Some(&key) = self.home_names.get(room) {
+            return Ok(key);
+        }
+        if self.homes.len() >= HOMES_MAX {
+            return Err(Code::Overloaded);
+        }
+        if let Some(maker) = maker {
+            // A user's rooms are spread over the shards by their names.
+            let max = self.plan.limits.rooms_per_user_max.div_ceil(self.shards);
+            let made = self.makers.entry(Arc::clone(maker)).or_default();
+            if *made as usize >= max {
+                return Err(Code::TooManyRooms);
+            }
+            *made = made.saturating_add(1);
+        }
+        let epoch = Epoch::random(&mut self.rng);
+        let policy = self.plan.rules.policy(room.as_str()).clone();
+        let home = Home::new(room.clone(), policy, epoch, self.shards, maker.map(Arc::clone));
+        let key = self.homes.insert(home);
+        self.home_names.insert(room.clone(), key);
+        Ok(key)
+    }
+
+    fn free_home(&mut self, key: Key) {
+        let Some(mut home) = self.homes.remove(key) else { return };
+        self.timers.set(Timer::Home(key), &mut home.armed, Instant::NEVER);
+        self.home_names.remove(home.room());
+        if let Some(maker) = home.maker()
+            && let Entry::Occupied(mut made) = self.makers.entry(Arc::clone(maker))
+        {
+            *made.get_mut() = made.get().saturating_sub(1);
+            if *made.get() == 0 {
+                made.remove();
+            }
+        }
+    }
+
+    /// Notes a new message; past what a shard may remember the oldest of all rooms are forgotten.
+    fn bound_history(&mut self, now: Instant, key: Key, seq: Option<u64>) {
+        self.history_order.extend(seq.map(|seq| (key, seq)));
+        while self.history_bytes > self.plan.limits.history_bytes_max
+            && let Some((key, seq)) = self.history_order.pop_front()
+        {
+            self.at_home(now, key, |home, _| home.forget(seq));
+        }
+        // What rooms have forgotten by themselves is still in the order: not for ever.
+        while let Some(&(key, seq)) = self.history_order.front()
+            && !self.homes.get(key).is_some_and(|home| home.remembers(seq))
+        {
+            self.history_order.pop_front();
+        }
+        if self.history_order.len() >= self.order_max {
+            self.history_order.retain(|&(key, seq)| self.homes.get(key).is_some_and(|home| home.remembers(seq)));
+            self.order_max = self.history_order.len().saturating_mul(2).saturating_add(ORDER_STALE_MAX);
+        }
+    }
+}

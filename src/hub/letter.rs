@@ -1,0 +1,185 @@
+//! What the hubs of the shards tell one another. Any letter may be lost: whoever sends one is told of it, and each kind
+//! says here what is done then.
+
+#![expect(
+    missing_docs,
+    reason = "a letter is read by hubs only: each says what it is, and its members are what the kind needs"
+)]
+
+use std::sync::Arc;
+
+use super::{
+    arena::Key,
+    code::Code,
+    frame::Slow,
+    name::RoomName,
+    position::{Epoch, Position},
+};
+use crate::shard::Instant;
+
+/// A message of a room as all shards share it: encoded once, at the room's home.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Where.
+    pub room: RoomName,
+    /// Its number.
+    pub position: Position,
+    /// What may be done with it where it waits too long.
+    pub slow: Slow,
+    /// When it got its number.
+    pub at: Instant,
+    /// The whole message, as JSON.
+    pub text: Arc<str>,
+}
+
+impl Delivery {
+    /// Bytes of memory that one holds: the text, its counters, and this.
+    pub(super) fn cost(&self) -> usize {
+        const AROUND: usize = size_of::<Delivery>() + 64;
+        self.text.len().saturating_add(AROUND)
+    }
+}
+
+/// A letter from one shard's hub to another's. All go over one lane, so that what is told of a room arrives in the order in
+/// which its home said it. Moves between shards.
+#[derive(Debug)]
+pub enum RoomLetter {
+    /// To the home: somebody wants to come in. Lost: refused as overloaded.
+    Join(Box<Join>),
+    /// To the home: a member has left. Lost: sent again, at the next timeout.
+    Leave(Leave),
+    /// To the home: a message. Lost: refused as overloaded.
+    Publish(Box<Publish>),
+    /// To the home: who is there? Lost: refused as overloaded.
+    AskPresence { room: RoomName, ticket: Key },
+    /// To the home: how does the room stand? Lost: refused as overloaded.
+    Look { room: RoomName, ticket: Key },
+    /// To the home: some messages were missed. Lost: asked again, by a timer.
+    Pull(Pull),
+
+    /// From the home: come in. Lost: undone at home; the asker gives up by itself.
+    Joined(Box<Joined>),
+    /// From the home: no. Lost: the asker gives up by itself.
+    Refused { ticket: Key, code: Code },
+    /// From the home: the message has this number. Lost: the asker gives up by itself.
+    Published { ticket: Key, position: Position },
+    /// From the home: a message. Lost: the next number, or the next `Position`, shows the hole.
+    Deliver(Arc<Delivery>),
+    /// From the home: something without a number, to all members. Lost: lost.
+    Tell { room: RoomName, text: Arc<str> },
+    /// From the home: how far the room is. Lost: the next one comes.
+    Position { room: RoomName, position: Position },
+    /// From the home: what was missed. Lost: asked again, by a timer.
+    Pulled(Box<Pulled>),
+    /// From the home: who is there. Lost: the asker gives up by itself.
+    PresenceIs(Box<PresenceIs>),
+    /// From the home: how the room stands. Lost: the asker gives up by itself.
+    LookIs { ticket: Key, seen: Look },
+
+    /// To all shards: a message for each socket of a user. Lost: counted as none.
+    ToUser(Box<ToUser>),
+    /// To all shards: close the sockets of a user. Lost: sent again, at the next timeout.
+    Kick { ticket: Key, user: Arc<str> },
+    /// From each: how many sockets it was. Lost: counted as none.
+    UserTold { ticket: Key, count: u32 },
+}
+
+/// Somebody wants to come in.
+#[derive(Debug)]
+pub struct Join {
+    pub room: RoomName,
+    pub ticket: Key,
+    pub user: Arc<str>,
+    /// Where the socket was when it lost its connection.
+    pub recover: Option<Position>,
+}
+
+/// A member has left.
+#[derive(Clone, Debug)]
+pub struct Leave {
+    pub room: RoomName,
+    pub user: Arc<str>,
+}
+
+/// A message for a room.
+#[derive(Debug)]
+pub struct Publish {
+    pub room: RoomName,
+    pub ticket: Key,
+    pub from: Publisher,
+    /// The client's or the service's own name for it.
+    pub id: Option<Box<str>>,
+    /// The message's payload, as it came.
+    pub payload: Box<str>,
+}
+
+/// Who says it.
+#[derive(Debug)]
+pub enum Publisher {
+    /// A member; told apart from itself by its session.
+    Member { user: Arc<str>, session: Option<Arc<str>> },
+    /// A service.
+    Service { sub: Box<str>, kind: Box<str> },
+}
+
+/// Some messages were missed.
+#[derive(Debug)]
+pub struct Pull {
+    pub room: RoomName,
+    pub epoch: Epoch,
+    pub from: u64,
+    pub to: u64,
+}
+
+/// Come in: what is delivered after this letter has numbers after `position`.
+#[derive(Debug)]
+pub struct Joined {
+    pub room: RoomName,
+    pub ticket: Key,
+    pub position: Position,
+    pub members: u32,
+    /// What was missed, if that was asked for: all of it, or nothing when it is not here any more.
+    pub recovered: Option<Option<Vec<Arc<Delivery>>>>,
+    /// Who came in, so that it can be undone when this letter is lost.
+    pub user: Arc<str>,
+}
+
+/// What was missed.
+#[derive(Debug)]
+pub struct Pulled {
+    pub room: RoomName,
+    pub epoch: Epoch,
+    /// What was asked for begins here; what is before the first message is lost.
+    pub from: u64,
+    pub to: u64,
+    pub messages: Vec<Arc<Delivery>>,
+    /// How far the room is.
+    pub seq: u64,
+}
+
+/// Who is there: some users with how many sockets each has, and how many users there are.
+#[derive(Debug)]
+pub struct PresenceIs {
+    pub ticket: Key,
+    pub users: Vec<(Arc<str>, u32)>,
+    pub total: u32,
+}
+
+/// How a room stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Users.
+    pub members: u32,
+    /// Their sockets.
+    pub connections: u32,
+    /// The last message; of no epoch where there is no such room.
+    pub position: Position,
+}
+
+/// A message for each socket of a user.
+#[derive(Debug)]
+pub struct ToUser {
+    pub ticket: Key,
+    pub user: Arc<str>,
+    pub text: Arc<str>,
+}

@@ -1,0 +1,35 @@
+//! Where letters wait until they go: to this shard's own hub, handled before its call ends, or to another's.
+
+use std::collections::VecDeque;
+
+use super::letter::RoomLetter;
+
+/// Letters on their way. One per shard.
+#[derive(Debug, Default)]
+pub(super) struct Post {
+    shard: usize,
+    own: VecDeque<RoomLetter>,
+    others: VecDeque<(usize, RoomLetter)>,
+}
+
+impl Post {
+    pub(super) fn new(shard: usize) -> Self {
+        Self { shard, ..Self::default() }
+    }
+
+    pub(super) fn send(&mut self, to: usize, letter: RoomLetter) {
+        if to == self.shard {
+            self.own.push_back(letter);
+        } else {
+            self.others.push_back((to, letter));
+        }
+    }
+
+    pub(super) fn next_own(&mut self) -> Option<RoomLetter> {
+        self.own.pop_front()
+    }
+
+    pub(super) fn next_other(&mut self) -> Option<(usize, RoomLetter)> {
+        self.others.pop_front()
+    }
+}

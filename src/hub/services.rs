@@ -1,0 +1,139 @@
+//! Messages for services: in order for each socket and type, one under way.
+
+use std::collections::VecDeque;
+
+use super::{
+    Asker, Code, Effect, Hub, SocketKey,
+    arena::Key,
+    asks::{Ask, Question},
+    encode::Refusal,
+    socket::{Service, WAITING_MAX},
+    types::ServiceAnswer,
+};
+use crate::shard::Instant;
+
+/// Names a message that was forwarded.
+pub type Ticket = Key;
+
+/// Bytes of messages that wait for services, of all sockets of a shard. A client that hears `overloaded` may try again.
+const BYTES_MAX: usize = 64 << 20;
+
+/// What a service made of a message.
+#[derive(Clone, Copy, Debug)]
+pub enum ServiceOutcome<'a> {
+    /// It took it: the status, and its JSON where that is the answer.
+    Taken {
+        /// A 2xx.
+        status: u16,
+        /// One JSON document.
+        json: &'a str,
+    },
+    /// It did not, or could not be asked.
+    Refused {
+        /// Why.
+        code: Code,
+        /// When it may be tried again.
+        retry_after_ms: Option<u64>,
+    },
+}
+
+impl<W> Hub<W> {
+    pub(super) fn forward(&mut self, now: Instant, key: SocketKey, id: Option<&str>, index: usize, payload: &str) {
+        let Some(kind) = self.plan.types.at(index) else { return };
+        let is_acknowledged = kind.answer == ServiceAnswer::Ack;
+        let waiting_max = self.plan.limits.service_waiting_max;
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        let queue = socket.busy.as_ref().and_then(|busy| busy.services.iter().find(|queue| queue.index == index));
+        let is_full = queue.is_some_and(|queue| queue.waiting.len() >= waiting_max)
+            || socket.busy.as_ref().is_some_and(|busy| busy.waiting() >= WAITING_MAX)
+            || queue.is_some() && self.service_bytes.saturating_add(payload.len()) > BYTES_MAX;
+        let ask = Ask {
+            asker: Asker::Socket(key),
+            question: Question::Service(index),
+            id: id.map(Into::into),
+            is_given_up: false,
+        };
+        // Whoever forwards it has its own limits of time.
+        let noted = if is_full { Err(Code::Overloaded) } else { self.asks.insert(ask, Instant::NEVER) };
+        let ticket = match noted {
+            Ok(ticket) => ticket,
+            Err(code) => return self.refuse(now, key, &Refusal::new(id, code)),
+        };
+        let busy = socket.busy();
+        if is_acknowledged {
+            busy.acks.push_back((ticket, None));
+        } else {
+            busy.asks.push(ticket);
+        }
+        if let Some(queue) = busy.services.iter_mut().find(|queue| queue.index == index) {
+            queue.waiting.push_back((ticket, payload.into()));
+            self.service_bytes = self.service_bytes.saturating_add(payload.len());
+            return;
+        }
+        busy.services.push(Service { index, under_way: ticket, waiting: VecDeque::new() });
+        let id = id.map(Into::into);
+        self.effects.push_back(Effect::Forward { ticket, socket: key, index, id, payload: payload.into() });
+    }
+
+    /// What has become of a forwarded message. The next of its type goes.
+    pub fn service_answered(&mut self, now: Instant, ticket: Ticket, outcome: &ServiceOutcome<'_>) {
+        self.take_answer(now, ticket, outcome);
+        self.settle(now);
+    }
+
+    fn take_answer(&mut self, now: Instant, ticket: Ticket, outcome: &ServiceOutcome<'_>) {
+        let Some(ask) = self.asks.remove(ticket) else { return };
+        let Ask { asker: Asker::Socket(key), question: Question::Service(index), id, .. } = ask else { return };
+        if !self.is_open(key) {
+            return;
+        }
+        let id = id.as_deref();
+        self.forward_next(key, index);
+        match (*outcome, self.plan.types.at(index).map(|kind| &kind.answer)) {
+            (ServiceOutcome::Taken { status, .. }, Some(ServiceAnswer::Ack)) => {
+                let frame = self.encoder.service_ack(id, status);
+                self.acknowledge(key, ticket, frame);
+            }
+            (ServiceOutcome::Taken { json, .. }, Some(ServiceAnswer::Response(kind))) => {
+                let frame = self.encoder.service_answer(id, kind, json);
+                self.forget_ask(key, ticket);
+                self.sockets.push(key, frame);
+            }
+            (ServiceOutcome::Refused { code, retry_after_ms }, _) => {
+                self.forget_ask(key, ticket);
+                self.refuse(now, key, &Refusal { retry_after_ms, ..Refusal::new(id, code) });
+            }
+            // The type has gone with a reload: what became of it cannot be said.
+            (ServiceOutcome::Taken { .. }, None) => {
+                self.forget_ask(key, ticket);
+                self.refuse(now, key, &Refusal::new(id, Code::UpstreamBadResponse));
+            }
+        }
+    }
+
+    fn forward_next(&mut self, key: SocketKey, index: usize) {
+        let Some(busy) = self.busy(key) else { return };
+        let Some(at) = busy.services.iter().position(|queue| queue.index == index) else { return };
+        let Some(queue) = busy.services.get_mut(at) else { return };
+        let Some((ticket, payload)) = queue.waiting.pop_front() else {
+            busy.services.swap_remove(at);
+            return;
+        };
+        queue.under_way = ticket;
+        self.service_bytes = self.service_bytes.saturating_sub(payload.len());
+        let id = self.asks.get_mut(ticket).and_then(|ask| ask.id.clone());
+        self.effects.push_back(Effect::Forward { ticket, socket: key, index, id, payload });
+    }
+
+    /// Nobody waits for these any more.
+    pub(super) fn cancel_services(&mut self, services: &[Service]) {
+        for service in services {
+            self.asks.remove(service.under_way);
+            self.effects.push_back(Effect::Cancel(service.under_way));
+            for (ticket, payload) in &service.waiting {
+                self.asks.remove(*ticket);
+                self.service_bytes = self.service_bytes.saturating_sub(payload.len());
+            }
+        }
+    }
+}
