@@ -149,18 +149,20 @@ impl<W> Hub<W> {
         }
     }
 
-    /// Leaves the rooms that a new token does not allow.
+    /// Leaves the rooms that a new token does not allow, and does not come into those that it was about to.
     fn leave_forbidden(&mut self, now: Instant, key: SocketKey, user: &str) {
         let Some(socket) = self.sockets.all.get(key) else { return };
         let names = socket.rooms.iter().filter_map(|membership| self.rooms.get(membership.room)).map(|room| &room.name);
         let forbidden = names.filter(|name| !socket.permits.allow(user, name.as_str(), Action::Join));
         let forbidden: Vec<RoomName> = forbidden.cloned().collect();
         for room in forbidden {
-            self.leave_room(now, key, None, room.as_str());
-            // It is no mistake of the client's.
-            let frame =
-                self.encoder.error(&Refusal { room: Some(room.as_str()), ..Refusal::new(None, Code::Forbidden) });
-            self.sockets.push(key, frame);
+            if !self.give_up_join(key, room.as_str()) {
+                self.leave_room(now, key, None, room.as_str());
+                // It is no mistake of the client's.
+                let refusal = Refusal { room: Some(room.as_str()), ..Refusal::new(None, Code::Forbidden) };
+                let frame = self.encoder.error(&refusal);
+                self.sockets.push(key, frame);
+            }
         }
     }
 

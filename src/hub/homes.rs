@@ -87,6 +87,7 @@ impl<W> Hub<W> {
             home.armed = Instant::NEVER;
         }
         self.at_home(now, key, Home::handle_timeout);
+        self.forget_stale();
     }
 
     /// A step of a room; afterwards it is freed if nobody needs it, or its timer set.
@@ -164,7 +165,11 @@ impl<W> Hub<W> {
         {
             self.at_home(now, key, |home, _| home.forget(seq));
         }
-        // What rooms have forgotten by themselves is still in the order: not for ever.
+        self.forget_stale();
+    }
+
+    /// What rooms have forgotten by themselves is still in the order: not for ever.
+    fn forget_stale(&mut self) {
         while let Some(&(key, seq)) = self.history_order.front()
             && !self.homes.get(key).is_some_and(|home| home.remembers(seq))
         {

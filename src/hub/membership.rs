@@ -6,7 +6,7 @@ use super::{
     Asker, Code, Hub, RoomLetter, SocketKey, State,
     arena::Key,
     asks::{Ask, Question},
-    encode::Recovery,
+    encode::{Recovery, Refusal},
     frame::Kind,
     letter::{Delivery, Join, Joined, Leave, PresenceIs, Pull, Pulled},
     name::RoomName,
@@ -238,6 +238,30 @@ impl<W> Hub<W> {
                 return;
             }
         }
+    }
+
+    /// Refuses a join that is under way, if one is: what the room says to it later is not for the socket any more.
+    pub(super) fn give_up_join(&mut self, key: SocketKey, room: &str) -> bool {
+        let Some(&local) = self.room_names.get(room) else { return false };
+        let Some(socket) = self.sockets.all.get(key) else { return false };
+        let is_it = |membership: &Membership| membership.room == local && membership.place == JOINING;
+        if !socket.rooms.iter().any(is_it) {
+            return false;
+        }
+        self.drop_joining(key, local);
+        for ticket in self.busy(key).map(|busy| busy.asks.clone()).unwrap_or_default() {
+            if let Some(ask) = self.asks.get_mut(ticket)
+                && matches!(&ask.question, Question::Join { room, left: None } if *room == local)
+            {
+                ask.is_given_up = true;
+                let id = ask.id.take();
+                self.forget_ask(key, ticket);
+                let refusal = Refusal { room: Some(room), ..Refusal::new(id.as_deref(), Code::Forbidden) };
+                let frame = self.encoder.error(&refusal);
+                self.sockets.push(key, frame);
+            }
+        }
+        true
     }
 
     /// Leaves all rooms without a word: the socket ends.

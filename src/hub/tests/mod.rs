@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+mod sim;
+
 use super::{Close, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, Secret, Setup, SocketKey};
 use crate::shard::Instant;
 
