@@ -87,7 +87,6 @@ impl<W> Hub<W> {
             home.armed = Instant::NEVER;
         }
         self.at_home(now, key, Home::handle_timeout);
-        self.forget_stale();
     }
 
     /// A step of a room; afterwards it is freed if nobody needs it, or its timer set.
@@ -155,6 +154,7 @@ impl<W> Hub<W> {
                 made.remove();
             }
         }
+        self.forget_stale();
     }
 
     /// Notes a new message; past what a shard may remember the oldest of all rooms are forgotten.

@@ -128,11 +128,7 @@ impl LocalRoom {
             if first.position.seq > position.seq.saturating_add(1) {
                 return None;
             }
-            let message = self.early.pop_front()?;
-            self.early_bytes = self.early_bytes.saturating_sub(message.cost());
-            if self.early.is_empty() {
-                self.early = VecDeque::new();
-            }
+            let message = self.forget_first_early()?;
             if message.position.epoch == position.epoch && message.position.seq > position.seq {
                 return Some(self.advance(message));
             }
@@ -227,9 +223,21 @@ impl LocalRoom {
             self.is_pulling = false;
             self.due = Instant::NEVER;
         }
+        while self.early.front().is_some_and(|first| first.position.seq <= at.seq) {
+            self.forget_first_early();
+        }
         self.known = self.known.max(at.seq);
         self.position = Some(at);
         Next::Lost { at, is_new_epoch }
+    }
+
+    fn forget_first_early(&mut self) -> Option<Arc<Delivery>> {
+        let message = self.early.pop_front()?;
+        self.early_bytes = self.early_bytes.saturating_sub(message.cost());
+        if self.early.is_empty() {
+            self.early = VecDeque::new();
+        }
+        Some(message)
     }
 
     fn advance(&mut self, message: Arc<Delivery>) -> Next {
