@@ -243,7 +243,8 @@ mod tests {
             let name = RoomName::parse(name).expect("a name");
             format!("{:016x} {} {} {}", name.stable_hash(), name.home(1), name.home(4), name.home(64))
         });
-        expect!["913891d100305be2 0 2 36, 82a2a958a9bece5b 0 2 32, 6b5b3b6b90f587c0 0 1 26"].assert_eq(&homes.join(", "));
+        expect!["913891d100305be2 0 2 36, 82a2a958a9bece5b 0 2 32, 6b5b3b6b90f587c0 0 1 26"]
+            .assert_eq(&homes.join(", "));
     }
 
     #[test]

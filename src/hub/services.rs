@@ -77,11 +77,11 @@ impl<W> Hub<W> {
 
     /// What has become of a forwarded message. The next of its type goes.
     pub fn service_answered(&mut self, now: Instant, ticket: Ticket, outcome: &ServiceOutcome<'_>) {
-        self.take_answer(now, ticket, outcome);
+        self.take_answer(ticket, outcome);
         self.settle(now);
     }
 
-    fn take_answer(&mut self, now: Instant, ticket: Ticket, outcome: &ServiceOutcome<'_>) {
+    fn take_answer(&mut self, ticket: Ticket, outcome: &ServiceOutcome<'_>) {
         let Some(ask) = self.asks.remove(ticket) else { return };
         let Ask { asker: Asker::Socket(key), question: Question::Service(index), id, .. } = ask else { return };
         if !self.is_open(key) {
@@ -101,12 +101,15 @@ impl<W> Hub<W> {
             }
             (ServiceOutcome::Refused { code, retry_after_ms }, _) => {
                 self.forget_ask(key, ticket);
-                self.refuse(now, key, &Refusal { retry_after_ms, ..Refusal::new(id, code) });
+                // Whatever it is, it is no mistake in what the client says to the hub.
+                let frame = self.encoder.error(&Refusal { retry_after_ms, ..Refusal::new(id, code) });
+                self.sockets.push(key, frame);
             }
             // The type has gone with a reload: what became of it cannot be said.
             (ServiceOutcome::Taken { .. }, None) => {
                 self.forget_ask(key, ticket);
-                self.refuse(now, key, &Refusal::new(id, Code::UpstreamBadResponse));
+                let frame = self.encoder.error(&Refusal::new(id, Code::UpstreamBadResponse));
+                self.sockets.push(key, frame);
             }
         }
     }

@@ -230,7 +230,6 @@ impl<W> Socket<W> {
 pub(super) fn is_mistake(code: Code) -> bool {
     match code {
         Code::RateLimited => true,
-        Code::UpstreamRefused => false,
         _ => !code.is_retryable(),
     }
 }

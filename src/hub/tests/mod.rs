@@ -4,6 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+mod limits;
+mod points;
 mod sim;
 
 use super::{Close, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, Secret, Setup, SocketKey};
@@ -61,6 +63,17 @@ impl One {
     /// What the socket is told, a frame a line.
     fn read(&mut self, socket: SocketKey) -> String {
         read(&mut self.hub, socket).join("\n")
+    }
+
+    /// Brings a socket into a room; what it was told until then is read.
+    fn join(&mut self, socket: SocketKey, room: &str) {
+        self.say(socket, &format!(r#"{{"type":"join_room","room":"{room}"}}"#));
+        let told = self.read(socket);
+        assert!(told.contains(r#""type":"joined""#), "{told}");
+    }
+
+    fn effects(&mut self) -> Vec<Effect> {
+        std::iter::from_fn(|| self.hub.poll_effect()).collect()
     }
 
     fn closes(&mut self) -> Vec<(SocketKey, Close)> {

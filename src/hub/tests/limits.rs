@@ -1,0 +1,177 @@
+//! Each bound of the hub, and what happens at it.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::super::{Close, Entrance, Socket, limits::Limits, room::Member, rules::Policy, socket::Membership};
+use super::{HOME, One, Plan, identity};
+
+fn with(change: impl FnOnce(&mut Limits)) -> One {
+    let mut limits = Limits::default();
+    change(&mut limits);
+    One::with(Plan { limits: Rc::new(limits), ..Plan::default() })
+}
+
+#[test]
+fn an_idle_socket_and_a_membership_are_small() {
+    assert!(size_of::<Socket<u64>>() <= 300, "{}", size_of::<Socket<u64>>());
+    assert!(size_of::<Membership>() + size_of::<Member>() <= 40);
+    assert!(Policy::default().history.messages_max > 0);
+}
+
+#[test]
+fn too_many_sockets_are_refused_by_user_instance_and_address() {
+    let mut one = with(|limits| {
+        limits.sockets_per_user_max = 2;
+        limits.sockets_max = 4;
+        limits.anonymous_per_address_max = 1;
+    });
+    let enter = |one: &mut One, user: Option<&str>| {
+        let identity = user.map(|user| identity(&one.plan, user));
+        one.hub.enter(one.now, Entrance { handle: (), address: HOME, identity })
+    };
+    let first = enter(&mut one, Some("a")).expect("room");
+    enter(&mut one, Some("a")).expect("room");
+    assert_eq!(enter(&mut one, Some("a")).err(), Some(Close::TooManyConnections));
+    let nobody = enter(&mut one, None).expect("room");
+    assert_eq!(enter(&mut one, None).err(), Some(Close::TooManyConnections));
+    let mine = identity(&one.plan, "a");
+    one.hub.authenticated(one.now, nobody, None, mine);
+    assert_eq!(one.closes(), [(nobody, Close::TooManyConnections)]);
+    one.hub.leave(one.now, nobody);
+    enter(&mut one, Some("b")).expect("room");
+    enter(&mut one, None).expect("room");
+    assert_eq!(enter(&mut one, Some("c")).err(), Some(Close::TooManyConnections));
+    one.hub.leave(one.now, first);
+    enter(&mut one, Some("a")).expect("room again");
+}
+
+#[test]
+fn the_twentieth_mistake_in_ten_seconds_is_the_last() {
+    let mut one = One::new();
+    let a = one.enter("a");
+    for _ in 0..19 {
+        one.say(a, "nonsense");
+        one.now += Duration::from_millis(500);
+    }
+    one.now += Duration::from_secs(1);
+    one.say(a, "nonsense");
+    assert!(one.closes().is_empty(), "the first was more than ten seconds ago");
+    one.say(a, "nonsense");
+    assert_eq!(one.closes(), [], "as was the second");
+    one.say(a, "nonsense");
+    assert_eq!(one.closes(), [(a, Close::PolicyViolation)]);
+    let told = one.read(a);
+    assert_eq!(told.matches("invalid_json").count(), 22, "each is told, the last too");
+}
+
+#[test]
+fn who_says_too_much_is_told_when_to_go_on() {
+    let mut one = with(|limits| {
+        limits.messages_per_second = 10;
+        limits.messages_burst = 3;
+    });
+    let a = one.enter("a");
+    for _ in 0..3 {
+        one.say(a, r#"{"type":"heartbeat"}"#);
+    }
+    one.read(a);
+    one.say(a, r#"{"type":"heartbeat","id":"1"}"#);
+    let told = one.read(a);
+    assert!(told.contains(r#""id":"1","payload":{"code":"rate_limited""#), "{told}");
+    assert!(told.contains(r#""retryable":true,"retryAfterMs":100}"#), "{told}");
+    one.now += Duration::from_millis(100);
+    one.say(a, r#"{"type":"heartbeat","id":"1"}"#);
+    assert!(one.read(a).starts_with(r#"{"type":"heartbeat""#));
+}
+
+#[test]
+fn rooms_are_bounded_by_socket_and_by_user() {
+    let mut one = with(|limits| {
+        limits.rooms_per_socket_max = 2;
+        limits.rooms_per_user_max = 3;
+    });
+    let (a, again, b) = (one.enter("a"), one.enter("a"), one.enter("b"));
+    one.join(a, "public.1");
+    one.join(a, "public.2");
+    one.say(a, r#"{"type":"join_room","room":"public.3"}"#);
+    assert!(one.read(a).contains("too_many_rooms"));
+    one.join(again, "public.3");
+    one.say(again, r#"{"type":"join_room","room":"public.4"}"#);
+    assert!(one.read(again).contains("too_many_rooms"), "the user has made three");
+    one.join(b, "public.4");
+    one.join(again, "public.4");
+    one.hub.leave(one.now, a);
+    one.hub.leave(one.now, again);
+    let again = one.enter("a");
+    one.join(again, "public.5");
+}
+
+#[test]
+fn who_does_not_read_is_closed_and_what_waits_for_it_dropped() {
+    let mut one = with(|limits| limits.outbox_bytes_max = 4096);
+    let (slow, quick) = (one.enter("slow"), one.enter("quick"));
+    one.join(slow, "public.x");
+    one.join(quick, "public.x");
+    let payload = "x".repeat(1000);
+    for _ in 0..5 {
+        one.say(quick, &format!(r#"{{"type":"room_message","room":"public.x","payload":"{payload}"}}"#));
+        assert!(one.read(quick).contains("ack"));
+    }
+    assert_eq!(one.closes(), [(slow, Close::SlowConsumer)]);
+    assert_eq!(one.read(slow), "");
+    assert_eq!(one.hub.counts().frame_bytes, 0, "nothing waits for anybody");
+}
+
+#[test]
+fn past_the_budget_of_the_shard_the_slowest_goes_first() {
+    let mut one = with(|limits| limits.frames_bytes_max = 8192);
+    let (slow, slower, quick) = (one.enter("slow"), one.enter("slower"), one.enter("quick"));
+    for socket in [slow, slower, quick] {
+        one.join(socket, "public.x");
+    }
+    one.join(slower, "public.y");
+    one.join(quick, "public.y");
+    let payload = "x".repeat(1000);
+    one.say(quick, &format!(r#"{{"type":"room_message","room":"public.y","payload":"{payload}"}}"#));
+    let mut closes = Vec::new();
+    for _ in 0..7 {
+        one.say(quick, &format!(r#"{{"type":"room_message","room":"public.x","payload":"{payload}"}}"#));
+        one.read(quick);
+        closes.extend(one.closes());
+    }
+    assert_eq!(closes[0], (slower, Close::SlowConsumer));
+    assert!(one.hub.counts().frame_bytes <= 8192);
+}
+
+#[test]
+fn who_is_silent_is_pinged_and_then_taken_for_dead() {
+    let mut one = One::new();
+    let a = one.enter("a");
+    let due = one.hub.socket_due(a).since(one.now);
+    assert!(due >= Duration::from_secs(20) && due <= Duration::from_secs(25), "{due:?}");
+    one.now += due;
+    one.hub.handle_socket_timeout(one.now, a);
+    assert!(matches!(one.effects()[..], [super::Effect::Ping(key)] if key == a));
+    assert_eq!(one.hub.socket_due(a), super::Instant::START + Duration::from_mins(1));
+    one.hub.heard(one.now, a);
+    assert_eq!(one.hub.socket_due(a), one.now + due, "any sign of life counts");
+    one.now += due;
+    one.hub.handle_socket_timeout(one.now, a);
+    one.effects();
+    one.now += Duration::from_mins(1);
+    one.hub.handle_socket_timeout(one.now, a);
+    assert_eq!(one.closes(), [(a, Close::NoPong)]);
+}
+
+#[test]
+fn a_blocked_socket_waits_for_its_turn_and_others_are_served_in_order() {
+    let mut one = One::new();
+    let (a, b, c) = (one.enter("a"), one.enter("b"), one.enter("c"));
+    assert_eq!(one.hub.next_dirty(), Some(a));
+    one.hub.set_blocked(a, true);
+    assert_eq!((one.hub.next_dirty(), one.hub.next_dirty(), one.hub.next_dirty()), (Some(b), Some(c), None));
+    one.hub.written(b, 1);
+    one.hub.set_blocked(a, false);
+    assert_eq!((one.hub.next_dirty(), one.hub.next_dirty(), one.hub.next_dirty()), (Some(b), Some(a), None));
+}
