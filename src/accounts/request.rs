@@ -85,7 +85,7 @@ fn parse<T: DeserializeOwned>(content_type: Option<&[u8]>, body: &[u8], wrong: &
 }
 
 /// `application/json`, with or without parameters; a charset other than UTF-8 is none that JSON has (RFC 8259 §8.1).
-fn is_json(content_type: &[u8]) -> bool {
+pub fn is_json(content_type: &[u8]) -> bool {
     let mut parts = content_type.split(|&byte| byte == b';').map(<[u8]>::trim_ascii);
     let is_json = parts.next().is_some_and(|media| media.eq_ignore_ascii_case(b"application/json"));
     let is_utf8 = |part: &[u8]| match part.split_first_chunk::<8>() {

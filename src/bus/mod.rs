@@ -129,14 +129,21 @@ impl<L: Letters> Bus<L> {
     #[inline]
     #[must_use = "it may not have gone"]
     pub fn try_send<A: Address<L>>(&self, to: A, letter: A::Droppable) -> bool {
-        let (went, pump) = self.shared.with(|shared| {
-            let went = shared.outbox.try_send(to, letter);
-            (went, if went { shared.call_pump() } else { None })
+        self.offer(to, letter).is_ok()
+    }
+
+    /// As [`Bus::try_send`]; a letter that does not go comes back.
+    #[inline]
+    pub fn offer<A: Address<L>>(&self, to: A, letter: A::Droppable) -> Result<(), A::Droppable> {
+        let (offered, pump) = self.shared.with(|shared| {
+            let offered = shared.outbox.offer(to, letter);
+            let pump = if offered.is_ok() { shared.call_pump() } else { None };
+            (offered, pump)
         });
         if let Some(pump) = pump {
             pump.wake();
         }
-        went
+        offered
     }
 
     /// Sends one letter to every shard.

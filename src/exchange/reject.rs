@@ -87,6 +87,8 @@ codes! {
     ExpectationFailed = "expectation_failed", 417, "Expectation failed", "the only expectation supported is 100-continue";
     /// The document lacks a member, or one is out of bounds.
     ValidationFailed = "validation_failed", 422, "Validation failed", "a member of the document is missing or out of bounds";
+    /// The path speaks another protocol than HTTP/1.1 without an upgrade.
+    UpgradeRequired = "upgrade_required", 426, "Upgrade required", "this path is a WebSocket (RFC 6455): ask with Upgrade: websocket and Sec-WebSocket-Version: 13";
     /// A rate limit is used up.
     RateLimited = "rate_limited", 429, "Rate limited", "too many requests; try again after the time that Retry-After gives";
     /// The head is too large or has too many fields.
@@ -199,6 +201,12 @@ impl Reject {
         head.push(Known::Other, b"Cache-Control", b"no-store");
         if let Some(allow) = &self.allow {
             head.push(Known::Other, b"Allow", allow.as_bytes());
+        }
+        if self.code == Code::UpgradeRequired {
+            // RFC 9110 §15.5.22, RFC 6455 §4.2.2.
+            head.push(Known::Upgrade, b"Upgrade", b"websocket");
+            head.push(Known::Connection, b"Connection", b"Upgrade");
+            head.push(Known::Other, b"Sec-WebSocket-Version", b"13");
         }
         if matches!(self.code.status(), 429 | 503) {
             let seconds = self.retry_after_s.unwrap_or(RETRY_AFTER_S);

@@ -129,6 +129,20 @@ impl Exchange {
         }
     }
 
+    /// Ties what it is to become to its caller's session: it ends with that. Nothing for a request that never was one.
+    pub fn tie_what_follows(&mut self, tethers: &Rc<Local<Tethers>>) -> Option<Tether> {
+        let (claims, ender) = (self.caller.as_ref()?, self.ender.take()?);
+        let tether = Tethers::tie(tethers, claims, ender);
+        tether.answer();
+        Some(tether)
+    }
+
+    /// Its answer switches to a protocol that the gateway itself speaks: it is over, and what follows is counted for itself.
+    pub fn upgraded(mut self, request_bytes: u64) {
+        self.request_bytes = request_bytes;
+        self.record(0);
+    }
+
     /// What sending it to a backend needs: its head, what is tried, and what says whether its caller's session has ended.
     pub fn to_send(&mut self) -> (&mut RequestHead, &mut Trail, impl Fn() -> bool) {
         let tether = self.tether.as_ref();

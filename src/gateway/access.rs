@@ -5,7 +5,7 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use super::{Plan, token_query};
 use crate::{
     auth::{
-        self, Checker, KeySet, Origin, Revocations, TokenError,
+        self, Checker, Claims, KeySet, Origin, Revocations, TokenError,
         revocation::{Bounds, Moment},
     },
     config::{Config, Revocation},
@@ -72,6 +72,11 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
+    /// How far clocks may be apart.
+    pub(super) const fn leeway(&self) -> Duration {
+        self.revocations.leeway
+    }
+
     pub(super) fn of(config: &Config) -> Self {
         Self {
             cached_max: config.auth.cache_entries,
@@ -169,10 +174,7 @@ impl Identity {
             let is_refused = plan.tokens.revocation.closes(is_guarded);
             exchange.stale(is_refused);
             if is_refused {
-                return Err(Reject::because(
-                    Code::DependencyUnavailable,
-                    "whether the session has ended is not known at the moment; try again shortly",
-                ));
+                return Err(stale());
             }
         }
         let has_role = roles.is_empty() || roles.iter().any(|role| claims.roles.has(role));
@@ -188,6 +190,23 @@ impl Identity {
         exchange.caller = Some(claims);
         let admitted = Admitted { standing, by_query: in_query.is_some() };
         why.map_or(Ok(admitted), |why| Err(Reject::caused(Code::Forbidden, why)))
+    }
+
+    /// Whose token this is, for what is not tied to a route's conditions.
+    pub(super) fn check(&self, token: &[u8], plan: &Plan) -> Result<Rc<Claims>, Reject> {
+        let (claims, is_stale) = self.state.with(|state| {
+            let claims = state.checker.check(&state.keys, &state.revocations, token, clock::unix_now());
+            Ok::<_, Reject>((claims.map_err(refused)?, state.is_stale(plan.tokens.staleness_max, clock::turn())))
+        })?;
+        if is_stale && plan.tokens.revocation.closes(false) {
+            return Err(stale());
+        }
+        Ok(claims)
+    }
+
+    /// What is under way for sessions.
+    pub(super) fn tethers(&self) -> &Rc<Local<Tethers>> {
+        &self.tethers
     }
 
     /// Ties an exchange to its caller's session: an answer on its way ends with it, and a request without one is refused.
@@ -268,8 +287,13 @@ impl IdentityState {
     }
 }
 
+fn stale() -> Reject {
+    let detail = "whether the session has ended is not known at the moment; try again shortly";
+    Reject::because(Code::DependencyUnavailable, detail)
+}
+
 /// The token of `Authorization: Bearer` (RFC 6750 §2.1).
-fn bearer(head: &RequestHead) -> Result<&[u8], Reject> {
+pub(super) fn bearer(head: &RequestHead) -> Result<&[u8], Reject> {
     let mut fields = head.fields.iter().filter(|field| field.known == Known::Authorization);
     let Some(field) = fields.next() else {
         return Err(Reject::caused(Code::TokenMissing, "there is no Authorization"));

@@ -71,11 +71,11 @@ pub(super) async fn answer(
             return Ok(json(&Page { status: 200, body: document }));
         }
         AccountEndpoint::Login => {
-            let bytes = read(exchange, body).await?;
+            let bytes = read_body(exchange, body, BODY_BYTES_MAX).await?;
             request::login(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
         AccountEndpoint::Refresh => {
-            let bytes = read(exchange, body).await?;
+            let bytes = read_body(exchange, body, BODY_BYTES_MAX).await?;
             request::refresh(exchange.head.value(Known::ContentType), &bytes, note(exchange))?
         }
         AccountEndpoint::Logout | AccountEndpoint::LogoutAll | AccountEndpoint::EndSession
@@ -115,6 +115,16 @@ pub(super) async fn answer(
         .map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;
     match outcome(asked, body, plan.cancels_on_close).await? {
         Outcome::Done { status, body } => Ok(done(status, &body)),
+        Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
+    }
+}
+
+/// Ends all sessions of a user: somebody who may has thrown the user out.
+pub(super) async fn end_all(gateway: &Gateway, user: &str) -> Result<(), Reject> {
+    let operation = Operation::LogoutAll { user: user.to_owned() };
+    let asked = gateway.desks.accounts.ask(Question { operation, came: clock::turn() });
+    match asked.map_err(|_| Reject::new(Code::Overloaded))?.await {
+        Outcome::Done { .. } => Ok(()),
         Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
     }
 }
@@ -160,18 +170,24 @@ fn me(claims: &Claims, roles: &Roles) -> serde_json::Value {
     serde_json::json!({ "user": Payload(claims), "permissions": roles.granted(claims) })
 }
 
+/// Bytes of a body with an account's data.
+const BODY_BYTES_MAX: u64 = request::BODY_BYTES_MAX as u64;
+
 /// How long a body may take: it is one packet or two.
 const BODY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The body, whole: it is small and soon here, or refused.
-async fn read(exchange: &Exchange, body: &mut impl RequestBody) -> Result<Zeroizing<Vec<u8>>, Reject> {
-    const BYTES_MAX: u64 = request::BODY_BYTES_MAX as u64;
+pub(super) async fn read_body(
+    exchange: &Exchange,
+    body: &mut impl RequestBody,
+    bytes_max: u64,
+) -> Result<Zeroizing<Vec<u8>>, Reject> {
     if let Framing::Length(bytes) = exchange.head.framing
-        && bytes > BYTES_MAX
+        && bytes > bytes_max
     {
         return Err(Reject::new(Code::BodyTooLarge));
     }
-    body.set_bytes_max(BYTES_MAX);
+    body.set_bytes_max(bytes_max);
     body.set_due(body.due().min(exchange.began + BODY_TIME_MAX));
     let mut bytes = Zeroizing::new(Vec::new());
     body.wait_until_due();

@@ -1,14 +1,15 @@
 //! The bodies of the gateway's answers: its own few bytes, or a stream from a backend.
 
 use std::{
+    fmt,
     task::{Context, Poll},
     time::Duration,
 };
 
 use crate::{
-    net::{AnswerBody, Cut, RequestBody},
+    net::{AnswerBody, Cut, RequestBody, Upgrade},
     shard::{Pipe, buffers},
-    upstream::{Streaming, SwitchedBackend},
+    upstream::Streaming,
 };
 
 /// The body of an answer.
@@ -18,6 +19,17 @@ pub enum Body {
     Own(OwnBytes),
     /// A backend's.
     Upstream(Streaming),
+    /// None: the connection switches to a protocol that the gateway itself speaks.
+    Upgraded(Upgraded),
+}
+
+/// What takes the connection over.
+pub struct Upgraded(pub(super) Box<dyn Upgrade>);
+
+impl fmt::Debug for Upgraded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upgraded").finish_non_exhaustive()
+    }
 }
 
 /// A few bytes that are all here. The buffer goes back to the shard.
@@ -39,20 +51,11 @@ impl Drop for OwnBytes {
     }
 }
 
-impl Body {
-    /// The backend's connection, for an answer with status 101.
-    pub(super) fn into_switched(self) -> Option<SwitchedBackend> {
-        match self {
-            Self::Own(_) => None,
-            Self::Upstream(streaming) => streaming.into_switched(),
-        }
-    }
-}
-
 impl AnswerBody for Body {
     fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Result<bool, Cut>> {
         match self {
             Self::Own(own) => Poll::Ready(Ok(own.consumed < own.bytes.len())),
+            Self::Upgraded(_) => Poll::Ready(Ok(false)),
             Self::Upstream(streaming) => streaming.poll_fill(cx, request),
         }
     }
@@ -60,6 +63,7 @@ impl AnswerBody for Body {
     fn chunk(&self) -> &[u8] {
         match self {
             Self::Own(own) => &own.bytes[own.consumed..],
+            Self::Upgraded(_) => &[],
             Self::Upstream(streaming) => streaming.chunk(),
         }
     }
@@ -67,13 +71,14 @@ impl AnswerBody for Body {
     fn consume(&mut self, bytes: usize) {
         match self {
             Self::Own(own) => own.consumed = (own.consumed + bytes).min(own.bytes.len()),
+            Self::Upgraded(_) => {}
             Self::Upstream(streaming) => streaming.consume(bytes),
         }
     }
 
     fn unseen(&self) -> u64 {
         match self {
-            Self::Own(_) => 0,
+            Self::Own(_) | Self::Upgraded(_) => 0,
             Self::Upstream(streaming) => streaming.unseen(),
         }
     }
@@ -85,28 +90,28 @@ impl AnswerBody for Body {
         pipe: &mut Pipe,
     ) -> Poll<Result<usize, Cut>> {
         match self {
-            Self::Own(_) => Poll::Ready(Ok(0)),
+            Self::Own(_) | Self::Upgraded(_) => Poll::Ready(Ok(0)),
             Self::Upstream(streaming) => streaming.poll_move(cx, request, pipe),
         }
     }
 
     fn trailers(&self) -> &[u8] {
         match self {
-            Self::Own(_) => &[],
+            Self::Own(_) | Self::Upgraded(_) => &[],
             Self::Upstream(streaming) => streaming.trailers(),
         }
     }
 
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {
         match self {
-            Self::Own(_) => Poll::Pending,
+            Self::Own(_) | Self::Upgraded(_) => Poll::Pending,
             Self::Upstream(streaming) => streaming.poll_meanwhile(cx, request),
         }
     }
 
     fn write_timeout(&self) -> Option<Duration> {
         match self {
-            Self::Own(_) => None,
+            Self::Own(_) | Self::Upgraded(_) => None,
             Self::Upstream(streaming) => streaming.write_timeout(),
         }
     }

@@ -10,6 +10,7 @@ use super::{
     Gateway,
     plan::{Plan, Target},
     rate_limit::Limits,
+    sockets,
 };
 use crate::{
     exchange::{Labels, Ledger},
@@ -30,6 +31,8 @@ pub(super) struct Live {
     pub(super) upstreams: Vec<Rc<Upstream>>,
     /// For each route.
     pub(super) labels: Vec<Rc<Labels>>,
+    /// For each service of the hub.
+    pub(super) service_labels: Vec<Rc<Labels>>,
 }
 
 impl Gateway {
@@ -40,6 +43,7 @@ impl Gateway {
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
+        self.sockets.adopt(&plan.hub);
         let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
@@ -117,7 +121,7 @@ impl Live {
         let labels = plan.routes.iter().map(|route| {
             let upstream = match &route.target {
                 Target::Proxy(proxy) => Some(&plan.upstreams[proxy.upstream]),
-                Target::Own(_) | Target::Account(_) => None,
+                Target::Own(_) | Target::Account(_) | Target::Hub(_) => None,
             };
             Rc::new(Labels {
                 place: RouteNames::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
@@ -126,16 +130,17 @@ impl Live {
             })
         });
         let labels = labels.collect();
+        let service_labels = sockets::label_services(&plan);
         ledger.with(|ledger| {
             let slots = |slots: &mut dyn Iterator<Item = usize>| slots.max().map_or(0, |slot| slot + 1);
             ledger.counters.make_room(
-                slots(&mut plan.routes.iter().map(|route| route.slot.index())),
+                slots(&mut plan.routes.iter().map(|route| route.slot.index()).chain(plan.hub.slots())),
                 slots(&mut plan.upstreams.iter().map(|upstream| upstream.slot.index())),
             );
             ledger.sampler = plan.sampler;
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
-        Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels }
+        Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, service_labels }
     }
 
     /// Whom a request is from, and whether the peer's word about it counts: the last address of `X-Forwarded-For` that

@@ -17,6 +17,7 @@ mod readings;
 mod redirects;
 pub mod router;
 mod routing;
+mod sockets;
 mod token_query;
 mod tunnel;
 
@@ -32,6 +33,8 @@ pub use pages::{Page, Pages};
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
+use sockets::Sockets;
+pub use sockets::{Seat, SendLetter};
 
 use crate::{
     accounts::{Outcome, Question},
@@ -39,6 +42,7 @@ use crate::{
     bus::desk::Desk,
     config::LimitKey,
     exchange::{Code, Exchange, Ledger, Reject},
+    hub::letter::RoomLetter,
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
     proto::head::{RequestHead, ResponseHead, Span},
     shard::{Instant, Local, clock},
@@ -58,6 +62,7 @@ pub struct Gateway {
     identity: Identity,
     /// Requests that have no answer yet are refused, for the process ends.
     refuses_unanswered: Cell<bool>,
+    sockets: Rc<Sockets>,
 }
 
 /// Where a shard asks other threads what it does not know itself.
@@ -78,12 +83,37 @@ impl fmt::Debug for Desks {
 
 impl Gateway {
     /// A gateway that works by this plan, and checks tokens with these keys.
-    pub fn new(plan: Arc<Plan>, keys: Arc<KeySet>, ledger: Rc<Local<Ledger>>, desks: Desks, limits: Limits) -> Self {
+    pub fn new(
+        plan: Arc<Plan>,
+        keys: Arc<KeySet>,
+        ledger: Rc<Local<Ledger>>,
+        desks: Desks,
+        limits: Limits,
+        seat: Seat,
+    ) -> Rc<Self> {
         limits.adopt(&plan.limits);
         let identity = Identity::new(keys, &plan.tokens);
+        let sockets = Sockets::new(seat, &plan.hub, Rc::clone(&ledger));
         let live = Local::new(Rc::new(Live::new(plan, &[], &ledger, limits.clone())));
         let (pages, refuses_unanswered) = (Local::default(), Cell::new(false));
-        Self { ledger, desks, limits, live, pages, identity, refuses_unanswered }
+        let gateway = Rc::new(Self { ledger, desks, limits, live, pages, identity, refuses_unanswered, sockets });
+        gateway.sockets.attach(&gateway);
+        gateway
+    }
+
+    /// Writes what the hub has queued, and keeps its time. Never ends.
+    pub fn run_hub(&self) -> impl Future<Output = ()> + use<> {
+        Rc::clone(&self.sockets).run()
+    }
+
+    /// Another shard's hub has written.
+    pub fn hear(&self, from: usize, letter: RoomLetter) {
+        self.sockets.hear(from, letter);
+    }
+
+    /// The process goes: sockets are told when to come back, and end within this time.
+    pub fn drain_sockets(&self, window: std::time::Duration) {
+        self.sockets.drain(window);
     }
 
     /// Checks tokens with these keys from now on.
@@ -122,6 +152,7 @@ impl Gateway {
     /// Adds what it holds to the shard's counters.
     pub fn count(&self, counters: &mut Counters) {
         self.identity.count(&self.live().plan.tokens, counters);
+        self.sockets.count(counters);
     }
 
     /// Everything that was revoked until then has been told.
@@ -192,8 +223,17 @@ impl Service for Gateway {
     }
 
     fn switch(&self, exchange: Exchange, body: Body, request_bytes: u64) -> Option<Box<dyn Upgrade>> {
-        let backend = body.into_switched()?;
-        Some(Box::new(tunnel::Tunnel::new(exchange.switched(request_bytes), backend)))
+        match body {
+            Body::Own(_) => None,
+            Body::Upstream(streaming) => {
+                let backend = streaming.into_switched()?;
+                Some(Box::new(tunnel::Tunnel::new(exchange.switched(request_bytes), backend)))
+            }
+            Body::Upgraded(upgraded) => {
+                exchange.upgraded(request_bytes);
+                Some(upgraded.0)
+            }
+        }
     }
 }
 
@@ -234,6 +274,9 @@ impl Live {
             // Boxed, so that other requests are not larger for what few of them wait for.
             Target::Own(OwnPage::Metrics) => Box::pin(gateway.metrics(&self.plan, exchange.client)).await,
             Target::Own(page) => Ok(gateway.own_page(*page)),
+            Target::Hub(endpoint) => {
+                Box::pin(sockets::answer(self, gateway, exchange, *endpoint, &found.captures, body)).await
+            }
             Target::Account(endpoint) => {
                 Box::pin(account::answer(self, gateway, exchange, *endpoint, standing, &found.captures, body)).await
             }

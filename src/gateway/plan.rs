@@ -11,6 +11,7 @@ use super::{
     proxy::BodyMethods,
     rate_limit::{self, LimitPlan, RouteLimits},
     router::{CAPTURES_MAX, Router},
+    sockets::{self, HubPlan},
 };
 use crate::{
     auth::rbac::Roles,
@@ -57,6 +58,7 @@ pub struct Plan {
     pub(super) cancels_on_close: bool,
     /// How tokens are checked.
     pub(super) tokens: Tokens,
+    pub(super) hub: HubPlan,
     pub(super) router: Router,
     pub(super) routes: Vec<Route>,
     /// The groups of backends, in the order that routes refer to.
@@ -102,6 +104,8 @@ pub(super) enum Target {
     Own(OwnPage),
     /// The caller's account.
     Account(AccountEndpoint),
+    /// The hub.
+    Hub(sockets::Endpoint),
 }
 
 /// What the gateway answers itself on the public listener.
@@ -199,6 +203,15 @@ const ACCOUNTS: [(&str, &str, AccountEndpoint); 7] = [
     ("DELETE", "/auth/sessions/{sid}", AccountEndpoint::EndSession),
 ];
 
+/// The endpoints of the hub (docs/websocket.md).
+const HUB: [(&str, &str, sockets::Endpoint); 5] = [
+    ("GET", "/ws", sockets::Endpoint::Socket),
+    ("GET", "/hub/rooms/{room}", sockets::Endpoint::Look),
+    ("POST", "/hub/rooms/{room}/publish", sockets::Endpoint::Publish),
+    ("DELETE", "/hub/users/{user}/connections", sockets::Endpoint::Kick),
+    ("POST", "/hub/users/{user}/publish", sockets::Endpoint::PublishToUser),
+];
+
 impl Plan {
     /// Compiles a configuration for this many shards. `addresses` has what [`Addresses::wanted`] asks for.
     pub fn compile(
@@ -218,6 +231,8 @@ impl Plan {
             .collect();
         let limits = rate_limit::compile(config, shards, &mut names.limits).ok_or(PlanError::Limits)?;
         let cors = cors::Policy::compile(&config.cors).map(Arc::new);
+        let upstream_names: Vec<String> = config.upstreams.keys().cloned().collect();
+        let hub = HubPlan::compile(config, &upstream_names, names);
         let mut router = Router::default();
         let mut routes = Vec::with_capacity(config.routes.len() + OWN_PAGES.len());
         for route in &config.routes {
@@ -263,6 +278,19 @@ impl Plan {
                 target: Target::Account(*endpoint),
             });
         }
+        for (method, path, endpoint) in HUB.iter().filter(|_| hub.is_enabled) {
+            let pattern: PathPattern = path.parse().expect("the table's paths are right");
+            router.add_own(routes.len(), &pattern, method);
+            routes.push(Route {
+                name: (*path).to_owned(),
+                slot: names.routes.claim(path),
+                // A socket says itself who it is for, or says so later.
+                access: if *endpoint == sockets::Endpoint::Socket { Access::Public } else { Access::any_caller() },
+                limits: RouteLimits::of_own(&limits, path),
+                cors: cors.clone(),
+                target: Target::Hub(*endpoint),
+            });
+        }
         Ok(Self {
             generation,
             http: http_limits(config),
@@ -279,6 +307,7 @@ impl Plan {
             roles: roles(config),
             cancels_on_close: config.http.on_client_close == ClientClose::Cancel,
             tokens: Tokens::of(config),
+            hub,
             router,
             routes,
             upstreams,
@@ -458,6 +487,7 @@ mod tests {
     fn the_configuration_knows_which_paths_are_our_own() {
         assert_eq!(OWN_PAGES.map(|(path, _)| path), crate::config::OWN_PATHS);
         assert_eq!(ACCOUNTS.map(|(_, path, _)| path), crate::config::ACCOUNT_PATHS);
+        assert_eq!(HUB.map(|(_, path, _)| path), crate::config::HUB_PATHS);
     }
 
     #[test]

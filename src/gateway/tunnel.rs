@@ -1,6 +1,6 @@
 //! The tunnel to a backend: what a proxied request becomes whose service has switched protocols.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use crate::{
     exchange::OpenTunnel,
@@ -39,7 +39,7 @@ impl Tunnel {
 }
 
 impl Upgrade for Tunnel {
-    fn run<'a>(self: Box<Self>, client: &'a Io, first: Vec<u8>, slot: &'a Slot) -> Serving<'a> {
+    fn run<'a>(self: Box<Self>, client: &'a Rc<Io>, first: Vec<u8>, slot: &'a Slot) -> Serving<'a> {
         Box::pin(self.serve(client, first, slot))
     }
 }

@@ -91,7 +91,7 @@ impl Io {
 
     /// Ends our direction; the peer may still send. Ready when that is done, or the peer is gone and has nothing to be told.
     /// It may take as long as the peer likes: who waits has a bound, and reads meanwhile; see `Stream::poll_shutdown`.
-    pub(super) fn poll_shutdown(&self, cx: &mut Context<'_>, how: Shutdown) -> Poll<()> {
+    pub fn poll_shutdown(&self, cx: &mut Context<'_>, how: Shutdown) -> Poll<()> {
         self.stream.with(|stream| stream.poll_shutdown(cx, how)).map(|_gone| ())
     }
 }

@@ -33,7 +33,7 @@ pub use http_client::{AnswerLimits, ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
 pub use inbound::HttpLimits;
 pub use io::Io;
-pub use stream::Stream;
+pub use stream::{Shutdown, Stream};
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
 pub use writer::{Chunks, Progress, Writer};
 
@@ -146,7 +146,7 @@ pub trait Service: 'static {
 /// Takes a client's connection over once its protocol has been switched (RFC 9110 §7.8).
 pub trait Upgrade {
     /// Serves the connection until it ends, in a task of its own: what served HTTP on it is gone.
-    fn run<'a>(self: Box<Self>, client: &'a Io, first: Vec<u8>, slot: &'a Slot) -> Serving<'a>;
+    fn run<'a>(self: Box<Self>, client: &'a Rc<Io>, first: Vec<u8>, slot: &'a Slot) -> Serving<'a>;
 }
 
 /// A connection being served.

@@ -28,7 +28,7 @@ pub enum Stream {
 
 /// How our direction ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shutdown {
+pub enum Shutdown {
     /// All was said that was to be said; a kind that has a goodbye says it.
     Whole,
     /// Something is missing: no goodbye, so that nobody takes the part for the whole.

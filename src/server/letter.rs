@@ -36,6 +36,7 @@ use crate::{
             counter::{Counted, Hits, Owed},
         },
     },
+    hub::letter::RoomLetter,
     sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, metrics::Counters},
@@ -97,6 +98,8 @@ pub(super) enum DroppableToShard {
     /// By the shard of this number: requests that were admitted there, whose key is at home here. Those that do not go are
     /// kept and told later.
     Hits(usize, Hits),
+    /// By the hub of the shard of this number, to this one's; see [`RoomLetter`].
+    Room(u16, Box<RoomLetter>),
     /// By a key's home, of its own accord: so much is owed. Whoever misses it is told with the next.
     Owed(Owed),
 }

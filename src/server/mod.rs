@@ -36,6 +36,7 @@ use crate::{
     config::{self, Config, ListenerKind, PublicListener, watch::Watch},
     exchange::Code,
     gateway::{self, Addresses, Plan},
+    hub,
     shard::{
         self, Driver, cores,
         listener::{self, PortClaim},
@@ -96,6 +97,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let Some(bridge) = begun.transpose()? else { return Ok(ProcessEnd::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
+    let (node, secret) = hub_names();
     for (index, (access_log, port)) in access_logs.into_iter().zip(mesh.shards).enumerate() {
         let equipment = worker::ShardSetup {
             index,
@@ -108,6 +110,8 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
             access_log,
             flush_interval: config.log.flush_interval,
             seed: fastrand::u64(..),
+            node: node.clone(),
+            secret,
         };
         let cpu = cores.cpus.get(index).copied().filter(|_| config.runtime.pin);
         let thread = shard::spawn_shard(index, cpu, driver, move || worker::run(equipment))
@@ -160,6 +164,12 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         ProcessEnd::Cut => tracing::warn!("ended: connections that were still open were cut"),
     }
     Ok(ended)
+}
+
+/// What the hub calls this process, and what it hashes the ids of messages with.
+fn hub_names() -> (Box<str>, hub::Secret) {
+    let node = format!("n_{:012x}", fastrand::u64(..) >> 16);
+    (node.into(), hub::Secret([fastrand::u64(..), fastrand::u64(..)]))
 }
 
 /// What is allowed in a configuration and yet looks like a mistake, one sentence each, as far as can be told without asking

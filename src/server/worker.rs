@@ -31,9 +31,10 @@ use crate::{
     config::ListenerKind,
     exchange::{Code, Ledger, Reject},
     gateway::{
-        Desks, Gateway, Plan,
+        Desks, Gateway, Plan, Seat, SendLetter,
         rate_limit::{Limits, Post, To},
     },
+    hub::Secret,
     net::{Connections, End, Peer, Scheme, Slot, Stream, serve_connection},
     proto::{
         head::Known,
@@ -68,6 +69,10 @@ pub(super) struct ShardSetup {
     pub(super) access_log: AccessLog,
     pub(super) flush_interval: Duration,
     pub(super) seed: u64,
+    /// What the hub calls this process.
+    pub(super) node: Box<str>,
+    /// What the hubs of all shards hash ids with.
+    pub(super) secret: Secret,
 }
 
 /// One shard's working parts.
@@ -105,7 +110,20 @@ const OPERATIONS_MAX: usize = 4096;
 
 /// Runs a shard until it is told to stop.
 pub(super) async fn run(equipment: ShardSetup) {
-    let ShardSetup { index, plan, keys, revoked, port, board, listeners, access_log, flush_interval, seed } = equipment;
+    let ShardSetup {
+        index,
+        plan,
+        keys,
+        revoked,
+        port,
+        board,
+        listeners,
+        access_log,
+        flush_interval,
+        seed,
+        node,
+        secret,
+    } = equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
         counters: Counters::default(),
@@ -147,14 +165,15 @@ pub(super) async fn run(equipment: ShardSetup) {
         Box::new(move |issuer| bus.send(to::Control, ToControl::WantKeys(issuer)))
     };
     let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts), want_keys };
-    let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits);
+    let seat = Seat { shard: index, shards: board.shards(), node, secret, send: send_letter(index, bus.clone()) };
+    let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits, seat);
     if let Some((revoked, until)) = revoked {
         gateway.revoke(&revoked.entries, None);
         gateway.known_until(until);
     }
     let worker = Rc::new(Worker {
         index,
-        gateway: Rc::new(gateway),
+        gateway,
         accounts,
         metrics,
         scrapes,
@@ -169,6 +188,7 @@ pub(super) async fn run(equipment: ShardSetup) {
     for listener in 0..worker.listeners.len() {
         task::spawn("acceptor", Rc::clone(&worker).accept(listener));
     }
+    task::spawn("the hub", worker.gateway.run_hub());
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
     let watched = Rc::clone(&worker);
@@ -201,6 +221,18 @@ fn accounts_desk(index: usize, bus: Bus<AllLetters>) -> Rc<Desk<Question, Outcom
     // It is empty: nobody else has set it.
     let _ = this.set(Rc::downgrade(&desk));
     desk
+}
+
+/// How the shard's hub writes to those of the others.
+fn send_letter(me: usize, bus: Bus<AllLetters>) -> SendLetter {
+    let me = u16::try_from(me).unwrap_or(u16::MAX);
+    Box::new(move |shard, letter| {
+        let offered = bus.offer(to::Shard(shard), DroppableToShard::Room(me, Box::new(letter)));
+        offered.map_err(|letter| match letter {
+            DroppableToShard::Room(_, letter) => *letter,
+            DroppableToShard::Hits(..) | DroppableToShard::Owed(_) => unreachable!("what is offered comes back"),
+        })
+    })
 }
 
 /// The shard's limits, which tell other shards of what they admit.
@@ -237,6 +269,7 @@ impl Worker {
                 Received::Control(letter) => self.take(letter),
                 Received::Droppable(DroppableToShard::Hits(from, hits)) => self.gateway.limits.count(from, hits),
                 Received::Droppable(DroppableToShard::Owed(owed)) => self.gateway.limits.hear_owed(owed),
+                Received::Droppable(DroppableToShard::Room(from, letter)) => self.gateway.hear(from.into(), *letter),
             });
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
@@ -334,7 +367,9 @@ impl Worker {
         if self.accepting.get() > 0 {
             return;
         }
-        self.connections.close_when_idle(self.gateway.plan().drain_window);
+        let window = self.gateway.plan().drain_window;
+        self.connections.close_when_idle(window);
+        self.gateway.drain_sockets(window);
         // A sibling that still empties its queue may hand one over.
         while self.board.total() > 0 {
             timer::sleep(DRAIN_LOOK).await;

@@ -112,6 +112,42 @@ label! {
     }
 }
 
+label! {
+    /// With what a socket of the hub was closed.
+    SocketClosed {
+        /// 1000: one side was done.
+        Normal = "normal",
+        /// 1002: its frames were no WebSocket.
+        ProtocolError = "protocol_error",
+        /// 1003: it sent a binary message.
+        Unsupported = "unsupported",
+        /// 1007: a text of it was no UTF-8.
+        InvalidText = "invalid_text",
+        /// 1009: a message of it was too long.
+        TooBig = "too_big",
+        /// 1012 or 1001: the process drains.
+        Restart = "restart",
+        /// 1013: it came at a bad time.
+        TryLater = "try_later",
+        /// 4000: it did not read what was sent to it.
+        SlowConsumer = "slow_consumer",
+        /// 4001: nothing came from it any more.
+        NoPong = "no_pong",
+        /// 4002: what was known of it was lost.
+        StateLost = "state_lost",
+        /// 4100: it did not log in.
+        Unauthenticated = "unauthenticated",
+        /// 4101: its token expired.
+        TokenExpired = "token_expired",
+        /// 4102: its session ended, or its user was kicked.
+        Revoked = "revoked",
+        /// 4103: it made too many mistakes.
+        PolicyViolation = "policy_violation",
+        /// 4104: there were as many as may be.
+        TooManyConnections = "too_many_connections",
+    }
+}
+
 /// The hundreds of an answer's status; the last is for requests that ended without an answer.
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
 /// Room for the codes of refusals.
@@ -166,7 +202,7 @@ table! {
         panics: u64 = Counter "shardgate_panics_total" per Process;
         /// Letters to other shards that found their ring full and were kept aside.
         mesh_spilled: u64 = Counter "shardgate_mesh_spilled_total" per Process;
-        /// Letters of shards that found no room and were dropped. Losing them is harmless: counts for rate limits stay where they are and are told later.
+        /// Letters of shards that found no room and were dropped. Losing them is harmless: counts for rate limits are told later, and what shards miss of a room they have sent again.
         mesh_dropped: u64 = Counter "shardgate_mesh_dropped_total" per Process;
         /// How much later than due a shard's regular timer ran.
         loop_lag: Histogram<Own> = Histogram "shardgate_loop_lag_seconds" per Shard;
@@ -174,6 +210,29 @@ table! {
         config_generation: i64 = Gauge "shardgate_config_generation" per Shard;
         /// Buffers kept for the next connection that needs one.
         buffers_idle: i64 = Gauge "shardgate_buffers_idle" per Shard;
+        /// Sockets of the hub that are open now.
+        sockets_open: i64 = Gauge "shardgate_sockets_open" per Shard;
+        /// Sockets of the hub that were closed by the gateway or answered a close, by the code.
+        sockets_closed: [u64; SocketClosed::COUNT] = Counter "shardgate_sockets_closed_total" per Process
+            by "reason" in Values::Fixed(SocketClosed::VALUES);
+        /// Users with sockets here, each counted by every shard that has one.
+        hub_users: i64 = Gauge "shardgate_hub_users" per Shard;
+        /// Rooms with members here, each counted by every shard that has one.
+        hub_rooms: i64 = Gauge "shardgate_hub_rooms" per Shard;
+        /// Rooms that are at home here, with those that only keep their history.
+        hub_homes: i64 = Gauge "shardgate_hub_rooms_at_home" per Shard;
+        /// Bytes that wait for sockets, each message counted once.
+        hub_frame_bytes: i64 = Gauge "shardgate_hub_outbox_bytes" per Shard;
+        /// Bytes of rooms' histories.
+        hub_history_bytes: i64 = Gauge "shardgate_hub_history_bytes" per Shard;
+        /// Messages queued for sockets.
+        hub_deliveries: u64 = Counter "shardgate_hub_deliveries_total" per Process;
+        /// Messages that full outboxes dropped; their sockets were told of the gap.
+        hub_dropped: u64 = Counter "shardgate_hub_dropped_total" per Process;
+        /// Times that a shard missed messages of a room and had them sent again.
+        hub_pulls: u64 = Counter "shardgate_hub_gaps_pulled_total" per Process;
+        /// Times that members of a room were told that messages are lost.
+        hub_discontinuities: u64 = Counter "shardgate_hub_discontinuities_total" per Process;
         /// Bytes of bodies, in either direction, that went from socket to socket without being copied to user space.
         spliced_bytes: u64 = Counter "shardgate_spliced_bytes_total" per Process;
     }
@@ -316,6 +375,17 @@ impl Default for Counters {
             loop_lag: Histogram::default(),
             config_generation: 0,
             buffers_idle: 0,
+            sockets_open: 0,
+            sockets_closed: [0; SocketClosed::COUNT],
+            hub_users: 0,
+            hub_rooms: 0,
+            hub_homes: 0,
+            hub_frame_bytes: 0,
+            hub_history_bytes: 0,
+            hub_deliveries: 0,
+            hub_dropped: 0,
+            hub_pulls: 0,
+            hub_discontinuities: 0,
             spliced_bytes: 0,
             routes: vec![RouteCounters::default()],
             upstreams: vec![UpstreamCounters::default()],

@@ -126,16 +126,25 @@ impl<L: Letters> Outbox<L> {
     #[inline]
     #[must_use = "it may not have gone"]
     pub fn try_send<A: Address<L>>(&mut self, to: A, letter: A::Droppable) -> bool {
+        self.offer(to, letter).is_ok()
+    }
+
+    /// As [`Outbox::try_send`]; a letter that does not go comes back.
+    #[inline]
+    pub fn offer<A: Address<L>>(&mut self, to: A, letter: A::Droppable) -> Result<(), A::Droppable> {
         let line = to.line(&mut self.lines);
-        let went = line.droppable.as_mut().is_some_and(|ring| ring.push(letter).is_ok());
-        if went {
+        let offered = match &mut line.droppable {
+            Some(ring) => ring.push(letter).map_err(|PushError::Full(letter)| letter),
+            None => Err(letter),
+        };
+        if offered.is_ok() {
             self.state.counts.sent_droppable += 1;
             self.state.dirty = true;
             line.dirty = true;
         } else {
             self.state.counts.dropped += 1;
         }
-        went
+        offered
     }
 
     /// Sends one letter to every shard.

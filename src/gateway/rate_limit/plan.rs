@@ -127,6 +127,11 @@ impl RouteLimits {
         Self::gather(limits, name, |limit| matches!(limit.applies, LimitApplies::All | LimitApplies::Auth))
     }
 
+    /// Those of another one of the gateway's own endpoints.
+    pub(in crate::gateway) fn of_own(limits: &[LimitPlan], name: &str) -> Self {
+        Self::gather(limits, name, |limit| limit.applies == LimitApplies::All)
+    }
+
     /// Those of requests that no route takes, and of preflights.
     pub(in crate::gateway) fn without_route(limits: &[LimitPlan]) -> Box<[u8]> {
         Self::gather(limits, "", |limit| limit.applies == LimitApplies::All).by_address

@@ -141,7 +141,8 @@ fn a_log_in_is_welcomed_and_a_renewal_is_not() {
     has(&told, &["\n{\"type\":\"welcome\"", r#""userId":"a","sessionId":"s_a""#]);
     assert_eq!(one.hub.message_bytes_max(a), 64 << 10);
 
-    let later = super::Identity { session: Some(Arc::from("s_2")), expires: mine.expires + Duration::from_hours(1), ..mine };
+    let later =
+        super::Identity { session: Some(Arc::from("s_2")), expires: mine.expires + Duration::from_hours(1), ..mine };
     one.hub.authenticated(one.now, a, Some("3"), later);
     let told = one.read(a);
     has(&told, &[r#""id":"3""#, r#""sessionId":"s_2""#]);

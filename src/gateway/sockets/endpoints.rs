@@ -1,0 +1,243 @@
+//! What services and operators ask of the hub over HTTP: a message for a room or a user, a kick, a look.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use super::Sockets;
+use crate::{
+    accounts::request::is_json,
+    auth::Claims,
+    exchange::{Code, Exchange, Reject},
+    gateway::{
+        Gateway, Page,
+        account::{self, read_body},
+        body::Body,
+        live::Live,
+        pages,
+        router::Captures,
+    },
+    hub::{
+        Answer, ServiceMessage,
+        code::Code as HubCode,
+        name::RoomName,
+        position::Epoch,
+        rules::{may_push, may_push_to_users},
+        types::is_pushable,
+    },
+    net::RequestBody,
+    proto::head::{Known, ResponseHead, Span},
+};
+
+/// What is asked of the hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gateway) enum Endpoint {
+    /// To be one of its sockets.
+    Socket,
+    Publish,
+    PublishToUser,
+    Kick,
+    Look,
+}
+
+/// What a service publishes, as it stands in the request's body.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Published<'a> {
+    #[serde(rename = "type", default)]
+    kind: Option<&'a str>,
+    #[serde(borrow)]
+    payload: &'a RawValue,
+    #[serde(default)]
+    id: Option<&'a str>,
+}
+
+/// What a message is where its `type` is left out.
+const ROOM_MESSAGE: &str = "room_message";
+
+/// Answers a request of the hub's.
+pub(in crate::gateway) async fn answer(
+    live: &Live,
+    gateway: &Gateway,
+    exchange: &mut Exchange,
+    endpoint: Endpoint,
+    captures: &Captures,
+    body: &mut impl RequestBody,
+) -> Result<(ResponseHead, Body), Reject> {
+    if endpoint == Endpoint::Socket {
+        return super::open(live, gateway, exchange);
+    }
+    let sockets = &gateway.sockets;
+    let claims = exchange.caller.clone().ok_or_else(|| Reject::new(Code::TokenMissing))?;
+    let named = named(exchange, captures).to_owned();
+    match endpoint {
+        Endpoint::Socket | Endpoint::Look => {
+            need(live, &claims, "hub:read")?;
+            let room = room(&named)?;
+            let asked = room.clone();
+            match sockets.ask(|hub, now, asker| hub.look_for(now, asker, asked)).await {
+                Answer::Room(seen) => {
+                    let epoch = (seen.position.epoch != Epoch::NONE).then(|| seen.position.epoch.to_string());
+                    Ok(document(
+                        200,
+                        &json!({
+                            "room": room.as_str(), "members": seen.members, "connections": seen.connections,
+                            "seq": seen.position.seq, "epoch": epoch,
+                        }),
+                    ))
+                }
+                other => Err(unanswered(other)),
+            }
+        }
+        Endpoint::Publish => {
+            let room = room(&named)?;
+            let granted = live.plan.roles.granted(&claims);
+            if !live.plan.roles.permit(&claims, "hub:publish") && !may_push(granted, room.as_str()) {
+                return Err(lacks("hub:publish"));
+            }
+            let bytes = read(live, exchange, body).await?;
+            let published = parse(&bytes)?;
+            let kind = published.kind.unwrap_or(ROOM_MESSAGE);
+            let (sub, id, payload) = (&*claims.sub, published.id, published.payload.get());
+            let message = ServiceMessage { sub, kind, id, payload };
+            let asked = room.clone();
+            match sockets.ask(|hub, now, asker| hub.publish_for(now, asker, asked, &message)).await {
+                Answer::Published(position) => Ok(document(
+                    202,
+                    &json!({
+                        "room": room.as_str(), "seq": position.seq, "epoch": position.epoch.to_string(),
+                    }),
+                )),
+                other => Err(unanswered(other)),
+            }
+        }
+        Endpoint::PublishToUser => {
+            let granted = live.plan.roles.granted(&claims);
+            if !live.plan.roles.permit(&claims, "hub:publish") && !may_push_to_users(granted) {
+                return Err(lacks("hub:publish"));
+            }
+            let user = user(&named)?;
+            let bytes = read(live, exchange, body).await?;
+            let published = parse(&bytes)?;
+            let kind = published.kind.unwrap_or(ROOM_MESSAGE);
+            let payload = published.payload.get();
+            match sockets.ask(|hub, now, asker| hub.publish_to_user_for(now, asker, &user, kind, payload)).await {
+                Answer::Sockets { count, .. } => Ok(document(202, &json!({ "connections": count }))),
+                other => Err(unanswered(other)),
+            }
+        }
+        Endpoint::Kick => {
+            need(live, &claims, "hub:admin")?;
+            let user = user(&named)?;
+            if revokes(exchange)? {
+                account::end_all(gateway, &user).await?;
+            }
+            kick(sockets, &user).await
+        }
+    }
+}
+
+/// Closes the user's sockets. The instance that answers has asked itself.
+async fn kick(sockets: &std::rc::Rc<Sockets>, user: &Arc<str>) -> Result<(ResponseHead, Body), Reject> {
+    match sockets.ask(|hub, now, asker| hub.kick_for(now, asker, user)).await {
+        Answer::Sockets { count, asked, answered } => {
+            let is_whole = u32::from(asked == answered);
+            Ok(document(200, &json!({ "closed": count, "instancesAsked": 1, "instancesAnswered": is_whole })))
+        }
+        other => Err(unanswered(other)),
+    }
+}
+
+fn document(status: u16, document: &serde_json::Value) -> (ResponseHead, Body) {
+    pages::json(&Page { status, body: document.to_string().into_bytes() })
+}
+
+/// The room or the user that the path names.
+fn named<'e>(exchange: &'e Exchange, captures: &Captures) -> &'e [u8] {
+    let (path, named) = (exchange.head.path, captures.nth(0));
+    Span { start: path.start + named.start, end: path.start + named.end }.of(&exchange.head.bytes)
+}
+
+fn room(named: &[u8]) -> Result<RoomName, Reject> {
+    let room = std::str::from_utf8(named).ok().and_then(RoomName::parse);
+    room.ok_or_else(|| Reject::because(Code::ValidationFailed, HubCode::InvalidRoom.sentence()))
+}
+
+/// A user's id is whatever an issuer has made it: in a path it is percent-encoded.
+fn user(named: &[u8]) -> Result<Arc<str>, Reject> {
+    let text = percent_decoded(named).and_then(|bytes| String::from_utf8(bytes).ok());
+    let text = text.filter(|text| (1..=255).contains(&text.len()));
+    text.map(Arc::from)
+        .ok_or_else(|| Reject::because(Code::ValidationFailed, "a user's id is a text of 1 to 255 bytes"))
+}
+
+/// RFC 3986 §2.1. The path is in normal form: what follows a `%` is two hexadecimal digits.
+fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((&byte, after)) = rest.split_first() {
+        if byte != b'%' {
+            decoded.push(byte);
+            rest = after;
+            continue;
+        }
+        let (digits, after) = after.split_first_chunk::<2>()?;
+        decoded.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
+        rest = after;
+    }
+    Some(decoded)
+}
+
+fn need(live: &Live, claims: &Claims, permission: &'static str) -> Result<(), Reject> {
+    if live.plan.roles.permit(claims, permission) { Ok(()) } else { Err(lacks(permission)) }
+}
+
+fn lacks(permission: &str) -> Reject {
+    Reject::caused(Code::Forbidden, format!("the caller lacks the permission {permission}"))
+}
+
+/// `?revoke=true`.
+fn revokes(exchange: &Exchange) -> Result<bool, Reject> {
+    match exchange.head.query.map(|query| exchange.head.text(query)) {
+        None | Some(b"" | b"revoke=false") => Ok(false),
+        Some(b"revoke=true") => Ok(true),
+        Some(_) => Err(Reject::because(Code::ValidationFailed, "the query is revoke=true, revoke=false or nothing")),
+    }
+}
+
+/// The body, as large as a message may be and some around it.
+async fn read(live: &Live, exchange: &Exchange, body: &mut impl RequestBody) -> Result<Vec<u8>, Reject> {
+    const AROUND: u64 = 1024;
+    let bytes_max = live.plan.hub.message_bytes_max() + AROUND;
+    let is_json = exchange.head.value(Known::ContentType).is_some_and(is_json);
+    if !is_json {
+        return Err(Reject::new(Code::UnsupportedMediaType));
+    }
+    Ok(read_body(exchange, body, bytes_max).await?.to_vec())
+}
+
+fn parse(bytes: &[u8]) -> Result<Published<'_>, Reject> {
+    let published: Published<'_> = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
+        serde_json::error::Category::Data => {
+            Reject::because(Code::ValidationFailed, "the document has payload, and may have type and id; nothing else")
+        }
+        _ => Reject::new(Code::InvalidJson),
+    })?;
+    if published.kind.is_some_and(|kind| kind != ROOM_MESSAGE && !is_pushable(kind)) {
+        return Err(Reject::because(Code::ValidationFailed, "services cannot push messages of this type"));
+    }
+    if published.id.is_some_and(|id| !(1..=64).contains(&id.chars().count())) {
+        return Err(Reject::because(Code::ValidationFailed, "an id is a text of 1 to 64 characters"));
+    }
+    Ok(published)
+}
+
+/// There is no answer.
+fn unanswered(answer: Answer) -> Reject {
+    match answer {
+        Answer::Refused(HubCode::Draining) => Reject::new(Code::Draining),
+        Answer::Refused(HubCode::DependencyUnavailable | HubCode::Timeout) => Reject::new(Code::DependencyUnavailable),
+        _ => Reject::new(Code::Overloaded),
+    }
+}

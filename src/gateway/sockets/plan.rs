@@ -1,0 +1,155 @@
+//! What the configuration says of the hub, compiled. Part of the plan; crosses to each shard with it.
+
+use std::{rc::Rc, time::Duration};
+
+use crate::{
+    config::{self, Config, HubRoom, HubShare},
+    hub::{
+        self,
+        limits::Limits,
+        name::Pattern,
+        pointer::Pointer,
+        rules::{Action, Actions, History, Policy, Rule, Rules, SlowPolicy},
+        types::{IdRule, ServiceAnswer, ServiceType, ServiceTypes},
+    },
+    telemetry::{metrics::Names, slots::MetricSlot},
+};
+
+/// The hub of an instance as every shard sets it up.
+#[derive(Debug)]
+pub(in crate::gateway) struct HubPlan {
+    /// Whether there is one.
+    pub(in crate::gateway) is_enabled: bool,
+    /// The parameter of the query that may hold the token.
+    pub(in crate::gateway) token_query: Option<Box<str>>,
+    pub(super) limits: Limits,
+    rules: Rules,
+    types: ServiceTypes,
+    /// By the index of the types.
+    pub(in crate::gateway) services: Vec<Service>,
+}
+
+/// Where messages of a type go.
+#[derive(Debug)]
+pub(in crate::gateway) struct Service {
+    /// What logs and metrics call it, where requests have their route.
+    pub(in crate::gateway) name: String,
+    pub(in crate::gateway) slot: MetricSlot,
+    /// The index of its upstream.
+    pub(in crate::gateway) upstream: usize,
+    pub(super) path: Box<str>,
+    pub(super) timeout: Duration,
+    pub(super) has_key: bool,
+    pub(super) share: HubShare,
+}
+
+impl HubPlan {
+    pub(in crate::gateway) fn compile(config: &Config, upstreams: &[String], names: &mut Names) -> Self {
+        let hub = &config.hub;
+        let services = hub.services.iter().filter_map(|service| {
+            let name = format!("{} (message)", service.type_name);
+            Some(Service {
+                slot: names.routes.claim(&name),
+                name,
+                upstream: upstreams.iter().position(|upstream| *upstream == service.upstream)?,
+                path: service.path.as_str().into(),
+                timeout: service.timeout,
+                has_key: service.answer.is_none(),
+                share: service.share,
+            })
+        });
+        let types = hub.services.iter().map(|service| ServiceType {
+            name: service.type_name.as_str().into(),
+            // The id of an event becomes the key by which the service knows it again.
+            id: if service.answer.is_none() { IdRule::Header } else { IdRule::Required },
+            answer: service.answer.as_deref().map_or(ServiceAnswer::Ack, |kind| ServiceAnswer::Response(kind.into())),
+        });
+        Self {
+            is_enabled: hub.enabled,
+            token_query: hub.token_query.as_deref().map(Into::into),
+            limits: limits(hub),
+            rules: Rules::new(hub.rooms.iter().filter_map(|room| rule(hub, room)).collect()),
+            types: ServiceTypes::new(types.collect()).unwrap_or_default(),
+            services: services.collect(),
+        }
+    }
+
+    /// As one of so many shards has it: what counts for the instance is shared out, rounding up.
+    pub(super) fn of_shard(&self, shards: usize) -> hub::Plan {
+        let shards = shards.max(1);
+        let limits = Limits {
+            sockets_max: self.limits.sockets_max.div_ceil(u32::try_from(shards).unwrap_or(u32::MAX)),
+            frames_bytes_max: self.limits.frames_bytes_max.div_ceil(shards),
+            history_bytes_max: self.limits.history_bytes_max.div_ceil(shards),
+            ..self.limits.clone()
+        };
+        hub::Plan { limits: Rc::new(limits), rules: Rc::new(self.rules.clone()), types: Rc::new(self.types.clone()) }
+    }
+
+    /// The places of its services in the metrics.
+    pub(in crate::gateway) fn slots(&self) -> impl Iterator<Item = usize> {
+        self.services.iter().map(|service| service.slot.index())
+    }
+
+    /// Bytes of a message.
+    pub(super) fn message_bytes_max(&self) -> u64 {
+        self.limits.message_bytes_max as u64
+    }
+
+    pub(super) fn rules(&self) -> &Rules {
+        &self.rules
+    }
+}
+
+fn limits(hub: &config::Hub) -> Limits {
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    Limits {
+        message_bytes_max: hub.message_bytes_max,
+        auth_within: hub.auth_timeout,
+        anonymous_per_address_max: hub.unauthenticated_per_address_max,
+        sockets_per_user_max: hub.sockets_per_user_max,
+        sockets_max: hub.sockets_max,
+        rooms_per_socket_max: hub.rooms_per_socket_max as usize,
+        messages_per_second: hub.messages_per_s,
+        messages_burst: hub.messages_per_s.saturating_mul(2),
+        ping_every: hub.ping_interval,
+        dead_after: hub.dead_after,
+        outbox_bytes_max: hub.outbox_bytes_max,
+        frames_bytes_max: size(hub.outboxes_bytes_max),
+        history_bytes_max: size(hub.histories_bytes_max),
+        service_waiting_max: hub.services.iter().map(|service| service.waiting_max as usize).max().unwrap_or_default(),
+        ..Limits::default()
+    }
+}
+
+/// The configuration has checked the patterns and pointers.
+fn rule(hub: &config::Hub, room: &HubRoom) -> Option<Rule> {
+    let allow = [(room.join, Action::Join), (room.publish, Action::Publish), (room.presence, Action::Presence)]
+        .into_iter()
+        .filter(|(is_allowed, _)| *is_allowed)
+        .fold(Actions::NONE, |actions, (_, action)| actions.with(action));
+    let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+    let slow = match room.slow_consumer {
+        config::SlowConsumer::Close => SlowPolicy::Close,
+        config::SlowConsumer::DropOldest => SlowPolicy::DropOldest,
+        config::SlowConsumer::Latest => {
+            SlowPolicy::Latest { key: Pointer::parse(room.key.as_deref().unwrap_or_default())? }
+        }
+    };
+    Some(Rule {
+        pattern: Pattern::parse(&room.pattern).ok()?,
+        allow,
+        roles: boxed(&room.roles),
+        permissions: boxed(&room.permissions),
+        policy: Policy {
+            slow,
+            has_presence_events: room.presence_events,
+            presence_grace: hub.presence_grace,
+            history: History {
+                messages_max: room.history_messages.unwrap_or(hub.history_messages) as usize,
+                bytes_max: hub.history_bytes,
+                age_max: room.history_age.unwrap_or(hub.history_age),
+            },
+        },
+    })
+}

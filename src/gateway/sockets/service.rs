@@ -1,0 +1,294 @@
+//! Messages for services: each is a request of its own, counted, logged and traced as those of HTTP are.
+
+use std::{
+    cell::Cell,
+    collections::HashMap,
+    future::{Future, poll_fn},
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    rc::Rc,
+    task::{Poll, Waker},
+};
+
+use serde_json::value::RawValue;
+
+use super::{Sockets, plan::Service};
+use crate::{
+    auth::Claims,
+    exchange::{Exchange, Labels, Reject},
+    gateway::{
+        Gateway, Plan,
+        fields::{self, FieldRules, RequestContext},
+    },
+    hub::{ServiceOutcome, SocketKey, Ticket, code::Code},
+    net::{AnswerBody as _, Cut, Finish as _, OwnedBody, Peer, Scheme, Sent},
+    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
+    shard::{Instant, Local, clock, task, timer},
+    telemetry::record::RouteNames,
+    upstream::{Asker, Call, Streaming, Upstream},
+};
+
+/// Bytes of a service's answer that a message can carry.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+
+/// The calls under way, by the hub's tickets.
+#[derive(Default)]
+pub(super) struct Calls(Local<HashMap<u64, Rc<Cancel>>>);
+
+/// Ends a call for which nobody waits any more.
+#[derive(Default)]
+struct Cancel {
+    is_cancelled: Cell<bool>,
+    waker: Local<Option<Waker>>,
+}
+
+impl Calls {
+    pub(super) fn cancel(&self, ticket: Ticket) {
+        let Some(cancel) = self.0.with(|calls| calls.remove(&ticket.to_bits())) else { return };
+        cancel.is_cancelled.set(true);
+        if let Some(waker) = cancel.waker.with(Option::take) {
+            waker.wake();
+        }
+    }
+}
+
+impl Cancel {
+    /// What comes of this, unless it is cancelled before.
+    async fn unless<T>(&self, call: impl Future<Output = T>) -> Option<T> {
+        let mut call = pin!(call);
+        poll_fn(|cx| {
+            if self.is_cancelled.get() {
+                return Poll::Ready(None);
+            }
+            self.waker.with(|waker| *waker = Some(cx.waker().clone()));
+            call.as_mut().poll(cx).map(Some)
+        })
+        .await
+    }
+}
+
+/// Whoever sent the message.
+struct Sender {
+    claims: Rc<Claims>,
+    client: IpAddr,
+    scheme: Scheme,
+}
+
+/// What a service made of a message.
+struct Answered {
+    status: u16,
+    body: Vec<u8>,
+    retry_after_ms: Option<u64>,
+}
+
+impl Sockets {
+    /// Sends a message to its service, in a task of its own.
+    pub(super) fn forward(
+        self: &Rc<Self>,
+        ticket: Ticket,
+        socket: SocketKey,
+        index: usize,
+        id: Option<&str>,
+        payload: Box<str>,
+    ) {
+        let Some(gateway) = self.gateway() else { return };
+        let sender = self.hub.with(|hub| {
+            let handle = &hub.socket(socket)?.handle;
+            let claims = Rc::clone(handle.claims.as_ref()?);
+            Some(Sender { claims, client: handle.client, scheme: handle.scheme })
+        });
+        let Some(sender) = sender else { return };
+        let cancel = Rc::new(Cancel::default());
+        self.calls.0.with(|calls| calls.insert(ticket.to_bits(), Rc::clone(&cancel)));
+        let (sockets, id) = (Rc::clone(self), id.map(Box::<str>::from));
+        let address = SocketAddr::new(sender.client, 0);
+        task::spawn(address, async move {
+            let call = call(&gateway, index, &sender, id.as_deref(), payload);
+            let Some(answered) = cancel.unless(call).await else { return };
+            sockets.calls.0.with(|calls| calls.remove(&ticket.to_bits()));
+            sockets.step(|hub, now| hub.service_answered(now, ticket, &outcome(&answered)));
+        });
+    }
+}
+
+fn outcome(answered: &Result<Answered, Code>) -> ServiceOutcome<'_> {
+    let refused = |code, retry_after_ms| ServiceOutcome::Refused { code, retry_after_ms };
+    match answered {
+        Ok(Answered { status: status @ 200..=299, body, .. }) => match std::str::from_utf8(body) {
+            Ok("") => ServiceOutcome::Taken { status: *status, json: "null" },
+            // It becomes a part of what the client is sent.
+            Ok(json) if serde_json::from_str::<&RawValue>(json).is_ok() => {
+                ServiceOutcome::Taken { status: *status, json: json.trim() }
+            }
+            _ => refused(Code::UpstreamBadResponse, None),
+        },
+        Ok(Answered { status: 429, retry_after_ms, .. }) => refused(Code::RateLimited, *retry_after_ms),
+        Ok(Answered { status: 400..=499, .. }) => refused(Code::UpstreamRefused, None),
+        Ok(Answered { status: 500.., retry_after_ms, .. }) => refused(Code::UpstreamFailed, *retry_after_ms),
+        // Whatever else is no answer to a POST that a message can carry: a redirect, for one.
+        Ok(_) => refused(Code::UpstreamBadResponse, None),
+        Err(code) => refused(*code, None),
+    }
+}
+
+/// One request to a service, from its head to the end of its answer.
+async fn call(
+    gateway: &Gateway,
+    index: usize,
+    sender: &Sender,
+    id: Option<&str>,
+    payload: Box<str>,
+) -> Result<Answered, Code> {
+    let live = gateway.live();
+    let Some(service) = live.plan.hub.services.get(index) else { return Err(Code::UpstreamFailed) };
+    let (Some(upstream), Some(labels)) = (live.upstreams.get(service.upstream), live.service_labels.get(index)) else {
+        return Err(Code::UpstreamFailed);
+    };
+    let began = clock::now();
+    let due = began + service.timeout;
+    let (head, target) = request_head(service, sender, id, payload.len());
+    let peer = Peer::new(SocketAddr::new(sender.client, 0), sender.scheme);
+    let mut exchange = Exchange::begin(&gateway.ledger, &peer, None, head, began, false, sender.client);
+    exchange.routed(labels);
+    exchange.caller = Some(Rc::clone(&sender.claims));
+    say(&mut exchange);
+    let mut body = OwnedBody::new(payload.into_string().into_bytes(), due);
+    let call = Call {
+        target,
+        preserve_host: false,
+        response_timeout: service.timeout,
+        stream_idle_timeout: service.timeout,
+        retries_max: 1,
+        is_last: false,
+        drops_trailers: true,
+        cancels_on_close: true,
+    };
+    let sending = send(upstream, &mut exchange, &mut body, &call, due);
+    let answered = sending.await;
+    let (status, mut shown) = match &answered {
+        Ok((head, _)) => (head.status, ResponseHead::new(head.status, Vec::new(), Vec::new())),
+        Err(reject) => {
+            let (head, _) = exchange.refuse(reject);
+            (head.status, head)
+        }
+    };
+    exchange.answered(&mut shown);
+    let (answered, cut, body_bytes) = match answered {
+        Ok((head, Ok(body))) => {
+            let body_bytes = body.len() as u64;
+            (Ok(Answered { status, body, retry_after_ms: retry_after_ms(&head) }), None, body_bytes)
+        }
+        Ok((_, Err(cut))) => {
+            let code = if cut == Cut::UpstreamStalled { Code::UpstreamTimeout } else { Code::UpstreamBadResponse };
+            (Err(code), Some(cut), 0)
+        }
+        Err(reject) => (Err(Code::from(reject.code)), None, 0),
+    };
+    exchange.finish(Sent { body_bytes, request_bytes: body_length(&body), cut });
+    answered
+}
+
+fn body_length(body: &OwnedBody) -> u64 {
+    use crate::net::RequestBody as _;
+    body.received_bytes()
+}
+
+/// Nobody but the hub waits, and it has a way of its own to say that it does not any more.
+struct Hub;
+
+impl Asker for Hub {
+    fn has_ended(&self) -> bool {
+        false
+    }
+
+    fn prepare(&self, _: &mut ResponseHead) -> bool {
+        false
+    }
+}
+
+/// Sends it, and takes the answer's body whole.
+async fn send(
+    upstream: &Rc<Upstream>,
+    exchange: &mut Exchange,
+    body: &mut OwnedBody,
+    call: &Call,
+    due: Instant,
+) -> Result<(ResponseHead, Result<Vec<u8>, Cut>), Reject> {
+    let (head, trail, _) = exchange.to_send();
+    let (answer, streaming) = upstream.send(head, body, call, trail, &Hub).await?;
+    let whole = timer::within(due, whole(streaming, body)).await;
+    Ok((answer, whole.unwrap_or(Err(Cut::UpstreamStalled))))
+}
+
+async fn whole(mut streaming: Streaming, request: &mut OwnedBody) -> Result<Vec<u8>, Cut> {
+    let mut bytes = Vec::new();
+    poll_fn(|cx| {
+        loop {
+            match streaming.poll_fill(cx, request) {
+                Poll::Ready(Ok(true)) => {
+                    let chunk = streaming.chunk();
+                    if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                        return Poll::Ready(Err(Cut::UpstreamMalformed));
+                    }
+                    bytes.extend_from_slice(chunk);
+                    let length = chunk.len();
+                    streaming.consume(length);
+                }
+                Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(cut)) => return Poll::Ready(Err(cut)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await?;
+    Ok(bytes)
+}
+
+/// The request that a message becomes.
+fn request_head(service: &Service, sender: &Sender, id: Option<&str>, payload_bytes: usize) -> (RequestHead, Span) {
+    let mut head = RequestHead::unknown();
+    head.method = Method::Post;
+    head.method_text = head.append(&[b"POST"]);
+    let target = head.append(&[service.path.as_bytes()]);
+    (head.target, head.path) = (target, target);
+    head.framing = Framing::Length(payload_bytes as u64);
+    head.push(Known::ContentType, b"Content-Type", b"application/json");
+    if let Some(id) = id.filter(|_| service.has_key) {
+        // RFC-less but common: the session's own name for the event, so that the service takes it once.
+        let session = sender.claims.sid.as_deref().unwrap_or(&sender.claims.sub);
+        head.push(Known::Other, b"Idempotency-Key", &[session.as_bytes(), b":", id.as_bytes()].concat());
+    }
+    (head, target)
+}
+
+/// Adds what services are told of a request.
+fn say(exchange: &mut Exchange) {
+    let said = RequestContext {
+        request_id: exchange.request_id.as_bytes(),
+        trace: &exchange.trace,
+        continues_trace: false,
+        peer: exchange.peer.text(),
+        scheme: exchange.peer.scheme,
+        is_trusted: false,
+        caller: exchange.caller.as_deref(),
+        stripped: None,
+        forwards_authorization: false,
+    };
+    fields::of_request(&mut exchange.head, &said, &FieldRules::default());
+}
+
+/// What `Retry-After` says in seconds (RFC 9110 §10.2.3); a date is passed over.
+fn retry_after_ms(head: &ResponseHead) -> Option<u64> {
+    let seconds: u64 = std::str::from_utf8(head.value(Known::RetryAfter)?).ok()?.trim().parse().ok()?;
+    seconds.checked_mul(1000)
+}
+
+/// What logs and metrics call the messages for each service.
+pub(in crate::gateway) fn label_services(plan: &Plan) -> Vec<Rc<Labels>> {
+    let of = |service: &Service| {
+        let upstream = &plan.upstreams[service.upstream];
+        let place = RouteNames::new(&service.name, &upstream.name);
+        Rc::new(Labels { place, route_slot: service.slot, upstream_slot: upstream.slot })
+    };
+    plan.hub.services.iter().map(of).collect()
+}

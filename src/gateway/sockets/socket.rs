@@ -1,0 +1,310 @@
+//! One socket from its upgrade to its end: bytes in, messages to the hub, and what waits for it out.
+//!
+//! Frames are written by whoever comes first: the shard's runner (`mod.rs`), or this task when it has just read something or
+//! when its connection has been blocked. At rest it holds no buffer.
+
+use std::{
+    future::poll_fn,
+    net::IpAddr,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{Sockets, Written, open::LoggedIn};
+use crate::{
+    auth::Claims,
+    exchange::Tether,
+    hub::{Entrance, SocketKey, code::Close},
+    net::{End, Ender, Io, Scheme, Serving, Shutdown, Slot, Upgrade},
+    proto::websocket::{Event, FrameError, Limits, Opcode, Reader, close_frame, header},
+    shard::{Deadline, buffers, clock, task},
+};
+
+/// Reads before the shard's other tasks get their turn.
+const READS_PER_TURN: usize = 4;
+
+/// Frames that one message may come in. Browsers send one; libraries cut at a few KiB.
+const FRAGMENTS_MAX: u32 = 1024;
+
+/// How long a close may take, from our close frame to the other side's.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the hub knows a socket by.
+#[derive(Debug)]
+pub(super) struct Handle {
+    pub(super) io: Rc<Io>,
+    /// Wakes its task.
+    pub(super) ender: Ender,
+    /// Who it speaks for, once it has logged in.
+    pub(super) claims: Option<Rc<Claims>>,
+    /// Ends it with its session.
+    pub(super) tether: Option<Tether>,
+    /// Whom it is from.
+    pub(super) client: IpAddr,
+    pub(super) scheme: Scheme,
+    /// It is to be closed.
+    pub(super) close: Option<Close>,
+    /// It takes no bytes any more.
+    pub(super) is_broken: bool,
+}
+
+/// A socket that opens.
+pub(super) struct Opening {
+    pub(super) sockets: Rc<Sockets>,
+    /// Who it speaks for, if that is known already; or why it is closed at once.
+    pub(super) entrance: Result<Option<LoggedIn>, Close>,
+    pub(super) client: IpAddr,
+    pub(super) scheme: Scheme,
+}
+
+impl Upgrade for Opening {
+    fn run<'a>(self: Box<Self>, client: &'a Rc<Io>, first: Vec<u8>, slot: &'a Slot) -> Serving<'a> {
+        match self.enter(client, slot) {
+            Ok(socket) => Box::pin(socket.serve(client, first, slot)),
+            Err(close) => Box::pin(refuse(client, close)),
+        }
+    }
+}
+
+impl Opening {
+    fn enter(self: Box<Self>, io: &Rc<Io>, slot: &Slot) -> Result<Socket, Close> {
+        let Self { sockets, entrance, client, scheme } = *self;
+        let (identity, claims, tether) = match entrance? {
+            Some(LoggedIn { identity, claims, tether }) => (Some(identity), Some(claims), tether),
+            None => (None, None, None),
+        };
+        let (io, ender) = (Rc::clone(io), slot.ender());
+        let handle = Handle { io, ender, claims, tether, client, scheme, close: None, is_broken: false };
+        let entrance = Entrance { handle, address: client, identity };
+        let key = sockets.step(|hub, now| hub.enter(now, entrance)).inspect_err(|close| sockets.count_close(*close))?;
+        let limits = Limits { message_bytes_max: 0, fragments_max: FRAGMENTS_MAX };
+        Ok(Socket {
+            place: Place { sockets, key },
+            reader: Reader::of_client(limits, false),
+            deadline: Deadline::new(),
+            phase: Phase::Open,
+        })
+    }
+}
+
+/// A socket's place in the hub. Dropping it leaves all rooms.
+struct Place {
+    sockets: Rc<Sockets>,
+    key: SocketKey,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // What is dropped with it may reach for the hub again.
+        drop(self.sockets.step(|hub, now| hub.leave(now, self.key)));
+    }
+}
+
+/// A socket being served.
+struct Socket {
+    place: Place,
+    reader: Reader,
+    deadline: Deadline,
+    phase: Phase,
+}
+
+/// How far a socket is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// Our close frame is queued behind what waited before.
+    Closing,
+    /// All is written, and our direction ended.
+    Closed,
+}
+
+/// What a socket's task does next.
+enum Turn {
+    /// Others are to run before it goes on.
+    Others,
+    /// It has ended.
+    Over,
+}
+
+impl Socket {
+    async fn serve(mut self, io: &Io, first: Vec<u8>, slot: &Slot) {
+        let mut first = Some(first);
+        loop {
+            match poll_fn(|cx| self.poll(cx, io, slot, &mut first)).await {
+                Turn::Others => task::yield_now().await,
+                Turn::Over => return,
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>, io: &Io, slot: &Slot, first: &mut Option<Vec<u8>>) -> Poll<Turn> {
+        let Place { sockets, key } = &self.place;
+        let (sockets, key) = (Rc::clone(sockets), *key);
+        match slot.poll_end(cx) {
+            Poll::Ready(End::Cut) => return Poll::Ready(Turn::Over),
+            Poll::Ready(End::Revoked | End::Kicked) if self.phase == Phase::Open => {
+                sockets.step(|hub, now| hub.close(now, key, Close::Revoked));
+            }
+            // In a drain the hub says when.
+            Poll::Ready(_) | Poll::Pending => {}
+        }
+        if let Some(first) = first.take().filter(|first| !first.is_empty()) {
+            self.take_bytes(first);
+        }
+        for _ in 0..READS_PER_TURN {
+            self.poll_time(cx);
+            if self.poll_out(cx, io).is_ready() {
+                return Poll::Ready(Turn::Over);
+            }
+            let mut bytes = Vec::new();
+            match io.poll_read(cx, &mut bytes) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Turn::Over),
+                Poll::Ready(Ok(_)) => {
+                    if self.take_bytes(bytes) {
+                        return Poll::Ready(Turn::Over);
+                    }
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Turn::Others)
+    }
+
+    /// Writes what waits, as far as the connection takes it. Ready when there is nobody to write to, or a close has taken
+    /// all the time that it may.
+    fn poll_out(&mut self, cx: &mut Context<'_>, io: &Io) -> Poll<()> {
+        let Place { sockets, key } = &self.place;
+        let told = sockets.hub.with(|hub| {
+            hub.set_blocked(*key, false);
+            let handle = &mut hub.socket(*key)?.handle;
+            Some((handle.is_broken, handle.close.take()))
+        });
+        let Some((false, close)) = told else { return Poll::Ready(()) };
+        if let Some(close) = close.filter(|_| self.phase == Phase::Open) {
+            sockets.count_close(close);
+            self.phase = Phase::Closing;
+            self.deadline.set_after(CLOSE_WITHIN);
+            // What waits is all that a full outbox still has, and a close frame finds room behind that.
+            sockets.queue_always(*key, close_frame(Some(close.code()), close.reason()));
+        }
+        loop {
+            match sockets.write(*key, cx) {
+                Written::All => break,
+                Written::Part => {}
+                Written::Blocked => return self.poll_close(cx),
+                Written::Broken => return Poll::Ready(()),
+            }
+        }
+        if self.phase == Phase::Closing && io.poll_shutdown(cx, Shutdown::Whole).is_ready() {
+            self.phase = Phase::Closed;
+        }
+        self.poll_close(cx)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.phase == Phase::Open { Poll::Pending } else { self.deadline.poll(cx) }
+    }
+
+    /// Tells the hub when a time of an open socket has come.
+    fn poll_time(&mut self, cx: &mut Context<'_>) {
+        let Place { sockets, key } = &self.place;
+        while self.phase == Phase::Open {
+            self.deadline.set(sockets.hub.with(|hub| hub.socket_due(*key)));
+            if self.deadline.poll(cx).is_pending() {
+                return;
+            }
+            sockets.step(|hub, now| hub.handle_socket_timeout(now, *key));
+            if sockets.hub.with(|hub| hub.socket(*key).is_none_or(|socket| socket.handle.close.is_some())) {
+                return;
+            }
+        }
+    }
+
+    /// Reads what came. Says whether the other side has closed, after us or before.
+    fn take_bytes(&mut self, mut buffer: Vec<u8>) -> bool {
+        let is_over = self.read(&mut buffer);
+        buffers::give(buffer);
+        is_over
+    }
+
+    fn read(&mut self, mut bytes: &mut [u8]) -> bool {
+        let Place { sockets, key } = &self.place;
+        let mut is_heard = false;
+        loop {
+            let bytes_max = sockets.hub.with(|hub| hub.message_bytes_max(*key));
+            let message_bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
+            self.reader.set_limits(Limits { message_bytes_max, fragments_max: FRAGMENTS_MAX });
+            let close = match self.reader.next(&mut bytes) {
+                Ok(None) => break,
+                Ok(Some(Event::Close { .. })) if self.phase != Phase::Open => return true,
+                Ok(Some(_)) if self.phase != Phase::Open => continue,
+                Ok(Some(Event::Text(text))) => {
+                    sockets.step(|hub, now| hub.handle_text(now, *key, text));
+                    continue;
+                }
+                Ok(Some(Event::Ping(payload))) => {
+                    let pong = [header(Opcode::Pong, payload.len()).as_bytes(), payload].concat();
+                    is_heard = true;
+                    if sockets.queue(*key, pong) {
+                        continue;
+                    }
+                    Close::SlowConsumer
+                }
+                Ok(Some(Event::Pong(_))) => {
+                    is_heard = true;
+                    continue;
+                }
+                Ok(Some(Event::Close { .. })) => Close::Normal,
+                Ok(Some(Event::Binary(_) | Event::Deflated { .. })) => Close::Unsupported,
+                Err(error) => close_of(error),
+            };
+            sockets.step(|hub, now| hub.close(now, *key, close));
+            break;
+        }
+        if is_heard {
+            sockets.hub.with(|hub| hub.heard(clock::turn(), *key));
+        }
+        false
+    }
+}
+
+fn close_of(error: FrameError) -> Close {
+    match error.close_code() {
+        1007 => Close::InvalidText,
+        1009 => Close::TooBig,
+        _ => Close::ProtocolError,
+    }
+}
+
+/// Says why a socket does not open, and closes.
+async fn refuse(io: &Io, close: Close) {
+    let frame = close_frame(Some(close.code()), close.reason());
+    let (mut written, mut bytes) = (0, Vec::new());
+    let mut deadline = Deadline::new();
+    deadline.set_after(CLOSE_WITHIN);
+    poll_fn(|cx| {
+        while let Some(rest) = frame.get(written..).filter(|rest| !rest.is_empty()) {
+            match io.poll_write(cx, rest) {
+                Poll::Ready(Ok(more)) => written += more,
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending => return deadline.poll(cx),
+            }
+        }
+        if io.poll_shutdown(cx, Shutdown::Whole).is_pending() {
+            return deadline.poll(cx);
+        }
+        // Bytes that nobody reads make a reset, which takes the close frame with it.
+        for _ in 0..READS_PER_TURN {
+            bytes.clear();
+            match io.poll_read(cx, &mut bytes) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(()),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => return deadline.poll(cx),
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
+    buffers::give(bytes);
+}
