@@ -52,6 +52,7 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
     }
     let loopback = |network: &str| network.parse().expect("a network");
     config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
+    config.hub.echo = true;
     let data = Data::prepare(&mut config)?;
     add_demo_users(&config).context("the users of the demo cannot be added")?;
     let hints = |public: &[SocketAddr], operators: Option<SocketAddr>| {

@@ -8,6 +8,7 @@ use std::{
 
 use crate::{
     net::{AnswerBody, Cut, RequestBody, Upgrade},
+    proto::websocket::DeflateOffer,
     shard::{Pipe, buffers},
     upstream::Streaming,
 };
@@ -21,6 +22,8 @@ pub enum Body {
     Upstream(Streaming),
     /// None: the connection switches to a protocol that the gateway itself speaks.
     Upgraded(Upgraded),
+    /// None: the connection becomes a WebSocket that echoes, with this extension.
+    Echo(Option<DeflateOffer>),
 }
 
 /// What takes the connection over.
@@ -55,7 +58,7 @@ impl AnswerBody for Body {
     fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Result<bool, Cut>> {
         match self {
             Self::Own(own) => Poll::Ready(Ok(own.consumed < own.bytes.len())),
-            Self::Upgraded(_) => Poll::Ready(Ok(false)),
+            Self::Upgraded(_) | Self::Echo(_) => Poll::Ready(Ok(false)),
             Self::Upstream(streaming) => streaming.poll_fill(cx, request),
         }
     }
@@ -63,7 +66,7 @@ impl AnswerBody for Body {
     fn chunk(&self) -> &[u8] {
         match self {
             Self::Own(own) => &own.bytes[own.consumed..],
-            Self::Upgraded(_) => &[],
+            Self::Upgraded(_) | Self::Echo(_) => &[],
             Self::Upstream(streaming) => streaming.chunk(),
         }
     }
@@ -71,14 +74,14 @@ impl AnswerBody for Body {
     fn consume(&mut self, bytes: usize) {
         match self {
             Self::Own(own) => own.consumed = (own.consumed + bytes).min(own.bytes.len()),
-            Self::Upgraded(_) => {}
+            Self::Upgraded(_) | Self::Echo(_) => {}
             Self::Upstream(streaming) => streaming.consume(bytes),
         }
     }
 
     fn unseen(&self) -> u64 {
         match self {
-            Self::Own(_) | Self::Upgraded(_) => 0,
+            Self::Own(_) | Self::Upgraded(_) | Self::Echo(_) => 0,
             Self::Upstream(streaming) => streaming.unseen(),
         }
     }
@@ -90,28 +93,28 @@ impl AnswerBody for Body {
         pipe: &mut Pipe,
     ) -> Poll<Result<usize, Cut>> {
         match self {
-            Self::Own(_) | Self::Upgraded(_) => Poll::Ready(Ok(0)),
+            Self::Own(_) | Self::Upgraded(_) | Self::Echo(_) => Poll::Ready(Ok(0)),
             Self::Upstream(streaming) => streaming.poll_move(cx, request, pipe),
         }
     }
 
     fn trailers(&self) -> &[u8] {
         match self {
-            Self::Own(_) | Self::Upgraded(_) => &[],
+            Self::Own(_) | Self::Upgraded(_) | Self::Echo(_) => &[],
             Self::Upstream(streaming) => streaming.trailers(),
         }
     }
 
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {
         match self {
-            Self::Own(_) | Self::Upgraded(_) => Poll::Pending,
+            Self::Own(_) | Self::Upgraded(_) | Self::Echo(_) => Poll::Pending,
             Self::Upstream(streaming) => streaming.poll_meanwhile(cx, request),
         }
     }
 
     fn write_timeout(&self) -> Option<Duration> {
         match self {
-            Self::Own(_) | Self::Upgraded(_) => None,
+            Self::Own(_) | Self::Upgraded(_) | Self::Echo(_) => None,
             Self::Upstream(streaming) => streaming.write_timeout(),
         }
     }

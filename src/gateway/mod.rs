@@ -5,6 +5,7 @@ mod account;
 mod addresses;
 mod body;
 mod cors;
+mod echo;
 pub mod fields;
 mod live;
 mod neighbours;
@@ -229,6 +230,7 @@ impl Service for Gateway {
                 let backend = streaming.into_switched()?;
                 Some(Box::new(tunnel::Tunnel::new(exchange.switched(request_bytes), backend)))
             }
+            Body::Echo(deflate) => Some(Box::new(echo::Echo::new(exchange.switched(request_bytes), deflate))),
             Body::Upgraded(upgraded) => {
                 exchange.upgraded(request_bytes);
                 Some(upgraded.0)
@@ -274,6 +276,7 @@ impl Live {
             // Boxed, so that other requests are not larger for what few of them wait for.
             Target::Own(OwnPage::Metrics) => Box::pin(gateway.metrics(&self.plan, exchange.client)).await,
             Target::Own(page) => Ok(gateway.own_page(*page)),
+            Target::Echo => echo::answer(exchange),
             Target::Hub(endpoint) => {
                 Box::pin(sockets::answer(self, gateway, exchange, *endpoint, &found.captures, body)).await
             }

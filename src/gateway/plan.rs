@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, Drain, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, Drain, ECHO_PATH, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::{AnswerLimits, HttpLimits},
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
@@ -106,6 +106,8 @@ pub(super) enum Target {
     Account(AccountEndpoint),
     /// The hub.
     Hub(sockets::Endpoint),
+    /// A WebSocket that says back what it hears.
+    Echo,
 }
 
 /// What the gateway answers itself on the public listener.
@@ -276,6 +278,17 @@ impl Plan {
                 limits: RouteLimits::of_auth(&limits, path),
                 cors: cors.clone(),
                 target: Target::Account(*endpoint),
+            });
+        }
+        if config.hub.echo {
+            router.add_own(routes.len(), &PathPattern::Exact(ECHO_PATH.to_owned()), "GET");
+            routes.push(Route {
+                name: ECHO_PATH.to_owned(),
+                slot: names.routes.claim(ECHO_PATH),
+                limits: RouteLimits::of_own(&limits, ECHO_PATH),
+                cors: cors.clone(),
+                access: Access::Public,
+                target: Target::Echo,
             });
         }
         for (method, path, endpoint) in HUB.iter().filter(|_| hub.is_enabled) {

@@ -16,6 +16,7 @@ mod reader;
 mod records;
 mod stream;
 mod tunnel;
+mod websocket;
 mod writer;
 
 use std::{
@@ -35,6 +36,7 @@ pub use inbound::HttpLimits;
 pub use io::Io;
 pub use stream::{Shutdown, Stream};
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
+pub use websocket::{Dialogue, Goodbye as SocketGoodbye, Message, Outbox, SocketEnd, Timing, run_websocket};
 pub use writer::{Chunks, Progress, Writer};
 
 use crate::{

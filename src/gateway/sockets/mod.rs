@@ -23,6 +23,7 @@ use std::{
 use ask::Questions;
 pub(super) use endpoints::{Endpoint, answer};
 use open::open;
+pub(super) use open::refused;
 pub(super) use plan::HubPlan;
 use service::Calls;
 pub(super) use service::label_services;

@@ -54,9 +54,9 @@ pub(in crate::gateway) fn open(
     Ok((head, Body::Upgraded(Upgraded(Box::new(opening)))))
 }
 
-fn refused(error: HandshakeError) -> Reject {
+pub(in crate::gateway) fn refused(error: HandshakeError) -> Reject {
     let code = match error {
-        HandshakeError::NotAsked | HandshakeError::Version | HandshakeError::HttpVersion => Code::UpgradeRequired,
+        HandshakeError::NotAsked | HandshakeError::Version => Code::UpgradeRequired,
         HandshakeError::Method => Code::MethodNotAllowed,
         _ => Code::BadRequest,
     };

@@ -76,11 +76,10 @@ impl Handshake {
         Ok(Self { accept, deflate })
     }
 
-    /// Writes the fields of the 101: the upgrade itself, the subprotocol that was chosen among those offered, and
+    /// Writes the fields of the 101, without `Connection`, which who writes the answer adds: the upgrade itself, the subprotocol that was chosen among those offered, and
     /// permessage-deflate where it is agreed.
     pub fn answer(&self, head: &mut ResponseHead, protocol: Option<&str>, deflate: Option<DeflateOffer>) {
         head.push(Known::Upgrade, b"Upgrade", b"websocket");
-        head.push(Known::Connection, b"Connection", b"Upgrade");
         head.push(Known::Other, b"Sec-WebSocket-Accept", &self.accept);
         if let Some(protocol) = protocol {
             head.push(Known::Other, b"Sec-WebSocket-Protocol", protocol.as_bytes());
@@ -356,7 +355,6 @@ mod tests {
         handshake.answer(&mut answer, Some("shardgate.v1"), handshake.deflate);
         expect![[r"
             Upgrade: websocket
-            Connection: Upgrade
             Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=
             Sec-WebSocket-Protocol: shardgate.v1
             Sec-WebSocket-Extensions: permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=10
