@@ -6,6 +6,7 @@ mod answer_heads;
 mod between;
 mod bodies;
 mod cors;
+mod echo;
 mod fields;
 mod half_closed;
 mod hops;
