@@ -132,6 +132,14 @@ impl Reader {
         self.limits
     }
 
+    /// Bytes of memory that payloads are kept in.
+    #[cfg(test)]
+    pub(super) fn kept_bytes(&self) -> usize {
+        let Some(under_way) = &self.under_way else { return 0 };
+        let message = under_way.message.as_ref().map_or(0, |message| message.bytes.capacity());
+        message.saturating_add(under_way.control.capacity())
+    }
+
     /// Whether nothing has come in part.
     pub const fn is_at_rest(&self) -> bool {
         self.under_way.is_none()

@@ -266,3 +266,26 @@ proptest! {
         prop_assert_eq!(read(&mut reader, &[&close_frame(Some(4000), &text.replace('\0', ""))]).len(), 1);
     }
 }
+
+#[test]
+fn what_is_declared_takes_no_memory() {
+    let limits = Limits { message_bytes_max: u32::MAX, fragments_max: 5 };
+    let mut reader = Reader::of_client(limits, false);
+    let declared = raw(&[0x82, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    assert!(read(&mut reader, &[&declared, &[0; 1000]]).is_empty());
+    assert!((1000..=2000).contains(&reader.kept_bytes()), "{}", reader.kept_bytes());
+}
+
+#[test]
+fn many_fragments_take_what_they_carry() {
+    let limits = Limits { message_bytes_max: 65_536, fragments_max: 65_536 };
+    let mut reader = Reader::of_client(limits, false);
+    let mut sent = read(&mut reader, &[&part(Opcode::Text, false, b"a")]);
+    let fragment = part(Opcode::Continuation, false, b"b");
+    for _ in 1..65_535 {
+        sent.extend(read(&mut reader, &[&fragment]));
+    }
+    assert!(sent.is_empty() && reader.kept_bytes() <= 65_536, "{}", reader.kept_bytes());
+    assert_eq!(read(&mut reader, &[&part(Opcode::Continuation, true, b"c")]), ["text 65536 bytes"]);
+    assert!(reader.is_at_rest());
+}
