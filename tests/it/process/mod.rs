@@ -5,6 +5,7 @@ mod addresses;
 mod browser;
 mod cli;
 mod clients;
+mod demo;
 mod drain;
 mod endings;
 mod health;

@@ -1,4 +1,7 @@
-//! `shardgate demo`: the gateway in front of three sample services, so that a first request needs no other program.
+//! `shardgate demo`: the gateway in front of three sample services, so that a first request needs no other program, and a
+//! page to try the hub in a browser.
+
+mod pages;
 
 use std::{
     convert::Infallible,
@@ -23,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
-    config::{Config, Instance, LogFormat},
+    config::{Access, Config, Instance, LogFormat, Route, Upstream},
     server::{self, ProcessEnd},
     telemetry::log,
 };
@@ -48,8 +51,11 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
             .upstreams
             .get_mut(name)
             .with_context(|| format!("the configuration has no upstream {name}; run the demo without one"))?;
-        upstream.instances = vec![Instance { host: address.ip().to_string(), port: address.port() }];
+        upstream.instances = vec![instance(address)];
     }
+    add_pages(&mut config)?;
+    // Who comes and goes is worth seeing.
+    config.hub.rooms.iter_mut().for_each(|room| room.presence_events = true);
     let loopback = |network: &str| network.parse().expect("a network");
     config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
     config.hub.echo = true;
@@ -61,6 +67,31 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
     let ended = server::run(config, None, Box::new(hints));
     drop(data);
     ended
+}
+
+fn instance(address: SocketAddr) -> Instance {
+    Instance { host: address.ip().to_string(), port: address.port() }
+}
+
+/// Serves the page on a public route, unless the name or the path is taken.
+fn add_pages(config: &mut Config) -> anyhow::Result<()> {
+    let route = Route {
+        access: Access::Public,
+        ..Route::new(format!("{}/*", pages::PATH).parse().expect("a path with a star"), "pages")
+    };
+    let is_taken = config.routes.iter().any(|other| other.path.same_paths(&route.path));
+    if is_taken || config.upstreams.contains_key(&route.upstream) {
+        tracing::warn!(
+            "the configuration has a route {} or an upstream {} of its own: the demo shows no page",
+            route.path,
+            route.upstream
+        );
+        return Ok(());
+    }
+    let address = start("pages", Service::Pages)?;
+    config.upstreams.insert(route.upstream.clone(), Upstream::new(vec![instance(address)]));
+    config.routes.push(route);
+    Ok(())
 }
 
 /// Where the demo keeps its users and sessions: a directory that goes with it, unless the environment names one.
@@ -99,6 +130,8 @@ enum Service {
     Ingestion,
     Prediction,
     AiEngine,
+    /// None of the platform's: the demo's page.
+    Pages,
 }
 
 /// Starts a service on a thread of its own and any free port.
@@ -154,6 +187,7 @@ async fn answer(service: Service, request: Request<Incoming>) -> Answer {
             document(StatusCode::OK, &json!({"recoveryProbability": recovers, "requestId": request_id}))
         }
         Service::AiEngine => words(),
+        Service::Pages => pages::answer(&path),
     }
 }
 
@@ -207,10 +241,13 @@ fn print_hints(port: u16, operators_port: Option<u16>) {
         format!("  curl -s http://localhost:{port}/metrics | grep shardgate_requests_total\n")
     });
     let [(email, _, password), ..] = DEMO_USERS;
+    let path = pages::PATH;
     let users = DEMO_USERS.map(|(email, role, password)| format!("  {email} ({role}): {password}")).join("\n");
     eprintln!(
         "\nThe gateway listens on {gateway}, in front of three sample services. Users and their passwords:
 {users}
+
+In a browser, in two tabs: {gateway}{path}
 
 In another terminal:\n
   TOKEN=$(curl -s {gateway}/auth/login -H 'Content-Type: application/json' -d '{{\"email\":\"{email}\",\"password\":\"{password}\"}}' | sed 's/.*\"accessToken\":\"\\([^\"]*\\)\".*/\\1/')

@@ -1,0 +1,30 @@
+//! The demo's page, as a browser asks for it.
+
+use crate::harness::{Client, Gateway};
+
+#[test]
+fn the_demo_serves_its_page_under_a_strict_policy() {
+    let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "1")];
+    let demo = Gateway::start_command(&["demo"], &any_port);
+    let mut client = Client::connect(demo.address());
+    let javascript = "text/javascript; charset=utf-8";
+    for (path, content_type, part) in [
+        ("/demo", "text/html; charset=utf-8", "<option value=\"ada@example.com\""),
+        ("/demo/page.js", javascript, "from \"/demo/shardgate.js\""),
+        ("/demo/page.css", "text/css; charset=utf-8", "prefers-color-scheme: dark"),
+        ("/demo/shardgate.js", javascript, "export function connect("),
+    ] {
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        let response = client.read_response();
+        assert_eq!((response.status, response.field("content-type")), (200, Some(content_type)), "{path}");
+        let policy = response.field("content-security-policy").expect("there is a policy");
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'; "), "{path}: {policy}");
+        assert!(!policy.contains("unsafe") && !policy.contains('*'), "{path}: {policy}");
+        assert_eq!(response.field("x-content-type-options"), Some("nosniff"), "{path}");
+        assert!(response.text().contains(part), "{path} has {part}");
+    }
+    for path in ["/demo/", "/demo/page.html", "/demo/x"] {
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        assert_eq!(client.read_response().status, 404, "{path}");
+    }
+}
