@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use shardgate::exchange::Code;
+use shardgate::hub::code::{Close, Code as HubCode};
 
 use crate::harness::Gateway;
 
@@ -50,6 +51,47 @@ fn errors_md_says_of_every_code_when_it_comes_and_whether_to_repeat() {
     let short =
         table(&text, "Codes").into_iter().filter(|row| row.len() != 5 || row.iter().any(|cell| cell.is_empty()));
     none(&short.map(|row| format!("docs/errors.md: {row:?} has an empty cell, or not five")).collect::<Vec<_>>());
+}
+
+// ---- the tables of the hub's codes ----
+
+/// What stands between two marks of a document is this table; `UPDATE_DOCS=1` makes it so.
+#[track_caller]
+fn check_table(path: &str, mark: &str, head: [&str; 3], rows: impl Iterator<Item = String>) {
+    let (begin, end) = (format!("<!-- {mark}: made from src/hub/code.rs -->\n"), format!("\n<!-- /{mark} -->\n"));
+    let found = read(path);
+    let (before, rest) = found.split_once(&begin).expect("the mark where the table begins");
+    let (_, after) = rest.split_once(&end).expect("the mark where the table ends");
+    let rows: String = rows.map(|row| format!("{row}\n")).collect();
+    let expected = format!("{before}{begin}\n| {} |\n| --- | --- | --- |\n{rows}{end}{after}", head.join(" | "));
+    if found != expected && std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(root().join(path), expected).expect("written");
+        return;
+    }
+    assert!(found == expected, "{path} is not what src/hub/code.rs says; run the tests with UPDATE_DOCS=1");
+}
+
+#[test]
+fn websocket_md_has_every_code_of_the_hub() {
+    let yes = |is_so: bool| if is_so { "yes" } else { "no" };
+    let code = |code: &HubCode| format!("| `{}` | {} | {} |", code.name(), yes(code.is_retryable()), code.sentence());
+    let head = ["code", "again", "message"];
+    check_table("docs/websocket.md", "codes", head, HubCode::ALL.iter().map(code));
+    let close = |close: &Close| format!("| {} | {} | {} |", close.code(), close.reason(), yes(close.is_to_reconnect()));
+    check_table("docs/websocket.md", "closes", ["code", "reason", "come back"], Close::ALL.iter().map(close));
+}
+
+/// What a script of the client knows of close codes is what the hub means by them.
+#[test]
+fn the_client_comes_back_after_the_codes_that_say_so() {
+    let client = read("clients/js/shardgate.js");
+    let list =
+        client.split_once("FINAL_CODES = new Set([").and_then(|(_, rest)| rest.split_once("])")).expect("the list");
+    let finals: Vec<u16> = list.0.split(", ").map(|code| code.parse().expect("a number")).collect();
+    for close in Close::ALL {
+        let comes_back = !finals.contains(&close.code()) && !(4100..4200).contains(&close.code());
+        assert_eq!(comes_back, close.is_to_reconnect(), "{close:?}");
+    }
 }
 
 // ---- sentences go into JSON as they are ----
@@ -136,6 +178,7 @@ fn documents() -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
         top.map(|path| path.strip_prefix(root()).expect("below the root").to_owned()).collect();
     found.extend(files("docs", "md"));
+    found.push("clients/js/README.md".into());
     assert!(found.len() > 5, "the walk finds the documents");
     found
 }
@@ -189,7 +232,7 @@ fn links(text: &str) -> Vec<String> {
 
 /// What stands in backticks and names a file or a folder of the repository, from its root.
 fn paths(text: &str) -> Vec<String> {
-    let folders = ["src/", "docs/", "tests/", "scripts/", "contrib/"];
+    let folders = ["src/", "docs/", "tests/", "scripts/", "contrib/", "clients/"];
     let prose = text.split("```").step_by(2);
     let ticked = prose.flat_map(|prose| prose.split('`').skip(1).step_by(2));
     let words = ticked.filter_map(|code| code.trim_start_matches("./").split_whitespace().next());
