@@ -72,7 +72,8 @@ fn install() -> Result<PathBuf, String> {
     Ok(python)
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
+/// Runs a program to its end. An error says what it wrote.
+pub(super) fn run(command: &mut Command) -> Result<(), String> {
     let error = match command.output() {
         Ok(output) if output.status.success() => return Ok(()),
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
