@@ -12,8 +12,8 @@ const TOKEN_EXPIRED = 4101;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** Sockets do not tell when they have room again, so one that is full is looked at so often. */
 const FULL_MS = 50;
-/** Joins, and messages of one kind, that are unanswered at once: answers set the pace, and one refusal for the rate stops
- * the rest before the hub has counted too many of them. */
+/** Joins, and messages of one kind, that are unanswered at once: answers set the pace, and one refusal for the rate
+ * stops the rest before the hub has counted too many of them. */
 const JOINS_AT_ONCE = 8;
 const MESSAGES_AT_ONCE = 16;
 /** What `reconnect` may ask for at most. */
@@ -49,15 +49,9 @@ export function backoff(attempt, { backoffBaseMs, backoffMaxMs, random } = DEFAU
 
 /** Something was refused, or it is not known whether it arrived. */
 export class HubError extends Error {
-  constructor(code, message, { retryable = false, retryAfterMs, id, room, closeCode } = {}) {
-    super(message);
-    this.name = "HubError";
-    this.code = code;
-    this.retryable = retryable;
-    this.retryAfterMs = retryAfterMs;
-    this.id = id;
-    this.room = room;
-    this.closeCode = closeCode;
+  constructor(code, message, { retryable = false, retryAfterMs, id, room, closeCode, cause } = {}) {
+    super(message, { cause });
+    Object.assign(this, { name: "HubError", code, retryable, retryAfterMs, id, room, closeCode });
   }
 }
 
@@ -96,10 +90,8 @@ export class Room extends Emitter {
     super();
     this.#client = client;
     this.name = name;
-    this.state = "joining";
-    this._isAsking = false;
-    this.#epoch = recover?.epoch;
-    this.#seq = recover?.seq;
+    [this.state, this._isAsking] = ["joining", false];
+    [this.#epoch, this.#seq] = [recover?.epoch, recover?.seq];
     this.joined = new Promise((resolve, reject) => (this.#first = { resolve, reject }));
     // Whoever does not wait for it hears of a refusal by the event.
     this.joined.catch(() => {});
@@ -135,15 +127,15 @@ export class Room extends Emitter {
 
   _joined(frame) {
     const { epoch, seq, payload } = frame;
+    const { members, recovered, messages = [] } = payload;
     const isFirst = this.#epoch === undefined;
     this.state = "joined";
-    if (payload.recovered === true) {
-      for (const message of payload.messages ?? []) this._numbered(message);
-    }
-    if (isFirst || payload.recovered !== true) this.#base(epoch, seq);
-    this._emit("joined", { members: payload.members, recovered: payload.recovered, epoch, seq });
-    if (!isFirst && payload.recovered !== true) this._emit("continuity", { continuity: false, epoch, seq });
-    this.#first.resolve({ members: payload.members, recovered: payload.recovered, epoch, seq });
+    if (recovered) for (const message of messages) this._numbered(message);
+    else this.#base(epoch, seq);
+    const joined = { members, recovered, epoch, seq };
+    this._emit("joined", joined);
+    if (!isFirst && !recovered) this._emit("continuity", { continuity: false, epoch, seq });
+    this.#first.resolve(joined);
   }
 
   /** It is over: refused, left, or the client has ended. */
@@ -171,23 +163,15 @@ export class Room extends Emitter {
 
   /** Any other frame of this room. */
   _told(frame) {
-    switch (frame.type) {
-      case "gap": {
-        const { from, to } = frame.payload;
-        if (frame.epoch === this.#epoch) this.#toldTo = Math.max(this.#toldTo, to);
-        this._emit("gap", { epoch: frame.epoch, from, to });
-        break;
-      }
-      case "continuity":
-        this.#base(frame.epoch, frame.seq);
-        this._emit("continuity", { continuity: false, epoch: frame.epoch, seq: frame.seq });
-        break;
-      case "presence_event":
-        this._emit("presence", frame.payload);
-        break;
-      default:
-        this._emit("message", frame);
-    }
+    const { type, epoch, seq, payload } = frame;
+    if (type === "gap") {
+      if (epoch === this.#epoch) this.#toldTo = Math.max(this.#toldTo, payload.to);
+      this._emit("gap", { epoch, from: payload.from, to: payload.to });
+    } else if (type === "continuity") {
+      this.#base(epoch, seq);
+      this._emit("continuity", { continuity: false, epoch, seq });
+    } else if (type === "presence_event") this._emit("presence", payload);
+    else this._emit("message", frame);
   }
 
   #base(epoch, seq) {
@@ -301,7 +285,8 @@ export class Client extends Emitter {
     room._end();
     if (!isKnown) return Promise.resolve();
     // A lost connection leaves the room too, and so does a refusal: one is not in it.
-    return new Promise((resolve) => this.#sendNow({ type: "leave_room", room: room.name, payload: {} }, resolve, resolve));
+    const frame = { type: "leave_room", room: room.name, payload: {} };
+    return new Promise((resolve) => this.#sendNow(frame, () => resolve(), () => resolve()));
   }
 
   /** Asks at once and before all that waits, over this connection only. */
@@ -416,20 +401,20 @@ export class Client extends Emitter {
       token = await this.#options.getToken({ reason });
     } catch (cause) {
       if (!isCurrent()) return;
-      this._emit("error", Object.assign(new HubError("no_token", "getToken failed", { retryable: true }), { cause }));
+      this._emit("error", new HubError("no_token", "getToken failed", { retryable: true, cause }));
       return this.#lost(LOST, "getToken failed");
     }
     if (!isCurrent()) return;
     // The hub said no to this one already, or there is none: whoever uses the client has to log in.
     const isRefused = reason === "expired" && token === this.#token;
-    if (typeof token !== "string" || isRefused) return this.#finish(TOKEN_EXPIRED, "there is no token that is still good");
+    if (typeof token !== "string" || isRefused) return this.#finish(TOKEN_EXPIRED, "no token is still good");
     this.#token = token;
     let socket;
     try {
       socket = new this.#options.WebSocket(this.#options.url, ["shardgate.v1", `bearer.${token}`]);
     } catch (cause) {
       // A URL or a token that no socket takes: trying again would change nothing.
-      this._emit("error", Object.assign(new HubError("bad_url", "no socket can be opened", {}), { cause }));
+      this._emit("error", new HubError("bad_url", "no socket can be opened", { cause }));
       return this.#finish(LOST, "no socket can be opened");
     }
     this.#socket = socket;
@@ -476,7 +461,8 @@ export class Client extends Emitter {
     this.#setState("closed", { code, reason });
     this.#drop("the client has ended, and no answer came before", ...(isOwn ? [code, reason] : []));
     this.#failWhere(() => true, "closed", "the client has ended; this was not sent", false);
-    const error = isOwn ? undefined : new HubError("closed", reason || `closed by the hub: ${code}`, { closeCode: code });
+    const why = reason || `closed by the hub: ${code}`;
+    const error = isOwn ? undefined : new HubError("closed", why, { closeCode: code });
     const rooms = [...this.#rooms.values()];
     this.#rooms.clear();
     for (const room of rooms) room._end(error);
@@ -513,28 +499,18 @@ export class Client extends Emitter {
       return this._emit("error", new HubError("bad_frame", "the hub sent what is not JSON"));
     }
     this.#heardAt = this.#clock.now();
-    const entry = frame.id === undefined ? undefined : this.#settle(frame.id);
+    const entry = this.#settle(frame.id);
     if (frame.type === "error") this.#refused(frame, entry);
     else if (entry) entry.answer(frame);
-    else return this.#unasked(frame);
+    // What has an id is an answer, even if nobody waits for it any more.
+    else if (frame.id === undefined) return this.#unasked(frame);
     return this.#flush();
   }
 
   #unasked(frame) {
-    switch (frame.type) {
-      case "welcome":
-        return this.#welcomed(frame);
-      case "reconnect":
-        return this.#told(frame.payload?.afterMs);
-      case "heartbeat":
-      case "ack":
-      case "auth_ok":
-      case "joined":
-        // The answer to something that nobody waits for any more.
-        return undefined;
-      default:
-        return this.#routed(frame);
-    }
+    if (frame.type === "welcome") return this.#welcomed(frame);
+    if (frame.type === "reconnect") return this.#told(frame.payload?.afterMs);
+    return frame.type === "heartbeat" ? undefined : this.#routed(frame);
   }
 
   #refused({ room, payload }, entry) {
@@ -613,7 +589,7 @@ export class Client extends Emitter {
     try {
       token = await this.#options.getToken({ reason: "renew" });
     } catch (cause) {
-      this._emit("error", Object.assign(new HubError("no_token", "getToken failed", { retryable: true }), { cause }));
+      this._emit("error", new HubError("no_token", "getToken failed", { retryable: true, cause }));
     }
     if (round !== this.#round || this.state !== "open") return;
     if (typeof token !== "string") return this.#renewLater(expiresAt);

@@ -1,8 +1,9 @@
-//! The operator's listener: health with details, metrics. Served by the control thread, so that a stuck shard cannot
+//! The operator's listener: health with details, metrics, the hub's AsyncAPI document. Served by the control thread, so that a stuck shard cannot
 //! hide.
 //!
 //! Pages in a browser reach loopback too, so the `Host` of every request is checked (DNS rebinding).
 
+pub mod asyncapi;
 pub mod health;
 
 use std::{convert::Infallible, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -41,6 +42,8 @@ pub enum Question {
     Metrics(oneshot::Sender<String>),
     /// A page about health.
     Health(HealthPage, oneshot::Sender<(u16, Vec<u8>)>),
+    /// The hub as it is configured.
+    AsyncApi(oneshot::Sender<String>),
 }
 
 /// The pages about health.
@@ -113,10 +116,16 @@ async fn answer(
         "/metrics" => ask(questions, Question::Metrics)
             .await
             .map(|metrics| page(StatusCode::OK, exposition::CONTENT_TYPE, metrics.into_bytes())),
+        "/asyncapi.json" => ask(questions, Question::AsyncApi)
+            .await
+            .map(|document| page(StatusCode::OK, "application/json", document.into_bytes())),
         "/health" => health(questions, HealthPage::Whole).await,
         "/health/ready" => health(questions, HealthPage::Ready).await,
         "/health/live" => Some(page(StatusCode::OK, "application/json", br#"{"status":"up"}"#.to_vec())),
-        _ => Some(text(StatusCode::NOT_FOUND, "here are /metrics, /health, /health/live and /health/ready\n")),
+        _ => Some(text(
+            StatusCode::NOT_FOUND,
+            "here are /metrics, /health, /health/live, /health/ready and /asyncapi.json\n",
+        )),
     };
     answered.unwrap_or_else(|| text(StatusCode::SERVICE_UNAVAILABLE, "the control thread does not answer\n"))
 }

@@ -16,7 +16,7 @@ use super::{
     signals::{Signalled, Signals},
 };
 use crate::{
-    admin::{self, HealthPage, Question, health},
+    admin::{self, HealthPage, Question, asyncapi, health},
     auth::Keychain,
     bus::{
         self, Bus, Pump,
@@ -444,6 +444,10 @@ impl Control {
                     HealthPage::Whole => health::whole(&known),
                     HealthPage::Ready => health::ready(&known),
                 });
+            }
+            Question::AsyncApi(sender) => {
+                let document = asyncapi::document(&self.config.hub, self.config.listener.port);
+                let _ = sender.send(document.to_string() + "\n");
             }
         }
     }

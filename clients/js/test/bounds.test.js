@@ -163,7 +163,7 @@ test("a message that nobody answers in its time is given up", async (t) => {
   // The answer comes late, and hurts nobody.
   const seen = log(client, "message", "error");
   connection.error(id, "upstream_timeout");
-  connection.send({ type: "ack", id, payload: {} });
+  connection.send({ type: "prediction_response", id, payload: {} });
   await heard(client, connection);
   assert.deepEqual(seen.map(([name, { code }]) => [name, code]), [["error", "upstream_timeout"]]);
 });
