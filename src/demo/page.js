@@ -18,6 +18,8 @@ let hub = null;
 let room = null;
 let socket = null;
 let cutUntil = 0;
+/** What users have called themselves. */
+const names = new Map();
 
 // ---- what is shown ----
 
@@ -108,6 +110,11 @@ class WatchedSocket extends WebSocket {
     frame("out", text.replace(/("token":")[^"]*/, "$1…"));
     super.send(text);
   }
+
+  /** As if a cable was pulled: the client hears of it, and no close frame says why. */
+  cut() {
+    this.onclose?.({ code: 1006, reason: "cut by this page" });
+  }
 }
 
 function frame(direction, text) {
@@ -171,7 +178,8 @@ function join(name) {
     if (!isShown()) return;
     const isMine = userId === hub.user?.userId;
     // What a sender calls itself; the hub vouches for `userId` alone.
-    const who = payload?.from ?? userId ?? type;
+    const who = typeof payload?.from === "string" ? payload.from : (userId ?? type);
+    if (names.size < 1000) names.set(userId, who);
     const text = typeof payload?.text === "string" ? payload.text : JSON.stringify(payload);
     const parts = [["seq", seq ?? ""], ["", ""]];
     line(by("messages"), { className: isMine ? "mine" : "", parts });
@@ -188,7 +196,7 @@ function join(name) {
     note(`the room goes on in epoch ${epoch} after ${seq}; what was missed cannot be recovered`, "lost");
     showPosition();
   });
-  joined.on("presence", ({ event, userId }) => isShown() && note(`${userId} ${event === "join" ? "came" : "left"}`));
+  joined.on("presence", ({ event, userId }) => isShown() && note(`${names.get(userId) ?? userId} ${event === "join" ? "came" : "left"}`));
   joined.on("error", ({ code, message }) => isShown() && note(`${code}: ${message}`, "lost"));
   joined.on("left", () => isShown() && (by("members").textContent = "not joined"));
 }
@@ -216,7 +224,7 @@ by("chat").addEventListener("submit", async (event) => {
 by("cut").addEventListener("click", () => {
   cutUntil = Date.now() + CUT_MS;
   note("cut off");
-  socket?.close();
+  socket?.cut();
 });
 
 by("ask").addEventListener("submit", async (event) => {
