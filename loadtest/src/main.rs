@@ -2,12 +2,13 @@
 //!
 //! `scenario` says what to do, `pace` when, `http` does it over `socket`, `answer` and `body` read what comes,
 //! `tally` counts, `process` weighs the server, `report` tells. `serve` is a sample backend to do it to. `logout`, which
-//! watches two servers at once, goes its own way.
+//! watches two servers at once, goes its own way, and `hub` has the scenarios for WebSockets.
 #![expect(clippy::cast_precision_loss, reason = "figures are shown with three digits")]
 
 mod answer;
 mod body;
 mod http;
+mod hub;
 mod logout;
 mod options;
 mod pace;
@@ -22,6 +23,7 @@ mod target;
 mod tests;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
     let run = match Cli::parse().command {
         Command::Serve(serve) => serve_until_killed(serve.port),
         Command::Logout(logout) => logout::measure(&logout),
+        Command::Hub(command) => hub::measure(&command).and_then(|report| tell(&report, command.json())),
         command => job(command).and_then(|(common, job)| measure(&common, &job)),
     };
     match run {
@@ -105,7 +108,7 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
             tokens_out = login.tokens_out;
             (common, Plan::Burst, login.connections.unwrap_or(login.count))
         }
-        Command::Serve(_) | Command::Logout(_) => anyhow::bail!("it is no job"),
+        Command::Serve(_) | Command::Logout(_) | Command::Hub(_) => anyhow::bail!("it is no job"),
     };
     if matches!(plan, Plan::Idle { .. } | Plan::Burst) {
         common.threads = 1; // one moment for all connections
@@ -148,15 +151,19 @@ fn measure(common: &Common, job: &Job) -> anyhow::Result<ExitCode> {
         let text = tokens.fold(String::new(), |text, token| text + &token + "\n");
         std::fs::write(file, text).with_context(|| format!("--tokens-out {}", file.display()))?;
     }
-    let report = Report::new(job, &measured);
+    tell(&Report::new(job, &measured), common.json.as_deref())
+}
+
+/// Prints a report, writes it as JSON where that is asked for, and makes the exit code of it.
+fn tell(report: &Report, json: Option<&Path>) -> anyhow::Result<ExitCode> {
     std::io::stdout().write_all(report.table().as_bytes())?;
-    if let Some(file) = &common.json {
+    if let Some(file) = json {
         let json = serde_json::to_string_pretty(&report.json(&Conditions::now()))?;
         std::fs::write(file, json + "\n").with_context(|| format!("--json {}", file.display()))?;
     }
     Ok(if report.failed() { ExitCode::from(FAILED) } else { ExitCode::SUCCESS })
 }
 
-fn nanoseconds(duration: Duration) -> u64 {
+pub(crate) fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::hub::options::HubCommand;
 use crate::pace::Arrival;
 
 /// The load test of Shardgate. Exits with 0 if all went well, 1 if any request failed, 2 for wrong usage.
@@ -36,6 +37,8 @@ pub(crate) enum Command {
     Logout(Logout),
     /// One big upload or download: MB/s, and the server's peak of memory meanwhile
     Stream(Stream),
+    #[command(flatten)]
+    Hub(HubCommand),
     /// A fast sample backend: 1 KiB answers, /big /sse /echo /delay /status
     Serve(Serve),
 }
@@ -84,6 +87,28 @@ pub(crate) struct Common {
     /// Lets it load another machine than this one
     #[arg(long)]
     pub(crate) allow_remote: bool,
+}
+
+impl Common {
+    /// Plain requests to one URL.
+    pub(crate) fn of_url(url: String, allow_remote: bool) -> Self {
+        Self {
+            urls: vec![url],
+            method: None,
+            body_bytes: 0,
+            headers: Vec::new(),
+            tokens: None,
+            expected: Vec::new(),
+            duration: Duration::ZERO,
+            warm_up: Duration::ZERO,
+            timeout: Duration::ZERO,
+            threads: 1,
+            server_pid: None,
+            json: None,
+            quiet: true,
+            allow_remote,
+        }
+    }
 }
 
 #[derive(Args, Debug)]
@@ -235,7 +260,7 @@ pub(crate) struct Serve {
     pub(crate) port: u16,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit_ms) = match text {
         _ if text.ends_with("ms") => (&text[..text.len() - 2], 1.0),
         _ if text.ends_with('s') => (&text[..text.len() - 1], 1000.0),
@@ -249,7 +274,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("", 1_u64)];
     let (number, unit) =
         units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
@@ -258,7 +283,7 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "a size is a number with KiB, MiB or GiB, and 1 TiB at most".to_owned())
 }
 
-fn rate(text: &str) -> Result<f64, String> {
+pub(crate) fn rate(text: &str) -> Result<f64, String> {
     let rate = text.parse::<f64>().ok().filter(|rate| (0.01..=10_000_000.0).contains(rate));
     rate.ok_or_else(|| "a rate is a number of requests a second from 0.01 to 10000000".to_owned())
 }

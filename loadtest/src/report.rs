@@ -55,8 +55,13 @@ pub(crate) struct Report {
 }
 
 impl Report {
+    /// A report to be filled.
+    pub(crate) fn empty() -> Self {
+        Self { rows: Vec::new(), fields: Map::new(), warnings: Vec::new(), failed: false }
+    }
+
     pub(crate) fn new(job: &Job, measured: &Measured) -> Self {
-        let mut report = Self { rows: Vec::new(), fields: Map::new(), warnings: Vec::new(), failed: false };
+        let mut report = Self::empty();
         let tally = &measured.tally;
         report.failed = tally.failed() > 0;
         report.put("seconds", measured.seconds);
@@ -273,17 +278,37 @@ impl Report {
         }
     }
 
-    fn put(&mut self, name: &str, value: f64) {
+    pub(crate) fn put(&mut self, name: &str, value: f64) {
         self.rows.push((name.to_owned(), figure(value)));
         self.fields.insert(name.to_owned(), value.into());
     }
 
-    fn put_count(&mut self, name: &str, count: u64) {
+    pub(crate) fn put_count(&mut self, name: &str, count: u64) {
         self.rows.push((name.to_owned(), count.to_string()));
         self.fields.insert(name.to_owned(), count.into());
     }
 
-    fn put_histogram(&mut self, name: &str, histogram: &Histogram<u64>) {
+    /// Counts by name, those that there are; returns their sum.
+    pub(crate) fn put_counts(&mut self, name: &str, counts: &[(String, u64)]) -> u64 {
+        let sum = counts.iter().map(|(_, count)| count).sum();
+        self.rows.push((name.to_owned(), format!("{sum}")));
+        self.rows.extend(counts.iter().map(|(name, count)| (format!("  {name}"), count.to_string())));
+        let fields = counts.iter().map(|(name, count)| (name.clone(), (*count).into()));
+        self.fields.insert(name.to_owned(), fields.collect::<Map<_, _>>().into());
+        sum
+    }
+
+    pub(crate) fn warn(&mut self, warning: String) {
+        self.warnings.push(warning);
+    }
+
+    /// The run has failed, and this is why.
+    pub(crate) fn fail(&mut self, why: String) {
+        self.warnings.push(why);
+        self.failed = true;
+    }
+
+    pub(crate) fn put_histogram(&mut self, name: &str, histogram: &Histogram<u64>) {
         let (text, fields) = quantiles(histogram);
         self.rows.push((name.to_owned(), text));
         self.fields.insert(name.to_owned(), fields);

@@ -53,6 +53,11 @@ pub(crate) struct Tally {
     pub(crate) held: Option<Held>,
 }
 
+/// An empty histogram of latencies; all have the same bounds.
+pub(crate) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(LATENCY_NS.start, LATENCY_NS.end, 3).expect("the bounds are in order and far apart")
+}
+
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Held {
     pub(crate) connections: u64,
@@ -62,10 +67,6 @@ pub(crate) struct Held {
 
 impl Tally {
     pub(crate) fn new() -> Self {
-        let histogram = || {
-            Histogram::new_with_bounds(LATENCY_NS.start, LATENCY_NS.end, 3)
-                .expect("the bounds are in order and far apart")
-        };
         Self {
             latency: histogram(),
             lag: histogram(),

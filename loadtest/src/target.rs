@@ -16,6 +16,13 @@ const PIECE_BYTES: u64 = 256 * 1024;
 
 /// Builds the requests that the options describe.
 pub(crate) fn requests(common: &Common) -> anyhow::Result<Requests> {
+    // One empty token stands for none.
+    let tokens = common.tokens.as_deref().map_or_else(|| Ok(vec![String::new()]), read_tokens)?;
+    requests_with(common, &tokens)
+}
+
+/// Builds the requests that the options describe, with these tokens in turn.
+pub(crate) fn requests_with(common: &Common, tokens: &[String]) -> anyhow::Result<Requests> {
     let urls = common.urls.iter().map(|url| split_url(url)).collect::<anyhow::Result<Vec<_>>>()?;
     let authority = urls.first().context("no URL")?.0;
     for (other, _) in &urls {
@@ -27,7 +34,6 @@ pub(crate) fn requests(common: &Common) -> anyhow::Result<Requests> {
         !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
         "--method {method:?} is not a method; give one like GET or POST"
     );
-    let tokens = read_tokens(common)?;
     let fields = fields(common, method)?;
     let count = least_common_multiple(urls.len(), tokens.len()).min(HEADS_MAX);
     let heads = (0..count).map(|nth| {
@@ -141,9 +147,8 @@ fn fields(common: &Common, method: &str) -> anyhow::Result<String> {
     Ok(fields)
 }
 
-/// The tokens of the file, or one empty token that stands for none.
-fn read_tokens(common: &Common) -> anyhow::Result<Vec<String>> {
-    let Some(file) = &common.tokens else { return Ok(vec![String::new()]) };
+/// The tokens of a file, one a line.
+pub(crate) fn read_tokens(file: &Path) -> anyhow::Result<Vec<String>> {
     let text = std::fs::read_to_string(file).with_context(|| format!("--tokens {}", file.display()))?;
     let tokens = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
     ensure!(!tokens.is_empty(), "--tokens {} has no token; it wants one a line", file.display());

@@ -1,0 +1,128 @@
+//! Messages at a set rate: echoes, rooms, and rooms in which some stop reading. Latency counts from when each message should
+//! have left, for every one who gets it.
+
+use crate::hub::options::{FanOut, HubCommon, HubEcho, HubFanOut, HubSlowReaders};
+use crate::hub::outcome::{put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
+use crate::hub::tally::Phases;
+use crate::hub::worker::{Group, Order, Traffic};
+use crate::hub::workers::{SECOND, Workers, setup, shares};
+use crate::report::Report;
+use crate::{nanoseconds, socket};
+
+/// What is still on its way when it has been measured gets this long.
+pub(crate) const SETTLE: u64 = 2 * SECOND;
+/// Traffic begins this long after it is ordered, so that all threads have heard of it.
+pub(crate) const LEAD: u64 = SECOND / 10;
+
+pub(crate) fn echo(options: &HubEcho) -> anyhow::Result<Report> {
+    let mut common = options.common.clone();
+    let scheme = "ws://".len();
+    let authority = common.url.get(scheme..).unwrap_or_default().split('/').next().unwrap_or_default();
+    common.url = format!("ws://{authority}{}", options.path);
+    let places = usize::try_from(options.connections)?;
+    let group = Group { slots: 0..places, rooms: Vec::new() };
+    let setup = setup(&common, vec![group], 0..0)?;
+    let mut workers = Workers::start(&common, setup, &shares(0..places, usize::from(common.threads)))?;
+    workers.open(0..places, places)?;
+    measure(&common, workers, options.rate, 1, "echo")
+}
+
+pub(crate) fn fan_out(options: &HubFanOut) -> anyhow::Result<Report> {
+    let common = &options.common;
+    let (group, places) = rooms(common, &options.fan_out)?;
+    let setup = setup(common, vec![group], 0..0)?;
+    let mut workers = Workers::start(common, setup, &shares(0..places, usize::from(common.threads)))?;
+    workers.open(0..places, places)?;
+    measure(common, workers, options.fan_out.rate, options.fan_out.members, "delivery")
+}
+
+/// The rooms of a fan-out, and how many sockets are in them.
+pub(crate) fn rooms(common: &HubCommon, fan_out: &FanOut) -> anyhow::Result<(Group, usize)> {
+    let places = usize::try_from(u64::from(fan_out.rooms) * u64::from(fan_out.members))?;
+    anyhow::ensure!(places <= 500_000, "--rooms × --members is {places}; at most 500000 sockets are opened");
+    let names = (0..fan_out.rooms).map(|nth| format!("{}.{nth}", common.room));
+    Ok((Group { slots: 0..places, rooms: names.collect() }, places))
+}
+
+fn measure(common: &HubCommon, mut workers: Workers, rate: f64, members: u32, unit: &str) -> anyhow::Result<Report> {
+    let start = socket::now() + LEAD;
+    let from = start + nanoseconds(common.warm_up);
+    let end = from + nanoseconds(common.duration);
+    workers.order(&Order::Send(traffic(common, 0, rate, start, [from..end, 0..0])?));
+    workers.wait_until(from)?;
+    let begun = workers.mark();
+    workers.wait_until(end)?;
+    let cost = workers.since(begun);
+    workers.wait_until(end + SETTLE)?;
+    let mut report = Report::empty();
+    put_memory(&mut report, &workers);
+    let tally = workers.finish()?;
+    report.put("seconds", cost.seconds);
+    report.put("intended_per_s", rate);
+    put_deliveries(&mut report, "", &tally, 0, members, cost.seconds);
+    put_cost(&mut report, cost, unit, tally.arrived[0]);
+    put_own(&mut report, &tally, cost.seconds);
+    put_sockets(&mut report, &tally);
+    Ok(report)
+}
+
+pub(crate) fn traffic(
+    common: &HubCommon,
+    group: usize,
+    rate: f64,
+    start: u64,
+    phases: Phases,
+) -> anyhow::Result<Traffic> {
+    let end = phases.iter().map(|phase| phase.end).max().unwrap_or(start);
+    Ok(Traffic { group, rate, start, end, phases, payload_bytes: usize::try_from(common.payload_bytes)? })
+}
+
+pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
+    let common = &options.common;
+    let (group, places) = rooms(common, &options.fan_out)?;
+    let (count, rooms) = (usize::try_from(options.slow)?, usize::try_from(options.fan_out.rooms)?);
+    anyhow::ensure!(
+        count.is_multiple_of(rooms) && count < places,
+        "--slow {count} should be less than all {places} members, and as many in each of {rooms} rooms"
+    );
+    let slow = places - count..places;
+    let members = options.fan_out.members - u32::try_from(count / rooms)?;
+    let setup = setup(common, vec![group], slow.clone())?;
+    let mut workers = Workers::start(common, setup, &shares(0..places, usize::from(common.threads)))?;
+    workers.open(0..places, places)?;
+
+    let start = socket::now() + LEAD;
+    let from = start + nanoseconds(common.warm_up);
+    let turn = from + nanoseconds(common.duration);
+    let end = turn + nanoseconds(common.duration);
+    workers.order(&Order::Send(traffic(common, 0, options.fan_out.rate, start, [from..turn, turn..end])?));
+    workers.wait_until(turn)?;
+    workers.order(&Order::Deafen(slow.clone()));
+    let rss_kib = workers.memory().map(|memory| memory.rss_kib);
+    workers.rss_peak_kib = rss_kib.unwrap_or_default();
+    let begun = workers.mark();
+    workers.wait_until(end)?;
+    let cost = workers.since(begun);
+    let rss_peak_kib = workers.rss_peak_kib;
+    // They read again, to see what they are told: what was kept for them, a gap, or why they were closed.
+    workers.order(&Order::Hear(slow));
+    workers.wait_until(end + SETTLE)?;
+    let mut report = Report::empty();
+    put_memory(&mut report, &workers);
+    let tally = workers.finish()?;
+
+    put_deliveries(&mut report, "before_", &tally, 0, members, (turn - from) as f64 / 1e9);
+    put_deliveries(&mut report, "beside_", &tally, 1, members, cost.seconds);
+    let p99 = |phase: usize| tally.latency[phase].value_at_quantile(0.99) as f64;
+    report.put("p99_ratio", p99(1) / p99(0).max(1.0));
+    if let Some(before) = rss_kib {
+        report.put_count("rss_growth_kib", rss_peak_kib.saturating_sub(before));
+    }
+    report.put_count("slow_readers", count as u64);
+    report.put_count("slow_deliveries", tally.to_slow);
+    put_endings(&mut report, "slow_ended", &tally.slow_losses);
+    put_cost(&mut report, cost, "delivery", tally.arrived[1]);
+    put_own(&mut report, &tally, (end - from) as f64 / 1e9);
+    put_sockets(&mut report, &tally);
+    Ok(report)
+}
