@@ -2,9 +2,9 @@
 //! long did anybody else wait?
 
 use crate::hub::options::{HubCommon, HubMassDisconnect, HubReconnectStorm, Others};
-use crate::hub::outcome::{put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
+use crate::hub::order::{Group, Order, When};
+use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::traffic::{LEAD, SETTLE, traffic};
-use crate::hub::worker::{Group, Order, When};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};
@@ -72,6 +72,5 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     put_cost(&mut report, cost, "delivery", tally.arrived[1]);
     put_own(&mut report, &tally, (end - from) as f64 / 1e9);
     put_sockets(&mut report, &tally);
-    put_endings(&mut report, "others_lost", &tally.losses);
     Ok(report)
 }

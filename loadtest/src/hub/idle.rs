@@ -2,8 +2,8 @@
 //! it weighs some time after each got a large message at once.
 
 use crate::hub::options::HubIdle;
+use crate::hub::order::{Group, Order};
 use crate::hub::outcome::{put_memory, put_sockets};
-use crate::hub::worker::{Group, Order};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::process::Memory;
 use crate::report::Report;

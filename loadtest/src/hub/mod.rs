@@ -2,8 +2,8 @@
 //! WebSocket messages (docs/websocket.md); scenarios for HTTP are `crate::scenario`'s.
 //!
 //! `idle`, `traffic`, `departure` and `targets` are the scenarios, written as what happens one after the other. `workers` are
-//! the threads, `worker` what one does, `sockets` its sockets, over the pure `frame` and `message`; `token` makes tokens and
-//! `tally` counts.
+//! the threads, which are told what to do by an `order`; `worker` is one of them, `state` what it knows and `sockets` its sockets,
+//! over the pure `frame` and `message`. `token` makes tokens, `tally` counts, `outcome` is what all report alike.
 
 mod departure;
 mod frame;
@@ -12,8 +12,10 @@ mod message;
 #[cfg(test)]
 mod mock;
 pub(crate) mod options;
+mod order;
 mod outcome;
 mod sockets;
+mod state;
 mod tally;
 mod targets;
 #[cfg(test)]

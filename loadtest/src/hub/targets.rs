@@ -5,10 +5,10 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use crate::hub::options::Targets;
+use crate::hub::order::Order;
 use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::token::Tokens;
 use crate::hub::traffic::{LEAD, SETTLE, rooms, traffic};
-use crate::hub::worker::Order;
 use crate::hub::workers::{Workers, setup, shares};
 use crate::options::Common;
 use crate::pace::Arrival;

@@ -2,9 +2,9 @@
 //! have left, for every one who gets it.
 
 use crate::hub::options::{FanOut, HubCommon, HubEcho, HubFanOut, HubSlowReaders};
+use crate::hub::order::{Group, Order, Traffic};
 use crate::hub::outcome::{put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
 use crate::hub::tally::Phases;
-use crate::hub::worker::{Group, Order, Traffic};
 use crate::hub::workers::{SECOND, Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};

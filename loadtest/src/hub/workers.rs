@@ -10,9 +10,10 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use crate::hub::options::HubCommon;
+use crate::hub::order::{Group, Order, Setup, When};
 use crate::hub::tally::{Counts, Tally};
 use crate::hub::token::Tokens;
-use crate::hub::worker::{Group, Order, Setup, Worker};
+use crate::hub::worker::Worker;
 use crate::process::{self, Memory};
 use crate::{nanoseconds, socket, target};
 
@@ -158,7 +159,7 @@ impl Workers {
 
     /// Opens these places and waits until all are ready or known not to be.
     pub(crate) fn open(&mut self, places: Range<usize>, ready: usize) -> anyhow::Result<()> {
-        self.order(&Order::Open(places, crate::hub::worker::When::Soon));
+        self.order(&Order::Open(places, When::Soon));
         let ready = ready as u64;
         self.wait_for("all sockets in their rooms", |counts| counts.ready + counts.failed + counts.lost >= ready)?;
         let counts = self.counts();

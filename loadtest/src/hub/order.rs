@@ -1,0 +1,124 @@
+//! What threads of sockets are told: the sockets that there are, who is in which room, what to open, send and drop, and
+//! when. `worker` does it.
+
+use std::ops::Range;
+
+use crate::hub::tally::Phases;
+use crate::hub::token::Tokens;
+
+/// Sockets that share rooms.
+pub(crate) struct Group {
+    /// Their places among those of all threads.
+    pub(crate) slots: Range<usize>,
+    /// Names of its rooms; a member's room is the one of its place, modulo their number. Empty: they join none.
+    pub(crate) rooms: Vec<String>,
+}
+
+/// What all threads share.
+pub(crate) struct Setup {
+    pub(crate) address: std::net::SocketAddr,
+    pub(crate) authority: String,
+    pub(crate) path: String,
+    pub(crate) tokens: Tokens,
+    pub(crate) groups: Vec<Group>,
+    /// Sockets that will stop reading: they get small receive buffers, send nothing, and are counted apart.
+    pub(crate) slow: Range<usize>,
+    pub(crate) timeout_ns: u64,
+    pub(crate) opening_max: usize,
+}
+
+impl Setup {
+    /// The room of a place.
+    pub(crate) fn room(&self, slot: usize) -> Option<&str> {
+        let group = self.groups.iter().find(|group| group.slots.contains(&slot))?;
+        let nth = (slot - group.slots.start) % group.rooms.len().max(1);
+        group.rooms.get(nth).map(String::as_str)
+    }
+}
+
+/// When sockets are opened.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum When {
+    /// One after the other, with a bound on those on their way.
+    Soon,
+    /// Each at a random time within this; all at once if it is 0. Those that are refused try again.
+    Within(u64),
+    /// One each so often, from this time on; each is closed again when it is ready.
+    Each { from: u64, gap_ns: u64 },
+}
+
+/// Messages at a set rate.
+#[derive(Clone, Debug)]
+pub(crate) struct Traffic {
+    /// Index of the group whose members send.
+    pub(crate) group: usize,
+    pub(crate) rate: f64,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
+    pub(crate) phases: Phases,
+    pub(crate) payload_bytes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Order {
+    Open(Range<usize>, When),
+    Send(Traffic),
+    /// One message to each room of a group, from its first member.
+    Burst {
+        group: usize,
+        payload_bytes: usize,
+    },
+    /// These stop reading.
+    Deafen(Range<usize>),
+    /// These read again.
+    Hear(Range<usize>),
+    /// These are closed without a word.
+    Drop(Range<usize>),
+}
+
+/// Who sends a group's message of this number: the members of each room in turn, but for those who do not read.
+pub(crate) fn sender(group: &Group, slow: &Range<usize>, number: u64) -> usize {
+    let rooms = group.rooms.len().max(1);
+    let slow_here = group.slots.end.min(slow.end).saturating_sub(group.slots.start.max(slow.start));
+    let senders = ((group.slots.len() - slow_here) / rooms).max(1);
+    let turn = usize::try_from(number).unwrap_or(0);
+    group.slots.start + turn % rooms + turn / rooms % senders * rooms
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn group(slots: Range<usize>, rooms: usize) -> Group {
+        Group { slots, rooms: (0..rooms).map(|nth| format!("room.{nth}")).collect() }
+    }
+
+    pub(crate) fn setup(groups: Vec<Group>, opening_max: usize) -> Setup {
+        Setup {
+            address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
+            authority: "a".to_owned(),
+            path: "/".to_owned(),
+            tokens: Tokens::None,
+            groups,
+            slow: 0..0,
+            timeout_ns: 1,
+            opening_max,
+        }
+    }
+
+    #[test]
+    fn members_of_all_rooms_send_in_turn() {
+        let group = group(10..16, 3);
+        let setup = setup(vec![group], 1);
+        let group = &setup.groups[0];
+        let senders = (0..7).map(|number| sender(group, &(0..0), number)).collect::<Vec<_>>();
+        assert_eq!(senders, [10, 11, 12, 13, 14, 15, 10]);
+        let rooms = senders.iter().map(|slot| setup.room(*slot)).collect::<Vec<_>>();
+        assert_eq!(rooms[..4], [Some("room.0"), Some("room.1"), Some("room.2"), Some("room.0")]);
+        assert_eq!(setup.room(9), None);
+        // Those who will not read do not send either.
+        let senders = (0..4).map(|number| sender(group, &(13..16), number)).collect::<Vec<_>>();
+        assert_eq!(senders, [10, 11, 12, 10]);
+        assert_eq!(sender(&Group { slots: 5..7, rooms: Vec::new() }, &(0..0), 3), 6, "echoes go round all sockets");
+    }
+}
