@@ -4,7 +4,8 @@
 use crate::hub::options::{HubCommon, HubMassDisconnect, HubReconnectStorm, Others};
 use crate::hub::order::{Group, Order, When};
 use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
-use crate::hub::traffic::{LEAD, SETTLE, traffic};
+use crate::hub::tally::Why;
+use crate::hub::traffic::{LEAD, traffic};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};
@@ -47,15 +48,12 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     let mut back_s = None;
     if let Some(jitter_ns) = returns {
         workers.order(&Order::Open(0..crowd, When::Within(jitter_ns)));
-        // The others are always there; whoever is new stays for a moment only.
-        let everybody = (crowd + count) as u64;
-        workers.wait_until(socket::now() + LEAD)?;
-        workers.wait_for("the crowd's return", |counts| counts.ready + counts.lost >= everybody)?;
+        workers.wait_for("the crowd's return", |counts| counts.returned >= crowd as u64)?;
         back_s = Some((socket::now() - begun.at) as f64 / 1e9);
     }
     workers.wait_until(end)?;
     let cost = workers.since(begun);
-    workers.wait_until(socket::now() + SETTLE)?;
+    workers.settle()?;
     let mut report = Report::empty();
     put_memory(&mut report, &workers);
     let tally = workers.finish()?;
@@ -66,9 +64,10 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     report.put("longest_wait_ms", tally.latency[1].max() as f64 / 1e6);
     if let Some(back_s) = back_s {
         report.put("all_back_after_s", back_s);
+        // Each from the moment when it first tried.
+        report.put_histogram("returning_us", &tally.joining[Why::Returns as usize]);
     }
-    // In a storm these are the crowd's as well, each from the moment when it meant to come back.
-    report.put_histogram("joining_meanwhile_us", &tally.joining[1]);
+    report.put_histogram("new_joining_us", &tally.joining[Why::Probes as usize]);
     put_cost(&mut report, cost, "delivery", tally.arrived[1]);
     put_own(&mut report, &tally, (end - from) as f64 / 1e9);
     put_sockets(&mut report, &tally);

@@ -1,5 +1,5 @@
 //! The load test of the hub: options → sockets on threads → scenario → report. It speaks the gateway's own dialect of
-//! WebSocket messages (docs/websocket.md); scenarios for HTTP are `crate::scenario`'s.
+//! WebSocket messages; scenarios for HTTP are `crate::scenario`'s.
 //!
 //! `idle`, `traffic`, `departure` and `targets` are the scenarios, written as what happens one after the other. `workers` are
 //! the threads, which are told what to do by an `order`; `worker` is one of them, `state` what it knows and `sockets` its sockets,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::hub::sockets::Ending;
-use crate::hub::tally::Tally;
+use crate::hub::tally::{Tally, Why};
 use crate::hub::workers::{Cost, Workers};
 use crate::report::Report;
 
@@ -37,7 +37,7 @@ pub(crate) fn put_deliveries(
 
 /// How sockets fared.
 pub(crate) fn put_sockets(report: &mut Report, tally: &Tally) {
-    report.put_histogram("joining_us", &tally.joining[0]);
+    report.put_histogram("joining_us", &tally.joining[Why::Begins as usize]);
     report.put_count("attempts", tally.attempts);
     report.put_count("not_joined", tally.gave_up);
     put_endings(report, "attempts_failed", &tally.failures);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::hub::message::{self, Kind, Stamp};
 use crate::hub::order::{Setup, Traffic, When};
 use crate::hub::sockets::{Ending, Handler, KEY, Socket, Stage};
-use crate::hub::tally::{Counts, Tally};
+use crate::hub::tally::{Counts, Tally, Why};
 
 /// A socket that is refused waits this long at first, and at most, before it tries again; at random up to twice as long.
 const RETRY_MIN: u64 = 500_000_000;
@@ -24,12 +24,8 @@ const CODES_MAX: usize = 50;
 pub(crate) struct Place {
     /// When its socket should have begun to open.
     intended_at: u64,
-    /// It belongs to those that were ordered at set times, after the beginning.
-    is_timed: bool,
-    /// It is closed when it is ready.
-    leaves: bool,
-    /// It tries again when it is refused.
-    retries: bool,
+    why: Why,
+    /// Times that it was refused.
     attempts: u32,
 }
 
@@ -89,15 +85,14 @@ impl State {
                     continue;
                 }
                 When::Within(jitter_ns) => {
-                    place.retries = true;
+                    place.why = Why::Returns;
                     place.intended_at = now + self.random.u64(0..=jitter_ns);
                 }
                 When::Each { from, gap_ns } => {
-                    place.leaves = true;
+                    place.why = Why::Probes;
                     place.intended_at = from + gap_ns * nth as u64;
                 }
             }
-            place.is_timed = true;
             self.waiting.push(Reverse((place.intended_at, slot)));
         }
     }
@@ -123,9 +118,11 @@ impl State {
         self.opening -= 1;
         self.counts.ready += 1;
         let place = self.places[slot];
-        self.tally.joining[usize::from(place.is_timed)].saturating_record(now.saturating_sub(place.intended_at));
-        if place.leaves {
-            self.leaving.push(slot);
+        self.tally.joining[place.why as usize].saturating_record(now.saturating_sub(place.intended_at));
+        match place.why {
+            Why::Begins => {}
+            Why::Returns => self.counts.returned += 1,
+            Why::Probes => self.leaving.push(slot),
         }
     }
 
@@ -198,7 +195,7 @@ impl Handler for State {
         self.opening -= 1;
         *self.tally.failures.entry(ending).or_default() += 1;
         let place = &mut self.places[slot];
-        if place.retries {
+        if place.why == Why::Returns {
             let wait = RETRY_MIN.saturating_mul(1 << place.attempts.min(10)).min(RETRY_MAX);
             place.attempts += 1;
             self.waiting.push(Reverse((now + wait + self.random.u64(0..=wait), slot)));

@@ -33,6 +33,18 @@ pub(crate) struct Publication {
     pub(crate) last_ns: u64,
 }
 
+/// Why a socket is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// It is one of those that the scenario begins with.
+    #[default]
+    Begins,
+    /// It was dropped and comes back; it tries again when it is refused.
+    Returns,
+    /// It only shows how long joining takes, and is closed again when it has.
+    Probes,
+}
+
 /// What is told once a round, so that the one who waits for something sees it.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -46,6 +58,8 @@ pub(crate) struct Counts {
     pub(crate) lost: u64,
     /// Stamped messages that came.
     pub(crate) messages: u64,
+    /// Sockets that were asked to come back, and are ready.
+    pub(crate) returned: u64,
     /// Messages outside of any plan: the burst for all.
     pub(crate) bursts: u64,
     pub(crate) errors: u64,
@@ -59,6 +73,7 @@ impl Counts {
         self.failed += other.failed;
         self.lost += other.lost;
         self.messages += other.messages;
+        self.returned += other.returned;
         self.bursts += other.bursts;
         self.errors += other.errors;
         self.p99_ns = self.p99_ns.max(other.p99_ns);
@@ -78,8 +93,8 @@ pub(crate) struct Tally {
     /// Messages that could not be sent, since their socket was gone or full.
     pub(crate) unsent: u64,
     pub(crate) publications: Vec<Publication>,
-    /// Nanoseconds until a socket was ready: those of the beginning, and those that were asked for later.
-    pub(crate) joining: [Histogram<u64>; 2],
+    /// Nanoseconds until a socket was ready, from when it was meant to open; by `Why`.
+    pub(crate) joining: [Histogram<u64>; 3],
     pub(crate) attempts: u64,
     /// Deliveries to those who stop reading, before or after.
     pub(crate) to_slow: u64,

@@ -8,7 +8,7 @@ use crate::hub::options::Targets;
 use crate::hub::order::Order;
 use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::token::Tokens;
-use crate::hub::traffic::{LEAD, SETTLE, rooms, traffic};
+use crate::hub::traffic::{LEAD, rooms, traffic};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::options::Common;
 use crate::pace::Arrival;
@@ -43,7 +43,7 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     let begun = workers.mark();
     workers.wait_until(end)?;
     let cost = workers.since(begun);
-    workers.wait_until(end + SETTLE)?;
+    workers.settle()?;
     let beside = requests.join().map_err(|_| anyhow::anyhow!("the thread of the requests panicked"))??;
     put_memory(&mut report, &workers);
     let tally = workers.finish()?;

@@ -81,7 +81,7 @@ fn a_crowd_leaves_and_others_go_on() {
     let report = run(mock::hub(0), line).expect("it runs");
     assert_eq!(report["failed"], false, "{report:#}");
     assert_eq!((number(&report, "dropped"), number(&report, "after_deliveries")), (100, 160));
-    let new = report["joining_meanwhile_us"]["count"].as_u64().expect("a count");
+    let new = report["new_joining_us"]["count"].as_u64().expect("a count");
     assert!((36..=40).contains(&new), "{new} of 20 a second in 2 s");
     assert_eq!(number(&report, "attempts"), 104 + new);
 }
@@ -92,7 +92,7 @@ fn a_crowd_comes_back_whoever_is_refused() {
         "hub-reconnect-storm --connections 50 --jitter 200ms --others 4 --rate 20 --accepts 0.1 --duration 500ms";
     let report = run(mock::hub(0), line).expect("it runs");
     assert_eq!(report["failed"], false, "{report:#}");
-    assert!(number(&report, "attempts") >= 104, "{report:#}");
+    assert_eq!((number(&report, "attempts"), &report["returning_us"]["count"]), (104, &50.into()), "{report:#}");
     // Every 70th is refused: the 70th and no other of the first return's 50, which tries once more.
     let report = run(mock::hub(70), line).expect("it runs");
     assert_eq!(
@@ -100,7 +100,8 @@ fn a_crowd_comes_back_whoever_is_refused() {
         (&false.into(), &1.into()),
         "{report:#}"
     );
-    assert_eq!(number(&report, "attempts"), 105, "{report:#}");
+    assert_eq!((number(&report, "attempts"), &report["returning_us"]["count"]), (105, &50.into()), "{report:#}");
+    assert!(report["all_back_after_s"].as_f64() > Some(0.5), "it waited half a second at least: {report:#}");
 }
 
 #[test]

@@ -9,8 +9,6 @@ use crate::hub::workers::{SECOND, Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};
 
-/// What is still on its way when it has been measured gets this long.
-pub(crate) const SETTLE: u64 = 2 * SECOND;
 /// Traffic begins this long after it is ordered, so that all threads have heard of it.
 pub(crate) const LEAD: u64 = SECOND / 10;
 
@@ -53,7 +51,7 @@ fn measure(common: &HubCommon, mut workers: Workers, rate: f64, members: u32, un
     let begun = workers.mark();
     workers.wait_until(end)?;
     let cost = workers.since(begun);
-    workers.wait_until(end + SETTLE)?;
+    workers.settle()?;
     let mut report = Report::empty();
     put_memory(&mut report, &workers);
     let tally = workers.finish()?;
@@ -106,7 +104,7 @@ pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
     let rss_peak_kib = workers.rss_peak_kib;
     // They read again, to see what they are told: what was kept for them, a gap, or why they were closed.
     workers.order(&Order::Hear(slow));
-    workers.wait_until(end + SETTLE)?;
+    workers.settle()?;
     let mut report = Report::empty();
     put_memory(&mut report, &workers);
     let tally = workers.finish()?;
@@ -120,7 +118,14 @@ pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
     }
     report.put_count("slow_readers", count as u64);
     report.put_count("slow_deliveries", tally.to_slow);
-    put_endings(&mut report, "slow_ended", &tally.slow_losses);
+    let ended = put_endings(&mut report, "slow_ended", &tally.slow_losses);
+    if ended == 0 && tally.told_losses == 0 {
+        report.warn(
+            "all that was sent to the slow readers was kept for them, most of it by the kernel: with a larger payload, or for \
+             longer, they would show what the server does about them"
+                .to_owned(),
+        );
+    }
     put_cost(&mut report, cost, "delivery", tally.arrived[1]);
     put_own(&mut report, &tally, (end - from) as f64 / 1e9);
     put_sockets(&mut report, &tally);

@@ -157,6 +157,20 @@ impl Workers {
         }
     }
 
+    /// Waits for what is still on its way: until no message has come for a second.
+    pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
+        let due = socket::now() + self.timeout_ns;
+        let (mut messages, mut quiet_since) = (self.counts().messages, socket::now());
+        while socket::now() < due.min(quiet_since + SECOND) {
+            self.listen(LOOK_EVERY)?;
+            let now = self.counts().messages;
+            if now != messages {
+                (messages, quiet_since) = (now, socket::now());
+            }
+        }
+        Ok(())
+    }
+
     /// Opens these places and waits until all are ready or known not to be.
     pub(crate) fn open(&mut self, places: Range<usize>, ready: usize) -> anyhow::Result<()> {
         self.order(&Order::Open(places, When::Soon));
