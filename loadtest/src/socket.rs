@@ -103,20 +103,8 @@ impl Poller {
 
 /// Begins to connect. The socket becomes writable when it is connected or has failed.
 pub(crate) fn connect(address: SocketAddr, source: Option<IpAddr>) -> rustix::io::Result<OwnedFd> {
-    connect_with(address, source, None)
-}
-
-/// Begins to connect, with a receive buffer of this size; it stays so, where the kernel would make it grow.
-pub(crate) fn connect_with(
-    address: SocketAddr,
-    source: Option<IpAddr>,
-    receive_bytes: Option<usize>,
-) -> rustix::io::Result<OwnedFd> {
     let socket = tcp(address)?;
     net::sockopt::set_tcp_nodelay(&socket, true)?;
-    if let Some(bytes) = receive_bytes {
-        net::sockopt::set_socket_recv_buffer_size(&socket, bytes)?;
-    }
     if let Some(source) = source {
         net::bind(&socket, &SocketAddr::new(source, 0))?;
     }

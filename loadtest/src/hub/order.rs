@@ -21,7 +21,7 @@ pub(crate) struct Setup {
     pub(crate) path: String,
     pub(crate) tokens: Tokens,
     pub(crate) groups: Vec<Group>,
-    /// Sockets that will stop reading: they get small receive buffers, send nothing, and are counted apart.
+    /// Sockets that will stop reading: they send nothing and are counted apart.
     pub(crate) slow: Range<usize>,
     pub(crate) timeout_ns: u64,
     pub(crate) opening_max: usize,

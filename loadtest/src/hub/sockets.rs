@@ -24,8 +24,6 @@ const UNSENT_BYTES_KEPT: usize = 1024;
 /// Connections are spread over so many loopback addresses: each has 28,000 ephemeral ports by default, and one that was
 /// closed is not free for a minute.
 const SOURCES: usize = 16;
-/// Of sockets that will not read, so that their messages soon wait in the hub and not in the kernel.
-const SMALL_BUFFER_BYTES: usize = 4096;
 
 /// The example of RFC 6455 §1.3: the key only shows that the server speaks the protocol.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -83,7 +81,6 @@ pub(crate) struct Socket {
     pub(crate) stage: Stage,
     /// It does not read.
     pub(crate) is_deaf: bool,
-    small_buffer: bool,
     close_code: Option<u16>,
     /// When it began to connect.
     pub(crate) began_at: u64,
@@ -166,7 +163,6 @@ impl Sockets {
             generation: 0,
             stage: Stage::Closed,
             is_deaf: false,
-            small_buffer: false,
             close_code: None,
             began_at: 0,
             frames: Frames::default(),
@@ -189,11 +185,6 @@ impl Sockets {
         &mut self.slots[slot]
     }
 
-    /// Sockets of these places get small receive buffers when they are opened.
-    pub(crate) fn keep_small(&mut self, slot: usize) {
-        self.slots[slot].small_buffer = true;
-    }
-
     /// Begins to open a place's socket.
     pub(crate) fn open(&mut self, slot: usize, now: u64) {
         let place = &mut self.slots[slot];
@@ -207,8 +198,7 @@ impl Sockets {
             let host = u8::try_from(1 + (self.first + slot) % SOURCES).unwrap_or(1);
             IpAddr::V4(Ipv4Addr::new(127, 0, 0, host))
         });
-        let small = place.small_buffer.then_some(SMALL_BUFFER_BYTES);
-        let opened = socket::connect_with(self.address, source, small).and_then(|stream| {
+        let opened = socket::connect(self.address, source).and_then(|stream| {
             self.poller.watch(&stream, key)?;
             Ok(stream)
         });

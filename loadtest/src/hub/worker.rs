@@ -43,10 +43,7 @@ impl Worker {
         orders: Receiver<Order>,
         news: Sender<(usize, Counts)>,
     ) -> std::io::Result<Self> {
-        let mut sockets = Sockets::new(setup.address, slots.start, slots.len())?;
-        for slot in slots.clone().filter(|slot| setup.slow.contains(slot)) {
-            sockets.keep_small(slot - slots.start);
-        }
+        let sockets = Sockets::new(setup.address, slots.start, slots.len())?;
         let state = State::new(setup, slots, fastrand::Rng::with_seed(nth as u64 + 1));
         Ok(Self { sockets, state, orders, news, nth, pace: None, cpu_before: None })
     }
