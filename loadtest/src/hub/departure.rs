@@ -45,11 +45,11 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     workers.wait_until(turn)?;
     let begun = workers.mark();
     workers.order(&Order::Drop(0..crowd));
-    let mut back_s = None;
+    let (mut back, mut back_s) = (None, 0.0);
     if let Some(jitter_ns) = returns {
         workers.order(&Order::Open(0..crowd, When::Within(jitter_ns)));
-        workers.wait_for("the crowd's return", |counts| counts.returned >= crowd as u64)?;
-        back_s = Some((socket::now() - begun.at) as f64 / 1e9);
+        back = Some(workers.wait_for("the crowd's return", |counts| counts.returned >= crowd as u64));
+        back_s = (socket::now() - begun.at) as f64 / 1e9;
     }
     workers.wait_until(end)?;
     let cost = workers.since(begun);
@@ -62,7 +62,10 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     put_deliveries(&mut report, "before_", &tally, 0, others.count, duration_ns as f64 / 1e9);
     put_deliveries(&mut report, "after_", &tally, 1, others.count, cost.seconds);
     report.put("longest_wait_ms", tally.latency[1].max() as f64 / 1e6);
-    if let Some(back_s) = back_s {
+    if let Some(back) = back {
+        if let Err(error) = back {
+            report.fail(error.to_string());
+        }
         report.put("all_back_after_s", back_s);
         // Each from the moment when it first tried.
         report.put_histogram("returning_us", &tally.joining[Why::Returns as usize]);

@@ -21,6 +21,9 @@ pub(crate) const SECOND: u64 = 1_000_000_000;
 /// Resident memory is looked at this often for its peak, and whether what is waited for has come.
 const LOOK_EVERY: u64 = SECOND / 20;
 
+/// Whoever sends nothing for so long has nothing more to send.
+const QUIET: u64 = 2 * SECOND;
+
 /// What server and load test had cost at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
@@ -157,11 +160,11 @@ impl Workers {
         }
     }
 
-    /// Waits for what is still on its way: until no message has come for a second.
+    /// Waits for what is still on its way: until no message has come for so long that a stall is unlikely.
     pub(crate) fn settle(&mut self) -> anyhow::Result<()> {
         let due = socket::now() + self.timeout_ns;
         let (mut messages, mut quiet_since) = (self.counts().messages, socket::now());
-        while socket::now() < due.min(quiet_since + SECOND) {
+        while socket::now() < due.min(quiet_since + QUIET) {
             self.listen(LOOK_EVERY)?;
             let now = self.counts().messages;
             if now != messages {
