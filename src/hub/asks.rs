@@ -29,7 +29,7 @@ pub(super) enum Asker {
 #[derive(Debug)]
 pub(super) enum Question {
     /// To come in. The room is this shard's; who left meanwhile says so with the id of that.
-    Join { room: Key, left: Option<Option<Box<str>>> },
+    Join { room: Key, left: Option<LeaveId> },
     /// To say something.
     Publish(RoomName),
     /// Who is there.
@@ -41,6 +41,10 @@ pub(super) enum Question {
     /// A service; the number says which type of message.
     Service(usize),
 }
+
+/// The id of a `leave_room` that came before the join was over, if it had one.
+#[derive(Debug)]
+pub(super) struct LeaveId(pub(super) Option<Box<str>>);
 
 /// A question to all shards: how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

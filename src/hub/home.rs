@@ -140,7 +140,7 @@ impl Home {
     }
 
     /// A message; returns its number when it is new and kept.
-    pub(super) fn publish(&mut self, given: &mut Given<'_>, from: usize, publish: Publish) -> Option<u64> {
+    pub(super) fn publish(&mut self, given: &mut Given<'_>, from: usize, publish: &Publish) -> Option<u64> {
         self.prune(given.now);
         let mark = publish.id.as_deref().map(|id| match &publish.from {
             // A user without a session is told apart by its id: under another letter, so that no session is called so.
@@ -157,7 +157,7 @@ impl Home {
         if let Some(mark) = mark {
             self.window.push(given.now, mark, position.seq, IDS_MAX);
         }
-        let message = Arc::new(self.encode(given, position, &publish));
+        let message = Arc::new(self.encode(given, position, publish));
         given.post.send(from, RoomLetter::Published { ticket: publish.ticket, position });
         self.deliver(given, &message);
         self.remembers(position.seq).then_some(position.seq)

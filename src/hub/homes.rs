@@ -7,7 +7,7 @@ use super::{
     Code, Hub, RoomLetter,
     arena::Key,
     home::{Given, Home},
-    letter::{Join, Leave, Look, Publish, Publisher, Pull},
+    letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull},
     name::RoomName,
     position::Epoch,
     timers::Timer,
@@ -33,7 +33,7 @@ impl<W> Hub<W> {
         }
     }
 
-    pub(super) fn handle_publish(&mut self, now: Instant, from: usize, publish: Publish) {
+    pub(super) fn handle_publish(&mut self, now: Instant, from: usize, publish: &Publish) {
         let ticket = publish.ticket;
         let home = match &publish.from {
             // Who is not in the room may have been, when this was sent.
@@ -54,13 +54,12 @@ impl<W> Hub<W> {
     }
 
     pub(super) fn handle_ask_presence(&mut self, now: Instant, from: usize, room: &RoomName, ticket: Key) {
-        match self.home_names.get(room).copied() {
-            Some(key) => drop(self.at_home(now, key, |home, given| home.presence(given, from, ticket))),
-            None => {
-                let nobody = super::letter::PresenceIs { ticket, users: Vec::new(), total: 0 };
-                self.post.send(from, RoomLetter::PresenceIs(Box::new(nobody)));
-            }
+        if let Some(&key) = self.home_names.get(room) {
+            self.at_home(now, key, |home, given| home.presence(given, from, ticket));
+            return;
         }
+        let nobody = PresenceIs { ticket, users: Vec::new(), total: 0 };
+        self.post.send(from, RoomLetter::PresenceIs(Box::new(nobody)));
     }
 
     pub(super) fn handle_look(&mut self, from: usize, room: &RoomName, ticket: Key) {

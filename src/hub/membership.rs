@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{
     Asker, Code, Hub, RoomLetter, SocketKey, State,
     arena::Key,
-    asks::{Ask, Question},
+    asks::{Ask, LeaveId, Question},
     encode::{Recovery, Refusal},
     frame::Kind,
     letter::{Delivery, Join, Joined, Leave, PresenceIs, Pull, Pulled},
@@ -92,7 +92,7 @@ impl<W> Hub<W> {
         let next = self.rooms.get_mut(room).and_then(|room| room.enter(joined.position));
         self.hand_out(now, room, next);
         self.push_joined(now, socket, id.as_deref(), &joined);
-        if let Some(left_id) = left {
+        if let Some(LeaveId(left_id)) = left {
             let frame = self.encoder.left(left_id.as_deref(), joined.room.as_str());
             self.sockets.push(socket, frame);
             self.send_leave(joined.room, joined.user);
@@ -184,7 +184,7 @@ impl<W> Hub<W> {
                     self.drop_joining(socket, *room);
                 }
                 self.refuse_in(now, socket, id, name.as_str(), code);
-                if let Some(left_id) = left {
+                if let Some(LeaveId(left_id)) = left {
                     self.refuse_in(now, socket, left_id.as_deref(), name.as_str(), Code::NotJoined);
                 }
             }
@@ -234,7 +234,7 @@ impl<W> Hub<W> {
                 && *joining == room
                 && left.is_none()
             {
-                *left = Some(id.map(Into::into));
+                *left = Some(LeaveId(id.map(Into::into)));
                 return;
             }
         }

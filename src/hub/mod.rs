@@ -25,6 +25,7 @@ mod home;
 mod homes;
 mod json;
 pub mod letter;
+mod letters;
 pub mod limits;
 mod membership;
 pub mod message;
@@ -35,6 +36,7 @@ pub mod pointer;
 pub mod position;
 mod post;
 mod presence;
+mod queue;
 mod room;
 pub mod rules;
 mod services;
@@ -64,6 +66,7 @@ pub use outbox::{Outbox, PIECES_MAX};
 pub use outside::ServiceMessage;
 use position::Position;
 use post::Post;
+use queue::Sockets;
 use room::LocalRoom;
 use rules::Rules;
 pub use services::{ServiceOutcome, Ticket};
@@ -212,37 +215,6 @@ pub struct Counts {
     pub pulls: u64,
     /// Members who were told that something is lost, since the start.
     pub discontinuities: u64,
-}
-
-/// The sockets of a shard, and whose turn it is to be written.
-#[derive(Debug)]
-struct Sockets<W> {
-    all: Arena<Socket<W>>,
-    dirty: VecDeque<SocketKey>,
-    /// Those whose outbox is full.
-    full: Vec<SocketKey>,
-    outbox_bytes_max: usize,
-    deliveries: u64,
-    dropped: u64,
-}
-
-impl<W> Sockets<W> {
-    /// Queues a frame.
-    #[inline]
-    fn push(&mut self, key: SocketKey, frame: Frame) {
-        let Some(socket) = self.all.get_mut(key).filter(|socket| socket.state != State::Closing) else { return };
-        match socket.outbox.push(frame, self.outbox_bytes_max) {
-            Ok(dropped) => {
-                self.deliveries = self.deliveries.saturating_add(1);
-                self.dropped = self.dropped.saturating_add(dropped as u64);
-            }
-            Err(outbox::Full) => self.full.push(key),
-        }
-        if !socket.is_dirty && !socket.is_blocked {
-            socket.is_dirty = true;
-            self.dirty.push_back(key);
-        }
-    }
 }
 
 /// The hub of a shard. One per shard.
@@ -505,163 +477,6 @@ impl<W> Hub<W> {
         self.settle(now);
     }
 
-    // ---- letters ----
-
-    /// Another shard's hub has written. Letters of one shard come in the order in which it wrote them.
-    pub fn handle_letter(&mut self, now: Instant, from: usize, letter: RoomLetter) {
-        self.read(now, from, letter);
-        self.settle(now);
-    }
-
-    fn read(&mut self, now: Instant, from: usize, letter: RoomLetter) {
-        match letter {
-            RoomLetter::Join(join) => self.handle_join(now, from, *join),
-            RoomLetter::Leave(leave) => self.handle_leave(now, from, &leave),
-            RoomLetter::Publish(publish) => self.handle_publish(now, from, *publish),
-            RoomLetter::AskPresence { room, ticket } => self.handle_ask_presence(now, from, &room, ticket),
-            RoomLetter::Look { room, ticket } => self.handle_look(from, &room, ticket),
-            RoomLetter::Pull(pull) => self.handle_pull(now, from, &pull),
-            RoomLetter::Joined(joined) => self.handle_joined(now, *joined),
-            RoomLetter::Refused { ticket, code } => self.handle_refused(now, ticket, code),
-            RoomLetter::Published { ticket, position } => self.handle_published(ticket, position),
-            RoomLetter::Deliver(message) => self.handle_deliver(now, message),
-            RoomLetter::Tell { room, text } => self.handle_tell(&room, &text),
-            RoomLetter::Position { room, position } => self.handle_position(now, &room, position),
-            RoomLetter::Pulled(pulled) => self.handle_pulled(now, *pulled),
-            RoomLetter::PresenceIs(presence) => self.handle_presence(&presence),
-            RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
-            RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
-            RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
-            RoomLetter::UserTold { ticket, count } => self.handle_user_told(ticket, Some(count)),
-        }
-    }
-
-    /// A letter did not go: the ring was full.
-    pub fn letter_dropped(&mut self, now: Instant, to: usize, letter: RoomLetter) {
-        match letter {
-            RoomLetter::Join(join) => self.handle_refused(now, join.ticket, Code::Overloaded),
-            RoomLetter::Publish(publish) => self.handle_refused(now, publish.ticket, Code::Overloaded),
-            RoomLetter::AskPresence { ticket, .. } | RoomLetter::Look { ticket, .. } => {
-                self.handle_refused(now, ticket, Code::Overloaded);
-            }
-            RoomLetter::ToUser(to_user) => self.handle_user_told(to_user.ticket, None),
-            RoomLetter::Pull(pull) => self.pull_dropped(now, &pull),
-            RoomLetter::Joined(joined) => {
-                let ticket = joined.ticket;
-                self.handle_leave(now, to, &home::undo(*joined));
-                self.keep(now, to, RoomLetter::Refused { ticket, code: Code::Overloaded });
-            }
-            RoomLetter::Deliver(message) => self.missed(now, to, &message.room),
-            RoomLetter::Position { room, .. } => self.missed(now, to, &room),
-            RoomLetter::Pulled(pulled) => self.missed(now, to, &pulled.room),
-            RoomLetter::Tell { .. } => {}
-            letter @ (RoomLetter::Leave(_)
-            | RoomLetter::Kick { .. }
-            | RoomLetter::Refused { .. }
-            | RoomLetter::Published { .. }
-            | RoomLetter::PresenceIs(_)
-            | RoomLetter::LookIs { .. }
-            | RoomLetter::UserTold { .. }) => self.keep(now, to, letter),
-        }
-        self.settle(now);
-    }
-
-    /// Keeps a letter that has to go: no more of them than there are memberships and questions.
-    fn keep(&mut self, now: Instant, to: usize, letter: RoomLetter) {
-        self.kept.push_back((to, letter));
-        let due = now + KEPT_INTERVAL;
-        if self.kept_armed == Instant::NEVER {
-            self.timers.set(Timer::Kept, &mut self.kept_armed, due);
-        }
-    }
-
-    fn send_kept(&mut self) {
-        self.kept_armed = Instant::NEVER;
-        for (to, letter) in std::mem::take(&mut self.kept) {
-            self.post.send(to, letter);
-        }
-    }
-
-    // ---- what comes out ----
-
-    /// What is to be done next.
-    pub fn poll_effect(&mut self) -> Option<Effect> {
-        let letter = self.post.next_other().map(|(to, letter)| Effect::Letter(to, letter));
-        letter.or_else(|| self.effects.pop_front())
-    }
-
-    /// Whose outbox is to be written next: each once, the one that waits longest first.
-    pub fn next_dirty(&mut self) -> Option<SocketKey> {
-        while let Some(key) = self.sockets.dirty.pop_front() {
-            let Some(socket) = self.sockets.all.get_mut(key) else { continue };
-            socket.is_dirty = false;
-            if !socket.is_blocked && !socket.outbox.is_empty() {
-                return Some(key);
-            }
-        }
-        None
-    }
-
-    /// Whether somebody's outbox is to be written.
-    pub fn is_dirty(&self) -> bool {
-        !self.sockets.dirty.is_empty()
-    }
-
-    /// A socket.
-    pub fn socket(&mut self, key: SocketKey) -> Option<&mut Socket<W>> {
-        self.sockets.all.get_mut(key)
-    }
-
-    /// So many bytes of a socket's outbox are written. When more waits, its turn comes again.
-    pub fn written(&mut self, key: SocketKey, bytes: usize) {
-        let Some(socket) = self.sockets.all.get_mut(key) else { return };
-        socket.outbox.written(bytes);
-        self.look_again(key);
-    }
-
-    /// A socket's connection takes nothing more, or takes something again.
-    pub fn set_blocked(&mut self, key: SocketKey, is_blocked: bool) {
-        if let Some(socket) = self.sockets.all.get_mut(key) {
-            socket.is_blocked = is_blocked;
-        }
-        self.look_again(key);
-    }
-
-    fn look_again(&mut self, key: SocketKey) {
-        let Some(socket) = self.sockets.all.get_mut(key) else { return };
-        if !socket.is_dirty && !socket.is_blocked && !socket.outbox.is_empty() {
-            socket.is_dirty = true;
-            self.sockets.dirty.push_back(key);
-        }
-    }
-
-    /// Bytes that a message of this socket may have.
-    pub fn message_bytes_max(&self, key: SocketKey) -> usize {
-        match self.sockets.all.get(key) {
-            Some(socket) if socket.state == State::Anonymous => self.plan.limits.anonymous_message_bytes_max,
-            _ => self.plan.limits.message_bytes_max,
-        }
-    }
-
-    /// The numbers of now.
-    pub fn counts(&self) -> Counts {
-        Counts {
-            sockets: self.sockets.all.len(),
-            users: self.users.len(),
-            rooms: self.rooms.len(),
-            homes: self.homes.len(),
-            frame_bytes: self.encoder.tally().bytes(),
-            history_bytes: self.history_bytes,
-            service_bytes: self.service_bytes,
-            asks: self.asks.len(),
-            kept: self.kept.len(),
-            deliveries: self.sockets.deliveries,
-            dropped: self.sockets.dropped,
-            pulls: self.pulls,
-            discontinuities: self.discontinuities,
-        }
-    }
-
     // ---- the end of each step ----
 
     /// Reads what this shard wrote to itself, and closes whom it is too much for.
@@ -682,25 +497,6 @@ impl<W> Hub<W> {
                 return;
             }
         }
-    }
-
-    /// Closes the sockets with most queued until there is room again; says whether there were any.
-    fn close_slowest(&mut self, now: Instant) -> bool {
-        let queued = self.sockets.all.iter().filter(|(_, socket)| socket.state != State::Closing);
-        let queued = queued.map(|(key, socket)| (socket.outbox.bytes(), key)).filter(|&(bytes, _)| bytes > 0);
-        let mut queued: Vec<(usize, SocketKey)> = queued.collect();
-        queued.sort_unstable_by(|one, other| other.cmp(one));
-        let max = self.plan.limits.frames_bytes_max;
-        let target = max.saturating_sub(max / 8);
-        let mut is_any = false;
-        for (_, key) in queued {
-            if self.encoder.tally().bytes() <= target {
-                break;
-            }
-            self.end(now, key, Some(Close::SlowConsumer));
-            is_any = true;
-        }
-        is_any
     }
 }
 

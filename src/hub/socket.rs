@@ -59,6 +59,7 @@ pub(super) enum State {
 
 /// A socket. `W` is whatever the driver knows it by.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is true or not by itself")]
 pub struct Socket<W> {
     /// The driver's.
     pub handle: W,
@@ -70,6 +71,7 @@ pub struct Socket<W> {
     pub(super) rooms: Vec<Membership>,
     pub(super) busy: Option<Box<Busy>>,
     /// When the last mistakes were made.
+    #[expect(clippy::box_collection, reason = "hardly any socket has one: eight bytes, not 24")]
     mistakes: Option<Box<VecDeque<Instant>>>,
     /// Where it comes from, until it has logged in.
     pub(super) address: Option<Box<IpAddr>>,
@@ -154,10 +156,8 @@ impl<W> Socket<W> {
 
     /// When something is to be done about time passing.
     pub(super) fn due(&self, jitter: f64, limits: &Limits) -> Instant {
-        let alive = match self.is_pinged {
-            true => self.heard + limits.dead_after,
-            false => self.ping_at(jitter, limits),
-        };
+        let dead = self.heard + limits.dead_after;
+        let alive = if self.is_pinged { dead } else { self.ping_at(jitter, limits) };
         match self.state {
             State::Closing => Instant::NEVER,
             State::Anonymous | State::Live => alive.min(self.expires).min(self.slot),

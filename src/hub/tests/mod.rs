@@ -1,4 +1,11 @@
 //! The hub as its driver sees it.
+#![expect(
+    clippy::indexing_slicing,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    reason = "a test that panics has failed"
+)]
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -326,7 +326,7 @@ fn a_lost_message_without_a_past_is_told() {
         while let Some(effect) = home.poll_effect() {
             match effect {
                 Effect::Letter(to, letter @ RoomLetter::Deliver(_)) if is_losing => {
-                    home.letter_dropped(now, to, letter)
+                    home.letter_dropped(now, to, letter);
                 }
                 Effect::Letter(_, letter) => other.handle_letter(now, 0, letter),
                 _ => {}

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::super::{Instant, SocketKey};
-use super::world::Seen;
+use super::plan::Seen;
 
 /// Where a member is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,7 +215,9 @@ impl Client {
                 seen.forbidden += 1;
             }
             ("error", None) => assert_eq!(message["payload"]["code"], "forbidden", "{message}"),
-            ("joined", Some(Sent::Join { room, recover })) => self.joined(now, message, room, recover, truth, seen),
+            ("joined", Some(Sent::Join { room, recover })) => {
+                self.joined(now, message, room, recover.as_ref(), truth, seen);
+            }
             ("left", Some(Sent::Leave { room })) => assert!(self.views.remove(&room).is_some(), "{message}"),
             ("ack", Some(Sent::Publish { room, number })) => {
                 let (acked, epoch, seq) = place(message);
@@ -242,7 +244,7 @@ impl Client {
         now: Instant,
         message: &Value,
         room: String,
-        recover: Option<View>,
+        recover: Option<&View>,
         truth: &mut Truth,
         seen: &mut Seen,
     ) {
@@ -250,7 +252,7 @@ impl Client {
         assert_eq!(joined, room);
         assert!(message["payload"]["members"].as_u64().expect("a number") > 0, "the joiner counts: {message}");
         let payload = &message["payload"];
-        match (&recover, payload["recovered"].as_bool()) {
+        match (recover, payload["recovered"].as_bool()) {
             (None, None) => assert!(payload["messages"].is_null()),
             (Some(_), Some(false)) => {
                 assert!(payload["messages"].is_null());
@@ -261,7 +263,9 @@ impl Client {
                 let wanted: Vec<u64> = (last.seq + 1..=seq).collect();
                 let got: Vec<u64> = messages.iter().filter_map(|message| message["seq"].as_u64()).collect();
                 assert_eq!((got, &last.epoch), (wanted, &epoch), "exactly what was missed");
-                messages.iter().for_each(|message| truth.hear(now, message));
+                for message in messages {
+                    truth.hear(now, message);
+                }
                 seen.recovered += messages.len();
             }
             _ => panic!("{recover:?} is no question for {message}"),

@@ -4,9 +4,11 @@
 //! A failure tells its seed: `SIM_SEED` plays that one again, `SIM_ROUNDS` so many from there on.
 
 mod client;
+mod plan;
 mod world;
 
-use world::{Seen, World};
+use plan::Seen;
+use world::World;
 
 /// Plans of a usual run, and of a long one.
 const ROUNDS: u64 = 300;

@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
-use std::ops::AddAssign;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,79 +9,17 @@ use super::super::super::{
     Answer, Close, Code, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, ServiceMessage, ServiceOutcome, SocketKey,
     Ticket,
     letter::{Look, RoomLetter},
-    limits::Limits,
-    name::{Pattern, RoomName},
-    pointer::Pointer,
-    rules::{Actions, History, Policy, Rule, Rules, SlowPolicy},
+    name::RoomName,
 };
 use super::super::{BEGIN_UNIX_MS, HOME, Instant, hub_of};
 use super::client::{Client, Sent, Truth};
+use super::plan::{Seen, plan};
 
 const ROOMS: [&str; 7] =
     ["public.a.1", "public.a.2", "public.a.3", "public.b.1", "public.b.2", "public.c.1", "public.c.2"];
 const USERS: usize = 4;
 const STEPS: usize = 400;
 const CLIENTS_MAX: usize = 14;
-
-/// How often things happened, so that a simulation in which nothing does is found.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seen {
-    pub(super) messages: usize,
-    pub(super) gaps: usize,
-    pub(super) continuities: usize,
-    pub(super) presence_events: usize,
-    pub(super) joins: usize,
-    pub(super) recovered: usize,
-    pub(super) unrecovered: usize,
-    pub(super) acks: usize,
-    pub(super) errors: usize,
-    pub(super) renewals: usize,
-    pub(super) forbidden: usize,
-    lost: usize,
-    pulls: usize,
-    kicked: usize,
-    slow: usize,
-    answers: usize,
-    cancelled: usize,
-    drained: usize,
-}
-
-impl Seen {
-    /// Whether all of it happened.
-    pub(super) fn is_everything(&self) -> bool {
-        let (said, came) = (
-            [self.messages, self.gaps, self.continuities, self.presence_events],
-            [self.joins, self.recovered, self.unrecovered],
-        );
-        let (told, done) =
-            ([self.acks, self.errors, self.renewals, self.forbidden], [self.lost, self.pulls, self.kicked, self.slow]);
-        let all = [&said[..], &came, &told, &done, &[self.answers, self.cancelled, self.drained]];
-        all.iter().all(|some| some.iter().all(|&count| count > 0))
-    }
-}
-
-impl AddAssign for Seen {
-    fn add_assign(&mut self, other: Self) {
-        self.messages += other.messages;
-        self.gaps += other.gaps;
-        self.continuities += other.continuities;
-        self.presence_events += other.presence_events;
-        self.joins += other.joins;
-        self.recovered += other.recovered;
-        self.unrecovered += other.unrecovered;
-        self.acks += other.acks;
-        self.errors += other.errors;
-        self.renewals += other.renewals;
-        self.forbidden += other.forbidden;
-        self.lost += other.lost;
-        self.pulls += other.pulls;
-        self.kicked += other.kicked;
-        self.slow += other.slow;
-        self.answers += other.answers;
-        self.cancelled += other.cancelled;
-        self.drained += other.drained;
-    }
-}
 
 /// A token that a hub wants to have checked.
 struct Check {
@@ -303,9 +239,10 @@ impl World {
 
     fn answer_service(&mut self, at: usize) {
         let (shard, ticket, ..) = self.services.remove(at);
-        let outcome = match self.rng.bool() {
-            true => ServiceOutcome::Taken { status: 202, json: "{}" },
-            false => ServiceOutcome::Refused { code: Code::UpstreamTimeout, retry_after_ms: Some(500) },
+        let outcome = if self.rng.bool() {
+            ServiceOutcome::Taken { status: 202, json: "{}" }
+        } else {
+            ServiceOutcome::Refused { code: Code::UpstreamTimeout, retry_after_ms: Some(500) }
         };
         self.hubs[shard].service_answered(self.now, ticket, &outcome);
         self.seen.answers += 1;
@@ -600,35 +537,4 @@ impl World {
             assert!(hub.poll_timeout().is_none() && !hub.is_dirty());
         }
     }
-}
-
-/// Small bounds, so that all of them are met.
-fn plan(rng: &mut fastrand::Rng) -> Plan {
-    let limits = Limits {
-        outbox_bytes_max: *rng.choice(&[4096, 16 << 10, 1 << 20]).expect("some"),
-        frames_bytes_max: *rng.choice(&[30 << 10, 256 << 20]).expect("some"),
-        history_bytes_max: *rng.choice(&[8 << 10, 64 << 20]).expect("some"),
-        messages_per_second: 10_000,
-        messages_burst: 10_000,
-        ..Limits::default()
-    };
-    let history = History {
-        messages_max: *rng.choice(&[0, 3, 100]).expect("some"),
-        bytes_max: *rng.choice(&[2 << 10, 256 << 10]).expect("some"),
-        age_max: Duration::from_secs(*rng.choice(&[5, 600]).expect("some")),
-    };
-    let rule = |pattern: &str, slow: SlowPolicy, roles: &[&str], has_presence_events: bool| Rule {
-        pattern: Pattern::parse(pattern).expect("a pattern"),
-        allow: Actions::ALL,
-        roles: roles.iter().map(|&role| role.into()).collect(),
-        permissions: Box::default(),
-        policy: Policy { slow, has_presence_events, history, ..Policy::default() },
-    };
-    let latest = SlowPolicy::Latest { key: Pointer::parse("/k").expect("a pointer") };
-    let rules = Rules::new(vec![
-        rule("public.a.*", SlowPolicy::Close, &[], false),
-        rule("public.b.*", SlowPolicy::DropOldest, &["all"], true),
-        rule("public.c.*", latest, &[], true),
-    ]);
-    Plan { limits: Rc::new(limits), rules: Rc::new(rules), ..Plan::default() }
 }

@@ -1,0 +1,81 @@
+//! Letters from other shards' hubs are read here, and those that did not go are made good.
+
+use super::{Code, Hub, KEPT_INTERVAL, RoomLetter, home, timers::Timer};
+use crate::shard::Instant;
+
+impl<W> Hub<W> {
+    /// Another shard's hub has written. Letters of one shard come in the order in which it wrote them.
+    pub fn handle_letter(&mut self, now: Instant, from: usize, letter: RoomLetter) {
+        self.read(now, from, letter);
+        self.settle(now);
+    }
+
+    pub(super) fn read(&mut self, now: Instant, from: usize, letter: RoomLetter) {
+        match letter {
+            RoomLetter::Join(join) => self.handle_join(now, from, *join),
+            RoomLetter::Leave(leave) => self.handle_leave(now, from, &leave),
+            RoomLetter::Publish(publish) => self.handle_publish(now, from, &publish),
+            RoomLetter::AskPresence { room, ticket } => self.handle_ask_presence(now, from, &room, ticket),
+            RoomLetter::Look { room, ticket } => self.handle_look(from, &room, ticket),
+            RoomLetter::Pull(pull) => self.handle_pull(now, from, &pull),
+            RoomLetter::Joined(joined) => self.handle_joined(now, *joined),
+            RoomLetter::Refused { ticket, code } => self.handle_refused(now, ticket, code),
+            RoomLetter::Published { ticket, position } => self.handle_published(ticket, position),
+            RoomLetter::Deliver(message) => self.handle_deliver(now, message),
+            RoomLetter::Tell { room, text } => self.handle_tell(&room, &text),
+            RoomLetter::Position { room, position } => self.handle_position(now, &room, position),
+            RoomLetter::Pulled(pulled) => self.handle_pulled(now, *pulled),
+            RoomLetter::PresenceIs(presence) => self.handle_presence(&presence),
+            RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
+            RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
+            RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
+            RoomLetter::UserTold { ticket, count } => self.handle_user_told(ticket, Some(count)),
+        }
+    }
+
+    /// A letter did not go: the ring was full.
+    pub fn letter_dropped(&mut self, now: Instant, to: usize, letter: RoomLetter) {
+        match letter {
+            RoomLetter::Join(join) => self.handle_refused(now, join.ticket, Code::Overloaded),
+            RoomLetter::Publish(publish) => self.handle_refused(now, publish.ticket, Code::Overloaded),
+            RoomLetter::AskPresence { ticket, .. } | RoomLetter::Look { ticket, .. } => {
+                self.handle_refused(now, ticket, Code::Overloaded);
+            }
+            RoomLetter::ToUser(to_user) => self.handle_user_told(to_user.ticket, None),
+            RoomLetter::Pull(pull) => self.pull_dropped(now, &pull),
+            RoomLetter::Joined(joined) => {
+                let ticket = joined.ticket;
+                self.handle_leave(now, to, &home::undo(*joined));
+                self.keep(now, to, RoomLetter::Refused { ticket, code: Code::Overloaded });
+            }
+            RoomLetter::Deliver(message) => self.missed(now, to, &message.room),
+            RoomLetter::Position { room, .. } => self.missed(now, to, &room),
+            RoomLetter::Pulled(pulled) => self.missed(now, to, &pulled.room),
+            RoomLetter::Tell { .. } => {}
+            letter @ (RoomLetter::Leave(_)
+            | RoomLetter::Kick { .. }
+            | RoomLetter::Refused { .. }
+            | RoomLetter::Published { .. }
+            | RoomLetter::PresenceIs(_)
+            | RoomLetter::LookIs { .. }
+            | RoomLetter::UserTold { .. }) => self.keep(now, to, letter),
+        }
+        self.settle(now);
+    }
+
+    /// Keeps a letter that has to go: no more of them than there are memberships and questions.
+    fn keep(&mut self, now: Instant, to: usize, letter: RoomLetter) {
+        self.kept.push_back((to, letter));
+        let due = now + KEPT_INTERVAL;
+        if self.kept_armed == Instant::NEVER {
+            self.timers.set(Timer::Kept, &mut self.kept_armed, due);
+        }
+    }
+
+    pub(super) fn send_kept(&mut self) {
+        self.kept_armed = Instant::NEVER;
+        for (to, letter) in std::mem::take(&mut self.kept) {
+            self.post.send(to, letter);
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Whose outbox is to be written, in turn, and what all outboxes together may hold.
+
+use std::collections::VecDeque;
+
+use super::{Close, Counts, Effect, Hub, SocketKey, State, arena::Arena, frame::Frame, outbox, socket::Socket};
+use crate::shard::Instant;
+
+/// The sockets of a shard, and whose turn it is to be written.
+#[derive(Debug)]
+pub(super) struct Sockets<W> {
+    pub(super) all: Arena<Socket<W>>,
+    pub(super) dirty: VecDeque<SocketKey>,
+    /// Those whose outbox is full.
+    pub(super) full: Vec<SocketKey>,
+    pub(super) outbox_bytes_max: usize,
+    pub(super) deliveries: u64,
+    pub(super) dropped: u64,
+}
+
+impl<W> Sockets<W> {
+    /// Queues a frame.
+    #[inline]
+    pub(super) fn push(&mut self, key: SocketKey, frame: Frame) {
+        let Some(socket) = self.all.get_mut(key).filter(|socket| socket.state != State::Closing) else { return };
+        match socket.outbox.push(frame, self.outbox_bytes_max) {
+            Ok(dropped) => {
+                self.deliveries = self.deliveries.saturating_add(1);
+                self.dropped = self.dropped.saturating_add(dropped as u64);
+            }
+            Err(outbox::Full) => self.full.push(key),
+        }
+        if !socket.is_dirty && !socket.is_blocked {
+            socket.is_dirty = true;
+            self.dirty.push_back(key);
+        }
+    }
+}
+
+impl<W> Hub<W> {
+    /// What is to be done next.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        let letter = self.post.next_other().map(|(to, letter)| Effect::Letter(to, letter));
+        letter.or_else(|| self.effects.pop_front())
+    }
+
+    /// Whose outbox is to be written next: each once, the one that waits longest first.
+    pub fn next_dirty(&mut self) -> Option<SocketKey> {
+        while let Some(key) = self.sockets.dirty.pop_front() {
+            let Some(socket) = self.sockets.all.get_mut(key) else { continue };
+            socket.is_dirty = false;
+            if !socket.is_blocked && !socket.outbox.is_empty() {
+                return Some(key);
+            }
+        }
+        None
+    }
+
+    /// Whether somebody's outbox is to be written.
+    pub fn is_dirty(&self) -> bool {
+        !self.sockets.dirty.is_empty()
+    }
+
+    /// A socket.
+    pub fn socket(&mut self, key: SocketKey) -> Option<&mut Socket<W>> {
+        self.sockets.all.get_mut(key)
+    }
+
+    /// So many bytes of a socket's outbox are written. When more waits, its turn comes again.
+    pub fn written(&mut self, key: SocketKey, bytes: usize) {
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        socket.outbox.written(bytes);
+        self.look_again(key);
+    }
+
+    /// A socket's connection takes nothing more, or takes something again.
+    pub fn set_blocked(&mut self, key: SocketKey, is_blocked: bool) {
+        if let Some(socket) = self.sockets.all.get_mut(key) {
+            socket.is_blocked = is_blocked;
+        }
+        self.look_again(key);
+    }
+
+    fn look_again(&mut self, key: SocketKey) {
+        let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        if !socket.is_dirty && !socket.is_blocked && !socket.outbox.is_empty() {
+            socket.is_dirty = true;
+            self.sockets.dirty.push_back(key);
+        }
+    }
+
+    /// Bytes that a message of this socket may have.
+    pub fn message_bytes_max(&self, key: SocketKey) -> usize {
+        match self.sockets.all.get(key) {
+            Some(socket) if socket.state == State::Anonymous => self.plan.limits.anonymous_message_bytes_max,
+            _ => self.plan.limits.message_bytes_max,
+        }
+    }
+
+    /// The numbers of now.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            sockets: self.sockets.all.len(),
+            users: self.users.len(),
+            rooms: self.rooms.len(),
+            homes: self.homes.len(),
+            frame_bytes: self.encoder.tally().bytes(),
+            history_bytes: self.history_bytes,
+            service_bytes: self.service_bytes,
+            asks: self.asks.len(),
+            kept: self.kept.len(),
+            deliveries: self.sockets.deliveries,
+            dropped: self.sockets.dropped,
+            pulls: self.pulls,
+            discontinuities: self.discontinuities,
+        }
+    }
+
+    /// Closes the sockets with most queued until there is room again; says whether there were any.
+    pub(super) fn close_slowest(&mut self, now: Instant) -> bool {
+        let queued = self.sockets.all.iter().filter(|(_, socket)| socket.state != State::Closing);
+        let queued = queued.map(|(key, socket)| (socket.outbox.bytes(), key)).filter(|&(bytes, _)| bytes > 0);
+        let mut queued: Vec<(usize, SocketKey)> = queued.collect();
+        queued.sort_unstable_by(|one, other| other.cmp(one));
+        let max = self.plan.limits.frames_bytes_max;
+        let target = max.saturating_sub(max / 8);
+        let mut is_any = false;
+        for (_, key) in queued {
+            if self.encoder.tally().bytes() <= target {
+                break;
+            }
+            self.end(now, key, Some(Close::SlowConsumer));
+            is_any = true;
+        }
+        is_any
+    }
+}
