@@ -145,7 +145,10 @@ function start() {
   url.protocol = url.protocol.replace("http", "ws");
   hub = connect({ url, getToken, WebSocket: WatchedSocket });
   status("connecting", `${email}: connecting`);
-  hub.on("welcome", ({ node }) => status("open", `${email} (${role}), connected to ${node}`));
+  hub.on("welcome", ({ node, userId }) => {
+    names.set(userId, email);
+    status("open", `${email} (${role}), connected to ${node}`);
+  });
   hub.on("state", ({ state, code, reason, retryInMs }) => {
     if (state === "connecting") status(state, `${email}: connecting`);
     if (state !== "waiting") return;

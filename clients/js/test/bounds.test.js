@@ -144,7 +144,9 @@ test("joins are paced, and a refusal for the rate stops them all for as long as 
   const joined = rooms[1].joined;
   connection.send({ type: "joined", id: asked[1].id, room: "public.1", seq: 0, epoch: "k1", payload: { members: 1 } });
   await joined;
-  assert.equal(connection.inbox.length, 0, "no further join meanwhile");
+  // A volatile message waits for nothing: a further join would come before it.
+  assert.equal(await rooms[1].send("mark", { volatile: true }), true);
+  assert.equal((await connection.next()).payload, "mark", "no further join meanwhile");
   for (const { id, room } of asked.slice(2)) {
     connection.send({ type: "joined", id, room, seq: 0, epoch: "k1", payload: { members: 1 } });
   }
@@ -306,14 +308,23 @@ test("after leave nothing is delivered, and the room can be joined anew", async 
   const { id, type } = await connection.next();
   assert.equal(type, "leave_room");
   const again = client.join("public.a");
+  const early = log(again, "message", "continuity", "gap");
   connection.message("public.a", 5, "too late");
   connection.send({ type: "left", id, room: "public.a", payload: {} });
   await left;
   await connection.joined({ seq: 5 });
   await again.joined;
-  assert.deepEqual(seen, []);
+  assert.deepEqual([seen, early], [[], []]);
   assert.deepEqual(again.position, { epoch: "k1", seq: 5 });
   await room.leave();
+});
+
+test("a room that was not asked for yet is left without a word", async (t) => {
+  const { client, connection } = await welcomed(t);
+  const rooms = Array.from({ length: 9 }, (_, index) => client.join(`public.${index}`));
+  await rooms[8].leave();
+  for (let index = 0; index < 8; index += 1) await connection.joined();
+  await heard(client, connection);
 });
 
 test("a listener that throws keeps nobody else from hearing", async (t) => {
