@@ -1,4 +1,4 @@
-//! The hub as it is configured, for programs: an AsyncAPI 3 document of its one channel, with every message both ways.
+//! The hub as it is configured, for programs: an `AsyncAPI` 3 document of its one channel, with every message both ways.
 //!
 //! It is written from the hub's side: what clients send is *received*. `docs/websocket.md` is the same for people, and
 //! `hub/` is what does it.
@@ -113,7 +113,8 @@ struct Messages {
 impl Messages {
     fn of(hub: &Hub) -> Self {
         let mut messages = Self { all: Map::new(), operations: Map::new() };
-        messages.hub_says(hub);
+        messages.answers(hub.ping_interval);
+        messages.tells(hub);
         messages.client_asks(hub.ping_interval);
         for service in &hub.services {
             messages.service(service);
@@ -184,11 +185,11 @@ impl Messages {
         name
     }
 
-    fn hub_says(&mut self, hub: &Hub) {
+    /// What the hub says to one socket, about itself or as an answer.
+    fn answers(&mut self, ping_interval: std::time::Duration) {
         let (id, room, time) = (of("id"), of("room"), of("timestamp"));
         let position = [("seq", of("seq")), ("epoch", of("epoch"))];
         let in_room = [&[("room", room.clone())], &position[..]].concat();
-        let with = |members: &[(&'static str, Value)], payload: Value| [members, &[("payload", payload)]].concat();
         let answers = [("id", id.clone()), ("timestamp", time.clone())];
         let whose = [("userId", text()), ("sessionId", text()), ("timestamp", time.clone())];
         let none = || object(&[], &[]);
@@ -197,7 +198,7 @@ impl Messages {
             &[("connectionId", text()), ("heartbeatMs", number()), ("serverTime", time.clone()), ("node", text())],
             &["connectionId", "heartbeatMs", "serverTime", "node"],
         );
-        let heartbeat_ms = millis(hub.ping_interval);
+        let heartbeat_ms = millis(ping_interval);
         self.unasked(
             "The socket is logged in.",
             &with(&whose, welcome),
@@ -215,10 +216,7 @@ impl Messages {
         }));
         let heartbeat = json!({"type": "heartbeat", "payload": {}, "timestamp": TIME});
         self.says("The hub is there.", &with(&answers, none()), &["payload"], &heartbeat);
-        let message = json!({
-            "type": "room_message", "room": "public.sale", "seq": 20, "epoch": "k3", "userId": "42",
-            "payload": {"any": "json"}, "timestamp": TIME,
-        });
+        let message = room_message();
         let joined = object(
             &[
                 ("members", number()),
@@ -262,7 +260,14 @@ impl Messages {
             "type": "error", "id": "7",
             "payload": {"code": "rate_limited", "message": Code::RateLimited.sentence(), "retryable": true, "retryAfterMs": 500},
         }));
+    }
 
+    /// What the hub tells without being asked.
+    fn tells(&mut self, hub: &Hub) {
+        let (room, time) = (of("room"), of("timestamp"));
+        let in_room = [("room", room.clone()), ("seq", of("seq")), ("epoch", of("epoch"))];
+        let whose = [("userId", text()), ("sessionId", text()), ("timestamp", time.clone())];
+        let message = room_message();
         let of_room = with(&[&in_room[..], &whose].concat(), of("any"));
         let required = ["room", "seq", "epoch", "userId", "payload"];
         self.unasked("A member's message, to every member of its room.", &of_room, &required, &message);
@@ -344,6 +349,18 @@ impl Messages {
     }
 }
 
+fn room_message() -> Value {
+    json!({
+        "type": "room_message", "room": "public.sale", "seq": 20, "epoch": "k3", "userId": "42",
+        "payload": {"any": "json"}, "timestamp": TIME,
+    })
+}
+
+/// These members, and the payload.
+fn with(members: &[(&'static str, Value)], payload: Value) -> Vec<(&'static str, Value)> {
+    [members, &[("payload", payload)]].concat()
+}
+
 const TIME: &str = "2026-11-23T10:15:00Z";
 
 fn schemas() -> Value {
@@ -390,6 +407,8 @@ fn object(members: &[(&str, Value)], required: &[&str]) -> Value {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+
     use super::*;
     use crate::config::Config;
     use expect_test::expect;

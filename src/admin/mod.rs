@@ -1,5 +1,5 @@
-//! The operator's listener: health with details, metrics, the hub's AsyncAPI document. Served by the control thread, so that a stuck shard cannot
-//! hide.
+//! The operator's listener: health with details, metrics, the hub's `AsyncAPI` document. Served by the control thread, so that a
+//! stuck shard cannot hide.
 //!
 //! Pages in a browser reach loopback too, so the `Host` of every request is checked (DNS rebinding).
 

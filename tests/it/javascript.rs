@@ -1,5 +1,5 @@
 //! What is JavaScript's: the client for browsers and node, by its own tests against a hub that does what it is told, and by
-//! its types as TypeScript reads them; and the hub's AsyncAPI document, as its own parser reads that.
+//! its types as TypeScript reads them; and the hub's `AsyncAPI` document, as its own parser reads that.
 
 use std::{
     fs,
