@@ -10,6 +10,7 @@ pub mod escape;
 pub mod exposition;
 pub mod histogram;
 pub mod ids;
+mod labels;
 mod lines;
 pub mod log;
 pub mod metrics;

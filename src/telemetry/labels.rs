@@ -1,0 +1,143 @@
+//! The values that labels of metrics have, each a closed list.
+
+use super::table::label;
+
+label! {
+    /// Why a fresh connection was closed unserved.
+    Refusal {
+        /// The shard or the process serves as many as it may.
+        Limit = "limit",
+        /// The process has no file descriptor left.
+        Descriptors = "descriptors",
+    }
+}
+
+label! {
+    /// How one attempt at an upstream ended.
+    Outcome {
+        /// A whole answer with a status below 500.
+        Answered = "answered",
+        /// A whole answer with status 500 or above.
+        ServerError = "server_error",
+        /// No connection came about.
+        ConnectFailed = "connect_failed",
+        /// It did not answer, or went silent, for longer than it may.
+        TimedOut = "timed_out",
+        /// The connection ended before the answer was complete.
+        Closed = "closed",
+        /// What came was no HTTP.
+        Malformed = "malformed",
+        /// It was given up: the client left or did not send its request, its session ended, or the process did.
+        Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// What a limit did with a request.
+    LimitOutcome {
+        /// It passed.
+        Allowed = "allowed",
+        /// It was refused.
+        Limited = "limited",
+        /// A limit that only watches would have refused it.
+        DryRun = "dry_run",
+    }
+}
+
+label! {
+    /// What became of a request while it was not known what had been revoked lately.
+    Stale {
+        /// It was refused.
+        Refused = "refused",
+        /// It was served by what was known.
+        Served = "served",
+    }
+}
+
+label! {
+    /// How a reload ended.
+    Reload {
+        /// Every shard runs the new configuration.
+        Applied = "applied",
+        /// The file has mistakes, and the old configuration stays.
+        Refused = "refused",
+    }
+}
+
+label! {
+    /// How a token's check came out.
+    TokenCheck {
+        /// It was remembered, and is still good.
+        Remembered = "remembered",
+        /// It was checked anew, and passed.
+        Passed = "passed",
+        /// It was refused.
+        Refused = "refused",
+    }
+}
+
+label! {
+    /// How a fetch of another issuer's keys ended.
+    KeyFetch {
+        /// They came.
+        Good = "good",
+        /// They did not; the last good ones go on.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// Why a tunnel ended.
+    TunnelEnded {
+        /// Its sides have ended.
+        Closed = "closed",
+        /// A side's connection broke.
+        Broken = "broken",
+        /// Nothing moved for too long.
+        Idle = "idle",
+        /// Its caller's session ended.
+        Revoked = "revoked",
+        /// Its caller was kicked.
+        Kicked = "kicked",
+        /// The process drains.
+        Draining = "draining",
+        /// The process ended, or its task broke.
+        Cut = "cut",
+    }
+}
+
+label! {
+    /// With what a socket of the hub was closed.
+    SocketClosed {
+        /// 1000: one side was done.
+        Normal = "normal",
+        /// 1002: its frames were no WebSocket.
+        ProtocolError = "protocol_error",
+        /// 1003: it sent a binary message.
+        Unsupported = "unsupported",
+        /// 1007: a text of it was no UTF-8.
+        InvalidText = "invalid_text",
+        /// 1009: a message of it was too long.
+        TooBig = "too_big",
+        /// 1012 or 1001: the process drains.
+        Restart = "restart",
+        /// 1013: it came at a bad time.
+        TryLater = "try_later",
+        /// 4000: it did not read what was sent to it.
+        SlowConsumer = "slow_consumer",
+        /// 4001: nothing came from it any more.
+        NoPong = "no_pong",
+        /// 4002: what was known of it was lost.
+        StateLost = "state_lost",
+        /// 4100: it did not log in.
+        Unauthenticated = "unauthenticated",
+        /// 4101: its token expired.
+        TokenExpired = "token_expired",
+        /// 4102: its session ended, or its user was kicked.
+        Revoked = "revoked",
+        /// 4103: it made too many mistakes.
+        PolicyViolation = "policy_violation",
+        /// 4104: there were as many as may be.
+        TooManyConnections = "too_many_connections",
+    }
+}
