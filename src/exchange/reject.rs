@@ -204,8 +204,9 @@ impl Reject {
         }
         if self.code == Code::UpgradeRequired {
             // RFC 9110 §15.5.22, RFC 6455 §4.2.2.
-            head.push(Known::Upgrade, b"Upgrade", b"websocket");
-            head.push(Known::Connection, b"Connection", b"Upgrade");
+            // Not as what they are: the writer drops both of answers that do not switch.
+            head.push(Known::Other, b"Upgrade", b"websocket");
+            head.push(Known::Other, b"Connection", b"Upgrade");
             head.push(Known::Other, b"Sec-WebSocket-Version", b"13");
         }
         if matches!(self.code.status(), 429 | 503) {
