@@ -57,7 +57,6 @@ impl<K: Copy + Eq + Hash, T> Operations<K, T> {
 
     /// An operation is asked for.
     /// `came` is since when it waits; those that came earlier may be asked for later.
-    #[expect(clippy::arithmetic_side_effects, reason = "an instant's sums end at the end of time")]
     pub(super) fn handle_ask(&mut self, came: Instant, key: K, operation: T) {
         self.came = self.came.wrapping_add(1);
         self.places.insert(key, self.came);

@@ -62,7 +62,7 @@ fn check_table(path: &str, mark: &str, head: [&str; 3], rows: impl Iterator<Item
     let found = read(path);
     let (before, rest) = found.split_once(&begin).expect("the mark where the table begins");
     let (_, after) = rest.split_once(&end).expect("the mark where the table ends");
-    let rows: String = rows.map(|row| format!("{row}\n")).collect();
+    let rows: String = rows.flat_map(|row| [row, "\n".to_owned()]).collect();
     let expected = format!("{before}{begin}\n| {} |\n| --- | --- | --- |\n{rows}{end}{after}", head.join(" | "));
     if found != expected && std::env::var_os("UPDATE_DOCS").is_some() {
         fs::write(root().join(path), expected).expect("written");

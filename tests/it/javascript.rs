@@ -50,7 +50,7 @@ fn the_client_keeps_what_it_promises_and_its_types_are_right() {
 }
 
 /// Prints what is wrong with a document and its examples, a line each, and what is there.
-const VALIDATE: &str = r##"
+const VALIDATE: &str = r#"
 const text = require("fs").readFileSync(0, "utf8");
 const { Parser } = require("@asyncapi/parser");
 new Parser().parse(text).then(({ document, diagnostics }) => {
@@ -69,7 +69,7 @@ for (const [name, { examples }] of Object.entries(components.messages ?? {})) {
     if (!validate(payload)) console.log(`wrong: example of ${name}: ${ajv.errorsText(validate.errors)}`);
   }
 }
-"##;
+"#;
 
 #[test]
 fn the_asyncapi_document_is_valid_as_its_own_parser_says() {

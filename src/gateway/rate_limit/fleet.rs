@@ -189,7 +189,6 @@ impl Fleet {
     }
 
     /// Answers those who told, and tells all of a key that has used half of its burst.
-    #[expect(clippy::arithmetic_side_effects, reason = "an instant's sums end at the end of time")]
     fn answer(
         &self,
         limit: Option<&LimitPlan>,

@@ -317,7 +317,7 @@ impl Sockets {
         });
         deadline.set(due);
         if deadline.poll(cx).is_ready() {
-            self.step(|hub, now| hub.handle_timeout(now));
+            self.step(Hub::handle_timeout);
             return Poll::Ready(());
         }
         for _ in 0..WRITES_PER_TURN {

@@ -60,7 +60,7 @@ pub(super) struct Opening {
 
 impl Upgrade for Opening {
     fn run<'a>(self: Box<Self>, client: &'a Rc<Io>, first: Vec<u8>, slot: &'a Slot) -> Serving<'a> {
-        match self.enter(client, slot) {
+        match (*self).enter(client, slot) {
             Ok(socket) => Box::pin(socket.serve(client, first, slot)),
             Err(close) => Box::pin(refuse(client, close)),
         }
@@ -68,8 +68,8 @@ impl Upgrade for Opening {
 }
 
 impl Opening {
-    fn enter(self: Box<Self>, io: &Rc<Io>, slot: &Slot) -> Result<Socket, Close> {
-        let Self { sockets, entrance, client, scheme } = *self;
+    fn enter(self, io: &Rc<Io>, slot: &Slot) -> Result<Socket, Close> {
+        let Self { sockets, entrance, client, scheme } = self;
         let (identity, claims, tether) = match entrance? {
             Some(LoggedIn { identity, claims, tether }) => (Some(identity), Some(claims), tether),
             None => (None, None, None),
