@@ -3,6 +3,7 @@
 //! What is decided about rooms, members and messages is for `hub`; how one socket is read and written is in `socket.rs`.
 
 mod ask;
+mod calls;
 mod endpoints;
 mod identity;
 mod open;
@@ -21,11 +22,11 @@ use std::{
 };
 
 use ask::Questions;
+use calls::Calls;
 pub(super) use endpoints::{Endpoint, answer};
 use open::open;
 pub(super) use open::refused;
 pub(super) use plan::HubPlan;
-use service::Calls;
 pub(super) use service::label_services;
 use socket::Handle;
 
@@ -145,6 +146,7 @@ impl Sockets {
     /// Another plan is in force.
     pub(super) fn adopt(self: &Rc<Self>, plan: &HubPlan) {
         self.outbox_bytes_max.set(plan.limits.outbox_bytes_max);
+        self.calls.part();
         self.step(|hub, now| hub.adopt(now, plan.of_shard(self.shards)));
     }
 

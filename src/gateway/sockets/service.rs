@@ -1,20 +1,18 @@
 //! Messages for services: each is a request of its own, counted, logged and traced as those of HTTP are.
 
 use std::{
-    cell::Cell,
-    collections::HashMap,
-    future::{Future, poll_fn},
+    future::poll_fn,
     net::{IpAddr, SocketAddr},
-    pin::pin,
     rc::Rc,
-    task::{Poll, Waker},
+    task::Poll,
 };
 
 use serde_json::value::RawValue;
 
-use super::{Sockets, plan::Service};
+use super::{Sockets, calls::Equal, plan::Service};
 use crate::{
     auth::Claims,
+    config::HubShare,
     exchange::{Exchange, Labels, Reject},
     gateway::{
         Gateway, Plan,
@@ -23,49 +21,13 @@ use crate::{
     hub::{ServiceOutcome, SocketKey, Ticket, code::Code},
     net::{AnswerBody as _, Cut, Finish as _, OwnedBody, Peer, Scheme, Sent},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
-    shard::{Instant, Local, clock, task, timer},
+    shard::{Instant, clock, task, timer},
     telemetry::record::RouteNames,
     upstream::{Asker, Call, Streaming, Upstream},
 };
 
 /// Bytes of a service's answer that a message can carry.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-
-/// The calls under way, by the hub's tickets.
-#[derive(Default)]
-pub(super) struct Calls(Local<HashMap<u64, Rc<Cancel>>>);
-
-/// Ends a call for which nobody waits any more.
-#[derive(Default)]
-struct Cancel {
-    is_cancelled: Cell<bool>,
-    waker: Local<Option<Waker>>,
-}
-
-impl Calls {
-    pub(super) fn cancel(&self, ticket: Ticket) {
-        let Some(cancel) = self.0.with(|calls| calls.remove(&ticket.to_bits())) else { return };
-        cancel.is_cancelled.set(true);
-        if let Some(waker) = cancel.waker.with(Option::take) {
-            waker.wake();
-        }
-    }
-}
-
-impl Cancel {
-    /// What comes of this, unless it is cancelled before.
-    async fn unless<T>(&self, call: impl Future<Output = T>) -> Option<T> {
-        let mut call = pin!(call);
-        poll_fn(|cx| {
-            if self.is_cancelled.get() {
-                return Poll::Ready(None);
-            }
-            self.waker.with(|waker| *waker = Some(cx.waker().clone()));
-            call.as_mut().poll(cx).map(Some)
-        })
-        .await
-    }
-}
 
 /// Whoever sent the message.
 struct Sender {
@@ -82,7 +44,7 @@ struct Answered {
 }
 
 impl Sockets {
-    /// Sends a message to its service, in a task of its own.
+    /// Sends a message to its service, in a task of its own; where an equal one is under way already, its answer will do.
     pub(super) fn forward(
         self: &Rc<Self>,
         ticket: Ticket,
@@ -98,15 +60,21 @@ impl Sockets {
             Some(Sender { claims, client: handle.client, scheme: handle.scheme })
         });
         let Some(sender) = sender else { return };
-        let cancel = Rc::new(Cancel::default());
-        self.calls.0.with(|calls| calls.insert(ticket.to_bits(), Rc::clone(&cancel)));
+        let live = gateway.live();
+        let share = live.plan.hub.services.get(index).map_or(HubShare::Nobody, |service| service.share);
+        let equal = Equal::new(share, index, &sender.claims, &payload);
+        let Some((number, cancel)) = self.calls.wait(ticket, equal) else { return };
         let (sockets, id) = (Rc::clone(self), id.map(Box::<str>::from));
         let address = SocketAddr::new(sender.client, 0);
         task::spawn(address, async move {
             let call = call(&gateway, index, &sender, id.as_deref(), payload);
             let Some(answered) = cancel.unless(call).await else { return };
-            sockets.calls.0.with(|calls| calls.remove(&ticket.to_bits()));
-            sockets.step(|hub, now| hub.service_answered(now, ticket, &outcome(&answered)));
+            let (waiting, outcome) = (sockets.calls.take(number), outcome(&answered));
+            sockets.step(|hub, now| {
+                for ticket in waiting {
+                    hub.service_answered(now, ticket, &outcome);
+                }
+            });
         });
     }
 }

@@ -23,6 +23,7 @@ mod reuse;
 mod roles;
 mod routing;
 mod rows;
+mod shared_calls;
 mod simulation;
 mod spellings;
 mod token_query;
