@@ -30,7 +30,7 @@ pub(super) struct Cache {
 
 #[derive(Debug)]
 struct Token {
-    entry: Entry,
+    entry: CachedToken,
     digest: Digest,
     is_used: bool,
     younger: u32,
@@ -39,7 +39,7 @@ struct Token {
 
 /// What is remembered of a token.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct CachedToken {
     pub(super) claims: Rc<Claims>,
     /// The key that it passed with.
     pub(super) key: Fingerprint,
@@ -87,14 +87,14 @@ impl Cache {
     }
 
     /// Finds what is remembered of a token, and marks it as used.
-    pub(super) fn find(&mut self, digest: &Digest) -> Option<&mut Entry> {
+    pub(super) fn find(&mut self, digest: &Digest) -> Option<&mut CachedToken> {
         let index = *self.indices.get(digest)?;
         let token = self.at(index)?;
         token.is_used = true;
         Some(&mut token.entry)
     }
 
-    pub(super) fn insert(&mut self, digest: Digest, entry: Entry) {
+    pub(super) fn insert(&mut self, digest: Digest, entry: CachedToken) {
         self.remove(&digest);
         if self.entries_max == 0 {
             return;
@@ -166,9 +166,9 @@ mod tests {
         [n; 32]
     }
 
-    fn entry(n: u8) -> Entry {
+    fn entry(n: u8) -> CachedToken {
         let claims = Claims::plain(&n.to_string());
-        Entry { claims: Rc::new(claims), key: [0; 16], keys_generation: [0; 16], revocations_generation: 0 }
+        CachedToken { claims: Rc::new(claims), key: [0; 16], keys_generation: [0; 16], revocations_generation: 0 }
     }
 
     fn has(cache: &mut Cache, n: u8) -> bool {

@@ -1,6 +1,6 @@
 //! A shard's check of tokens: the cache before the cryptography, and revocation on every hit.
 
-use super::cache::{Cache, Digest, Entry};
+use super::cache::{Cache, CachedToken, Digest};
 use super::keys::KeySet;
 use super::{Claims, Flaw, Revocations, TokenError, jwt};
 use ring::digest;
@@ -96,7 +96,7 @@ impl Checker {
         };
         let claims = Rc::new(checked.claims);
         let refusal = revocations.refusal(&claims);
-        let entry = Entry {
+        let entry = CachedToken {
             claims: Rc::clone(&claims),
             key: checked.key,
             keys_generation: keys.generation(),
@@ -165,7 +165,7 @@ enum Again {
 }
 
 /// What may have changed since the token passed.
-fn look_again(entry: &mut Entry, keys: &KeySet, revocations: &Revocations, now: Duration) -> Again {
+fn look_again(entry: &mut CachedToken, keys: &KeySet, revocations: &Revocations, now: Duration) -> Again {
     if entry.keys_generation != keys.generation() {
         if !keys.has(entry.key) {
             return Again::OtherKeys;

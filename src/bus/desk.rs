@@ -29,7 +29,7 @@ pub struct Ticket(Key);
 
 /// What a desk hands to the one who sends letters.
 #[derive(Debug)]
-pub enum Slip<Q> {
+pub enum DeskLetter<Q> {
     /// Answer this.
     Ask(Ticket, Q),
     /// Somebody still waited for this when the desk was asked.
@@ -45,14 +45,14 @@ pub struct Busy;
 
 /// One per shard and kind of question.
 pub struct Desk<Q, A> {
-    waiting: Local<Slab<State<A>>>,
+    waiting: Local<Slab<QuestionState<A>>>,
     open_max: usize,
-    post: Box<dyn Fn(Slip<Q>)>,
+    post: Box<dyn Fn(DeskLetter<Q>)>,
 }
 
 /// What has become of a question.
 #[derive(Default)]
-enum State<A> {
+enum QuestionState<A> {
     /// Its answer was taken, or nobody waits for one.
     #[default]
     Done,
@@ -72,29 +72,29 @@ impl<Q, A> fmt::Debug for Desk<Q, A> {
 
 impl<Q, A> Desk<Q, A> {
     /// A desk with at most this many open questions; `post` sends what it is given, and never waits.
-    pub fn new(open_max: usize, post: impl Fn(Slip<Q>) + 'static) -> Rc<Self> {
+    pub fn new(open_max: usize, post: impl Fn(DeskLetter<Q>) + 'static) -> Rc<Self> {
         Rc::new(Self { waiting: Local::new(Slab::new()), open_max, post: Box::new(post) })
     }
 
     /// Asks. The question is on its way at once; dropping what comes back withdraws it.
-    pub fn ask(self: &Rc<Self>, question: Q) -> Result<Asked<Q, A>, Busy> {
+    pub fn ask(self: &Rc<Self>, question: Q) -> Result<PendingAnswer<Q, A>, Busy> {
         let ticket = self.waiting.with(|waiting| {
             if waiting.len() >= self.open_max {
                 return Err(Busy);
             }
-            let index = waiting.insert(State::Asked { waker: None, is_doubted: false });
+            let index = waiting.insert(QuestionState::Asked { waker: None, is_doubted: false });
             Ok(Ticket(waiting.key(index)))
         })?;
-        (self.post)(Slip::Ask(ticket, question));
-        Ok(Asked { desk: Rc::clone(self), ticket, is_done: false })
+        (self.post)(DeskLetter::Ask(ticket, question));
+        Ok(PendingAnswer { desk: Rc::clone(self), ticket, is_done: false })
     }
 
     /// An answer has come. One that nobody waits for any more is dropped.
     pub fn told(&self, ticket: Ticket, answer: A) {
         let waker = self.waiting.with(|waiting| {
-            match std::mem::replace(waiting.find_mut(ticket.0)?, State::Answered(answer)) {
-                State::Asked { waker, .. } => waker,
-                State::Done | State::Answered(_) => None,
+            match std::mem::replace(waiting.find_mut(ticket.0)?, QuestionState::Answered(answer)) {
+                QuestionState::Asked { waker, .. } => waker,
+                QuestionState::Done | QuestionState::Answered(_) => None,
             }
         });
         // Outside the closure: waking runs code of the runtime's.
@@ -107,11 +107,11 @@ impl<Q, A> Desk<Q, A> {
     /// question; if it has left, a withdrawal is on its way already.
     pub fn doubt(&self, ticket: Ticket) {
         let waker = self.waiting.with(|waiting| match waiting.find_mut(ticket.0)? {
-            State::Asked { waker, is_doubted } => {
+            QuestionState::Asked { waker, is_doubted } => {
                 *is_doubted = true;
                 waker.take()
             }
-            State::Done | State::Answered(_) => None,
+            QuestionState::Done | QuestionState::Answered(_) => None,
         });
         if let Some(waker) = waker {
             waker.wake();
@@ -126,49 +126,49 @@ impl<Q, A> Desk<Q, A> {
 
 /// A question under way. Dropping it withdraws the question.
 #[must_use]
-pub struct Asked<Q, A> {
+pub struct PendingAnswer<Q, A> {
     desk: Rc<Desk<Q, A>>,
     ticket: Ticket,
     is_done: bool,
 }
 
-impl<Q, A> fmt::Debug for Asked<Q, A> {
+impl<Q, A> fmt::Debug for PendingAnswer<Q, A> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Asked").field("ticket", &self.ticket).finish_non_exhaustive()
+        formatter.debug_struct("PendingAnswer").field("ticket", &self.ticket).finish_non_exhaustive()
     }
 }
 
-impl<Q, A> Asked<Q, A> {
+impl<Q, A> PendingAnswer<Q, A> {
     /// Whether the one who is to answer wants to know if somebody still waits. To be looked at after each poll.
     pub fn is_doubted(&self) -> bool {
-        let is_doubted = |state: &State<A>| matches!(state, State::Asked { is_doubted: true, .. });
+        let is_doubted = |state: &QuestionState<A>| matches!(state, QuestionState::Asked { is_doubted: true, .. });
         self.desk.waiting.with(|waiting| waiting.find(self.ticket.0).is_some_and(is_doubted))
     }
 
     /// Somebody still waits.
     pub fn confirm(&self) {
         self.desk.waiting.with(|waiting| {
-            if let Some(State::Asked { is_doubted, .. }) = waiting.find_mut(self.ticket.0) {
+            if let Some(QuestionState::Asked { is_doubted, .. }) = waiting.find_mut(self.ticket.0) {
                 *is_doubted = false;
             }
         });
-        (self.desk.post)(Slip::Awaited(self.ticket));
+        (self.desk.post)(DeskLetter::Awaited(self.ticket));
     }
 }
 
-impl<Q, A> Future for Asked<Q, A> {
+impl<Q, A> Future for PendingAnswer<Q, A> {
     type Output = A;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<A> {
         let key = self.ticket.0;
         let answer = self.desk.waiting.with(|waiting| {
             // It is here until its answer is taken; whoever polls again after that waits for nothing.
-            if let State::Asked { waker, .. } = waiting.find_mut(key)? {
+            if let QuestionState::Asked { waker, .. } = waiting.find_mut(key)? {
                 *waker = Some(cx.waker().clone());
                 return None;
             }
             match waiting.remove(key.index()) {
-                Some(State::Answered(answer)) => Some(answer),
+                Some(QuestionState::Answered(answer)) => Some(answer),
                 _ => None,
             }
         });
@@ -182,14 +182,14 @@ impl<Q, A> Future for Asked<Q, A> {
     }
 }
 
-impl<Q, A> Drop for Asked<Q, A> {
+impl<Q, A> Drop for PendingAnswer<Q, A> {
     fn drop(&mut self) {
         if self.is_done {
             return;
         }
         let state = self.desk.waiting.with(|waiting| waiting.remove(self.ticket.0.index()));
-        if let Some(State::Asked { .. }) = state {
-            (self.desk.post)(Slip::Withdraw(self.ticket));
+        if let Some(QuestionState::Asked { .. }) = state {
+            (self.desk.post)(DeskLetter::Withdraw(self.ticket));
         }
     }
 }
@@ -201,15 +201,15 @@ mod tests {
 
     use super::*;
 
-    type Posted = Rc<Local<Vec<Slip<&'static str>>>>;
+    type Posted = Rc<Local<Vec<DeskLetter<&'static str>>>>;
 
     fn desk(open_max: usize) -> (Rc<Desk<&'static str, u32>>, Posted) {
         let posted: Posted = Rc::new(Local::new(Vec::new()));
         let post = Rc::clone(&posted);
-        (Desk::new(open_max, move |slip| post.with(|posted| posted.push(slip))), posted)
+        (Desk::new(open_max, move |letter| post.with(|posted| posted.push(letter))), posted)
     }
 
-    fn next(posted: &Posted) -> Slip<&'static str> {
+    fn next(posted: &Posted) -> DeskLetter<&'static str> {
         posted.with(|posted| posted.remove(0))
     }
 
@@ -221,7 +221,7 @@ mod tests {
     fn answers_find_their_questions_in_any_order() {
         let (desk, posted) = desk(8);
         let [mut one, mut two] = ["one", "two"].map(|question| Box::pin(desk.ask(question).expect("there is room")));
-        let (Slip::Ask(first, "one"), Slip::Ask(second, "two")) = (next(&posted), next(&posted)) else {
+        let (DeskLetter::Ask(first, "one"), DeskLetter::Ask(second, "two")) = (next(&posted), next(&posted)) else {
             panic!("both are posted as they were asked")
         };
         assert!(poll(one.as_mut()).is_pending());
@@ -239,14 +239,14 @@ mod tests {
     fn whoever_leaves_withdraws_and_a_late_answer_finds_nobody() {
         let (desk, posted) = desk(1);
         let asked = desk.ask("one").expect("there is room");
-        let Slip::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
+        let DeskLetter::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
         assert_eq!(desk.ask("two").expect_err("there is room for one"), Busy);
         drop(asked);
-        assert!(matches!(next(&posted), Slip::Withdraw(withdrawn) if withdrawn == ticket));
+        assert!(matches!(next(&posted), DeskLetter::Withdraw(withdrawn) if withdrawn == ticket));
         let mut next_asked = pin!(desk.ask("three").expect("the place is free again"));
         desk.told(ticket, 1);
         assert!(poll(next_asked.as_mut()).is_pending(), "the answer to another question");
-        let Slip::Ask(ticket, "three") = next(&posted) else { panic!("it is posted") };
+        let DeskLetter::Ask(ticket, "three") = next(&posted) else { panic!("it is posted") };
         desk.told(ticket, 3);
         assert_eq!(poll(next_asked.as_mut()), Poll::Ready(3));
     }
@@ -255,16 +255,16 @@ mod tests {
     fn whoever_is_doubted_confirms_or_has_left() {
         let (desk, posted) = desk(2);
         let mut asked = Box::pin(desk.ask("one").expect("there is room"));
-        let Slip::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
+        let DeskLetter::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
         assert!(poll(asked.as_mut()).is_pending() && !asked.is_doubted());
         desk.doubt(ticket);
         assert!(poll(asked.as_mut()).is_pending() && asked.is_doubted());
         asked.confirm();
         assert!(!asked.is_doubted());
-        assert!(matches!(next(&posted), Slip::Awaited(confirmed) if confirmed == ticket));
+        assert!(matches!(next(&posted), DeskLetter::Awaited(confirmed) if confirmed == ticket));
         desk.doubt(ticket);
         drop(asked);
-        assert!(matches!(next(&posted), Slip::Withdraw(withdrawn) if withdrawn == ticket));
+        assert!(matches!(next(&posted), DeskLetter::Withdraw(withdrawn) if withdrawn == ticket));
         desk.doubt(ticket);
         let mut another = Box::pin(desk.ask("two").expect("there is room"));
         assert!(poll(another.as_mut()).is_pending() && !another.is_doubted(), "it was about another question");
@@ -274,7 +274,7 @@ mod tests {
     fn an_answer_that_was_not_taken_is_dropped_with_its_question() {
         let (desk, posted) = desk(1);
         let asked = desk.ask("one").expect("there is room");
-        let Slip::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
+        let DeskLetter::Ask(ticket, _) = next(&posted) else { panic!("it is posted") };
         desk.told(ticket, 1);
         desk.told(ticket, 2);
         drop(asked);

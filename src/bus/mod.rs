@@ -34,7 +34,7 @@ use crate::shard::stream::LocalStream;
 use crate::shard::timer;
 
 pub use mesh::to;
-use mesh::{Address, Endpoint, InboxOf, Letters, Outbox, OutboxCounts, Port, ReceivedAt, Share};
+use mesh::{Address, InboxOf, Letters, Outbox, OutboxCounts, Port, ReceivedAt, Share, ThreadId};
 
 /// Letters handled in one go, at most half of them droppable, before the thread's other tasks get their turn.
 const BUDGET: usize = 256;
@@ -99,7 +99,7 @@ fn start<L: Letters, A: Address<L>>(
 
 impl<L: Letters> Bus<L> {
     /// The thread that sends.
-    pub fn me(&self) -> Endpoint {
+    pub fn me(&self) -> ThreadId {
         self.shared.with(|shared| shared.outbox.me())
     }
 

@@ -31,16 +31,16 @@ fn on_control<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
 enum Numbers {}
 
 impl Letters for Numbers {
-    type Control = (Endpoint, u32);
-    type Bridge = (Endpoint, u32);
-    type Shard = (Endpoint, u32);
-    type DroppableToBridge = (Endpoint, u32);
-    type DroppableToShard = (Endpoint, u32);
+    type Control = (ThreadId, u32);
+    type Bridge = (ThreadId, u32);
+    type Shard = (ThreadId, u32);
+    type DroppableToBridge = (ThreadId, u32);
+    type DroppableToShard = (ThreadId, u32);
 }
 
 /// Sends `count` numbered letters to every thread of the mesh, itself included, and receives as many from each, checking
 /// that they come once and in order. Then waits until nothing of its own waits any more.
-async fn exchange<A: Address<Numbers, Letter = (Endpoint, u32)>>(
+async fn exchange<A: Address<Numbers, Letter = (ThreadId, u32)>>(
     (bus, mut pump): (Bus<Numbers>, Pump<Numbers, A>),
     count: u32,
 ) {
@@ -72,7 +72,7 @@ async fn exchange<A: Address<Numbers, Letter = (Endpoint, u32)>>(
 
 const EXCHANGED: u32 = 3_000;
 
-fn on_tokio_thread<A: Address<Numbers, Letter = (Endpoint, u32)>>(port: Port<Numbers, A>) {
+fn on_tokio_thread<A: Address<Numbers, Letter = (ThreadId, u32)>>(port: Port<Numbers, A>) {
     on_control(|| async move {
         let ends = on_tokio(port).expect("a port");
         let done = tokio::time::timeout(Duration::from_mins(1), exchange(ends, EXCHANGED)).await;
@@ -114,9 +114,9 @@ fn build<L: Letters>(shards: usize, capacity: usize) -> Mesh<L> {
 #[derive(Clone, Copy)]
 enum Word {
     /// The sender's next number.
-    Number(Endpoint, u32),
+    Number(ThreadId, u32),
     /// The sender's last over this lane: so many droppable letters went.
-    Last(Endpoint, u32),
+    Last(ThreadId, u32),
 }
 
 enum TwoLanes {}
@@ -125,8 +125,8 @@ impl Letters for TwoLanes {
     type Control = ();
     type Bridge = Word;
     type Shard = Word;
-    type DroppableToBridge = (Endpoint, u32);
-    type DroppableToShard = (Endpoint, u32);
+    type DroppableToBridge = (ThreadId, u32);
+    type DroppableToShard = (ThreadId, u32);
 }
 
 /// What came from one sender.
@@ -142,7 +142,7 @@ struct FromOne {
 /// what comes, until all of it is accounted for. Returns how many droppable letters were dropped.
 async fn flood<A>((bus, mut pump): (Bus<TwoLanes>, Pump<TwoLanes, A>), count: u32) -> u32
 where
-    A: Address<TwoLanes, Letter = Word, Droppable = (Endpoint, u32)>,
+    A: Address<TwoLanes, Letter = Word, Droppable = (ThreadId, u32)>,
 {
     const EACH: u32 = 4;
     let (me, shards) = (bus.me(), bus.shards());
@@ -371,7 +371,7 @@ async fn pester<A: Address<Pestering, Letter = Pester>>((bus, mut pump): (Bus<Pe
 
 enum Pester {
     /// Who pokes.
-    Poke(Endpoint),
+    Poke(ThreadId),
     Stop,
 }
 
@@ -415,7 +415,7 @@ fn io_stays_alive_while_the_mesh_is_busy() {
                     count.set(count.get() + 1);
                     last.set(last.get() + 1);
                     match poke {
-                        Pester::Poke(Endpoint::Shard(from)) => reply.send(to::Shard(from), poke),
+                        Pester::Poke(ThreadId::Shard(from)) => reply.send(to::Shard(from), poke),
                         _ => reply.send(to::Control, poke),
                     }
                 })

@@ -21,17 +21,17 @@ use crate::{
 /// exchanges there are (`benches/ends.rs`).
 #[derive(Debug, Default)]
 pub struct Tethers {
-    entries: Slab<Option<Entry>>,
+    entries: Slab<Option<TiedExchange>>,
     by_session: Chains,
     by_user: Chains,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TiedExchange {
     claims: Rc<Claims>,
     ender: Ender,
-    in_session: Link,
-    of_user: Link,
+    in_session: ChainLink,
+    of_user: ChainLink,
     /// The answer's head may be on its way, so that no other answer can take its place.
     is_answering: bool,
     has_ended: bool,
@@ -39,7 +39,7 @@ struct Entry {
 
 /// An entry's neighbours in a chain.
 #[derive(Clone, Copy, Debug)]
-struct Link {
+struct ChainLink {
     hash: u32,
     before: u32,
     after: u32,
@@ -75,11 +75,12 @@ impl Tethers {
         let user = hash(&claims.sub);
         let in_session = self.chain_up(Which::Session, session, index);
         let of_user = self.chain_up(Which::User, user, index);
-        self.entries[index] = Some(Entry { claims, ender, in_session, of_user, is_answering: false, has_ended: false });
+        self.entries[index] =
+            Some(TiedExchange { claims, ender, in_session, of_user, is_answering: false, has_ended: false });
         index
     }
 
-    fn leave(&mut self, index: u32) -> Option<Entry> {
+    fn leave(&mut self, index: u32) -> Option<TiedExchange> {
         let entry = self.entries.remove(index)??;
         self.unchain(Which::Session, entry.in_session);
         self.unchain(Which::User, entry.of_user);
@@ -87,16 +88,16 @@ impl Tethers {
     }
 
     /// Puts an entry in front of its chain.
-    fn chain_up(&mut self, which: Which, hash: u32, index: u32) -> Link {
+    fn chain_up(&mut self, which: Which, hash: u32, index: u32) -> ChainLink {
         let first = which.chains(self).first(hash);
         let after = std::mem::replace(first, index);
         if let Some(next) = self.link(which, after) {
             next.before = index;
         }
-        Link { hash, before: NONE, after }
+        ChainLink { hash, before: NONE, after }
     }
 
-    fn unchain(&mut self, which: Which, link: Link) {
+    fn unchain(&mut self, which: Which, link: ChainLink) {
         match self.link(which, link.before) {
             Some(before) => before.after = link.after,
             None => *which.chains(self).first(link.hash) = link.after,
@@ -106,7 +107,7 @@ impl Tethers {
         }
     }
 
-    fn link(&mut self, which: Which, index: u32) -> Option<&mut Link> {
+    fn link(&mut self, which: Which, index: u32) -> Option<&mut ChainLink> {
         let entry = self.entries.get_mut(index)?.as_mut()?;
         Some(match which {
             Which::Session => &mut entry.in_session,
@@ -121,7 +122,7 @@ impl Tethers {
         for which in [Which::Session, Which::User] {
             *which.chains(self) = Chains(vec![NONE; chains]);
             for index in self.entries.indices() {
-                let Some(Link { hash, .. }) = self.link(which, index).copied() else { continue };
+                let Some(ChainLink { hash, .. }) = self.link(which, index).copied() else { continue };
                 let link = self.chain_up(which, hash, index);
                 if let Some(old) = self.link(which, index) {
                     *old = link;
@@ -226,7 +227,7 @@ impl Tether {
         self.with(|entry| entry.is_answering = true);
     }
 
-    fn with<T>(&self, look: impl FnOnce(&mut Entry) -> T) -> T {
+    fn with<T>(&self, look: impl FnOnce(&mut TiedExchange) -> T) -> T {
         self.tethers.with(|tethers| look(tethers.entries[self.index].as_mut().expect("a tether holds its entry")))
     }
 }

@@ -14,7 +14,7 @@ use super::{Gateway, Live, Page, access::Standing, body::Body, pages::json, rout
 use crate::{
     accounts::{Operation, Outcome, Payload, Question, request},
     auth::{Claims, rbac::Roles},
-    bus::desk::Asked,
+    bus::desk::PendingAnswer,
     exchange::{ClientNote, Code, Exchange, Reject},
     net::{BodyFailure, RequestBody},
     proto::head::{Framing, Known, ResponseHead, Span},
@@ -211,7 +211,7 @@ pub(super) async fn read_body(
 
 /// The outcome, unless the client leaves before, where that matters.
 async fn outcome(
-    mut asked: Asked<Question, Outcome>,
+    mut asked: PendingAnswer<Question, Outcome>,
     body: &mut impl RequestBody,
     cancels_on_close: bool,
 ) -> Result<Outcome, Reject> {

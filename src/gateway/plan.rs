@@ -105,7 +105,7 @@ pub(super) enum Target {
     /// The caller's account.
     Account(AccountEndpoint),
     /// The hub.
-    Hub(sockets::Endpoint),
+    Hub(sockets::HubEndpoint),
     /// A WebSocket that says back what it hears.
     Echo,
 }
@@ -206,12 +206,12 @@ const ACCOUNTS: [(&str, &str, AccountEndpoint); 7] = [
 ];
 
 /// The endpoints of the hub (docs/websocket.md).
-const HUB: [(&str, &str, sockets::Endpoint); 5] = [
-    ("GET", "/ws", sockets::Endpoint::Socket),
-    ("GET", "/hub/rooms/{room}", sockets::Endpoint::Look),
-    ("POST", "/hub/rooms/{room}/publish", sockets::Endpoint::Publish),
-    ("DELETE", "/hub/users/{user}/connections", sockets::Endpoint::Kick),
-    ("POST", "/hub/users/{user}/publish", sockets::Endpoint::PublishToUser),
+const HUB: [(&str, &str, sockets::HubEndpoint); 5] = [
+    ("GET", "/ws", sockets::HubEndpoint::Socket),
+    ("GET", "/hub/rooms/{room}", sockets::HubEndpoint::Look),
+    ("POST", "/hub/rooms/{room}/publish", sockets::HubEndpoint::Publish),
+    ("DELETE", "/hub/users/{user}/connections", sockets::HubEndpoint::Kick),
+    ("POST", "/hub/users/{user}/publish", sockets::HubEndpoint::PublishToUser),
 ];
 
 impl Plan {
@@ -298,7 +298,7 @@ impl Plan {
                 name: (*path).to_owned(),
                 slot: names.routes.claim(path),
                 // A socket says itself who it is for, or says so later.
-                access: if *endpoint == sockets::Endpoint::Socket { Access::Public } else { Access::any_caller() },
+                access: if *endpoint == sockets::HubEndpoint::Socket { Access::Public } else { Access::any_caller() },
                 limits: RouteLimits::of_own(&limits, path),
                 cors: cors.clone(),
                 target: Target::Hub(*endpoint),

@@ -22,7 +22,7 @@ use crate::{
     auth::Issuer,
     bus::{
         self, Bus, Pump,
-        desk::Slip,
+        desk::DeskLetter,
         mesh::{Port, Received},
         redis::{Address, Redis},
         to,
@@ -235,10 +235,10 @@ impl Bridge {
 
     fn take(self: &Rc<Self>, letter: ToBridge) {
         match letter {
-            ToBridge::Account(shard, slip) => match *slip {
-                Slip::Ask(ticket, question) => self.ask(ReplyTo { shard, ticket }, question),
-                Slip::Awaited(ticket) => self.waiting.seen(ReplyTo { shard, ticket }),
-                Slip::Withdraw(ticket) => self.leave(ReplyTo { shard, ticket }),
+            ToBridge::Account(shard, letter) => match *letter {
+                DeskLetter::Ask(ticket, question) => self.ask(ReplyTo { shard, ticket }, question),
+                DeskLetter::Awaited(ticket) => self.waiting.seen(ReplyTo { shard, ticket }),
+                DeskLetter::Withdraw(ticket) => self.leave(ReplyTo { shard, ticket }),
             },
             ToBridge::Configuration(config, issuer) => {
                 if let Some(accounts) = &self.accounts {

@@ -25,7 +25,7 @@ use crate::{
     accounts::{Outcome, Question},
     auth::{Issuer, KeySet, Revocation},
     bus::{
-        desk::{Slip, Ticket},
+        desk::{DeskLetter, Ticket},
         mesh::Letters,
     },
     config::Config,
@@ -135,7 +135,7 @@ pub(super) enum ToBridge {
     /// By control: the time is up.
     Stop,
     /// By the shard of this number: an operation on an account, or whether anybody waits for it.
-    Account(usize, Box<Slip<Question>>),
+    Account(usize, Box<DeskLetter<Question>>),
 }
 
 /// What the bridge is told if there is room.

@@ -60,22 +60,22 @@ mod tests {
 
     use super::*;
     use crate::{
-        bus::desk::{Desk, Slip},
+        bus::desk::{Desk, DeskLetter},
         shard::Local,
     };
 
     #[test]
     fn one_letter_is_under_way_however_many_come_and_go() {
-        let slips = Rc::new(Local::new(Vec::new()));
-        let post = Rc::clone(&slips);
-        let desk = Desk::<(), ()>::new(8, move |slip| post.with(|slips| slips.push(slip)));
+        let letters = Rc::new(Local::new(Vec::new()));
+        let post = Rc::clone(&letters);
+        let desk = Desk::<(), ()>::new(8, move |letter| post.with(|letters| letters.push(letter)));
         let (mut scrapes, mut sent) = (Scrapes::default(), 0);
         let mut deliver = |scrapes: &mut Scrapes| {
-            for slip in slips.with(std::mem::take) {
-                match slip {
-                    Slip::Ask(ticket, ()) => sent += u32::from(scrapes.handle_ask(ticket)),
-                    Slip::Withdraw(ticket) => scrapes.handle_withdrawn(ticket),
-                    Slip::Awaited(_) => {}
+            for letter in letters.with(std::mem::take) {
+                match letter {
+                    DeskLetter::Ask(ticket, ()) => sent += u32::from(scrapes.handle_ask(ticket)),
+                    DeskLetter::Withdraw(ticket) => scrapes.handle_withdrawn(ticket),
+                    DeskLetter::Awaited(_) => {}
                 }
             }
             sent

@@ -23,7 +23,7 @@ use crate::{
     auth::KeySet,
     bus::{
         self, Bus, Pump,
-        desk::{Desk, Slip},
+        desk::{Desk, DeskLetter},
         load::{LoadBoard, should_hand_over},
         mesh::{Port, Received},
         to,
@@ -147,15 +147,15 @@ pub(super) async fn run(equipment: ShardSetup) {
     let scrapes = Rc::new(Local::new(Scrapes::default()));
     let metrics = Desk::new(SCRAPES_MAX, {
         let (bus, scrapes) = (bus.clone(), Rc::clone(&scrapes));
-        move |slip| match slip {
-            Slip::Ask(ticket, ()) => {
+        move |letter| match letter {
+            DeskLetter::Ask(ticket, ()) => {
                 if scrapes.with(|scrapes| scrapes.handle_ask(ticket)) {
                     bus.send(to::Control, ToControl::AskMetrics(index));
                 }
             }
-            Slip::Withdraw(ticket) => scrapes.with(|scrapes| scrapes.handle_withdrawn(ticket)),
+            DeskLetter::Withdraw(ticket) => scrapes.with(|scrapes| scrapes.handle_withdrawn(ticket)),
             // The control thread does not ask who still waits.
-            Slip::Awaited(_) => {}
+            DeskLetter::Awaited(_) => {}
         }
     });
     let limits = limits(index, board.shards(), bus.clone());
@@ -209,13 +209,13 @@ fn accounts_desk(index: usize, bus: Bus<AllLetters>) -> Rc<Desk<Question, Outcom
     let this: Rc<OnceCell<Weak<Desk<Question, Outcome>>>> = Rc::default();
     let desk = Desk::new(OPERATIONS_MAX, {
         let this = Rc::clone(&this);
-        move |slip| match slip {
-            Slip::Ask(ticket, _) if bus.waiting_for(to::Bridge) >= OPERATIONS_MAX => {
+        move |letter| match letter {
+            DeskLetter::Ask(ticket, _) if bus.waiting_for(to::Bridge) >= OPERATIONS_MAX => {
                 if let Some(desk) = this.get().and_then(Weak::upgrade) {
                     desk.told(ticket, Outcome::refused(Code::Overloaded));
                 }
             }
-            slip => bus.send(to::Bridge, ToBridge::Account(index, Box::new(slip))),
+            letter => bus.send(to::Bridge, ToBridge::Account(index, Box::new(letter))),
         }
     });
     // It is empty: nobody else has set it.

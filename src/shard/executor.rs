@@ -33,7 +33,7 @@ thread_local! {
 struct Tasks {
     /// Which executor they belong to; none runs here if it is `None`.
     executor: Option<i32>,
-    slots: Vec<Slot>,
+    slots: Vec<TaskSlot>,
     free: Vec<u32>,
     /// Those that were woken, in order.
     woken: VecDeque<u32>,
@@ -44,7 +44,7 @@ struct Tasks {
 ///
 /// Hence no `Slab`, which empties what is left and tells who had it: here a place outlives its tasks, none of them has to be
 /// told apart, and a generation would cost each eight bytes, or an allocation if wakers were made anew.
-struct Slot {
+struct TaskSlot {
     /// None while it runs, and when the place is free.
     task: Option<Task>,
     is_woken: bool,
@@ -96,7 +96,7 @@ impl Tasks {
         self.free.pop().unwrap_or_else(|| {
             let task = u32::try_from(self.slots.len()).expect("memory runs out long before 4 billion tasks");
             let waker = Waker::from(Arc::new(Handle { executor, task }));
-            self.slots.push(Slot { task: None, is_woken: false, waker: Some(waker) });
+            self.slots.push(TaskSlot { task: None, is_woken: false, waker: Some(waker) });
             task
         })
     }
@@ -356,11 +356,11 @@ mod tests {
     #[test]
     fn another_thread_wakes_a_shard_through_a_socket() {
         testing::on(Driver::Epoll, || async {
-            let (rope, ear) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
-            ear.set_nonblocking(true).expect("set");
-            let mut ear = LocalStream::from_std(ear).expect("registered");
+            let (rope, bell) = std::os::unix::net::UnixStream::pair().expect("a pair of sockets");
+            bell.set_nonblocking(true).expect("set");
+            let mut bell = LocalStream::from_std(bell).expect("registered");
             let ringer = std::thread::spawn(move || rustix::io::write(&rope, b"!").expect("rung"));
-            assert_eq!(ear.read_u8().await.ok(), Some(b'!'));
+            assert_eq!(bell.read_u8().await.ok(), Some(b'!'));
             ringer.join().expect("it ended well");
         });
     }

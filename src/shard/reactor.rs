@@ -25,15 +25,15 @@ const EVENTS_MAX: usize = 256;
 const WAIT_MAX: Duration = Duration::from_hours(1);
 
 /// What is known of a socket, a set of the bits below.
-type Known = u8;
+type ReadinessBits = u8;
 /// A read may bring something.
-const READABLE: Known = 1;
+const READABLE: ReadinessBits = 1;
 /// A write may be taken.
-const WRITABLE: Known = 2;
+const WRITABLE: ReadinessBits = 2;
 /// The peer has ended its bytes, or the connection broke: behind a short read there is still the end to be read.
-const ENDED: Known = 4;
+const ENDED: ReadinessBits = 4;
 /// The peer has sent urgent data (TCP's `URG`): a read stops there, so a short one does not say that all is taken.
-const URGENT: Known = 8;
+const URGENT: ReadinessBits = 8;
 
 /// A non-blocking socket of this shard's. Dropping it closes it.
 pub(super) struct Socket {
@@ -45,7 +45,7 @@ pub(super) struct Socket {
 struct Readiness {
     /// Where events find it.
     index: u32,
-    known: Cell<Known>,
+    known: Cell<ReadinessBits>,
     reader: Cell<Option<Waker>>,
     writer: Cell<Option<Waker>>,
 }
@@ -197,7 +197,7 @@ struct Reactor {
 }
 
 impl Reactor {
-    fn register(&mut self, fd: BorrowedFd<'_>, known: Known) -> io::Result<Rc<Readiness>> {
+    fn register(&mut self, fd: BorrowedFd<'_>, known: ReadinessBits) -> io::Result<Rc<Readiness>> {
         let index = self.sockets.insert(None);
         let data = epoll::EventData::new_u64(self.sockets.key(index).to_bits());
         let flags = epoll::EventFlags::ET | epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP;

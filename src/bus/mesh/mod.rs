@@ -43,7 +43,7 @@ pub trait Letters: 'static {
 
 /// A thread of the mesh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Endpoint {
+pub enum ThreadId {
     /// The control thread.
     Control,
     /// The bridge.
@@ -52,7 +52,7 @@ pub enum Endpoint {
     Shard(usize),
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for ThreadId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Control => f.write_str("the control thread"),
@@ -70,7 +70,7 @@ pub trait Address<L: Letters> {
     type Droppable: Send;
 
     /// The thread.
-    fn endpoint(&self) -> Endpoint;
+    fn thread_id(&self) -> ThreadId;
 
     /// The line to it.
     fn line(self, lines: &mut Lines<L>) -> &mut Line<Self::Letter, Self::Droppable>;
@@ -78,7 +78,7 @@ pub trait Address<L: Letters> {
 
 /// Addresses: `bus.send(to::Shard(3), letter)`.
 pub mod to {
-    use super::{Address, Endpoint, Infallible, Letters, Line, Lines};
+    use super::{Address, Infallible, Letters, Line, Lines, ThreadId};
 
     /// The control thread.
     #[derive(Clone, Copy, Debug)]
@@ -96,8 +96,8 @@ pub mod to {
         type Letter = L::Control;
         type Droppable = Infallible;
 
-        fn endpoint(&self) -> Endpoint {
-            Endpoint::Control
+        fn thread_id(&self) -> ThreadId {
+            ThreadId::Control
         }
 
         #[inline]
@@ -110,8 +110,8 @@ pub mod to {
         type Letter = L::Bridge;
         type Droppable = L::DroppableToBridge;
 
-        fn endpoint(&self) -> Endpoint {
-            Endpoint::Bridge
+        fn thread_id(&self) -> ThreadId {
+            ThreadId::Bridge
         }
 
         #[inline]
@@ -124,8 +124,8 @@ pub mod to {
         type Letter = L::Shard;
         type Droppable = L::DroppableToShard;
 
-        fn endpoint(&self) -> Endpoint {
-            Endpoint::Shard(self.0)
+        fn thread_id(&self) -> ThreadId {
+            ThreadId::Shard(self.0)
         }
 
         #[inline]
@@ -183,13 +183,13 @@ pub struct Capacity {
 
 /// Builds a mesh of control thread, bridge and so many shards.
 pub fn build<L: Letters>(shards: usize, capacity: Capacity) -> io::Result<Mesh<L>> {
-    let senders = || [Endpoint::Control, Endpoint::Bridge].into_iter().chain((0..shards).map(Endpoint::Shard));
+    let senders = || [ThreadId::Control, ThreadId::Bridge].into_iter().chain((0..shards).map(ThreadId::Shard));
     let (to_control, control) = reader(senders(), capacity, |_| false)?;
-    let (to_bridge, bridge) = reader(senders(), capacity, |sender| matches!(sender, Endpoint::Shard(_)))?;
+    let (to_bridge, bridge) = reader(senders(), capacity, |sender| matches!(sender, ThreadId::Shard(_)))?;
     let mut to_shards: Vec<Vec<Line<_, _>>> = senders().map(|_| Vec::with_capacity(shards)).collect();
     let mut shard_inboxes = Vec::with_capacity(shards);
     for _ in 0..shards {
-        let (lines, inbox) = reader(senders(), capacity, |sender| sender != Endpoint::Control)?;
+        let (lines, inbox) = reader(senders(), capacity, |sender| sender != ThreadId::Control)?;
         to_shards.iter_mut().zip(lines).for_each(|(to_shards, line)| to_shards.push(line));
         shard_inboxes.push(inbox);
     }
@@ -211,9 +211,9 @@ type Reader<T, D> = (Vec<Line<T, D>>, Inbox<T, D>);
 
 /// A reader, and a line to it for each thread; `may_drop` says whose lines have the second lane.
 fn reader<T, D>(
-    senders: impl Iterator<Item = Endpoint>,
+    senders: impl Iterator<Item = ThreadId>,
     capacity: Capacity,
-    may_drop: impl Fn(Endpoint) -> bool,
+    may_drop: impl Fn(ThreadId) -> bool,
 ) -> io::Result<Reader<T, D>> {
     let (bell, socket) = Doorbell::new()?;
     let bell = Arc::new(bell);

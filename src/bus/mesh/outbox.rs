@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rtrb::{Producer, PushError};
 
-use super::{Address, Endpoint, Letters, to};
+use super::{Address, Letters, ThreadId, to};
 use crate::bus::doorbell::Doorbell;
 
 /// Control letters that may wait in one sender for one reader, beyond the ring. A reader that is so far behind is stuck, and
@@ -32,9 +32,9 @@ pub struct OutboxCounts {
 
 /// A thread's sending half.
 pub struct Outbox<L: Letters> {
-    me: Endpoint,
+    me: ThreadId,
     lines: Lines<L>,
-    state: State,
+    state: OutboxState,
 }
 
 /// The lines from one thread to all.
@@ -45,7 +45,7 @@ pub struct Lines<L: Letters> {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OutboxState {
     /// Letters in all spills.
     waiting: usize,
     /// Whether something was sent since the bells were last considered.
@@ -84,12 +84,12 @@ impl<T, D> fmt::Debug for Line<T, D> {
 }
 
 impl<L: Letters> Outbox<L> {
-    pub(super) fn new(me: Endpoint, lines: Lines<L>) -> Self {
-        Self { me, lines, state: State::default() }
+    pub(super) fn new(me: ThreadId, lines: Lines<L>) -> Self {
+        Self { me, lines, state: OutboxState::default() }
     }
 
     /// The thread that sends.
-    pub fn me(&self) -> Endpoint {
+    pub fn me(&self) -> ThreadId {
         self.me
     }
 
@@ -105,7 +105,7 @@ impl<L: Letters> Outbox<L> {
     pub fn send<A: Address<L>>(&mut self, to: A, letter: A::Letter) {
         self.state.counts.sent += 1;
         self.state.dirty = true;
-        let reader = to.endpoint();
+        let reader = to.thread_id();
         let line = to.line(&mut self.lines);
         line.dirty = true;
         if line.spill.is_empty() {
@@ -193,7 +193,7 @@ impl<T, D> Line<T, D> {
     }
 
     #[cold]
-    fn spill(&mut self, letter: T, sender: Endpoint, reader: Endpoint, state: &mut State) {
+    fn spill(&mut self, letter: T, sender: ThreadId, reader: ThreadId, state: &mut OutboxState) {
         if self.ring.is_abandoned() {
             state.counts.undeliverable += 1;
             return;
@@ -211,7 +211,7 @@ impl<T, D> Line<T, D> {
         state.counts.spilled += 1;
     }
 
-    fn flush(&mut self, state: &mut State) {
+    fn flush(&mut self, state: &mut OutboxState) {
         if !self.spill.is_empty() {
             if self.ring.is_abandoned() {
                 state.counts.undeliverable += self.spill.len() as u64;

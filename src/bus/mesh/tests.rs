@@ -86,7 +86,7 @@ fn a_letter_reaches_the_thread_it_is_for() {
     let (_, mut control) = control.split();
     let (_, mut bridge) = bridge.split();
     let (mut outboxes, mut inboxes): (Vec<_>, Vec<_>) = shards.into_iter().map(Port::split).unzip();
-    assert_eq!(outboxes.iter().map(Outbox::me).collect::<Vec<_>>(), [Endpoint::Shard(0), Endpoint::Shard(1)]);
+    assert_eq!(outboxes.iter().map(Outbox::me).collect::<Vec<_>>(), [ThreadId::Shard(0), ThreadId::Shard(1)]);
     let sender = &mut outboxes[1];
     sender.send(to::Control, "control");
     sender.send(to::Bridge, 'b');

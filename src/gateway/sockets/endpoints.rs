@@ -32,7 +32,7 @@ use crate::{
 
 /// What is asked of the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Endpoint {
+pub(in crate::gateway) enum HubEndpoint {
     /// To be one of its sockets.
     Socket,
     Publish,
@@ -61,18 +61,18 @@ pub(in crate::gateway) async fn answer(
     live: &Live,
     gateway: &Gateway,
     exchange: &mut Exchange,
-    endpoint: Endpoint,
+    endpoint: HubEndpoint,
     captures: &Captures,
     body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Body), Reject> {
-    if endpoint == Endpoint::Socket {
+    if endpoint == HubEndpoint::Socket {
         return super::open(live, gateway, exchange);
     }
     let sockets = &gateway.sockets;
     let claims = exchange.caller.clone().ok_or_else(|| Reject::new(Code::TokenMissing))?;
     let named = named(exchange, captures).to_owned();
     match endpoint {
-        Endpoint::Socket | Endpoint::Look => {
+        HubEndpoint::Socket | HubEndpoint::Look => {
             need(live, &claims, "hub:read")?;
             let room = room(&named)?;
             let asked = room.clone();
@@ -90,7 +90,7 @@ pub(in crate::gateway) async fn answer(
                 other => Err(unanswered(other)),
             }
         }
-        Endpoint::Publish => {
+        HubEndpoint::Publish => {
             let room = room(&named)?;
             let granted = live.plan.roles.granted(&claims);
             if !live.plan.roles.permit(&claims, "hub:publish") && !may_push(granted, room.as_str()) {
@@ -112,7 +112,7 @@ pub(in crate::gateway) async fn answer(
                 other => Err(unanswered(other)),
             }
         }
-        Endpoint::PublishToUser => {
+        HubEndpoint::PublishToUser => {
             let granted = live.plan.roles.granted(&claims);
             if !live.plan.roles.permit(&claims, "hub:publish") && !may_push_to_users(granted) {
                 return Err(lacks("hub:publish"));
@@ -127,7 +127,7 @@ pub(in crate::gateway) async fn answer(
                 other => Err(unanswered(other)),
             }
         }
-        Endpoint::Kick => {
+        HubEndpoint::Kick => {
             need(live, &claims, "hub:admin")?;
             let user = user(&named)?;
             if revokes(exchange)? {

@@ -23,7 +23,7 @@ use std::{
 
 use ask::Questions;
 use calls::Calls;
-pub(super) use endpoints::{Endpoint, answer};
+pub(super) use endpoints::{HubEndpoint, answer};
 use open::open;
 pub(super) use open::refused;
 pub(super) use plan::HubPlan;
