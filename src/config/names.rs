@@ -44,7 +44,12 @@ pub(super) fn is_one_permission(name: &str) -> bool {
     (1..=128).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
-/// Whether it is a permission that can be granted: a name, all names that begin so (`events:*`), or all (`*`).
+/// Whether it is a permission that can be granted: a name, all names that begin so (`events:*`), or all (`*`). What
+/// services may do in rooms may be for those of a pattern (`hub:publish:public.*`).
 pub fn is_permission(text: &str) -> bool {
-    text == "*" || is_one_permission(text.strip_suffix(":*").unwrap_or(text))
+    let stem = match text.strip_suffix(".*") {
+        Some(stem) if text.starts_with("hub:publish:") => stem,
+        _ => text.strip_suffix(":*").unwrap_or(text),
+    };
+    text == "*" || is_one_permission(stem)
 }

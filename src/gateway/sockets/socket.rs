@@ -84,6 +84,7 @@ impl Opening {
             reader: Reader::of_client(limits, false),
             deadline: Deadline::new(),
             phase: Phase::Open,
+            is_unexplained: false,
         })
     }
 }
@@ -107,6 +108,8 @@ struct Socket {
     reader: Reader,
     deadline: Deadline,
     phase: Phase,
+    /// Its client has closed it without a code.
+    is_unexplained: bool,
 }
 
 /// How far a socket is.
@@ -186,7 +189,12 @@ impl Socket {
             self.phase = Phase::Closing;
             self.deadline.set_after(CLOSE_WITHIN);
             // What waits is all that a full outbox still has, and a close frame finds room behind that.
-            sockets.queue_always(*key, close_frame(Some(close.code()), close.reason()));
+            let frame = if self.is_unexplained {
+                close_frame(None, "")
+            } else {
+                close_frame(Some(close.code()), close.reason())
+            };
+            sockets.queue_always(*key, frame);
         }
         loop {
             match sockets.write(*key, cx) {
@@ -255,7 +263,11 @@ impl Socket {
                     is_heard = true;
                     continue;
                 }
-                Ok(Some(Event::Close { .. })) => Close::Normal,
+                Ok(Some(Event::Close { code, .. })) => {
+                    // RFC 6455 §5.5.1: as a rule the status code comes back, where there was one.
+                    self.is_unexplained = code.is_none();
+                    Close::Normal
+                }
                 Ok(Some(Event::Binary(_) | Event::Deflated { .. })) => Close::Unsupported,
                 Err(error) => close_of(error),
             };
