@@ -43,7 +43,7 @@ impl Gateway {
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
-        self.sockets.adopt(&plan.hub);
+        self.sockets.adopt(&plan);
         let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);

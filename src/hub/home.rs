@@ -21,9 +21,8 @@ use crate::shard::Instant;
 /// How soon a shard that missed something is told how far the room is, and again until it heard it.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ids that a room remembers at most, and the least time for which it does.
+/// Ids that a room remembers at most.
 const IDS_MAX: usize = 1024;
-const IDS_AGE_MIN: Duration = Duration::from_mins(2);
 /// Users that one answer about presence lists.
 const PRESENCE_USERS_MAX: usize = 1000;
 
@@ -265,7 +264,7 @@ impl Home {
     }
 
     fn ids_age(&self) -> Duration {
-        self.policy.history.age_max.max(IDS_AGE_MIN)
+        self.policy.history.age_max.max(self.policy.ids_for)
     }
 
     fn encode(&self, given: &mut Given<'_>, position: Position, publish: &Publish) -> Delivery {

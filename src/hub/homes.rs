@@ -14,8 +14,6 @@ use super::{
 };
 use crate::shard::Instant;
 
-/// Rooms at home on one shard, those that only remember included.
-const HOMES_MAX: usize = 1 << 17;
 /// Stale entries of the order in which messages came, beside one for each that is remembered.
 const ORDER_STALE_MAX: usize = 1024;
 
@@ -121,7 +119,7 @@ impl<W> Hub<W> {
         if let Some(&key) = self.home_names.get(room) {
             return Ok(key);
         }
-        if self.homes.len() >= HOMES_MAX {
+        if self.homes.len() >= self.plan.limits.rooms_max {
             return Err(Code::Overloaded);
         }
         if let Some(maker) = maker {

@@ -80,6 +80,10 @@ pub enum RoomLetter {
     ToUser(Box<ToUser>),
     /// To all shards: close the sockets of a user. Lost: sent again, at the next timeout.
     Kick { ticket: Key, user: Arc<str> },
+    /// To the user's home: so many sockets the user has here now. Lost: sent again as it is then, at the next timeout.
+    UserCount { user: Arc<str>, count: u32 },
+    /// From the user's home: no more than so many. Lost: sent again, at the next timeout.
+    UserMax { user: Arc<str>, max: u32 },
     /// From each: how many sockets it was. Lost: counted as none.
     UserTold { ticket: Key, count: u32 },
 }

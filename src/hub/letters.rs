@@ -29,6 +29,8 @@ impl<W> Hub<W> {
             RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
             RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
             RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
+            RoomLetter::UserCount { user, count } => self.handle_user_count(from, user, count),
+            RoomLetter::UserMax { user, max } => self.handle_user_max(now, &user, max),
             RoomLetter::UserTold { ticket, count } => self.handle_user_told(ticket, Some(count)),
         }
     }
@@ -54,6 +56,8 @@ impl<W> Hub<W> {
             RoomLetter::Tell { .. } => {}
             letter @ (RoomLetter::Leave(_)
             | RoomLetter::Kick { .. }
+            | RoomLetter::UserCount { .. }
+            | RoomLetter::UserMax { .. }
             | RoomLetter::Refused { .. }
             | RoomLetter::Published { .. }
             | RoomLetter::PresenceIs(_)
@@ -74,7 +78,9 @@ impl<W> Hub<W> {
 
     pub(super) fn send_kept(&mut self) {
         self.kept_armed = Instant::NEVER;
-        for (to, letter) in std::mem::take(&mut self.kept) {
+        let mut letters = std::mem::take(&mut self.kept).into();
+        self.renew_counts(&mut letters);
+        for (to, letter) in letters {
             self.post.send(to, letter);
         }
     }

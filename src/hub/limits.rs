@@ -26,6 +26,8 @@ pub struct Limits {
     pub sockets_max: u32,
     /// Rooms that one socket is in.
     pub rooms_per_socket_max: usize,
+    /// Rooms at home on one shard, those that only remember included.
+    pub rooms_max: usize,
     /// Rooms that the sockets of one user together are in, and so hold open.
     pub rooms_per_user_max: usize,
     /// Messages a second of one socket, on average.
@@ -50,8 +52,6 @@ pub struct Limits {
     pub answer_within: Duration,
     /// A room that is quiet tells its position so often.
     pub position_every: Duration,
-    /// Messages of one socket and type that wait for a service, behind the one under way.
-    pub service_waiting_max: usize,
     /// How long a close frame may take to be written before the connection is cut.
     pub close_within: Duration,
 }
@@ -67,6 +67,7 @@ impl Default for Limits {
             sockets_per_user_max: 64,
             sockets_max: 100_000,
             rooms_per_socket_max: 128,
+            rooms_max: 1 << 17,
             rooms_per_user_max: 1024,
             messages_per_second: 50,
             messages_burst: 200,
@@ -80,7 +81,6 @@ impl Default for Limits {
             history_bytes_max: 64 << 20,
             answer_within: Duration::from_secs(5),
             position_every: Duration::from_secs(5),
-            service_waiting_max: 64,
             close_within: Duration::from_secs(5),
         }
     }

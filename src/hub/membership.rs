@@ -18,6 +18,16 @@ use super::{
 };
 use crate::shard::Instant;
 
+/// What a `joined` has around each of its messages, and around all of them.
+const AROUND_MESSAGE: usize = 1;
+const AROUND_MESSAGES: usize = 1024;
+
+/// Bytes that an answer with these messages takes in an outbox at most.
+fn recovery_bytes(messages: &[Arc<Delivery>]) -> usize {
+    let each = |message: &Arc<Delivery>| message.text.len().saturating_add(AROUND_MESSAGE);
+    messages.iter().map(each).fold(AROUND_MESSAGES, usize::saturating_add)
+}
+
 impl<W> Hub<W> {
     // ---- coming in ----
 
@@ -105,9 +115,13 @@ impl<W> Hub<W> {
 
     fn push_joined(&mut self, now: Instant, socket: SocketKey, id: Option<&str>, joined: &Joined) {
         let texts: Vec<Arc<str>>;
+        let bytes_max = self.plan.limits.outbox_bytes_max;
+        let room_for = self.sockets.all.get(socket).map_or(0, |socket| bytes_max.saturating_sub(socket.outbox.bytes()));
         let recovery = match &joined.recovered {
             None => Recovery::NotAsked,
             Some(None) => Recovery::Lost,
+            // What does not fit would close the socket, which would come back and ask for it again.
+            Some(Some(messages)) if recovery_bytes(messages) > room_for => Recovery::Lost,
             Some(Some(messages)) => {
                 texts = messages.iter().map(|message| Arc::clone(&message.text)).collect();
                 Recovery::Recovered(&texts)

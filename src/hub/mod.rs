@@ -45,6 +45,7 @@ mod socket;
 mod tests;
 mod timers;
 pub mod types;
+mod users;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -68,12 +69,13 @@ use position::Position;
 use post::Post;
 use queue::Sockets;
 use room::LocalRoom;
-use rules::Rules;
+use rules::{Permits, Rules};
 pub use services::{ServiceOutcome, Ticket};
 use socket::{Due, State};
 pub use socket::{Identity, Socket, SocketKey};
 use timers::{Timer, Timers};
 use types::ServiceTypes;
+use users::UserCounts;
 
 use crate::shard::Instant;
 
@@ -193,6 +195,8 @@ pub struct Counts {
     pub sockets: usize,
     /// Users with sockets here.
     pub users: usize,
+    /// Users at home here, with sockets anywhere.
+    pub users_at_home: usize,
     /// Rooms with members here.
     pub rooms: usize,
     /// Rooms at home here.
@@ -232,6 +236,8 @@ pub struct Hub<W> {
     effects: VecDeque<Effect>,
     sockets: Sockets<W>,
     users: HashMap<Arc<str>, Vec<SocketKey>>,
+    /// Of users at home here.
+    user_counts: UserCounts,
     /// Sockets without a log-in, by where they come from.
     anonymous: HashMap<IpAddr, u32>,
     rooms: Arena<LocalRoom>,
@@ -281,6 +287,7 @@ impl<W> Hub<W> {
             effects: VecDeque::new(),
             sockets,
             users: HashMap::new(),
+            user_counts: UserCounts::default(),
             anonymous: HashMap::new(),
             rooms: Arena::default(),
             room_names: HashMap::new(),
@@ -314,6 +321,18 @@ impl<W> Hub<W> {
         self.settle(now);
     }
 
+    /// Other rights hold from now on, for what sockets do next: nobody leaves a room for it.
+    pub fn renew_permits(&mut self, permits: impl Fn(&W) -> Option<Permits>) {
+        let keys: Vec<SocketKey> = self.sockets.all.iter().map(|(key, _)| key).collect();
+        for socket in keys {
+            if let Some(socket) = self.sockets.all.get_mut(socket)
+                && let Some(permits) = permits(&socket.handle)
+            {
+                socket.permits = permits;
+            }
+        }
+    }
+
     // ---- sockets come and go ----
 
     /// A socket comes. One that is refused is closed with what this says.
@@ -344,6 +363,7 @@ impl<W> Hub<W> {
         let key = self.sockets.all.insert(Socket::new(now, handle, identity.expires, None));
         self.identify(key, identity);
         self.welcome(now, key);
+        self.settle(now);
         Ok(key)
     }
 
@@ -366,7 +386,8 @@ impl<W> Hub<W> {
         // One text for all sockets of a user.
         let user = self.users.get_key_value(&identity.user).map_or(identity.user, |(user, _)| Arc::clone(user));
         socket.user = Some(Arc::clone(&user));
-        self.users.entry(user).or_default().push(key);
+        self.users.entry(Arc::clone(&user)).or_default().push(key);
+        self.tell_count(&user);
     }
 
     fn welcome(&mut self, now: Instant, key: SocketKey) {
@@ -414,6 +435,7 @@ impl<W> Hub<W> {
             if sockets.is_empty() {
                 self.users.remove(&user);
             }
+            self.tell_count(&user);
         }
         if let Some(close) = close {
             self.effects.push_back(Effect::Close(key, close));

@@ -12,6 +12,14 @@ pub const ROOM_NAME_BYTES_MAX: usize = 128;
 /// Stands in a pattern for the user who asks.
 const SUB: &str = "{sub}";
 
+/// The shard that keeps what all shards share about something of this name.
+#[inline]
+pub(super) fn home_of(name: &str, shards: usize) -> usize {
+    // The hash as a fraction of the shards: even, and without a division.
+    let scaled = u128::from(stable_hash(name.as_bytes())).saturating_mul(shards as u128);
+    usize::try_from(scaled >> 64).unwrap_or_default()
+}
+
 /// The name of a room: `[A-Za-z0-9._:-]{1,128}`. Moves between shards.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoomName(Arc<str>);
@@ -31,9 +39,7 @@ impl RoomName {
     /// The shard where this room is at home, of so many: the same on every shard, and in every process with as many.
     #[inline]
     pub fn home(&self, shards: usize) -> usize {
-        // The hash as a fraction of the shards: even, and without a division.
-        let scaled = u128::from(self.stable_hash()).saturating_mul(shards as u128);
-        usize::try_from(scaled >> 64).unwrap_or_default()
+        home_of(self.as_str(), shards)
     }
 
     /// A hash that never changes: of the name alone, without a key. Whoever wants a room at some shard may search for a

@@ -101,6 +101,7 @@ impl<W> Hub<W> {
         Counts {
             sockets: self.sockets.all.len(),
             users: self.users.len(),
+            users_at_home: self.user_counts.len(),
             rooms: self.rooms.len(),
             homes: self.homes.len(),
             frame_bytes: self.encoder.tally().bytes(),

@@ -69,6 +69,8 @@ pub struct Policy {
     pub has_presence_events: bool,
     /// How long somebody may be gone before the others are told.
     pub presence_grace: Duration,
+    /// How long the ids of messages are remembered at least; they are with the messages themselves too.
+    pub ids_for: Duration,
     /// What is kept for those who come back.
     pub history: History,
 }
@@ -117,6 +119,7 @@ impl Default for Policy {
             has_presence_events: false,
             // A page that is loaded anew, a phone that changes networks.
             presence_grace: Duration::from_secs(10),
+            ids_for: Duration::from_mins(2),
             history: History { messages_max: 100, bytes_max: 256 << 10, age_max: Duration::from_mins(5) },
         }
     }

@@ -41,7 +41,7 @@ impl<W> Hub<W> {
     pub(super) fn forward(&mut self, now: Instant, key: SocketKey, id: Option<&str>, index: usize, payload: &str) {
         let Some(kind) = self.plan.types.at(index) else { return };
         let is_acknowledged = kind.answer == ServiceAnswer::Ack;
-        let waiting_max = self.plan.limits.service_waiting_max;
+        let waiting_max = kind.waiting_max;
         let Some(socket) = self.sockets.all.get_mut(key) else { return };
         let queue = socket.busy.as_ref().and_then(|busy| busy.services.iter().find(|queue| queue.index == index));
         let is_full = queue.is_some_and(|queue| queue.waiting.len() >= waiting_max)

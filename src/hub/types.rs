@@ -1,35 +1,14 @@
 //! Types of messages: those of the dialect, and those that go to services.
 
+use crate::config::HUB_TYPES;
+
 /// Characters of the name of a type.
 pub const TYPE_NAME_BYTES_MAX: usize = 64;
 
-/// Every type of the dialect itself. Services can neither take these over nor push messages that look like them.
-const OWN: [&str; 19] = [
-    "auth",
-    "auth_ok",
-    "heartbeat",
-    "join_room",
-    "joined",
-    "leave_room",
-    "left",
-    "room_message",
-    "ack",
-    "presence",
-    "cart_event",
-    "prediction_request",
-    "prediction_response",
-    "error",
-    "welcome",
-    "presence_event",
-    "gap",
-    "continuity",
-    "reconnect",
-];
-
-/// Whether a service may push messages of this type.
-pub fn is_pushable(name: &str) -> bool {
-    is_type_name(name) && !OWN.contains(&name)
-}
+/// Types of the dialect that go to services where they are configured to.
+const SERVED: [&str; 2] = ["cart_event", "prediction_request"];
+/// What comes back from one of them.
+const SERVED_ANSWER: &str = "prediction_response";
 
 fn is_type_name(name: &str) -> bool {
     (1..=TYPE_NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(super::name::is_name_byte)
@@ -64,6 +43,8 @@ pub struct ServiceType {
     pub id: IdRule,
     /// What comes back.
     pub answer: ServiceAnswer,
+    /// Messages of one socket that wait behind the one under way.
+    pub waiting_max: usize,
 }
 
 /// The types that go to services, by their index. Immutable; part of a plan.
@@ -76,9 +57,16 @@ pub const SERVICE_TYPES_MAX: usize = 64;
 impl Default for ServiceTypes {
     /// `cart_event` and `prediction_request`.
     fn default() -> Self {
-        let cart_event = ServiceType { name: "cart_event".into(), id: IdRule::Header, answer: ServiceAnswer::Ack };
+        const WAITING_MAX: usize = 64;
+        let cart_event = ServiceType {
+            name: "cart_event".into(),
+            id: IdRule::Header,
+            answer: ServiceAnswer::Ack,
+            waiting_max: WAITING_MAX,
+        };
         let answer = ServiceAnswer::Response("prediction_response".into());
-        let prediction = ServiceType { name: "prediction_request".into(), id: IdRule::Required, answer };
+        let prediction =
+            ServiceType { name: "prediction_request".into(), id: IdRule::Required, answer, waiting_max: WAITING_MAX };
         Self(Box::new([cart_event, prediction]))
     }
 }
@@ -87,13 +75,24 @@ impl ServiceTypes {
     /// These, if each has a name that can be one, is there once, and is none of the dialect's own but `cart_event` and
     /// `prediction_request`.
     pub fn new(types: Vec<ServiceType>) -> Option<Self> {
-        const SERVED: [&str; 2] = ["cart_event", "prediction_request"];
-        let is_free = |name: &str| is_type_name(name) && (!OWN.contains(&name) || SERVED.contains(&name));
+        let is_free = |name: &str| is_type_name(name) && name != SERVED_ANSWER && !HUB_TYPES.contains(&name);
         let is_fit = |at: usize, kind: &ServiceType| {
             is_free(&kind.name) && types.iter().take(at).all(|earlier| earlier.name != kind.name)
         };
         let is_sound = types.len() <= SERVICE_TYPES_MAX && types.iter().enumerate().all(|(at, kind)| is_fit(at, kind));
         is_sound.then(|| Self(types.into()))
+    }
+
+    /// Whether a service may push messages of this type: they look like nothing else that a client is sent.
+    pub fn is_pushable(&self, name: &str) -> bool {
+        let is_served = |kind: &ServiceType| {
+            *kind.name == *name || matches!(&kind.answer, ServiceAnswer::Response(answer) if **answer == *name)
+        };
+        is_type_name(name)
+            && !HUB_TYPES.contains(&name)
+            && !SERVED.contains(&name)
+            && name != SERVED_ANSWER
+            && !self.0.iter().any(is_served)
     }
 
     /// The type with this index.
@@ -109,18 +108,24 @@ impl ServiceTypes {
 }
 
 #[cfg(test)]
+#[expect(clippy::expect_used, reason = "a test may panic")]
 mod tests {
     use super::*;
 
     fn types(names: &[&str]) -> Option<ServiceTypes> {
-        let kind = |name: &&str| ServiceType { name: (*name).into(), id: IdRule::Optional, answer: ServiceAnswer::Ack };
+        let kind = |name: &&str| ServiceType {
+            name: (*name).into(),
+            id: IdRule::Optional,
+            answer: ServiceAnswer::Ack,
+            waiting_max: 1,
+        };
         ServiceTypes::new(names.iter().map(kind).collect())
     }
 
     #[test]
     fn services_take_no_types_of_the_dialect() {
         assert!(types(&["orders.new", "a", "cart_event", "prediction_request"]).is_some());
-        for name in OWN.iter().filter(|name| !matches!(**name, "cart_event" | "prediction_request")) {
+        for name in HUB_TYPES.iter().chain([&SERVED_ANSWER]) {
             assert_eq!(types(&[name]), None, "{name}");
         }
         for names in [&["a", "a"][..], &[""], &["a b"], &["é"], &[&*"a".repeat(65)]] {
@@ -131,9 +136,16 @@ mod tests {
     }
 
     #[test]
-    fn services_push_no_types_of_the_dialect() {
-        assert!(is_pushable("cart.saved") && is_pushable("Welcome") && is_pushable(&"a".repeat(64)));
-        assert!(OWN.iter().all(|name| !is_pushable(name)));
-        assert!(!is_pushable("") && !is_pushable("a b") && !is_pushable("a\"") && !is_pushable(&"a".repeat(65)));
+    fn services_push_no_types_of_the_dialect_nor_of_other_services() {
+        let answer = ServiceAnswer::Response("price".into());
+        let kind = ServiceType { name: "ask_price".into(), id: IdRule::Required, answer, waiting_max: 1 };
+        let types = ServiceTypes::new(vec![kind]).expect("sound");
+        for good in ["cart.saved", "Welcome", "prices", &"a".repeat(64)] {
+            assert!(types.is_pushable(good), "{good}");
+        }
+        assert!(HUB_TYPES.iter().chain(&SERVED).all(|name| !types.is_pushable(name)));
+        for bad in ["ask_price", "price", SERVED_ANSWER, "", "a b", "a\"", &"a".repeat(65)] {
+            assert!(!types.is_pushable(bad), "{bad}");
+        }
     }
 }

@@ -24,7 +24,6 @@ use crate::{
         name::RoomName,
         position::Epoch,
         rules::{may_push, may_push_to_users},
-        types::is_pushable,
     },
     net::RequestBody,
     proto::head::{Known, ResponseHead, Span},
@@ -97,7 +96,7 @@ pub(in crate::gateway) async fn answer(
                 return Err(lacks("hub:publish"));
             }
             let bytes = read(live, exchange, body).await?;
-            let published = parse(&bytes)?;
+            let published = parse(live, &bytes)?;
             let kind = published.kind.unwrap_or(ROOM_MESSAGE);
             let (sub, id, payload) = (&*claims.sub, published.id, published.payload.get());
             let message = ServiceMessage { sub, kind, id, payload };
@@ -119,7 +118,7 @@ pub(in crate::gateway) async fn answer(
             }
             let user = user(&named)?;
             let bytes = read(live, exchange, body).await?;
-            let published = parse(&bytes)?;
+            let published = parse(live, &bytes)?;
             let kind = published.kind.unwrap_or(ROOM_MESSAGE);
             let payload = published.payload.get();
             match sockets.ask(|hub, now, asker| hub.publish_to_user_for(now, asker, &user, kind, payload)).await {
@@ -217,14 +216,14 @@ async fn read(live: &Live, exchange: &Exchange, body: &mut impl RequestBody) -> 
     Ok(read_body(exchange, body, bytes_max).await?.to_vec())
 }
 
-fn parse(bytes: &[u8]) -> Result<Published<'_>, Reject> {
+fn parse<'b>(live: &Live, bytes: &'b [u8]) -> Result<Published<'b>, Reject> {
     let published: Published<'_> = serde_json::from_slice(bytes).map_err(|error| match error.classify() {
         serde_json::error::Category::Data => {
             Reject::because(Code::ValidationFailed, "the document has payload, and may have type and id; nothing else")
         }
         _ => Reject::new(Code::InvalidJson),
     })?;
-    if published.kind.is_some_and(|kind| kind != ROOM_MESSAGE && !is_pushable(kind)) {
+    if published.kind.is_some_and(|kind| kind != ROOM_MESSAGE && !live.plan.hub.is_pushable(kind)) {
         return Err(Reject::because(Code::ValidationFailed, "services cannot push messages of this type"));
     }
     if published.id.is_some_and(|id| !(1..=64).contains(&id.chars().count())) {

@@ -6,8 +6,8 @@ use super::Sockets;
 use crate::{
     auth::Claims,
     exchange::Tethers,
-    gateway::live::Live,
-    hub::{Identity, SocketKey, code::Code},
+    gateway::{Plan, live::Live},
+    hub::{Identity, SocketKey, code::Code, rules::Permits},
     shard::{Instant, clock},
 };
 
@@ -15,14 +15,18 @@ use crate::{
 const LIFETIME_MAX: Duration = Duration::from_hours(24 * 365);
 
 impl Sockets {
+    /// What a caller may do.
+    pub(super) fn permits(&self, plan: &Plan, claims: &Claims) -> Permits {
+        let permits = plan.hub.rules().permits(|role| claims.roles.has(role), |name| plan.roles.permit(claims, name));
+        self.shelf.with(|shelf| shelf.share(permits))
+    }
+
     /// What the hub knows of a caller.
     pub(super) fn identity(&self, live: &Live, claims: &Claims) -> Identity {
-        let roles = &live.plan.roles;
-        let permits = live.plan.hub.rules().permits(|role| claims.roles.has(role), |name| roles.permit(claims, name));
         Identity {
             user: Arc::from(&*claims.sub),
             session: claims.sid.as_deref().map(Arc::from),
-            permits: self.shelf.with(|shelf| shelf.share(permits)),
+            permits: self.permits(&live.plan, claims),
             expires: expires(claims.exp, live.plan.tokens.leeway()),
             expires_unix_s: claims.exp,
         }

@@ -30,7 +30,7 @@ pub(super) use plan::HubPlan;
 pub(super) use service::label_services;
 use socket::Handle;
 
-use super::Gateway;
+use super::{Gateway, Plan};
 use crate::{
     exchange::Ledger,
     hub::{
@@ -144,10 +144,13 @@ impl Sockets {
     }
 
     /// Another plan is in force.
-    pub(super) fn adopt(self: &Rc<Self>, plan: &HubPlan) {
-        self.outbox_bytes_max.set(plan.limits.outbox_bytes_max);
+    pub(super) fn adopt(self: &Rc<Self>, plan: &Plan) {
+        self.outbox_bytes_max.set(plan.hub.limits.outbox_bytes_max);
         self.calls.part();
-        self.step(|hub, now| hub.adopt(now, plan.of_shard(self.shards)));
+        self.step(|hub, now| {
+            hub.adopt(now, plan.hub.of_shard(self.shards));
+            hub.renew_permits(|handle| handle.claims.as_ref().map(|claims| self.permits(plan, claims)));
+        });
     }
 
     /// Another shard's hub has written.

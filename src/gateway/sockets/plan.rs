@@ -63,6 +63,7 @@ impl HubPlan {
             // The id of an event becomes the key by which the service knows it again.
             id: if service.answer.is_none() { IdRule::Header } else { IdRule::Required },
             answer: service.answer.as_deref().map_or(ServiceAnswer::Ack, |kind| ServiceAnswer::Response(kind.into())),
+            waiting_max: service.waiting_max as usize,
         });
         Self {
             is_enabled: hub.enabled,
@@ -79,6 +80,7 @@ impl HubPlan {
         let shards = shards.max(1);
         let limits = Limits {
             sockets_max: self.limits.sockets_max.div_ceil(u32::try_from(shards).unwrap_or(u32::MAX)),
+            rooms_max: self.limits.rooms_max.div_ceil(shards),
             frames_bytes_max: self.limits.frames_bytes_max.div_ceil(shards),
             history_bytes_max: self.limits.history_bytes_max.div_ceil(shards),
             ..self.limits.clone()
@@ -96,6 +98,11 @@ impl HubPlan {
         self.limits.message_bytes_max as u64
     }
 
+    /// Whether services may push messages of this type.
+    pub(super) fn is_pushable(&self, kind: &str) -> bool {
+        self.types.is_pushable(kind)
+    }
+
     pub(super) fn rules(&self) -> &Rules {
         &self.rules
     }
@@ -110,6 +117,7 @@ fn limits(hub: &config::Hub) -> Limits {
         sockets_per_user_max: hub.sockets_per_user_max,
         sockets_max: hub.sockets_max,
         rooms_per_socket_max: hub.rooms_per_socket_max as usize,
+        rooms_max: hub.rooms_max as usize,
         messages_per_second: hub.messages_per_s,
         messages_burst: hub.messages_per_s.saturating_mul(2),
         ping_every: hub.ping_interval,
@@ -117,7 +125,6 @@ fn limits(hub: &config::Hub) -> Limits {
         outbox_bytes_max: hub.outbox_bytes_max,
         frames_bytes_max: size(hub.outboxes_bytes_max),
         history_bytes_max: size(hub.histories_bytes_max),
-        service_waiting_max: hub.services.iter().map(|service| service.waiting_max as usize).max().unwrap_or_default(),
         ..Limits::default()
     }
 }
@@ -145,6 +152,7 @@ fn rule(hub: &config::Hub, room: &HubRoom) -> Option<Rule> {
             slow,
             has_presence_events: room.presence_events,
             presence_grace: hub.presence_grace,
+            ids_for: hub.dedup_window,
             history: History {
                 messages_max: room.history_messages.unwrap_or(hub.history_messages) as usize,
                 bytes_max: hub.history_bytes,
