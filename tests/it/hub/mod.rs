@@ -1,7 +1,14 @@
 //! The hub over real sockets, on 4 shards: one file for each kind of behaviour, each test an exchange of frames.
 
+mod bounds;
+mod endpoints;
+mod ends;
 mod frames;
+mod opening;
 mod points;
+mod rooms;
+mod services;
+mod slow;
 mod socket;
 
 use std::{net::SocketAddr, time::Duration};

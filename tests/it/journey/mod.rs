@@ -22,7 +22,7 @@ mod redirects;
 mod reuse;
 mod roles;
 mod routing;
-mod rows;
+pub(crate) mod rows;
 mod shared_calls;
 mod simulation;
 mod spellings;

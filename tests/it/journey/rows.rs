@@ -154,7 +154,7 @@ fn post(gateway: &Gateway, path: &str, kind: &str, body: &str, fields: &str) -> 
 }
 
 #[track_caller]
-fn log_in(gateway: &Gateway) -> Value {
+pub(crate) fn log_in(gateway: &Gateway) -> Value {
     let body = json!({ "email": EMAIL, "password": PASSWORD }).to_string();
     let answer = post(gateway, "/auth/login", "application/json", &body, "");
     assert_eq!(answer.status, 200, "{}", answer.text());
@@ -165,7 +165,7 @@ fn refresh(gateway: &Gateway, token: &str) -> Response {
     post(gateway, "/auth/refresh", "application/json", &json!({ "refreshToken": token }).to_string(), "")
 }
 
-fn add_ann(gateway: &Gateway) {
+pub(crate) fn add_ann(gateway: &Gateway) {
     let directory = tempfile::tempdir().expect("a folder");
     let mut command = shardgate(directory.path());
     command.current_dir(gateway.directory()).args(["user", "add", EMAIL, "--role", "user", "--config"]);

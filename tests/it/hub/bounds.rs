@@ -1,0 +1,230 @@
+//! What a client may not do, and what becomes of it: frames out of form, floods, and tokens that end.
+
+use serde_json::{Value, json};
+use shardgate::proto::websocket::{Opcode, client_frame};
+
+use super::{
+    on_each_shard,
+    socket::{Heard, KEY, Socket},
+    start, token, unix_now, user,
+};
+use crate::harness::until;
+
+/// Bytes of a message that a client may send.
+const MESSAGE_BYTES_MAX: usize = 65_536;
+
+#[test]
+fn frames_out_of_form_close_the_socket_with_their_code() {
+    let gateway = start("");
+    let frame = |opcode, payload: &[u8]| client_frame(opcode, true, payload, KEY);
+    for (bytes, code) in [
+        (b"\x81\x02{}".to_vec(), 1002),
+        ([&[0xf1, 0x82][..], &KEY, b"xx"].concat(), 1002),
+        ([&[0x83, 0x80][..], &KEY].concat(), 1002),
+        (frame(Opcode::Continuation, b"{}"), 1002),
+        (frame(Opcode::Close, &[3]), 1002),
+        (frame(Opcode::Binary, b"{}"), 1003),
+        (frame(Opcode::Text, b"\"\xff\""), 1007),
+        (frame(Opcode::Text, &vec![b' '; MESSAGE_BYTES_MAX + 1]), 1009),
+        (frame(Opcode::Close, &[]), 0),
+        (frame(Opcode::Close, &1000_u16.to_be_bytes()), 1000),
+        (frame(Opcode::Close, &[&1001_u16.to_be_bytes()[..], b"bye"].concat()), 1000),
+    ] {
+        let mut socket = Socket::open(&gateway, &user("42"));
+        socket.send(&bytes);
+        let Heard::Close(found, _) = socket.hear_frame() else { panic!("{code}") };
+        assert_eq!(found.unwrap_or_default(), code, "{:x?}", bytes.get(..8.min(bytes.len())));
+        let _ = socket.client().try_send(client_frame(Opcode::Close, true, &[], KEY));
+        socket.client().expect_end();
+    }
+    super::expect_sockets(&gateway, 0);
+}
+
+#[test]
+fn a_message_has_64_kib_and_before_the_log_in_8() {
+    let gateway = start("");
+    let mut longest = format!(r#"{{"type":"heartbeat","id":"long"{}}}"#, " ".repeat(MESSAGE_BYTES_MAX - 32));
+    assert_eq!(longest.len(), MESSAGE_BYTES_MAX);
+    for mut socket in on_each_shard(&gateway) {
+        socket.say_text(&longest);
+        socket.expect(&json!({ "type": "heartbeat", "id": "long", "payload": {} }));
+    }
+    longest.replace_range(8 << 10.., "");
+    longest.pop();
+    longest.push('}');
+    let mut socket = Socket::bare(&gateway, "");
+    socket.say_text(&longest);
+    socket.expect(&json!({ "type": "heartbeat", "id": "long", "payload": {} }));
+    longest.insert(1, ' ');
+    socket.say_text(&longest);
+    socket.expect_close(1009);
+}
+
+#[test]
+fn a_message_comes_in_pieces_with_a_ping_between_them() {
+    let gateway = start("");
+    for mut socket in on_each_shard(&gateway) {
+        let text = br#"{"type":"heartbeat","id":"pieces"}"#;
+        socket.send(client_frame(Opcode::Text, false, &text[..10], KEY));
+        socket.send_frame(Opcode::Ping, b"are you there");
+        assert_eq!(socket.hear_frame(), Heard::Pong(b"are you there".to_vec()));
+        socket.send(client_frame(Opcode::Continuation, false, &[], KEY));
+        for byte in &client_frame(Opcode::Continuation, true, &text[10..], KEY) {
+            socket.send([*byte]);
+        }
+        socket.expect(&json!({ "type": "heartbeat", "id": "pieces", "payload": {} }));
+    }
+}
+
+#[test]
+fn the_twentieth_error_in_ten_seconds_is_the_last() {
+    let gateway = start("");
+    for mut socket in on_each_shard(&gateway) {
+        for n in 1..20 {
+            socket.say(&json!({ "type": "nothing", "id": n.to_string() }));
+            socket.expect_error(&json!(n.to_string()), "unknown_type");
+        }
+        socket.say(&json!({ "type": "nothing", "id": "20" }));
+        socket.expect_error(&json!("20"), "unknown_type");
+        socket.expect_close(4103);
+    }
+}
+
+#[test]
+fn too_many_messages_are_refused_and_told_when_to_come_again() {
+    let gateway = start("[hub]\nmessages_per_s = 1\n");
+    for mut socket in on_each_shard(&gateway) {
+        for n in 0..2 {
+            socket.say(&json!({ "type": "heartbeat", "id": n.to_string() }));
+            socket.expect(&json!({ "type": "heartbeat", "id": n.to_string(), "payload": {} }));
+        }
+        socket.say(&json!({ "type": "heartbeat", "id": "2" }));
+        let error = socket.expect_error(&json!("2"), "rate_limited");
+        let after_ms = error["payload"]["retryAfterMs"].as_u64().expect("a number");
+        assert!((1..=1000).contains(&after_ms), "{error}");
+        assert_eq!(error["payload"]["retryable"], true, "{error}");
+        crate::harness::pause(std::time::Duration::from_millis(after_ms));
+        socket.say(&json!({ "type": "heartbeat", "id": "3" }));
+        socket.expect(&json!({ "type": "heartbeat", "id": "3", "payload": {} }));
+    }
+}
+
+#[test]
+fn a_socket_is_in_so_many_rooms() {
+    let gateway = start("[hub]\nrooms_per_socket_max = 3\n");
+    for mut socket in on_each_shard(&gateway) {
+        for n in 0..3 {
+            socket.join(&format!("public.{n}"));
+        }
+        socket.say(&json!({ "type": "join_room", "id": "1", "room": "public.3" }));
+        socket.expect_error(&json!("1"), "too_many_rooms");
+        socket.ask(&json!({ "type": "leave_room", "room": "public.0" }));
+        socket.join("public.3");
+    }
+}
+
+#[test]
+fn an_instance_has_so_many_rooms() {
+    let gateway = start("[hub]\nrooms_max = 8\n");
+    let mut socket = Socket::open(&gateway, &user("42"));
+    let mut joined = 0;
+    for n in 0..16 {
+        let answer = socket.ask(&json!({ "type": "join_room", "id": "1", "room": format!("public.{n}") }));
+        if answer["type"] == "joined" {
+            joined += 1;
+        } else {
+            assert_eq!(
+                (&answer["type"], &answer["payload"]["code"]),
+                (&json!("error"), &json!("overloaded")),
+                "{answer}"
+            );
+        }
+    }
+    assert!((2..=8).contains(&joined), "{joined}");
+    assert!(gateway.metrics().sum("shardgate_hub_rooms_at_home") <= 8);
+}
+
+#[test]
+fn a_quiet_socket_is_pinged_and_a_dead_one_closed() {
+    let gateway = start("[hub]\nping_interval = \"1s\"\ndead_after = \"2s\"\n");
+    let sockets = on_each_shard(&gateway);
+    std::thread::scope(|scope| {
+        for (n, mut socket) in sockets.into_iter().enumerate() {
+            scope.spawn(move || {
+                if n % 2 == 0 {
+                    for _ in 0..4 {
+                        let Heard::Ping(payload) = socket.hear_frame() else { panic!("a ping") };
+                        socket.send_frame(Opcode::Pong, &payload);
+                    }
+                    socket.expect_nothing();
+                } else {
+                    assert!(matches!(socket.hear_frame(), Heard::Ping(_)));
+                    assert_eq!(socket.hear_frame(), Heard::Close(Some(4001), "no pong".to_owned()));
+                }
+            });
+        }
+    });
+}
+
+fn expires_in(name: &Value, seconds: u64) -> String {
+    token(&json!({ "sub": name, "sid": "s_1", "role": "user", "exp": unix_now() + seconds }))
+}
+
+#[test]
+fn a_socket_ends_with_its_token_unless_that_is_renewed() {
+    let gateway = start("[auth]\nleeway = \"0s\"\n");
+    let exp = unix_now() + 3;
+    let short = |n: usize| token(&json!({ "sub": format!("u{n}"), "role": "user", "exp": exp }));
+    let mut sockets = super::on_each_shard_of(&gateway, short);
+    for socket in &mut sockets[..2] {
+        let name = socket.welcome["userId"].clone();
+        let renewed = socket.ask(&json!({ "type": "auth", "id": "1", "payload": { "token": expires_in(&name, 600) } }));
+        assert_eq!(renewed["type"], "auth_ok", "{renewed}");
+    }
+    for socket in &mut sockets[2..] {
+        assert_eq!(socket.hear_close(), (vec![], 4101));
+        assert!((exp..=exp + 1).contains(&unix_now()), "within a second");
+    }
+    until(super::SOON, "the first token has ended", || (unix_now() > exp + 1).then_some(()));
+    for socket in &mut sockets[..2] {
+        socket.expect_nothing();
+    }
+}
+
+#[test]
+fn a_renewal_with_fewer_rights_leaves_what_it_does_not_allow() {
+    let gateway =
+        start("[[hub.rooms]]\npattern = \"public.*\"\n[[hub.rooms]]\npattern = \"staff.*\"\nroles = [\"analyst\"]\n");
+    let with = |name: &str, role: &str| token(&json!({ "sub": name, "sid": "s_1", "role": role }));
+    let mut sockets = super::on_each_shard_of(&gateway, |n| with(&format!("u{n}"), "analyst"));
+    for socket in &mut sockets {
+        socket.join("staff.plans");
+        socket.join("public.a");
+    }
+    let mut socket = sockets.remove(0);
+    let answer = socket.ask(&json!({ "type": "auth", "id": "1", "payload": { "token": with("u0", "user") } }));
+    assert_eq!((&answer["type"], &answer["id"]), (&json!("auth_ok"), &json!("1")), "{answer}");
+    socket.expect(&json!({ "type": "left", "room": "staff.plans", "payload": {} }));
+    let error = socket.expect_error(&Value::Null, "forbidden");
+    assert_eq!(error["room"], "staff.plans", "{error}");
+    sockets[0].publish("staff.plans", "1", &json!("secret"));
+    sockets[0].publish("public.a", "2", &json!("open"));
+    assert_eq!(socket.hear()["payload"], "open");
+    socket.say(&json!({ "type": "join_room", "id": "2", "room": "staff.plans" }));
+    socket.expect_error(&json!("2"), "forbidden");
+}
+
+#[test]
+fn anothers_token_is_an_error_and_the_socket_lives() {
+    let gateway = start("");
+    for mut socket in on_each_shard(&gateway) {
+        socket.join("public.a");
+        let anothers = expires_in(&json!("somebody else"), 600);
+        socket.say(&json!({ "type": "auth", "id": "1", "payload": { "token": anothers } }));
+        socket.expect_error(&json!("1"), "other_user");
+        socket.say(&json!({ "type": "auth", "id": "2", "payload": { "token": "nonsense" } }));
+        socket.expect_error(&json!("2"), "token_invalid");
+        socket.publish("public.a", "3", &json!(1));
+        assert_eq!(socket.hear_type("room_message")["userId"], socket.welcome["userId"]);
+    }
+}
