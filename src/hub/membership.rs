@@ -417,7 +417,7 @@ impl<W> Hub<W> {
     /// A message to all members who do not have it yet: one reference each.
     fn fan_out(&mut self, key: Key, message: &Delivery) {
         let Some(room) = self.rooms.get(key).filter(|room| !room.members.is_empty()) else { return };
-        let Delivery { position, slow, text, .. } = message;
+        let Delivery { position, slow, text, at, .. } = message;
         let kind = Kind::Message { room: room.name.clone(), position: *position, slow: *slow };
         let frame = self.encoder.frame(text, kind);
         for member in &room.members {
@@ -425,6 +425,7 @@ impl<W> Hub<W> {
                 self.sockets.push(member.socket, frame.clone());
             }
         }
+        self.sockets.time_from(*at);
     }
 
     /// What is up to here is lost: the members that miss some of it are told, and go on from here.

@@ -211,6 +211,10 @@ pub struct Counts {
     pub asks: usize,
     /// Letters that are sent again.
     pub kept: usize,
+    /// Sockets that wait for their turn to be written.
+    pub backlog: usize,
+    /// Bytes that connections took, since the start.
+    pub written_bytes: u64,
     /// Frames that were queued, since the start.
     pub deliveries: u64,
     /// Messages that outboxes dropped, and told, since the start.
@@ -266,14 +270,7 @@ impl<W> Hub<W> {
     /// An empty hub.
     pub fn new(setup: Setup) -> Self {
         let Setup { shard, shards, node, plan, seed, secret, to_unix_ms } = setup;
-        let sockets = Sockets {
-            all: Arena::default(),
-            dirty: VecDeque::new(),
-            full: Vec::new(),
-            outbox_bytes_max: plan.limits.outbox_bytes_max,
-            deliveries: 0,
-            dropped: 0,
-        };
+        let sockets = Sockets::new(plan.limits.outbox_bytes_max);
         Self {
             shard,
             shards: shards.max(1),

@@ -9,15 +9,45 @@ use crate::shard::Instant;
 #[derive(Debug)]
 pub(super) struct Sockets<W> {
     pub(super) all: Arena<Socket<W>>,
-    pub(super) dirty: VecDeque<SocketKey>,
+    dirty: VecDeque<SocketKey>,
+    /// Sockets whose turn has come, since the start.
+    turns: u64,
+    /// Room messages on their way: the turn with which all members have it who read, and when it got its number.
+    under_way: VecDeque<(u64, Instant)>,
     /// Those whose outbox is full.
     pub(super) full: Vec<SocketKey>,
     pub(super) outbox_bytes_max: usize,
     pub(super) deliveries: u64,
     pub(super) dropped: u64,
+    pub(super) written_bytes: u64,
 }
 
+/// Room messages whose way to the members is timed at once; more are not.
+const UNDER_WAY_MAX: usize = 1024;
+
 impl<W> Sockets<W> {
+    pub(super) fn new(outbox_bytes_max: usize) -> Self {
+        Self {
+            all: Arena::default(),
+            dirty: VecDeque::new(),
+            turns: 0,
+            under_way: VecDeque::new(),
+            full: Vec::new(),
+            outbox_bytes_max,
+            deliveries: 0,
+            dropped: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// A message that got its number `at` then is queued for all of a room's members here. Turns come in order: with that of
+    /// the last who is in the queue now, all have been written who read. One entry a message and shard, whatever the room.
+    pub(super) fn time_from(&mut self, at: Instant) {
+        if !self.dirty.is_empty() && self.under_way.len() < UNDER_WAY_MAX {
+            self.under_way.push_back((self.turns.saturating_add(self.dirty.len() as u64), at));
+        }
+    }
+
     /// Queues a frame.
     #[inline]
     pub(super) fn push(&mut self, key: SocketKey, frame: Frame) {
@@ -46,6 +76,7 @@ impl<W> Hub<W> {
     /// Whose outbox is to be written next: each once, the one that waits longest first.
     pub fn next_dirty(&mut self) -> Option<SocketKey> {
         while let Some(key) = self.sockets.dirty.pop_front() {
+            self.sockets.turns = self.sockets.turns.saturating_add(1);
             let Some(socket) = self.sockets.all.get_mut(key) else { continue };
             socket.is_dirty = false;
             if !socket.is_blocked && !socket.outbox.is_empty() {
@@ -53,6 +84,14 @@ impl<W> Hub<W> {
             }
         }
         None
+    }
+
+    /// When a room message got its number that is written now, to all members here who read. Each is told once, after the
+    /// turn of the last.
+    pub fn next_fanned_out(&mut self) -> Option<Instant> {
+        let &(turn, at) = self.sockets.under_way.front()?;
+        (turn <= self.sockets.turns).then(|| self.sockets.under_way.pop_front())?;
+        Some(at)
     }
 
     /// Whether somebody's outbox is to be written.
@@ -69,6 +108,7 @@ impl<W> Hub<W> {
     pub fn written(&mut self, key: SocketKey, bytes: usize) {
         let Some(socket) = self.sockets.all.get_mut(key) else { return };
         socket.outbox.written(bytes);
+        self.sockets.written_bytes = self.sockets.written_bytes.saturating_add(bytes as u64);
         self.look_again(key);
     }
 
@@ -109,6 +149,8 @@ impl<W> Hub<W> {
             service_bytes: self.service_bytes,
             asks: self.asks.len(),
             kept: self.kept.len(),
+            backlog: self.sockets.dirty.len(),
+            written_bytes: self.sockets.written_bytes,
             deliveries: self.sockets.deliveries,
             dropped: self.sockets.dropped,
             pulls: self.pulls,

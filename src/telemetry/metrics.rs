@@ -88,6 +88,12 @@ table! {
         hub_frame_bytes: i64 = Gauge "shardgate_hub_outbox_bytes" per Shard;
         /// Bytes of rooms' histories.
         hub_history_bytes: i64 = Gauge "shardgate_hub_history_bytes" per Shard;
+        /// Sockets with something to be written that wait for their turn.
+        hub_backlog: i64 = Gauge "shardgate_hub_fan_out_backlog" per Shard;
+        /// Bytes that were written to sockets, frames' headers included.
+        hub_written_bytes: u64 = Counter "shardgate_hub_written_bytes_total" per Process;
+        /// Time from a room message's number until a shard had written it to the last of its members that read; once for each message and shard with members.
+        hub_publish_to_write: Histogram<Own> = Histogram "shardgate_hub_publish_to_write_seconds" per Process;
         /// Messages queued for sockets.
         hub_deliveries: u64 = Counter "shardgate_hub_deliveries_total" per Process;
         /// Messages that full outboxes dropped; their sockets were told of the gap.
@@ -245,6 +251,9 @@ impl Default for Counters {
             hub_homes: 0,
             hub_frame_bytes: 0,
             hub_history_bytes: 0,
+            hub_backlog: 0,
+            hub_written_bytes: 0,
+            hub_publish_to_write: Histogram::default(),
             hub_deliveries: 0,
             hub_dropped: 0,
             hub_pulls: 0,

@@ -173,6 +173,8 @@ impl Sockets {
         counters.hub_homes = gauge(counts.homes);
         counters.hub_frame_bytes = gauge(counts.frame_bytes);
         counters.hub_history_bytes = gauge(counts.history_bytes);
+        counters.hub_backlog = gauge(counts.backlog);
+        counters.hub_written_bytes = counts.written_bytes;
         counters.hub_deliveries = counts.deliveries;
         counters.hub_dropped = counts.dropped;
         counters.hub_pulls = counts.pulls;
@@ -325,6 +327,13 @@ impl Sockets {
             self.step(Hub::handle_timeout);
             return Poll::Ready(());
         }
+        let polled = self.write_slice();
+        self.time_messages();
+        polled
+    }
+
+    /// Writes the next sockets. Pending when nobody waits any more.
+    fn write_slice(&self) -> Poll<()> {
         for _ in 0..WRITES_PER_TURN {
             let Some(key) = self.hub.with(Hub::next_dirty) else { return Poll::Pending };
             // A socket that takes no more is its own task's to wait for.
@@ -334,5 +343,16 @@ impl Sockets {
             }
         }
         Poll::Ready(())
+    }
+
+    /// Counts how long the room messages took that are written now: once a slice, and so to its end.
+    fn time_messages(&self) {
+        let Some(first) = self.hub.with(Hub::next_fanned_out) else { return };
+        let (now, mut next) = (clock::now(), Some(first));
+        while let Some(at) = next {
+            let us = u64::try_from(now.since(at).as_micros()).unwrap_or(u64::MAX);
+            self.ledger.with(|ledger| ledger.counters.hub_publish_to_write.observe_us(us));
+            next = self.hub.with(Hub::next_fanned_out);
+        }
     }
 }

@@ -175,3 +175,34 @@ fn a_blocked_socket_waits_for_its_turn_and_others_are_served_in_order() {
     one.hub.set_blocked(a, false);
     assert_eq!((one.hub.next_dirty(), one.hub.next_dirty(), one.hub.next_dirty()), (Some(b), Some(a), None));
 }
+
+#[test]
+fn a_message_is_timed_until_the_last_who_reads_has_it() {
+    let mut one = One::new();
+    let sockets = ["a", "b", "c"].map(|user| one.enter(user));
+    for socket in sockets {
+        one.join(socket, "public.x");
+    }
+    while one.hub.next_dirty().is_some() {}
+    for socket in sockets {
+        one.read(socket);
+    }
+    let [a, b, c] = sockets;
+    one.hub.set_blocked(b, true);
+    assert_eq!((one.hub.next_fanned_out(), one.hub.counts().backlog), (None, 0));
+    let at = one.now;
+    one.say(a, r#"{"type":"room_message","room":"public.x","payload":1}"#);
+    assert_eq!(one.hub.counts().backlog, 2, "who does not read is not waited for");
+    for socket in [a, c] {
+        assert_eq!(one.hub.next_fanned_out(), None);
+        one.now += Duration::from_millis(1);
+        assert_eq!(one.hub.next_dirty(), Some(socket));
+        one.read(socket);
+    }
+    assert_eq!((one.hub.next_fanned_out(), one.hub.next_fanned_out()), (Some(at), None));
+    // Where nobody reads there is nothing to time.
+    one.hub.set_blocked(a, true);
+    one.hub.set_blocked(c, true);
+    one.say(a, r#"{"type":"room_message","room":"public.x","payload":2}"#);
+    assert_eq!((one.hub.counts().backlog, one.hub.next_fanned_out()), (0, None));
+}

@@ -173,3 +173,23 @@ fn without_a_word_in_its_entry_each_message_is_a_call() {
     payloads.sort_unstable();
     assert_eq!(payloads, [Some(1), Some(2)]);
 }
+
+#[test]
+fn what_a_room_message_takes_to_its_members_is_measured() {
+    let gateway = start(&Backend::ok(), "nobody");
+    let mut sockets = ["ann", "ben"].map(|user| Socket::open(&gateway, user));
+    for socket in &mut sockets {
+        socket.say(&json!({ "type": "join_room", "room": "public.x" }));
+        socket.until("joined");
+    }
+    for _ in 0..3 {
+        sockets[0].say(&json!({ "type": "room_message", "room": "public.x", "payload": 1 }));
+        for socket in &mut sockets {
+            socket.until("room_message");
+        }
+    }
+    gateway.metrics_until("each message is timed once", |metrics| {
+        metrics.sum("shardgate_hub_publish_to_write_seconds_count") == 3
+            && metrics.sum("shardgate_hub_written_bytes_total") > 600
+    });
+}
