@@ -43,10 +43,11 @@ impl Gateway {
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
-        self.sockets.adopt(&plan);
         let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
+        // What the hub sends to services goes by the new plan from here on.
+        self.sockets.adopt(&self.live().plan);
     }
 
     /// Closes connections to backends that have been idle for too long.

@@ -308,7 +308,8 @@ impl<W> Hub<W> {
     /// Other rules and limits apply from now on; nobody is thrown out for it.
     pub fn adopt(&mut self, now: Instant, plan: Plan) {
         self.sockets.outbox_bytes_max = plan.limits.outbox_bytes_max;
-        self.plan = plan;
+        let old = std::mem::replace(&mut self.plan, plan);
+        self.adopt_types(&old.types);
         let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
         for key in homes {
             let Some(room) = self.homes.get(key).map(|home| home.room().clone()) else { continue };

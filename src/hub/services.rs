@@ -1,6 +1,7 @@
 //! Messages for services: in order for each socket and type, one under way.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use super::{
     Asker, Code, Effect, Hub, SocketKey,
@@ -8,12 +9,15 @@ use super::{
     asks::{Ask, Question},
     encode::Refusal,
     socket::{Service, WAITING_MAX},
-    types::ServiceAnswer,
+    types::{ServiceAnswer, ServiceTypes},
 };
 use crate::shard::Instant;
 
 /// Names a message that was forwarded.
 pub type Ticket = Key;
+
+/// The index of a type that has gone with a reload.
+const NOWHERE: usize = usize::MAX;
 
 /// Bytes of messages that wait for services, of all sockets of a shard. A client that hears `overloaded` may try again.
 const BYTES_MAX: usize = 64 << 20;
@@ -126,6 +130,29 @@ impl<W> Hub<W> {
         self.service_bytes = self.service_bytes.saturating_sub(payload.len());
         let id = self.asks.get_mut(ticket).and_then(|ask| ask.id.clone());
         self.effects.push_back(Effect::Forward { ticket, socket: key, index, id, payload });
+    }
+
+    /// Types have other indices from now on. What waits for one that has gone is told when its turn comes.
+    pub(super) fn adopt_types(&mut self, old: &ServiceTypes) {
+        let types = Rc::clone(&self.plan.types);
+        if *types == *old {
+            return;
+        }
+        let index_of =
+            |index: usize| old.at(index).and_then(|kind| types.find(&kind.name)).map_or(NOWHERE, |(at, _)| at);
+        let keys: Vec<SocketKey> = self.sockets.all.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let Some(busy) = self.sockets.all.get_mut(key).and_then(|socket| socket.busy.as_mut()) else { continue };
+            for service in &mut busy.services {
+                service.index = index_of(service.index);
+                let waiting = service.waiting.iter().map(|&(ticket, _)| ticket);
+                for ticket in waiting.chain([service.under_way]) {
+                    if let Some(ask) = self.asks.get_mut(ticket) {
+                        ask.question = Question::Service(service.index);
+                    }
+                }
+            }
+        }
     }
 
     /// Nobody waits for these any more.

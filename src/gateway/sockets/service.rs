@@ -17,6 +17,7 @@ use crate::{
     gateway::{
         Gateway, Plan,
         fields::{self, FieldRules, RequestContext},
+        live::Live,
     },
     hub::{ServiceOutcome, SocketKey, Ticket, code::Code},
     net::{AnswerBody as _, Cut, Finish as _, OwnedBody, Peer, Scheme, Sent},
@@ -60,6 +61,7 @@ impl Sockets {
             Some(Sender { claims, client: handle.client, scheme: handle.scheme })
         });
         let Some(sender) = sender else { return };
+        // The index is of this plan, whatever comes before the task has its turn.
         let live = gateway.live();
         let share = live.plan.hub.services.get(index).map_or(HubShare::Nobody, |service| service.share);
         let equal = Equal::new(share, index, &sender.claims, &payload);
@@ -67,7 +69,7 @@ impl Sockets {
         let (sockets, id) = (Rc::clone(self), id.map(Box::<str>::from));
         let address = SocketAddr::new(sender.client, 0);
         task::spawn(address, async move {
-            let call = call(&gateway, index, &sender, id.as_deref(), payload);
+            let call = call(&gateway, &live, index, &sender, id.as_deref(), payload);
             let Some(answered) = cancel.unless(call).await else { return };
             let (waiting, outcome) = (sockets.calls.take(number), outcome(&answered));
             sockets.step(|hub, now| {
@@ -102,12 +104,12 @@ fn outcome(answered: &Result<Answered, Code>) -> ServiceOutcome<'_> {
 /// One request to a service, from its head to the end of its answer.
 async fn call(
     gateway: &Gateway,
+    live: &Live,
     index: usize,
     sender: &Sender,
     id: Option<&str>,
     payload: Box<str>,
 ) -> Result<Answered, Code> {
-    let live = gateway.live();
     let Some(service) = live.plan.hub.services.get(index) else { return Err(Code::UpstreamFailed) };
     let (Some(upstream), Some(labels)) = (live.upstreams.get(service.upstream), live.service_labels.get(index)) else {
         return Err(Code::UpstreamFailed);

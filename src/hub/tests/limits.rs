@@ -124,6 +124,32 @@ fn who_does_not_read_is_closed_and_what_waits_for_it_dropped() {
 }
 
 #[test]
+fn what_was_missed_is_lost_where_it_does_not_fit() {
+    let mut one = with(|limits| limits.outbox_bytes_max = 8 << 10);
+    let a = one.enter("a");
+    let mut epochs = Vec::new();
+    for room in ["public.a", "public.b", "public.c"] {
+        one.say(a, &format!(r#"{{"type":"join_room","room":"{room}"}}"#));
+        let joined = one.read(a);
+        let epoch = joined.split(r#""epoch":""#).nth(1).and_then(|rest| rest.split('"').next()).expect("an epoch");
+        epochs.push((room, epoch.to_owned()));
+        for _ in 0..3 {
+            one.say(a, &format!(r#"{{"type":"room_message","room":"{room}","payload":"{}"}}"#, "x".repeat(1000)));
+            one.read(a);
+        }
+    }
+    let b = one.enter("b");
+    one.read(b);
+    for (room, epoch) in &epochs {
+        let recover = format!(r#"{{"recover":{{"epoch":"{epoch}","seq":0}}}}"#);
+        one.say(b, &format!(r#"{{"type":"join_room","room":"{room}","payload":{recover}}}"#));
+    }
+    assert_eq!(one.closes(), [], "it would come back and ask for the same again");
+    let told = one.read(b);
+    assert_eq!([told.matches(r#""recovered":true"#).count(), told.matches(r#""recovered":false"#).count()], [2, 1]);
+}
+
+#[test]
 fn past_the_budget_of_the_shard_the_slowest_goes_first() {
     let mut one = with(|limits| limits.frames_bytes_max = 8192);
     let (slow, slower, quick) = (one.enter("slow"), one.enter("slower"), one.enter("quick"));

@@ -340,6 +340,8 @@ fn a_lost_message_without_a_past_is_told() {
     }
     let told = read(&mut other, a).join("\n");
     has(&told, &[r#"{"type":"continuity""#, r#""seq":1,"payload":{"continuity":false}}"#]);
+    let counts = other.counts();
+    assert!(counts.pulls > 0 && counts.discontinuities == 1, "{counts:?}");
 }
 
 // ---- services ----

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use shardgate::proto::websocket::{Opcode, client_frame};
 
 use super::{
-    on_each_shard,
+    expect_closed, on_each_shard,
     socket::{Heard, KEY, Socket},
     start, token, unix_now, user,
 };
@@ -38,6 +38,13 @@ fn frames_out_of_form_close_the_socket_with_their_code() {
         socket.client().expect_end();
     }
     super::expect_sockets(&gateway, 0);
+    let metrics = gateway.metrics();
+    for (reason, count) in
+        [("protocol_error", 5), ("unsupported", 1), ("invalid_text", 1), ("too_big", 1), ("normal", 3)]
+    {
+        let row = format!("shardgate_sockets_closed_total{{reason=\"{reason}\"}}");
+        assert_eq!(metrics.value(&row), count, "{row}");
+    }
 }
 
 #[test]
@@ -88,6 +95,7 @@ fn the_twentieth_error_in_ten_seconds_is_the_last() {
         socket.expect_error(&json!("20"), "unknown_type");
         socket.expect_close(4103);
     }
+    expect_closed(&gateway, "policy_violation", 4);
 }
 
 #[test]
@@ -164,6 +172,7 @@ fn a_quiet_socket_is_pinged_and_a_dead_one_closed() {
             });
         }
     });
+    expect_closed(&gateway, "no_pong", 2);
 }
 
 fn expires_in(name: &Value, seconds: u64) -> String {
@@ -185,6 +194,7 @@ fn a_socket_ends_with_its_token_unless_that_is_renewed() {
         assert_eq!(socket.hear_close(), (vec![], 4101));
         assert!((exp..=exp + 1).contains(&unix_now()), "within a second");
     }
+    expect_closed(&gateway, "token_expired", 2);
     until(super::SOON, "the first token has ended", || (unix_now() > exp + 1).then_some(()));
     for socket in &mut sockets[..2] {
         socket.expect_nothing();

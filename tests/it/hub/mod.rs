@@ -1,6 +1,8 @@
 //! The hub over real sockets, on 4 shards: one file for each kind of behaviour, each test an exchange of frames.
 
 mod bounds;
+mod clients;
+mod counted;
 mod endpoints;
 mod ends;
 mod frames;
@@ -86,4 +88,11 @@ fn expect_open(gateway: &Gateway, counts: &[i64]) {
 #[track_caller]
 fn expect_sockets(gateway: &Gateway, count: i64) {
     gateway.metrics_until("so many sockets are open", |metrics| metrics.sum("shardgate_sockets_open") == count);
+}
+
+/// Waits until so many sockets have been closed for this reason.
+#[track_caller]
+fn expect_closed(gateway: &Gateway, reason: &str, count: i64) {
+    let row = format!("shardgate_sockets_closed_total{{reason=\"{reason}\"}}");
+    gateway.metrics_until(&format!("{count} in {row}"), |metrics| metrics.value(&row) == count);
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{
-    ATTEMPTS_MAX,
+    ATTEMPTS_MAX, expect_closed,
     socket::{ASK, Heard, Socket},
     start, token, unix_now, user,
 };
@@ -139,6 +139,7 @@ fn without_a_token_a_socket_ends_in_time() {
         crate::harness::pause(std::time::Duration::from_millis(100));
     }
     assert!(beats >= 5, "it had its time: {beats}");
+    expect_closed(&gateway, "unauthenticated", 1);
 }
 
 #[test]
@@ -228,6 +229,7 @@ fn a_user_has_so_many_sockets_wherever_they_are() {
         let mut more = Socket::bare(&gateway, &format!("Authorization: Bearer {}\r\n", user("42")));
         more.expect_close(4104);
     }
+    expect_closed(&gateway, "too_many_connections", 12);
     for socket in &mut open {
         socket.expect_nothing();
     }

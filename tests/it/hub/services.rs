@@ -2,10 +2,14 @@
 
 use std::sync::{Arc, OnceLock};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Socket, on_each_shard, services, start, user};
-use crate::backend::{Backend, Received, Refusing};
+use super::{SOON, Socket, on_each_shard, services, socket::timeless, start, user};
+use crate::{
+    backend::{Backend, Received, Refusing},
+    harness::Gateway,
+};
 
 /// A service that answers the event with this `n` once that is let go, with the `status` that it asks for.
 fn held() -> (Backend, Arc<[OnceLock<()>; 4]>) {
@@ -213,6 +217,41 @@ fn an_answer_that_is_no_json_is_not_passed_on() {
         socket.say(&json!({ "type": "prediction_request", "id": "3", "payload": "" }));
         socket.expect(&json!({ "type": "prediction_response", "id": "3", "payload": null }));
     }
+}
+
+#[test]
+fn what_waits_at_a_reload_goes_where_its_type_goes_then() {
+    let (mut backend, gates) = held();
+    let address = backend.address();
+    let config = |types: &[&str]| {
+        let upstream = format!("[upstreams.one]\ninstances = [\"{address}\"]\n");
+        let service =
+            |kind: &&str| format!("[[hub.services]]\ntype_name = \"{kind}\"\nupstream = \"one\"\npath = \"/{kind}\"\n");
+        super::config(&(upstream + &types.iter().map(service).collect::<Vec<_>>().concat()))
+    };
+    let gateway = Gateway::start(&config(&["a", "b"]));
+    gateway.log_until("every shard runs the configuration", SOON);
+    let mut socket = Socket::open(&gateway, &user("42"));
+    for (kind, n) in [("a", 0), ("a", 1), ("b", 2), ("b", 3)] {
+        socket.say(&json!({ "type": kind, "id": n.to_string(), "payload": { "n": n } }));
+    }
+    let mut under_way = [(); 2].map(|()| backend.request().head.first_line);
+    under_way.sort();
+    assert_eq!(under_way, ["POST /a HTTP/1.1", "POST /b HTTP/1.1"]);
+    // The second comes first, and the first is gone.
+    gateway.rewrite_config(&config(&["b", "c"]));
+    gateway.signal(Signal::HUP);
+    gateway.log_until_nth("every shard runs the configuration", 2, SOON);
+    for gate in gates.iter() {
+        gate.get_or_init(|| ());
+    }
+    let mut heard = socket.hear_all(4);
+    heard.sort_by_key(|answer| answer["id"].to_string());
+    let codes: Vec<&Value> = heard.iter().map(|answer| &answer["payload"]["code"]).collect();
+    assert!(codes[1] == "upstream_failed", "{heard:?}");
+    assert_eq!((timeless(heard[2].clone()), timeless(heard[3].clone())), (ack("2"), ack("3")));
+    let after: Vec<String> = backend.requests().into_iter().map(|request| request.head.first_line).collect();
+    assert_eq!(after, ["POST /b HTTP/1.1"], "what waited for b, and nothing for its old place");
 }
 
 #[test]

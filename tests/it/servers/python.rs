@@ -10,7 +10,22 @@ use std::{
 };
 
 /// What is installed; another list is another folder.
-const PACKAGES: [&str; 4] = ["h11==0.16.0", "uvicorn==0.54.0", "waitress==3.0.2", "wsproto==1.3.2"];
+const PACKAGES: [&str; 5] = ["h11==0.16.0", "uvicorn==0.54.0", "waitress==3.0.2", "websockets==17.4", "wsproto==1.3.2"];
+
+/// Python with these packages. Without it the test is passed over, or fails if `SHARDGATE_TEST_TOOLS=required`.
+#[track_caller]
+pub(crate) fn python() -> Option<&'static Path> {
+    static INSTALLED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    match INSTALLED.get_or_init(install) {
+        Ok(python) => Some(python),
+        Err(error) => {
+            let is_required = std::env::var_os("SHARDGATE_TEST_TOOLS").is_some_and(|value| value == "required");
+            assert!(!is_required, "{error}; SHARDGATE_TEST_TOOLS says that it has to be");
+            eprintln!("passed over: {error}");
+            None
+        }
+    }
+}
 
 /// A running service.
 #[derive(Debug)]
@@ -24,16 +39,7 @@ impl PythonService {
     /// or fails if `SHARDGATE_TEST_TOOLS=required`.
     #[track_caller]
     pub(crate) fn start(server: &str) -> Option<Self> {
-        static INSTALLED: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-        let python = match INSTALLED.get_or_init(install) {
-            Ok(python) => python,
-            Err(error) => {
-                let is_required = std::env::var_os("SHARDGATE_TEST_TOOLS").is_some_and(|value| value == "required");
-                assert!(!is_required, "{error}; SHARDGATE_TEST_TOOLS says that it has to be");
-                eprintln!("passed over: {error}");
-                return None;
-            }
-        };
+        let python = python()?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/python/services.py");
         let mut command = Command::new(python);
         command.arg(script).arg(server).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());

@@ -1,0 +1,38 @@
+//! Clients that nobody here wrote: `websockets` of Python and `ws` of node.
+
+use std::{path::Path, process::Command};
+
+use super::{expect_sockets, start, user};
+use crate::servers::{npm, python};
+
+/// Runs a program to its end; it says that all went well.
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.output().expect("it runs");
+    let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success() && said.ends_with("done\n"), "{said}\n{errors}");
+}
+
+fn script(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
+}
+
+#[test]
+fn pythons_websockets_speaks_with_the_hub() {
+    let Some(python) = python::python() else { return };
+    let gateway = start("");
+    run(Command::new(python)
+        .arg(script("python/hub.py"))
+        .arg(format!("ws://{}/ws", gateway.address()))
+        .arg(user("py")));
+    expect_sockets(&gateway, 0);
+}
+
+#[test]
+fn nodes_ws_speaks_with_the_hub() {
+    let Some(packages) = npm::packages(&["ws@8.23.0"]) else { return };
+    let gateway = start("");
+    let url = format!("ws://{}/ws", gateway.address());
+    run(Command::new("node").arg(script("node/hub.mjs")).args([url, user("node")]).arg(packages));
+    expect_sockets(&gateway, 0);
+}
