@@ -182,7 +182,7 @@ fn expires_in(name: &Value, seconds: u64) -> String {
 #[test]
 fn a_socket_ends_with_its_token_unless_that_is_renewed() {
     let gateway = start("[auth]\nleeway = \"0s\"\n");
-    let exp = unix_now() + 3;
+    let exp = unix_now() + 4;
     let short = |n: usize| token(&json!({ "sub": format!("u{n}"), "role": "user", "exp": exp }));
     let mut sockets = super::on_each_shard_of(&gateway, short);
     for socket in &mut sockets[..2] {
