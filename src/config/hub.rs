@@ -56,9 +56,22 @@ pub(super) fn read_hub(config: &mut Config, fields: &Fields<'_>, report: &mut Re
         let right = format!("it is more than hub.ping_interval, which is \"{ping}\"");
         fields.wrong_pair(report, ["dead_after", "ping_interval"], format_args!("is \"{dead}\""), &right);
     }
+    check_events(config, fields, report);
+    let hub = &config.hub;
     if let Some(name) = hub.token_query.as_ref().filter(|name| !is_plain(name)) {
         let right = "it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like \"token\"";
         fields.wrong(report, "token_query", format_args!("is {}", quoted(name)), right);
+    }
+}
+
+fn check_events(config: &Config, fields: &Fields<'_>, report: &mut Report) {
+    let (hub, upstreams) = (&config.hub, &config.upstreams);
+    if let Some(name) = hub.events_upstream.as_ref().filter(|name| !upstreams.contains_key(*name)) {
+        let what = format_args!("is {}, and there is no such upstream", quoted(name));
+        fields.wrong(report, "events_upstream", what, &suggestion_of(name, upstreams, "[upstreams.shop]"));
+    }
+    if let Err(right) = check_path(&hub.events_path) {
+        fields.wrong(report, "events_path", format_args!("is {}", quoted(&hub.events_path)), &right);
     }
 }
 

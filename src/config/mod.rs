@@ -47,9 +47,10 @@ pub use auth::SECRET_BYTES_MIN;
 pub use hub::HUB_TYPES;
 pub use keys::{
     Access, AccessLog, Accounts, Admin, Algorithm, Auth, ClientClose, Config, Cors, Data, Drain, Driver,
-    FurtherListener, HeaderRules, Http, Hub, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope,
-    Listener, ListenerKind, Log, LogFormat, Metrics, Redis, RedisMode, Revocation, RevocationFail, Role, Route,
-    RouteCors, Runtime, SessionStore, Sessions, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust, Upstream,
+    FurtherListener, HeaderRules, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
+    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, Redis, RedisMode, Revocation,
+    RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, SlowConsumer, TokenIssuer, TokenKey,
+    Trace, Trust, Upstream,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

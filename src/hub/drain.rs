@@ -16,6 +16,7 @@ impl<W> Hub<W> {
         if self.draining.replace(Draining).is_some() {
             return;
         }
+        self.events.hurry(now);
         let open = self.sockets.all.iter().filter(|(_, socket)| socket.state != State::Closing);
         let open: Vec<SocketKey> = open.map(|(key, _)| key).collect();
         let count = u32::try_from(open.len()).unwrap_or(u32::MAX).max(1);

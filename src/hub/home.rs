@@ -204,6 +204,11 @@ impl Home {
         Look { members: self.members.users(), connections: self.members.connections(), position: self.position }
     }
 
+    /// Whether it has members.
+    pub(super) fn is_occupied(&self) -> bool {
+        self.members.connections() > 0
+    }
+
     pub(super) fn has_member(&self, user: &str) -> bool {
         self.members.has(user)
     }

@@ -102,14 +102,14 @@ impl<W> Hub<W> {
             encoder: &mut self.encoder,
             post: &mut self.post,
         };
-        let before = home.history_bytes();
+        let (before, was_occupied) = (home.history_bytes(), home.is_occupied());
         let result = step(home, &mut given);
         self.history_bytes = self.history_bytes.saturating_sub(before).saturating_add(home.history_bytes());
-        if home.is_unused() {
+        let (is_unused, due) = (home.is_unused(), home.due());
+        self.timers.set(Timer::Home(key), &mut home.armed, due);
+        self.note_home(now, key, was_occupied);
+        if is_unused {
             self.free_home(key);
-        } else {
-            let due = home.due();
-            self.timers.set(Timer::Home(key), &mut home.armed, due);
         }
         Some(result)
     }

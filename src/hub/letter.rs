@@ -76,6 +76,11 @@ pub enum RoomLetter {
     /// From the home: how the room stands. Lost: the asker gives up by itself.
     LookIs { ticket: Key, seen: Look },
 
+    /// To the home of a user: whether the user has sockets on this shard. Lost: told again, as it is then, at the next timeout.
+    User { user: Arc<str>, is_here: bool },
+    /// To all shards: tell me of your users who are at home here. Lost: sent again, at the next timeout.
+    AskUsers,
+
     /// To all shards: a message for each socket of a user. Lost: counted as none.
     ToUser(Box<ToUser>),
     /// To all shards: close the sockets of a user. Lost: sent again, at the next timeout.

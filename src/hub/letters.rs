@@ -27,6 +27,8 @@ impl<W> Hub<W> {
             RoomLetter::Pulled(pulled) => self.handle_pulled(now, *pulled),
             RoomLetter::PresenceIs(presence) => self.handle_presence(&presence),
             RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
+            RoomLetter::User { user, is_here } => self.handle_user(now, from, user, is_here),
+            RoomLetter::AskUsers => self.handle_ask_users(from),
             RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
             RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
             RoomLetter::UserCount { user, count } => self.handle_user_count(from, user, count),
@@ -53,8 +55,10 @@ impl<W> Hub<W> {
             RoomLetter::Deliver(message) => self.missed(now, to, &message.room),
             RoomLetter::Position { room, .. } => self.missed(now, to, &room),
             RoomLetter::Pulled(pulled) => self.missed(now, to, &pulled.room),
+            RoomLetter::User { user, .. } => self.user_unsaid(now, user),
             RoomLetter::Tell { .. } => {}
             letter @ (RoomLetter::Leave(_)
+            | RoomLetter::AskUsers
             | RoomLetter::Kick { .. }
             | RoomLetter::UserCount { .. }
             | RoomLetter::UserMax { .. }
@@ -70,6 +74,10 @@ impl<W> Hub<W> {
     /// Keeps a letter that has to go: no more of them than there are memberships and questions.
     fn keep(&mut self, now: Instant, to: usize, letter: RoomLetter) {
         self.kept.push_back((to, letter));
+        self.arm_kept(now);
+    }
+
+    pub(super) fn arm_kept(&mut self, now: Instant) {
         let due = now + KEPT_INTERVAL;
         if self.kept_armed == Instant::NEVER {
             self.timers.set(Timer::Kept, &mut self.kept_armed, due);
@@ -83,5 +91,6 @@ impl<W> Hub<W> {
         for (to, letter) in letters {
             self.post.send(to, letter);
         }
+        self.say_unsaid();
     }
 }

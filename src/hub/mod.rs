@@ -19,6 +19,7 @@ mod client;
 pub mod code;
 mod drain;
 pub mod encode;
+pub mod events;
 pub mod frame;
 mod history;
 mod home;
@@ -57,6 +58,7 @@ use arena::{Arena, Key};
 use asks::{Asker, Asks, Question};
 use code::{Close, Code};
 use encode::{Encoder, Welcome};
+use events::{Event, EventPlan, Events};
 use frame::Frame;
 pub use history::Secret;
 use home::Home;
@@ -111,6 +113,8 @@ pub struct Plan {
     pub rules: Rc<Rules>,
     /// Types of messages that go to services.
     pub types: Rc<ServiceTypes>,
+    /// Of what events are made.
+    pub events: EventPlan,
 }
 
 /// A socket that comes.
@@ -159,6 +163,8 @@ pub enum Effect {
     },
     /// Nobody waits any more for what was forwarded.
     Cancel(Ticket),
+    /// Somebody outside of the hub wants to know this.
+    Event(Event),
     /// The answer for somebody outside of the hub.
     Told {
         /// The number that was given with the question.
@@ -260,6 +266,7 @@ pub struct Hub<W> {
     /// Letters that did not go and have to.
     kept: VecDeque<(usize, RoomLetter)>,
     kept_armed: Instant,
+    events: Events,
     service_bytes: usize,
     draining: Option<drain::Draining>,
     pulls: u64,
@@ -275,6 +282,7 @@ impl<W> Hub<W> {
             shard,
             shards: shards.max(1),
             node,
+            events: Events::new(plan.events),
             plan,
             rng: fastrand::Rng::with_seed(seed),
             secret,
@@ -308,6 +316,7 @@ impl<W> Hub<W> {
     /// Other rules and limits apply from now on; nobody is thrown out for it.
     pub fn adopt(&mut self, now: Instant, plan: Plan) {
         self.sockets.outbox_bytes_max = plan.limits.outbox_bytes_max;
+        self.adopt_events(now, plan.events);
         let old = std::mem::replace(&mut self.plan, plan);
         self.adopt_types(&old.types);
         let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
@@ -384,7 +393,11 @@ impl<W> Hub<W> {
         // One text for all sockets of a user.
         let user = self.users.get_key_value(&identity.user).map_or(identity.user, |(user, _)| Arc::clone(user));
         socket.user = Some(Arc::clone(&user));
-        self.users.entry(Arc::clone(&user)).or_default().push(key);
+        let sockets = self.users.entry(Arc::clone(&user)).or_default();
+        sockets.push(key);
+        if sockets.len() == 1 {
+            self.note_user(&user);
+        }
         self.tell_count(&user);
     }
 
@@ -432,6 +445,7 @@ impl<W> Hub<W> {
             sockets.retain(|&socket| socket != key);
             if sockets.is_empty() {
                 self.users.remove(&user);
+                self.note_user(&user);
             }
             self.tell_count(&user);
         }
@@ -489,6 +503,10 @@ impl<W> Hub<W> {
                 Timer::Home(key) => self.handle_home_timeout(now, key),
                 Timer::Pull(key) => self.handle_pull_timeout(now, key),
                 Timer::Kept => self.send_kept(),
+                Timer::Events => {
+                    self.events.armed = Instant::NEVER;
+                    self.pass_events_time(now);
+                }
             }
         }
         while let Some((ticket, asker)) = self.asks.take_late(now) {
@@ -507,16 +525,17 @@ impl<W> Hub<W> {
             }
             let full = std::mem::take(&mut self.sockets.full);
             if full.is_empty() && self.encoder.tally().bytes() <= self.plan.limits.frames_bytes_max {
-                return;
+                break;
             }
             let is_budget_spent = full.is_empty();
             for key in full {
                 self.end(now, key, Some(Close::SlowConsumer));
             }
             if is_budget_spent && !self.close_slowest(now) {
-                return;
+                break;
             }
         }
+        self.arm_events();
     }
 }
 

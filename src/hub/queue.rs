@@ -148,7 +148,7 @@ impl<W> Hub<W> {
             history_bytes: self.history_bytes,
             service_bytes: self.service_bytes,
             asks: self.asks.len(),
-            kept: self.kept.len(),
+            kept: self.kept.len().saturating_add(self.events.unsaid.len()),
             backlog: self.sockets.dirty.len(),
             written_bytes: self.sockets.written_bytes,
             deliveries: self.sockets.deliveries,

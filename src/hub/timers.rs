@@ -14,6 +14,8 @@ pub(super) enum Timer {
     Pull(Key),
     /// Letters that are sent again.
     Kept,
+    /// Events that wait for the grace.
+    Events,
 }
 
 /// All timers of a shard's rooms; those of sockets are the driver's.

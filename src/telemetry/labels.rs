@@ -107,6 +107,18 @@ label! {
 }
 
 label! {
+    /// What became of a lifecycle event of the hub.
+    HubEvent {
+        /// The service took it.
+        Delivered = "delivered",
+        /// The service does not want it.
+        Refused = "refused",
+        /// Too many waited.
+        Dropped = "dropped",
+    }
+}
+
+label! {
     /// With what a socket of the hub was closed.
     SocketClosed {
         /// 1000: one side was done.

@@ -6,7 +6,7 @@
 
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
-    KeyFetch, LimitOutcome, Outcome, Refusal, Reload, SocketClosed, Stale, TokenCheck, TunnelEnded,
+    HubEvent, KeyFetch, LimitOutcome, Outcome, Refusal, Reload, SocketClosed, Stale, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
@@ -94,6 +94,11 @@ table! {
         hub_written_bytes: u64 = Counter "shardgate_hub_written_bytes_total" per Process;
         /// Time from a room message's number until a shard had written it to the last of its members that read; once for each message and shard with members.
         hub_publish_to_write: Histogram<Own> = Histogram "shardgate_hub_publish_to_write_seconds" per Process;
+        /// Lifecycle events of rooms and users, by what became of them: delivered, refused by the service, or dropped because too many waited.
+        hub_events: [u64; HubEvent::COUNT] = Counter "shardgate_hub_events_total" per Process
+            by "result" in Values::Fixed(HubEvent::VALUES);
+        /// Lifecycle events that wait for the service.
+        hub_events_waiting: i64 = Gauge "shardgate_hub_events_waiting" per Shard;
         /// Messages queued for sockets.
         hub_deliveries: u64 = Counter "shardgate_hub_deliveries_total" per Process;
         /// Messages that full outboxes dropped; their sockets were told of the gap.
@@ -251,6 +256,8 @@ impl Default for Counters {
             hub_homes: 0,
             hub_frame_bytes: 0,
             hub_history_bytes: 0,
+            hub_events: [0; HubEvent::COUNT],
+            hub_events_waiting: 0,
             hub_backlog: 0,
             hub_written_bytes: 0,
             hub_publish_to_write: Histogram::default(),

@@ -53,11 +53,38 @@ section! {
         dedup_window: Duration as Duration(SECOND, HOUR) = "2m", e.g. "5m";
         /// How long a user's last socket may be away from a room before the others are told that the user has left.
         presence_grace: Duration as Duration(0, HOUR) = "5s", e.g. "15s";
+        /// The upstream that is told of rooms and users by POST: when a room has its first member or none any more, and a user
+        /// the first socket or none any more. See [lifecycle events](websocket.md#lifecycle-events).
+        events_upstream: Option<String> as Text("name of an upstream") = unset "no events are sent", e.g. "ingestion";
+        /// Where it is told.
+        events_path: String as Text("path, as `/events`") = "/hub-events", e.g. "/presence";
+        /// What it is told of.
+        events: Vec<HubEventType> as List("`room.occupied`, `room.vacated`, `user.online` or `user.offline`")
+            = ["room.occupied", "room.vacated", "user.online", "user.offline"], e.g. ["user.online", "user.offline"];
+        /// How long it may take to answer. What it does not take is sent again until it does.
+        events_timeout: Duration as Duration(1, MINUTE) = "5s", e.g. "1s";
+        /// Events that wait while it does not take them; past it the oldest are dropped
+        /// (`shardgate_hub_events_total{result="dropped"}`).
+        events_waiting_max: u32 as Number(1, 10_000_000) = 10_000, e.g. 1000, per Process;
     } with {
         /// What holds in which rooms; those by default where none is written.
         rooms: Vec<HubRoom>,
         /// Which messages go to which services; those of the reference platform where none is written.
         services: Vec<HubService>,
+    }
+}
+
+words! {
+    /// What a service is told of rooms and users.
+    HubEventType {
+        /// A room has its first member.
+        RoomOccupied = "room.occupied",
+        /// A room has had no member for `hub.presence_grace`.
+        RoomVacated = "room.vacated",
+        /// A user has the first socket.
+        UserOnline = "user.online",
+        /// A user has had no socket for `hub.presence_grace`.
+        UserOffline = "user.offline",
     }
 }
 

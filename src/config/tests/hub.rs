@@ -6,10 +6,13 @@ use expect_test::expect;
 #[test]
 fn mistakes_of_the_hub_are_told() {
     check(
-        "[hub]\ndead_after = \"25s\"\ntoken_query = \"a b\"\n",
+        "[hub]\ndead_after = \"25s\"\ntoken_query = \"a b\"\nevents_upstream = \"nobody\"\nevents_path = \"x\"\nevents = [\"room\"]\n",
         &expect![[r#"
-        shardgate.toml:2: hub.dead_after is "25s"; it is more than hub.ping_interval, which is "25s"
-        shardgate.toml:3: hub.token_query is "a b"; it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like "token""#]],
+            shardgate.toml:2: hub.dead_after is "25s"; it is more than hub.ping_interval, which is "25s"
+            shardgate.toml:3: hub.token_query is "a b"; it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like "token"
+            shardgate.toml:4: hub.events_upstream is "nobody", and there is no such upstream; there are ai-engine, ingestion, prediction
+            shardgate.toml:5: hub.events_path is "x"; a path begins with a slash
+            shardgate.toml:6: hub.events[0] is "room"; it is one of "room.occupied", "room.vacated", "user.online", "user.offline""#]],
     );
     check(
         "[[hub.rooms]]\npattern = \"pub*\"\nroles = [\"nobody\"]\npermissions = [\"a b\"]\nkey = \"symbol\"\n\

@@ -144,6 +144,10 @@ fn the_defaults_are_those_that_were_promised() {
         history_age = "5m"
         dedup_window = "2m"
         presence_grace = "5s"
+        events_path = "/hub-events"
+        events = ["room.occupied", "room.vacated", "user.online", "user.offline"]
+        events_timeout = "5s"
+        events_waiting_max = 10000
 
         [[hub.rooms]]
         pattern = "public.*"

@@ -5,6 +5,7 @@
 mod ask;
 mod calls;
 mod endpoints;
+mod events;
 mod identity;
 mod open;
 mod plan;
@@ -24,6 +25,7 @@ use std::{
 use ask::Questions;
 use calls::Calls;
 pub(super) use endpoints::{HubEndpoint, answer};
+use events::Events;
 use open::open;
 pub(super) use open::refused;
 pub(super) use plan::HubPlan;
@@ -74,6 +76,7 @@ pub(super) struct Sockets {
     runner: Local<Runner>,
     calls: Calls,
     questions: Questions,
+    events: Events,
     shelf: Local<PermitShelf>,
     /// What control frames count as.
     tally: Tally,
@@ -126,6 +129,7 @@ impl Sockets {
             runner: Local::new(Runner { waker: None, due: Instant::NEVER }),
             calls: Calls::default(),
             questions: Questions::default(),
+            events: Events::default(),
             shelf: Local::default(),
             tally: Tally::default(),
             outbox_bytes_max: Cell::new(plan.limits.outbox_bytes_max),
@@ -173,6 +177,7 @@ impl Sockets {
         counters.hub_homes = gauge(counts.homes);
         counters.hub_frame_bytes = gauge(counts.frame_bytes);
         counters.hub_history_bytes = gauge(counts.history_bytes);
+        counters.hub_events_waiting = gauge(self.events.waiting());
         counters.hub_backlog = gauge(counts.backlog);
         counters.hub_written_bytes = counts.written_bytes;
         counters.hub_deliveries = counts.deliveries;
@@ -242,6 +247,7 @@ impl Sockets {
                 self.forward(ticket, socket, index, id.as_deref(), payload);
             }
             Effect::Cancel(ticket) => self.calls.cancel(ticket),
+            Effect::Event(event) => self.send_event(event),
             Effect::Told { asker, answer } => self.questions.told(asker, answer),
         }
     }

@@ -3,9 +3,10 @@
 use std::{rc::Rc, time::Duration};
 
 use crate::{
-    config::{self, Config, HubRoom, HubShare},
+    config::{self, Config, HubEventType, HubRoom, HubShare},
     hub::{
         self,
+        events::{EventKind, EventPlan},
         limits::Limits,
         name::Pattern,
         pointer::Pointer,
@@ -27,6 +28,30 @@ pub(in crate::gateway) struct HubPlan {
     types: ServiceTypes,
     /// By the index of the types.
     pub(in crate::gateway) services: Vec<Service>,
+    /// Where lifecycle events go.
+    pub(in crate::gateway) events: Option<EventsPlan>,
+    presence_grace: Duration,
+}
+
+/// Where lifecycle events go, and which.
+#[derive(Debug)]
+pub(in crate::gateway) struct EventsPlan {
+    pub(in crate::gateway) to: Service,
+    kinds: Vec<HubEventType>,
+    /// How many may wait, of the instance.
+    pub(super) waiting_max: usize,
+}
+
+impl EventsPlan {
+    /// Whether these are to be sent.
+    pub(super) fn wants(&self, kind: EventKind) -> bool {
+        self.kinds.contains(&match kind {
+            EventKind::RoomOccupied => HubEventType::RoomOccupied,
+            EventKind::RoomVacated => HubEventType::RoomVacated,
+            EventKind::UserOnline => HubEventType::UserOnline,
+            EventKind::UserOffline => HubEventType::UserOffline,
+        })
+    }
 }
 
 /// Where messages of a type go.
@@ -58,6 +83,23 @@ impl HubPlan {
                 share: service.share,
             })
         });
+        let services: Vec<Service> = services.collect();
+        let events = hub.events_upstream.as_ref().and_then(|wanted| {
+            let name = "lifecycle events".to_owned();
+            Some(EventsPlan {
+                to: Service {
+                    slot: names.routes.claim(&name),
+                    name,
+                    upstream: upstreams.iter().position(|upstream| upstream == wanted)?,
+                    path: hub.events_path.as_str().into(),
+                    timeout: hub.events_timeout,
+                    has_key: true,
+                    share: HubShare::Nobody,
+                },
+                kinds: hub.events.clone(),
+                waiting_max: hub.events_waiting_max as usize,
+            })
+        });
         let types = hub.services.iter().map(|service| ServiceType {
             name: service.type_name.as_str().into(),
             // The id of an event becomes the key by which the service knows it again.
@@ -71,7 +113,9 @@ impl HubPlan {
             limits: limits(hub),
             rules: Rules::new(hub.rooms.iter().filter_map(|room| rule(hub, room)).collect()),
             types: ServiceTypes::new(types.collect()).unwrap_or_default(),
-            services: services.collect(),
+            services,
+            events,
+            presence_grace: hub.presence_grace,
         }
     }
 
@@ -85,12 +129,24 @@ impl HubPlan {
             history_bytes_max: self.limits.history_bytes_max.div_ceil(shards),
             ..self.limits.clone()
         };
-        hub::Plan { limits: Rc::new(limits), rules: Rc::new(self.rules.clone()), types: Rc::new(self.types.clone()) }
+        let wants = |kind| self.events.as_ref().is_some_and(|events| events.wants(kind));
+        let events = EventPlan {
+            rooms: wants(EventKind::RoomOccupied) || wants(EventKind::RoomVacated),
+            users: wants(EventKind::UserOnline) || wants(EventKind::UserOffline),
+            grace: self.presence_grace,
+        };
+        let (rules, types) = (Rc::new(self.rules.clone()), Rc::new(self.types.clone()));
+        hub::Plan { limits: Rc::new(limits), rules, types, events }
     }
 
     /// The places of its services in the metrics.
     pub(in crate::gateway) fn slots(&self) -> impl Iterator<Item = usize> {
-        self.services.iter().map(|service| service.slot.index())
+        self.posts().map(|service| service.slot.index())
+    }
+
+    /// All that the hub sends to services: messages of each type, and events behind them.
+    pub(super) fn posts(&self) -> impl Iterator<Item = &Service> {
+        self.services.iter().chain(self.events.iter().map(|events| &events.to))
     }
 
     /// Bytes of a message.

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     rc::Rc,
     task::Poll,
+    time::Duration,
 };
 
 use serde_json::value::RawValue;
@@ -38,8 +39,8 @@ struct Sender {
 }
 
 /// What a service made of a message.
-struct Answered {
-    status: u16,
+pub(super) struct Answered {
+    pub(super) status: u16,
     body: Vec<u8>,
     retry_after_ms: Option<u64>,
 }
@@ -101,7 +102,7 @@ fn outcome(answered: &Result<Answered, Code>) -> ServiceOutcome<'_> {
     }
 }
 
-/// One request to a service, from its head to the end of its answer.
+/// One message to its service.
 async fn call(
     gateway: &Gateway,
     live: &Live,
@@ -114,20 +115,58 @@ async fn call(
     let (Some(upstream), Some(labels)) = (live.upstreams.get(service.upstream), live.service_labels.get(index)) else {
         return Err(Code::UpstreamFailed);
     };
+    let key = id.filter(|_| service.has_key).map(|id| {
+        // RFC-less but common: the session's own name for the event, so that the service takes it once.
+        let session = sender.claims.sid.as_deref().unwrap_or(&sender.claims.sub);
+        [session.as_bytes(), b":", id.as_bytes()].concat()
+    });
+    let message = Message {
+        path: &service.path,
+        timeout: service.timeout,
+        key,
+        caller: Some(Rc::clone(&sender.claims)),
+        client: sender.client,
+        scheme: sender.scheme,
+        payload: payload.into_string().into_bytes(),
+    };
+    post(gateway, upstream, labels, message).await
+}
+
+/// What is sent to a service by POST.
+pub(super) struct Message<'a> {
+    pub(super) path: &'a str,
+    /// Until the end of the answer.
+    pub(super) timeout: Duration,
+    /// The `Idempotency-Key`.
+    pub(super) key: Option<Vec<u8>>,
+    /// Whom it is from; the gateway's own are from nobody.
+    pub(super) caller: Option<Rc<Claims>>,
+    pub(super) client: IpAddr,
+    pub(super) scheme: Scheme,
+    pub(super) payload: Vec<u8>,
+}
+
+/// One request to a service, from its head to the end of its answer.
+pub(super) async fn post(
+    gateway: &Gateway,
+    upstream: &Rc<Upstream>,
+    labels: &Rc<Labels>,
+    message: Message<'_>,
+) -> Result<Answered, Code> {
     let began = clock::now();
-    let due = began + service.timeout;
-    let (head, target) = request_head(service, sender, id, payload.len());
-    let peer = Peer::new(SocketAddr::new(sender.client, 0), sender.scheme);
-    let mut exchange = Exchange::begin(&gateway.ledger, &peer, None, head, began, false, sender.client);
+    let due = began + message.timeout;
+    let (head, target) = request_head(&message);
+    let peer = Peer::new(SocketAddr::new(message.client, 0), message.scheme);
+    let mut exchange = Exchange::begin(&gateway.ledger, &peer, None, head, began, false, message.client);
     exchange.routed(labels);
-    exchange.caller = Some(Rc::clone(&sender.claims));
+    exchange.caller = message.caller;
     say(&mut exchange);
-    let mut body = OwnedBody::new(payload.into_string().into_bytes(), due);
+    let mut body = OwnedBody::new(message.payload, due);
     let call = Call {
         target,
         preserve_host: false,
-        response_timeout: service.timeout,
-        stream_idle_timeout: service.timeout,
+        response_timeout: message.timeout,
+        stream_idle_timeout: message.timeout,
         retries_max: 1,
         is_last: false,
         drops_trailers: true,
@@ -215,18 +254,16 @@ async fn whole(mut streaming: Streaming, request: &mut OwnedBody) -> Result<Vec<
 }
 
 /// The request that a message becomes.
-fn request_head(service: &Service, sender: &Sender, id: Option<&str>, payload_bytes: usize) -> (RequestHead, Span) {
+fn request_head(message: &Message<'_>) -> (RequestHead, Span) {
     let mut head = RequestHead::unknown();
     head.method = Method::Post;
     head.method_text = head.append(&[b"POST"]);
-    let target = head.append(&[service.path.as_bytes()]);
+    let target = head.append(&[message.path.as_bytes()]);
     (head.target, head.path) = (target, target);
-    head.framing = Framing::Length(payload_bytes as u64);
+    head.framing = Framing::Length(message.payload.len() as u64);
     head.push(Known::ContentType, b"Content-Type", b"application/json");
-    if let Some(id) = id.filter(|_| service.has_key) {
-        // RFC-less but common: the session's own name for the event, so that the service takes it once.
-        let session = sender.claims.sid.as_deref().unwrap_or(&sender.claims.sub);
-        head.push(Known::Other, b"Idempotency-Key", &[session.as_bytes(), b":", id.as_bytes()].concat());
+    if let Some(key) = &message.key {
+        head.push(Known::Other, b"Idempotency-Key", key);
     }
     (head, target)
 }
@@ -260,5 +297,5 @@ pub(in crate::gateway) fn label_services(plan: &Plan) -> Vec<Rc<Labels>> {
         let place = RouteNames::new(&service.name, &upstream.name);
         Rc::new(Labels { place, route_slot: service.slot, upstream_slot: upstream.slot })
     };
-    plan.hub.services.iter().map(of).collect()
+    plan.hub.posts().map(of).collect()
 }

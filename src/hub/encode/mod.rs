@@ -215,6 +215,13 @@ impl Encoder {
         self.finish()
     }
 
+    /// A lifecycle event of a room or user, for a service.
+    pub fn event(&mut self, unix_ms: u64, kind: &str, what: &str, name: &str, n: u64, node: &str) -> Box<str> {
+        let text = self.text.begin(kind).raw(if what == "room" { r#","room":""# } else { r#","userId":""# });
+        text.escaped(name).raw(r#"","n":"#).number(n).raw(r#","at":""#).time(unix_ms);
+        text.raw(r#"","node":""#).escaped(node).raw("\"").finish().into()
+    }
+
     /// A service's message to users, which has no number.
     pub fn pushed(&mut self, unix_ms: u64, kind: &str, payload: &str) -> Arc<str> {
         self.text.begin(kind).payload(payload).timestamp(unix_ms);

@@ -10,6 +10,7 @@ mod echo;
 mod fields;
 mod half_closed;
 mod hops;
+mod hub_events;
 mod interim;
 mod large;
 mod limits;

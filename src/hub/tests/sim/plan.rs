@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::super::super::{
     Plan,
+    events::EventPlan,
     limits::Limits,
     name::Pattern,
     pointer::Pointer,
@@ -33,6 +34,7 @@ pub(super) struct Seen {
     pub(super) answers: usize,
     pub(super) cancelled: usize,
     pub(super) drained: usize,
+    pub(super) events: usize,
 }
 
 impl Seen {
@@ -44,7 +46,7 @@ impl Seen {
         );
         let (told, done) =
             ([self.acks, self.errors, self.renewals, self.forbidden], [self.lost, self.pulls, self.kicked, self.slow]);
-        let all = [&said[..], &came, &told, &done, &[self.answers, self.cancelled, self.drained]];
+        let all = [&said[..], &came, &told, &done, &[self.answers, self.cancelled, self.drained, self.events]];
         all.iter().all(|some| some.iter().all(|&count| count > 0))
     }
 }
@@ -69,6 +71,7 @@ impl AddAssign for Seen {
         self.answers += other.answers;
         self.cancelled += other.cancelled;
         self.drained += other.drained;
+        self.events += other.events;
     }
 }
 
@@ -100,5 +103,7 @@ pub(super) fn plan(rng: &mut fastrand::Rng) -> Plan {
         rule("public.b.*", SlowPolicy::DropOldest, &["all"], true),
         rule("public.c.*", latest, &[], true),
     ]);
-    Plan { limits: Rc::new(limits), rules: Rc::new(rules), ..Plan::default() }
+    let grace = Duration::from_millis(*rng.choice(&[0, 300, 5000]).expect("some"));
+    let events = EventPlan { rooms: true, users: true, grace };
+    Plan { limits: Rc::new(limits), rules: Rc::new(rules), events, ..Plan::default() }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::super::super::{
     Answer, Close, Code, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, ServiceMessage, ServiceOutcome, SocketKey,
     Ticket,
+    events::{Event, EventKind},
     letter::{Look, RoomLetter},
     name::RoomName,
 };
@@ -53,6 +54,8 @@ pub(super) struct World {
     asked: u64,
     open_askers: BTreeSet<u64>,
     looks: BTreeMap<u64, Look>,
+    /// What was told last of each room and user: whether somebody is there, and its number.
+    events: BTreeMap<String, (bool, u64)>,
     ids: u64,
     truth: Truth,
     seen: Seen,
@@ -79,6 +82,7 @@ impl World {
             asked: 0,
             open_askers: BTreeSet::new(),
             looks: BTreeMap::new(),
+            events: BTreeMap::new(),
             ids: 0,
             truth: Truth::default(),
             seen: Seen::default(),
@@ -376,6 +380,7 @@ impl World {
                         self.seen.cancelled += 1;
                     }
                 }
+                Effect::Event(event) => self.hear_event(&event),
                 Effect::Told { asker, answer } => {
                     assert!(self.open_askers.remove(&asker), "one answer each");
                     if let Answer::Room(look) = answer {
@@ -383,6 +388,32 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    /// What is told of a room or user alternates, and no number is missing.
+    fn hear_event(&mut self, event: &Event) {
+        let (subject, n) = event.key.strip_prefix("n1:").and_then(|key| key.rsplit_once(':')).expect("a key");
+        let (was_there, last) = self.events.get(subject).copied().unwrap_or_default();
+        let is_there = matches!(event.kind, EventKind::RoomOccupied | EventKind::UserOnline);
+        assert_eq!((is_there, n.parse()), (!was_there, Ok(last + 1)), "{event:?}");
+        let name = subject.split_once(':').expect("a kind and a name").1;
+        assert!(event.json.contains(&format!("\":\"{name}\",\"n\":{n},\"at\":\"2026-")), "{event:?}");
+        self.events.insert(subject.to_owned(), (is_there, last + 1));
+        self.seen.events += 1;
+    }
+
+    /// What was told last is true.
+    fn check_events(&self) {
+        let is_told = |subject: String| self.events.get(&subject).is_some_and(|&(is_there, _)| is_there);
+        for room in ROOMS {
+            let mut open = self.clients.iter().filter(|client| client.is_open);
+            let is_occupied = open.any(|client| client.views.contains_key(room));
+            assert_eq!(is_told(format!("room:{room}")), is_occupied, "{room}");
+        }
+        for user in (0..USERS).map(|user| format!("u{user}")) {
+            let is_online = self.hubs.iter().any(|hub| hub.users.contains_key(&*user));
+            assert_eq!(is_told(format!("user:{user}")), is_online, "{user}");
         }
     }
 
@@ -488,6 +519,7 @@ impl World {
             assert!(client.bytes.is_empty(), "half a frame");
         }
         assert!(self.open_askers.is_empty(), "never answered: {:?}", self.open_askers);
+        self.check_events();
         for room in ROOMS {
             let asker = self.asker();
             let shard = self.rng.usize(0..self.hubs.len());
@@ -536,5 +568,6 @@ impl World {
             assert!(hub.makers.is_empty() && hub.anonymous.is_empty() && hub.history_order.is_empty());
             assert!(hub.poll_timeout().is_none() && !hub.is_dirty());
         }
+        self.check_events();
     }
 }

@@ -1,0 +1,238 @@
+//! Lifecycle events on their way to the service that wants them: at least once, in order for each room and user, and in
+//! nobody's way.
+
+use std::{collections::VecDeque, net::Ipv4Addr, rc::Rc, time::Duration};
+
+use super::{
+    Sockets,
+    plan::EventsPlan,
+    service::{self, Message},
+};
+use crate::{
+    hub::events::Event,
+    net::Scheme,
+    shard::{Instant, Local, clock, task, timer},
+    telemetry::metrics::HubEvent,
+};
+
+/// Events of a shard that are on their way at once. Those of one room or user go one after the other.
+const LANES: usize = 8;
+
+/// How long it takes until an event is sent again that was not taken, the first time and at most. In between it doubles.
+const AGAIN_MIN: Duration = Duration::from_millis(100);
+const AGAIN_MAX: Duration = Duration::from_secs(5);
+
+/// How often the log is told of events that were dropped.
+const TELL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The events of a shard that wait. One per shard.
+#[derive(Default)]
+pub(super) struct Events(Local<Board>);
+
+struct Board {
+    lanes: [Lane; LANES],
+    /// What was dropped and not told.
+    dropped: u64,
+    told: Instant,
+}
+
+#[derive(Default)]
+struct Lane {
+    /// The oldest first; the one that is being sent is not among them.
+    waiting: VecDeque<Event>,
+    /// Whether a task sends them.
+    is_sending: bool,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self { lanes: Default::default(), dropped: 0, told: Instant::START }
+    }
+}
+
+/// What has become of an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    Delivered,
+    /// The service does not want it, and would not the next time.
+    Refused,
+    /// It may be taken later.
+    Later,
+    /// Nobody wants events any more.
+    Off,
+}
+
+impl Events {
+    /// How many are on their way.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.with(|board| board.lanes.iter().map(|lane| lane.waiting.len() + usize::from(lane.is_sending)).sum())
+    }
+
+    /// Queues one; past the bound the oldest goes. Says whether the lane needs a task, and whether one was dropped.
+    fn push(&self, event: Event, waiting_max: usize) -> (usize, bool, bool) {
+        let number = usize::try_from(event.lane % LANES as u64).unwrap_or_default();
+        self.0.with(|board| {
+            let lane = &mut board.lanes[number];
+            let is_full = lane.waiting.len() >= waiting_max.div_ceil(LANES).max(1);
+            if is_full {
+                lane.waiting.pop_front();
+            }
+            lane.waiting.push_back(event);
+            (number, !std::mem::replace(&mut lane.is_sending, true), is_full)
+        })
+    }
+
+    /// The next of a lane; without one its task is over.
+    fn next(&self, number: usize) -> Option<Event> {
+        self.0.with(|board| {
+            let lane = &mut board.lanes[number];
+            let next = lane.waiting.pop_front();
+            lane.is_sending = next.is_some();
+            if next.is_none() {
+                lane.waiting = VecDeque::new();
+            }
+            next
+        })
+    }
+
+    /// Counts one that was dropped; says how many the log is to be told of, once a second.
+    fn dropped(&self, now: Instant) -> Option<u64> {
+        self.0.with(|board| {
+            board.dropped += 1;
+            let is_due = board.told == Instant::START || now.since(board.told) >= TELL_INTERVAL;
+            is_due.then(|| {
+                board.told = now;
+                std::mem::take(&mut board.dropped)
+            })
+        })
+    }
+}
+
+impl Sockets {
+    /// Sends an event, behind those that wait.
+    pub(super) fn send_event(self: &Rc<Self>, event: Event) {
+        let Some(gateway) = self.gateway() else { return };
+        let live = gateway.live();
+        let Some(plan) = live.plan.hub.events.as_ref().filter(|plan| plan.wants(event.kind)) else { return };
+        let (lane, needs_task, is_one_dropped) = self.events.push(event, plan.waiting_max.div_ceil(self.shards));
+        if is_one_dropped {
+            self.count_event(HubEvent::Dropped);
+            if let Some(count) = self.events.dropped(clock::now()) {
+                let upstream = live.plan.upstreams[plan.to.upstream].name.as_str();
+                tracing::warn!(
+                    upstream,
+                    count,
+                    "lifecycle events of the hub were dropped: more wait than hub.events_waiting_max"
+                );
+            }
+        }
+        if needs_task {
+            task::spawn("the hub's lifecycle events", Rc::clone(self).send_lane(lane));
+        }
+    }
+
+    /// Sends what waits in a lane, each until it is taken. Dropping it loses the event that is under way.
+    async fn send_lane(self: Rc<Self>, lane: usize) {
+        let mut pause = AGAIN_MIN;
+        while let Some(event) = self.events.next(lane) {
+            loop {
+                match self.attempt(&event).await {
+                    Attempt::Delivered => self.count_event(HubEvent::Delivered),
+                    Attempt::Refused => self.count_event(HubEvent::Refused),
+                    Attempt::Off => {}
+                    Attempt::Later => {
+                        // Lanes and shards that failed together do not come back together.
+                        let jitter = self.ledger.with(|ledger| ledger.rng.f64());
+                        timer::sleep(pause.mul_f64(0.5 + jitter / 2.0)).await;
+                        pause = (pause * 2).min(AGAIN_MAX);
+                        continue;
+                    }
+                }
+                pause = AGAIN_MIN;
+                break;
+            }
+        }
+    }
+
+    async fn attempt(&self, event: &Event) -> Attempt {
+        let Some(gateway) = self.gateway() else { return Attempt::Off };
+        let live = gateway.live();
+        let Some(EventsPlan { to, .. }) = &live.plan.hub.events else { return Attempt::Off };
+        // Its labels are behind those of the services.
+        let (Some(upstream), Some(labels)) = (live.upstreams.get(to.upstream), live.service_labels.last()) else {
+            return Attempt::Off;
+        };
+        let message = Message {
+            path: &to.path,
+            timeout: to.timeout,
+            key: Some(event.key.as_bytes().to_vec()),
+            caller: None,
+            client: Ipv4Addr::LOCALHOST.into(),
+            scheme: Scheme::Http,
+            payload: event.json.as_bytes().to_vec(),
+        };
+        let answered = service::post(&gateway, upstream, labels, message).await;
+        attempt_of(answered.ok().map(|answered| answered.status))
+    }
+
+    fn count_event(&self, event: HubEvent) {
+        self.ledger.with(|ledger| ledger.counters.hub_events[event.index()] += 1);
+    }
+}
+
+/// What an answer's status says; none is no answer.
+fn attempt_of(status: Option<u16>) -> Attempt {
+    match status {
+        Some(200..=299) => Attempt::Delivered,
+        // Too early, too many, too slow: the same is welcome another time.
+        Some(408 | 425 | 429 | 500..) | None => Attempt::Later,
+        Some(_) => Attempt::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::events::EventKind;
+
+    fn event(lane: u64, key: &str) -> Event {
+        Event { kind: EventKind::RoomOccupied, lane, key: key.into(), json: "{}".into() }
+    }
+
+    #[test]
+    fn a_lane_is_in_order_and_loses_its_oldest() {
+        let events = Events::default();
+        let max = 2 * LANES;
+        assert_eq!(events.push(event(3, "1"), max), (3, true, false));
+        assert_eq!(events.next(3).map(|event| event.key), Some("1".into()), "it is being sent");
+        for (key, is_one_dropped) in [("2", false), ("3", false), ("4", true)] {
+            assert_eq!(events.push(event(3 + LANES as u64, key), max), (3, false, is_one_dropped));
+        }
+        assert_eq!((events.push(event(4, "5"), max), events.waiting()), ((4, true, false), 5));
+        let rest: Vec<_> = std::iter::from_fn(|| events.next(3)).map(|event| event.key).collect();
+        assert_eq!(rest.iter().map(|key| &**key).collect::<Vec<_>>(), ["3", "4"]);
+        assert_eq!(events.push(event(3, "6"), max), (3, true, false), "its task is over");
+    }
+
+    #[test]
+    fn the_log_is_told_of_what_was_dropped_once_a_second() {
+        let (events, start) = (Events::default(), Instant::START + Duration::from_secs(9));
+        assert_eq!(events.dropped(start), Some(1));
+        assert_eq!(events.dropped(start + TELL_INTERVAL / 2), None);
+        assert_eq!(events.dropped(start + TELL_INTERVAL), Some(2));
+    }
+
+    #[test]
+    fn what_is_not_taken_is_sent_again_unless_it_is_not_wanted() {
+        for (status, attempt) in [
+            (Some(204), Attempt::Delivered),
+            (Some(400), Attempt::Refused),
+            (Some(302), Attempt::Refused),
+            (Some(429), Attempt::Later),
+            (Some(503), Attempt::Later),
+            (None, Attempt::Later),
+        ] {
+            assert_eq!(attempt_of(status), attempt, "{status:?}");
+        }
+    }
+}
