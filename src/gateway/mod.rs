@@ -117,6 +117,16 @@ impl Gateway {
         self.sockets.drain(window);
     }
 
+    /// Whether a service is told who comes and goes in the hub.
+    pub fn sends_events(&self) -> bool {
+        self.live.with(|live| live.plan.hub.events.is_some())
+    }
+
+    /// How many of these events wait for the service.
+    pub fn events_waiting(&self) -> usize {
+        self.sockets.events_waiting()
+    }
+
     /// Checks tokens with these keys from now on.
     pub fn adopt_keys(&self, keys: Arc<KeySet>) {
         self.identity.adopt_keys(keys);

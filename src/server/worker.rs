@@ -374,8 +374,21 @@ impl Worker {
         while self.board.total() > 0 {
             timer::sleep(DRAIN_LOOK).await;
         }
+        self.tell_last_events().await;
         self.bus.send(to::Control, ToControl::Drained(self.index));
         self.bus.flush();
+    }
+
+    /// Whom the last sockets leave behind is told, if the service that wants to know takes it soon.
+    async fn tell_last_events(&self) {
+        let due = clock::now() + LAST_EVENTS_WITHIN;
+        while self.gateway.sends_events() {
+            // Before the first look, other shards say who has left there.
+            timer::sleep(DRAIN_LOOK).await;
+            if self.gateway.events_waiting() == 0 || clock::now() >= due {
+                return;
+            }
+        }
     }
 
     /// A connection has come: it is served here, by a less loaded shard, or refused.
@@ -462,6 +475,9 @@ impl Worker {
 
 /// How often a draining shard looks whether its last connection is gone.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// How long the hub's last events may hold up the end.
+const LAST_EVENTS_WITHIN: Duration = Duration::from_secs(1);
 
 /// A connection's place on its shard and on the board of all shards.
 struct OpenConnection {

@@ -109,6 +109,11 @@ impl Events {
 }
 
 impl Sockets {
+    /// How many events wait for the service.
+    pub(in crate::gateway) fn events_waiting(&self) -> usize {
+        self.events.waiting()
+    }
+
     /// Sends an event, behind those that wait.
     pub(super) fn send_event(self: &Rc<Self>, event: Event) {
         let Some(gateway) = self.gateway() else { return };

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::{Setup, access::KEYS, outcomes::nobody, shared_calls::Socket};
@@ -10,9 +11,12 @@ use crate::{
     harness::{Gateway, until},
 };
 
-/// A gateway of 4 shards that tells this address of everything, at once.
+/// Who leaves has left.
+const AT_ONCE: &str = "presence_grace = \"0s\"\n";
+
+/// A gateway of 4 shards that tells this address of everything, with these further lines of `[hub]`.
 fn start(address: std::net::SocketAddr, more: &str) -> Gateway {
-    let rest = format!("{KEYS}[hub]\nevents_upstream = \"back\"\npresence_grace = \"0s\"\n{more}\n");
+    let rest = format!("{KEYS}[hub]\nevents_upstream = \"back\"\n{more}\n");
     Setup { rest: &rest, ..Setup::default() }.start(&[address])
 }
 
@@ -70,7 +74,7 @@ fn expect_until(backend: &mut Backend, last: &mut BTreeMap<String, (bool, u64)>,
 #[test]
 fn a_service_is_told_who_comes_and_goes() {
     let mut backend = Backend::ok();
-    let gateway = start(backend.address(), "");
+    let gateway = start(backend.address(), AT_ONCE);
     let mut last = BTreeMap::new();
     let mut sockets: Vec<Socket> = (0..8).map(|_| Socket::open(&gateway, "ann")).collect();
     for socket in &mut sockets {
@@ -99,7 +103,7 @@ fn a_service_is_told_who_comes_and_goes() {
 #[test]
 fn what_a_service_misses_while_it_is_away_it_gets_when_it_is_back() {
     let address = nobody();
-    let gateway = start(address, "");
+    let gateway = start(address, AT_ONCE);
     for turn in 1..=2 {
         let mut ann = Socket::open(&gateway, "ann");
         join(&mut ann, "public.x");
@@ -132,7 +136,8 @@ fn what_a_service_misses_while_it_is_away_it_gets_when_it_is_back() {
 fn past_the_bound_the_oldest_go_and_what_is_not_wanted_is_not_sent_again() {
     let address = nobody();
     // One waits in each lane.
-    let gateway = start(address, "events_waiting_max = 1\nevents = [\"user.online\", \"user.offline\"]");
+    let gateway =
+        start(address, &format!("{AT_ONCE}events_waiting_max = 1\nevents = [\"user.online\", \"user.offline\"]"));
     for turn in 1..=3 {
         Socket::open(&gateway, "ann").cut();
         gateway.metrics_until("the coming and going are told", |metrics| {
@@ -156,4 +161,27 @@ fn past_the_bound_the_oldest_go_and_what_is_not_wanted_is_not_sent_again() {
         metrics.value("shardgate_hub_events_total{result=\"refused\"}") == 2
     });
     assert!(backend.requests().is_empty());
+}
+
+#[test]
+fn a_drain_tells_of_those_whom_it_closes() {
+    let mut backend = Backend::ok();
+    let mut gateway = start(backend.address(), "[drain]\nnotice = \"0s\"\nwindow = \"100ms\"");
+    let mut sockets: Vec<Socket> = (0..16).map(|user| Socket::open(&gateway, &format!("u{user}"))).collect();
+    for socket in &mut sockets {
+        join(socket, "public.x");
+    }
+    gateway.signal(Signal::TERM);
+    // Who is told to come back goes, and the others see the end.
+    drop(sockets.split_off(8));
+    for socket in &mut sockets {
+        socket.until("reconnect");
+    }
+    drop(sockets);
+    let mut last = BTreeMap::new();
+    let users: Vec<String> = (0..16).map(|user| format!("user:u{user}")).collect();
+    let mut all: Vec<(&str, bool, u64)> = users.iter().map(|user| (&**user, false, 2)).collect();
+    all.push(("room:public.x", false, 2));
+    expect_until(&mut backend, &mut last, &all);
+    assert_eq!(gateway.wait_exit(Duration::from_secs(20)), Some(0));
 }
