@@ -292,7 +292,13 @@ impl Sockets {
             }
             let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
             let count = socket.outbox.slices(&mut pieces);
-            match socket.handle.io.poll_write_vectored(cx, pieces.get(..count).unwrap_or_default()) {
+            let io = &socket.handle.io;
+            let written = match pieces.get(..count).unwrap_or_default() {
+                // Most writes are of one message, for which the kernel has a shorter way.
+                [piece] => io.poll_write(cx, piece),
+                pieces => io.poll_write_vectored(cx, pieces),
+            };
+            match written {
                 Poll::Ready(Ok(bytes)) => {
                     hub.written(key, bytes);
                     let is_done = hub.socket(key).is_none_or(|socket| socket.outbox.is_empty());
