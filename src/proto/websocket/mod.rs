@@ -9,6 +9,8 @@ mod borders;
 mod deflate;
 mod extensions;
 mod frame;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod handshake;
 mod mask;
 mod reader;
@@ -20,6 +22,8 @@ pub use borders::Borders;
 pub use deflate::{Deflater, Inflater};
 pub use extensions::DeflateOffer;
 pub use frame::{FrameError, Opcode};
+#[cfg(any(test, fuzzing))]
+pub use fuzz::{fuzz_frames, fuzz_handshake};
 pub use handshake::{Handshake, HandshakeError, bearer, protocols};
 pub use mask::unmask;
 pub use reader::{Event, Limits, Reader};

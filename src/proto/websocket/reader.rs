@@ -133,7 +133,7 @@ impl Reader {
     }
 
     /// Bytes of memory that payloads are kept in.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn kept_bytes(&self) -> usize {
         let Some(under_way) = &self.under_way else { return 0 };
         let message = under_way.message.as_ref().map_or(0, |message| message.bytes.capacity());

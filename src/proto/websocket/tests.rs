@@ -289,3 +289,17 @@ fn many_fragments_take_what_they_carry() {
     assert_eq!(read(&mut reader, &[&part(Opcode::Continuation, true, b"c")]), ["text 65536 bytes"]);
     assert!(reader.is_at_rest());
 }
+
+/// Bytes that the fuzzer also starts from.
+#[test]
+fn the_fuzzers_corpus_holds() {
+    for (corpus, run) in [("websocket_frames", fuzz_frames as fn(&[u8])), ("websocket_handshake", fuzz_handshake)] {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(corpus);
+        let mut files = 0;
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            run(&std::fs::read(entry.unwrap().path()).unwrap());
+            files += 1;
+        }
+        assert!(files >= 10, "{files} files in {}", folder.display());
+    }
+}
