@@ -55,24 +55,6 @@ pub trait Dialogue {
     /// A message came.
     fn received(&mut self, message: Message<'_>, outbox: &mut Outbox) -> Result<(), Goodbye>;
 
-    /// At each poll of the socket's task, before anything is read: what is to be said of its own accord. It has the task
-    /// woken when there is more.
-    fn poll_say(&mut self, cx: &mut Context<'_>, outbox: &mut Outbox) -> Result<(), Goodbye> {
-        let _ = (cx, outbox);
-        Ok(())
-    }
-
-    /// When [`Dialogue::handle_timeout`] is to be called next.
-    fn due(&self) -> Option<Instant> {
-        None
-    }
-
-    /// It is due.
-    fn handle_timeout(&mut self, now: Instant, outbox: &mut Outbox) -> Result<(), Goodbye> {
-        let _ = (now, outbox);
-        Ok(())
-    }
-
     /// The socket is told to end. In a drain it is its turn now, of those that end within the same time.
     fn end(&mut self, end: End, outbox: &mut Outbox) -> Goodbye {
         let _ = outbox;
@@ -190,10 +172,6 @@ impl<D: Dialogue> Socket<'_, D> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if self.poll_told(cx) {
             return Poll::Ready(true);
-        }
-        if self.stage == Stage::Open {
-            let said = self.dialogue.poll_say(cx, &mut self.outbox);
-            self.close_if(said);
         }
         let mut moved = Moved::default();
         let turn = self.poll_bytes(cx, &mut moved);
@@ -314,12 +292,6 @@ impl<D: Dialogue> Socket<'_, D> {
         buffers::give(buffer);
     }
 
-    fn close_if(&mut self, said: Result<(), Goodbye>) {
-        if let Err(goodbye) = said {
-            self.close(goodbye);
-        }
-    }
-
     /// Says that nothing more is said, and waits for the client to say so too.
     fn close(&mut self, goodbye: Goodbye) {
         self.say_close(Some(goodbye.code), goodbye.reason);
@@ -359,10 +331,6 @@ impl<D: Dialogue> Socket<'_, D> {
             self.has_pinged = true;
             self.outbox.frame(header(Opcode::Ping, 0).as_bytes(), &[]);
         }
-        if self.stage == Stage::Open && self.dialogue.due().is_some_and(|due| now >= due) {
-            let said = self.dialogue.handle_timeout(now, &mut self.outbox);
-            self.close_if(said);
-        }
         Poll::Ready(false)
     }
 
@@ -371,8 +339,7 @@ impl<D: Dialogue> Socket<'_, D> {
             return self.close_by;
         }
         let silence = if self.has_pinged { self.timing.dead_after } else { self.timing.ping_after };
-        let of_dialogue = self.dialogue.due().unwrap_or(Instant::NEVER);
-        (self.heard + silence).min(of_dialogue).min(self.turn.unwrap_or(Instant::NEVER))
+        (self.heard + silence).min(self.turn.unwrap_or(Instant::NEVER))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     collections::VecDeque,
     io::IoSlice,
-    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -22,28 +21,11 @@ const SHARED_BYTES_MAX: usize = buffers::BUFFER_BYTES;
 /// Places for frames that a socket at rest may keep.
 const PLACES_KEPT: usize = 4;
 
-/// A frame, or several.
-#[derive(Debug)]
-pub(super) enum Frames {
-    /// For this socket alone.
-    Own(Vec<u8>),
-    /// Encoded once, for many sockets.
-    Shared(Rc<Vec<u8>>),
-}
-
-impl Frames {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Own(bytes) => bytes,
-            Self::Shared(bytes) => bytes,
-        }
-    }
-}
-
 /// Frames on their way to one client. Whoever fills it looks at [`Outbox::bytes`] for its bound.
 #[derive(Debug)]
 pub struct Outbox {
-    frames: VecDeque<Frames>,
+    /// Each holds one frame, or several.
+    frames: VecDeque<Vec<u8>>,
     /// Bytes of the first that are written.
     written: usize,
     /// Bytes that are not written, of all.
@@ -66,12 +48,6 @@ impl Outbox {
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
-    }
-
-    /// Frames that were encoded for many.
-    pub fn share(&mut self, frames: Rc<Vec<u8>>) {
-        self.bytes += frames.len();
-        self.frames.push_back(Frames::Shared(frames));
     }
 
     /// A text message.
@@ -99,11 +75,11 @@ impl Outbox {
         let length = header.len() + payload.len();
         self.bytes += length;
         let frame = match self.frames.back_mut() {
-            Some(Frames::Own(last)) if last.len() + length <= last.capacity() => last,
+            Some(last) if last.len() + length <= last.capacity() => last,
             _ => {
                 let bytes = if length <= SHARED_BYTES_MAX { buffers::take() } else { Vec::with_capacity(length) };
-                self.frames.push_back(Frames::Own(bytes));
-                let Some(Frames::Own(last)) = self.frames.back_mut() else { return };
+                self.frames.push_back(bytes);
+                let Some(last) = self.frames.back_mut() else { return };
                 last
             }
         };
@@ -114,15 +90,15 @@ impl Outbox {
     /// Drops what nobody has begun to write.
     pub fn drop_waiting(&mut self) {
         for frames in self.frames.drain(self.offered..) {
-            self.bytes -= frames.bytes().len();
-            give(frames);
+            self.bytes -= frames.len();
+            buffers::give(frames);
         }
     }
 
     /// Writes what the kernel takes, and says how much that was; ready when nothing waits any longer.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, io: &Io, sent: &mut u64) -> Poll<Result<(), Broken>> {
         while let Some(first) = self.frames.front() {
-            let first = &first.bytes()[self.written..];
+            let first = &first[self.written..];
             let offered = self.frames.len().min(PIECES_MAX);
             let polled = if offered == 1 {
                 io.poll_write(cx, first)
@@ -130,7 +106,7 @@ impl Outbox {
                 let mut pieces = [IoSlice::new(&[]); PIECES_MAX];
                 pieces[0] = IoSlice::new(first);
                 for (piece, frames) in pieces[1..].iter_mut().zip(self.frames.iter().skip(1)) {
-                    *piece = IoSlice::new(frames.bytes());
+                    *piece = IoSlice::new(frames);
                 }
                 io.poll_write_vectored(cx, &pieces[..offered])
             };
@@ -159,12 +135,12 @@ impl Outbox {
         self.written += bytes;
         self.offered = 1;
         while let Some(first) = self.frames.front() {
-            if self.written < first.bytes().len() {
+            if self.written < first.len() {
                 return;
             }
-            self.written -= first.bytes().len();
+            self.written -= first.len();
             if let Some(frames) = self.frames.pop_front() {
-                give(frames);
+                buffers::give(frames);
             }
         }
         self.offered = 0;
@@ -173,12 +149,9 @@ impl Outbox {
     /// The client does not read: what waits for it waits in memory of its own size, and the shard has its buffers back.
     fn wait(&mut self) {
         for frames in &mut self.frames {
-            if let Frames::Own(bytes) = frames
-                && bytes.capacity() == buffers::BUFFER_BYTES
-                && bytes.len() < buffers::BUFFER_BYTES / 2
-            {
-                let buffer = std::mem::take(bytes);
-                *bytes = buffer.as_slice().into();
+            if frames.capacity() == buffers::BUFFER_BYTES && frames.len() < buffers::BUFFER_BYTES / 2 {
+                let buffer = std::mem::take(frames);
+                *frames = buffer.as_slice().into();
                 buffers::give(buffer);
             }
         }
@@ -187,13 +160,7 @@ impl Outbox {
 
 impl Drop for Outbox {
     fn drop(&mut self) {
-        self.frames.drain(..).for_each(give);
-    }
-}
-
-fn give(frames: Frames) {
-    if let Frames::Own(bytes) = frames {
-        buffers::give(bytes);
+        self.frames.drain(..).for_each(buffers::give);
     }
 }
 
