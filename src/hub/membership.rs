@@ -65,6 +65,10 @@ impl<W> Hub<W> {
             local.joining = local.joining.saturating_add(1);
         }
         if let Some(socket) = self.sockets.all.get_mut(key) {
+            if socket.rooms.is_empty() {
+                // Most are in one room: no room for more.
+                socket.rooms.reserve_exact(1);
+            }
             socket.rooms.push(Membership { room: local, place: JOINING });
         }
         let home = name.home(self.shards);

@@ -393,7 +393,8 @@ impl<W> Hub<W> {
         // One text for all sockets of a user.
         let user = self.users.get_key_value(&identity.user).map_or(identity.user, |(user, _)| Arc::clone(user));
         socket.user = Some(Arc::clone(&user));
-        let sockets = self.users.entry(Arc::clone(&user)).or_default();
+        // Most have one socket: no room for more.
+        let sockets = self.users.entry(Arc::clone(&user)).or_insert_with(|| Vec::with_capacity(1));
         sockets.push(key);
         if sockets.len() == 1 {
             self.note_user(&user);

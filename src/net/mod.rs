@@ -163,9 +163,12 @@ pub struct Switched {
 }
 
 impl Switched {
-    /// Serves it by its new protocol until it ends.
-    pub async fn serve(self, slot: &Slot) {
-        self.upgrade.run(&self.io, self.first, slot).await;
+    /// Serves it by its new protocol until it ends, in the place that it has.
+    ///
+    /// No `async fn`: that would keep all of this twice, for as long as an idle socket lasts.
+    pub fn serve(self, place: impl AsRef<Slot>) -> impl Future<Output = ()> {
+        let Self { io, first, upgrade } = self;
+        async move { upgrade.run(&io, first, place.as_ref()).await }
     }
 }
 

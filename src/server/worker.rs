@@ -450,7 +450,7 @@ impl Worker {
             };
             // In a task of its own: this one is as large as what serves HTTP.
             if let Some(switched) = switched {
-                task::spawn(address, async move { switched.serve(&place.slot).await });
+                task::spawn(address, switched.serve(place));
             }
         });
     }
@@ -484,6 +484,12 @@ struct OpenConnection {
     slot: Slot,
     board: Arc<LoadBoard>,
     shard: usize,
+}
+
+impl AsRef<Slot> for OpenConnection {
+    fn as_ref(&self) -> &Slot {
+        &self.slot
+    }
 }
 
 impl Drop for OpenConnection {
