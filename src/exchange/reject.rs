@@ -203,10 +203,8 @@ impl Reject {
             head.push(Known::Other, b"Allow", allow.as_bytes());
         }
         if self.code == Code::UpgradeRequired {
-            // RFC 9110 §15.5.22, RFC 6455 §4.2.2. What is known as the connection's own is not written with an answer that
-            // does not switch.
-            head.push(Known::Other, b"Upgrade", b"websocket");
-            head.push(Known::Other, b"Connection", b"upgrade");
+            // RFC 9110 §15.5.22, RFC 6455 §4.2.2.
+            head.push(Known::Upgrade, b"Upgrade", b"websocket");
             head.push(Known::Other, b"Sec-WebSocket-Version", b"13");
         }
         if matches!(self.code.status(), 429 | 503) {

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     proto::{
-        head::{Framing, Version},
+        head::{Framing, Known, Version},
         http1::{ConnectionToken, encode_response},
     },
     shard::{Deadline, Pipe, buffers, task},
@@ -123,6 +123,10 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
             (AfterAnswer::Switch, _) => ConnectionToken::Upgrade,
             (AfterAnswer::Close, _) => ConnectionToken::Close,
             (AfterAnswer::Keep, Version::Http10) => ConnectionToken::KeepAlive,
+            // RFC 9110 §15.5.22: it says what to ask for.
+            (AfterAnswer::Keep, _) if head.status == 426 && head.value(Known::Upgrade).is_some() => {
+                ConnectionToken::Upgrade
+            }
             (AfterAnswer::Keep, _) => ConnectionToken::None,
         };
         let interim = request.end_interim();
