@@ -102,7 +102,7 @@ fn a_drain_sends_each_socket_away_at_a_time_of_its_own() {
 
 #[test]
 fn while_the_notice_lasts_all_goes_on() {
-    let gateway = start("[drain]\nnotice = \"3s\"\nwindow = \"0s\"\nmax = \"10s\"\n");
+    let gateway = start("[drain]\nnotice = \"6s\"\nwindow = \"0s\"\nmax = \"20s\"\n");
     let mut sockets = on_each_shard(&gateway);
     gateway.signal(Signal::TERM);
     gateway.log_until("draining", SOON);
