@@ -15,7 +15,7 @@ use monoio::io::IntoPollIo;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -248,10 +248,14 @@ impl AsyncWrite for TcpStream {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().io {
-            // Rust's runtime has SIGPIPE ignored: a peer that is gone is an error here too.
             Io::Epoll(socket) => {
                 let bytes = slices.iter().map(|slice| slice.len()).sum();
-                socket.poll_write(cx, bytes, |fd| rustix::io::writev(fd, slices))
+                socket.poll_write(cx, bytes, |fd| match slices {
+                    // Most of what a hub writes is one piece. `writev` finds its way to the socket through the files:
+                    // 6.1 us of CPU for 277 bytes, 5.3 by `send` and 5.5 by `sendmsg` (PERF.md, "The hub").
+                    [slice] => rustix::net::send(fd, slice, SendFlags::NOSIGNAL),
+                    _ => rustix::net::sendmsg(fd, slices, &mut SendAncillaryBuffer::default(), SendFlags::NOSIGNAL),
+                })
             }
             Io::Ring(io) => Pin::new(io).poll_write_vectored(cx, slices),
         }
