@@ -427,7 +427,12 @@ impl Backend {
         if has_ended {
             board.torn(tag);
         }
-        self.end.unread.drain(..request.bytes);
+        if has_ended && reads_none {
+            // What stands behind its head is its body, which went with the connection.
+            self.end.unread.clear();
+        } else {
+            self.end.unread.drain(..request.bytes);
+        }
         self.heard.requests.push((tag, request));
         self.current = None;
         self.is_deaf = false;
