@@ -96,7 +96,8 @@ fn who(live: &Live, gateway: &Gateway, exchange: &mut Exchange) -> Result<Result
         (None, None, Some(token)) => (token, true),
         _ => return Err(Reject::because(Code::BadRequest, "there is more than one token")),
     };
-    let checked = gateway.identity.check(token, &live.plan);
+    // Keys that a token names and nobody knows are fetched, whichever way it came.
+    let checked = gateway.identity.check(token, &live.plan).inspect_err(|_| gateway.ask_for_keys());
     if let Some(span) = in_query {
         token_query::wipe(&mut exchange.head, span);
     }
@@ -111,9 +112,6 @@ fn who(live: &Live, gateway: &Gateway, exchange: &mut Exchange) -> Result<Result
             Code::TokenRevoked => Close::Revoked,
             _ => Close::Unauthenticated,
         })),
-        Err(reject) => {
-            gateway.ask_for_keys();
-            Err(reject)
-        }
+        Err(reject) => Err(reject),
     }
 }

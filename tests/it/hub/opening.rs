@@ -7,7 +7,12 @@ use super::{
     socket::{ASK, Heard, Socket},
     start, token, unix_now, user,
 };
-use crate::{client::Response, harness::Gateway};
+use crate::{
+    client::Response,
+    harness::{Gateway, until},
+    journey::tokens::{self, KeyServer, jwk, secret},
+};
+use jsonwebtoken::Algorithm;
 
 fn ask(gateway: &Gateway, request: &str) -> Response {
     let mut client = gateway.connect();
@@ -277,4 +282,26 @@ fn a_message_right_behind_the_handshake_is_heard() {
         assert_eq!(client.read_response().status, 101);
         client.read_until("\"early\"");
     }
+}
+
+/// A browser's refusal is a close, and not the answer; the keys that its token names are wanted all the same.
+#[test]
+fn an_issuers_new_key_is_fetched_for_a_browser_too() {
+    let server = KeyServer::start(&json!({ "keys": [jwk("one", "RS256", "rsa.pem")] }));
+    let issuer = format!(
+        "{}[[auth.issuers]]\nissuer = \"https://id.example\"\njwks_url = \"http://{}/keys\"\n\
+         unknown_key_cooldown = \"100ms\"\nclaim_role = \"none\"\n",
+        secret("hs", true),
+        server.address
+    );
+    let gateway = Gateway::start(&issuer);
+    let is_let_in = |token: &str| {
+        let mut socket = Socket::bare(&gateway, &format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}\r\n"));
+        matches!(socket.hear_frame(), Heard::Text(_))
+    };
+    let one = tokens::token("https://id.example", "one", Algorithm::RS256, "rsa.pem");
+    let two = tokens::token("https://id.example", "two", Algorithm::EdDSA, "ed25519.pem");
+    until(super::SOON, "the first key", || is_let_in(&one).then_some(()));
+    server.next.send(json!({ "keys": [jwk("two", "EdDSA", "ed25519.pem")] }).to_string()).expect("it runs");
+    until(super::SOON, "the second key", || is_let_in(&two).then_some(()));
 }

@@ -28,7 +28,7 @@ mod shared_calls;
 mod simulation;
 mod spellings;
 mod token_query;
-mod tokens;
+pub(crate) mod tokens;
 mod traces;
 mod tunnels;
 mod upgrade;

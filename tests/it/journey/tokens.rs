@@ -48,7 +48,7 @@ fn key(kid: &str, algorithm: &str, name: &str, sign: bool) -> String {
     )
 }
 
-pub(super) fn secret(kid: &str, sign: bool) -> String {
+pub(crate) fn secret(kid: &str, sign: bool) -> String {
     let secret = hostile::SECRET;
     format!("[[auth.keys]]\nkid = \"{kid}\"\nalgorithm = \"HS256\"\nsecret = \"{secret}\"\nsign = {sign}\n")
 }
@@ -120,7 +120,7 @@ fn hostile_tokens_are_refused_on_every_shard_cold_and_warm() {
 }
 
 /// A token of this issuer, signed by a key file.
-pub(super) fn token(issuer: &str, kid: &str, algorithm: Algorithm, name: &str) -> String {
+pub(crate) fn token(issuer: &str, kid: &str, algorithm: Algorithm, name: &str) -> String {
     shardgate::auth::install();
     let pem = hostile::pem(name);
     let key = match algorithm {
@@ -205,13 +205,13 @@ fn a_key_is_made_where_none_is_configured() {
 }
 
 /// A server of key sets: each connection is answered with what is sent to it next, or with the last again.
-struct KeyServer {
-    address: SocketAddr,
-    next: mpsc::Sender<String>,
+pub(crate) struct KeyServer {
+    pub(crate) address: SocketAddr,
+    pub(crate) next: mpsc::Sender<String>,
 }
 
 impl KeyServer {
-    fn start(first: &Value) -> Self {
+    pub(crate) fn start(first: &Value) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let (next, answers) = mpsc::channel();
@@ -235,7 +235,7 @@ impl KeyServer {
 }
 
 /// The public half of a key file, as a set has it.
-pub(super) fn jwk(kid: &str, algorithm: &str, name: &str) -> Value {
+pub(crate) fn jwk(kid: &str, algorithm: &str, name: &str) -> Value {
     let keys = format!(
         "[[auth.keys]]\nkid = \"{kid}\"\nalgorithm = \"{algorithm}\"\nfile = \"{}\"\nsign = false\n",
         key_file(name).display()
