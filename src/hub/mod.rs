@@ -18,6 +18,7 @@ mod asks;
 mod client;
 pub mod code;
 mod drain;
+mod early;
 pub mod encode;
 pub mod frame;
 mod history;
@@ -45,6 +46,7 @@ mod socket;
 mod tests;
 mod timers;
 pub mod types;
+pub mod unnumbered;
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
