@@ -122,6 +122,18 @@ pub enum Publisher {
     Service { sub: Box<str>, kind: Box<str> },
 }
 
+impl Publisher {
+    /// Within what an id means the same message: a session, or a service.
+    pub(super) fn scope(&self) -> String {
+        match self {
+            // A user without a session is told apart by its id: under another letter, so that no session is called so.
+            Self::Member { session: Some(session), .. } => format!("s{session}"),
+            Self::Member { user, session: None } => format!("u{user}"),
+            Self::Service { sub, .. } => format!("p{sub}"),
+        }
+    }
+}
+
 /// Some messages were missed.
 #[derive(Debug)]
 pub struct Pull {

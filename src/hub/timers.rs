@@ -14,6 +14,8 @@ pub(super) enum Timer {
     Pull(Key),
     /// Letters that are sent again.
     Kept,
+    /// Rooms of which the bus is told again.
+    Forgotten,
 }
 
 /// All timers of a shard's rooms; those of sockets are the driver's.

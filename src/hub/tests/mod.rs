@@ -28,7 +28,7 @@ fn to_unix_ms(instant: Instant) -> u64 {
 
 fn hub_of(shard: usize, shards: usize, plan: Plan) -> Hub<()> {
     let secret = Secret([1, 2]);
-    Hub::new(Setup { shard, shards, node: "n1".into(), plan, seed: shard as u64, secret, to_unix_ms })
+    Hub::new(Setup { shard, shards, node: "n1".into(), plan, seed: shard as u64, secret, to_unix_ms, has_bus: false })
 }
 
 fn identity(plan: &Plan, user: &str) -> Identity {
