@@ -5,6 +5,7 @@ mod backend;
 mod client;
 mod docs;
 mod harness;
+mod hub;
 mod javascript;
 mod journey;
 mod process;

@@ -13,17 +13,17 @@ use crate::{
 };
 
 const SECRET: &str = "a secret of the tests, long enough for HS256";
-pub(super) const KEYS: &str =
+pub(crate) const KEYS: &str =
     "[[auth.keys]]\nkid = \"test\"\nalgorithm = \"HS256\"\nsecret = \"a secret of the tests, long enough for HS256\"\n";
 
 /// Seconds since 1970, by the clock that the gateway has too.
 #[expect(clippy::disallowed_methods, reason = "tokens tell the time of day")]
-pub(super) fn unix_now() -> u64 {
+pub(crate) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_secs()
 }
 
 /// A token with these claims over those that every token needs.
-pub(super) fn token(claims: &Value) -> String {
+pub(crate) fn token(claims: &Value) -> String {
     let now = unix_now();
     let mut payload = json!({ "iss": "shardgate", "aud": "shardgate", "sub": "42", "iat": now, "exp": now + 600 });
     for (name, value) in claims.as_object().expect("claims are an object") {

@@ -1,7 +1,7 @@
 //! What becomes of requests and answers on their way through the gateway: one file for each kind of behaviour, over real
 //! sockets, in front of backends that do as they are told.
 
-mod access;
+pub(crate) mod access;
 mod answer_heads;
 mod between;
 mod bodies;
