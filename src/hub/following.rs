@@ -300,7 +300,8 @@ impl Home {
         let waiting = std::mem::take(&mut following.waiting);
         let mut later = Vec::new();
         for (shard, join) in waiting {
-            let is_answered = join.recover.is_none_or(|last| last.epoch != at.epoch || last.seq.saturating_add(1) >= from);
+            let is_answered =
+                join.recover.is_none_or(|last| last.epoch != at.epoch || last.seq.saturating_add(1) >= from);
             if is_answered {
                 self.admit(given, shard, join);
             } else {
@@ -350,9 +351,7 @@ pub(super) fn publish_on_bus(given: &mut Given<'_>, from: usize, publish: &Publi
         return given.post.send(from, refused);
     }
     let message = match speaker {
-        Publisher::Member { user, .. } => {
-            given.encoder.unnumbered_message(given.unix_ms, room.as_str(), user, payload)
-        }
+        Publisher::Member { user, .. } => given.encoder.unnumbered_message(given.unix_ms, room.as_str(), user, payload),
         Publisher::Service { kind, .. } => given.encoder.unnumbered_push(given.unix_ms, kind, room.as_str(), payload),
     };
     let id = id.as_deref().map(|id| (speaker.scope().into(), id.into()));

@@ -77,7 +77,8 @@ mod tests {
 
     #[test]
     fn what_is_none_is_passed_over() {
-        for kept in ["", "1 2 3", "1 2\n{}", "x 0 0\n{}", "3 0 0\n{}", "0 2 1\n{}", "0 0 9\n{}", "1 0 0\né", "0 0 1\né"] {
+        for kept in ["", "1 2 3", "1 2\n{}", "x 0 0\n{}", "3 0 0\n{}", "0 2 1\n{}", "0 0 9\n{}", "1 0 0\né", "0 0 1\né"]
+        {
             assert_eq!(Unnumbered::parse(kept), None, "{kept:?}");
         }
     }

@@ -20,15 +20,16 @@ use redis::cluster::ClusterClientBuilder;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
+    IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind,
+    TlsCertificates, TlsMode,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::config::{self, RedisMode};
 use crate::shard::clock::{self, Instant};
-use link::Line;
 pub use channels::Push;
+use link::Line;
 pub use link::{Link, Script};
 
 /// Why something was not done, or nobody knows whether it was.

@@ -65,7 +65,8 @@ mod tests {
         assert_eq!(alone.room(&room), ["shardgate:room:public.sale:meta", "shardgate:room:public.sale:log"]);
         assert_eq!((alone.channel(17), &*alone.canary), ("shardgate:bus:17".into(), "shardgate:bus:canary:n_1"));
         let tag = format!("{{{}}}", partition(&room));
-        let names = [&cluster.room(&room)[..], &[cluster.id(&room, "s1", "2"), cluster.channel(partition(&room))]].concat();
+        let names =
+            [&cluster.room(&room)[..], &[cluster.id(&room, "s1", "2"), cluster.channel(partition(&room))]].concat();
         assert!(names.iter().all(|name| name.ends_with(&tag)), "{names:?}");
         assert_ne!(alone.id(&room, "s1", "2"), alone.id(&room, "s", "12"));
     }

@@ -1,6 +1,7 @@
 //! The hub over real sockets, on 4 shards: one file for each kind of behaviour, each test an exchange of frames.
 
 mod frames;
+mod instances;
 mod points;
 mod socket;
 
