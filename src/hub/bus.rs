@@ -1,9 +1,18 @@
 //! The bus between instances, as a shard's hub uses it: it numbers the messages of rooms, keeps them, and brings what others
 //! say. How it does that, and over what, is the driver's.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Code, Hub, RoomLetter, Timer, arena::Key, home::Home, name::RoomName, position::Position};
+use super::{
+    Code, Hub, Look, RoomLetter, Timer,
+    arena::Key,
+    home::{Home, PRESENCE_USERS_MAX},
+    letter::SeenIs,
+    name::RoomName,
+    position::Position,
+};
 use crate::hub::{position::Epoch, unnumbered::Unnumbered};
 use crate::shard::Instant;
 
@@ -20,15 +29,30 @@ pub enum BusRequest {
     Publish(Box<BusPublish>),
     /// Listen to the room, and then say how it stands. Answered by [`BusAnswer::Stands`] or [`BusAnswer::Unread`], or not.
     Read(Box<BusRead>),
-    /// Say how a room stands that nobody here may be in. Answered by [`BusAnswer::LookIs`] or [`BusAnswer::Refused`], once.
+    /// Say how a room stands that nobody here is in. Answered by [`BusAnswer::LookIs`] or [`BusAnswer::Refused`], once.
     Look {
         /// Which.
         room: RoomName,
         /// Who asks.
         asker: BusAsker,
     },
+    /// So many sockets these users have here. Lost, or answered by [`BusAnswer::TellAgain`]: all are told again.
+    Here(Box<BusHere>),
     /// Nobody here is in the room any more.
     Forget(RoomName),
+}
+
+/// Who is in a room on this instance.
+#[derive(Debug)]
+pub struct BusHere {
+    /// Where.
+    pub room: RoomName,
+    /// Whether these are all who are here; otherwise those whose sockets have changed.
+    pub is_whole: bool,
+    /// Users and their sockets.
+    pub users: Vec<(Arc<str>, u32)>,
+    /// See [`BusRead::keep`].
+    pub keep: Keep,
 }
 
 /// A message that gets its number.
@@ -70,11 +94,14 @@ pub struct BusRead {
     pub room: RoomName,
     /// Counts this home's questions: its answer has the same.
     pub number: u32,
+    /// Whether it is also to be said who is in the room on other instances.
+    pub wants_users: bool,
     /// See [`BusPublish::seen`].
     pub seen: Position,
     /// See [`BusPublish::epoch`].
     pub epoch: Epoch,
-    /// The messages from here on are wanted; all, where the epoch has become another one; none if this is [`u64::MAX`].
+    /// The messages from here on are wanted; all, where the epoch has become another one; the last if this is
+    /// [`u64::MAX`].
     pub from: u64,
     /// What the bus keeps: the room lives on at least so long.
     pub keep: Keep,
@@ -116,7 +143,39 @@ pub enum BusAnswer {
         asker: BusAsker,
         /// Its last message.
         position: Position,
+        /// Who is in it.
+        users: Vec<Present>,
     },
+    /// Who is in a room on another instance.
+    Elsewhere(Box<Elsewhere>),
+    /// An instance is gone, and with it all who were in rooms there.
+    Gone(Arc<str>),
+    /// Who is in the room here has to be told again.
+    TellAgain(RoomName),
+}
+
+/// A user on an instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Present {
+    /// The instance.
+    pub node: Arc<str>,
+    /// The user.
+    pub user: Arc<str>,
+    /// Its sockets there.
+    pub sockets: u32,
+}
+
+/// Who is in a room on another instance.
+#[derive(Debug)]
+pub struct Elsewhere {
+    /// Where.
+    pub room: RoomName,
+    /// The instance.
+    pub node: Arc<str>,
+    /// See [`BusHere::is_whole`].
+    pub is_whole: bool,
+    /// Users and their sockets.
+    pub users: Vec<(Arc<str>, u32)>,
 }
 
 /// A message with its number.
@@ -141,6 +200,8 @@ pub struct Stands {
     pub position: Position,
     /// What was asked for and is there, in order; it may end early if it is much.
     pub messages: Vec<(u64, Unnumbered)>,
+    /// Who is in the room on other instances, if that was asked for.
+    pub users: Option<Vec<Present>>,
 }
 
 impl BusAnswer {
@@ -148,9 +209,10 @@ impl BusAnswer {
     pub fn room(&self) -> Option<&RoomName> {
         match self {
             Self::Heard(heard) => Some(&heard.room),
-            Self::Published { room, .. } | Self::Unread { room, .. } => Some(room),
+            Self::Published { room, .. } | Self::Unread { room, .. } | Self::TellAgain(room) => Some(room),
             Self::Stands(stands) => Some(&stands.room),
-            Self::Refused { .. } | Self::LookIs { .. } => None,
+            Self::Elsewhere(elsewhere) => Some(&elsewhere.room),
+            Self::Refused { .. } | Self::LookIs { .. } | Self::Gone(_) => None,
         }
     }
 }
@@ -170,6 +232,19 @@ impl Bus {
     }
 }
 
+/// How a room stands, for whoever asked for the one or the other of it.
+fn seen(ticket: Key, position: Position, users: &[Present]) -> SeenIs {
+    let mut all: BTreeMap<&Arc<str>, u32> = BTreeMap::new();
+    for Present { user, sockets, .. } in users {
+        let known = all.entry(user).or_default();
+        *known = known.saturating_add(*sockets);
+    }
+    let members = u32::try_from(all.len()).unwrap_or(u32::MAX);
+    let connections = all.values().fold(0_u32, |sum, sockets| sum.saturating_add(*sockets));
+    let users = all.into_iter().take(PRESENCE_USERS_MAX).map(|(user, sockets)| (Arc::clone(user), sockets)).collect();
+    SeenIs { ticket, look: Look { members, connections, position }, users }
+}
+
 impl<W> Hub<W> {
     /// The bus has come, with a new connection perhaps, or has gone.
     pub fn bus_is_up(&mut self, now: Instant, is_up: bool) {
@@ -177,7 +252,7 @@ impl<W> Hub<W> {
         bus.is_up = is_up;
         let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
         for key in homes {
-            self.follow_at_home(now, key, |home, given| home.bus_is_up(given));
+            self.follow_at_home(now, key, Home::bus_is_up);
         }
         self.settle(now);
     }
@@ -214,9 +289,24 @@ impl<W> Hub<W> {
                     self.follow_at_home(now, key, |home, given| home.unread(given, number));
                 }
             }
-            BusAnswer::LookIs { asker: (shard, ticket), position } => {
-                let seen = super::Look { position, ..super::Look::default() };
-                self.post.send(shard, RoomLetter::LookIs { ticket, seen });
+            BusAnswer::LookIs { asker: (shard, ticket), position, users } => {
+                self.post.send(shard, RoomLetter::SeenIs(Box::new(seen(ticket, position, &users))));
+            }
+            BusAnswer::Elsewhere(elsewhere) => {
+                if let Some(&key) = self.home_names.get(&elsewhere.room) {
+                    self.at_home(now, key, |home, given| home.hear_elsewhere(given, &elsewhere));
+                }
+            }
+            BusAnswer::Gone(node) => {
+                let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
+                for key in homes {
+                    self.at_home(now, key, |home, given| home.node_is_gone(given, &node));
+                }
+            }
+            BusAnswer::TellAgain(room) => {
+                if let Some(&key) = self.home_names.get(&room) {
+                    self.at_home(now, key, |home, given| home.tell_again(given));
+                }
             }
         }
         self.settle(now);
@@ -230,6 +320,11 @@ impl<W> Hub<W> {
             BusRequest::Read(read) => {
                 if let Some(&key) = self.home_names.get(&read.room) {
                     self.at_home(now, key, |home, given| home.read_dropped(given));
+                }
+            }
+            BusRequest::Here(here) => {
+                if let Some(&key) = self.home_names.get(&here.room) {
+                    self.at_home(now, key, |home, given| home.tell_again(given));
                 }
             }
             BusRequest::Forget(room) => {

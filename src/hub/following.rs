@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::{
     bus::{BusMessage, BusPublish, BusRead, BusRequest, Keep, Stands},
     code::Code,
+    crowd::Crowd,
     early::Early,
     home::{Given, Home},
     letter::{Delivery, Join, Publish, Publisher, RoomLetter},
@@ -21,6 +22,8 @@ const HOLE_PATIENCE: Duration = Duration::from_millis(100);
 const READ_WITHIN: Duration = Duration::from_secs(2);
 /// When a question is asked again that could not be asked, or was refused.
 const READ_AGAIN: Duration = Duration::from_millis(200);
+/// With so many questions one asks who is there: what a channel brought of that may have been missed.
+const USERS_EVERY: u32 = 6;
 /// How long a join waits for the bus.
 const JOIN_WITHIN: Duration = Duration::from_secs(4);
 
@@ -41,6 +44,9 @@ pub(super) struct Following {
     read_due: Instant,
     /// The numbers were given twice: what is kept under them is not what was said here.
     is_forked: bool,
+    /// The bus may have become another one since: the next answer is compared with what is remembered.
+    is_doubted: bool,
+    pub(super) crowd: Crowd,
 }
 
 impl Following {
@@ -54,6 +60,8 @@ impl Following {
             number: 0,
             read_due: Instant::NEVER,
             is_forked: false,
+            is_doubted: false,
+            crowd: Crowd::default(),
         }
     }
 
@@ -61,8 +69,12 @@ impl Following {
         self.waiting.is_empty()
     }
 
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
     pub(super) fn due(&self) -> Instant {
-        self.read_due.min(self.waiting_due)
+        self.read_due.min(self.waiting_due).min(self.crowd.due())
     }
 }
 
@@ -100,6 +112,7 @@ impl Home {
     fn read(&mut self, given: &mut Given<'_>) {
         let (at, keep) = (self.position(), self.keep());
         let room = self.room().clone();
+        let has_last = !self.history().from(at.seq, at.seq).is_empty();
         let Some(following) = &mut self.following else { return };
         if !given.is_bus_up {
             following.reading = None;
@@ -110,16 +123,24 @@ impl Home {
             return;
         }
         let is_known = at.epoch != Epoch::NONE;
-        let own = if is_known { at.seq.saturating_add(1) } else { u64::MAX };
+        let own = match (is_known, following.is_doubted && has_last) {
+            (false, _) => u64::MAX,
+            (true, false) => at.seq.saturating_add(1),
+            // A bus that took over may have given the last numbers again, and more: then this is another message there.
+            (true, true) => at.seq,
+        };
         let wanted = following.waiting.iter().filter_map(|(_, join)| join.recover);
         let wanted = wanted.filter(|last| !is_known || last.epoch == at.epoch).map(|last| last.seq.saturating_add(1));
         let from = wanted.chain([own]).min().unwrap_or(own);
         let seen = if following.is_forked { Position { seq: u64::MAX, ..at } } else { at };
+        let is_turn = following.number % USERS_EVERY == 0;
+        let wants_users = !is_known || following.is_doubted || is_turn;
+        following.crowd.begin_reading();
         following.reading = Some(from);
         following.number = following.number.wrapping_add(1);
         following.read_due = given.now + READ_WITHIN;
         let epoch = Epoch::random(given.rng);
-        let read = BusRead { room, number: following.number, seen, epoch, from, keep };
+        let read = BusRead { room, number: following.number, wants_users, seen, epoch, from, keep };
         given.post.ask(BusRequest::Read(Box::new(read)));
     }
 
@@ -153,11 +174,13 @@ impl Home {
     pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>) {
         if let Some(following) = &mut self.following {
             following.reading = None;
+            following.is_doubted = true;
         }
         if !given.is_bus_up {
             self.refuse_waiting(given);
         }
         self.read(given);
+        self.tell_all_here(given);
     }
 
     /// Time has passed.
@@ -171,6 +194,7 @@ impl Home {
             following.reading = None;
             self.read(given);
         }
+        self.tell_here(given);
     }
 
     /// A message of some instance.
@@ -253,7 +277,15 @@ impl Home {
             self.begin_at(given, Position { epoch: stands.position.epoch, seq });
         }
         let at = self.position();
+        let is_other = stands.messages.iter().any(|(seq, message)| {
+            let kept = self.history().from(*seq, *seq);
+            kept.first().is_some_and(|kept| kept.text != message.number(Position { seq: *seq, ..at }))
+        });
+        if is_other {
+            return self.fork(given);
+        }
         let Some(following) = &mut self.following else { return };
+        following.is_doubted = false;
         following.known = following.known.max(stands.position.seq);
         let mut missed = Vec::new();
         let mut last = None;
@@ -285,6 +317,9 @@ impl Home {
             }
         }
         self.go_on(given);
+        if let Some(users) = stands.users {
+            self.hear_crowd(given, &users);
+        }
         self.admit_waiting(given, from);
         if last.is_some_and(|last| last < stands.position.seq) && self.position().seq < stands.position.seq {
             // It was too much for one answer.

@@ -27,7 +27,7 @@ const BEHIND_INTERVAL: Duration = Duration::from_millis(100);
 const IDS_MAX: usize = 1024;
 const IDS_AGE_MIN: Duration = Duration::from_mins(2);
 /// Users that one answer about presence lists.
-const PRESENCE_USERS_MAX: usize = 1000;
+pub(super) const PRESENCE_USERS_MAX: usize = 1000;
 
 /// One room.
 #[derive(Debug)]
@@ -135,6 +135,7 @@ impl Home {
     pub(super) fn admit(&mut self, given: &mut Given<'_>, from: usize, join: Join) {
         let Join { ticket, user, recover, .. } = join;
         let change = self.members.enter(from, &user);
+        self.here_changed(given, &user);
         let joined = Joined {
             room: self.room.clone(),
             ticket,
@@ -159,10 +160,25 @@ impl Home {
 
     /// A member of this shard has left.
     pub(super) fn leave(&mut self, given: &mut Given<'_>, from: usize, user: &Arc<str>) {
-        let gone_at = (self.policy.has_presence_events && !self.policy.presence_grace.is_zero())
-            .then(|| given.now + self.policy.presence_grace);
-        let change = self.members.leave(from, user, gone_at);
+        let change = self.members.leave(from, user, self.gone_at(given.now));
+        self.here_changed(given, user);
         self.tell(given, change, user);
+    }
+
+    /// When it is told that somebody has gone who goes now; none for at once.
+    fn gone_at(&self, now: Instant) -> Option<Instant> {
+        let waits = self.policy.has_presence_events && !self.policy.presence_grace.is_zero();
+        waits.then(|| now + self.policy.presence_grace)
+    }
+
+    /// A user has so many sockets on other instances.
+    pub(super) fn set_elsewhere(&mut self, given: &mut Given<'_>, user: &Arc<str>, sockets: u32) {
+        let change = self.members.set_elsewhere(user, sockets, self.gone_at(given.now));
+        self.tell(given, change, user);
+    }
+
+    pub(super) fn members(&self) -> &Members {
+        &self.members
     }
 
     /// Tells the members who came or went, where they are to be told.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{
     Code, Hub, RoomLetter,
     arena::Key,
-    bus::BusRequest,
+    bus::{BusAsker, BusRequest},
     following::publish_on_bus,
     home::{Given, Home, keep},
     letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull},
@@ -84,22 +84,30 @@ impl<W> Hub<W> {
             self.at_home(now, key, |home, given| home.presence(given, from, ticket));
             return;
         }
+        if self.bus.is_some() {
+            return self.ask_bus_for(room, (from, ticket));
+        }
         let nobody = PresenceIs { ticket, users: Vec::new(), total: 0 };
         self.post.send(from, RoomLetter::PresenceIs(Box::new(nobody)));
     }
 
     pub(super) fn handle_look(&mut self, from: usize, room: &RoomName, ticket: Key) {
         let home = self.home_names.get(room).and_then(|&key| self.homes.get(key));
-        if let (None, Some(bus)) = (home, &self.bus) {
-            if bus.is_up {
-                self.post.ask(BusRequest::Look { room: room.clone(), asker: (from, ticket) });
-            } else {
-                self.post.send(from, RoomLetter::Refused { ticket, code: Code::DependencyUnavailable });
-            }
-            return;
+        if home.is_none() && self.bus.is_some() {
+            return self.ask_bus_for(room, (from, ticket));
         }
         let seen = home.map_or_else(Look::default, Home::look);
         self.post.send(from, RoomLetter::LookIs { ticket, seen });
+    }
+
+    /// Nobody here is in the room: only the bus knows it.
+    fn ask_bus_for(&mut self, room: &RoomName, asker: BusAsker) {
+        if self.has_bus() {
+            self.post.ask(BusRequest::Look { room: room.clone(), asker });
+        } else {
+            let (shard, ticket) = asker;
+            self.post.send(shard, RoomLetter::Refused { ticket, code: Code::DependencyUnavailable });
+        }
     }
 
     pub(super) fn handle_pull(&mut self, now: Instant, from: usize, pull: &Pull) {

@@ -76,6 +76,9 @@ pub enum RoomLetter {
     /// From the home: how the room stands. Lost: the asker gives up by itself.
     LookIs { ticket: Key, seen: Look },
 
+    /// From the home, where only the bus knows: how the room stands and who is there. Lost: the asker gives up by itself.
+    SeenIs(Box<SeenIs>),
+
     /// To all shards: a message for each socket of a user. Lost: counted as none.
     ToUser(Box<ToUser>),
     /// To all shards: close the sockets of a user. Lost: sent again, at the next timeout.
@@ -186,6 +189,14 @@ pub struct Look {
     pub connections: u32,
     /// The last message; of no epoch where there is no such room.
     pub position: Position,
+}
+
+/// How a room stands, and some of its users.
+#[derive(Debug)]
+pub struct SeenIs {
+    pub ticket: Key,
+    pub look: Look,
+    pub users: Vec<(Arc<str>, u32)>,
 }
 
 /// A message for each socket of a user.

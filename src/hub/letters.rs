@@ -27,6 +27,7 @@ impl<W> Hub<W> {
             RoomLetter::Pulled(pulled) => self.handle_pulled(now, *pulled),
             RoomLetter::PresenceIs(presence) => self.handle_presence(&presence),
             RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
+            RoomLetter::SeenIs(seen) => self.handle_seen_is(*seen),
             RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
             RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
             RoomLetter::UserTold { ticket, count } => self.handle_user_told(ticket, Some(count)),
@@ -58,6 +59,7 @@ impl<W> Hub<W> {
             | RoomLetter::Published { .. }
             | RoomLetter::PresenceIs(_)
             | RoomLetter::LookIs { .. }
+            | RoomLetter::SeenIs(_)
             | RoomLetter::UserTold { .. }) => self.keep(now, to, letter),
         }
         self.settle(now);

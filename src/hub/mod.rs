@@ -18,6 +18,7 @@ mod asks;
 pub mod bus;
 mod client;
 pub mod code;
+mod crowd;
 mod drain;
 mod early;
 pub mod encode;

@@ -15,7 +15,7 @@ use super::{
     letter::{AllLetters, DroppableToBridge, DroppableToShard, Load, ReplyTo, Revoked, ToBridge, ToControl, ToShard},
     operations::{Next, Operations},
     revoking::Revoking,
-    rooms::{Rooms, RoomsWay},
+    rooms::{self, Rooms, RoomsWay},
     waiting::{WaitingClient, WaitingClients},
 };
 use crate::{
@@ -127,7 +127,7 @@ async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Optio
             None if config.redis.is_given() => Some(Redis::start(Address::new(&config.redis).context("redis")?)),
             shared => shared.cloned(),
         };
-        let rooms = if config.hub.enabled && config.redis.is_given() {
+        let rooms = if rooms::have_bus(&config) {
             let address = Address::new(&config.redis).context("redis")?;
             let is_cluster = config.redis.mode == RedisMode::Cluster;
             Some(Rooms::new(address, is_cluster, &node, RoomsWay(bus.clone(), shards)))

@@ -66,7 +66,7 @@ pub(super) enum ToShard {
     /// By control: check tokens with these keys from now on.
     Keys(Arc<KeySet>),
     /// By control: say this of the gateway's health.
-    Pages(Pages),
+    Pages(Box<Pages>),
     /// By control: send your counters.
     Scrape,
     /// By control: end connections after the answer under way.
@@ -130,6 +130,8 @@ pub(super) enum ToControl {
     Load(Load),
     /// By the bridge: how the stores are.
     Databases(Box<Databases>),
+    /// By the bridge: the bus between instances is there, or away.
+    Bus(bool),
 }
 
 /// What the bridge is told.

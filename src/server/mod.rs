@@ -88,7 +88,6 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
 
     let mesh = mesh::build::<AllLetters>(shards, RINGS)?;
     let (node, secret) = hub_names();
-    let has_bus = config.hub.enabled && config.redis.is_given();
     let bridge = bridge::spawn(bridge::BridgeSetup {
         config: config.clone(),
         node: node.clone(),
@@ -115,7 +114,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
             seed: fastrand::u64(..),
             node: node.clone(),
             secret,
-            has_bus,
+            has_bus: rooms::have_bus(&config),
         };
         let cpu = cores.cpus.get(index).copied().filter(|_| config.runtime.pin);
         let thread = shard::spawn_shard(index, cpu, driver, move || worker::run(equipment))

@@ -306,7 +306,7 @@ impl Worker {
                 self.gateway.adopt(plan);
                 self.tell_applied();
             }
-            ToShard::Pages(pages) => self.gateway.show(pages),
+            ToShard::Pages(pages) => self.gateway.show(*pages),
             ToShard::Keys(keys) => self.gateway.adopt_keys(keys),
             ToShard::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
             ToShard::Doubted(ticket) => self.accounts.doubt(ticket),

@@ -144,6 +144,7 @@ fn the_defaults_are_those_that_were_promised() {
         history_age = "5m"
         dedup_window = "2m"
         presence_grace = "5s"
+        without_redis = "refuse"
 
         [[hub.rooms]]
         pattern = "public.*"

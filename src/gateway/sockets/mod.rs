@@ -167,6 +167,11 @@ impl Sockets {
         self.step(|hub, now| hub.handle_bus(now, answer));
     }
 
+    /// Whether rooms are whole now: they span instances, or need not.
+    pub(super) fn has_bus(&self) -> bool {
+        self.hub.with(|hub| hub.has_bus())
+    }
+
     /// The bus between instances has come or gone.
     pub(super) fn bus_is_up(self: &Rc<Self>, is_up: bool) {
         self.step(|hub, now| hub.bus_is_up(now, is_up));

@@ -3,10 +3,17 @@
 //!
 //! What a room's home makes of it is for `hub`; here nothing is known of a room but that it is followed.
 
+mod asked;
 mod names;
 
-use std::{collections::HashSet, collections::VecDeque, rc::Rc, time::Duration};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
+use asked::lease;
 use names::{Names, PARTITIONS};
 use tokio::{
     sync::{Notify, mpsc},
@@ -14,15 +21,16 @@ use tokio::{
     time::sleep,
 };
 
-use super::letter::{AllLetters, DroppableToShard, ToShard};
+use super::letter::{AllLetters, DroppableToShard, ToControl, ToShard};
 use crate::{
     bus::{
         Bus,
         redis::{Address, Link, Push, RedisFailure, Script},
         to,
     },
+    config::Config,
     hub::{
-        bus::{BusAnswer, BusAsker, BusMessage, BusPublish, BusRead, BusRequest, Stands},
+        bus::{BusAnswer, BusMessage, BusRequest, Elsewhere},
         code::Code,
         name::RoomName,
         position::{Epoch, Position},
@@ -35,8 +43,6 @@ use crate::{
 const UNDER_WAY_MAX: usize = 4096;
 /// What channels have brought and no shard was told yet; more is missed, and read from the logs.
 const PUSHES_MAX: usize = 8192;
-/// Messages that one answer brings.
-const MESSAGES_MAX: usize = 1000;
 /// A nonce goes out so often, and the connection is good as long as one came back within the other.
 const CANARY_INTERVAL: Duration = Duration::from_secs(1);
 const CANARY_WITHIN: Duration = Duration::from_secs(2);
@@ -44,8 +50,15 @@ const CANARY_WITHIN: Duration = Duration::from_secs(2);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// The pauses between attempts to connect: the first, and the longest. Half of each is chance.
 const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+/// How long an instance lives on for the others when nothing is heard of it.
+const LEASE: Duration = Duration::from_secs(10);
 /// How long messages wait for a shard that takes no letter; then it misses them until it takes one again.
 const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Whether rooms span instances: there is a hub, and a Redis.
+pub(super) fn have_bus(config: &Config) -> bool {
+    config.hub.enabled && config.redis.is_given()
+}
 
 /// How shards are reached, and how many there are.
 pub(super) struct RoomsWay(pub(super) Bus<AllLetters>, pub(super) usize);
@@ -57,6 +70,7 @@ pub(super) struct Rooms {
     way: RoomsWay,
     publish: Script,
     read: Script,
+    here: Script,
     state: Local<State>,
     /// Somebody had no answer on the connection.
     failed: Notify,
@@ -67,10 +81,14 @@ struct State {
     link: Option<Link>,
     number: u64,
     /// Rooms with members here.
-    followed: HashSet<RoomName>,
+    followed: BTreeSet<RoomName>,
+    /// Rooms that nobody here is in any more, and the others are not known to have been told.
+    left: BTreeSet<RoomName>,
     /// Rooms followed in each partition, and whether its channel is subscribed to on this connection.
     partitions: Vec<(u32, bool)>,
     under_way: usize,
+    /// Other instances of whose users is known.
+    nodes: BTreeSet<Arc<str>>,
     /// Answers that did not go.
     kept: VecDeque<(usize, BusAnswer)>,
     /// Shards that take no letters now.
@@ -83,9 +101,11 @@ impl Rooms {
         let state = State {
             link: None,
             number: 0,
-            followed: HashSet::new(),
+            followed: BTreeSet::new(),
+            left: BTreeSet::new(),
             partitions: vec![(0, false); PARTITIONS],
             under_way: 0,
+            nodes: BTreeSet::new(),
             kept: VecDeque::new(),
             stuck: vec![false; way.1],
             is_up: false,
@@ -96,6 +116,7 @@ impl Rooms {
             way,
             publish: Script::new(include_str!("publish.lua")),
             read: Script::new(include_str!("read.lua")),
+            here: Script::new(include_str!("here.lua")),
             state: Local::new(state),
             failed: Notify::new(),
         })
@@ -103,8 +124,16 @@ impl Rooms {
 
     /// A shard's hub asks.
     pub(super) fn take(self: &Rc<Self>, shard: usize, request: BusRequest) {
-        if let BusRequest::Forget(room) = &request {
-            return self.forget(room);
+        match &request {
+            BusRequest::Forget(room) => return self.forget(room),
+            // Now, not when its turn comes: the next letter may say that it is not wanted any more.
+            BusRequest::Read(read) => self.state.with(|state| {
+                state.left.remove(&read.room);
+                if state.followed.insert(read.room.clone()) {
+                    state.partitions[names::partition(&read.room)].0 += 1;
+                }
+            }),
+            BusRequest::Publish(_) | BusRequest::Look { .. } | BusRequest::Here(_) => {}
         }
         let link = self.state.with(|state| {
             let link = state.link.clone().ok_or(Code::DependencyUnavailable)?;
@@ -120,15 +149,23 @@ impl Rooms {
                 spawn_local(async move {
                     let answer = rooms.carry_out(link, number, request).await;
                     rooms.state.with(|state| state.under_way -= 1);
-                    rooms.answer(shard, answer);
+                    if let Some(answer) = answer {
+                        rooms.answer(shard, answer);
+                    }
                 });
             }
-            Err(code) => self.answer(shard, refused(&request, code)),
+            Err(code) => {
+                if let Some(answer) = refused(&request, code) {
+                    self.answer(shard, answer);
+                }
+            }
         }
     }
 
     /// Nobody here is in the room any more.
     fn forget(self: &Rc<Self>, room: &RoomName) {
+        self.state.with(|state| state.left.insert(room.clone()));
+        self.tell_left(room.clone());
         let partition = names::partition(room);
         let link = self.state.with(|state| {
             if !state.followed.remove(room) {
@@ -141,6 +178,17 @@ impl Rooms {
         let Some(mut link) = link else { return };
         let channel = self.names.channel(partition);
         spawn_local(async move { link.unsubscribe(&channel).await });
+    }
+
+    /// Tells the others that nobody here is in a room any more; when that fails, again with the next connection.
+    fn tell_left(self: &Rc<Self>, room: RoomName) {
+        let Some(link) = self.state.with(|state| state.link.clone()) else { return };
+        let rooms = Rc::clone(self);
+        spawn_local(async move {
+            if rooms.tell_here(link, &room, &rooms.names.node, true, &[], LEASE).await.is_ok() {
+                rooms.state.with(|state| state.left.remove(&room));
+            }
+        });
     }
 
     /// Tells a shard, now or as soon as it takes letters.
@@ -159,102 +207,6 @@ impl Rooms {
         for (shard, answer) in kept {
             self.answer(shard, answer);
         }
-    }
-
-    // ---- what is asked ----
-
-    async fn carry_out(&self, mut link: Link, number: u64, request: BusRequest) -> BusAnswer {
-        let answer = match &request {
-            BusRequest::Publish(publish) => self.number(&mut link, publish).await,
-            BusRequest::Read(read) => self.read(&mut link, number, read).await,
-            BusRequest::Look { room, asker } => self.look(&mut link, room, *asker).await,
-            BusRequest::Forget(_) => return refused(&request, Code::Overloaded),
-        };
-        answer.unwrap_or_else(|failure| {
-            match failure {
-                RedisFailure::Away(_) if self.state.with(|state| state.number == number) => self.failed.notify_one(),
-                RedisFailure::Away(_) => {}
-                failure => tracing::warn!(error = %ErrorChain(&failure), "Redis refused what a room asked for"),
-            }
-            refused(&request, Code::DependencyUnavailable)
-        })
-    }
-
-    async fn number(&self, link: &mut Link, publish: &BusPublish) -> Result<BusAnswer, RedisFailure> {
-        let BusPublish { room, asker, seen, epoch, id, message, keep } = publish;
-        let [meta, log] = self.names.room(room);
-        let id = id.as_ref().map(|(speaker, id)| self.names.id(room, speaker, id));
-        let keys: Vec<&str> = [&*meta, &*log].into_iter().chain(id.as_deref()).collect();
-        let ms = |time: Duration| time.as_millis().to_string();
-        let arguments = [
-            link.publishes_by().to_owned(),
-            self.names.channel(names::partition(room)),
-            room.as_str().to_owned(),
-            message.to_kept(),
-            seen.epoch.to_string(),
-            seen.seq.to_string(),
-            epoch.to_string(),
-            keep.messages_max.to_string(),
-            keep.bytes_max.to_string(),
-            ms(keep.age_max),
-            ms(keep.ids_age),
-        ];
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let (epoch, seq): (String, u64) = link.run(&self.publish, &keys, &arguments).await?;
-        let position = Position { epoch: Epoch::parse(&epoch), seq };
-        Ok(BusAnswer::Published { room: room.clone(), asker: *asker, position })
-    }
-
-    /// Listens to the room's partition, and then reads.
-    async fn read(&self, link: &mut Link, number: u64, read: &BusRead) -> Result<BusAnswer, RedisFailure> {
-        let BusRead { room, seen, epoch, from, keep, .. } = read;
-        let partition = names::partition(room);
-        let is_subscribed = self.state.with(|state| {
-            if state.followed.insert(room.clone()) {
-                state.partitions[partition].0 += 1;
-            }
-            state.partitions[partition].1
-        });
-        if !is_subscribed {
-            link.subscribe(&self.names.channel(partition)).await?;
-            self.state.with(|state| {
-                let (rooms, is_subscribed) = &mut state.partitions[partition];
-                *is_subscribed = state.number == number && *rooms > 0;
-            });
-        }
-        let from = (*from != u64::MAX).then(|| from.to_string()).unwrap_or_default();
-        let lives = keep.age_max.max(keep.ids_age).as_millis().to_string();
-        let (position, messages) = self.run_read(link, room, *seen, &epoch.to_string(), &from, &lives).await?;
-        Ok(BusAnswer::Stands(Box::new(Stands { room: room.clone(), number: read.number, position, messages })))
-    }
-
-    async fn look(&self, link: &mut Link, room: &RoomName, asker: BusAsker) -> Result<BusAnswer, RedisFailure> {
-        let (position, _) = self.run_read(link, room, Position::default(), "", "", "0").await?;
-        Ok(BusAnswer::LookIs { asker, position })
-    }
-
-    async fn run_read(
-        &self,
-        link: &mut Link,
-        room: &RoomName,
-        seen: Position,
-        begins: &str,
-        from: &str,
-        lives: &str,
-    ) -> Result<(Position, Vec<(u64, Unnumbered)>), RedisFailure> {
-        let [meta, log] = self.names.room(room);
-        let (epoch, seq, most) = (seen.epoch.to_string(), seen.seq.to_string(), MESSAGES_MAX.to_string());
-        let arguments = [&*epoch, &*seq, begins, from, &*most, lives];
-        let answer: Vec<String> = link.run(&self.read, &[&*meta, &*log], &arguments).await?;
-        let mut answer = answer.into_iter();
-        let (epoch, seq) = (answer.next().unwrap_or_default(), answer.next().unwrap_or_default());
-        let position = Position { epoch: Epoch::parse(&epoch), seq: seq.parse().unwrap_or_default() };
-        let mut messages = Vec::new();
-        while let (Some(seq), Some(message)) = (answer.next(), answer.next()) {
-            // What cannot be read is a hole: it is told.
-            messages.extend(seq.parse().ok().zip(Unnumbered::parse(&message)));
-        }
-        Ok((position, messages))
     }
 
     // ---- the connection ----
@@ -305,6 +257,9 @@ impl Rooms {
                 *is_subscribed = wanted.contains(&partition);
             }
         });
+        for room in self.state.with(|state| state.left.clone()) {
+            self.tell_left(room);
+        }
         let mut looks = Ticks::every(LOOK_INTERVAL);
         let (mut heard_at, mut sent_at) = (clock::now(), Instant::START);
         let mut nonce = String::new();
@@ -334,7 +289,12 @@ impl Rooms {
                         let mut canary = redis::cmd(link.publishes_by());
                         canary.arg(&self.names.canary).arg(&nonce);
                         let mut link = link.clone();
-                        spawn_local(async move { link.ask::<i64>(&canary).await.is_ok() });
+                        let lease = lease(&self.names.node, self.state.with(|state| state.number));
+                        let rooms = Rc::clone(self);
+                        spawn_local(async move {
+                            let (_, _) = (link.ask::<i64>(&canary).await, link.ask::<()>(&lease).await);
+                            rooms.look_for_nodes(link).await
+                        });
                     }
                 }
             }
@@ -342,6 +302,9 @@ impl Rooms {
     }
 
     async fn listen(&self, link: &mut Link, partitions: &[usize]) -> Result<(), RedisFailure> {
+        // Before anybody is told who is here.
+        let number = self.state.with(|state| state.number);
+        link.ask::<()>(&lease(&self.names.node, number)).await?;
         link.subscribe(&self.names.canary).await?;
         for &partition in partitions {
             link.subscribe(&self.names.channel(partition)).await?;
@@ -367,16 +330,34 @@ impl Rooms {
             tracing::warn!("rooms do not span instances: Redis is away");
         }
         self.way.0.broadcast(|| ToShard::Bus(is_up));
+        self.way.0.send(to::Control, ToControl::Bus(is_up));
     }
 
     /// A message of some instance.
     async fn hear(&self, text: &str) {
-        let Some(message) = read_message(text) else { return };
-        if !self.state.with(|state| state.followed.contains(&message.room)) {
+        let mut answer = match text.strip_prefix("! ") {
+            None => match read_message(text) {
+                Some(message) => BusAnswer::Heard(Box::new(message)),
+                None => return,
+            },
+            Some(text) => match read_elsewhere(text).filter(|elsewhere| *elsewhere.node != *self.names.node) {
+                Some(elsewhere) => BusAnswer::Elsewhere(Box::new(elsewhere)),
+                None => return,
+            },
+        };
+        let Some(room) = answer.room() else { return };
+        let is_followed = self.state.with(|state| {
+            if let BusAnswer::Elsewhere(elsewhere) = &answer
+                && !elsewhere.users.is_empty()
+            {
+                state.nodes.insert(Arc::clone(&elsewhere.node));
+            }
+            state.followed.contains(room)
+        });
+        if !is_followed {
             return;
         }
-        let shard = message.room.home(self.way.1);
-        let mut answer = BusAnswer::Heard(Box::new(message));
+        let shard = room.home(self.way.1);
         let given_up_at = clock::now() + PATIENCE;
         loop {
             let Err(DroppableToShard::Bus(back)) = self.offer(shard, answer) else {
@@ -404,25 +385,23 @@ fn read_message(text: &str) -> Option<BusMessage> {
     Some(BusMessage { room: RoomName::parse(room)?, position, message: Unnumbered::parse(message)? })
 }
 
-/// The answer where there is none.
-fn refused(request: &BusRequest, code: Code) -> BusAnswer {
-    match request {
-        BusRequest::Publish(publish) => BusAnswer::Refused { asker: publish.asker, code },
-        BusRequest::Look { asker, .. } => BusAnswer::Refused { asker: *asker, code },
-        BusRequest::Read(read) => BusAnswer::Unread { room: read.room.clone(), number: read.number },
-        BusRequest::Forget(_) => unreachable!("nobody waits for an answer"),
-    }
+/// Who is in a room on an instance, as a channel brings it.
+fn read_elsewhere(text: &str) -> Option<Elsewhere> {
+    let mut parts = text.splitn(4, ' ');
+    let (room, node, is_whole, users) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let users: Vec<(String, u32)> = serde_json::from_str(users).ok()?;
+    let users = users.into_iter().map(|(user, sockets)| (user.into(), sockets)).collect();
+    Some(Elsewhere { room: RoomName::parse(room)?, node: node.into(), is_whole: is_whole == "1", users })
 }
 
-/// A failure with its causes, in one line.
-struct ErrorChain<'a>(&'a RedisFailure);
-
-impl std::fmt::Display for ErrorChain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        match self.0 {
-            RedisFailure::Refused(cause) => write!(f, ": {cause}"),
-            _ => Ok(()),
-        }
+/// The answer where there is none.
+fn refused(request: &BusRequest, code: Code) -> Option<BusAnswer> {
+    match request {
+        BusRequest::Publish(publish) => Some(BusAnswer::Refused { asker: publish.asker, code }),
+        BusRequest::Look { asker, .. } => Some(BusAnswer::Refused { asker: *asker, code }),
+        BusRequest::Read(read) => Some(BusAnswer::Unread { room: read.room.clone(), number: read.number }),
+        // While the bus is away all are told when it comes.
+        BusRequest::Here(here) => (code == Code::Overloaded).then(|| BusAnswer::TellAgain(here.room.clone())),
+        BusRequest::Forget(_) => None,
     }
 }

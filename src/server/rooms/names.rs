@@ -10,6 +10,8 @@ pub(super) const PARTITIONS: usize = 64;
 /// Names, as a server or a cluster has them.
 pub(super) struct Names {
     is_cluster: bool,
+    /// This instance.
+    pub(super) node: String,
     /// The channel by which this instance hears itself.
     pub(super) canary: String,
 }
@@ -22,13 +24,23 @@ pub(super) fn partition(room: &RoomName) -> usize {
 
 impl Names {
     pub(super) fn new(is_cluster: bool, node: &str) -> Self {
-        Self { is_cluster, canary: format!("shardgate:bus:canary:{node}") }
+        Self { is_cluster, node: node.to_owned(), canary: format!("shardgate:bus:canary:{node}") }
     }
 
     /// The keys of a room: where it stands, and its log.
     pub(super) fn room(&self, room: &RoomName) -> [String; 2] {
         let tag = self.tag(partition(room));
         [format!("shardgate:room:{room}:meta{tag}"), format!("shardgate:room:{room}:log{tag}")]
+    }
+
+    /// The key of who is in a room.
+    pub(super) fn here(&self, room: &RoomName) -> String {
+        format!("shardgate:room:{room}:here{}", self.tag(partition(room)))
+    }
+
+    /// The key that lives as long as an instance does, and a while after it.
+    pub(super) fn lease(node: &str) -> String {
+        format!("shardgate:presence:{node}")
     }
 
     /// The key of a message's id.
