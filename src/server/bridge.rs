@@ -226,6 +226,7 @@ impl OperationKind {
             Operation::Refresh { .. } => Some(Self::Renewal),
             Operation::Logout { .. }
             | Operation::LogoutAll { .. }
+            | Operation::Kick { .. }
             | Operation::EndSession { .. }
             | Operation::EndAgain { .. }
             | Operation::Sessions { .. } => Some(Self::Session),

@@ -172,6 +172,11 @@ impl Sockets {
         self.hub.with(|hub| hub.has_bus())
     }
 
+    /// Whether there are other instances whose sockets are of the same hub.
+    pub(super) const fn spans_instances(&self) -> bool {
+        self.ask_bus.is_some()
+    }
+
     /// The bus between instances has come or gone.
     pub(super) fn bus_is_up(self: &Rc<Self>, is_up: bool) {
         self.step(|hub, now| hub.bus_is_up(now, is_up));

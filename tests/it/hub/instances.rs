@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{SOON, socket::Socket, user};
+use super::{SOON, socket::Socket, user, with_role};
 use crate::{
     harness::{Gateway, pause, until},
     journey::access::KEYS,
@@ -407,4 +407,25 @@ fn rooms_span_instances_on_a_cluster() {
             assert_eq!(member.hear()["payload"], json!(room));
         }
     }
+}
+
+#[test]
+fn a_kick_closes_the_sockets_of_all_instances() {
+    let Some(redis) = RedisServer::start() else { return };
+    let roles = "[roles.operator]\npermissions = [\"hub:admin\"]\n";
+    let [one, two] = [instance(&redis, roles), instance(&redis, roles)];
+    let (mut here, mut there) = (Socket::open(&one, &user("ann")), Socket::open(&two, &user("ann")));
+    let mut other = Socket::open(&two, &user("bob"));
+    let mut operator = one.connect();
+    let token = with_role("root", "operator");
+    operator.send(format!(
+        "DELETE /hub/users/ann/connections HTTP/1.1\r\nHost: shop.test\r\nAuthorization: Bearer {token}\r\n\r\n"
+    ));
+    let answer = operator.read_response();
+    assert_eq!((answer.status, &answer.json()["closed"]), (200, &json!(1)), "{}", answer.text());
+    here.expect_close(4102);
+    there.expect_close(4102);
+    other.expect_nothing();
+    // Only what was open is closed.
+    Socket::open(&two, &user("ann")).expect_nothing();
 }
