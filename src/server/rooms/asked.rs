@@ -36,8 +36,10 @@ impl Rooms {
         };
         answer.unwrap_or_else(|failure| {
             match failure {
-                RedisFailure::Away(_) if self.state.with(|state| state.number == number) => self.failed.notify_one(),
-                RedisFailure::Away(_) => {}
+                RedisFailure::Away(_) => {
+                    self.state.with(|state| state.failed = number);
+                    self.failed.notify_one();
+                }
                 failure => tracing::warn!(error = %ErrorChain(&failure), "Redis refused what a room asked for"),
             }
             refused(&request, Code::DependencyUnavailable)

@@ -80,6 +80,8 @@ struct State {
     /// The connection, and how many there were.
     link: Option<Link>,
     number: u64,
+    /// The last that somebody had no answer on.
+    failed: u64,
     /// Rooms with members here.
     followed: BTreeSet<RoomName>,
     /// Rooms that nobody here is in any more, and the others are not known to have been told.
@@ -101,6 +103,7 @@ impl Rooms {
         let state = State {
             link: None,
             number: 0,
+            failed: 0,
             followed: BTreeSet::new(),
             left: BTreeSet::new(),
             partitions: vec![(0, false); PARTITIONS],
@@ -276,7 +279,12 @@ impl Rooms {
                     Some(Push::Message { text, .. }) => self.hear(&text).await,
                     Some(Push::Ended) | None => return RedisFailure::Away(crate::bus::redis::Outage::Broken),
                 },
-                () = self.failed.notified() => return RedisFailure::Away(crate::bus::redis::Outage::Timeout),
+                () = self.failed.notified() => {
+                    // It may have been about one that was given up before.
+                    if self.state.with(|state| state.failed == state.number) {
+                        return RedisFailure::Away(crate::bus::redis::Outage::Timeout);
+                    }
+                }
                 () = looks.tick() => {
                     self.send_kept();
                     let now = clock::now();
