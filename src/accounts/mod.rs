@@ -146,6 +146,7 @@ impl Accounts {
             Operation::Refresh { token, note } => self.refresh(&token, &note, waiter).await,
             Operation::Logout { user, sid } => done(self.kept.sessions.end(&user, &sid, &user).await),
             Operation::LogoutAll { user } => done(self.kept.sessions.end_all(&user, &user).await),
+            Operation::Kick { user, by } => done(self.kept.sessions.kick(&user, &by).await),
             Operation::EndAgain { user, sid, began_ms } => {
                 match self.kept.sessions.end_again(&user, sid.as_deref(), began_ms).await {
                     Ok(true) => Ok(answer::nothing()),

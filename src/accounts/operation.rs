@@ -70,6 +70,13 @@ pub enum Operation {
         /// The caller's id.
         user: String,
     },
+    /// Close what a user has open, on all instances; its sessions go on.
+    Kick {
+        /// The user's id.
+        user: String,
+        /// Who wants it.
+        by: String,
+    },
     /// Asked again for an end, by a token that it has revoked already: what the log says has ended is to be gone.
     EndAgain {
         /// The caller's id.
@@ -103,6 +110,7 @@ impl Operation {
             Self::Refresh { .. } => "refresh",
             Self::Logout { .. } => "logout",
             Self::LogoutAll { .. } => "logout_all",
+            Self::Kick { .. } => "kick",
             Self::EndAgain { .. } => "end_again",
             Self::Sessions { .. } => "sessions",
             Self::EndSession { .. } => "end_session",

@@ -30,6 +30,10 @@ pub struct HealthInputs {
     pub shards: usize,
     /// The listeners are open and nobody has asked the process to end.
     pub is_accepting: bool,
+    /// Whether there is a hub.
+    pub has_hub: bool,
+    /// Whether this instance hears itself over the bus between instances; none where there is no bus.
+    pub is_bus_up: Option<bool>,
 }
 
 /// `GET /health`: 503 only when no route can be served.
@@ -74,6 +78,21 @@ pub fn ready(known: &HealthInputs) -> (u16, Vec<u8>) {
         "status": if is_ready { "ready" } else { "not ready" },
         "shards": {"ready": known.shards_ready, "total": known.shards},
         "draining": !known.is_accepting,
+    });
+    (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
+}
+
+/// `GET /health/ready/hub`: whether sockets should come here: traffic may, and rooms span instances if they are to.
+pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
+    let is_ready = ready(known).0 == 200 && known.has_hub && known.is_bus_up != Some(false);
+    let document = json!({
+        "status": if is_ready { "ready" } else { "not ready" },
+        "hub": if known.has_hub { "enabled" } else { "disabled" },
+        "bus": match known.is_bus_up {
+            None => "none",
+            Some(true) => "up",
+            Some(false) => "down",
+        },
     });
     (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
 }
@@ -172,6 +191,8 @@ mod tests {
             shards_ready: 2,
             shards: 2,
             is_accepting: true,
+            has_hub: true,
+            is_bus_up: None,
         }
     }
 
@@ -253,6 +274,21 @@ mod tests {
         known.shards_ready = 2;
         known.is_accepting = false;
         assert_eq!(ready(&known).0, 503);
+    }
+
+    #[test]
+    fn the_hub_is_ready_with_the_whole_and_its_bus() {
+        let mut known = known(&[("a", &[(1, 1)])]);
+        for (has_hub, is_bus_up, is_accepting, status) in [
+            (true, None, true, 200),
+            (true, Some(true), true, 200),
+            (true, Some(false), true, 503),
+            (true, Some(true), false, 503),
+            (false, None, true, 503),
+        ] {
+            (known.has_hub, known.is_bus_up, known.is_accepting) = (has_hub, is_bus_up, is_accepting);
+            assert_eq!(ready_hub(&known).0, status, "{known:?}");
+        }
     }
 
     #[test]

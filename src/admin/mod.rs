@@ -53,6 +53,8 @@ pub enum HealthPage {
     Whole,
     /// `GET /health/ready`: whether traffic should come here.
     Ready,
+    /// `GET /health/ready/hub`: whether sockets should come here.
+    ReadyHub,
 }
 
 /// Serves until its thread ends.
@@ -121,10 +123,11 @@ async fn answer(
             .map(|document| page(StatusCode::OK, "application/json", document.into_bytes())),
         "/health" => health(questions, HealthPage::Whole).await,
         "/health/ready" => health(questions, HealthPage::Ready).await,
+        "/health/ready/hub" => health(questions, HealthPage::ReadyHub).await,
         "/health/live" => Some(page(StatusCode::OK, "application/json", br#"{"status":"up"}"#.to_vec())),
         _ => Some(text(
             StatusCode::NOT_FOUND,
-            "here are /metrics, /health, /health/live, /health/ready and /asyncapi.json\n",
+            "here are /metrics, /health, /health/live, /health/ready, /health/ready/hub and /asyncapi.json\n",
         )),
     };
     answered.unwrap_or_else(|| text(StatusCode::SERVICE_UNAVAILABLE, "the control thread does not answer\n"))

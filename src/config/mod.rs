@@ -50,7 +50,7 @@ pub use keys::{
     FurtherListener, HeaderRules, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
     LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, Redis, RedisMode, Revocation,
     RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, SlowConsumer, TokenIssuer, TokenKey,
-    Trace, Trust, Upstream,
+    Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

@@ -14,7 +14,8 @@ use super::{Config, HeaderRules, PathPattern, Route, Upstream};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Paths that the gateway answers itself, on every host.
-pub const OWN_PATHS: [&str; 5] = ["/health", "/health/live", "/health/ready", "/metrics", "/.well-known/jwks.json"];
+pub const OWN_PATHS: [&str; 6] =
+    ["/health", "/health/live", "/health/ready", "/health/ready/hub", "/metrics", "/.well-known/jwks.json"];
 /// The same, where there are accounts.
 pub const ACCOUNT_PATHS: [&str; 7] = [
     "/auth/login",

@@ -121,7 +121,15 @@ pub(super) async fn answer(
 
 /// Ends all sessions of a user: somebody who may has thrown the user out.
 pub(super) async fn end_all(gateway: &Gateway, user: &str) -> Result<(), Reject> {
-    let operation = Operation::LogoutAll { user: user.to_owned() };
+    carry_out(gateway, Operation::LogoutAll { user: user.to_owned() }).await
+}
+
+/// Closes what a user has open, on all instances.
+pub(super) async fn kick(gateway: &Gateway, user: &str, by: &str) -> Result<(), Reject> {
+    carry_out(gateway, Operation::Kick { user: user.to_owned(), by: by.to_owned() }).await
+}
+
+async fn carry_out(gateway: &Gateway, operation: Operation) -> Result<(), Reject> {
     let asked = gateway.desks.accounts.ask(Question { operation, came: clock::turn() });
     match asked.map_err(|_| Reject::new(Code::Overloaded))?.await {
         Outcome::Done { .. } => Ok(()),

@@ -35,7 +35,7 @@ use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
 use sockets::Sockets;
-pub use sockets::{Seat, SendLetter};
+pub use sockets::{AskBus, Seat, SendLetter};
 
 use crate::{
     accounts::{Outcome, Question},
@@ -43,7 +43,7 @@ use crate::{
     bus::desk::Desk,
     config::LimitKey,
     exchange::{Code, Exchange, Ledger, Reject},
-    hub::letter::RoomLetter,
+    hub::{bus::BusAnswer, letter::RoomLetter},
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
     proto::head::{RequestHead, ResponseHead, Span},
     shard::{Instant, Local, clock},
@@ -110,6 +110,16 @@ impl Gateway {
     /// Another shard's hub has written.
     pub fn hear(&self, from: usize, letter: RoomLetter) {
         self.sockets.hear(from, letter);
+    }
+
+    /// The bus between instances says something to this shard's hub.
+    pub fn hear_bus(&self, answer: BusAnswer) {
+        self.sockets.hear_bus(answer);
+    }
+
+    /// The bus between instances has come, with a new connection perhaps, or has gone.
+    pub fn bus_is_up(&self, is_up: bool) {
+        self.sockets.bus_is_up(is_up);
     }
 
     /// The process goes: sockets are told when to come back, and end within this time.

@@ -17,6 +17,8 @@ pub struct Pages {
     pub health: Page,
     /// `GET /health/ready`.
     pub ready: Page,
+    /// `GET /health/ready/hub`.
+    pub ready_hub: Page,
 }
 
 /// A status and a JSON document.
@@ -49,6 +51,7 @@ impl Gateway {
         match page {
             OwnPage::Health => self.pages.with(|pages| json(&pages.health)),
             OwnPage::Ready => self.pages.with(|pages| json(&pages.ready)),
+            OwnPage::ReadyHub => self.pages.with(|pages| json(&pages.ready_hub)),
             // The metrics have a step of their own.
             OwnPage::Live | OwnPage::Metrics => json(&Page { status: 200, body: br#"{"status":"up"}"#.to_vec() }),
             OwnPage::Jwks => own_answer(200, "application/json", KEYS_CACHED, &self.identity.key_set()),

@@ -116,6 +116,7 @@ pub(super) enum OwnPage {
     Health,
     Live,
     Ready,
+    ReadyHub,
     /// For those in `metrics.allow`.
     Metrics,
     /// The public keys that tokens are signed with.
@@ -186,10 +187,11 @@ pub enum PlanError {
 }
 
 /// The routes that the gateway answers itself, under the names that logs and metrics show.
-const OWN_PAGES: [(&str, OwnPage); 5] = [
+const OWN_PAGES: [(&str, OwnPage); 6] = [
     ("/health", OwnPage::Health),
     ("/health/live", OwnPage::Live),
     ("/health/ready", OwnPage::Ready),
+    ("/health/ready/hub", OwnPage::ReadyHub),
     ("/metrics", OwnPage::Metrics),
     ("/.well-known/jwks.json", OwnPage::Jwks),
 ];

@@ -44,6 +44,21 @@ impl History {
         self.prune(now, bounds);
     }
 
+    /// Puts older messages, in order, before what is kept, or before `last` where nothing is; those that do not lead there
+    /// are passed over.
+    pub(super) fn fill_before(&mut self, now: Instant, older: Vec<Arc<Delivery>>, last: u64) {
+        let mut next = self.first().unwrap_or(last.saturating_add(1));
+        for message in older.into_iter().rev() {
+            if message.position.seq.saturating_add(1) == next {
+                next = message.position.seq;
+                self.bytes = self.bytes.saturating_add(message.cost());
+                // It counts as new: how old it is, the bus knows.
+                let at = self.kept.front().map_or(now, |&(at, _)| at);
+                self.kept.push_front((at, message));
+            }
+        }
+    }
+
     /// Forgets what is too old or too much; a room that remembers nothing holds no memory for it.
     pub(super) fn prune(&mut self, now: Instant, bounds: Bounds) {
         while let Some(&(at, _)) = self.kept.front()

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::{
     arena::Key,
+    bus::Keep,
     encode::{Encoder, PresenceEvent},
+    following::Following,
     history::{History, Secret, Window},
     letter::{Delivery, Join, Joined, Leave, Look, PresenceIs, Publish, Publisher, Pull, Pulled, RoomLetter},
     name::RoomName,
@@ -24,7 +26,7 @@ const BEHIND_INTERVAL: Duration = Duration::from_millis(100);
 /// Ids that a room remembers at most.
 const IDS_MAX: usize = 1024;
 /// Users that one answer about presence lists.
-const PRESENCE_USERS_MAX: usize = 1000;
+pub(super) const PRESENCE_USERS_MAX: usize = 1000;
 
 /// One room.
 #[derive(Debug)]
@@ -35,6 +37,8 @@ pub(super) struct Home {
     history: History,
     window: Window,
     members: Members,
+    /// None where this shard gives the numbers itself.
+    pub(super) following: Option<Following>,
     /// Shards that a letter did not reach, and when they are told how far the room is.
     behind: Vec<usize>,
     behind_due: Instant,
@@ -52,6 +56,10 @@ pub(super) struct Given<'a> {
     pub(super) secret: Secret,
     /// Bytes of messages that one recovery may bring.
     pub(super) recovery_bytes_max: usize,
+    /// A room's position is compared with the bus's so often.
+    pub(super) position_every: Duration,
+    pub(super) is_bus_up: bool,
+    pub(super) rng: &'a mut fastrand::Rng,
     pub(super) encoder: &'a mut Encoder,
     pub(super) post: &'a mut Post,
 }
@@ -65,6 +73,7 @@ impl Home {
             history: History::default(),
             window: Window::default(),
             members: Members::new(shards),
+            following: None,
             behind: Vec::new(),
             behind_due: Instant::NEVER,
             maker,
@@ -72,8 +81,30 @@ impl Home {
         }
     }
 
+    /// A room whose numbers the bus gives.
+    pub(super) fn following(room: RoomName, policy: Policy, shards: usize, maker: Option<Arc<str>>) -> Self {
+        Self { following: Some(Following::new()), ..Self::new(room, policy, Epoch::NONE, shards, maker) }
+    }
+
     pub(super) fn room(&self) -> &RoomName {
         &self.room
+    }
+
+    pub(super) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    pub(super) fn position(&self) -> Position {
+        self.position
+    }
+
+    pub(super) fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// What the bus is to keep of the room.
+    pub(super) fn keep(&self) -> Keep {
+        keep(&self.policy)
     }
 
     pub(super) fn maker(&self) -> Option<&Arc<str>> {
@@ -93,8 +124,17 @@ impl Home {
     /// Somebody comes in, on this shard.
     pub(super) fn join(&mut self, given: &mut Given<'_>, from: usize, join: Join) {
         self.prune(given.now);
+        if self.following.is_some() {
+            return self.join_following(given, from, join);
+        }
+        self.admit(given, from, join);
+    }
+
+    /// Somebody has come in.
+    pub(super) fn admit(&mut self, given: &mut Given<'_>, from: usize, join: Join) {
         let Join { ticket, user, recover, .. } = join;
         let change = self.members.enter(from, &user);
+        self.here_changed(given, &user);
         let joined = Joined {
             room: self.room.clone(),
             ticket,
@@ -119,10 +159,25 @@ impl Home {
 
     /// A member of this shard has left.
     pub(super) fn leave(&mut self, given: &mut Given<'_>, from: usize, user: &Arc<str>) {
-        let gone_at = (self.policy.has_presence_events && !self.policy.presence_grace.is_zero())
-            .then(|| given.now + self.policy.presence_grace);
-        let change = self.members.leave(from, user, gone_at);
+        let change = self.members.leave(from, user, self.gone_at(given.now));
+        self.here_changed(given, user);
         self.tell(given, change, user);
+    }
+
+    /// When it is told that somebody has gone who goes now; none for at once.
+    fn gone_at(&self, now: Instant) -> Option<Instant> {
+        let waits = self.policy.has_presence_events && !self.policy.presence_grace.is_zero();
+        waits.then(|| now + self.policy.presence_grace)
+    }
+
+    /// A user has so many sockets on other instances.
+    pub(super) fn set_elsewhere(&mut self, given: &mut Given<'_>, user: &Arc<str>, sockets: u32) {
+        let change = self.members.set_elsewhere(user, sockets, self.gone_at(given.now));
+        self.tell(given, change, user);
+    }
+
+    pub(super) fn members(&self) -> &Members {
+        &self.members
     }
 
     /// Tells the members who came or went, where they are to be told.
@@ -141,12 +196,11 @@ impl Home {
     /// A message; returns its number when it is new and kept.
     pub(super) fn publish(&mut self, given: &mut Given<'_>, from: usize, publish: &Publish) -> Option<u64> {
         self.prune(given.now);
-        let mark = publish.id.as_deref().map(|id| match &publish.from {
-            // A user without a session is told apart by its id: under another letter, so that no session is called so.
-            Publisher::Member { session: Some(session), .. } => given.secret.mark(&format!("s{session}"), id),
-            Publisher::Member { user, session: None } => given.secret.mark(&format!("u{user}"), id),
-            Publisher::Service { sub, .. } => given.secret.mark(&format!("p{sub}"), id),
-        });
+        if self.following.is_some() {
+            self.publish_following(given, from, publish);
+            return None;
+        }
+        let mark = publish.id.as_deref().map(|id| given.secret.mark(&publish.from.scope(), id));
         if let Some(seq) = mark.and_then(|mark| self.window.number(mark)) {
             let position = Position { epoch: self.position.epoch, seq };
             given.post.send(from, RoomLetter::Published { ticket: publish.ticket, position });
@@ -162,7 +216,7 @@ impl Home {
         self.remembers(position.seq).then_some(position.seq)
     }
 
-    /// The next number. Where a bus gives the numbers, what it numbered comes to [`Home::deliver`] at once.
+    /// The next number.
     fn next_position(&mut self) -> Position {
         self.position.seq = self.position.seq.saturating_add(1);
         self.position
@@ -173,6 +227,36 @@ impl Home {
         self.history.push(given.now, Arc::clone(message), self.policy.history);
         for shard in self.members.shards() {
             given.post.send(shard, RoomLetter::Deliver(Arc::clone(message)));
+        }
+    }
+
+    /// The next message, as the bus has numbered it.
+    pub(super) fn advance(&mut self, given: &mut Given<'_>, message: &Arc<Delivery>) {
+        self.position = message.position;
+        self.deliver(given, message);
+    }
+
+    /// The room goes on from here; what is remembered of it does not lead there.
+    pub(super) fn set_position(&mut self, at: Position) {
+        self.position = at;
+        self.history = History::default();
+    }
+
+    /// Older messages that the bus still had, in order: those that lead to what is remembered.
+    pub(super) fn remember_before(&mut self, now: Instant, missed: Vec<Arc<Delivery>>) {
+        self.history.fill_before(now, missed, self.position.seq);
+        self.prune(now);
+    }
+
+    /// The number of the oldest message that is remembered; past all where none is.
+    pub(super) fn first_remembered(&self) -> u64 {
+        self.history.first().unwrap_or(u64::MAX)
+    }
+
+    /// Tells all shards with members how far the room is.
+    pub(super) fn tell_position(&self, given: &mut Given<'_>) {
+        for shard in self.members.shards() {
+            given.post.send(shard, RoomLetter::Position { room: self.room.clone(), position: self.position });
         }
     }
 
@@ -232,6 +316,7 @@ impl Home {
         while let Some(user) = self.members.departed(given.now) {
             self.tell(given, Change::Went, &user);
         }
+        self.time_following(given);
     }
 
     fn prune(&mut self, now: Instant) {
@@ -244,9 +329,9 @@ impl Home {
         self.history.first().is_some_and(|first| first <= seq)
     }
 
-    /// Forgets the oldest message, if it has at most this number: memory is short.
+    /// Forgets the messages up to this number: memory is short.
     pub(super) fn forget(&mut self, seq: u64) {
-        if self.history.first().is_some_and(|first| first <= seq) {
+        while self.history.first().is_some_and(|first| first <= seq) {
             self.history.forget_first();
         }
     }
@@ -260,11 +345,15 @@ impl Home {
             .max(self.window.forgotten_at(self.ids_age()))
             .filter(|_| self.members.is_empty())
             .unwrap_or(Instant::NEVER);
-        self.behind_due.min(departure).min(forgotten)
+        let following = self.following.as_ref().map_or(Instant::NEVER, Following::due);
+        self.behind_due.min(departure).min(forgotten).min(following)
     }
 
-    /// Whether nobody would miss it: nobody is there, and nothing is remembered.
+    /// Whether nobody would miss it: nobody is there, and nothing is remembered, or the bus remembers it.
     pub(super) fn is_unused(&self) -> bool {
+        if let Some(following) = &self.following {
+            return self.members.is_empty() && following.is_unused();
+        }
         self.members.is_empty() && self.history.is_empty() && self.window.is_empty()
     }
 
@@ -282,6 +371,12 @@ impl Home {
         let slow = self.policy.slow.of_message(payload);
         Delivery { room: self.room.clone(), position, slow, at: given.now, text }
     }
+}
+
+/// What a bus is to keep of a room with this policy.
+pub(super) fn keep(policy: &Policy) -> Keep {
+    let super::rules::History { messages_max, bytes_max, age_max } = policy.history;
+    Keep { messages_max, bytes_max, age_max, ids_age: age_max.max(policy.ids_for) }
 }
 
 /// Undoes a coming that nobody was told of.

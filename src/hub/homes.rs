@@ -6,10 +6,12 @@ use std::sync::Arc;
 use super::{
     Code, Hub, RoomLetter,
     arena::Key,
-    home::{Given, Home},
+    bus::{BusAsker, BusRequest},
+    following::publish_on_bus,
+    home::{Given, Home, keep},
     letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull},
     name::RoomName,
-    position::Epoch,
+    position::{Epoch, Position},
     timers::Timer,
 };
 use crate::shard::Instant;
@@ -40,6 +42,14 @@ impl<W> Hub<W> {
                 let is_member = |key: &Key| self.homes.get(*key).is_some_and(|home| home.has_member(user));
                 key.filter(is_member).ok_or(Code::NotJoined)
             }
+            Publisher::Service { .. } if self.bus.is_some() => {
+                let key = self.home_names.get(&publish.room).copied();
+                if key.is_none() {
+                    // Nobody here is in it: only the bus has to know.
+                    return self.publish_unfollowed(now, from, publish);
+                }
+                key.ok_or(Code::NotJoined)
+            }
             Publisher::Service { .. } => self.home(&publish.room, None),
         };
         match home {
@@ -51,10 +61,29 @@ impl<W> Hub<W> {
         }
     }
 
+    fn publish_unfollowed(&mut self, now: Instant, from: usize, publish: &Publish) {
+        let keep = keep(self.plan.rules.policy(publish.room.as_str()));
+        let mut given = Given {
+            now,
+            unix_ms: (self.to_unix_ms)(now),
+            secret: self.secret,
+            recovery_bytes_max: 0,
+            position_every: self.plan.limits.position_every,
+            is_bus_up: self.bus.as_ref().is_some_and(|bus| bus.is_up),
+            rng: &mut self.rng,
+            encoder: &mut self.encoder,
+            post: &mut self.post,
+        };
+        publish_on_bus(&mut given, from, publish, Position::default(), keep);
+    }
+
     pub(super) fn handle_ask_presence(&mut self, now: Instant, from: usize, room: &RoomName, ticket: Key) {
         if let Some(&key) = self.home_names.get(room) {
             self.at_home(now, key, |home, given| home.presence(given, from, ticket));
             return;
+        }
+        if self.bus.is_some() {
+            return self.ask_bus_for(room, (from, ticket));
         }
         let nobody = PresenceIs { ticket, users: Vec::new(), total: 0 };
         self.post.send(from, RoomLetter::PresenceIs(Box::new(nobody)));
@@ -62,8 +91,21 @@ impl<W> Hub<W> {
 
     pub(super) fn handle_look(&mut self, from: usize, room: &RoomName, ticket: Key) {
         let home = self.home_names.get(room).and_then(|&key| self.homes.get(key));
+        if home.is_none() && self.bus.is_some() {
+            return self.ask_bus_for(room, (from, ticket));
+        }
         let seen = home.map_or_else(Look::default, Home::look);
         self.post.send(from, RoomLetter::LookIs { ticket, seen });
+    }
+
+    /// Nobody here is in the room: only the bus knows it.
+    fn ask_bus_for(&mut self, room: &RoomName, asker: BusAsker) {
+        if self.has_bus() {
+            self.post.ask(BusRequest::Look { room: room.clone(), asker });
+        } else {
+            let (shard, ticket) = asker;
+            self.post.send(shard, RoomLetter::Refused { ticket, code: Code::DependencyUnavailable });
+        }
     }
 
     pub(super) fn handle_pull(&mut self, now: Instant, from: usize, pull: &Pull) {
@@ -83,7 +125,7 @@ impl<W> Hub<W> {
         if let Some(home) = self.homes.get_mut(key) {
             home.armed = Instant::NEVER;
         }
-        self.at_home(now, key, Home::handle_timeout);
+        self.follow_at_home(now, key, Home::handle_timeout);
     }
 
     /// A step of a room; afterwards it is freed if nobody needs it, or its timer set.
@@ -99,6 +141,9 @@ impl<W> Hub<W> {
             unix_ms: (self.to_unix_ms)(now),
             secret: self.secret,
             recovery_bytes_max: self.plan.limits.outbox_bytes_max / 2,
+            position_every: self.plan.limits.position_every,
+            is_bus_up: self.bus.as_ref().is_some_and(|bus| bus.is_up),
+            rng: &mut self.rng,
             encoder: &mut self.encoder,
             post: &mut self.post,
         };
@@ -131,9 +176,13 @@ impl<W> Hub<W> {
             }
             *made = made.saturating_add(1);
         }
-        let epoch = Epoch::random(&mut self.rng);
         let policy = self.plan.rules.policy(room.as_str()).clone();
-        let home = Home::new(room.clone(), policy, epoch, self.shards, maker.map(Arc::clone));
+        let (shards, maker) = (self.shards, maker.map(Arc::clone));
+        let home = if self.bus.is_some() {
+            Home::following(room.clone(), policy, shards, maker)
+        } else {
+            Home::new(room.clone(), policy, Epoch::random(&mut self.rng), shards, maker)
+        };
         let key = self.homes.insert(home);
         self.home_names.insert(room.clone(), key);
         Ok(key)
@@ -143,6 +192,10 @@ impl<W> Hub<W> {
         let Some(mut home) = self.homes.remove(key) else { return };
         self.timers.set(Timer::Home(key), &mut home.armed, Instant::NEVER);
         self.home_names.remove(home.room());
+        self.history_bytes = self.history_bytes.saturating_sub(home.history_bytes());
+        if home.following.is_some() {
+            self.post.ask(BusRequest::Forget(home.room().clone()));
+        }
         if let Some(maker) = home.maker()
             && let Entry::Occupied(mut made) = self.makers.entry(Arc::clone(maker))
         {
@@ -155,7 +208,7 @@ impl<W> Hub<W> {
     }
 
     /// Notes a new message; past what a shard may remember the oldest of all rooms are forgotten.
-    fn bound_history(&mut self, now: Instant, key: Key, seq: Option<u64>) {
+    pub(super) fn bound_history(&mut self, now: Instant, key: Key, seq: Option<u64>) {
         self.history_order.extend(seq.map(|seq| (key, seq)));
         while self.history_bytes > self.plan.limits.history_bytes_max
             && let Some((key, seq)) = self.history_order.pop_front()

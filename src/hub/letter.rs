@@ -80,6 +80,8 @@ pub enum RoomLetter {
     User { user: Arc<str>, is_here: bool },
     /// To all shards: tell me of your users who are at home here. Lost: sent again, at the next timeout.
     AskUsers,
+    /// From the home, where only the bus knows: how the room stands and who is there. Lost: the asker gives up by itself.
+    SeenIs(Box<SeenIs>),
 
     /// To all shards: a message for each socket of a user. Lost: counted as none.
     ToUser(Box<ToUser>),
@@ -129,6 +131,18 @@ pub enum Publisher {
     Member { user: Arc<str>, session: Option<Arc<str>> },
     /// A service.
     Service { sub: Box<str>, kind: Box<str> },
+}
+
+impl Publisher {
+    /// Within what an id means the same message: a session, or a service.
+    pub(super) fn scope(&self) -> String {
+        match self {
+            // A user without a session is told apart by its id: under another letter, so that no session is called so.
+            Self::Member { session: Some(session), .. } => format!("s{session}"),
+            Self::Member { user, session: None } => format!("u{user}"),
+            Self::Service { sub, .. } => format!("p{sub}"),
+        }
+    }
 }
 
 /// Some messages were missed.
@@ -183,6 +197,14 @@ pub struct Look {
     pub connections: u32,
     /// The last message; of no epoch where there is no such room.
     pub position: Position,
+}
+
+/// How a room stands, and some of its users.
+#[derive(Debug)]
+pub struct SeenIs {
+    pub ticket: Key,
+    pub look: Look,
+    pub users: Vec<(Arc<str>, u32)>,
 }
 
 /// A message for each socket of a user.

@@ -29,6 +29,7 @@ impl<W> Hub<W> {
             RoomLetter::LookIs { ticket, seen } => self.handle_seen(ticket, seen),
             RoomLetter::User { user, is_here } => self.handle_user(now, from, user, is_here),
             RoomLetter::AskUsers => self.handle_ask_users(from),
+            RoomLetter::SeenIs(seen) => self.handle_seen_is(*seen),
             RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
             RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
             RoomLetter::UserCount { user, count } => self.handle_user_count(from, user, count),
@@ -66,6 +67,7 @@ impl<W> Hub<W> {
             | RoomLetter::Published { .. }
             | RoomLetter::PresenceIs(_)
             | RoomLetter::LookIs { .. }
+            | RoomLetter::SeenIs(_)
             | RoomLetter::UserTold { .. }) => self.keep(now, to, letter),
         }
         self.settle(now);

@@ -15,11 +15,15 @@
 
 mod arena;
 mod asks;
+pub mod bus;
 mod client;
 pub mod code;
+mod crowd;
 mod drain;
+mod early;
 pub mod encode;
 pub mod events;
+mod following;
 pub mod frame;
 mod history;
 mod home;
@@ -46,6 +50,7 @@ mod socket;
 mod tests;
 mod timers;
 pub mod types;
+pub mod unnumbered;
 mod users;
 
 use std::collections::{HashMap, VecDeque};
@@ -56,6 +61,7 @@ use std::time::Duration;
 
 use arena::{Arena, Key};
 use asks::{Asker, Asks, Question};
+use bus::{Bus, BusRequest};
 use code::{Close, Code};
 use encode::{Encoder, Welcome};
 use events::{Event, EventPlan, Events};
@@ -101,6 +107,8 @@ pub struct Setup {
     pub secret: Secret,
     /// The time of day at an instant, in milliseconds since 1970.
     pub to_unix_ms: fn(Instant) -> u64,
+    /// Whether rooms span instances: a bus gives the numbers, see [`bus::BusRequest`].
+    pub has_bus: bool,
 }
 
 /// What may be configured, and changed while the hub runs. One per shard; limits that count for the instance are this
@@ -133,6 +141,8 @@ pub struct Entrance<W> {
 pub enum Effect {
     /// Send this to another shard's hub; tell [`Hub::letter_dropped`] if it did not go.
     Letter(usize, RoomLetter),
+    /// Send this to the bus; tell [`Hub::bus_dropped`] if it did not go.
+    Bus(BusRequest),
     /// Write what is queued for the socket, close it with this, and then [`Hub::leave`].
     Close(SocketKey, Close),
     /// Send a ping.
@@ -256,6 +266,8 @@ pub struct Hub<W> {
     home_names: HashMap<RoomName, Key>,
     /// Rooms at home here that each user has made.
     makers: HashMap<Arc<str>, u32>,
+    /// None where one instance is complete by itself.
+    bus: Option<Bus>,
     history_bytes: usize,
     /// Messages in histories, the oldest first; what was forgotten is passed over.
     history_order: VecDeque<(Key, u64)>,
@@ -276,7 +288,7 @@ pub struct Hub<W> {
 impl<W> Hub<W> {
     /// An empty hub.
     pub fn new(setup: Setup) -> Self {
-        let Setup { shard, shards, node, plan, seed, secret, to_unix_ms } = setup;
+        let Setup { shard, shards, node, plan, seed, secret, to_unix_ms, has_bus } = setup;
         let sockets = Sockets::new(plan.limits.outbox_bytes_max);
         Self {
             shard,
@@ -299,6 +311,7 @@ impl<W> Hub<W> {
             homes: Arena::default(),
             home_names: HashMap::new(),
             makers: HashMap::new(),
+            bus: has_bus.then(Bus::new),
             history_bytes: 0,
             history_order: VecDeque::new(),
             order_max: 1024,
@@ -508,6 +521,7 @@ impl<W> Hub<W> {
                     self.events.armed = Instant::NEVER;
                     self.pass_events_time(now);
                 }
+                Timer::Forgotten => self.send_forgotten(),
             }
         }
         while let Some((ticket, asker)) = self.asks.take_late(now) {

@@ -8,7 +8,7 @@ use super::{
     arena::Key,
     asks::{Ask, Everywhere},
     frame::Kind,
-    letter::{Look, Publish, Publisher, ToUser},
+    letter::{Look, PresenceIs, Publish, Publisher, SeenIs, ToUser},
     name::RoomName,
 };
 use crate::shard::Instant;
@@ -104,6 +104,15 @@ impl<W> Hub<W> {
         let Some(ask) = self.asks.remove(ticket).filter(|ask| !ask.is_given_up) else { return };
         if let Asker::Outside(asker) = ask.asker {
             self.answer_outside(asker, Answer::Room(seen));
+        }
+    }
+
+    /// What the bus knows of a room is for a socket that asked who is there, or for somebody outside who looks.
+    pub(super) fn handle_seen_is(&mut self, seen: SeenIs) {
+        let SeenIs { ticket, look, users } = seen;
+        match self.asks.get_mut(ticket).map(|ask| ask.asker) {
+            Some(Asker::Socket(_)) => self.handle_presence(&PresenceIs { ticket, users, total: look.members }),
+            _ => self.handle_seen(ticket, look),
         }
     }
 

@@ -1,7 +1,8 @@
-//! Where letters wait until they go: to this shard's own hub, handled before its call ends, or to another's.
+//! Where letters wait until they go: to this shard's own hub, handled before its call ends, to another's, or to the bus.
 
 use std::collections::VecDeque;
 
+use super::bus::BusRequest;
 use super::letter::RoomLetter;
 
 /// Letters on their way. One per shard.
@@ -10,6 +11,7 @@ pub(super) struct Post {
     shard: usize,
     own: VecDeque<RoomLetter>,
     others: VecDeque<(usize, RoomLetter)>,
+    bus: VecDeque<BusRequest>,
 }
 
 impl Post {
@@ -23,6 +25,15 @@ impl Post {
         } else {
             self.others.push_back((to, letter));
         }
+    }
+
+    /// To the bus.
+    pub(super) fn ask(&mut self, request: BusRequest) {
+        self.bus.push_back(request);
+    }
+
+    pub(super) fn next_request(&mut self) -> Option<BusRequest> {
+        self.bus.pop_front()
     }
 
     pub(super) fn next_own(&mut self) -> Option<RoomLetter> {

@@ -14,10 +14,17 @@ const STALE_MAX: usize = 64;
 #[derive(Debug)]
 struct User {
     name: Arc<str>,
-    /// None while its going is not told yet.
     sockets: u32,
+    /// On other instances. Without any sockets its going is not told yet.
+    elsewhere: u32,
     /// When its going is told; means nothing while it has sockets.
     gone_at: Instant,
+}
+
+impl User {
+    const fn is_there(&self) -> bool {
+        self.sockets > 0 || self.elsewhere > 0
+    }
 }
 
 /// The members of one room.
@@ -29,6 +36,8 @@ pub(super) struct Members {
     /// Sockets on each shard.
     shards: Box<[u32]>,
     connections: u32,
+    /// Sockets on other instances.
+    elsewhere: u32,
     /// Users without sockets.
     away: u32,
     /// Goings that are not told yet, the first first. What a user's own entry does not confirm was overtaken.
@@ -58,12 +67,63 @@ impl Members {
 
     /// Their sockets.
     pub(super) fn connections(&self) -> u32 {
-        self.connections
+        self.connections.saturating_add(self.elsewhere)
     }
 
-    /// Whether nobody is there and nobody's going has to be told.
+    /// Whether nobody is here and nobody's going has to be told.
     pub(super) fn is_empty(&self) -> bool {
-        self.users.is_empty()
+        self.connections == 0 && self.away == 0
+    }
+
+    /// How many sockets a user has on this instance.
+    pub(super) fn sockets_here(&self, user: &str) -> u32 {
+        self.user(user).map_or(0, |user| user.sockets)
+    }
+
+    /// All users of this instance with their sockets here.
+    pub(super) fn here(&self) -> Vec<(Arc<str>, u32)> {
+        let here = self.users.iter().filter(|user| user.sockets > 0);
+        here.map(|user| (Arc::clone(&user.name), user.sockets)).collect()
+    }
+
+    /// A user has so many sockets on other instances. Its going is told at `gone_at`, or now if that is none.
+    pub(super) fn set_elsewhere(&mut self, user: &Arc<str>, count: u32, gone_at: Option<Instant>) -> Change {
+        let Some(&place) = self.places.get(user) else {
+            if count == 0 {
+                return Change::None;
+            }
+            self.elsewhere = self.elsewhere.saturating_add(count);
+            self.places.insert(Arc::clone(user), self.users.len());
+            let name = Arc::clone(user);
+            self.users.push(User { name, sockets: 0, elsewhere: count, gone_at: Instant::NEVER });
+            return Change::Came;
+        };
+        let Some(known) = self.users.get_mut(place) else { return Change::None };
+        let was_there = known.is_there();
+        self.elsewhere = self.elsewhere.saturating_sub(known.elsewhere).saturating_add(count);
+        known.elsewhere = count;
+        match (was_there, known.is_there()) {
+            (false, true) => {
+                self.away = self.away.saturating_sub(1);
+                Change::None
+            }
+            (true, false) => self.depart(place, gone_at),
+            _ => Change::None,
+        }
+    }
+
+    /// A user has no sockets any more.
+    fn depart(&mut self, place: usize, gone_at: Option<Instant>) -> Change {
+        let Some(known) = self.users.get_mut(place) else { return Change::None };
+        let Some(at) = gone_at else {
+            self.remove(place);
+            return Change::Went;
+        };
+        known.gone_at = at;
+        self.away = self.away.saturating_add(1);
+        self.departures.push_back((at, Arc::clone(&known.name)));
+        self.forget_overtaken();
+        Change::None
     }
 
     pub(super) fn has(&self, user: &str) -> bool {
@@ -77,8 +137,8 @@ impl Members {
 
     /// Some users with their sockets.
     pub(super) fn list(&self, max: usize) -> Vec<(Arc<str>, u32)> {
-        let there = self.users.iter().filter(|user| user.sockets > 0).take(max);
-        there.map(|user| (Arc::clone(&user.name), user.sockets)).collect()
+        let there = self.users.iter().filter(|user| user.is_there()).take(max);
+        there.map(|user| (Arc::clone(&user.name), user.sockets.saturating_add(user.elsewhere))).collect()
     }
 
     /// One more socket of a user.
@@ -90,14 +150,14 @@ impl Members {
         if let Some(&place) = self.places.get(&**user)
             && let Some(known) = self.users.get_mut(place)
         {
-            if known.sockets == 0 {
+            if !known.is_there() {
                 self.away = self.away.saturating_sub(1);
             }
             known.sockets = known.sockets.saturating_add(1);
             return Change::None;
         }
         self.places.insert(Arc::clone(user), self.users.len());
-        self.users.push(User { name: Arc::clone(user), sockets: 1, gone_at: Instant::NEVER });
+        self.users.push(User { name: Arc::clone(user), sockets: 1, elsewhere: 0, gone_at: Instant::NEVER });
         Change::Came
     }
 
@@ -110,18 +170,7 @@ impl Members {
         }
         self.connections = self.connections.saturating_sub(1);
         known.sockets = known.sockets.saturating_sub(1);
-        if known.sockets > 0 {
-            return Change::None;
-        }
-        if let Some(at) = gone_at {
-            known.gone_at = at;
-            self.away = self.away.saturating_add(1);
-            self.departures.push_back((at, Arc::clone(&known.name)));
-            self.forget_overtaken();
-            return Change::None;
-        }
-        self.remove(place);
-        Change::Went
+        if known.is_there() { Change::None } else { self.depart(place, gone_at) }
     }
 
     /// When the next going may have to be told.
@@ -149,7 +198,7 @@ impl Members {
     }
 
     fn is_departure(&self, at: Instant, name: &str) -> bool {
-        self.user(name).is_some_and(|user| user.sockets == 0 && user.gone_at == at)
+        self.user(name).is_some_and(|user| !user.is_there() && user.gone_at == at)
     }
 
     fn remove(&mut self, place: usize) {
@@ -200,6 +249,24 @@ mod tests {
         assert_eq!(members.list(9), [(name("b"), 1)]);
         assert_eq!(members.leave(3, "b", None), Change::Went);
         assert!(members.is_empty() && members.places.is_empty());
+    }
+
+    #[test]
+    fn who_is_on_another_instance_counts_and_keeps_no_room_open() {
+        let mut members = Members::new(1);
+        members.enter(0, &name("a"));
+        assert_eq!(members.set_elsewhere(&name("a"), 2, None), Change::None);
+        assert_eq!(members.set_elsewhere(&name("b"), 1, None), Change::Came);
+        assert_eq!((members.users(), members.connections(), members.has("b")), (2, 4, false));
+        assert_eq!(members.list(9), [(name("a"), 3), (name("b"), 1)]);
+        assert_eq!(members.here(), [(name("a"), 1)]);
+        assert_eq!(members.leave(0, "a", None), Change::None);
+        assert!(members.is_empty());
+        assert_eq!(members.set_elsewhere(&name("a"), 0, None), Change::Went);
+        assert_eq!(members.set_elsewhere(&name("b"), 0, Some(Instant::START)), Change::None);
+        assert_eq!((members.users(), members.connections(), members.is_empty()), (0, 0, false));
+        assert_eq!(members.set_elsewhere(&name("b"), 1, None), Change::None);
+        assert_eq!((members.users(), members.connections(), members.departed(Instant::NEVER)), (1, 1, None));
     }
 
     #[test]

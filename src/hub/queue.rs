@@ -70,6 +70,7 @@ impl<W> Hub<W> {
     /// What is to be done next.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         let letter = self.post.next_other().map(|(to, letter)| Effect::Letter(to, letter));
+        let letter = letter.or_else(|| self.post.next_request().map(Effect::Bus));
         letter.or_else(|| self.effects.pop_front())
     }
 

@@ -2,12 +2,12 @@
 //!
 //! Numbers without a hole go to the members; a hole is asked for at the room's home. What nobody has any more is told.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
     arena::Key,
+    early::Early,
     letter::{Delivery, Pull, Pulled, RoomLetter},
     name::RoomName,
     position::{Epoch, Position},
@@ -19,9 +19,6 @@ use crate::shard::Instant;
 const PULL_WITHIN: Duration = Duration::from_secs(1);
 /// When the question is sent again that did not go at all.
 const PULL_AGAIN: Duration = Duration::from_millis(100);
-/// What came too early and is kept; the rest is asked for.
-const EARLY_MAX: usize = 256;
-const EARLY_BYTES_MAX: usize = 1 << 20;
 
 /// A member on this shard.
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +49,7 @@ pub(super) struct LocalRoom {
     pub(super) joining: u32,
     /// How far the members are; none before the first came in.
     position: Option<Position>,
-    /// What came too early, in order.
-    early: VecDeque<Arc<Delivery>>,
-    early_bytes: usize,
+    early: Early,
     /// The highest number that was heard of.
     known: u64,
     is_pulling: bool,
@@ -72,8 +67,7 @@ impl LocalRoom {
             members: Vec::new(),
             joining: 0,
             position: None,
-            early: VecDeque::new(),
-            early_bytes: 0,
+            early: Early::default(),
             known: 0,
             is_pulling: false,
             due: Instant::NEVER,
@@ -107,7 +101,7 @@ impl LocalRoom {
         if message.position.epoch != position.epoch {
             return self
                 .hear_of_epoch(message.position.epoch, message.position.seq.saturating_sub(1))
-                .inspect(|_| self.keep(message));
+                .inspect(|_| self.early.keep(message));
         }
         if message.position.seq <= position.seq {
             return None;
@@ -116,23 +110,14 @@ impl LocalRoom {
         if message.position.seq == position.seq.saturating_add(1) {
             return Some(self.advance(message));
         }
-        self.keep(message);
+        self.early.keep(message);
         None
     }
 
     /// What came early and is next now.
     pub(super) fn next(&mut self) -> Option<Next> {
-        let position = self.position?;
-        loop {
-            let first = self.early.front()?;
-            if first.position.seq > position.seq.saturating_add(1) {
-                return None;
-            }
-            let message = self.forget_first_early()?;
-            if message.position.epoch == position.epoch && message.position.seq > position.seq {
-                return Some(self.advance(message));
-            }
-        }
+        let message = self.early.take_next(self.position?)?;
+        Some(self.advance(message))
     }
 
     /// How far the room is, from home.
@@ -177,7 +162,7 @@ impl LocalRoom {
         }
         self.is_pulling = true;
         self.due = now + PULL_WITHIN;
-        let to = self.early.front().map_or(self.known, |first| first.position.seq.saturating_sub(1));
+        let to = self.early.first().map_or(self.known, |first| first.saturating_sub(1));
         let from = position.seq.saturating_add(1);
         let pull = Pull { room: self.name.clone(), epoch: position.epoch, from, to };
         post.send(self.home, RoomLetter::Pull(pull));
@@ -200,7 +185,7 @@ impl LocalRoom {
     /// Bytes of memory that it holds beside what others share.
     #[cfg(test)]
     pub(super) fn early(&self) -> (usize, usize) {
-        (self.early.len(), self.early_bytes)
+        self.early.size()
     }
 
     fn hear_of(&mut self, seq: u64) {
@@ -217,43 +202,19 @@ impl LocalRoom {
     fn lose(&mut self, at: Position) -> Next {
         let is_new_epoch = self.position.is_none_or(|position| position.epoch != at.epoch);
         if is_new_epoch {
-            self.early = VecDeque::new();
-            self.early_bytes = 0;
+            self.early.clear();
             self.known = at.seq;
             self.is_pulling = false;
             self.due = Instant::NEVER;
         }
-        while self.early.front().is_some_and(|first| first.position.seq <= at.seq) {
-            self.forget_first_early();
-        }
+        self.early.forget_to(at.seq);
         self.known = self.known.max(at.seq);
         self.position = Some(at);
         Next::Lost { at, is_new_epoch }
     }
 
-    fn forget_first_early(&mut self) -> Option<Arc<Delivery>> {
-        let message = self.early.pop_front()?;
-        self.early_bytes = self.early_bytes.saturating_sub(message.cost());
-        if self.early.is_empty() {
-            self.early = VecDeque::new();
-        }
-        Some(message)
-    }
-
     fn advance(&mut self, message: Arc<Delivery>) -> Next {
         self.position = Some(Position { epoch: message.position.epoch, seq: message.position.seq });
         Next::Message(message)
-    }
-
-    /// Keeps what came early, once, in order, and within bounds.
-    fn keep(&mut self, message: Arc<Delivery>) {
-        let bytes = self.early_bytes.saturating_add(message.cost());
-        let place = self.early.partition_point(|kept| kept.position.seq < message.position.seq);
-        let is_here = self.early.get(place).is_some_and(|kept| kept.position.seq == message.position.seq);
-        if is_here || self.early.len() >= EARLY_MAX || bytes > EARLY_BYTES_MAX {
-            return;
-        }
-        self.early_bytes = bytes;
-        self.early.insert(place, message);
     }
 }

@@ -16,6 +16,8 @@ pub(super) enum Timer {
     Kept,
     /// Events that wait for the grace.
     Events,
+    /// Rooms of which the bus is told again.
+    Forgotten,
 }
 
 /// All timers of a shard's rooms; those of sockets are the driver's.

@@ -15,6 +15,7 @@ use super::{
     letter::{AllLetters, DroppableToBridge, DroppableToShard, Load, ReplyTo, Revoked, ToBridge, ToControl, ToShard},
     operations::{Next, Operations},
     revoking::Revoking,
+    rooms::{self, Rooms, RoomsWay},
     waiting::{WaitingClient, WaitingClients},
 };
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
         redis::{Address, Redis},
         to,
     },
-    config::Config,
+    config::{Config, RedisMode},
     exchange::Code,
     gateway::{
         Plan,
@@ -59,6 +60,8 @@ const SETTLE_MAX: Duration = Duration::from_millis(250);
 /// What the bridge is given when its thread begins.
 pub(super) struct BridgeSetup {
     pub(super) config: Config,
+    /// The name of this process, which no other has.
+    pub(super) node: Box<str>,
     /// What signs access tokens; `None` if nothing does.
     pub(super) issuer: Option<Issuer>,
     pub(super) plan: Arc<Plan>,
@@ -116,7 +119,7 @@ impl StartingBridge {
 }
 
 async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Option<(Revoked, Instant)>>>) {
-    let BridgeSetup { config, issuer, plan, shards, port } = equipment;
+    let BridgeSetup { config, node, issuer, plan, shards, port } = equipment;
     let started = bus::on_tokio(port).context("the bridge cannot be reached").and_then(|(bus, pump)| {
         let accounts = config.accounts.enabled.then(|| Accounts::start(&config, issuer));
         let accounts = accounts.transpose().context("accounts cannot be served")?;
@@ -124,9 +127,16 @@ async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Optio
             None if config.redis.is_given() => Some(Redis::start(Address::new(&config.redis).context("redis")?)),
             shared => shared.cloned(),
         };
-        Ok((bus, pump, accounts, redis))
+        let rooms = if rooms::have_bus(&config) {
+            let address = Address::new(&config.redis).context("redis")?;
+            let is_cluster = config.redis.mode == RedisMode::Cluster;
+            Some(Rooms::new(address, is_cluster, &node, RoomsWay(bus.clone(), shards)))
+        } else {
+            None
+        };
+        Ok((bus, pump, accounts, redis, rooms))
     });
-    let (bus, pump, accounts, redis) = match started {
+    let (bus, pump, accounts, redis, rooms) = match started {
         Ok(started) => started,
         // Whoever waits ends the process.
         Err(error) => return drop(begun.send(Err(error))),
@@ -137,6 +147,7 @@ async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Optio
         shards,
         accounts,
         redis,
+        rooms,
         fleet: Local::default(),
         log_ins: Local::default(),
         operations: OperationKind::ALL.map(|_| Local::new(Operations::new(AT_ONCE_MAX, WAIT_MAX))),
@@ -146,6 +157,9 @@ async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Optio
         is_stopping: Cell::new(false),
     });
     bridge.count_for_fleet(&plan);
+    if let Some(rooms) = &bridge.rooms {
+        spawn_local(Rc::clone(rooms).run());
+    }
     let receiving = Rc::clone(&bridge);
     let receive = spawn_local(async move { receiving.receive(pump).await });
     match follower {
@@ -172,6 +186,8 @@ struct Bridge {
     accounts: Option<Accounts>,
     /// `None` if the configuration has none.
     redis: Option<Redis>,
+    /// The bus between instances; `None` if the configuration has no Redis or no hub.
+    rooms: Option<Rc<Rooms>>,
     /// What counts in Redis; `None` as long as no limit is the fleet's.
     fleet: Local<Option<Fleet>>,
     /// Log-ins under way, by who asked. They are given up when nobody waits for them any more, and bounded by the shards'
@@ -210,6 +226,7 @@ impl OperationKind {
             Operation::Refresh { .. } => Some(Self::Renewal),
             Operation::Logout { .. }
             | Operation::LogoutAll { .. }
+            | Operation::Kick { .. }
             | Operation::EndSession { .. }
             | Operation::EndAgain { .. }
             | Operation::Sessions { .. } => Some(Self::Session),
@@ -225,6 +242,11 @@ impl Bridge {
             let _ = pump.poll(cx, |letter| match letter {
                 Received::Control(letter) => self.take(letter),
                 Received::Droppable(DroppableToBridge::Hits(shard, hits)) => self.count(shard, hits),
+                Received::Droppable(DroppableToBridge::Rooms(shard, request)) => {
+                    if let Some(rooms) = &self.rooms {
+                        rooms.take(shard.into(), *request);
+                    }
+                }
             });
             // Only now: who asked may have left in the next letter.
             self.go_on(OperationKind::Renewal);

@@ -13,6 +13,7 @@ use super::{
     files,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::Lookups,
+    rooms,
     signals::{Signalled, Signals},
 };
 use crate::{
@@ -91,6 +92,8 @@ struct Control {
     descriptors: u64,
     bus: Bus<AllLetters>,
     databases: Databases,
+    /// None where rooms do not span instances.
+    is_bus_up: Option<bool>,
     process: ProcessCounters,
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
@@ -176,6 +179,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         shards: i64::try_from(shards).unwrap_or(i64::MAX),
         ..ProcessCounters::default()
     };
+    let is_bus_up = rooms::have_bus(&config).then_some(false);
     let control = Control {
         config,
         keychain,
@@ -189,6 +193,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         descriptors,
         bus,
         databases: Databases::default(),
+        is_bus_up,
         process,
         drain: None,
         scrapes: Vec::new(),
@@ -276,6 +281,10 @@ impl Control {
                 self.process.operations_waiting = level(waiting);
             }
             ToControl::Databases(databases) => self.databases = *databases,
+            ToControl::Bus(is_up) => {
+                self.is_bus_up = Some(is_up);
+                self.show_pages();
+            }
         }
     }
 
@@ -443,6 +452,7 @@ impl Control {
                 let _ = sender.send(match page {
                     HealthPage::Whole => health::whole(&known),
                     HealthPage::Ready => health::ready(&known),
+                    HealthPage::ReadyHub => health::ready_hub(&known),
                 });
             }
             Question::AsyncApi(sender) => {
@@ -502,8 +512,12 @@ impl Control {
     fn show_pages(&mut self) {
         let known = self.known();
         let page = |(status, body)| Page { status, body };
-        let pages = Pages { health: page(health::whole(&known)), ready: page(health::ready(&known)) };
-        self.bus.broadcast(|| ToShard::Pages(pages.clone()));
+        let pages = Pages {
+            health: page(health::whole(&known)),
+            ready: page(health::ready(&known)),
+            ready_hub: page(health::ready_hub(&known)),
+        };
+        self.bus.broadcast(|| ToShard::Pages(Box::new(pages.clone())));
     }
 
     fn known(&self) -> health::HealthInputs {
@@ -530,6 +544,8 @@ impl Control {
             shards_ready: self.shards.iter().filter(|shard| shard.applied == generation).count(),
             shards: self.shards.len(),
             is_accepting: self.drain.is_none(),
+            has_hub: self.config.hub.enabled,
+            is_bus_up: self.is_bus_up,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! | letters | as many wait for one reader, at most |
 //! | --- | --- |
 //! | snapshots (`Plan`, `Keys`, `Configuration`), `Pages`, what a drain says | one for each reload or change; pages only when every shard has told |
-//! | `Revoked`, `KnownUntil`, `RevocationsLost`, `LimitsAlone` | some each second: one for each look at the log, one for each change of Redis |
+//! | `Revoked`, `KnownUntil`, `RevocationsLost`, `LimitsAlone`, `Bus` | some each second: one for each look at the log, one for each change of Redis |
 //! | `Connection` | as many as may be open; a shard that is handed one counts as more loaded |
 //! | `Account`, and `Told`, `Doubted` in return | 4,096 operations that are waited for, each with a withdrawal; when so many wait for the bridge, the next is refused |
 //! | `AskMetrics`, and `Metrics` in return | one for each shard |
@@ -36,7 +36,10 @@ use crate::{
             counter::{Counted, Hits, Owed},
         },
     },
-    hub::letter::RoomLetter,
+    hub::{
+        bus::{BusAnswer, BusRequest},
+        letter::RoomLetter,
+    },
     sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, metrics::Counters},
@@ -63,7 +66,7 @@ pub(super) enum ToShard {
     /// By control: check tokens with these keys from now on.
     Keys(Arc<KeySet>),
     /// By control: say this of the gateway's health.
-    Pages(Pages),
+    Pages(Box<Pages>),
     /// By control: send your counters.
     Scrape,
     /// By control: end connections after the answer under way.
@@ -90,6 +93,8 @@ pub(super) enum ToShard {
     Connection(Accepted),
     /// By a key's home: hits that it was told of are counted.
     Counted(To, Counted),
+    /// By the bridge: the bus between instances is there, with a new connection perhaps, or it is away.
+    Bus(bool),
 }
 
 /// What a shard is told if there is room.
@@ -100,6 +105,8 @@ pub(super) enum DroppableToShard {
     Hits(usize, Hits),
     /// By the hub of the shard of this number, to this one's; see [`RoomLetter`].
     Room(u16, Box<RoomLetter>),
+    /// By the bridge: what the bus says to the hub of this shard; see [`BusAnswer`].
+    Bus(Box<BusAnswer>),
     /// By a key's home, of its own accord: so much is owed. Whoever misses it is told with the next.
     Owed(Owed),
 }
@@ -123,6 +130,8 @@ pub(super) enum ToControl {
     Load(Load),
     /// By the bridge: how the stores are.
     Databases(Box<Databases>),
+    /// By the bridge: the bus between instances is there, or away.
+    Bus(bool),
 }
 
 /// What the bridge is told.
@@ -143,6 +152,8 @@ pub(super) enum ToBridge {
 pub(super) enum DroppableToBridge {
     /// By the shard of this number: requests that were admitted there. Those that do not go are kept and told later.
     Hits(usize, Hits),
+    /// By the hub of the shard of this number, for the bus between instances; see [`BusRequest`].
+    Rooms(u16, Box<BusRequest>),
 }
 
 // Rings set aside so much for each of their letters, from the start: what is larger is boxed.

@@ -8,6 +8,7 @@ mod letter;
 mod lookup;
 mod operations;
 mod revoking;
+mod rooms;
 mod scrapes;
 mod signals;
 mod waiting;
@@ -86,8 +87,10 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
     let mesh = mesh::build::<AllLetters>(shards, RINGS)?;
+    let (node, secret) = hub_names();
     let bridge = bridge::spawn(bridge::BridgeSetup {
         config: config.clone(),
+        node: node.clone(),
         issuer: keychain.issuer(),
         plan: Arc::clone(&plan),
         shards,
@@ -97,7 +100,6 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let Some(bridge) = begun.transpose()? else { return Ok(ProcessEnd::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
-    let (node, secret) = hub_names();
     for (index, (access_log, port)) in access_logs.into_iter().zip(mesh.shards).enumerate() {
         let equipment = worker::ShardSetup {
             index,
@@ -112,6 +114,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
             seed: fastrand::u64(..),
             node: node.clone(),
             secret,
+            has_bus: rooms::have_bus(&config),
         };
         let cpu = cores.cpus.get(index).copied().filter(|_| config.runtime.pin);
         let thread = shard::spawn_shard(index, cpu, driver, move || worker::run(equipment))

@@ -43,8 +43,9 @@ impl Revoking {
         let (of, id) = match operation {
             Operation::Logout { sid, .. } | Operation::EndSession { sid, .. } => (&self.sessions, sid),
             Operation::LogoutAll { user } => (&self.users, user),
-            // The shards have been told of what is ended again.
+            // The shards have been told of what is ended again; whoever kicks has told them itself.
             Operation::EndAgain { .. }
+            | Operation::Kick { .. }
             | Operation::Login { .. }
             | Operation::Refresh { .. }
             | Operation::Sessions { .. } => return None,

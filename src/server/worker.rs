@@ -31,7 +31,7 @@ use crate::{
     config::ListenerKind,
     exchange::{Code, Ledger, Reject},
     gateway::{
-        Desks, Gateway, Plan, Seat, SendLetter,
+        AskBus, Desks, Gateway, Plan, Seat, SendLetter,
         rate_limit::{Limits, Post, To},
     },
     hub::Secret,
@@ -73,6 +73,8 @@ pub(super) struct ShardSetup {
     pub(super) node: Box<str>,
     /// What the hubs of all shards hash ids with.
     pub(super) secret: Secret,
+    /// Whether rooms span instances.
+    pub(super) has_bus: bool,
 }
 
 /// One shard's working parts.
@@ -123,6 +125,7 @@ pub(super) async fn run(equipment: ShardSetup) {
         seed,
         node,
         secret,
+        has_bus,
     } = equipment;
     let ledger = Rc::new(Local::new(Ledger {
         shard: u16::try_from(index).unwrap_or(u16::MAX),
@@ -165,7 +168,14 @@ pub(super) async fn run(equipment: ShardSetup) {
         Box::new(move |issuer| bus.send(to::Control, ToControl::WantKeys(issuer)))
     };
     let desks = Desks { metrics: Rc::clone(&metrics), accounts: Rc::clone(&accounts), want_keys };
-    let seat = Seat { shard: index, shards: board.shards(), node, secret, send: send_letter(index, bus.clone()) };
+    let seat = Seat {
+        shard: index,
+        shards: board.shards(),
+        node,
+        secret,
+        send: send_letter(index, bus.clone()),
+        ask_bus: has_bus.then(|| ask_bus(index, bus.clone())),
+    };
     let gateway = Gateway::new(plan, keys, Rc::clone(&ledger), desks, limits, seat);
     if let Some((revoked, until)) = revoked {
         gateway.revoke(&revoked.entries, None);
@@ -230,7 +240,19 @@ fn send_letter(me: usize, bus: Bus<AllLetters>) -> SendLetter {
         let offered = bus.offer(to::Shard(shard), DroppableToShard::Room(me, Box::new(letter)));
         offered.map_err(|letter| match letter {
             DroppableToShard::Room(_, letter) => *letter,
-            DroppableToShard::Hits(..) | DroppableToShard::Owed(_) => unreachable!("what is offered comes back"),
+            _ => unreachable!("what is offered comes back"),
+        })
+    })
+}
+
+/// How the shard's hub asks the bus between instances, where the configuration has one.
+fn ask_bus(me: usize, bus: Bus<AllLetters>) -> AskBus {
+    let me = u16::try_from(me).unwrap_or(u16::MAX);
+    Box::new(move |request| {
+        let offered = bus.offer(to::Bridge, DroppableToBridge::Rooms(me, Box::new(request)));
+        offered.map_err(|letter| match letter {
+            DroppableToBridge::Rooms(_, request) => *request,
+            DroppableToBridge::Hits(..) => unreachable!("what is offered comes back"),
         })
     })
 }
@@ -270,6 +292,7 @@ impl Worker {
                 Received::Droppable(DroppableToShard::Hits(from, hits)) => self.gateway.limits.count(from, hits),
                 Received::Droppable(DroppableToShard::Owed(owed)) => self.gateway.limits.hear_owed(owed),
                 Received::Droppable(DroppableToShard::Room(from, letter)) => self.gateway.hear(from.into(), *letter),
+                Received::Droppable(DroppableToShard::Bus(answer)) => self.gateway.hear_bus(*answer),
             });
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
         })
@@ -283,7 +306,7 @@ impl Worker {
                 self.gateway.adopt(plan);
                 self.tell_applied();
             }
-            ToShard::Pages(pages) => self.gateway.show(pages),
+            ToShard::Pages(pages) => self.gateway.show(*pages),
             ToShard::Keys(keys) => self.gateway.adopt_keys(keys),
             ToShard::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
             ToShard::Doubted(ticket) => self.accounts.doubt(ticket),
@@ -298,6 +321,7 @@ impl Worker {
             }
             ToShard::Counted(home, counted) => self.gateway.limits.hear(home, counted),
             ToShard::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),
+            ToShard::Bus(is_up) => self.gateway.bus_is_up(is_up),
             ToShard::Stop => self.is_stopping.set(true),
             ToShard::Connection(accepted) => self.serve(accepted),
             ToShard::Metrics(text) => self.answer_scrapes(&text),

@@ -6,6 +6,7 @@
 //!
 //! For the bridge: it needs a tokio runtime with I/O and time.
 
+mod channels;
 mod keeper;
 mod link;
 
@@ -15,17 +16,19 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster::ClusterClientBuilder;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, FromRedisValue,
-    IntoConnectionInfo as _, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
+    IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind,
+    TlsCertificates, TlsMode,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::config::{self, RedisMode};
 use crate::shard::clock::{self, Instant};
+pub use channels::Push;
 use link::Line;
 pub use link::{Link, Script};
 
@@ -249,11 +252,11 @@ impl Address {
                     Line::One(client.get_multiplexed_async_connection_with_config(&times).await?)
                 }
                 Topology::Sentinel { sentinels, server } => {
-                    let mut client = sentinel_client(sentinels, server)?;
+                    let mut client = sentinel_client(sentinels, server, ProtocolVersion::RESP2)?;
                     Line::One(client.get_async_connection_with_config(&times).await?)
                 }
                 Topology::Cluster { nodes, certificates } => {
-                    let client = self.cluster_client(nodes, certificates.as_ref(), answer_timeout)?;
+                    let client = self.cluster_builder(nodes, certificates.as_ref(), answer_timeout).build()?;
                     Line::Cluster(client.get_async_connection().await?)
                 }
             };
@@ -269,12 +272,12 @@ impl Address {
         }
     }
 
-    fn cluster_client(
+    fn cluster_builder(
         &self,
         nodes: &[ConnectionInfo],
         certificates: Option<&TlsCertificates>,
         answer_timeout: Duration,
-    ) -> RedisResult<ClusterClient> {
+    ) -> ClusterClientBuilder {
         let mut builder = ClusterClientBuilder::new(nodes.iter().cloned())
             .connection_timeout(self.connect_timeout)
             .response_timeout(answer_timeout)
@@ -285,14 +288,19 @@ impl Address {
         if let Some(certificates) = certificates {
             builder = builder.certs(certificates.clone());
         }
-        builder.build()
+        builder
     }
 }
 
-fn sentinel_client(sentinels: &[ConnectionAddr], server: &Server) -> RedisResult<SentinelClient> {
+fn sentinel_client(
+    sentinels: &[ConnectionAddr],
+    server: &Server,
+    protocol: ProtocolVersion,
+) -> RedisResult<SentinelClient> {
     let Server { name, login, sentinel_password, certificates } = server;
     let mut builder = SentinelClientBuilder::new(sentinels.iter().cloned(), name, SentinelServerType::Master)?
-        .set_client_to_redis_db(login.database.into());
+        .set_client_to_redis_db(login.database.into())
+        .set_client_to_redis_protocol(protocol);
     if login.is_tls {
         builder =
             builder.set_client_to_redis_tls_mode(TlsMode::Secure).set_client_to_sentinel_tls_mode(TlsMode::Secure);

@@ -66,6 +66,10 @@ section! {
         /// Events that wait while it does not take them; past it the oldest are dropped
         /// (`shardgate_hub_events_total{result="dropped"}`).
         events_waiting_max: u32 as Number(1, 10_000_000) = 10_000, e.g. 1000, per Process;
+        /// What happens to those who want a socket while Redis is away, where rooms span instances by it: they are refused,
+        /// so that a balancer sends them to an instance that has Redis, or let in: services answer them, and rooms that
+        /// this instance is in already. Messages to rooms are refused until Redis is back (`dependency_unavailable`).
+        without_redis: WithoutRedis = "refuse", e.g. "local", per Process;
     } with {
         /// What holds in which rooms; those by default where none is written.
         rooms: Vec<HubRoom>,
@@ -117,6 +121,16 @@ section! {
         history_messages: Option<u32> as Number(0, 100_000) = unset "as `hub.history_messages`", e.g. 10;
         /// How long it remembers them.
         history_age: Option<Duration> as Duration(0, DAY) = unset "as `hub.history_age`", e.g. "1h";
+    }
+}
+
+words! {
+    /// What happens to those who want a socket while Redis is away.
+    WithoutRedis {
+        /// They are refused (503).
+        Refuse = "refuse",
+        /// They are let in.
+        Local = "local",
     }
 }
 

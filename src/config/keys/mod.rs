@@ -45,7 +45,7 @@ mod requests;
 pub(super) mod section;
 mod tokens;
 
-pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer};
+pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer, WithoutRedis};
 pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role, SessionStore, Sessions};
 pub use process::{
     AccessLog, Admin, Data, Drain, Driver, FurtherListener, Listener, ListenerKind, Log, LogFormat, Metrics, Runtime,

@@ -148,6 +148,7 @@ fn the_defaults_are_those_that_were_promised() {
         events = ["room.occupied", "room.vacated", "user.online", "user.offline"]
         events_timeout = "5s"
         events_waiting_max = 10000
+        without_redis = "refuse"
 
         [[hub.rooms]]
         pattern = "public.*"

@@ -132,7 +132,15 @@ pub(in crate::gateway) async fn answer(
             if revokes(exchange)? {
                 account::end_all(gateway, &user).await?;
             }
-            kick(sockets, &user).await
+            let closed = kick(sockets, &user).await;
+            if sockets.spans_instances() {
+                // The others hear it from the log of revocations, which only accounts have.
+                match account::kick(gateway, &user, &claims.sub).await {
+                    Err(reject) if reject.code == Code::NotFound => {}
+                    told => told?,
+                }
+            }
+            closed
         }
     }
 }

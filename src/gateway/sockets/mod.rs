@@ -37,6 +37,7 @@ use crate::{
     exchange::Ledger,
     hub::{
         Effect, Hub, PIECES_MAX, Secret, Setup, SocketKey,
+        bus::{BusAnswer, BusRequest},
         code::Close,
         frame::{Frame, Kind, Tally},
         letter::RoomLetter,
@@ -53,6 +54,9 @@ const WRITES_PER_TURN: usize = 64;
 /// How a hub's letters go to other shards. One that does not go comes back.
 pub type SendLetter = Box<dyn Fn(usize, RoomLetter) -> Result<(), RoomLetter>>;
 
+/// How a hub's requests go to the bus between instances. One that does not go comes back.
+pub type AskBus = Box<dyn Fn(BusRequest) -> Result<(), BusRequest>>;
+
 /// Where a shard's hub stands among those of the process.
 pub struct Seat {
     /// The number of its shard.
@@ -65,6 +69,8 @@ pub struct Seat {
     pub secret: Secret,
     /// The way to the others.
     pub send: SendLetter,
+    /// The way to the bus between instances, where there is one.
+    pub ask_bus: Option<AskBus>,
 }
 
 /// The hub, and what it needs of its shard. One per shard.
@@ -73,6 +79,7 @@ pub(super) struct Sockets {
     /// Whose tokens and services it uses.
     gateway: OnceCell<Weak<Gateway>>,
     send: SendLetter,
+    ask_bus: Option<AskBus>,
     runner: Local<Runner>,
     calls: Calls,
     questions: Questions,
@@ -121,11 +128,13 @@ impl Sockets {
             seed: ledger.with(|ledger| ledger.rng.u64(..)),
             secret: seat.secret,
             to_unix_ms: |instant| u64::try_from(clock::to_unix(instant).as_millis()).unwrap_or(u64::MAX),
+            has_bus: seat.ask_bus.is_some(),
         });
         Rc::new(Self {
             hub: Local::new(hub),
             gateway: OnceCell::new(),
             send: seat.send,
+            ask_bus: seat.ask_bus,
             runner: Local::new(Runner { waker: None, due: Instant::NEVER }),
             calls: Calls::default(),
             questions: Questions::default(),
@@ -160,6 +169,26 @@ impl Sockets {
     /// Another shard's hub has written.
     pub(super) fn hear(self: &Rc<Self>, from: usize, letter: RoomLetter) {
         self.step(|hub, now| hub.handle_letter(now, from, letter));
+    }
+
+    /// The bus between instances says something.
+    pub(super) fn hear_bus(self: &Rc<Self>, answer: BusAnswer) {
+        self.step(|hub, now| hub.handle_bus(now, answer));
+    }
+
+    /// Whether rooms are whole now: they span instances, or need not.
+    pub(super) fn has_bus(&self) -> bool {
+        self.hub.with(|hub| hub.has_bus())
+    }
+
+    /// Whether there are other instances whose sockets are of the same hub.
+    pub(super) const fn spans_instances(&self) -> bool {
+        self.ask_bus.is_some()
+    }
+
+    /// The bus between instances has come or gone.
+    pub(super) fn bus_is_up(self: &Rc<Self>, is_up: bool) {
+        self.step(|hub, now| hub.bus_is_up(now, is_up));
     }
 
     /// The process goes: each socket is told when to come back, and closed at a time of its own.
@@ -235,6 +264,12 @@ impl Sockets {
             Effect::Letter(to, letter) => {
                 if let Err(letter) = (self.send)(to, letter) {
                     self.hub.with(|hub| hub.letter_dropped(clock::now(), to, letter));
+                }
+            }
+            Effect::Bus(request) => {
+                let Some(ask) = &self.ask_bus else { return };
+                if let Err(request) = ask(request) {
+                    self.hub.with(|hub| hub.bus_dropped(clock::now(), request));
                 }
             }
             Effect::Close(key, close) => self.tell(key, |handle| handle.close = Some(close)),

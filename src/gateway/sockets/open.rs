@@ -41,6 +41,12 @@ pub(in crate::gateway) fn open(
 ) -> Result<(ResponseHead, Body), Reject> {
     let handshake = Handshake::read(&exchange.head).map_err(refused)?;
     admit_origin(live, &exchange.head)?;
+    if !live.plan.hub.opens_without_bus && !gateway.sockets.has_bus() {
+        return Err(Reject::because(
+            Code::DependencyUnavailable,
+            "the bus between instances is away; try again shortly, perhaps at another instance",
+        ));
+    }
     let entrance = who(live, gateway, exchange)?;
     let mut head = ResponseHead::new(101, buffers::take(), buffers::take_fields());
     let speaks = protocols(&exchange.head).any(|protocol| protocol == PROTOCOL.as_bytes());

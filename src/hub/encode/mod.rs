@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::code::Code;
 use super::frame::{Frame, Gap, Kind, Tally};
 use super::position::Position;
+use super::unnumbered::Unnumbered;
 use crate::telemetry::escape::push_json;
 use crate::telemetry::record::TimestampCache;
 
@@ -256,6 +257,24 @@ impl Encoder {
         self.finish_text()
     }
 
+    /// The same as [`Encoder::pushed_to_room`], where the number is given elsewhere.
+    pub fn unnumbered_push(&mut self, unix_ms: u64, kind: &str, room: &str, payload: &str) -> Unnumbered {
+        self.text.begin(kind).payload(payload);
+        let payload = (self.text.len().saturating_sub(payload.len()), self.text.len());
+        let cut = self.text.room(room).len();
+        self.text.timestamp(unix_ms);
+        Unnumbered { text: self.text.finish().into(), cut, payload }
+    }
+
+    /// The same as [`Encoder::room_message`], where the number is given elsewhere.
+    pub fn unnumbered_message(&mut self, unix_ms: u64, room: &str, user: &str, payload: &str) -> Unnumbered {
+        let cut = self.text.begin("room_message").room(room).len();
+        self.text.raw(r#","userId":""#).escaped(user).raw(r#"""#).payload(payload);
+        let payload = (self.text.len().saturating_sub(payload.len()), self.text.len());
+        self.text.timestamp(unix_ms);
+        Unnumbered { text: self.text.finish().into(), cut, payload }
+    }
+
     /// `presence_event`, as every member gets it.
     pub fn presence_event(&mut self, room: &str, event: PresenceEvent, user: &str) -> Arc<str> {
         self.text.begin("presence_event").room(room).raw(r#","payload":{"event":""#);
@@ -309,6 +328,10 @@ impl Text {
         self.raw("}");
         // Only texts were written, and only whole ones.
         str::from_utf8(&self.json).unwrap_or_default()
+    }
+
+    fn len(&self) -> usize {
+        self.json.len()
     }
 
     /// Text that is JSON already.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 mod events;
+mod instances;
 mod limits;
 mod points;
 mod sim;
@@ -29,7 +30,13 @@ fn to_unix_ms(instant: Instant) -> u64 {
 
 fn hub_of(shard: usize, shards: usize, plan: Plan) -> Hub<()> {
     let secret = Secret([1, 2]);
-    Hub::new(Setup { shard, shards, node: "n1".into(), plan, seed: shard as u64, secret, to_unix_ms })
+    Hub::new(Setup { shard, shards, node: "n1".into(), plan, seed: shard as u64, secret, to_unix_ms, has_bus: false })
+}
+
+/// The hub of an instance that shares its rooms with others.
+fn hub_of_bus(shard: usize, shards: usize, plan: Plan, seed: u64) -> Hub<()> {
+    let secret = Secret([1, 2]);
+    Hub::new(Setup { shard, shards, node: "n1".into(), plan, seed, secret, to_unix_ms, has_bus: true })
 }
 
 fn identity(plan: &Plan, user: &str) -> Identity {

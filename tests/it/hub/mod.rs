@@ -6,6 +6,7 @@ mod counted;
 mod endpoints;
 mod ends;
 mod frames;
+mod instances;
 mod opening;
 mod points;
 mod rooms;

@@ -296,8 +296,10 @@ fn an_issuers_new_key_is_fetched_for_a_browser_too() {
     );
     let gateway = Gateway::start(&issuer);
     let is_let_in = |token: &str| {
-        let mut socket = Socket::bare(&gateway, &format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}\r\n"));
-        matches!(socket.hear_frame(), Heard::Text(_))
+        // While the issuer has not been asked yet, the answer is a 503.
+        let fields = format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}\r\n");
+        Socket::on(gateway.connect(), &fields)
+            .is_ok_and(|(mut socket, _)| matches!(socket.hear_frame(), Heard::Text(_)))
     };
     let one = tokens::token("https://id.example", "one", Algorithm::RS256, "rsa.pem");
     let two = tokens::token("https://id.example", "two", Algorithm::EdDSA, "ed25519.pem");

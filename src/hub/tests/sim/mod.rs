@@ -36,13 +36,13 @@ fn what_is_lost_is_told_and_nothing_else_goes_wrong() {
     assert!(rounds < ROUNDS || seen.is_everything(), "some things never happened: {seen:?}");
 }
 
-fn number(variable: &str) -> Option<u64> {
+pub(super) fn number(variable: &str) -> Option<u64> {
     let value = std::env::var_os(variable)?.into_string().ok()?;
     Some(value.parse().unwrap_or_else(|_| panic!("{variable} is {value:?}; it should be a number")))
 }
 
 /// Tells the seed of a failure, whatever it is that fails.
-struct Told(u64);
+pub(super) struct Told(pub(super) u64);
 
 impl Drop for Told {
     fn drop(&mut self) {

@@ -358,6 +358,7 @@ impl World {
                         self.rings[shard][to].push_back(letter);
                     }
                 }
+                Effect::Bus(request) => panic!("there is none: {request:?}"),
                 Effect::Close(key, close) => self.close(shard, key, close),
                 Effect::Ping(key) => self.hubs[shard].heard(self.now, key),
                 Effect::Due(_) => {}

@@ -1,0 +1,160 @@
+//! Who is in a room on other instances, at its home, and what others are told of who is here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    bus::{BusHere, BusRequest, Elsewhere, Present},
+    home::{Given, Home},
+};
+use crate::shard::Instant;
+
+/// Comings and goings are told together: members are known everywhere within a second.
+const TELL_INTERVAL: Duration = Duration::from_millis(200);
+
+/// What a home knows of other instances, and they of it.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    /// Sockets by instance and user.
+    nodes: BTreeMap<Arc<str>, BTreeMap<Arc<str>, u32>>,
+    /// Whose sockets have changed here.
+    changed: Vec<Arc<str>>,
+    /// The others are told of all who are here.
+    is_whole: bool,
+    tell_due: Instant,
+    /// Who changed on other instances since the room's question went out: the answer may be older.
+    touched: BTreeSet<(Arc<str>, Arc<str>)>,
+}
+
+impl Default for Crowd {
+    fn default() -> Self {
+        let (nodes, changed, touched) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        // What the room's last home here has told may not have been taken back.
+        Self { nodes, changed, is_whole: true, tell_due: Instant::NEVER, touched }
+    }
+}
+
+impl Crowd {
+    pub(super) const fn due(&self) -> Instant {
+        self.tell_due
+    }
+
+    pub(super) fn begin_reading(&mut self) {
+        self.touched = BTreeSet::new();
+    }
+
+    /// Sets a user's sockets on an instance; returns those on all others together.
+    fn set(&mut self, node: &Arc<str>, user: &Arc<str>, sockets: u32) -> u32 {
+        if sockets > 0 {
+            self.nodes.entry(Arc::clone(node)).or_default().insert(Arc::clone(user), sockets);
+        } else if let Some(users) = self.nodes.get_mut(node) {
+            users.remove(user);
+            if users.is_empty() {
+                self.nodes.remove(node);
+            }
+        }
+        self.nodes.values().filter_map(|users| users.get(user)).fold(0, |sum, sockets| sum.saturating_add(*sockets))
+    }
+
+    /// Who is on an instance as far as is known.
+    fn users_of(&self, node: &str) -> Vec<Arc<str>> {
+        self.nodes.get(node).map(|users| users.keys().map(Arc::clone).collect()).unwrap_or_default()
+    }
+}
+
+impl Home {
+    /// A user's sockets here have changed.
+    pub(super) fn here_changed(&mut self, given: &Given<'_>, user: &Arc<str>) {
+        if let Some(following) = &mut self.following {
+            let crowd = &mut following.crowd;
+            crowd.changed.push(Arc::clone(user));
+            crowd.tell_due = crowd.tell_due.min(given.now + TELL_INTERVAL);
+        }
+    }
+
+    /// The others did not hear it: they are told of all who are here.
+    pub(super) fn tell_again(&mut self, given: &Given<'_>) {
+        if let Some(following) = &mut self.following {
+            following.crowd.is_whole = true;
+            following.crowd.tell_due = following.crowd.tell_due.min(given.now + TELL_INTERVAL);
+        }
+    }
+
+    /// The bus has come: it may have forgotten who is here.
+    pub(super) fn tell_all_here(&mut self, given: &mut Given<'_>) {
+        if let Some(following) = &mut self.following {
+            following.crowd.is_whole = true;
+            following.crowd.tell_due = given.now;
+        }
+        self.tell_here(given);
+    }
+
+    /// Tells the others who is here, if it is time.
+    pub(super) fn tell_here(&mut self, given: &mut Given<'_>) {
+        let Some(following) = &mut self.following else { return };
+        let crowd = &mut following.crowd;
+        if crowd.tell_due > given.now {
+            return;
+        }
+        crowd.tell_due = Instant::NEVER;
+        let mut changed = std::mem::take(&mut crowd.changed);
+        if !given.is_bus_up {
+            // All are told when it comes.
+            return;
+        }
+        let is_whole = std::mem::take(&mut crowd.is_whole);
+        let users = if is_whole {
+            self.members().here()
+        } else {
+            changed.sort_unstable();
+            changed.dedup();
+            let sockets = |user: Arc<str>| (self.members().sockets_here(&user), user);
+            changed.into_iter().map(sockets).map(|(sockets, user)| (user, sockets)).collect()
+        };
+        let (room, keep) = (self.room().clone(), self.keep());
+        given.post.ask(BusRequest::Here(Box::new(BusHere { room, is_whole, users, keep })));
+    }
+
+    /// Another instance says who is there.
+    pub(super) fn hear_elsewhere(&mut self, given: &mut Given<'_>, heard: &Elsewhere) {
+        let Some(following) = &mut self.following else { return };
+        let mut gone = if heard.is_whole { following.crowd.users_of(&heard.node) } else { Vec::new() };
+        let there: BTreeSet<&Arc<str>> = heard.users.iter().map(|(user, _)| user).collect();
+        gone.retain(|user| !there.contains(user));
+        let gone = gone.into_iter().map(|user| (user, 0));
+        for (user, sockets) in gone.chain(heard.users.iter().cloned()) {
+            let Some(following) = &mut self.following else { return };
+            if following.is_reading() {
+                following.crowd.touched.insert((Arc::clone(&heard.node), Arc::clone(&user)));
+            }
+            let elsewhere = following.crowd.set(&heard.node, &user, sockets);
+            self.set_elsewhere(given, &user, elsewhere);
+        }
+    }
+
+    /// An instance is gone.
+    pub(super) fn node_is_gone(&mut self, given: &mut Given<'_>, node: &Arc<str>) {
+        let nobody = Elsewhere { room: self.room().clone(), node: Arc::clone(node), is_whole: true, users: Vec::new() };
+        self.hear_elsewhere(given, &nobody);
+    }
+
+    /// Who is in the room on all other instances, as it was when the room was read.
+    pub(super) fn hear_crowd(&mut self, given: &mut Given<'_>, users: &[Present]) {
+        let Some(following) = &mut self.following else { return };
+        let touched = std::mem::take(&mut following.crowd.touched);
+        let mut wanted: BTreeMap<(Arc<str>, Arc<str>), u32> = BTreeMap::new();
+        for (node, known) in &following.crowd.nodes {
+            wanted.extend(known.keys().map(|user| ((Arc::clone(node), Arc::clone(user)), 0)));
+        }
+        wanted.extend(users.iter().map(|one| ((Arc::clone(&one.node), Arc::clone(&one.user)), one.sockets)));
+        for (both, sockets) in wanted {
+            if touched.contains(&both) {
+                continue;
+            }
+            let Some(following) = &mut self.following else { return };
+            let elsewhere = following.crowd.set(&both.0, &both.1, sockets);
+            self.set_elsewhere(given, &both.1, elsewhere);
+        }
+    }
+}

@@ -1,0 +1,396 @@
+//! A room whose numbers the bus gives, at the home shard of one instance: what is heard of it goes on only as the next
+//! number, and what is missing is read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{
+    bus::{BusMessage, BusPublish, BusRead, BusRequest, Keep, Stands},
+    code::Code,
+    crowd::Crowd,
+    early::Early,
+    home::{Given, Home},
+    letter::{Delivery, Join, Publish, Publisher, RoomLetter},
+    position::{Epoch, Position},
+    unnumbered::Unnumbered,
+};
+use crate::shard::Instant;
+
+/// How long a hole may last until it is read: other instances' messages come over another way than what is told of one's own.
+const HOLE_PATIENCE: Duration = Duration::from_millis(100);
+/// When a question is asked again that was not answered.
+const READ_WITHIN: Duration = Duration::from_secs(2);
+/// When a question is asked again that could not be asked, or was refused.
+const READ_AGAIN: Duration = Duration::from_millis(200);
+/// With so many questions one asks who is there: what a channel brought of that may have been missed.
+const USERS_EVERY: u32 = 6;
+/// How long a join waits for the bus.
+const JOIN_WITHIN: Duration = Duration::from_secs(4);
+
+/// What a home keeps of a room that it follows.
+#[derive(Debug)]
+pub(super) struct Following {
+    early: Early,
+    /// The highest number that was heard of.
+    known: u64,
+    /// Who comes in once the room was read.
+    waiting: Vec<(usize, Join)>,
+    waiting_due: Instant,
+    /// A question is under way, for messages from here on.
+    reading: Option<u64>,
+    /// Counts questions.
+    number: u32,
+    /// When the room is read, or read again.
+    read_due: Instant,
+    /// The numbers were given twice: what is kept under them is not what was said here.
+    is_forked: bool,
+    /// The bus may have become another one since: the next answer is compared with what is remembered.
+    is_doubted: bool,
+    pub(super) crowd: Crowd,
+}
+
+impl Following {
+    pub(super) fn new() -> Self {
+        Self {
+            early: Early::default(),
+            known: 0,
+            waiting: Vec::new(),
+            waiting_due: Instant::NEVER,
+            reading: None,
+            number: 0,
+            read_due: Instant::NEVER,
+            is_forked: false,
+            is_doubted: false,
+            crowd: Crowd::default(),
+        }
+    }
+
+    pub(super) fn is_unused(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(super) fn is_reading(&self) -> bool {
+        self.reading.is_some()
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.read_due.min(self.waiting_due).min(self.crowd.due())
+    }
+}
+
+impl Home {
+    /// Somebody comes in: at once where all that it takes is known here.
+    pub(super) fn join_following(&mut self, given: &mut Given<'_>, from: usize, join: Join) {
+        if !self.has_to_read_for(&join) {
+            return self.admit(given, from, join);
+        }
+        if !given.is_bus_up {
+            let refused = RoomLetter::Refused { ticket: join.ticket, code: Code::DependencyUnavailable };
+            return given.post.send(from, refused);
+        }
+        let Some(following) = &mut self.following else { return };
+        following.waiting.push((from, join));
+        following.waiting_due = following.waiting_due.min(given.now + JOIN_WITHIN);
+        self.read(given);
+    }
+
+    /// Whether more has to be known: where the room is, what the joiner missed, or what it says it has heard.
+    fn has_to_read_for(&self, join: &Join) -> bool {
+        let at = self.position();
+        at.epoch == Epoch::NONE
+            || join.recover.is_some_and(|last| {
+                last.epoch == at.epoch && (last.seq > at.seq || self.history().between(last.seq, at.seq).is_none())
+            })
+    }
+
+    /// A message goes to the bus for its number.
+    pub(super) fn publish_following(&self, given: &mut Given<'_>, from: usize, publish: &Publish) {
+        publish_on_bus(given, from, publish, self.position(), self.keep());
+    }
+
+    /// Asks how the room stands, unless a question is under way.
+    fn read(&mut self, given: &mut Given<'_>) {
+        let (at, keep) = (self.position(), self.keep());
+        let room = self.room().clone();
+        let has_last = !self.history().from(at.seq, at.seq).is_empty();
+        let Some(following) = &mut self.following else { return };
+        if !given.is_bus_up {
+            following.reading = None;
+            following.read_due = Instant::NEVER;
+            return;
+        }
+        if following.reading.is_some() {
+            return;
+        }
+        let is_known = at.epoch != Epoch::NONE;
+        let own = match (is_known, following.is_doubted && has_last) {
+            (false, _) => u64::MAX,
+            (true, false) => at.seq.saturating_add(1),
+            // A bus that took over may have given the last numbers again, and more: then this is another message there.
+            (true, true) => at.seq,
+        };
+        let wanted = following.waiting.iter().filter_map(|(_, join)| join.recover);
+        let wanted = wanted.filter(|last| !is_known || last.epoch == at.epoch).map(|last| last.seq.saturating_add(1));
+        let from = wanted.chain([own]).min().unwrap_or(own);
+        let seen = if following.is_forked { Position { seq: u64::MAX, ..at } } else { at };
+        let is_turn = following.number % USERS_EVERY == 0;
+        let wants_users = !is_known || following.is_doubted || is_turn;
+        following.crowd.begin_reading();
+        following.reading = Some(from);
+        following.number = following.number.wrapping_add(1);
+        following.read_due = given.now + READ_WITHIN;
+        let epoch = Epoch::random(given.rng);
+        let read = BusRead { room, number: following.number, wants_users, seen, epoch, from, keep };
+        given.post.ask(BusRequest::Read(Box::new(read)));
+    }
+
+    /// The question did not go.
+    pub(super) fn read_dropped(&mut self, given: &Given<'_>) {
+        if let Some(following) = &mut self.following {
+            following.reading = None;
+            following.read_due = given.now + READ_AGAIN;
+        }
+    }
+
+    /// The question was not answered: nobody comes in for now.
+    pub(super) fn unread(&mut self, given: &mut Given<'_>, number: u32) {
+        let Some(following) = &mut self.following else { return };
+        if following.reading.is_some() && following.number == number {
+            following.reading = None;
+            following.read_due = given.now + READ_AGAIN;
+            self.refuse_waiting(given);
+        }
+    }
+
+    fn refuse_waiting(&mut self, given: &mut Given<'_>) {
+        let Some(following) = &mut self.following else { return };
+        following.waiting_due = Instant::NEVER;
+        for (from, join) in std::mem::take(&mut following.waiting) {
+            given.post.send(from, RoomLetter::Refused { ticket: join.ticket, code: Code::DependencyUnavailable });
+        }
+    }
+
+    /// The bus has come back, and may have lost something; or it has gone.
+    pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>) {
+        if let Some(following) = &mut self.following {
+            following.reading = None;
+            following.is_doubted = true;
+        }
+        if !given.is_bus_up {
+            self.refuse_waiting(given);
+        }
+        self.read(given);
+        self.tell_all_here(given);
+    }
+
+    /// Time has passed.
+    pub(super) fn time_following(&mut self, given: &mut Given<'_>) {
+        let Some(following) = &mut self.following else { return };
+        if following.waiting_due <= given.now {
+            self.refuse_waiting(given);
+        }
+        let Some(following) = &mut self.following else { return };
+        if following.read_due <= given.now {
+            following.reading = None;
+            self.read(given);
+        }
+        self.tell_here(given);
+    }
+
+    /// A message of some instance.
+    pub(super) fn hear(&mut self, given: &mut Given<'_>, heard: &BusMessage) {
+        let (at, position) = (self.position(), heard.position);
+        if position.epoch != at.epoch {
+            let message = self.delivery(given, position, &heard.message);
+            if let Some(following) = &mut self.following {
+                following.early.keep(message);
+            }
+            if at.epoch != Epoch::NONE {
+                // What comes over a channel may be late: only what is read says which epoch it is.
+                self.read(given);
+            }
+            return;
+        }
+        if position.seq <= at.seq {
+            let kept = self.history().from(position.seq, position.seq);
+            if kept.first().is_some_and(|kept| kept.text != heard.message.number(position)) {
+                self.fork(given);
+            }
+            return;
+        }
+        let message = self.delivery(given, position, &heard.message);
+        if let Some(following) = &mut self.following {
+            following.early.keep(message);
+        }
+        self.hear_of(given, position);
+    }
+
+    /// A number was given.
+    pub(super) fn hear_of(&mut self, given: &mut Given<'_>, position: Position) {
+        let at = self.position();
+        if at.epoch == Epoch::NONE {
+            return;
+        }
+        if position.epoch != at.epoch {
+            return self.read(given);
+        }
+        if let Some(following) = &mut self.following {
+            following.known = following.known.max(position.seq);
+        }
+        self.go_on(given);
+    }
+
+    /// What is next goes to the members; a hole is read when it lasts.
+    fn go_on(&mut self, given: &mut Given<'_>) {
+        loop {
+            let at = self.position();
+            let Some(following) = &mut self.following else { return };
+            let Some(message) = following.early.take_next(at) else {
+                if following.known > at.seq && following.reading.is_none() {
+                    following.read_due = following.read_due.min(given.now + HOLE_PATIENCE);
+                }
+                return;
+            };
+            self.advance(given, &message);
+        }
+    }
+
+    /// Two messages had one number: a bus that had lost the first took over.
+    fn fork(&mut self, given: &mut Given<'_>) {
+        if let Some(following) = &mut self.following {
+            following.is_forked = true;
+            // The question under way does not know it.
+            following.reading = None;
+        }
+        self.read(given);
+    }
+
+    /// How the room stands on the bus.
+    pub(super) fn hear_standing(&mut self, given: &mut Given<'_>, stands: Stands) {
+        let Some(following) = &mut self.following else { return };
+        let Some(from) = following.reading.filter(|_| following.number == stands.number) else { return };
+        following.reading = None;
+        following.read_due = given.now + given.position_every;
+        let first = stands.messages.first().map(|&(seq, _)| seq);
+        if stands.position.epoch != self.position().epoch {
+            let seq = first.map_or(stands.position.seq, |first| first.saturating_sub(1));
+            self.begin_at(given, Position { epoch: stands.position.epoch, seq });
+        }
+        let at = self.position();
+        let is_other = stands.messages.iter().any(|(seq, message)| {
+            let kept = self.history().from(*seq, *seq);
+            kept.first().is_some_and(|kept| kept.text != message.number(Position { seq: *seq, ..at }))
+        });
+        if is_other {
+            return self.fork(given);
+        }
+        let Some(following) = &mut self.following else { return };
+        following.is_doubted = false;
+        following.known = following.known.max(stands.position.seq);
+        let mut missed = Vec::new();
+        let mut last = None;
+        for (seq, message) in &stands.messages {
+            last = Some(*seq);
+            let position = Position { epoch: at.epoch, seq: *seq };
+            let message = self.delivery(given, position, message);
+            if *seq <= at.seq {
+                missed.push(message);
+            } else {
+                let next = self.position().seq.saturating_add(1);
+                if *seq > next {
+                    // What was before it is not there any more, unless it came meanwhile.
+                    self.go_on(given);
+                    if *seq > self.position().seq.saturating_add(1) {
+                        self.lose(given, seq.saturating_sub(1));
+                    }
+                }
+                if *seq == self.position().seq.saturating_add(1) {
+                    self.advance(given, &message);
+                }
+            }
+        }
+        self.remember_before(given.now, missed);
+        if last.is_none() {
+            self.go_on(given);
+            if self.position().seq < stands.position.seq && from <= stands.position.seq {
+                self.lose(given, stands.position.seq);
+            }
+        }
+        self.go_on(given);
+        if let Some(users) = stands.users {
+            self.hear_crowd(given, &users);
+        }
+        self.admit_waiting(given, from);
+        if last.is_some_and(|last| last < stands.position.seq) && self.position().seq < stands.position.seq {
+            // It was too much for one answer.
+            self.read(given);
+        }
+    }
+
+    /// Those whose question is answered come in; others ask anew.
+    fn admit_waiting(&mut self, given: &mut Given<'_>, from: u64) {
+        let at = self.position();
+        let Some(following) = &mut self.following else { return };
+        following.waiting_due = Instant::NEVER;
+        let waiting = std::mem::take(&mut following.waiting);
+        let mut later = Vec::new();
+        for (shard, join) in waiting {
+            let is_answered =
+                join.recover.is_none_or(|last| last.epoch != at.epoch || last.seq.saturating_add(1) >= from);
+            if is_answered {
+                self.admit(given, shard, join);
+            } else {
+                later.push((shard, join));
+            }
+        }
+        if later.is_empty() {
+            return;
+        }
+        if let Some(following) = &mut self.following {
+            following.waiting = later;
+            following.waiting_due = given.now + JOIN_WITHIN;
+        }
+        self.read(given);
+    }
+
+    /// The numbers begin anew: what was remembered is worth nothing.
+    fn begin_at(&mut self, given: &mut Given<'_>, at: Position) {
+        let is_first = self.position().epoch == Epoch::NONE;
+        if let Some(following) = &mut self.following {
+            following.known = at.seq;
+            following.is_forked = false;
+        }
+        self.set_position(at);
+        if !is_first {
+            self.tell_position(given);
+        }
+    }
+
+    /// What is up to this number is lost.
+    fn lose(&mut self, given: &mut Given<'_>, seq: u64) {
+        self.set_position(Position { seq, ..self.position() });
+        self.tell_position(given);
+    }
+
+    fn delivery(&self, given: &Given<'_>, position: Position, message: &Unnumbered) -> Arc<Delivery> {
+        let slow = self.policy().slow.of_message(message.payload());
+        Arc::new(Delivery { room: self.room().clone(), position, slow, at: given.now, text: message.number(position) })
+    }
+}
+
+/// Has the bus give a number to a message.
+pub(super) fn publish_on_bus(given: &mut Given<'_>, from: usize, publish: &Publish, seen: Position, keep: Keep) {
+    let Publish { room, ticket, from: speaker, id, payload } = publish;
+    if !given.is_bus_up {
+        let refused = RoomLetter::Refused { ticket: *ticket, code: Code::DependencyUnavailable };
+        return given.post.send(from, refused);
+    }
+    let message = match speaker {
+        Publisher::Member { user, .. } => given.encoder.unnumbered_message(given.unix_ms, room.as_str(), user, payload),
+        Publisher::Service { kind, .. } => given.encoder.unnumbered_push(given.unix_ms, kind, room.as_str(), payload),
+    };
+    let id = id.as_deref().map(|id| (speaker.scope().into(), id.into()));
+    let epoch = Epoch::random(given.rng);
+    let publish = BusPublish { room: room.clone(), asker: (from, *ticket), seen, epoch, id, message, keep };
+    given.post.ask(BusRequest::Publish(Box::new(publish)));
+}

@@ -1,0 +1,238 @@
+//! What shards' hubs ask of the bus, as commands and scripts of Redis.
+
+use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+
+use serde_json::json;
+
+use super::{
+    LEASE, Rooms,
+    names::{self, Names},
+    refused,
+};
+use crate::{
+    bus::redis::{Link, RedisFailure},
+    hub::{
+        bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, Present, Stands},
+        code::Code,
+        name::RoomName,
+        position::{Epoch, Position},
+        unnumbered::Unnumbered,
+    },
+};
+
+impl Rooms {
+    /// Carries it out; the answer, if it has one.
+    pub(super) async fn carry_out(&self, mut link: Link, number: u64, request: BusRequest) -> Option<BusAnswer> {
+        let answer = match &request {
+            BusRequest::Publish(publish) => self.number(&mut link, publish).await.map(Some),
+            BusRequest::Read(read) => self.read(&mut link, number, read).await.map(Some),
+            BusRequest::Look { room, asker } => self.look(&mut link, room, *asker).await.map(Some),
+            BusRequest::Here(here) => {
+                let BusHere { room, is_whole, users, keep } = &**here;
+                let lives = keep.age_max.max(keep.ids_age);
+                self.tell_here(link, room, &self.names.node, *is_whole, users, lives).await.map(|()| None)
+            }
+            BusRequest::Forget(_) => Ok(None),
+        };
+        answer.unwrap_or_else(|failure| {
+            match failure {
+                RedisFailure::Away(_) => {
+                    self.state.with(|state| state.failed = number);
+                    self.failed.notify_one();
+                }
+                failure => tracing::warn!(error = %ErrorChain(&failure), "Redis refused what a room asked for"),
+            }
+            refused(&request, Code::DependencyUnavailable)
+        })
+    }
+
+    async fn number(&self, link: &mut Link, publish: &BusPublish) -> Result<BusAnswer, RedisFailure> {
+        let BusPublish { room, asker, seen, epoch, id, message, keep } = publish;
+        let [meta, log] = self.names.room(room);
+        let id = id.as_ref().map(|(speaker, id)| self.names.id(room, speaker, id));
+        let keys: Vec<&str> = [&*meta, &*log].into_iter().chain(id.as_deref()).collect();
+        let ms = |time: Duration| time.as_millis().to_string();
+        let arguments = [
+            link.publishes_by().to_owned(),
+            self.names.channel(names::partition(room)),
+            room.as_str().to_owned(),
+            message.to_kept(),
+            seen.epoch.to_string(),
+            seen.seq.to_string(),
+            epoch.to_string(),
+            keep.messages_max.to_string(),
+            keep.bytes_max.to_string(),
+            ms(keep.age_max),
+            ms(keep.ids_age),
+        ];
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let (epoch, seq): (String, u64) = link.run(&self.publish, &keys, &arguments).await?;
+        let position = Position { epoch: Epoch::parse(&epoch), seq };
+        Ok(BusAnswer::Published { room: room.clone(), asker: *asker, position })
+    }
+
+    /// Listens to the room's partition, and then reads.
+    async fn read(&self, link: &mut Link, number: u64, read: &BusRead) -> Result<BusAnswer, RedisFailure> {
+        let BusRead { room, seen, epoch, from, keep, .. } = read;
+        let partition = names::partition(room);
+        if !self.state.with(|state| state.partitions[partition].1) {
+            let channel = self.names.channel(partition);
+            link.subscribe(&channel).await?;
+            let is_wanted = self.state.with(|state| {
+                let (rooms, is_subscribed) = &mut state.partitions[partition];
+                *is_subscribed = state.number == number && *rooms > 0;
+                *rooms > 0
+            });
+            if !is_wanted {
+                link.unsubscribe(&channel).await?;
+            }
+        }
+        let from = if *from == u64::MAX { String::new() } else { from.to_string() };
+        // The log has no more of it, unless another instance is told to keep more.
+        let most = keep.messages_max.max(1).to_string();
+        let lives = keep.age_max.max(keep.ids_age).as_millis().to_string();
+        let wants_users = if read.wants_users { "1" } else { "0" };
+        let rest = [&*from, &*most, &*lives, wants_users];
+        let (position, messages, users) = self.run_read(link, room, *seen, &epoch.to_string(), rest).await?;
+        let users = if read.wants_users { Some(self.others(there(link, users).await?)) } else { None };
+        Ok(BusAnswer::Stands(Box::new(Stands { room: room.clone(), number: read.number, position, messages, users })))
+    }
+
+    async fn look(&self, link: &mut Link, room: &RoomName, asker: BusAsker) -> Result<BusAnswer, RedisFailure> {
+        let rest = ["", "0", "0", "1"];
+        let (position, _, users) = self.run_read(link, room, Position::default(), "", rest).await?;
+        let users = there(link, users).await?;
+        Ok(BusAnswer::LookIs { asker, position, users })
+    }
+
+    async fn run_read(
+        &self,
+        link: &mut Link,
+        room: &RoomName,
+        seen: Position,
+        begins: &str,
+        [from, most, lives, wants_users]: [&str; 4],
+    ) -> Result<(Position, Vec<(u64, Unnumbered)>, Vec<(Present, String)>), RedisFailure> {
+        let ([meta, log], here) = (self.names.room(room), self.names.here(room));
+        let (epoch, seq) = (seen.epoch.to_string(), seen.seq.to_string());
+        let arguments = [&*epoch, &*seq, begins, from, most, lives, wants_users];
+        let answer: Vec<String> = link.run(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
+        let mut answer = answer.into_iter();
+        let (epoch, seq) = (answer.next().unwrap_or_default(), answer.next().unwrap_or_default());
+        let position = Position { epoch: Epoch::parse(&epoch), seq: seq.parse().unwrap_or_default() };
+        let count: usize = answer.next().and_then(|count| count.parse().ok()).unwrap_or_default();
+        let mut messages = Vec::new();
+        for _ in 0..count {
+            let (Some(seq), Some(message)) = (answer.next(), answer.next()) else { break };
+            // What cannot be read is a hole: it is told.
+            messages.extend(seq.parse().ok().zip(Unnumbered::parse(&message)));
+        }
+        let mut users = Vec::new();
+        while let (Some(who), Some(sockets)) = (answer.next(), answer.next()) {
+            let (Some((node, user)), Some((connection, sockets))) = (who.split_once(' '), sockets.split_once(' '))
+            else {
+                continue;
+            };
+            let present =
+                Present { node: node.into(), user: user.into(), sockets: sockets.parse().unwrap_or_default() };
+            users.push((present, connection.to_owned()));
+        }
+        Ok((position, messages, users))
+    }
+
+    /// Those on other instances, whose leases are looked at from now on.
+    fn others(&self, mut users: Vec<Present>) -> Vec<Present> {
+        users.retain(|present| *present.node != *self.names.node);
+        self.state.with(|state| state.nodes.extend(users.iter().map(|present| Arc::clone(&present.node))));
+        users
+    }
+
+    /// Tells who is in a room on an instance: on this one, or nobody on one that is gone.
+    pub(super) async fn tell_here(
+        &self,
+        mut link: Link,
+        room: &RoomName,
+        node: &str,
+        is_whole: bool,
+        users: &[(Arc<str>, u32)],
+        lives: Duration,
+    ) -> Result<(), RedisFailure> {
+        let json = users.iter().map(|(user, sockets)| json!([&**user, sockets])).collect::<serde_json::Value>();
+        let mut arguments = vec![
+            link.publishes_by().to_owned(),
+            self.names.channel(names::partition(room)),
+            room.as_str().to_owned(),
+            node.to_owned(),
+            u8::from(is_whole).to_string(),
+            lives.as_millis().to_string(),
+            json.to_string(),
+            self.state.with(|state| state.number).to_string(),
+        ];
+        arguments.extend(users.iter().flat_map(|(user, sockets)| [user.to_string(), sockets.to_string()]));
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        link.run::<i64>(&self.here, &[&self.names.here(room)], &arguments).await.map(|_| ())
+    }
+
+    /// Looks whether the instances live of whose users is known here; those of one that does not are gone.
+    pub(super) async fn look_for_nodes(self: Rc<Self>, mut link: Link) -> Result<(), RedisFailure> {
+        let nodes: Vec<Arc<str>> = self.state.with(|state| state.nodes.iter().map(Arc::clone).collect());
+        for node in nodes {
+            if lives(&mut link, &node).await? {
+                continue;
+            }
+            tracing::warn!(node = &*node, "an instance is gone, and its users have left their rooms");
+            let followed: Vec<RoomName> = self.state.with(|state| {
+                state.nodes.remove(&node);
+                state.followed.iter().cloned().collect()
+            });
+            for shard in 0..self.way.1 {
+                self.answer(shard, BusAnswer::Gone(Arc::clone(&node)));
+            }
+            for room in followed {
+                self.tell_here(link.clone(), &room, &node, true, &[], LEASE).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Those of instances that live, as far as they were told over the connection that the instance has now: what a Redis knows
+/// that has gone back to an old state, or of an instance that is gone, is not so any more.
+async fn there(link: &mut Link, users: Vec<(Present, String)>) -> Result<Vec<Present>, RedisFailure> {
+    let mut leases: BTreeMap<Arc<str>, Option<String>> = BTreeMap::new();
+    for (present, _) in &users {
+        if !leases.contains_key(&present.node) {
+            let lease = link.ask(redis::cmd("GET").arg(Names::lease(&present.node))).await?;
+            leases.insert(Arc::clone(&present.node), lease);
+        }
+    }
+    let is_there = |(present, connection): (Present, String)| {
+        (leases.get(&present.node)?.as_ref() == Some(&connection)).then_some(present)
+    };
+    Ok(users.into_iter().filter_map(is_there).collect())
+}
+
+/// The command that says that an instance lives, and which of its connections counts.
+pub(super) fn lease(node: &str, number: u64) -> redis::Cmd {
+    let mut lease = redis::cmd("SET");
+    lease.arg(Names::lease(node)).arg(number.to_string()).arg("PX").arg(LEASE.as_millis().to_string());
+    lease
+}
+
+/// Whether an instance lives.
+async fn lives(link: &mut Link, node: &str) -> Result<bool, RedisFailure> {
+    link.ask(redis::cmd("EXISTS").arg(Names::lease(node))).await
+}
+
+/// A failure with its causes, in one line.
+struct ErrorChain<'a>(&'a RedisFailure);
+
+impl std::fmt::Display for ErrorChain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        match self.0 {
+            RedisFailure::Refused(cause) => write!(f, ": {cause}"),
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What rooms' keys and channels are called in Redis.
+
+use ring::digest::{Context, SHA256};
+
+use crate::hub::name::RoomName;
+
+/// Rooms are spread over so many channels. The same on all instances.
+pub(super) const PARTITIONS: usize = 64;
+
+/// Names, as a server or a cluster has them.
+pub(super) struct Names {
+    is_cluster: bool,
+    /// This instance.
+    pub(super) node: String,
+    /// The channel by which this instance hears itself.
+    pub(super) canary: String,
+}
+
+/// The partition of a room.
+pub(super) fn partition(room: &RoomName) -> usize {
+    // The low bits: the home shard is taken from the high ones.
+    usize::try_from(room.stable_hash() % PARTITIONS as u64).unwrap_or_default()
+}
+
+impl Names {
+    pub(super) fn new(is_cluster: bool, node: &str) -> Self {
+        Self { is_cluster, node: node.to_owned(), canary: format!("shardgate:bus:canary:{node}") }
+    }
+
+    /// The keys of a room: where it stands, and its log.
+    pub(super) fn room(&self, room: &RoomName) -> [String; 2] {
+        let tag = self.tag(partition(room));
+        [format!("shardgate:room:{room}:meta{tag}"), format!("shardgate:room:{room}:log{tag}")]
+    }
+
+    /// The key of who is in a room.
+    pub(super) fn here(&self, room: &RoomName) -> String {
+        format!("shardgate:room:{room}:here{}", self.tag(partition(room)))
+    }
+
+    /// The key that lives as long as an instance does, and a while after it.
+    pub(super) fn lease(node: &str) -> String {
+        format!("shardgate:presence:{node}")
+    }
+
+    /// The key of a message's id.
+    pub(super) fn id(&self, room: &RoomName, speaker: &str, id: &str) -> String {
+        let mut mark = Context::new(&SHA256);
+        // The length first: what the one ends with is not what the other begins with.
+        mark.update(&(speaker.len() as u64).to_le_bytes());
+        mark.update(speaker.as_bytes());
+        mark.update(id.as_bytes());
+        let mark = mark.finish();
+        let mark = mark.as_ref().first_chunk::<16>().map_or(0, |half| u128::from_be_bytes(*half));
+        format!("shardgate:room:{room}:id:{mark:032x}{}", self.tag(partition(room)))
+    }
+
+    /// A partition's channel.
+    pub(super) fn channel(&self, partition: usize) -> String {
+        if self.is_cluster { format!("shardgate:bus:{{{partition}}}") } else { format!("shardgate:bus:{partition}") }
+    }
+
+    /// What puts the keys and the channel of a partition on one node of a cluster.
+    fn tag(&self, partition: usize) -> String {
+        if self.is_cluster { format!("{{{partition}}}") } else { String::new() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_as_documented_and_in_a_cluster_share_a_slot() {
+        let room = RoomName::parse("public.sale").expect("a name");
+        let (alone, cluster) = (Names::new(false, "n_1"), Names::new(true, "n_1"));
+        assert_eq!(alone.room(&room), ["shardgate:room:public.sale:meta", "shardgate:room:public.sale:log"]);
+        assert_eq!((alone.channel(17), &*alone.canary), ("shardgate:bus:17".into(), "shardgate:bus:canary:n_1"));
+        let tag = format!("{{{}}}", partition(&room));
+        let names =
+            [&cluster.room(&room)[..], &[cluster.id(&room, "s1", "2"), cluster.channel(partition(&room))]].concat();
+        assert!(names.iter().all(|name| name.ends_with(&tag)), "{names:?}");
+        assert_ne!(alone.id(&room, "s1", "2"), alone.id(&room, "s", "12"));
+    }
+}
