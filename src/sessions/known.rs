@@ -77,6 +77,9 @@ pub(super) struct KnownRevocations {
     sessions: HashMap<Box<str>, u64>,
     /// Until when each user's sessions began that are revoked.
     users: HashMap<Box<str>, u64>,
+    /// When each user was kicked. A kick ends what is open when it is heard of, so it counts once, however often a log that
+    /// lost it has it anew.
+    kicks: HashMap<Box<str>, u64>,
     /// What is unfinished, so that it matters however old it is.
     unfinished: HashSet<(Kind, Box<str>)>,
 }
@@ -89,6 +92,7 @@ impl KnownRevocations {
             numbers: HashMap::new(),
             sessions: HashMap::new(),
             users: HashMap::new(),
+            kicks: HashMap::new(),
             unfinished: HashSet::new(),
         }
     }
@@ -112,10 +116,14 @@ impl KnownRevocations {
         }
     }
 
-    /// Takes an entry in that was read; says whether it is new.
+    /// Takes an entry in that was read; says whether there is something to be done that was not done before.
     pub(super) fn read(&mut self, id: EntryId, entry: LogEntry) -> bool {
         let Revocation { kind, id: whom, at_ms, .. } = &entry.revocation;
         self.remember(*kind, whom, *at_ms);
+        let is_over = *kind == Kind::Kick && {
+            let kicked_ms = self.kicks.entry(whom.clone()).or_default();
+            *at_ms <= std::mem::replace(kicked_ms, *at_ms.max(kicked_ms))
+        };
         let number = self.numbers.entry((*kind, whom.clone())).or_insert(id);
         if self.entries.get(number).is_some_and(|known| known.revocation.at_ms >= *at_ms) {
             return false;
@@ -127,7 +135,7 @@ impl KnownRevocations {
         {
             self.numbers.remove(&(oldest.revocation.kind, oldest.revocation.id));
         }
-        true
+        !is_over
     }
 
     /// Remembers what this instance revoked itself.
@@ -174,7 +182,7 @@ impl KnownRevocations {
     /// Lets go what no longer matters, by the server's clock: what is unfinished does.
     pub(super) fn expire(&mut self, now_ms: u64) {
         let oldest_ms = self.oldest_ms(now_ms);
-        let Self { entries, numbers, sessions, users, unfinished, .. } = self;
+        let Self { entries, numbers, sessions, users, kicks, unfinished, .. } = self;
         let matters = |kind: Kind, id: &str, at_ms: u64| {
             // By when it was revoked: an entry that was written back is younger than what it says.
             at_ms >= oldest_ms || (!unfinished.is_empty() && unfinished.contains(&(kind, id.into())))
@@ -183,6 +191,7 @@ impl KnownRevocations {
         numbers.retain(|_, number| entries.contains_key(number));
         sessions.retain(|sid, at_ms| matters(Kind::Session, sid, *at_ms));
         users.retain(|user, at_ms| matters(Kind::User, user, *at_ms));
+        kicks.retain(|user, at_ms| matters(Kind::Kick, user, *at_ms));
     }
 
     /// Takes the entries out that a whole reading of the log did not find, under whatever number.
@@ -253,5 +262,17 @@ mod tests {
         known.expire(1_150);
         assert_eq!(known.take_missing(|_| false), [entry(Kind::User, "42", 300)]);
         assert!(known.numbers.is_empty());
+    }
+
+    #[test]
+    fn a_kick_that_is_written_back_closes_nothing_that_came_after_it() {
+        let mut known = KnownRevocations::new(Duration::from_secs(1));
+        assert!(known.read(EntryId(100, 0), entry(Kind::Kick, "42", 100)));
+        assert_eq!(known.take_missing(|_| false), [entry(Kind::Kick, "42", 100)], "others may not have heard of it");
+        assert!(!known.read(EntryId(900, 0), entry(Kind::Kick, "42", 100)), "it is over here");
+        assert!(known.entry(Kind::Kick, "42").is_some(), "and would be missed again");
+        assert!(known.read(EntryId(910, 0), entry(Kind::Kick, "42", 910)), "that is another one");
+        known.expire(2_000);
+        assert!(known.kicks.is_empty());
     }
 }
