@@ -145,6 +145,8 @@ pub enum Effect {
     Bus(BusRequest),
     /// Write what is queued for the socket, close it with this, and then [`Hub::leave`].
     Close(SocketKey, Close),
+    /// End the connection at once, though what was begun is not written, and then [`Hub::leave`].
+    Cut(SocketKey),
     /// Send a ping.
     Ping(SocketKey),
     /// What [`Hub::socket_due`] says has become earlier.

@@ -1,8 +1,14 @@
 //! Whose outbox is to be written, in turn, and what all outboxes together may hold.
 
-use std::collections::VecDeque;
+use std::collections::{BinaryHeap, VecDeque};
 
-use super::{Close, Counts, Effect, Hub, SocketKey, State, arena::Arena, frame::Frame, outbox, socket::Socket};
+use super::{
+    Close, Counts, Effect, Hub, SocketKey, State,
+    arena::Arena,
+    frame::Frame,
+    outbox::{self, Outbox},
+    socket::Socket,
+};
 use crate::shard::Instant;
 
 /// The sockets of a shard, and whose turn it is to be written.
@@ -159,21 +165,29 @@ impl<W> Hub<W> {
         }
     }
 
-    /// Closes the sockets with most queued until there is room again; says whether there were any.
+    /// Closes the sockets with most queued until there is room again; says whether there were any. Whoever is closed may
+    /// finish the frame that it has begun, unless that is what is most.
     pub(super) fn close_slowest(&mut self, now: Instant) -> bool {
-        let queued = self.sockets.all.iter().filter(|(_, socket)| socket.state != State::Closing);
-        let queued = queued.map(|(key, socket)| (socket.outbox.bytes(), key)).filter(|&(bytes, _)| bytes > 0);
-        let mut queued: Vec<(usize, SocketKey)> = queued.collect();
-        queued.sort_unstable_by(|one, other| other.cmp(one));
         let max = self.plan.limits.frames_bytes_max;
         let target = max.saturating_sub(max / 8);
+        let queued = self.sockets.all.iter().map(|(key, socket)| (socket.queued_bytes(), key));
+        let mut queued: BinaryHeap<(usize, SocketKey)> = queued.filter(|&(bytes, _)| bytes > 0).collect();
         let mut is_any = false;
-        for (_, key) in queued {
-            if self.encoder.tally().bytes() <= target {
-                break;
+        while self.encoder.tally().bytes() > target
+            && let Some((_, key)) = queued.pop()
+        {
+            is_any = true;
+            let Some(socket) = self.sockets.all.get_mut(key) else { continue };
+            if socket.state == State::Closing {
+                socket.outbox = Outbox::default();
+                self.effects.push_back(Effect::Cut(key));
+                continue;
             }
             self.end(now, key, Some(Close::SlowConsumer));
-            is_any = true;
+            let left = self.sockets.all.get(key).map_or(0, Socket::queued_bytes);
+            if left > 0 {
+                queued.push((left, key));
+            }
         }
         is_any
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::{
     arena::Key,
     code::{Close, Code},
-    frame::Frame,
+    frame::{Frame, REFERENCE_BYTES},
     limits::Limits,
     outbox::Outbox,
     rules::Permits,
@@ -216,6 +216,15 @@ impl<W> Socket<W> {
 
     pub(super) fn busy(&mut self) -> &mut Busy {
         self.busy.get_or_insert_default()
+    }
+
+    /// Bytes that wait for it, acks included that wait for those before them.
+    pub(super) fn queued_bytes(&self) -> usize {
+        let acks = self.busy.iter().flat_map(|busy| &busy.acks);
+        let acks = acks
+            .filter_map(|(_, frame)| frame.as_ref())
+            .map(|frame| frame.bytes().len().saturating_add(REFERENCE_BYTES));
+        acks.fold(self.outbox.bytes(), usize::saturating_add)
     }
 
     /// Gives back what only a busy socket needs.

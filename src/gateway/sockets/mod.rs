@@ -273,6 +273,7 @@ impl Sockets {
                 }
             }
             Effect::Close(key, close) => self.tell(key, |handle| handle.close = Some(close)),
+            Effect::Cut(key) => self.tell(key, |handle| handle.is_broken = true),
             Effect::Ping(key) => {
                 self.queue(key, header(Opcode::Ping, 0).as_bytes().to_vec());
             }

@@ -10,7 +10,11 @@ use std::{
 
 use serde_json::value::RawValue;
 
-use super::{Sockets, calls::Equal, plan::Service};
+use super::{
+    Sockets,
+    calls::{self, Equal},
+    plan::Service,
+};
 use crate::{
     auth::Claims,
     config::HubShare,
@@ -28,8 +32,8 @@ use crate::{
     upstream::{Asker, Call, Streaming, Upstream},
 };
 
-/// Bytes of a service's answer that a message can carry.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// Bytes of a service's answer that a message can carry, however large an outbox may be.
+pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Whoever sent the message.
 struct Sender {
@@ -69,16 +73,42 @@ impl Sockets {
         let Some((number, cancel)) = self.calls.wait(ticket, equal) else { return };
         let (sockets, id) = (Rc::clone(self), id.map(Box::<str>::from));
         let address = SocketAddr::new(sender.client, 0);
+        // A larger one would fill the outbox of a client that reads as fast as it can.
+        let answer_bytes_max = ANSWER_BYTES_MAX.min(self.outbox_bytes_max.get() / 2);
         task::spawn(address, async move {
-            let call = call(&gateway, &live, index, &sender, id.as_deref(), payload);
-            let Some(answered) = cancel.unless(call).await else { return };
-            let (waiting, outcome) = (sockets.calls.take(number), outcome(&answered));
-            sockets.step(|hub, now| {
-                for ticket in waiting {
-                    hub.service_answered(now, ticket, &outcome);
-                }
-            });
+            let promise = Promise { sockets, number };
+            let call = call(&gateway, &live, index, &sender, id.as_deref(), payload, answer_bytes_max);
+            if let Some(answered) = cancel.unless(call).await {
+                promise.tell(&outcome(&answered));
+            }
         });
+    }
+}
+
+/// Whoever waits for a call is told what became of it; also when its task has panicked.
+struct Promise {
+    sockets: Rc<Sockets>,
+    number: calls::Call,
+}
+
+impl Promise {
+    fn tell(&self, outcome: &ServiceOutcome<'_>) {
+        let waiting = self.sockets.calls.take(self.number);
+        if waiting.is_empty() {
+            return;
+        }
+        self.sockets.step(|hub, now| {
+            for ticket in waiting {
+                hub.service_answered(now, ticket, outcome);
+            }
+        });
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        // Nobody waits any more for a call that was told of or cancelled.
+        self.tell(&ServiceOutcome::Refused { code: Code::UpstreamFailed, retry_after_ms: None });
     }
 }
 
@@ -110,6 +140,7 @@ async fn call(
     sender: &Sender,
     id: Option<&str>,
     payload: Box<str>,
+    answer_bytes_max: usize,
 ) -> Result<Answered, Code> {
     let Some(service) = live.plan.hub.services.get(index) else { return Err(Code::UpstreamFailed) };
     let (Some(upstream), Some(labels)) = (live.upstreams.get(service.upstream), live.service_labels.get(index)) else {
@@ -128,6 +159,7 @@ async fn call(
         client: sender.client,
         scheme: sender.scheme,
         payload: payload.into_string().into_bytes(),
+        answer_bytes_max,
     };
     post(gateway, upstream, labels, message).await
 }
@@ -144,6 +176,8 @@ pub(super) struct Message<'a> {
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
     pub(super) payload: Vec<u8>,
+    /// A longer answer is none.
+    pub(super) answer_bytes_max: usize,
 }
 
 /// One request to a service, from its head to the end of its answer.
@@ -154,7 +188,7 @@ pub(super) async fn post(
     message: Message<'_>,
 ) -> Result<Answered, Code> {
     let began = clock::now();
-    let due = began + message.timeout;
+    let (due, answer_bytes_max) = (began + message.timeout, message.answer_bytes_max);
     let (head, target) = request_head(&message);
     let peer = Peer::new(SocketAddr::new(message.client, 0), message.scheme);
     let mut exchange = Exchange::begin(&gateway.ledger, &peer, None, head, began, false, message.client);
@@ -172,7 +206,7 @@ pub(super) async fn post(
         drops_trailers: true,
         cancels_on_close: true,
     };
-    let sending = send(upstream, &mut exchange, &mut body, &call, due);
+    let sending = send(upstream, &mut exchange, &mut body, &call, due, answer_bytes_max);
     let answered = sending.await;
     let (status, mut shown) = match &answered {
         Ok((head, _)) => (head.status, ResponseHead::new(head.status, Vec::new(), Vec::new())),
@@ -222,21 +256,22 @@ async fn send(
     body: &mut OwnedBody,
     call: &Call,
     due: Instant,
+    bytes_max: usize,
 ) -> Result<(ResponseHead, Result<Vec<u8>, Cut>), Reject> {
     let (head, trail, _) = exchange.to_send();
     let (answer, streaming) = upstream.send(head, body, call, trail, &Hub).await?;
-    let whole = timer::within(due, whole(streaming, body)).await;
+    let whole = timer::within(due, whole(streaming, body, bytes_max)).await;
     Ok((answer, whole.unwrap_or(Err(Cut::UpstreamStalled))))
 }
 
-async fn whole(mut streaming: Streaming, request: &mut OwnedBody) -> Result<Vec<u8>, Cut> {
+async fn whole(mut streaming: Streaming, request: &mut OwnedBody, bytes_max: usize) -> Result<Vec<u8>, Cut> {
     let mut bytes = Vec::new();
     poll_fn(|cx| {
         loop {
             match streaming.poll_fill(cx, request) {
                 Poll::Ready(Ok(true)) => {
                     let chunk = streaming.chunk();
-                    if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                    if bytes.len() + chunk.len() > bytes_max {
                         return Poll::Ready(Err(Cut::UpstreamMalformed));
                     }
                     bytes.extend_from_slice(chunk);

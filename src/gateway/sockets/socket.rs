@@ -209,7 +209,12 @@ impl Socket {
             let handle = &mut hub.socket(*key)?.handle;
             Some((handle.is_broken, handle.close.take()))
         });
-        let Some((false, close)) = told else { return Poll::Ready(()) };
+        let Some((is_broken, close)) = told else { return Poll::Ready(()) };
+        if is_broken {
+            // It may have been closed before it was cut.
+            close.into_iter().for_each(|close| sockets.count_close(close));
+            return Poll::Ready(());
+        }
         if let Some(close) = close.filter(|_| self.phase == Phase::Open) {
             sockets.count_close(close);
             self.phase = Phase::Closing;

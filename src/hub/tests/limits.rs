@@ -170,6 +170,49 @@ fn past_the_budget_of_the_shard_the_slowest_goes_first() {
     assert!(one.hub.counts().frame_bytes <= 8192);
 }
 
+/// A frame that was begun is finished before the close; while it is, it counts.
+#[test]
+fn who_was_closed_and_holds_the_budget_is_cut_before_others_are_closed() {
+    let mut one = with(|limits| limits.frames_bytes_max = 8192);
+    let (slow, quick) = (one.enter("slow"), one.enter("quick"));
+    one.join(slow, "public.x");
+    one.join(quick, "public.x");
+    one.join(quick, "public.y");
+    let say = |one: &mut One, room: &str, length| {
+        let payload = "x".repeat(length);
+        one.say(quick, &format!(r#"{{"type":"room_message","room":"{room}","payload":"{payload}"}}"#));
+    };
+    say(&mut one, "public.x", 6000);
+    one.read(quick);
+    assert_eq!(one.hub.next_dirty(), Some(slow));
+    one.hub.written(slow, 1);
+    one.hub.set_blocked(slow, true);
+    say(&mut one, "public.y", 2000);
+    assert_eq!(
+        one.effects().iter().map(|effect| format!("{effect:?}")).collect::<Vec<_>>(),
+        [format!("{:?}", super::Effect::Close(slow, Close::SlowConsumer)), format!("{:?}", super::Effect::Cut(slow)),]
+    );
+    assert!(one.read(quick).contains("xxx"), "what waits for it is still there");
+    assert!(one.hub.socket(slow).is_some_and(|socket| socket.outbox.is_empty()));
+}
+
+#[test]
+fn acks_that_wait_count_as_their_sockets() {
+    let mut one = with(|limits| limits.frames_bytes_max = 8192);
+    let (asker, quick) = (one.enter("asker"), one.enter("quick"));
+    one.join(asker, "public.x");
+    one.join(quick, "public.x");
+    one.say(asker, r#"{"type":"cart_event","id":"slow","payload":{}}"#);
+    let mut closes = Vec::new();
+    for n in 0..100 {
+        one.say(asker, &format!(r#"{{"type":"room_message","id":"{n}","room":"public.x","payload":""}}"#));
+        one.read(asker);
+        one.read(quick);
+        closes.extend(one.closes());
+    }
+    assert_eq!(closes, [(asker, Close::SlowConsumer)]);
+}
+
 #[test]
 fn who_is_silent_is_pinged_and_then_taken_for_dead() {
     let mut one = One::new();

@@ -219,6 +219,23 @@ fn an_answer_that_is_no_json_is_not_passed_on() {
     }
 }
 
+/// One that an outbox has no room for would close a socket that reads as fast as it can.
+#[test]
+fn an_answer_that_is_too_long_for_an_outbox_is_refused() {
+    let backend = Backend::answering(|request: &Received| {
+        let length: usize = String::from_utf8_lossy(&request.body).parse().expect("a number");
+        let text = "x".repeat(length - 2);
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n\"{text}\"")
+    });
+    let gateway = start(&format!("{}[hub]\noutbox_bytes_max = \"64KiB\"\n", services(backend.address())));
+    let mut socket = Socket::open(&gateway, &user("42"));
+    let ask = |length: usize| json!({ "type": "prediction_request", "id": "1", "payload": length });
+    socket.say(&ask(32 * 1024 + 1));
+    socket.expect_error(&json!("1"), "upstream_bad_response");
+    socket.say(&ask(32 * 1024));
+    assert_eq!(socket.hear()["type"], "prediction_response");
+}
+
 #[test]
 fn what_waits_at_a_reload_goes_where_its_type_goes_then() {
     let (mut backend, gates) = held();

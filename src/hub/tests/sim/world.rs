@@ -360,6 +360,7 @@ impl World {
                 }
                 Effect::Bus(request) => panic!("there is none: {request:?}"),
                 Effect::Close(key, close) => self.close(shard, key, close),
+                Effect::Cut(_) => panic!("whoever is closed is written to here before anything else"),
                 Effect::Ping(key) => self.hubs[shard].heard(self.now, key),
                 Effect::Due(_) => {}
                 Effect::Auth { socket, id, token } => {
