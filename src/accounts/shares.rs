@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use crate::shard::Local;
-
-use super::slowdown::network;
+use crate::{net, shard::Local};
 
 /// An address may hold so many times the places that are free: alone three quarters of them, a second one in the same way
 /// 3/16 more, and the more there are, the fewer each holds. So there is always room for one who holds few.
@@ -42,7 +40,7 @@ impl Shares {
 
     /// One more for this address, if it has not its share already. A client has a whole /64 of IPv6.
     pub(super) fn take(&self, address: IpAddr) -> Option<Share<'_>> {
-        let network = network(address);
+        let network = net::network(address).get();
         let is_taken = self.taken.with(|taken| {
             let each_max = EACH_MIN.max(FREE_TIMES * self.places.saturating_sub(taken.all));
             let held = taken.by_network.get(&network).copied().unwrap_or_default();

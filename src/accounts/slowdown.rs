@@ -8,7 +8,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::shard::Instant;
+use crate::{net, shard::Instant};
 
 /// Without a failure for so long, and twice the last wait on top, the failures are forgotten.
 const QUIET: Duration = Duration::from_mins(1);
@@ -64,15 +64,6 @@ impl FailedLogins {
     }
 }
 
-/// The network that a client has for itself, as a number: an IPv4 address, or a /64 of IPv6.
-pub(super) fn network(address: IpAddr) -> u64 {
-    match address.to_canonical() {
-        IpAddr::V4(address) => u64::from(address.to_bits()),
-        // Above all of IPv4; the top bits of a global address are 001.
-        IpAddr::V6(address) => (address.to_bits() >> 64) as u64 | 1 << 63,
-    }
-}
-
 impl Slowdown {
     /// With so many failures in a row without a wait, and room for so many accounts and addresses.
     pub fn new(free: u32, entries_max: usize) -> Self {
@@ -82,7 +73,7 @@ impl Slowdown {
 
     /// The key of an account (by its normal e-mail address) and an address. A client has a whole /64 of IPv6.
     pub fn key(&self, email: &str, address: IpAddr) -> AttemptKey {
-        let network = network(address);
+        let network = net::network(address).get();
         let [one, other] = self.hashers.each_ref().map(|hasher| hasher.hash_one((email, network)));
         AttemptKey(one, other)
     }

@@ -1,7 +1,9 @@
 //! What a room remembers: its last messages, and which ids it has seen. Bounded by count, bytes and age.
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,14 +120,27 @@ impl Secret {
     }
 }
 
+/// Ids that a room knows at most, and all rooms of a shard together, at some 72 bytes each. Past it the oldest of the room that
+/// gets another one is forgotten before its time.
+pub(super) const IDS_OF_ROOM_MAX: usize = 1 << 16;
+/// See [`IDS_OF_ROOM_MAX`].
+pub(super) const IDS_MAX: usize = 1 << 18;
+
 /// The ids that a room has seen, and the number that each got.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     order: VecDeque<(Instant, Seen)>,
     numbers: HashMap<Seen, u64>,
+    /// Those of all rooms of the shard.
+    all: Rc<Cell<usize>>,
 }
 
 impl Window {
+    /// One that counts with these.
+    pub(super) fn new(all: &Rc<Cell<usize>>) -> Self {
+        Self { order: VecDeque::new(), numbers: HashMap::new(), all: Rc::clone(all) }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.order.is_empty()
     }
@@ -139,13 +154,11 @@ impl Window {
         self.order.back().map(|&(at, _)| at + age)
     }
 
-    pub(super) fn push(&mut self, now: Instant, seen: Seen, number: u64, max: usize) {
-        if max == 0 {
-            return;
-        }
-        if self.order.len() >= max {
+    pub(super) fn push(&mut self, now: Instant, seen: Seen, number: u64) {
+        if self.order.len() >= IDS_OF_ROOM_MAX || self.all.get() >= IDS_MAX {
             self.forget_first();
         }
+        self.all.set(self.all.get().saturating_add(1));
         self.order.push_back((now, seen));
         self.numbers.insert(seen, number);
     }
@@ -155,13 +168,45 @@ impl Window {
             self.forget_first();
         }
         if self.order.is_empty() {
-            *self = Self::default();
+            (self.order, self.numbers) = Default::default();
         }
     }
 
     fn forget_first(&mut self) {
         if let Some((_, seen)) = self.order.pop_front() {
             self.numbers.remove(&seen);
+            self.all.set(self.all.get().saturating_sub(1));
         }
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.all.set(self.all.get().saturating_sub(self.order.len()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_bounded_by_room_and_by_shard_and_let_go() {
+        let all = Rc::default();
+        let (mut busy, mut quiet) = (Window::new(&all), Window::new(&all));
+        let now = Instant::START;
+        for id in 0..=IDS_OF_ROOM_MAX as u64 {
+            busy.push(now, u128::from(id), id);
+        }
+        assert_eq!((busy.number(0), busy.number(1)), (None, Some(1)), "the oldest is forgotten");
+        assert_eq!(all.get(), IDS_OF_ROOM_MAX);
+        quiet.push(now, 7, 7);
+        assert_eq!(all.replace(IDS_MAX), IDS_OF_ROOM_MAX + 1);
+        quiet.push(now, 8, 8);
+        assert_eq!((quiet.number(7), quiet.number(8)), (None, Some(8)), "each room pays for itself");
+        all.set(IDS_OF_ROOM_MAX + 1);
+        quiet.prune(now + Duration::from_secs(2), Duration::from_secs(1));
+        drop(busy);
+        assert_eq!((all.get(), quiet.is_empty()), (0, true));
     }
 }

@@ -23,8 +23,6 @@ use crate::shard::Instant;
 /// How soon a shard that missed something is told how far the room is, and again until it heard it.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Ids that a room remembers at most.
-const IDS_MAX: usize = 1024;
 /// Users that one answer about presence lists.
 pub(super) const PRESENCE_USERS_MAX: usize = 1000;
 
@@ -65,13 +63,20 @@ pub(super) struct Given<'a> {
 }
 
 impl Home {
-    pub(super) fn new(room: RoomName, policy: Policy, epoch: Epoch, shards: usize, maker: Option<Arc<str>>) -> Self {
+    pub(super) fn new(
+        room: RoomName,
+        policy: Policy,
+        epoch: Epoch,
+        shards: usize,
+        maker: Option<Arc<str>>,
+        window: Window,
+    ) -> Self {
         Self {
             room,
             policy,
             position: Position { epoch, seq: 0 },
             history: History::default(),
-            window: Window::default(),
+            window,
             members: Members::new(shards),
             following: None,
             behind: Vec::new(),
@@ -83,7 +88,10 @@ impl Home {
 
     /// A room whose numbers the bus gives.
     pub(super) fn following(room: RoomName, policy: Policy, shards: usize, maker: Option<Arc<str>>) -> Self {
-        Self { following: Some(Following::new()), ..Self::new(room, policy, Epoch::NONE, shards, maker) }
+        Self {
+            following: Some(Following::new()),
+            ..Self::new(room, policy, Epoch::NONE, shards, maker, Window::default())
+        }
     }
 
     pub(super) fn room(&self) -> &RoomName {
@@ -208,7 +216,7 @@ impl Home {
         }
         let position = self.next_position();
         if let Some(mark) = mark {
-            self.window.push(given.now, mark, position.seq, IDS_MAX);
+            self.window.push(given.now, mark, position.seq);
         }
         let message = Arc::new(self.encode(given, position, publish));
         given.post.send(from, RoomLetter::Published { ticket: publish.ticket, position });

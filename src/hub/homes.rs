@@ -8,6 +8,7 @@ use super::{
     arena::Key,
     bus::{BusAsker, BusRequest},
     following::publish_on_bus,
+    history::Window,
     home::{Given, Home, keep},
     letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull},
     name::RoomName,
@@ -181,7 +182,8 @@ impl<W> Hub<W> {
         let home = if self.bus.is_some() {
             Home::following(room.clone(), policy, shards, maker)
         } else {
-            Home::new(room.clone(), policy, Epoch::random(&mut self.rng), shards, maker)
+            let window = Window::new(&self.ids);
+            Home::new(room.clone(), policy, Epoch::random(&mut self.rng), shards, maker, window)
         };
         let key = self.homes.insert(home);
         self.home_names.insert(room.clone(), key);

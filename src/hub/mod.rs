@@ -53,8 +53,9 @@ pub mod types;
 pub mod unnumbered;
 mod users;
 
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
-use std::net::IpAddr;
+use std::num::NonZero;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,8 +131,8 @@ pub struct Plan {
 pub struct Entrance<W> {
     /// Whatever the driver knows it by.
     pub handle: W,
-    /// Where it comes from: sockets without a log-in are counted by it.
-    pub address: IpAddr,
+    /// The client that it is from, as a number: sockets without a log-in are counted by it.
+    pub network: NonZero<u64>,
     /// Who it speaks for; nobody before an `auth`.
     pub identity: Option<Identity>,
 }
@@ -261,7 +262,7 @@ pub struct Hub<W> {
     /// Of users at home here.
     user_counts: UserCounts,
     /// Sockets without a log-in, by where they come from.
-    anonymous: HashMap<IpAddr, u32>,
+    anonymous: HashMap<NonZero<u64>, u32>,
     rooms: Arena<LocalRoom>,
     room_names: HashMap<RoomName, Key>,
     homes: Arena<Home>,
@@ -271,6 +272,8 @@ pub struct Hub<W> {
     /// None where one instance is complete by itself.
     bus: Option<Bus>,
     history_bytes: usize,
+    /// Ids that rooms at home here know.
+    ids: Rc<Cell<usize>>,
     /// Messages in histories, the oldest first; what was forgotten is passed over.
     history_order: VecDeque<(Key, u64)>,
     /// When it is looked through for what was forgotten.
@@ -315,6 +318,7 @@ impl<W> Hub<W> {
             makers: HashMap::new(),
             bus: has_bus.then(Bus::new),
             history_bytes: 0,
+            ids: Rc::default(),
             history_order: VecDeque::new(),
             order_max: 1024,
             asks: Asks::default(),
@@ -359,7 +363,7 @@ impl<W> Hub<W> {
 
     /// A socket comes. One that is refused is closed with what this says.
     pub fn enter(&mut self, now: Instant, entrance: Entrance<W>) -> Result<SocketKey, Close> {
-        let Entrance { handle, address, identity } = entrance;
+        let Entrance { handle, network, identity } = entrance;
         let limits = Rc::clone(&self.plan.limits);
         if self.draining.is_some() {
             return Err(Close::TryLater);
@@ -368,12 +372,12 @@ impl<W> Hub<W> {
             return Err(Close::TooManyConnections);
         }
         let Some(identity) = identity else {
-            let count = self.anonymous.entry(address).or_default();
+            let count = self.anonymous.entry(network).or_default();
             if *count >= limits.anonymous_per_address_max {
                 return Err(Close::TooManyConnections);
             }
             *count = count.saturating_add(1);
-            let socket = Socket::new(now, handle, now + limits.auth_within, Some(address));
+            let socket = Socket::new(now, handle, now + limits.auth_within, Some(network));
             return Ok(self.sockets.all.insert(socket));
         };
         if identity.expires <= now {
@@ -396,7 +400,7 @@ impl<W> Hub<W> {
 
     /// The socket speaks for this user from now on.
     fn identify(&mut self, key: SocketKey, identity: Identity) {
-        self.forget_address(key);
+        self.forget_network(key);
         let Some(socket) = self.sockets.all.get_mut(key) else { return };
         socket.expires = identity.expires;
         socket.session = identity.session;
@@ -452,7 +456,7 @@ impl<W> Hub<W> {
             socket.outbox.abandon();
         }
         let user = socket.user.clone();
-        self.forget_address(key);
+        self.forget_network(key);
         self.leave_all(now, key);
         self.forget_waiting(key);
         if let Some(user) = user
@@ -471,12 +475,12 @@ impl<W> Hub<W> {
     }
 
     /// The socket does not count any more among those without a log-in.
-    fn forget_address(&mut self, key: SocketKey) {
-        let Some(address) = self.sockets.all.get_mut(key).and_then(|socket| socket.address.take()) else { return };
-        if let Some(count) = self.anonymous.get_mut(&address) {
+    fn forget_network(&mut self, key: SocketKey) {
+        let Some(network) = self.sockets.all.get_mut(key).and_then(|socket| socket.network.take()) else { return };
+        if let Some(count) = self.anonymous.get_mut(&network) {
             *count = count.saturating_sub(1);
             if *count == 0 {
-                self.anonymous.remove(&address);
+                self.anonymous.remove(&network);
             }
         }
     }

@@ -3,7 +3,7 @@
 //! Its bytes are for the driver. An idle one is small: what only a busy one needs is in a box of its own.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ pub struct Socket<W> {
     #[expect(clippy::box_collection, reason = "hardly any socket has one: eight bytes, not 24")]
     mistakes: Option<Box<VecDeque<Instant>>>,
     /// Where it comes from, until it has logged in.
-    pub(super) address: Option<Box<IpAddr>>,
+    pub(super) network: Option<NonZero<u64>>,
     /// When its token counts no longer; before a log-in, when that must have come.
     pub(super) expires: Instant,
     /// When something last came from it.
@@ -106,7 +106,7 @@ pub(super) enum Due {
 }
 
 impl<W> Socket<W> {
-    pub(super) fn new(now: Instant, handle: W, expires: Instant, address: Option<IpAddr>) -> Self {
+    pub(super) fn new(now: Instant, handle: W, expires: Instant, network: Option<NonZero<u64>>) -> Self {
         Self {
             handle,
             outbox: Outbox::default(),
@@ -116,7 +116,7 @@ impl<W> Socket<W> {
             rooms: Vec::new(),
             busy: None,
             mistakes: None,
-            address: address.map(Box::new),
+            network,
             expires,
             heard: now,
             slot: Instant::NEVER,

@@ -21,7 +21,8 @@ mod writer;
 
 use std::{
     io::Write as _,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
+    num::NonZero,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -75,6 +76,17 @@ impl Scheme {
             Self::Https => b"https",
         }
     }
+}
+
+/// The network that a client has for itself, as a number: an IPv4 address, or a /64 of IPv6, which is what one household is
+/// given. What is counted by address is counted by this.
+pub fn network(address: IpAddr) -> NonZero<u64> {
+    let number = match address.to_canonical() {
+        IpAddr::V4(address) => u64::from(address.to_bits()) | 1 << 32,
+        // Above all of IPv4; the top bits of a global address are 001.
+        IpAddr::V6(address) => (address.to_bits() >> 64) as u64 | 1 << 63,
+    };
+    NonZero::new(number).unwrap_or(NonZero::<u64>::MIN)
 }
 
 /// An IPv6 address with an IPv4 address in it, in full.

@@ -17,7 +17,7 @@ use crate::{
     auth::Claims,
     exchange::Tether,
     hub::{Entrance, SocketKey, code::Close},
-    net::{End, Ender, Io, Scheme, Serving, Shutdown, Slot, Upgrade},
+    net::{End, Ender, Io, Scheme, Serving, Shutdown, Slot, Upgrade, network},
     proto::websocket::{Event, FrameError, Limits, Opcode, Reader, close_frame, header},
     shard::{Deadline, buffers, clock, task},
 };
@@ -86,7 +86,7 @@ impl Opening {
         };
         let (io, ender) = (Rc::clone(io), slot.ender());
         let handle = Handle { io, ender, claims, tether, client, scheme, close: None, is_broken: false };
-        let entrance = Entrance { handle, address: client, identity };
+        let entrance = Entrance { handle, network: network(client), identity };
         let key = sockets.step(|hub, now| hub.enter(now, entrance))?;
         let limits = Limits { message_bytes_max: 0, fragments_max: FRAGMENTS_MAX };
         Ok(Socket {

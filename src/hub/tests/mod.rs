@@ -7,7 +7,7 @@
     reason = "a test that panics has failed"
 )]
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ mod sim;
 use super::{Close, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, Secret, Setup, SocketKey};
 use crate::shard::Instant;
 
-const HOME: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const HOME: NonZero<u64> = NonZero::<u64>::MIN;
 /// Tests begin here: 2026-11-23T10:00:00Z.
 const BEGIN_UNIX_MS: u64 = 1_795_428_000_000;
 
@@ -68,7 +68,7 @@ impl One {
 
     fn enter(&mut self, user: &str) -> SocketKey {
         let identity = Some(identity(&self.plan, user));
-        self.hub.enter(self.now, Entrance { handle: (), address: HOME, identity }).expect("there is room")
+        self.hub.enter(self.now, Entrance { handle: (), network: HOME, identity }).expect("there is room")
     }
 
     fn say(&mut self, socket: SocketKey, text: &str) {

@@ -227,6 +227,20 @@ fn sockets_without_a_token_are_bounded_by_address() {
 }
 
 #[test]
+fn a_client_with_many_ipv6_addresses_is_one() {
+    let limits = "[hub]\nunauthenticated_per_address_max = 2\n[trust]\nproxies = [\"127.0.0.0/8\"]\n";
+    let gateway = start(limits);
+    let from = |address: String| {
+        let mut socket = Socket::bare(&gateway, &format!("X-Forwarded-For: {address}\r\n"));
+        socket.say(&json!({ "type": "heartbeat" }));
+        matches!(socket.hear_frame(), Heard::Text(_)).then_some(socket)
+    };
+    let open: Vec<_> = (0..40).map_while(|n| from(format!("2001:db8::{n:x}"))).collect();
+    assert!((2..=8).contains(&open.len()), "two on each shard, not {}", open.len());
+    assert!(from("2001:db8:0:1::1".to_owned()).is_some(), "that is another one");
+}
+
+#[test]
 fn a_user_has_so_many_sockets_wherever_they_are() {
     let gateway = start("[hub]\nsockets_per_user_max = 5\n");
     let mut open: Vec<Socket> = (0..5).map(|_| Socket::open(&gateway, &user("42"))).collect();
