@@ -18,20 +18,20 @@ use crate::report::{self, Conditions};
 use crate::{socket, target};
 
 /// A kept connection to one instance.
-struct Caller<'url> {
+pub(crate) struct Caller<'url> {
     authority: &'url str,
     stream: TcpStream,
     timeout: Duration,
 }
 
 /// What an instance said.
-struct Said {
-    status: u16,
+pub(crate) struct Said {
+    pub(crate) status: u16,
     content: Vec<u8>,
 }
 
 impl<'url> Caller<'url> {
-    fn connect(url: &'url str, timeout: Duration) -> anyhow::Result<Self> {
+    pub(crate) fn connect(url: &'url str, timeout: Duration) -> anyhow::Result<Self> {
         let (authority, _) = target::split_url(url)?;
         let stream = TcpStream::connect(target::resolve(authority, false)?).with_context(|| url.to_owned())?;
         stream.set_nodelay(true)?;
@@ -50,7 +50,7 @@ impl<'url> Caller<'url> {
     }
 
     /// Asks and waits for the whole answer. A connection that the instance does not keep is made anew.
-    fn ask(&mut self, method: &str, path: &str, token: &str, body: &str) -> anyhow::Result<Said> {
+    pub(crate) fn ask(&mut self, method: &str, path: &str, token: &str, body: &str) -> anyhow::Result<Said> {
         self.send(method, path, token, body)?;
         let mut answer = Answer::new(false);
         let mut content = Vec::new();

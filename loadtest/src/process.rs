@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use anyhow::Context;
+use rustix::process::{Pid, Signal};
+
 /// Memory of a process and its children.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Memory {
@@ -15,6 +18,12 @@ pub(crate) struct Memory {
 /// Whether the process is there.
 pub(crate) fn exists(pid: u32) -> bool {
     fs::exists(format!("/proc/{pid}/stat")).unwrap_or(false)
+}
+
+/// Sends a signal to a process.
+pub(crate) fn signal(pid: u32, signal: Signal) -> anyhow::Result<()> {
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw).with_context(|| format!("{pid} is no process"))?;
+    rustix::process::kill_process(id, signal).with_context(|| format!("no signal to process {pid}"))
 }
 
 /// CPU time in microseconds, user and system, of the process and its living descendants; in steps of the kernel's

@@ -298,6 +298,12 @@ impl Report {
         sum
     }
 
+    /// What is no figure: a text for people, and the same for programs.
+    pub(crate) fn put_text(&mut self, name: &str, text: &str, value: Value) {
+        self.rows.push((name.to_owned(), text.to_owned()));
+        self.fields.insert(name.to_owned(), value);
+    }
+
     pub(crate) fn warn(&mut self, warning: String) {
         self.warnings.push(warning);
     }

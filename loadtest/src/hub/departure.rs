@@ -52,7 +52,7 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
         back_s = (socket::now() - begun.at) as f64 / 1e9;
     }
     workers.wait_until(end)?;
-    let cost = workers.since(begun);
+    let cost = workers.since(&begun);
     workers.settle()?;
     let mut report = Report::empty();
     put_memory(&mut report, &workers);
@@ -71,7 +71,7 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
         report.put_histogram("returning_us", &tally.joining[Why::Returns as usize]);
     }
     report.put_histogram("new_joining_us", &tally.joining[Why::Probes as usize]);
-    put_cost(&mut report, cost, "delivery", tally.arrived[1]);
+    put_cost(&mut report, &cost, "delivery", tally.arrived[1]);
     put_own(&mut report, &tally, (end - from) as f64 / 1e9);
     put_sockets(&mut report, &tally);
     Ok(report)

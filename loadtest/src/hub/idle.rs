@@ -24,14 +24,14 @@ pub(crate) fn measure(options: &HubIdle) -> anyhow::Result<Report> {
     let few = workers.memory();
     let begun = workers.mark();
     workers.open(from..to, to)?;
-    let cost = workers.since(begun);
+    let cost = workers.since(&begun);
     workers.wait_until(socket::now() + hold_ns)?;
     let many = workers.memory();
     let counts = workers.counts();
     report.put_count("sockets", counts.ready);
     let opened = (to - from) as u64;
     report.put("opened_per_s", opened as f64 / cost.seconds.max(1e-9));
-    if let Some(cpu_us) = cost.server_cpu_us {
+    if let Some(cpu_us) = cost.server_cpu_us() {
         report.put("server_cpu_us_per_join", cpu_us as f64 / opened as f64);
     }
     report.put("own_cpu_us_per_join", cost.own_cpu_ns as f64 / 1e3 / opened as f64);

@@ -42,6 +42,32 @@ impl Stamp {
     }
 }
 
+/// Where a message stands in its room.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Position {
+    /// The epoch's name, as a hash of it.
+    pub(crate) epoch: u64,
+    pub(crate) seq: u64,
+}
+
+impl Position {
+    /// The position in a frame that has its payload behind it, as the hub writes them, and the epoch's name.
+    pub(crate) fn find(text: &[u8]) -> Option<Self> {
+        let head = &text[..memchr::memmem::find(text, b"\"payload\":")?];
+        let behind = |name: &[u8]| Some(&head[memchr::memmem::find(head, name)? + name.len()..]);
+        let seq = behind(b"\"seq\":")?;
+        let digits = seq.iter().position(|byte| !byte.is_ascii_digit()).unwrap_or(seq.len());
+        let epoch = behind(b"\"epoch\":\"")?;
+        let epoch = &epoch[..memchr::memchr(b'"', epoch)?];
+        Some(Self { epoch: hash(epoch), seq: crate::answer::number(&seq[..digits])? })
+    }
+}
+
+/// FNV-1a: names of epochs are short and few.
+pub(crate) fn hash(name: &[u8]) -> u64 {
+    name.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// Which kind of message a text is.
 pub(crate) fn kind(text: &[u8]) -> Kind {
     // Servers put the type first as a rule; whoever does not costs us a parse.
@@ -74,9 +100,31 @@ pub(crate) fn join(room: &str) -> String {
     format!(r#"{{"type":"join_room","room":"{room}","payload":{{}}}}"#)
 }
 
+/// What asks to be let into a room again, with what one has of it: the epoch and the number.
+pub(crate) fn join_again(room: &str, epoch: &str, seq: u64) -> String {
+    let recover = format!(r#"{{"recover":{{"epoch":"{epoch}","seq":{seq}}}}}"#);
+    format!(r#"{{"type":"join_room","room":"{room}","payload":{recover}}}"#)
+}
+
 /// A message to a room, with a stamp, whose payload takes `payload_bytes` or as many as the stamp needs.
 pub(crate) fn publish(room: &str, stamp: Stamp, payload_bytes: usize) -> String {
     format!(r#"{{"type":"room_message","room":"{room}","payload":{}}}"#, payload(stamp, payload_bytes))
+}
+
+/// The same with an id, so that it is answered, and is the same message when it is sent again.
+pub(crate) fn publish_with_id(room: &str, stamp: Stamp, payload_bytes: usize) -> String {
+    let (id, payload) = (id(stamp), payload(stamp, payload_bytes));
+    format!(r#"{{"type":"room_message","id":"{id}","room":"{room}","payload":{payload}}}"#)
+}
+
+/// A message's id: no two runs have the same.
+pub(crate) fn id(stamp: Stamp) -> String {
+    format!("{}.{}", stamp.number, stamp.intended_at)
+}
+
+/// The number of the message that has this id.
+pub(crate) fn number_of(id: &str) -> Option<u64> {
+    id.split_once('.')?.0.parse().ok()
 }
 
 /// A JSON string with a stamp and filling, of this many bytes or as many as the stamp needs.
@@ -138,7 +186,29 @@ mod tests {
     }
 
     #[test]
+    fn a_position_stands_before_the_payload() {
+        let text = br#"{"type":"room_message","room":"r","seq":20,"epoch":"k3","payload":{"seq":1,"epoch":"x"}}"#;
+        assert_eq!(Position::find(text), Some(Position { epoch: hash(b"k3"), seq: 20 }));
+        assert_ne!(hash(b"k3"), hash(b"k4"));
+        for text in [r#"{"seq":20,"epoch":"k3"}"#, r#"{"seq":20,"payload":{"epoch":"k3"}}"#, r#"{"payload":"seq":1}"#] {
+            assert_eq!(Position::find(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_id_has_its_message() {
+        let message: serde_json::Value = serde_json::from_str(&publish_with_id("r", STAMP, 64)).expect("JSON");
+        assert_eq!(message["id"].as_str().and_then(number_of), Some(STAMP.number));
+        assert_ne!(id(STAMP), id(Stamp { intended_at: 1, ..STAMP }), "another run's");
+        assert_eq!(number_of("join"), None);
+    }
+
+    #[test]
     fn a_join_names_its_room() {
+        assert_eq!(
+            join_again("public.a", "k3", 17),
+            r#"{"type":"join_room","room":"public.a","payload":{"recover":{"epoch":"k3","seq":17}}}"#
+        );
         assert_eq!(join("public.a"), r#"{"type":"join_room","room":"public.a","payload":{}}"#);
     }
 }

@@ -1,5 +1,6 @@
-//! A tiny hub for the tests: rooms, messages to all members, echoes, and plain answers to all other requests. One thread, no
-//! permissions; it checks tokens, and closes a member whose outbox is full.
+//! A tiny hub for the tests: rooms, messages to all members, echoes, log-outs, and plain answers to all other requests. One
+//! thread, no permissions; it checks tokens, and closes a member whose outbox is full. It may have two instances, which are
+//! two ports of one hub, and make mistakes.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -14,7 +15,8 @@ use crate::hub::sockets::{ACCEPT, KEY};
 use crate::hub::token;
 use crate::socket::{self, Poller};
 
-const LISTENER: u64 = u64::MAX;
+/// Those of the listeners are this and the next.
+const LISTENERS: u64 = u64::MAX - 1;
 pub(super) const SECRET: &str = "a secret for tests, of over 32 bytes";
 /// A member for which more than this waits is closed with 4000.
 const OUTBOX_BYTES_MAX: usize = 64 * 1024;
@@ -23,46 +25,96 @@ struct Member {
     socket: OwnedFd,
     input: Vec<u8>,
     output: Vec<u8>,
+    instance: usize,
+    session: Value,
     is_websocket: bool,
     echoes: bool,
     room: Option<String>,
     closing: bool,
 }
 
+/// What it does wrong; 0: never.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Faults {
+    /// Every so manieth upgrade is answered 503.
+    pub(super) refuse: usize,
+    /// Every so manieth message is refused for now.
+    pub(super) put_off: usize,
+    /// Every so manieth delivery is left out; with `tells` the member is told so.
+    pub(super) lose: usize,
+    pub(super) tells: bool,
+    /// Every so manieth delivery is made twice.
+    pub(super) double: usize,
+    /// With this message the second instance dies, and its sockets with it.
+    pub(super) die: usize,
+    /// Nothing is kept for those who come back.
+    pub(super) forgets: bool,
+}
+
 /// Serves in a thread of its own until the tests end. Every `refuse`th upgrade is answered 503; 0: none.
 pub(super) fn hub(refuse: usize) -> u16 {
-    let (listener, port) = socket::listen(0).expect("a free port");
-    std::thread::spawn(move || Hub { refuse, ..Hub::default() }.run(&listener));
-    port
+    instances(Faults { refuse, ..Faults::default() })[0]
+}
+
+/// A hub of two instances.
+pub(super) fn instances(faults: Faults) -> [u16; 2] {
+    let [one, other] = [0, 1].map(|_| socket::listen(0).expect("a free port"));
+    let hub = Hub { faults, listeners: vec![one.0, other.0], ..Hub::default() };
+    std::thread::spawn(move || hub.run());
+    [one.1, other.1]
+}
+
+#[derive(Default)]
+struct Room {
+    seq: u64,
+    members: BTreeSet<u64>,
+    history: Vec<String>,
+    /// Numbers of messages that had an id.
+    ids: BTreeMap<String, u64>,
 }
 
 #[derive(Default)]
 struct Hub {
-    refuse: usize,
+    faults: Faults,
+    listeners: Vec<OwnedFd>,
     upgrades: usize,
+    messages: usize,
+    deliveries: usize,
     next_key: u64,
     members: BTreeMap<u64, Member>,
-    rooms: BTreeMap<String, (u64, BTreeSet<u64>)>,
+    rooms: BTreeMap<String, Room>,
     /// Members with something to write or to end.
     touched: BTreeSet<u64>,
 }
 
 impl Hub {
-    fn run(mut self, listener: &OwnedFd) {
+    fn run(mut self) {
         let mut poller = Poller::new().expect("epoll");
-        poller.watch(listener, LISTENER).expect("watched");
+        for (instance, listener) in self.listeners.iter().enumerate() {
+            poller.watch(listener, LISTENERS + instance as u64).expect("watched");
+        }
         let mut buffer = vec![0; 64 * 1024];
         loop {
             poller.wait(None);
             while let Some(ready) = poller.next() {
-                if ready.key == LISTENER {
-                    while let Ok(socket) = socket::accept(listener) {
+                if ready.key >= LISTENERS {
+                    let instance = usize::from(ready.key > LISTENERS);
+                    while let Some(socket) = self.listeners.get(instance).and_then(|one| socket::accept(one).ok()) {
                         let key = self.next_key;
                         self.next_key += 1;
                         poller.watch(&socket, key).expect("watched");
-                        let (input, output) = (Vec::new(), Vec::new());
-                        let (is_websocket, echoes, room, closing) = (false, false, None, false);
-                        self.members.insert(key, Member { socket, input, output, is_websocket, echoes, room, closing });
+                        let member = Member {
+                            socket,
+                            input: Vec::new(),
+                            output: Vec::new(),
+                            instance,
+                            session: Value::Null,
+                            is_websocket: false,
+                            echoes: false,
+                            room: None,
+                            closing: false,
+                        };
+                        self.members.insert(key, member);
                     }
                     continue;
                 }
@@ -109,8 +161,25 @@ impl Hub {
 
     fn remove(&mut self, key: u64) {
         let room = self.members.remove(&key).and_then(|member| member.room);
-        if let Some((_, members)) = room.and_then(|room| self.rooms.get_mut(&room)) {
-            members.remove(&key);
+        if let Some(room) = room.and_then(|room| self.rooms.get_mut(&room)) {
+            room.members.remove(&key);
+        }
+    }
+
+    /// The second instance is gone, and all that it had.
+    fn die(&mut self) {
+        self.listeners.truncate(1);
+        let theirs = self.members.iter().filter(|(_, member)| member.instance == 1).map(|(key, _)| *key);
+        for key in theirs.collect::<Vec<_>>() {
+            self.remove(key);
+        }
+    }
+
+    fn log_out(&mut self, session: &Value) {
+        for (key, member) in self.members.iter_mut().filter(|(_, member)| member.session == *session) {
+            put(&mut member.output, CLOSE, &4102_u16.to_be_bytes());
+            member.closing = true;
+            self.touched.insert(*key);
         }
     }
 
@@ -144,17 +213,22 @@ impl Hub {
         self.upgrades += usize::from(is_upgrade);
         let status = match (&claims, is_upgrade) {
             (None, _) if !member.echoes => "401 Unauthorized",
-            (_, true) if self.refuse > 0 && self.upgrades.is_multiple_of(self.refuse) => "503 Busy",
+            (_, true) if is_turn(self.faults.refuse, self.upgrades) => "503 Busy",
             (_, true) => {
                 assert!(head.contains(KEY) && head.contains("Sec-WebSocket-Version: 13"), "{head}");
                 let agreed = format!("HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\r\n");
                 member.output.extend_from_slice(agreed.as_bytes());
                 member.is_websocket = true;
+                member.session = claims.map_or(Value::Null, |claims| claims["sid"].clone());
                 if !member.echoes {
                     put(&mut member.output, TEXT, br#"{"type":"welcome","payload":{"heartbeatMs":25000}}"#);
                     put(&mut member.output, 9, b"are you there");
                 }
                 return;
+            }
+            (Some(claims), _) if head.starts_with("POST /auth/logout ") => {
+                member.output.extend_from_slice(b"HTTP/1.1 204 Gone\r\n\r\n");
+                return self.log_out(&claims["sid"]);
             }
             _ => "200 OK",
         };
@@ -164,24 +238,47 @@ impl Hub {
     fn text(&mut self, key: u64, text: &str) {
         let message: Value = serde_json::from_str(text).expect("JSON");
         let name = message["room"].as_str().unwrap_or_default().to_owned();
-        let (seq, members) = self.rooms.entry(name.clone()).or_default();
+        let room = self.rooms.entry(name.clone()).or_default();
         match message["type"].as_str() {
             Some("join_room") => {
-                members.insert(key);
+                room.members.insert(key);
+                let mut payload = json!({"members": room.members.len()});
+                if let Some(seq) = message["payload"]["recover"]["seq"].as_u64() {
+                    let missed = room.history.get(usize::try_from(seq).expect("few")..).expect("a number that it gave");
+                    let missed = missed.iter().map(|frame| serde_json::from_str::<Value>(frame).expect("JSON"));
+                    let (missed, keeps) = (missed.collect::<Vec<_>>(), !self.faults.forgets);
+                    payload["recovered"] = keeps.into();
+                    payload["messages"] = if keeps { missed.into() } else { Value::Null };
+                }
                 let answer =
-                    json!({"type": "joined", "room": name, "seq": *seq, "payload": {"members": members.len()}});
+                    json!({"type": "joined", "room": name, "seq": room.seq, "epoch": "e1", "payload": payload});
                 let member = self.members.get_mut(&key).expect("it speaks");
                 put(&mut member.output, TEXT, answer.to_string().as_bytes());
                 member.room = Some(name);
             }
-            Some("room_message") if members.contains(&key) => {
-                *seq += 1;
-                let frame = json!({"type": "room_message", "room": name, "seq": *seq, "payload": message["payload"]});
-                let frame = frame.to_string();
-                for member in members.iter() {
-                    put(&mut self.members.get_mut(member).expect("a member").output, TEXT, frame.as_bytes());
+            Some("room_message") if room.members.contains(&key) => {
+                self.messages += 1;
+                let answers = &mut self.members.get_mut(&key).expect("it speaks").output;
+                if is_turn(self.faults.put_off, self.messages) {
+                    let payload = json!({"code": "dependency_unavailable", "retryable": true});
+                    let error = json!({"type": "error", "id": message["id"], "payload": payload});
+                    return put(answers, TEXT, error.to_string().as_bytes());
                 }
-                self.touched.append(&mut members.clone());
+                let id = message["id"].as_str().map(str::to_owned);
+                let known = id.as_ref().and_then(|id| room.ids.get(id)).copied();
+                room.seq += u64::from(known.is_none());
+                if let Some(id) = id {
+                    let seq = known.unwrap_or(room.seq);
+                    let ack = json!({"type": "ack", "id": id, "seq": seq, "epoch": "e1", "payload": {}});
+                    put(answers, TEXT, ack.to_string().as_bytes());
+                    room.ids.insert(id, seq);
+                }
+                if known.is_none() {
+                    self.deliver(&name, &message["payload"]);
+                }
+                if self.faults.die > 0 && self.messages == self.faults.die {
+                    self.die();
+                }
             }
             _ => {
                 let error = json!({"type": "error", "payload": {"code": "not_joined"}}).to_string();
@@ -189,6 +286,33 @@ impl Hub {
             }
         }
     }
+
+    fn deliver(&mut self, name: &str, payload: &Value) {
+        let room = self.rooms.get_mut(name).expect("it has members");
+        let seq = room.seq;
+        let frame =
+            format!(r#"{{"type":"room_message","room":"{name}","seq":{seq},"epoch":"e1","payload":{payload}}}"#);
+        for key in &room.members {
+            self.deliveries += 1;
+            let output = &mut self.members.get_mut(key).expect("a member").output;
+            let is_lost = is_turn(self.faults.lose, self.deliveries);
+            if is_lost && self.faults.tells {
+                let gap = json!({"type": "gap", "epoch": "e1", "payload": {"from": seq, "to": seq}});
+                put(output, TEXT, gap.to_string().as_bytes());
+            }
+            let times = usize::from(!is_lost) + usize::from(is_turn(self.faults.double, self.deliveries));
+            for _ in 0..times {
+                put(output, TEXT, frame.as_bytes());
+            }
+        }
+        room.history.push(frame);
+        self.touched.append(&mut room.members.clone());
+    }
+}
+
+/// Whether it is the turn of what is done every so often; 0: never.
+fn is_turn(every: usize, nth: usize) -> bool {
+    every > 0 && nth.is_multiple_of(every)
 }
 
 /// A server's frame.

@@ -21,6 +21,12 @@ pub(crate) enum HubCommand {
     HubMassDisconnect(HubMassDisconnect),
     /// Thousands of sockets dropped, and all back again
     HubReconnectStorm(HubReconnectStorm),
+    /// Rooms whose members are on several instances: does each member get each message once and in order, or is it told?
+    HubInstances(HubInstances),
+    /// Messages to rooms at a rate that rises until they take too long
+    HubKnee(HubKnee),
+    /// Log-outs while others log out: how soon are the session's sockets closed on all instances?
+    HubLogOut(HubLogOut),
     /// Everything in one run: joined sockets with fan-out while requests with tokens are proxied
     Targets(Targets),
 }
@@ -35,6 +41,9 @@ impl HubCommand {
             Self::HubSlowReaders(options) => &options.common,
             Self::HubMassDisconnect(options) => &options.common,
             Self::HubReconnectStorm(options) => &options.common,
+            Self::HubInstances(options) => &options.common,
+            Self::HubKnee(options) => &options.common,
+            Self::HubLogOut(options) => &options.common,
             Self::Targets(options) => &options.common,
         };
         common.json.as_deref()
@@ -62,9 +71,9 @@ pub(crate) struct TokenOptions {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct HubCommon {
-    /// Where the hub is
-    #[arg(long, default_value = "ws://127.0.0.1:3000/ws")]
-    pub(crate) url: String,
+    /// Where the hub is; of several instances the members of each room use all, in turn
+    #[arg(long = "url", default_value = "ws://127.0.0.1:3000/ws")]
+    pub(crate) urls: Vec<String>,
     #[command(flatten)]
     pub(crate) token: TokenOptions,
     /// What the names of rooms begin with; any user should be allowed in there
@@ -88,9 +97,12 @@ pub(crate) struct HubCommon {
     /// Threads of the load test itself
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: u16,
-    /// Process of the server: its CPU and memory, its children's included, join the report
+    /// Process of the server: its CPU and memory, its children's included, join the report; once for each instance
+    #[arg(long = "server-pid", value_name = "PID")]
+    pub(crate) server_pids: Vec<u32>,
+    /// Process of Redis: its CPU joins the report
     #[arg(long, value_name = "PID")]
-    pub(crate) server_pid: Option<u32>,
+    pub(crate) redis_pid: Option<u32>,
     /// Writes the report as JSON too
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -157,6 +169,12 @@ pub(crate) struct HubFanOut {
     pub(crate) common: HubCommon,
     #[command(flatten)]
     pub(crate) fan_out: FanOut,
+    /// Has every `--server-pid` reload its configuration (SIGHUP) so often while it is measured
+    #[arg(long, default_value_t = 0, requires = "server_pids")]
+    pub(crate) reloads: u32,
+    /// Time between two reloads
+    #[arg(long, default_value = "200ms", value_parser = duration)]
+    pub(crate) reload_every: Duration,
 }
 
 #[derive(Args, Debug)]
@@ -206,6 +224,62 @@ pub(crate) struct HubReconnectStorm {
     pub(crate) jitter: Duration,
     #[command(flatten)]
     pub(crate) others: Others,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct HubInstances {
+    #[command(flatten)]
+    pub(crate) common: HubCommon,
+    #[command(flatten)]
+    pub(crate) fan_out: FanOut,
+    /// Where an instance says whether it is ready for sockets, as `http://127.0.0.1:3001/health/ready/hub`; once for each
+    #[arg(long = "ready", value_name = "URL")]
+    pub(crate) ready: Vec<String>,
+    /// An instance that is killed (SIGKILL) half way
+    #[arg(long, value_name = "PID")]
+    pub(crate) kill_pid: Option<u32>,
+    /// What the shell does half way, as `kill -9 $REDIS; sleep 2; redis-server --port 7000 --daemonize yes`
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) half_way: Option<String>,
+    /// A socket that is lost comes back at a random time within this, to the next instance, with what it has
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub(crate) jitter: Duration,
+    /// How long it is waited in the end for what may still come: instances compare positions every 5 s
+    #[arg(long, default_value = "6s", value_parser = duration)]
+    pub(crate) settle: Duration,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct HubKnee {
+    #[command(flatten)]
+    pub(crate) common: HubCommon,
+    /// Its rate is that of the first step
+    #[command(flatten)]
+    pub(crate) fan_out: FanOut,
+    /// Messages a second by which each step is more than the one before
+    #[arg(long, default_value = "500", value_parser = rate)]
+    pub(crate) step: f64,
+    /// It ends with the step in which p99 is over this
+    #[arg(long, default_value = "50ms", value_parser = duration)]
+    pub(crate) p99_max: Duration,
+    /// Steps at most
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) steps: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct HubLogOut {
+    #[command(flatten)]
+    pub(crate) common: HubCommon,
+    /// Sessions that log out one after the other while it is measured, each with a socket on every instance
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) sessions: u32,
+    /// Log-outs a second of others beside them, at the first instance; their tokens are made, and need no log-in
+    #[arg(long, default_value = "1000", value_parser = rate)]
+    pub(crate) beside: f64,
+    /// Where one logs out
+    #[arg(long, default_value = "/auth/logout")]
+    pub(crate) path: String,
 }
 
 #[derive(Args, Debug)]

@@ -14,25 +14,53 @@ pub(crate) struct Group {
     pub(crate) rooms: Vec<String>,
 }
 
-/// What all threads share.
-pub(crate) struct Setup {
+/// Where a part of the hub is.
+pub(crate) struct Instance {
     pub(crate) address: std::net::SocketAddr,
     pub(crate) authority: String,
     pub(crate) path: String,
+}
+
+/// What all threads share.
+pub(crate) struct Setup {
+    pub(crate) instances: Vec<Instance>,
     pub(crate) tokens: Tokens,
+    /// The user of the first place; so many neighbouring places are sockets of one user.
+    pub(crate) first_user: usize,
+    pub(crate) sockets_per_user: usize,
     pub(crate) groups: Vec<Group>,
     /// Sockets that will stop reading: they send nothing and are counted apart.
     pub(crate) slow: Range<usize>,
     pub(crate) timeout_ns: u64,
     pub(crate) opening_max: usize,
+    /// Every member's messages are followed one by one, and each is sent until it is taken.
+    pub(crate) follows: bool,
+    /// A socket that is lost comes back, at a random time within this.
+    pub(crate) returns_within: Option<u64>,
 }
 
 impl Setup {
     /// The room of a place.
     pub(crate) fn room(&self, slot: usize) -> Option<&str> {
+        let (group, nth) = self.seat(slot)?;
+        group.rooms.get(nth % group.rooms.len().max(1)).map(String::as_str)
+    }
+
+    /// The user that a place's socket belongs to.
+    pub(crate) fn user(&self, slot: usize) -> usize {
+        self.first_user + slot / self.sockets_per_user
+    }
+
+    /// Where a place's socket goes that has been elsewhere so often: the members of each room use all instances, in turn.
+    pub(crate) fn instance(&self, slot: usize, moves: usize) -> &Instance {
+        let turn = self.seat(slot).map_or(slot, |(group, nth)| nth / group.rooms.len().max(1));
+        &self.instances[(turn + moves) % self.instances.len()]
+    }
+
+    /// A place's group, and its place there.
+    fn seat(&self, slot: usize) -> Option<(&Group, usize)> {
         let group = self.groups.iter().find(|group| group.slots.contains(&slot))?;
-        let nth = (slot - group.slots.start) % group.rooms.len().max(1);
-        group.rooms.get(nth).map(String::as_str)
+        Some((group, slot - group.slots.start))
     }
 }
 
@@ -72,6 +100,8 @@ pub(crate) enum Order {
     Deafen(Range<usize>),
     /// These read again.
     Hear(Range<usize>),
+    /// What has been counted is handed in, and counting begins anew.
+    HandIn,
     /// These are closed without a word.
     Drop(Range<usize>),
 }
@@ -94,16 +124,31 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn setup(groups: Vec<Group>, opening_max: usize) -> Setup {
-        Setup {
-            address: std::net::SocketAddr::from(([127, 0, 0, 1], 1)),
-            authority: "a".to_owned(),
+        let instance = |port| Instance {
+            address: std::net::SocketAddr::from(([127, 0, 0, 1], port)),
+            authority: format!("a:{port}"),
             path: "/".to_owned(),
+        };
+        Setup {
+            instances: vec![instance(1), instance(2)],
             tokens: Tokens::None,
+            first_user: 0,
+            sockets_per_user: 1,
             groups,
             slow: 0..0,
             timeout_ns: 1,
             opening_max,
+            follows: false,
+            returns_within: None,
         }
+    }
+
+    #[test]
+    fn members_of_each_room_are_on_all_instances() {
+        let setup = setup(vec![group(10..22, 3)], 1);
+        let ports = |moves| (10..22).map(|slot| setup.instance(slot, moves).address.port()).collect::<Vec<_>>();
+        assert_eq!(ports(0), [1, 1, 1, 2, 2, 2, 1, 1, 1, 2, 2, 2]);
+        assert_eq!(ports(1), [2, 2, 2, 1, 1, 1, 2, 2, 2, 1, 1, 1], "and move on to the next");
     }
 
     #[test]

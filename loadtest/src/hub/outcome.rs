@@ -7,8 +7,8 @@ use crate::hub::tally::{Tally, Why};
 use crate::hub::workers::{Cost, Workers};
 use crate::report::Report;
 
-/// How messages of one part of the measured time were delivered. `members` is how many should get each; none in an echo,
-/// where each goes to one.
+/// How messages of one part of the measured time were delivered, and whether all were. `members` is how many should get
+/// each; one in an echo, where each goes to one.
 pub(crate) fn put_deliveries(
     report: &mut Report,
     prefix: &str,
@@ -17,7 +17,23 @@ pub(crate) fn put_deliveries(
     members: u32,
     seconds: f64,
 ) {
-    let expected = tally.sent[phase] * u64::from(members);
+    let missing = put_latencies(report, prefix, tally, phase, members, seconds);
+    report.put_count(&format!("{prefix}missing"), missing);
+    if missing > 0 {
+        let expected = tally.sent[phase] * u64::from(members);
+        report.fail(format!("{missing} of {expected} deliveries did not come"));
+    }
+}
+
+/// How fast messages of one part of the measured time were delivered; returns how many deliveries are missing.
+pub(crate) fn put_latencies(
+    report: &mut Report,
+    prefix: &str,
+    tally: &Tally,
+    phase: usize,
+    members: u32,
+    seconds: f64,
+) -> u64 {
     report.put_count(&format!("{prefix}sent"), tally.sent[phase]);
     report.put_count(&format!("{prefix}deliveries"), tally.latency[phase].len());
     report.put(&format!("{prefix}deliveries_per_s"), tally.arrived[phase] as f64 / seconds.max(1e-9));
@@ -26,13 +42,10 @@ pub(crate) fn put_deliveries(
     if members > 1 {
         report.put_histogram(&format!("{prefix}to_the_last_us"), &last);
     }
-    report.put_count(&format!("{prefix}missing"), missing);
-    if missing > 0 {
-        report.fail(format!("{missing} of {expected} deliveries did not come"));
-    }
-    if expected == 0 {
+    if tally.sent[phase] == 0 {
         report.fail("no message was sent while it was measured".to_owned());
     }
+    missing
 }
 
 /// How sockets fared.
@@ -72,14 +85,22 @@ pub(crate) fn put_endings(report: &mut Report, name: &str, endings: &BTreeMap<En
 }
 
 /// What it cost, in all and for each of so many.
-pub(crate) fn put_cost(report: &mut Report, cost: Cost, unit: &str, done: u64) {
-    if let Some(cpu_us) = cost.server_cpu_us {
-        report.put("server_cpu_percent", cpu_us as f64 / cost.seconds.max(1e-9) / 1e4);
+pub(crate) fn put_cost(report: &mut Report, cost: &Cost, unit: &str, done: u64) {
+    if let Some(cpu_us) = cost.server_cpu_us() {
+        report.put("server_cpu_percent", cost.percent(cpu_us));
+        if cost.servers_cpu_us.len() > 1 {
+            for (nth, cpu_us) in cost.servers_cpu_us.iter().enumerate() {
+                report.put(&format!("server_{}_cpu_percent", nth + 1), cost.percent(*cpu_us));
+            }
+        }
         if done > 0 {
             report.put(&format!("server_cpu_us_per_{unit}"), cpu_us as f64 / done as f64);
         }
     }
-    report.put("own_cpu_percent", cost.own_cpu_ns as f64 / cost.seconds.max(1e-9) / 1e7);
+    if let Some(cpu_us) = cost.redis_cpu_us {
+        report.put("redis_cpu_percent", cost.percent(cpu_us));
+    }
+    report.put("own_cpu_percent", cost.percent(cost.own_cpu_ns / 1000));
     if done > 0 {
         report.put(&format!("own_cpu_us_per_{unit}"), cost.own_cpu_ns as f64 / 1e3 / done as f64);
     }

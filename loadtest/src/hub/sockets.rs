@@ -142,7 +142,6 @@ impl Socket {
 
 /// One thread's sockets.
 pub(crate) struct Sockets {
-    address: SocketAddr,
     /// The place of its first socket among those of all threads.
     first: usize,
     poller: Poller,
@@ -157,7 +156,7 @@ pub(crate) struct Sockets {
 }
 
 impl Sockets {
-    pub(crate) fn new(address: SocketAddr, first: usize, count: usize) -> std::io::Result<Self> {
+    pub(crate) fn new(first: usize, count: usize) -> std::io::Result<Self> {
         let closed = || Socket {
             stream: None,
             generation: 0,
@@ -170,7 +169,6 @@ impl Sockets {
             unsent: Vec::new(),
         };
         Ok(Self {
-            address,
             first,
             poller: Poller::new()?,
             slots: std::iter::repeat_with(closed).take(count).collect(),
@@ -186,19 +184,19 @@ impl Sockets {
     }
 
     /// Begins to open a place's socket.
-    pub(crate) fn open(&mut self, slot: usize, now: u64) {
+    pub(crate) fn open(&mut self, slot: usize, address: SocketAddr, now: u64) {
         let place = &mut self.slots[slot];
         place.clear();
         place.generation = place.generation.wrapping_add(1);
         place.began_at = now;
         place.stage = Stage::Connecting;
         let key = u64::from(place.generation) << 32 | slot as u64;
-        let is_ipv4_loopback = self.address.is_ipv4() && self.address.ip().is_loopback();
+        let is_ipv4_loopback = address.is_ipv4() && address.ip().is_loopback();
         let source = is_ipv4_loopback.then(|| {
             let host = u8::try_from(1 + (self.first + slot) % SOURCES).unwrap_or(1);
             IpAddr::V4(Ipv4Addr::new(127, 0, 0, host))
         });
-        let opened = socket::connect(self.address, source).and_then(|stream| {
+        let opened = socket::connect(address, source).and_then(|stream| {
             self.poller.watch(&stream, key)?;
             Ok(stream)
         });

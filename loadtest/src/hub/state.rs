@@ -2,12 +2,13 @@
 //! wants to be, what was delivered. Moves no bytes; `worker` and `sockets` do.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::hub::following::{Again, Unanswered};
 use crate::hub::message::{self, Kind, Stamp};
-use crate::hub::order::{Setup, Traffic, When};
+use crate::hub::order::{Instance, Setup, Traffic, When};
 use crate::hub::sockets::{Ending, Handler, KEY, Socket, Stage};
 use crate::hub::tally::{Counts, Tally, Why};
 
@@ -27,6 +28,8 @@ pub(crate) struct Place {
     why: Why,
     /// Times that it was refused.
     attempts: u32,
+    /// Instances that it has left behind.
+    moves: usize,
 }
 
 /// One thread's.
@@ -45,7 +48,13 @@ pub(crate) struct State {
     pub(crate) traffic: Option<Traffic>,
     pub(crate) tally: Tally,
     pub(crate) counts: Counts,
-    random: fastrand::Rng,
+    /// Messages with an id whose answer is still to come, by number.
+    pub(crate) unanswered: BTreeMap<u64, Unanswered>,
+    /// What is to be sent again, and when.
+    pub(crate) again: BinaryHeap<Reverse<(u64, Again)>>,
+    /// Names of epochs.
+    pub(crate) epochs: BTreeMap<u64, String>,
+    pub(crate) random: fastrand::Rng,
 }
 
 impl State {
@@ -61,6 +70,9 @@ impl State {
             traffic: None,
             tally: Tally::new(),
             counts: Counts::default(),
+            unanswered: BTreeMap::new(),
+            again: BinaryHeap::new(),
+            epochs: BTreeMap::new(),
             random,
         }
     }
@@ -70,8 +82,14 @@ impl State {
         self.slots.contains(&slot).then(|| slot - self.slots.start)
     }
 
+    /// Where a place's socket is, or goes next.
+    pub(crate) fn instance(&self, slot: usize) -> &Instance {
+        self.setup.instance(self.slots.start + slot, self.places[slot].moves)
+    }
+
     pub(crate) fn counts(&self) -> Counts {
-        Counts { opening: (self.opening + self.queue.len() + self.waiting.len()) as u64, ..self.counts }
+        let opening = (self.opening + self.queue.len() + self.waiting.len()) as u64;
+        Counts { opening, unanswered: self.unanswered.len() as u64, ..self.counts }
     }
 
     pub(crate) fn plan_opening(&mut self, slots: &Range<usize>, when: When, now: u64) {
@@ -121,12 +139,15 @@ impl State {
         self.tally.joining[place.why as usize].saturating_record(now.saturating_sub(place.intended_at));
         match place.why {
             Why::Begins => {}
-            Why::Returns => self.counts.returned += 1,
+            Why::Returns => {
+                self.counts.returned += 1;
+                self.counts.returned_at = now;
+            }
             Why::Probes => self.leaving.push(slot),
         }
     }
 
-    fn deliver(&mut self, slot: usize, stamp: Stamp, now: u64) {
+    pub(crate) fn deliver(&mut self, slot: usize, stamp: Stamp, now: u64) {
         self.counts.messages += 1;
         if stamp.number == BURST {
             self.counts.bursts += 1;
@@ -140,8 +161,8 @@ impl State {
 
 impl Handler for State {
     fn request(&mut self, slot: usize) -> Vec<u8> {
-        let Setup { authority, path, tokens, .. } = &*self.setup;
-        let protocol = match tokens.of(self.slots.start + slot) {
+        let Instance { authority, path, .. } = self.instance(slot);
+        let protocol = match self.setup.tokens.of(self.setup.user(self.slots.start + slot)) {
             token if token.is_empty() => String::new(),
             // As browsers do it, which can set no other field.
             token => format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}\r\n"),
@@ -156,14 +177,18 @@ impl Handler for State {
     fn opened(&mut self, slot: usize, socket: &mut Socket, now: u64) {
         match self.setup.room(self.slots.start + slot) {
             Some(room) => {
-                socket.send_text(message::join(room).as_bytes());
+                socket.send_text(self.join(slot, room).as_bytes());
             }
             None => self.ready(slot, socket, now),
         }
     }
 
     fn text(&mut self, slot: usize, socket: &mut Socket, text: &[u8], now: u64) {
-        match message::kind(text) {
+        let kind = message::kind(text);
+        if self.setup.follows && self.follow(slot, &kind, text, now) {
+            return;
+        }
+        match kind {
             Kind::RoomMessage => {
                 if let Some(stamp) = Stamp::find(text) {
                     self.deliver(slot, stamp, now);
@@ -190,6 +215,14 @@ impl Handler for State {
             let is_slow = self.setup.slow.contains(&(self.slots.start + slot));
             let losses = if is_slow { &mut self.tally.slow_losses } else { &mut self.tally.losses };
             *losses.entry(ending).or_default() += 1;
+            self.tally.ended_at.push((self.slots.start + slot, now));
+            if let Some(jitter_ns) = self.setup.returns_within {
+                let due = now + self.random.u64(0..=jitter_ns);
+                let place = &mut self.places[slot];
+                *place = Place { intended_at: due, why: Why::Returns, attempts: 0, moves: place.moves + 1 };
+                self.waiting.push(Reverse((due, slot)));
+                self.send_again_of(slot, now);
+            }
             return;
         }
         self.opening -= 1;
@@ -198,6 +231,7 @@ impl Handler for State {
         if place.why == Why::Returns {
             let wait = RETRY_MIN.saturating_mul(1 << place.attempts.min(10)).min(RETRY_MAX);
             place.attempts += 1;
+            place.moves += 1;
             self.waiting.push(Reverse((now + wait + self.random.u64(0..=wait), slot)));
         } else {
             self.counts.failed += 1;

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use hdrhistogram::Histogram;
 
+use crate::hub::follow::Followed;
 use crate::hub::message::Stamp;
 use crate::hub::sockets::Ending;
 use crate::tally::histogram;
@@ -63,6 +64,12 @@ pub(crate) struct Counts {
     /// Messages outside of any plan: the burst for all.
     pub(crate) bursts: u64,
     pub(crate) errors: u64,
+    /// Messages that were refused for now, and will be sent again.
+    pub(crate) refused: u64,
+    /// Messages with an id whose answer is still to come.
+    pub(crate) unanswered: u64,
+    /// When the latest of those who returned did.
+    pub(crate) returned_at: u64,
     pub(crate) p99_ns: u64,
 }
 
@@ -76,6 +83,9 @@ impl Counts {
         self.returned += other.returned;
         self.bursts += other.bursts;
         self.errors += other.errors;
+        self.refused += other.refused;
+        self.unanswered += other.unanswered;
+        self.returned_at = self.returned_at.max(other.returned_at);
         self.p99_ns = self.p99_ns.max(other.p99_ns);
     }
 }
@@ -112,6 +122,11 @@ pub(crate) struct Tally {
     pub(crate) told_losses: u64,
     pub(crate) reconnects_asked: u64,
     pub(crate) acks: u64,
+    /// Joins and messages that were refused for now and sent again, by code.
+    pub(crate) refused: BTreeMap<String, u64>,
+    /// When sockets were ended that were ready, by place.
+    pub(crate) ended_at: Vec<(usize, u64)>,
+    pub(crate) followed: Followed,
     /// CPU time of the busiest thread while it was measured.
     pub(crate) thread_cpu_ns: u64,
 }
@@ -136,6 +151,9 @@ impl Tally {
             told_losses: 0,
             reconnects_asked: 0,
             acks: 0,
+            refused: BTreeMap::new(),
+            ended_at: Vec::new(),
+            followed: Followed::default(),
             thread_cpu_ns: 0,
         }
     }
@@ -214,9 +232,13 @@ impl Tally {
                 *sum.entry(*ending).or_default() += count;
             }
         }
-        for (code, count) in &other.errors {
-            *self.errors.entry(code.clone()).or_default() += count;
+        for (sum, ones) in [(&mut self.errors, &other.errors), (&mut self.refused, &other.refused)] {
+            for (code, count) in ones {
+                *sum.entry(code.clone()).or_default() += count;
+            }
         }
+        self.ended_at.extend(&other.ended_at);
+        self.followed.add(&other.followed);
         self.told_losses += other.told_losses;
         self.reconnects_asked += other.reconnects_asked;
         self.acks += other.acks;

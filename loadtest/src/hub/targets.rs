@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use anyhow::Context;
 
-use crate::hub::options::Targets;
+use crate::http::Requests;
+use crate::hub::options::{HubCommon, Targets};
 use crate::hub::order::Order;
 use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::token::Tokens;
@@ -20,7 +21,7 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     let common = &options.common;
     let (group, places) = rooms(common, &options.fan_out)?;
     let setup = setup(common, vec![group], 0..0)?;
-    let job = Arc::new(job(options, &setup.authority)?);
+    let job = Arc::new(job(options, &setup.instances[0].authority)?);
     let mut report = Report::empty();
     if options.baseline {
         let alone = scenario::run(&job, &mut |_| {})?;
@@ -42,7 +43,7 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     workers.wait_until(from)?;
     let begun = workers.mark();
     workers.wait_until(end)?;
-    let cost = workers.since(begun);
+    let cost = workers.since(&begun);
     workers.settle()?;
     let beside = requests.join().map_err(|_| anyhow::anyhow!("the thread of the requests panicked"))??;
     put_memory(&mut report, &workers);
@@ -51,7 +52,7 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     report.put("seconds", cost.seconds);
     put_requests(&mut report, "http_", &beside);
     put_deliveries(&mut report, "", &tally, 0, options.fan_out.members, cost.seconds);
-    put_cost(&mut report, cost, "delivery_and_request", tally.arrived[0] + beside.tally.answered_meanwhile);
+    put_cost(&mut report, &cost, "delivery_and_request", tally.arrived[0] + beside.tally.answered_meanwhile);
     put_own(&mut report, &tally, cost.seconds);
     put_sockets(&mut report, &tally);
     Ok(report)
@@ -65,10 +66,15 @@ fn job(options: &Targets, authority: &str) -> anyhow::Result<Job> {
     let users = (0..options.http_users).map(|nth| tokens.of(1_000_000 + usize::try_from(nth).unwrap_or(0)));
     let common = Common::of_url(format!("http://{authority}{}", options.http_path), hub.allow_remote);
     let requests = target::requests_with(&common, &users.collect::<Vec<_>>()).context("--http-path")?;
-    Ok(Job {
-        plan: Plan::Open { rate: options.http_rate, arrival: Arrival::Constant, seed: 1 },
+    Ok(open_job(hub, requests, options.http_rate, usize::try_from(options.http_connections)?))
+}
+
+/// Requests at a rate beside a scenario of the hub.
+pub(crate) fn open_job(hub: &HubCommon, requests: Requests, rate: f64, connections: usize) -> Job {
+    Job {
+        plan: Plan::Open { rate, arrival: Arrival::Constant, seed: 1 },
         requests: Arc::new(requests),
-        connections: usize::try_from(options.http_connections)?,
+        connections,
         threads: 1,
         warm_up_ns: nanoseconds(hub.warm_up),
         duration_ns: nanoseconds(hub.duration),
@@ -76,10 +82,10 @@ fn job(options: &Targets, authority: &str) -> anyhow::Result<Job> {
         expected: Vec::new(),
         server_pid: None,
         tokens_out: None,
-    })
+    }
 }
 
-fn put_requests(report: &mut Report, prefix: &str, measured: &Measured) {
+pub(crate) fn put_requests(report: &mut Report, prefix: &str, measured: &Measured) {
     let tally = &measured.tally;
     report.put(&format!("{prefix}answers_per_s"), tally.answered_meanwhile as f64 / measured.seconds.max(1e-9));
     report.put_histogram(&format!("{prefix}latency_us"), &tally.latency);

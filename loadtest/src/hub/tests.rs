@@ -3,19 +3,25 @@
 use clap::Parser;
 use serde_json::Value;
 
-use crate::hub::mock;
+use crate::hub::mock::{self, Faults};
 use crate::options::{Cli, Command};
 use crate::report::Conditions;
 
 /// Runs a scenario for a moment; tells its report, or why there is none.
 fn run(port: u16, line: &str) -> Result<Value, String> {
+    run_on(&[port], line)
+}
+
+/// The same with several instances.
+fn run_on(ports: &[u16], line: &str) -> Result<Value, String> {
     static SECRET_FILE: std::sync::LazyLock<std::path::PathBuf> = std::sync::LazyLock::new(|| {
         let file = std::env::temp_dir().join(format!("shardgate-loadtest-hub-{}", std::process::id()));
         std::fs::write(&file, mock::SECRET).expect("written");
         file
     });
+    let urls = ports.iter().fold(String::new(), |urls, port| format!("{urls} --url ws://127.0.0.1:{port}/ws"));
     let line = format!(
-        "shardgate-loadtest {line} --url ws://127.0.0.1:{port}/ws --secret {} --warm-up 100ms --quiet --timeout 10s",
+        "shardgate-loadtest {line}{urls} --secret {} --warm-up 100ms --quiet --timeout 10s",
         SECRET_FILE.display()
     );
     let Command::Hub(command) = Cli::try_parse_from(line.split(' ')).expect("a valid line").command else {
@@ -115,6 +121,128 @@ fn requests_go_on_beside_the_sockets() {
     assert_eq!(report["http_alone_statuses"]["200"], 50);
 }
 
+/// Two rooms of ten members, of which five are on each instance; 40 messages before half time and 40 after, all of which
+/// every member should get. `more` is put behind the line.
+fn across(faults: Faults, more: &str) -> Value {
+    let ports = mock::instances(faults);
+    let line = "hub-instances --rooms 2 --members 10 --rate 80 --duration 500ms --settle 0 --jitter 100ms --threads 2";
+    run_on(&ports, &format!("{line}{more}")).expect("it runs")
+}
+
+/// What members got, and what they were told.
+fn verdict(report: &Value) -> [u64; 5] {
+    ["delivered", "told_missing", "missing_untold", "doubled", "out_of_order"].map(|name| number(report, name))
+}
+
+#[test]
+fn members_on_two_instances_get_each_message_once() {
+    let report = across(Faults::default(), "");
+    assert_eq!(report["failed"], false, "{report:#}");
+    // The warm-up's eight are followed too.
+    assert_eq!(verdict(&report), [88 * 10, 0, 0, 0, 0], "{report:#}");
+    assert_eq!((number(&report, "before_deliveries"), number(&report, "after_deliveries")), (400, 400));
+    assert_eq!((number(&report, "expected"), number(&report, "unanswered")), (880, 0));
+}
+
+#[test]
+fn what_is_refused_for_now_is_sent_again() {
+    let report = across(Faults { put_off: 20, ..Faults::default() }, "");
+    assert_eq!(report["failed"], false, "{report:#}");
+    assert_eq!(verdict(&report), [880, 0, 0, 0, 0]);
+    // 88 messages and those that were sent again: every 20th of them.
+    assert_eq!(report["refused_and_sent_again"]["dependency_unavailable"], 4, "{report:#}");
+}
+
+#[test]
+fn what_is_lost_or_doubled_fails_the_run_unless_it_is_told() {
+    let lost = across(Faults { lose: 100, ..Faults::default() }, "");
+    assert_eq!((&lost["failed"], verdict(&lost)), (&true.into(), [872, 0, 8, 0, 0]), "{lost:#}");
+    let told = across(Faults { lose: 100, tells: true, ..Faults::default() }, "");
+    assert_eq!((&told["failed"], verdict(&told)), (&false.into(), [872, 8, 0, 0, 0]), "{told:#}");
+    let doubled = across(Faults { double: 200, ..Faults::default() }, "");
+    assert_eq!((&doubled["failed"], verdict(&doubled)), (&true.into(), [880, 0, 0, 4, 0]), "{doubled:#}");
+}
+
+#[test]
+fn those_of_an_instance_that_is_killed_come_back_to_the_other() {
+    // The hub's second instance dies with its 50th message, and this process, which stands for it, half way.
+    let mut instance = std::process::Command::new("sleep").arg("600").spawn().expect("it is everywhere");
+    let line = format!(" --kill-pid {}", instance.id());
+    let report = across(Faults { die: 50, ..Faults::default() }, &line);
+    assert!(!instance.wait().expect("ours").success(), "it was killed");
+    assert_eq!(report["failed"], false, "{report:#}");
+    assert_eq!(verdict(&report), [880, 0, 0, 0, 0], "{report:#}");
+    assert_eq!((number(&report, "returned"), number(&report, "sockets")), (10, 20));
+    assert!(number(&report, "  recovered") > 0, "{report:#}");
+
+    // Who was not told to expect it takes it for a failure.
+    let report = across(Faults { die: 50, forgets: true, ..Faults::default() }, "");
+    assert_eq!(report["failed"], true, "{report:#}");
+    let [delivered, told, missing, ..] = verdict(&report);
+    assert_eq!((delivered + told, missing), (880, 0), "{report:#}");
+    assert!(told > 0, "what was not recovered was told: {report:#}");
+}
+
+#[test]
+fn what_happens_half_way_is_told_beside_the_readiness() {
+    let ready = mock::hub(0);
+    let line =
+        format!(" --ready http://127.0.0.1:{ready}/health/ready/hub --ready http://127.0.0.1:1/ --half-way false");
+    let ports = mock::instances(Faults::default());
+    let mut words = vec!["hub-instances --members 4 --duration 300ms --settle 0"];
+    words.push(&line);
+    let report = run_on(&ports, &words.concat()).expect("it runs");
+    assert_eq!(report["failed"], true, "the command failed: {report:#}");
+    // The mock wants a token for that.
+    assert_eq!(report["ready_1"][0]["status"], "401", "{report:#}");
+    assert_eq!(report["ready_2"][0]["status"], "no answer", "{report:#}");
+    assert!(report["ready_1"][0]["from_s"].as_f64() < Some(0.0), "{report:#}");
+}
+
+#[test]
+fn a_knee_is_where_messages_begin_to_be_missing_or_late() {
+    let line = "hub-knee --rooms 2 --members 5 --rate 50 --step 50 --steps 2 --duration 200ms --p99-max 10s";
+    let report = run_on(&mock::instances(Faults::default()), line).expect("it runs");
+    assert_eq!((&report["failed"], &report["knee_per_s"]), (&false.into(), &100.0.into()), "{report:#}");
+    assert_eq!(report["steps"].as_array().map(Vec::len), Some(2));
+    assert_eq!((&report["steps"][0]["latency_us"]["count"], &report["steps"][1]["per_s"]), (&50.into(), &100.0.into()));
+    // 75 deliveries with the first step's warm-up, and so its last steps are whole: the loss is in the second.
+    let report = run_on(&mock::instances(Faults { lose: 100, ..Faults::default() }), line).expect("it runs");
+    assert_eq!((&report["failed"], &report["knee_per_s"]), (&false.into(), &50.0.into()), "{report:#}");
+    let late = run_on(&mock::instances(Faults::default()), &line.replace("10s", "0")).expect("it runs");
+    assert_eq!((&late["failed"], &late["knee_per_s"]), (&true.into(), &0.0.into()), "{late:#}");
+}
+
+#[test]
+fn sockets_of_all_instances_close_when_their_session_logs_out() {
+    let line = "hub-log-out --sessions 20 --beside 50 --duration 400ms";
+    let report = run_on(&mock::instances(Faults::default()), line).expect("it runs");
+    assert_eq!(report["failed"], false, "{report:#}");
+    assert_eq!((number(&report, "sockets"), &report["closed_us"]["count"]), (40, &40.into()));
+    assert_eq!((&report["closed"]["closed_4102"], &report["beside_statuses"]["204"]), (&40.into(), &20.into()));
+}
+
+#[test]
+fn instances_are_told_to_reload_while_sockets_are_open() {
+    // Whoever gets this signal counts it and goes on, as an instance does.
+    let count = std::env::temp_dir().join(format!("shardgate-loadtest-reloads-{}", std::process::id()));
+    let script = format!("trap 'echo >> {}' HUP; echo; while :; do sleep 0.01; done", count.display());
+    let mut instance = std::process::Command::new("sh");
+    let mut instance = instance.args(["-c", &script]).stdout(std::process::Stdio::piped()).spawn().expect("a shell");
+    let mut begun = [0];
+    std::io::Read::read_exact(instance.stdout.as_mut().expect("piped"), &mut begun).expect("it listens to signals");
+    let line = format!(
+        "hub-fan-out --members 8 --rate 60 --duration 500ms --reloads 5 --reload-every 100ms --server-pid {}",
+        instance.id()
+    );
+    let report = run(mock::hub(0), &line).expect("it runs");
+    instance.kill().and_then(|()| instance.wait()).expect("ours");
+    assert_eq!((&report["failed"], number(&report, "reloads")), (&false.into(), 5), "{report:#}");
+    assert!(number(&report, "rss_before_reloads_kib") > 0);
+    assert_eq!(std::fs::read_to_string(&count).expect("written").lines().count(), 5);
+    std::fs::remove_file(&count).expect("removed");
+}
+
 #[test]
 fn a_hub_that_refuses_or_is_not_there_fails_the_run() {
     let refused = run(mock::hub(1), "hub-fan-out --members 3 --duration 100ms");
@@ -133,6 +261,11 @@ fn a_command_line_says_what_is_wrong_with_it() {
     assert!(refusal("hub-idle --from 5 --to 5").contains("less than"));
     assert!(refusal("hub-fan-out --room a/b").contains("--room"));
     assert!(refusal("hub-fan-out --server-pid 4294967295").contains("no process"));
+    assert!(refusal("hub-fan-out --redis-pid 4294967295").contains("no process"));
+    assert!(refusal("hub-instances --kill-pid 4294967295").contains("no process"));
+    assert!(refusal("hub-instances --ready https://127.0.0.1/").contains("--ready"));
+    let reloads = format!("hub-fan-out --reloads 100 --server-pid {}", std::process::id());
+    assert!(refusal(&reloads).contains("longer than --duration"));
     assert!(refusal("hub-slow-readers --rooms 2 --slow 3").contains("as many in each"));
     assert!(refusal("hub-fan-out --rooms 1000 --members 1000").contains("500000"));
 }

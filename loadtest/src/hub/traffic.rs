@@ -1,6 +1,8 @@
 //! Messages at a set rate: echoes, rooms, and rooms in which some stop reading. Latency counts from when each message should
 //! have left, for every one who gets it.
 
+use rustix::process::Signal;
+
 use crate::hub::options::{FanOut, HubCommon, HubEcho, HubFanOut, HubSlowReaders};
 use crate::hub::order::{Group, Order, Traffic};
 use crate::hub::outcome::{put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
@@ -15,23 +17,39 @@ pub(crate) const LEAD: u64 = SECOND / 10;
 pub(crate) fn echo(options: &HubEcho) -> anyhow::Result<Report> {
     let mut common = options.common.clone();
     let scheme = "ws://".len();
-    let authority = common.url.get(scheme..).unwrap_or_default().split('/').next().unwrap_or_default();
-    common.url = format!("ws://{authority}{}", options.path);
+    for url in &mut common.urls {
+        let authority = url.get(scheme..).unwrap_or_default().split('/').next().unwrap_or_default();
+        *url = format!("ws://{authority}{}", options.path);
+    }
     let places = usize::try_from(options.connections)?;
     let group = Group { slots: 0..places, rooms: Vec::new() };
     let setup = setup(&common, vec![group], 0..0)?;
     let mut workers = Workers::start(&common, setup, &shares(0..places, usize::from(common.threads)))?;
     workers.open(0..places, places)?;
-    measure(&common, workers, options.rate, 1, "echo")
+    measure(&common, workers, options.rate, 1, "echo", Reloads::default())
 }
 
 pub(crate) fn fan_out(options: &HubFanOut) -> anyhow::Result<Report> {
     let common = &options.common;
+    let reloads = Reloads { count: options.reloads, every_ns: nanoseconds(options.reload_every) };
+    anyhow::ensure!(
+        u64::from(reloads.count) * reloads.every_ns <= nanoseconds(common.duration),
+        "--reloads {} every {} ms take longer than --duration",
+        reloads.count,
+        reloads.every_ns / 1_000_000
+    );
     let (group, places) = rooms(common, &options.fan_out)?;
     let setup = setup(common, vec![group], 0..0)?;
     let mut workers = Workers::start(common, setup, &shares(0..places, usize::from(common.threads)))?;
     workers.open(0..places, places)?;
-    measure(common, workers, options.fan_out.rate, options.fan_out.members, "delivery")
+    measure(common, workers, options.fan_out.rate, options.fan_out.members, "delivery", reloads)
+}
+
+/// How often each instance is to reload its configuration.
+#[derive(Clone, Copy, Default)]
+struct Reloads {
+    count: u32,
+    every_ns: u64,
 }
 
 /// The rooms of a fan-out, and how many sockets are in them.
@@ -42,23 +60,39 @@ pub(crate) fn rooms(common: &HubCommon, fan_out: &FanOut) -> anyhow::Result<(Gro
     Ok((Group { slots: 0..places, rooms: names.collect() }, places))
 }
 
-fn measure(common: &HubCommon, mut workers: Workers, rate: f64, members: u32, unit: &str) -> anyhow::Result<Report> {
+fn measure(
+    common: &HubCommon,
+    mut workers: Workers,
+    rate: f64,
+    members: u32,
+    unit: &str,
+    reloads: Reloads,
+) -> anyhow::Result<Report> {
     let start = socket::now() + LEAD;
     let from = start + nanoseconds(common.warm_up);
     let end = from + nanoseconds(common.duration);
     workers.order(&Order::Send(traffic(common, 0, rate, start, [from..end, 0..0])?));
     workers.wait_until(from)?;
     let begun = workers.mark();
-    workers.wait_until(end)?;
-    let cost = workers.since(begun);
-    workers.settle()?;
     let mut report = Report::empty();
+    if reloads.count > 0 {
+        let rss_kib = workers.memory().map_or(0, |memory| memory.rss_kib);
+        for nth in 0..u64::from(reloads.count) {
+            workers.wait_until(from + nth * reloads.every_ns)?;
+            workers.signal(Signal::HUP)?;
+        }
+        report.put_count("reloads", reloads.count.into());
+        report.put_count("rss_before_reloads_kib", rss_kib);
+    }
+    workers.wait_until(end)?;
+    let cost = workers.since(&begun);
+    workers.settle()?;
     put_memory(&mut report, &workers);
     let tally = workers.finish()?;
     report.put("seconds", cost.seconds);
     report.put("intended_per_s", rate);
     put_deliveries(&mut report, "", &tally, 0, members, cost.seconds);
-    put_cost(&mut report, cost, unit, tally.arrived[0]);
+    put_cost(&mut report, &cost, unit, tally.arrived[0]);
     put_own(&mut report, &tally, cost.seconds);
     put_sockets(&mut report, &tally);
     Ok(report)
@@ -100,7 +134,7 @@ pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
     workers.rss_peak_kib = rss_kib.unwrap_or_default();
     let begun = workers.mark();
     workers.wait_until(end)?;
-    let cost = workers.since(begun);
+    let cost = workers.since(&begun);
     let rss_peak_kib = workers.rss_peak_kib;
     // They read again, to see what they are told: what was kept for them, a gap, or why they were closed.
     workers.order(&Order::Hear(slow));
@@ -126,7 +160,7 @@ pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
                 .to_owned(),
         );
     }
-    put_cost(&mut report, cost, "delivery", tally.arrived[1]);
+    put_cost(&mut report, &cost, "delivery", tally.arrived[1]);
     put_own(&mut report, &tally, (end - from) as f64 / 1e9);
     put_sockets(&mut report, &tally);
     Ok(report)

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
+use crate::hub::following::Again;
 use crate::hub::message::{self, Stamp};
 use crate::hub::order::{Group, Order, Setup, sender};
 use crate::hub::sockets::{Sockets, Stage};
@@ -29,6 +30,7 @@ pub(crate) struct Worker {
     state: State,
     orders: Receiver<Order>,
     news: Sender<(usize, Counts)>,
+    handed_in: Sender<Tally>,
     nth: usize,
     /// The intended times of the traffic, those of all threads, and how many have been taken.
     pace: Option<(Pace, u64)>,
@@ -42,10 +44,11 @@ impl Worker {
         slots: Range<usize>,
         orders: Receiver<Order>,
         news: Sender<(usize, Counts)>,
+        handed_in: Sender<Tally>,
     ) -> std::io::Result<Self> {
-        let sockets = Sockets::new(setup.address, slots.start, slots.len())?;
+        let sockets = Sockets::new(slots.start, slots.len())?;
         let state = State::new(setup, slots, fastrand::Rng::with_seed(nth as u64 + 1));
-        Ok(Self { sockets, state, orders, news, nth, pace: None, cpu_before: None })
+        Ok(Self { sockets, state, orders, news, handed_in, nth, pace: None, cpu_before: None })
     }
 
     /// Goes on until nobody gives orders any more.
@@ -68,7 +71,7 @@ impl Worker {
                 next_expiry = now + EXPIRE_EVERY;
                 self.expire(now);
             }
-            let next = self.open_due().min(self.send_due()).min(next_orders);
+            let next = self.open_due().min(self.send_due()).min(self.send_again_due()).min(next_orders);
             self.sockets.wait(next.saturating_sub(socket::now()), &mut self.state);
             while let Some(slot) = self.state.leaving.pop() {
                 self.drop_socket(slot);
@@ -115,6 +118,11 @@ impl Worker {
                     self.sockets.hear(slot);
                 }
             }
+            Order::HandIn => {
+                let tally = std::mem::replace(&mut self.state.tally, Tally::new());
+                // Whoever is gone has no use for it.
+                let _ = self.handed_in.send(tally);
+            }
             Order::Drop(slots) => {
                 for slot in slots {
                     if let Some(slot) = self.state.own(slot) {
@@ -141,7 +149,7 @@ impl Worker {
             if let Some(slot) = self.state.next_to_open(now) {
                 self.state.opening += 1;
                 self.state.tally.attempts += 1;
-                self.sockets.open(slot, now);
+                self.sockets.open(slot, self.state.instance(slot).address, now);
             } else {
                 return self.state.waiting.peek().map_or(u64::MAX, |Reverse((due, _))| *due);
             }
@@ -164,7 +172,9 @@ impl Worker {
 
     /// Sends the messages that are due and whose senders are here; returns when more will be.
     fn send_due(&mut self) -> u64 {
-        let (Some((pace, taken)), Some(traffic)) = (&mut self.pace, &self.state.traffic) else { return u64::MAX };
+        let (Some((pace, taken)), Some(traffic)) = (&mut self.pace, self.state.traffic.clone()) else {
+            return u64::MAX;
+        };
         let setup = Arc::clone(&self.state.setup);
         let group = &setup.groups[traffic.group];
         loop {
@@ -184,14 +194,47 @@ impl Worker {
                 continue;
             };
             let room = setup.room(sender).unwrap_or("echo");
-            let text = message::publish(room, stamp, traffic.payload_bytes);
             let socket = self.sockets.socket(slot);
+            if setup.follows {
+                let text = message::publish_with_id(room, stamp, traffic.payload_bytes);
+                self.state.tally.publish(&traffic.phases, stamp, now - due);
+                let is_sent = socket.stage == Stage::Ready && socket.send_text(text.as_bytes());
+                self.state.sent(slot, stamp, is_sent, now);
+                continue;
+            }
+            let text = message::publish(room, stamp, traffic.payload_bytes);
             if socket.stage == Stage::Ready && socket.send_text(text.as_bytes()) {
                 self.state.tally.publish(&traffic.phases, stamp, now - due);
             } else if phase_at(&traffic.phases, due).is_some() {
                 self.state.tally.unsent += 1;
             }
         }
+    }
+
+    /// Sends again what was refused for now; returns when more will be.
+    fn send_again_due(&mut self) -> u64 {
+        while let Some(Reverse((due, again))) = self.state.again.peek().copied() {
+            let now = socket::now();
+            if due > now {
+                return due;
+            }
+            self.state.again.pop();
+            if let Some((slot, text)) = self.state.text_again(again) {
+                let socket = self.sockets.socket(slot);
+                let may_send = match again {
+                    Again::Join(_) => socket.stage == Stage::Open,
+                    Again::Message(_) => socket.stage == Stage::Ready,
+                };
+                let is_sent = may_send && socket.send_text(text.as_bytes());
+                // A join belongs to its socket; a message waits for its sender's next one.
+                if let Again::Message(number) = again
+                    && !is_sent
+                {
+                    self.state.send_again(number, now);
+                }
+            }
+        }
+        u64::MAX
     }
 
     /// Marks what the thread costs while it is measured.

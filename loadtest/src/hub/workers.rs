@@ -1,6 +1,7 @@
 //! The threads of sockets, as the scenarios see them: gives them orders, waits until something has happened, says how it
 //! goes, and marks what the server costs.
 
+use std::fmt::Write as _;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -8,9 +9,11 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rustix::process::Signal;
 
 use crate::hub::options::HubCommon;
-use crate::hub::order::{Group, Order, Setup, When};
+use crate::hub::order::{Group, Instance, Order, Setup, When};
+use crate::hub::readiness::Readiness;
 use crate::hub::tally::{Counts, Tally};
 use crate::hub::token::Tokens;
 use crate::hub::worker::Worker;
@@ -25,42 +28,58 @@ const LOOK_EVERY: u64 = SECOND / 20;
 const QUIET: u64 = 2 * SECOND;
 
 /// What server and load test had cost at one moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Mark {
     pub(crate) at: u64,
-    pub(crate) own_cpu_ns: u64,
-    pub(crate) server_cpu_us: u64,
+    own_cpu_ns: u64,
+    servers_cpu_us: Vec<u64>,
+    redis_cpu_us: u64,
 }
 
 /// What it has cost from one mark to another.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Cost {
     pub(crate) seconds: f64,
     pub(crate) own_cpu_ns: u64,
-    pub(crate) server_cpu_us: Option<u64>,
+    /// Of each instance.
+    pub(crate) servers_cpu_us: Vec<u64>,
+    pub(crate) redis_cpu_us: Option<u64>,
+}
+
+impl Cost {
+    /// Of all instances.
+    pub(crate) fn server_cpu_us(&self) -> Option<u64> {
+        (!self.servers_cpu_us.is_empty()).then(|| self.servers_cpu_us.iter().sum())
+    }
+
+    /// A time as a share of one core.
+    pub(crate) fn percent(&self, cpu_us: u64) -> f64 {
+        cpu_us as f64 / self.seconds.max(1e-9) / 1e4
+    }
 }
 
 pub(crate) struct Workers {
     orders: Vec<Sender<Order>>,
     threads: Vec<JoinHandle<Tally>>,
     heard: Receiver<(usize, Counts)>,
+    handed_in: Receiver<Tally>,
     latest: Vec<Counts>,
     started: u64,
     timeout_ns: u64,
     next_progress: u64,
     messages_told: u64,
     quiet: bool,
-    server_pid: Option<u32>,
+    server_pids: Vec<u32>,
+    redis_pid: Option<u32>,
     members: Vec<u32>,
+    pub(crate) readiness: Readiness,
     pub(crate) rss_before_kib: u64,
     pub(crate) rss_peak_kib: u64,
 }
 
 /// What the threads are to know, from the options.
 pub(crate) fn setup(common: &HubCommon, groups: Vec<Group>, slow: Range<usize>) -> anyhow::Result<Setup> {
-    let url = common.url.strip_prefix("ws://").map(|rest| format!("http://{rest}"));
-    let url = url.with_context(|| format!("--url {} does not begin with ws://", common.url))?;
-    let (authority, path) = target::split_url(&url)?;
+    let instances = common.urls.iter().map(|url| instance(url, common.allow_remote));
     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._:-".contains(&byte);
     ensure!(
         (1..=100).contains(&common.room.len()) && common.room.bytes().all(is_name),
@@ -68,19 +87,32 @@ pub(crate) fn setup(common: &HubCommon, groups: Vec<Group>, slow: Range<usize>) 
         common.room
     );
     ensure!(!common.timeout.is_zero() && !common.duration.is_zero(), "--duration and --timeout must be over 0");
-    if let Some(pid) = common.server_pid {
-        ensure!(process::exists(pid), "--server-pid {pid} is no process");
+    for pid in &common.server_pids {
+        ensure!(process::exists(*pid), "--server-pid {pid} is no process");
+    }
+    if let Some(pid) = common.redis_pid {
+        ensure!(process::exists(pid), "--redis-pid {pid} is no process");
     }
     Ok(Setup {
-        address: target::resolve(authority, common.allow_remote)?,
-        authority: authority.to_owned(),
-        path: path.to_owned(),
+        instances: instances.collect::<anyhow::Result<_>>()?,
         tokens: Tokens::new(&common.token)?,
+        first_user: 0,
+        sockets_per_user: 1,
         groups,
         slow,
         timeout_ns: nanoseconds(common.timeout),
         opening_max: usize::try_from(common.opening)?,
+        follows: false,
+        returns_within: None,
     })
+}
+
+fn instance(url: &str, allow_remote: bool) -> anyhow::Result<Instance> {
+    let http = url.strip_prefix("ws://").map(|rest| format!("http://{rest}"));
+    let http = http.with_context(|| format!("--url {url} does not begin with ws://"))?;
+    let (authority, path) = target::split_url(&http)?;
+    let address = target::resolve(authority, allow_remote)?;
+    Ok(Instance { address, authority: authority.to_owned(), path: path.to_owned() })
 }
 
 impl Workers {
@@ -88,16 +120,17 @@ impl Workers {
     pub(crate) fn start(common: &HubCommon, setup: Setup, shares: &[Range<usize>]) -> anyhow::Result<Self> {
         socket::allow_sockets(shares.iter().map(|share| share.len() as u64).sum::<u64>() + 1024)?;
         let setup = Arc::new(setup);
-        let members = common.server_pid.map(process::members).unwrap_or_default();
+        let members = common.server_pids.iter().flat_map(|pid| process::members(*pid)).collect::<Vec<_>>();
         let rss_before_kib = process::rss_kib(&members);
         let (news, heard) = channel();
+        let (hand_in, handed_in) = channel();
         let (mut orders, mut threads) = (Vec::new(), Vec::new());
         for (nth, share) in shares.iter().enumerate() {
             let (order, ordered) = channel();
             // An epoll set and its timer slack are a thread's own, so it makes its worker itself.
-            let (setup, share, news) = (Arc::clone(&setup), share.clone(), news.clone());
+            let (setup, share, news, hand_in) = (Arc::clone(&setup), share.clone(), news.clone(), hand_in.clone());
             orders.push(order);
-            threads.push(std::thread::spawn(move || match Worker::new(setup, nth, share, ordered, news) {
+            threads.push(std::thread::spawn(move || match Worker::new(setup, nth, share, ordered, news, hand_in) {
                 Ok(worker) => worker.run(),
                 Err(error) => {
                     eprintln!("shardgate-loadtest: epoll: {error}");
@@ -110,14 +143,17 @@ impl Workers {
             orders,
             threads,
             heard,
+            handed_in,
             latest: vec![Counts::default(); shares.len()],
             started: now,
             timeout_ns: nanoseconds(common.timeout),
             next_progress: now + SECOND,
             messages_told: 0,
             quiet: common.quiet,
-            server_pid: common.server_pid,
+            server_pids: common.server_pids.clone(),
+            redis_pid: common.redis_pid,
             members,
+            readiness: Readiness::default(),
             rss_before_kib,
             rss_peak_kib: rss_before_kib,
         })
@@ -191,12 +227,14 @@ impl Workers {
             Err(RecvTimeoutError::Disconnected) => anyhow::bail!("a thread of the load test has ended early"),
         }
         self.rss_peak_kib = self.rss_peak_kib.max(process::rss_kib(&self.members));
+        self.readiness.listen();
         let now = socket::now();
         if now >= self.next_progress {
             self.next_progress = now + SECOND;
             let counts = self.counts();
             if !self.quiet {
-                eprintln!("{}", progress((now - self.started) / SECOND, self.messages_told, &counts));
+                let line = progress((now - self.started) / SECOND, self.messages_told, &counts);
+                eprintln!("{line}{}", self.readiness.progress());
             }
             self.messages_told = counts.messages;
         }
@@ -204,26 +242,47 @@ impl Workers {
     }
 
     pub(crate) fn mark(&mut self) -> Mark {
-        self.members = self.server_pid.map(process::members).unwrap_or_default();
+        self.members = self.server_pids.iter().flat_map(|pid| process::members(*pid)).collect();
         Mark {
             at: socket::now(),
             own_cpu_ns: socket::process_cpu(),
-            server_cpu_us: self.server_pid.map_or(0, process::cpu_us),
+            servers_cpu_us: self.server_pids.iter().map(|pid| process::cpu_us(*pid)).collect(),
+            redis_cpu_us: self.redis_pid.map_or(0, process::cpu_us),
         }
     }
 
     /// What it has cost since.
-    pub(crate) fn since(&mut self, before: Mark) -> Cost {
+    pub(crate) fn since(&mut self, before: &Mark) -> Cost {
         let now = self.mark();
+        let each = now.servers_cpu_us.iter().zip(&before.servers_cpu_us);
         Cost {
             seconds: (now.at - before.at) as f64 / 1e9,
             own_cpu_ns: now.own_cpu_ns - before.own_cpu_ns,
-            server_cpu_us: self.server_pid.map(|_| now.server_cpu_us.saturating_sub(before.server_cpu_us)),
+            // A process that has been killed meanwhile counts as nothing.
+            servers_cpu_us: each.map(|(now, before)| now.saturating_sub(*before)).collect(),
+            redis_cpu_us: self.redis_pid.map(|_| now.redis_cpu_us.saturating_sub(before.redis_cpu_us)),
         }
     }
 
     pub(crate) fn memory(&self) -> Option<Memory> {
-        self.server_pid.map(process::memory)
+        let each = self.server_pids.iter().map(|pid| process::memory(*pid));
+        each.reduce(|one, other| Memory { rss_kib: one.rss_kib + other.rss_kib, pss_kib: one.pss_kib + other.pss_kib })
+    }
+
+    /// Sends a signal to each instance.
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        self.server_pids.iter().try_for_each(|pid| process::signal(*pid, signal))
+    }
+
+    /// What has been counted since it was last asked for.
+    pub(crate) fn hand_in(&mut self) -> anyhow::Result<Tally> {
+        self.order(&Order::HandIn);
+        let mut sum = Tally::new();
+        for _ in &self.threads {
+            let tally = self.handed_in.recv_timeout(Duration::from_nanos(self.timeout_ns));
+            sum.add(&tally.context("a thread of the load test has ended early")?);
+        }
+        Ok(sum)
     }
 
     /// Ends the threads and adds up what they counted.
@@ -240,12 +299,17 @@ impl Workers {
 
 /// One line about what has been counted so far.
 fn progress(seconds: u64, messages_before: u64, counts: &Counts) -> String {
-    let Counts { ready, opening, failed, lost, messages, errors, p99_ns, .. } = counts;
+    let Counts { ready, opening, failed, lost, messages, errors, refused, unanswered, p99_ns, .. } = counts;
     let rate = messages - messages_before;
     let p99_us = p99_ns / 1000;
-    format!(
+    let mut line = format!(
         "{seconds} s  {ready} ready  {opening} opening  {rate}/s  p99 {p99_us} us  {failed} failed  {lost} lost  {errors} errors"
-    )
+    );
+    if *refused > 0 {
+        // Writing to a string cannot fail.
+        let _ = write!(line, "  {refused} refused  {unanswered} unanswered");
+    }
+    line
 }
 
 /// Divides places evenly among threads.
@@ -271,6 +335,11 @@ mod tests {
         assert_eq!(
             progress(7, 5000, &counts),
             "7 s  9000 ready  1000 opening  20000/s  p99 4300 us  0 failed  0 lost  0 errors"
+        );
+        let counts = Counts { refused: 7, unanswered: 2, messages: 5000, ..counts };
+        assert_eq!(
+            progress(8, 5000, &counts),
+            "8 s  9000 ready  1000 opening  0/s  p99 4300 us  0 failed  0 lost  0 errors  7 refused  2 unanswered"
         );
     }
 }

@@ -1,0 +1,129 @@
+//! Rooms whose members are on several instances, while Redis or an instance may be killed, paused or replaced half way: each
+//! member should get each message once and in order, or be told that something is missing.
+
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context;
+use rustix::process::Signal;
+
+use crate::hub::follow::Verdict;
+use crate::hub::options::HubInstances;
+use crate::hub::order::Order;
+use crate::hub::outcome::{put_cost, put_endings, put_latencies, put_memory, put_own, put_sockets};
+use crate::hub::readiness::Readiness;
+use crate::hub::tally::{Counts, Why};
+use crate::hub::traffic::{LEAD, rooms, traffic};
+use crate::hub::workers::{Workers, setup, shares};
+use crate::report::Report;
+use crate::{nanoseconds, process, socket};
+
+pub(crate) fn measure(options: &HubInstances) -> anyhow::Result<Report> {
+    let common = &options.common;
+    let (group, places) = rooms(common, &options.fan_out)?;
+    let mut setup = setup(common, vec![group], 0..0)?;
+    setup.follows = true;
+    setup.returns_within = Some(nanoseconds(options.jitter));
+    if let Some(pid) = options.kill_pid {
+        anyhow::ensure!(process::exists(pid), "--kill-pid {pid} is no process");
+    }
+    let readiness = Readiness::watch(&options.ready, common.allow_remote).context("--ready")?;
+    let mut workers = Workers::start(common, setup, &shares(0..places, usize::from(common.threads)))?;
+    workers.readiness = readiness;
+    workers.open(0..places, places)?;
+
+    let start = socket::now() + LEAD;
+    let from = start + nanoseconds(common.warm_up);
+    let turn = from + nanoseconds(common.duration);
+    let end = turn + nanoseconds(common.duration);
+    workers.order(&Order::Send(traffic(common, 0, options.fan_out.rate, start, [from..turn, turn..end])?));
+    workers.wait_until(from)?;
+    let begun = workers.mark();
+    workers.wait_until(turn)?;
+    let happens_at = socket::now();
+    let command = begin_half_way(options)?;
+    workers.wait_until(end)?;
+    let cost = workers.since(&begun);
+    let is_whole = |counts: &Counts| counts.unanswered == 0 && counts.ready + counts.failed >= places as u64;
+    let whole = workers.wait_for("an answer to all messages and the return of all sockets", is_whole);
+    workers.wait_until(socket::now() + nanoseconds(options.settle))?;
+    workers.settle()?;
+    let mut report = Report::empty();
+    if let Some(mut command) = command {
+        let status = command.wait()?;
+        if !status.success() {
+            report.fail(format!("--half-way: {status}"));
+        }
+    }
+    if let Err(error) = whole {
+        report.fail(error.to_string());
+    }
+    put_memory(&mut report, &workers);
+    let counts = workers.counts();
+    workers.readiness.put(&mut report, happens_at);
+    let mut tally = workers.finish()?;
+
+    report.put_count("sockets", counts.ready);
+    for (phase, prefix, seconds) in [(0, "before_", common.duration), (1, "after_", common.duration)] {
+        put_latencies(&mut report, prefix, &tally, phase, options.fan_out.members, seconds.as_secs_f64());
+    }
+    put_verdict(&mut report, tally.followed.verdict(options.fan_out.rooms.into()));
+    let refused = tally.refused.iter().map(|(code, count)| (code.clone(), *count)).collect::<Vec<_>>();
+    report.put_counts("refused_and_sent_again", &refused);
+    report.put_count("unanswered", counts.unanswered);
+    if options.kill_pid.is_some() {
+        // These were to be lost; all others fail the run.
+        put_endings(&mut report, "killed", &std::mem::take(&mut tally.losses));
+    }
+    if counts.returned > 0 {
+        report.put_count("returned", counts.returned);
+        report.put("all_back_after_s", counts.returned_at.saturating_sub(happens_at) as f64 / 1e9);
+        // Each from the moment when it first tried.
+        report.put_histogram("returning_us", &tally.joining[Why::Returns as usize]);
+    }
+    put_cost(&mut report, &cost, "delivery", tally.arrived.iter().sum());
+    put_own(&mut report, &tally, (end - from) as f64 / 1e9);
+    put_sockets(&mut report, &tally);
+    Ok(report)
+}
+
+/// Does what is to be done half way; what takes its time goes on beside.
+fn begin_half_way(options: &HubInstances) -> anyhow::Result<Option<Child>> {
+    if let Some(pid) = options.kill_pid {
+        process::signal(pid, Signal::KILL)?;
+    }
+    let Some(command) = &options.half_way else { return Ok(None) };
+    // Whatever it leaves running is not to hold the pipes of this process open.
+    let spawned = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+    Ok(Some(spawned.context("--half-way")?))
+}
+
+fn put_verdict(report: &mut Report, verdict: Verdict) {
+    let Verdict { expected, delivered, recovered, told, missing, doubled, again, out_of_order, renumbered, tells } =
+        verdict;
+    for (name, count) in [
+        ("expected", expected),
+        ("delivered", delivered),
+        ("  recovered", recovered),
+        ("told_missing", told),
+        ("missing_untold", missing),
+        ("doubled", doubled),
+        ("doubled_told", again),
+        ("out_of_order", out_of_order),
+        ("renumbered_told", renumbered),
+        ("members_told", tells),
+    ] {
+        report.put_count(name, count);
+    }
+    if expected == 0 {
+        report.fail("nothing was said that could be followed".to_owned());
+    }
+    for (count, what) in [
+        (missing, "deliveries did not come, and nobody was told"),
+        (doubled, "deliveries came twice"),
+        (out_of_order, "deliveries were out of order, or their numbers given twice"),
+    ] {
+        if count > 0 {
+            report.fail(format!("{count} {what}"));
+        }
+    }
+}
