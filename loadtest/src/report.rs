@@ -298,9 +298,13 @@ impl Report {
         sum
     }
 
-    /// What is no figure: a text for people, and the same for programs.
-    pub(crate) fn put_text(&mut self, name: &str, text: &str, value: Value) {
+    /// What is no figure: a line for people.
+    pub(crate) fn put_row(&mut self, name: &str, text: &str) {
         self.rows.push((name.to_owned(), text.to_owned()));
+    }
+
+    /// What programs are told of it.
+    pub(crate) fn put_field(&mut self, name: &str, value: Value) {
         self.fields.insert(name.to_owned(), value);
     }
 

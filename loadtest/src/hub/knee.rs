@@ -50,7 +50,7 @@ pub(crate) fn measure(options: &HubKnee) -> anyhow::Result<Report> {
     total.add(&workers.finish()?);
     report.put("knee_per_s", knee);
     report.put("knee_deliveries_per_s", knee * f64::from(options.fan_out.members));
-    report.put_text("steps", &steps.len().to_string(), steps.into());
+    report.put_field("steps", steps.into());
     put_sockets(&mut report, &total);
     if knee == 0.0 {
         report.fail("the first step was too much".to_owned());
@@ -73,6 +73,7 @@ fn put_step(
     let servers = cost.servers_cpu_us.iter().map(|cpu_us| cost.percent(*cpu_us)).collect::<Vec<_>>();
     let redis = cost.redis_cpu_us.map(|cpu_us| cost.percent(cpu_us));
     let own = cost.percent(cost.own_cpu_ns / 1000);
+    let late_us = tally.lag.value_at_quantile(0.99) / 1000;
     let mut line = format!("{text}  CPU %");
     // Writing to a string cannot fail.
     for percent in &servers {
@@ -81,15 +82,14 @@ fn put_step(
     if let Some(percent) = redis {
         let _ = write!(line, "  Redis {percent:.0}");
     }
-    let _ = write!(line, "  own {own:.0}");
+    let _ = write!(line, "  own {own:.0}, p99 {late_us} us late");
     if missing + errors > 0 {
         let _ = write!(line, "  {missing} missing  {errors} refused");
     }
-    let step = json!({
+    report.put_row(&format!("at_{rate}_per_s"), &line);
+    json!({
         "per_s": rate, "latency_us": latency, "servers_cpu_percent": servers, "redis_cpu_percent": redis,
-        "own_cpu_percent": own, "own_lag_p99_us": tally.lag.value_at_quantile(0.99) as f64 / 1e3, "missing": missing,
+        "own_cpu_percent": own, "own_lag_p99_us": late_us, "missing": missing,
         "refused": errors,
-    });
-    report.put_text(&format!("at_{rate}_per_s"), &line, step.clone());
-    step
+    })
 }

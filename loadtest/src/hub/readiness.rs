@@ -70,7 +70,9 @@ impl Readiness {
                 let _ = write!(text, "{status} from {seconds:.2} s  ");
                 list.push(serde_json::json!({"status": status, "from_s": seconds}));
             }
-            report.put_text(&format!("ready_{}", nth + 1), text.trim_end(), list.into());
+            let name = format!("ready_{}", nth + 1);
+            report.put_row(&name, text.trim_end());
+            report.put_field(&name, list.into());
         }
     }
 }
