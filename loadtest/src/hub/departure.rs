@@ -5,7 +5,7 @@ use crate::hub::options::{HubCommon, HubMassDisconnect, HubReconnectStorm, Other
 use crate::hub::order::{Group, Order, When};
 use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::tally::Why;
-use crate::hub::traffic::{LEAD, traffic};
+use crate::hub::traffic::{LEAD, send};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};
@@ -35,11 +35,7 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     let mut workers = Workers::start(common, setup(common, groups, 0..0)?, &parts)?;
     workers.open(0..crowd + count, crowd + count)?;
 
-    let start = socket::now() + LEAD;
-    let from = start + nanoseconds(common.warm_up);
-    let turn = from + duration_ns;
-    let end = turn + duration_ns;
-    workers.order(&Order::Send(traffic(common, 1, others.rate, start, [from..turn, turn..end])?));
+    let [from, turn, end] = send(&workers, common, 1, others.rate, 2)?;
     workers.wait_until(from)?;
     workers.order(&Order::Open(crowd + count..all, When::Each { from: socket::now() + LEAD, gap_ns }));
     workers.wait_until(turn)?;

@@ -8,11 +8,10 @@ use rustix::process::Signal;
 
 use crate::hub::follow::Verdict;
 use crate::hub::options::HubInstances;
-use crate::hub::order::Order;
 use crate::hub::outcome::{put_cost, put_endings, put_latencies, put_memory, put_own, put_sockets};
 use crate::hub::readiness::Readiness;
 use crate::hub::tally::{Counts, Why};
-use crate::hub::traffic::{LEAD, rooms, traffic};
+use crate::hub::traffic::{rooms, send};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, process, socket};
@@ -31,11 +30,7 @@ pub(crate) fn measure(options: &HubInstances) -> anyhow::Result<Report> {
     workers.readiness = readiness;
     workers.open(0..places, places)?;
 
-    let start = socket::now() + LEAD;
-    let from = start + nanoseconds(common.warm_up);
-    let turn = from + nanoseconds(common.duration);
-    let end = turn + nanoseconds(common.duration);
-    workers.order(&Order::Send(traffic(common, 0, options.fan_out.rate, start, [from..turn, turn..end])?));
+    let [from, turn, end] = send(&workers, common, 0, options.fan_out.rate, 2)?;
     workers.wait_until(from)?;
     let begun = workers.mark();
     workers.wait_until(turn)?;

@@ -5,13 +5,12 @@ use std::fmt::Write as _;
 use serde_json::json;
 
 use crate::hub::options::HubKnee;
-use crate::hub::order::Order;
 use crate::hub::outcome::{put_memory, put_sockets};
 use crate::hub::tally::Tally;
-use crate::hub::traffic::{LEAD, rooms, traffic};
+use crate::hub::traffic::{rooms, send};
 use crate::hub::workers::{Cost, Workers, setup, shares};
+use crate::nanoseconds;
 use crate::report::{Report, quantiles};
-use crate::{nanoseconds, socket};
 
 pub(crate) fn measure(options: &HubKnee) -> anyhow::Result<Report> {
     let common = &options.common;
@@ -26,10 +25,7 @@ pub(crate) fn measure(options: &HubKnee) -> anyhow::Result<Report> {
     let (mut knee, mut steps, mut is_over) = (0.0, Vec::new(), false);
     for nth in 0..options.steps {
         let rate = options.fan_out.rate + f64::from(nth) * options.step;
-        let start = socket::now() + LEAD;
-        let from = start + nanoseconds(common.warm_up);
-        let end = from + nanoseconds(common.duration);
-        workers.order(&Order::Send(traffic(common, 0, rate, start, [from..end, 0..0])?));
+        let [from, .., end] = send(&workers, common, 0, rate, 1)?;
         workers.wait_until(from)?;
         let begun = workers.mark();
         workers.wait_until(end)?;

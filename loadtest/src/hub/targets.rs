@@ -6,16 +6,15 @@ use anyhow::Context;
 
 use crate::http::Requests;
 use crate::hub::options::{HubCommon, Targets};
-use crate::hub::order::Order;
 use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::token::Tokens;
-use crate::hub::traffic::{LEAD, rooms, traffic};
+use crate::hub::traffic::{rooms, send};
 use crate::hub::workers::{Workers, setup, shares};
 use crate::options::Common;
 use crate::pace::Arrival;
 use crate::report::Report;
 use crate::scenario::{self, Job, Measured, Plan};
-use crate::{nanoseconds, socket, target};
+use crate::{nanoseconds, target};
 
 pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     let common = &options.common;
@@ -31,10 +30,7 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     workers.open(0..places, places)?;
     report.put_count("sockets", workers.counts().ready);
 
-    let start = socket::now() + LEAD;
-    let from = start + nanoseconds(common.warm_up);
-    let end = from + nanoseconds(common.duration);
-    workers.order(&Order::Send(traffic(common, 0, options.fan_out.rate, start, [from..end, 0..0])?));
+    let [from, .., end] = send(&workers, common, 0, options.fan_out.rate, 1)?;
     // Requests have the same warm-up, and so are measured at the same time but for a few milliseconds.
     let requests = std::thread::spawn({
         let job = Arc::clone(&job);

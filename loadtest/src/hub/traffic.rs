@@ -6,7 +6,6 @@ use rustix::process::Signal;
 use crate::hub::options::{FanOut, HubCommon, HubEcho, HubFanOut, HubSlowReaders};
 use crate::hub::order::{Group, Order, Traffic};
 use crate::hub::outcome::{put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
-use crate::hub::tally::Phases;
 use crate::hub::workers::{SECOND, Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};
@@ -68,10 +67,7 @@ fn measure(
     unit: &str,
     reloads: Reloads,
 ) -> anyhow::Result<Report> {
-    let start = socket::now() + LEAD;
-    let from = start + nanoseconds(common.warm_up);
-    let end = from + nanoseconds(common.duration);
-    workers.order(&Order::Send(traffic(common, 0, rate, start, [from..end, 0..0])?));
+    let [from, .., end] = send(&workers, common, 0, rate, 1)?;
     workers.wait_until(from)?;
     let begun = workers.mark();
     let mut report = Report::empty();
@@ -98,15 +94,23 @@ fn measure(
     Ok(report)
 }
 
-pub(crate) fn traffic(
+/// Has a group's messages sent at a rate: after the warm-up, from the first of these times on, they are measured for as long
+/// as it is said, in one part or in two, which the second time divides, until the last.
+pub(crate) fn send(
+    workers: &Workers,
     common: &HubCommon,
     group: usize,
     rate: f64,
-    start: u64,
-    phases: Phases,
-) -> anyhow::Result<Traffic> {
-    let end = phases.iter().map(|phase| phase.end).max().unwrap_or(start);
-    Ok(Traffic { group, rate, start, end, phases, payload_bytes: usize::try_from(common.payload_bytes)? })
+    parts: u64,
+) -> anyhow::Result<[u64; 3]> {
+    let start = socket::now() + LEAD;
+    let from = start + nanoseconds(common.warm_up);
+    let turn = from + nanoseconds(common.duration);
+    let end = from + parts * nanoseconds(common.duration);
+    let phases = [from..turn, turn..end];
+    let payload_bytes = usize::try_from(common.payload_bytes)?;
+    workers.order(&Order::Send(Traffic { group, rate, start, end, phases, payload_bytes }));
+    Ok([from, turn, end])
 }
 
 pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
@@ -123,11 +127,7 @@ pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
     let mut workers = Workers::start(common, setup, &shares(0..places, usize::from(common.threads)))?;
     workers.open(0..places, places)?;
 
-    let start = socket::now() + LEAD;
-    let from = start + nanoseconds(common.warm_up);
-    let turn = from + nanoseconds(common.duration);
-    let end = turn + nanoseconds(common.duration);
-    workers.order(&Order::Send(traffic(common, 0, options.fan_out.rate, start, [from..turn, turn..end])?));
+    let [from, turn, end] = send(&workers, common, 0, options.fan_out.rate, 2)?;
     workers.wait_until(turn)?;
     workers.order(&Order::Deafen(slow.clone()));
     let rss_kib = workers.memory().map(|memory| memory.rss_kib);
