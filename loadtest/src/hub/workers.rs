@@ -260,7 +260,10 @@ impl Workers {
             own_cpu_ns: now.own_cpu_ns - before.own_cpu_ns,
             // A process that has been killed meanwhile counts as nothing.
             servers_cpu_us: each.map(|(now, before)| now.saturating_sub(*before)).collect(),
-            redis_cpu_us: self.redis_pid.map(|_| now.redis_cpu_us.saturating_sub(before.redis_cpu_us)),
+            redis_cpu_us: self
+                .redis_pid
+                .filter(|pid| process::exists(*pid))
+                .map(|_| now.redis_cpu_us.saturating_sub(before.redis_cpu_us)),
         }
     }
 
