@@ -38,6 +38,9 @@ function line(list, { className = "", parts }) {
   if (wasAtEnd) list.scrollTop = list.scrollHeight;
 }
 
+/** Ids are long; a few signs tell users apart who have not spoken yet. */
+const nameOf = (userId) => names.get(userId) ?? (userId.length > 12 ? `${userId.slice(0, 8)}…` : userId);
+
 const note = (text, className = "") => line(by("messages"), { className: `note ${className}`, parts: [["", text]] });
 
 function status(state, text) {
@@ -199,7 +202,7 @@ function join(name) {
     note(`the room goes on in epoch ${epoch} after ${seq}; what was missed cannot be recovered`, "lost");
     showPosition();
   });
-  joined.on("presence", ({ event, userId }) => isShown() && note(`${names.get(userId) ?? userId} ${event === "join" ? "came" : "left"}`));
+  joined.on("presence", ({ event, userId }) => isShown() && note(`${nameOf(userId)} ${event === "join" ? "came" : "left"}`));
   joined.on("error", ({ code, message }) => isShown() && note(`${code}: ${message}`, "lost"));
   joined.on("left", () => isShown() && (by("members").textContent = "not joined"));
 }

@@ -1,5 +1,10 @@
-//! The demo's page, as a browser asks for it.
+//! The demo's page, as a browser asks for it, and as people use it in one.
 
+use std::{path::Path, process::Command};
+
+use tempfile::TempDir;
+
+use super::has_tool;
 use crate::harness::{Client, Gateway};
 
 #[test]
@@ -27,4 +32,27 @@ fn the_demo_serves_its_page_under_a_strict_policy() {
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
         assert_eq!(client.read_response().status, 404, "{path}");
     }
+}
+
+#[test]
+fn two_people_use_the_page_in_a_browser() {
+    if !has_tool("chromium") || !has_tool("node") {
+        return;
+    }
+    let environment =
+        [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "4")];
+    let demo = Gateway::start_command(&["demo"], &environment);
+    let profile = TempDir::new().expect("a temporary directory");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/node/demo.mjs");
+    let mut command = Command::new("node");
+    command.arg(script).arg(format!("127.0.0.1:{}", demo.address().port())).arg(profile.path());
+    // Pictures of the page, for whoever wants to look at it.
+    command.args(std::env::var_os("SHARDGATE_TEST_PICTURES"));
+    let output = command.output().expect("it runs");
+    let [said, errors] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned());
+    assert!(output.status.success() && said == "done\n", "{said}\n{errors}");
+    let metrics =
+        demo.metrics_until("the browser's sockets are gone", |metrics| metrics.sum("shardgate_sockets_open") == 0);
+    let revoked = "shardgate_sockets_closed_total{reason=\"revoked\"}";
+    assert_eq!(metrics.value(revoked), 3, "one by a log-out, two by one everywhere");
 }
