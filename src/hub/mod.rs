@@ -135,6 +135,8 @@ pub struct Entrance<W> {
     pub network: NonZero<u64>,
     /// Who it speaks for; nobody before an `auth`.
     pub identity: Option<Identity>,
+    /// The window for compressed messages (RFC 7692), as a power of two, where they are agreed.
+    pub window_bits: Option<u8>,
 }
 
 /// What the driver is to do.
@@ -363,7 +365,7 @@ impl<W> Hub<W> {
 
     /// A socket comes. One that is refused is closed with what this says.
     pub fn enter(&mut self, now: Instant, entrance: Entrance<W>) -> Result<SocketKey, Close> {
-        let Entrance { handle, network, identity } = entrance;
+        let Entrance { handle, network, identity, window_bits } = entrance;
         let limits = Rc::clone(&self.plan.limits);
         if self.draining.is_some() {
             return Err(Close::TryLater);
@@ -377,7 +379,8 @@ impl<W> Hub<W> {
                 return Err(Close::TooManyConnections);
             }
             *count = count.saturating_add(1);
-            let socket = Socket::new(now, handle, now + limits.auth_within, Some(network));
+            let mut socket = Socket::new(now, handle, now + limits.auth_within, Some(network));
+            socket.window_bits = window_bits.unwrap_or_default();
             return Ok(self.sockets.all.insert(socket));
         };
         if identity.expires <= now {
@@ -386,7 +389,9 @@ impl<W> Hub<W> {
         if self.is_full_of(&identity.user) {
             return Err(Close::TooManyConnections);
         }
-        let key = self.sockets.all.insert(Socket::new(now, handle, identity.expires, None));
+        let mut socket = Socket::new(now, handle, identity.expires, None);
+        socket.window_bits = window_bits.unwrap_or_default();
+        let key = self.sockets.all.insert(socket);
         self.identify(key, identity);
         self.welcome(now, key);
         self.settle(now);

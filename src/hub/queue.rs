@@ -9,7 +9,7 @@ use super::{
     outbox::{self, Outbox},
     socket::Socket,
 };
-use crate::shard::Instant;
+use crate::{proto::websocket::Deflater, shard::Instant};
 
 /// The sockets of a shard, and whose turn it is to be written.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(super) struct Sockets<W> {
     /// Those whose outbox is full.
     pub(super) full: Vec<SocketKey>,
     pub(super) outbox_bytes_max: usize,
+    /// For all sockets that take compressed messages.
+    deflater: Deflater,
     pub(super) deliveries: u64,
     pub(super) dropped: u64,
     pub(super) written_bytes: u64,
@@ -40,6 +42,7 @@ impl<W> Sockets<W> {
             under_way: VecDeque::new(),
             full: Vec::new(),
             outbox_bytes_max,
+            deflater: Deflater::default(),
             deliveries: 0,
             dropped: 0,
             written_bytes: 0,
@@ -58,6 +61,10 @@ impl<W> Sockets<W> {
     #[inline]
     pub(super) fn push(&mut self, key: SocketKey, frame: Frame) {
         let Some(socket) = self.all.get_mut(key).filter(|socket| socket.state != State::Closing) else { return };
+        let frame = match socket.window_bits {
+            0 => frame,
+            bits => frame.deflated(bits, &mut self.deflater),
+        };
         match socket.outbox.push(frame, self.outbox_bytes_max) {
             Ok(dropped) => {
                 self.deliveries = self.deliveries.saturating_add(1);

@@ -84,6 +84,8 @@ pub struct Socket<W> {
     /// When the messages that it sent are paid for, at the average rate.
     paid: Instant,
     pub(super) state: State,
+    /// The window, as a power of two, of a client that takes compressed messages; 0 for all others.
+    pub(super) window_bits: u8,
     /// Whether the driver has been told to write.
     pub(super) is_dirty: bool,
     /// Whether its connection takes nothing more now.
@@ -122,6 +124,7 @@ impl<W> Socket<W> {
             slot: Instant::NEVER,
             paid: Instant::START,
             state: State::Anonymous,
+            window_bits: 0,
             is_dirty: false,
             is_blocked: false,
             is_pinged: false,

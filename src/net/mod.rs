@@ -37,7 +37,9 @@ pub use inbound::HttpLimits;
 pub use io::Io;
 pub use stream::{Shutdown, Stream};
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
-pub use websocket::{Dialogue, Goodbye as SocketGoodbye, Message, Outbox, SocketEnd, Timing, run_websocket};
+pub use websocket::{
+    Dialogue, Goodbye as SocketGoodbye, Message, Outbox, SocketEnd, Timing, run_websocket, with_inflated,
+};
 pub use writer::{Chunks, Progress, Writer};
 
 use crate::{

@@ -15,6 +15,10 @@ section! {
         /// The parameter of the query that may hold the token, for clients that can set no field. It is never logged here;
         /// what stands before the gateway may log it.
         token_query: Option<String> as Text("name of a parameter") = unset "no token in the query", e.g. "token";
+        /// Whether sockets opened from now on may have their messages compressed (permessage-deflate, RFC 7692), where the
+        /// client offers it. It takes time of the shards for less to send: see
+        /// [compression](websocket.md#compression).
+        deflate: bool = false, e.g. true, per Process;
         /// How long a socket that came without a token may take until it sends one (`4100`).
         auth_timeout: Duration as Duration(SECOND, MINUTE) = "10s", e.g. "5s";
         /// Sockets of one address that have not sent a token yet (IPv6: of one /64); more are refused (`4104`).

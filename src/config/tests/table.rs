@@ -126,6 +126,7 @@ fn the_defaults_are_those_that_were_promised() {
         [hub]
         enabled = true
         echo = false
+        deflate = false
         auth_timeout = "10s"
         unauthenticated_per_address_max = 32
         ping_interval = "25s"

@@ -50,12 +50,14 @@ pub(in crate::gateway) fn open(
     let entrance = who(live, gateway, exchange)?;
     let mut head = ResponseHead::new(101, buffers::take(), buffers::take_fields());
     let speaks = protocols(&exchange.head).any(|protocol| protocol == PROTOCOL.as_bytes());
-    handshake.answer(&mut head, speaks.then_some(PROTOCOL), None);
+    let deflate = handshake.deflate.filter(|_| live.plan.hub.deflates);
+    handshake.answer(&mut head, speaks.then_some(PROTOCOL), deflate);
     let opening = Opening {
         sockets: Rc::clone(&gateway.sockets),
         entrance,
         client: exchange.client,
         scheme: exchange.peer.scheme,
+        deflate,
     };
     Ok((head, Body::Upgraded(Upgraded(Box::new(opening)))))
 }

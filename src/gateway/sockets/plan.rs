@@ -23,6 +23,8 @@ pub(in crate::gateway) struct HubPlan {
     pub(in crate::gateway) is_enabled: bool,
     /// Whether sockets are let in while the bus between instances is away.
     pub(in crate::gateway) opens_without_bus: bool,
+    /// Whether messages are compressed for those who ask for it.
+    pub(super) deflates: bool,
     /// The parameter of the query that may hold the token.
     pub(in crate::gateway) token_query: Option<Box<str>>,
     pub(super) limits: Limits,
@@ -112,6 +114,7 @@ impl HubPlan {
         Self {
             is_enabled: hub.enabled,
             opens_without_bus: hub.without_redis == config::WithoutRedis::Local,
+            deflates: hub.deflate,
             token_query: hub.token_query.as_deref().map(Into::into),
             limits: limits(hub),
             rules: Rules::new(hub.rooms.iter().filter_map(|room| rule(hub, room)).collect()),

@@ -17,8 +17,8 @@ use crate::{
     auth::Claims,
     exchange::Tether,
     hub::{Entrance, SocketKey, code::Close},
-    net::{End, Ender, Io, Scheme, Serving, Shutdown, Slot, Upgrade, network},
-    proto::websocket::{Event, FrameError, Limits, Opcode, Reader, close_frame, header},
+    net::{End, Ender, Io, Message, Scheme, Serving, Shutdown, Slot, Upgrade, network, with_inflated},
+    proto::websocket::{DeflateOffer, Event, FrameError, Limits, Opcode, Reader, close_frame, header},
     shard::{Deadline, buffers, clock, task},
 };
 
@@ -57,6 +57,8 @@ pub(super) struct Opening {
     pub(super) entrance: Result<Option<LoggedIn>, Close>,
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
+    /// How messages are compressed, where that is agreed.
+    pub(super) deflate: Option<DeflateOffer>,
 }
 
 impl Upgrade for Opening {
@@ -79,19 +81,20 @@ impl Upgrade for Opening {
 
 impl Opening {
     fn enter(self, io: &Rc<Io>, slot: &Slot) -> Result<Socket, Close> {
-        let Self { sockets, entrance, client, scheme } = self;
+        let Self { sockets, entrance, client, scheme, deflate } = self;
         let (identity, claims, tether) = match entrance? {
             Some(LoggedIn { identity, claims, tether }) => (Some(identity), Some(claims), tether),
             None => (None, None, None),
         };
         let (io, ender) = (Rc::clone(io), slot.ender());
         let handle = Handle { io, ender, claims, tether, client, scheme, close: None, is_broken: false };
-        let entrance = Entrance { handle, network: network(client), identity };
+        let window_bits = deflate.map(|agreed| agreed.server_window_bits);
+        let entrance = Entrance { handle, network: network(client), identity, window_bits };
         let key = sockets.step(|hub, now| hub.enter(now, entrance))?;
         let limits = Limits { message_bytes_max: 0, fragments_max: FRAGMENTS_MAX };
         Ok(Socket {
             place: Place { sockets, key },
-            reader: Reader::of_client(limits, false),
+            reader: Reader::of_client(limits, deflate.is_some()),
             deadline: Deadline::new(),
             phase: Phase::Open,
             is_unexplained: false,
@@ -298,6 +301,17 @@ impl Socket {
                     // RFC 6455 §5.5.1: as a rule the status code comes back, where there was one.
                     self.is_unexplained = code.is_none();
                     Close::Normal
+                }
+                Ok(Some(Event::Deflated { is_text: true, payload })) => {
+                    let hear = |message: Message<'_>| {
+                        if let Message::Text(text) = message {
+                            sockets.step(|hub, now| hub.handle_text(now, *key, text));
+                        }
+                    };
+                    match with_inflated(true, payload, message_bytes_max, hear) {
+                        Ok(()) => continue,
+                        Err(error) => close_of(error),
+                    }
                 }
                 Ok(Some(Event::Binary(_) | Event::Deflated { .. })) => Close::Unsupported,
                 Err(error) => close_of(error),

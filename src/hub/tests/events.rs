@@ -77,7 +77,7 @@ fn shards_that_reload_one_after_the_other_leave_nobody_out() {
         let mut hubs = [0, 1].map(|shard| hub_of(shard, 2, Plan::default()));
         let now = Instant::START;
         let identity = Some(identity(&Plan::default(), &user));
-        hubs[0].enter(now, Entrance { handle: (), network: HOME, identity }).expect("room");
+        hubs[0].enter(now, Entrance { handle: (), network: HOME, identity, window_bits: None }).expect("room");
         let mut told = 0;
         for shard in order {
             hubs[shard].adopt(now, plan());

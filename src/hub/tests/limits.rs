@@ -28,7 +28,7 @@ fn too_many_sockets_are_refused_by_user_instance_and_address() {
     });
     let enter = |one: &mut One, user: Option<&str>| {
         let identity = user.map(|user| identity(&one.plan, user));
-        one.hub.enter(one.now, Entrance { handle: (), network: HOME, identity })
+        one.hub.enter(one.now, Entrance { handle: (), network: HOME, identity, window_bits: None })
     };
     let first = enter(&mut one, Some("a")).expect("room");
     enter(&mut one, Some("a")).expect("room");

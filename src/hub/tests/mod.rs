@@ -68,7 +68,9 @@ impl One {
 
     fn enter(&mut self, user: &str) -> SocketKey {
         let identity = Some(identity(&self.plan, user));
-        self.hub.enter(self.now, Entrance { handle: (), network: HOME, identity }).expect("there is room")
+        self.hub
+            .enter(self.now, Entrance { handle: (), network: HOME, identity, window_bits: None })
+            .expect("there is room")
     }
 
     fn say(&mut self, socket: SocketKey, text: &str) {

@@ -44,7 +44,7 @@ fn acks_of_one_socket_come_in_order_though_rooms_answer_out_of_order() {
     };
     let (near, far) = (room_at(0), room_at(1));
     let now = super::Instant::START;
-    let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, "a")) };
+    let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, "a")), window_bits: None };
     let a = here.enter(now, entrance).expect("room");
     let exchange = |here: &mut super::Hub<()>, there: &mut super::Hub<()>| {
         while let Some(Effect::Letter(1, letter)) = here.poll_effect() {
@@ -106,7 +106,7 @@ fn the_same_message_again_gets_the_same_number() {
 // ---- log-in ----
 
 fn anonymous(one: &mut One) -> SocketKey {
-    one.hub.enter(one.now, Entrance { handle: (), network: HOME, identity: None }).expect("room")
+    one.hub.enter(one.now, Entrance { handle: (), network: HOME, identity: None, window_bits: None }).expect("room")
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn a_renewal_leaves_the_rooms_that_it_does_not_allow() {
     let rules = Rules::new(vec![rule("public.*", &[]), rule("staff.*", &["staff"])]);
     let mut one = One::with(Plan { rules: Rc::new(rules), ..Plan::default() });
     let staff = super::Identity { permits: one.plan.rules.permits(|_| true, |_| true), ..identity(&one.plan, "a") };
-    let entrance = Entrance { handle: (), network: HOME, identity: Some(staff) };
+    let entrance = Entrance { handle: (), network: HOME, identity: Some(staff), window_bits: None };
     let a = one.hub.enter(one.now, entrance).expect("room");
     one.join(a, "staff.x");
     one.join(a, "public.x");
@@ -309,7 +309,7 @@ fn a_lost_message_without_a_past_is_told() {
     let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
     let room = names.into_iter().find(|name| name.home(2) == 0).expect("some");
     let mut now = super::Instant::START;
-    let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, "a")) };
+    let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, "a")), window_bits: None };
     let a = other.enter(now, entrance).expect("room");
     other.handle_text(now, a, &format!(r#"{{"type":"join_room","room":"{room}"}}"#));
     let mut is_losing = false;
@@ -424,6 +424,6 @@ fn a_drain_spreads_the_ends_and_the_returns() {
     one.hub.handle_socket_timeout(one.now, sockets[0]);
     one.hub.handle_socket_timeout(one.now, sockets[1]);
     assert_eq!(one.closes(), [(sockets[0], Close::Restart)]);
-    let late = Entrance { handle: (), network: HOME, identity: Some(identity(&one.plan, "late")) };
+    let late = Entrance { handle: (), network: HOME, identity: Some(identity(&one.plan, "late")), window_bits: None };
     assert_eq!(one.hub.enter(one.now, late).err(), Some(Close::TryLater));
 }

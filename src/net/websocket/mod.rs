@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+pub use deflating::with_inflated;
 use outbox::Broken;
 pub use outbox::Outbox;
 
@@ -361,14 +362,7 @@ fn hear<D: Dialogue>(event: Event<'_>, dialogue: &mut D, outbox: &mut Outbox, by
         Event::Text(text) => say(Message::Text(text)),
         Event::Binary(bytes) => say(Message::Binary(bytes)),
         Event::Deflated { is_text, payload } => {
-            deflating::with_inflater(|inflater| match inflater.inflate(payload, bytes_max) {
-                Ok(bytes) if !is_text => say(Message::Binary(bytes)),
-                Ok(bytes) => match str::from_utf8(bytes) {
-                    Ok(text) => say(Message::Text(text)),
-                    Err(_) => Heard::Mistake(FrameError::NotUtf8),
-                },
-                Err(error) => Heard::Mistake(error),
-            })
+            with_inflated(is_text, payload, bytes_max, say).unwrap_or_else(Heard::Mistake)
         }
         Event::Ping(payload) => {
             outbox.frame(header(Opcode::Pong, payload.len()).as_bytes(), payload);

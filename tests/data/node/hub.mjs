@@ -3,9 +3,11 @@ import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 
-const [url, token, packages] = process.argv.slice(2);
+const [url, token, deflate, packages] = process.argv.slice(2);
 const WebSocket = createRequire(join(packages, "package.json"))("ws");
 const ROOM = "public.node";
+// Long enough to be worth compressing.
+const long = "what is said again and again ".repeat(100);
 
 class Member {
   constructor(...options) {
@@ -66,14 +68,16 @@ await speaker.hear("welcome");
 await speaker.join();
 let member = byField();
 await member.hear("welcome");
+// It offers compression by itself.
+assert.equal(member.socket.extensions, deflate === "true" ? "permessage-deflate" : "");
 const { epoch } = await member.join();
 for (const n of [1, 2]) {
-  speaker.say({ type: "room_message", id: `m${n}`, room: ROOM, payload: { n } });
-  assert.deepEqual((await member.hear("room_message")).payload, { n });
+  speaker.say({ type: "room_message", id: `m${n}`, room: ROOM, payload: { n, long } });
+  assert.deepEqual((await member.hear("room_message")).payload, { n, long });
 }
 member.socket.terminate();
 for (const n of [3, 4]) {
-  speaker.say({ type: "room_message", id: `m${n}`, room: ROOM, payload: { n } });
+  speaker.say({ type: "room_message", id: `m${n}`, room: ROOM, payload: { n, long } });
 }
 for (let n = 1; n <= 4; n++) {
   assert.equal((await speaker.hear("ack")).id, `m${n}`);

@@ -6,8 +6,10 @@ import sys
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-url, token = sys.argv[1:3]
+url, token, deflate = sys.argv[1:4]
 ROOM = "public.python"
+# Long enough to be worth compressing.
+LONG = "what is said again and again " * 100
 
 
 def ask(socket, **message):
@@ -41,15 +43,18 @@ with by_field() as speaker:
     hear(speaker, "joined")
     member = by_field()
     hear(member, "welcome")
+    # It offers compression by itself.
+    agreed = [extension.name for extension in member.protocol.extensions]
+    assert agreed == (["permessage-deflate"] if deflate == "true" else []), agreed
     ask(member, type="join_room", id="1", room=ROOM, payload={})
     epoch = hear(member, "joined")["epoch"]
     for n in (1, 2):
-        ask(speaker, type="room_message", id=f"m{n}", room=ROOM, payload={"n": n, "text": "héllo"})
-        assert hear(member, "room_message")["payload"] == {"n": n, "text": "héllo"}
+        ask(speaker, type="room_message", id=f"m{n}", room=ROOM, payload={"n": n, "text": "héllo", "long": LONG})
+        assert hear(member, "room_message")["payload"] == {"n": n, "text": "héllo", "long": LONG}
     # It is gone without a word, and comes back.
     member.socket.close()
     for n in (3, 4):
-        ask(speaker, type="room_message", id=f"m{n}", room=ROOM, payload={"n": n})
+        ask(speaker, type="room_message", id=f"m{n}", room=ROOM, payload={"n": n, "long": LONG})
         assert hear(speaker, "ack")["id"] in ("m1", "m2", "m3", "m4")
     while True:
         ask(speaker, type="heartbeat", id="end")

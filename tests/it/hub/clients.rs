@@ -20,19 +20,24 @@ fn script(name: &str) -> std::path::PathBuf {
 #[test]
 fn pythons_websockets_speaks_with_the_hub() {
     let Some(python) = python::python() else { return };
-    let gateway = start("");
-    run(Command::new(python)
-        .arg(script("python/hub.py"))
-        .arg(format!("ws://{}/ws", gateway.address()))
-        .arg(user("py")));
-    expect_sockets(&gateway, 0);
+    for deflate in [false, true] {
+        let gateway = start(&format!("[hub]\ndeflate = {deflate}\n"));
+        run(Command::new(python)
+            .arg(script("python/hub.py"))
+            .arg(format!("ws://{}/ws", gateway.address()))
+            .args([user("py"), deflate.to_string()]));
+        expect_sockets(&gateway, 0);
+    }
 }
 
 #[test]
 fn nodes_ws_speaks_with_the_hub() {
     let Some(packages) = npm::packages(&["ws@8.23.0"]) else { return };
-    let gateway = start("");
-    let url = format!("ws://{}/ws", gateway.address());
-    run(Command::new("node").arg(script("node/hub.mjs")).args([url, user("node")]).arg(packages));
-    expect_sockets(&gateway, 0);
+    for deflate in [false, true] {
+        let gateway = start(&format!("[hub]\ndeflate = {deflate}\n"));
+        let url = format!("ws://{}/ws", gateway.address());
+        let mut command = Command::new("node");
+        run(command.arg(script("node/hub.mjs")).args([url, user("node"), deflate.to_string()]).arg(&packages));
+        expect_sockets(&gateway, 0);
+    }
 }

@@ -3,6 +3,7 @@
 mod bounds;
 mod clients;
 mod counted;
+mod deflate;
 mod endpoints;
 mod ends;
 mod frames;

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, io};
 
 use serde_json::{Value, json};
-use shardgate::proto::websocket::{Event, Limits, Opcode, Reader, client_frame};
+use shardgate::proto::websocket::{Deflater, Event, Inflater, Limits, Opcode, Reader, client_frame};
 
 use crate::{
     client::{Client, Response, is_silence},
@@ -33,6 +33,11 @@ pub(super) struct Socket {
     client: Client,
     reader: Reader,
     heard: VecDeque<Heard>,
+    inflater: Inflater,
+    /// Texts that came compressed.
+    pub(super) deflated: usize,
+    /// Bytes that came.
+    pub(super) bytes: usize,
     /// What greeted it, if it came with a token.
     pub(super) welcome: Value,
 }
@@ -62,8 +67,9 @@ impl Socket {
         }
         assert_eq!(answer.field("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "RFC 6455 §1.3");
         let limits = Limits { message_bytes_max: 16 << 20, fragments_max: 1 };
-        let (reader, heard) = (Reader::of_server(limits, false), VecDeque::new());
-        Ok((Self { client, reader, heard, welcome: Value::Null }, answer))
+        let reader = Reader::of_server(limits, answer.field("sec-websocket-extensions").is_some());
+        let (heard, inflater) = (VecDeque::new(), Inflater::default());
+        Ok((Self { client, reader, heard, inflater, deflated: 0, bytes: 0, welcome: Value::Null }, answer))
     }
 
     /// The shard that serves it, as its name tells.
@@ -89,6 +95,12 @@ impl Socket {
     #[track_caller]
     pub(super) fn send_frame(&mut self, opcode: Opcode, payload: &[u8]) {
         self.client.send(client_frame(opcode, true, payload, KEY));
+    }
+
+    /// Sends one frame with this payload compressed.
+    #[track_caller]
+    pub(super) fn send_deflated(&mut self, opcode: Opcode, payload: &[u8]) {
+        self.client.send(deflated_frame(opcode, Deflater::default().deflate(payload, 15)));
     }
 
     /// Says something.
@@ -200,6 +212,7 @@ impl Socket {
             if bytes.is_empty() {
                 return Ok(None);
             }
+            self.bytes += bytes.len();
             let mut rest = bytes.as_mut_slice();
             while let Some(event) = self.reader.next(&mut rest).expect("the hub keeps to RFC 6455") {
                 self.heard.push_back(match event {
@@ -207,6 +220,11 @@ impl Socket {
                     Event::Ping(payload) => Heard::Ping(payload.to_vec()),
                     Event::Pong(payload) => Heard::Pong(payload.to_vec()),
                     Event::Close { code, reason } => Heard::Close(code, reason.to_owned()),
+                    Event::Deflated { is_text: true, payload } => {
+                        self.deflated += 1;
+                        let text = self.inflater.inflate(payload, 16 << 20).expect("the hub keeps to RFC 7692");
+                        Heard::Text(String::from_utf8(text.to_vec()).expect("the hub sends text"))
+                    }
                     Event::Binary(_) | Event::Deflated { .. } => panic!("the hub sends text"),
                 });
             }
@@ -241,6 +259,13 @@ impl Socket {
         let (messages, found) = self.hear_close();
         assert_eq!(found, code, "after {messages:?}");
     }
+}
+
+/// A client's frame with this payload, which says that it is compressed.
+pub(super) fn deflated_frame(opcode: Opcode, payload: &[u8]) -> Vec<u8> {
+    let mut frame = client_frame(opcode, true, payload, KEY);
+    frame[0] |= 0x40; // RFC 7692 §6: RSV1
+    frame
 }
 
 /// The message without times, each of which is checked for its form; those of messages that it carries too.

@@ -39,8 +39,9 @@ fn two_people_use_the_page_in_a_browser() {
     if !has_tool("chromium") || !has_tool("node") {
         return;
     }
-    let environment =
-        [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "4")];
+    let environment = [("LISTENER_PORT", "0"), ("ADMIN_PORT", "0"), ("RUNTIME_SHARDS", "4"), ("HUB_DEFLATE", "true")]
+        .map(|(name, value)| (format!("SHARDGATE_{name}"), value));
+    let environment = environment.each_ref().map(|(name, value)| (name.as_str(), *value));
     let demo = Gateway::start_command(&["demo"], &environment);
     let profile = TempDir::new().expect("a temporary directory");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/node/demo.mjs");

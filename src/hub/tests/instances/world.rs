@@ -195,7 +195,7 @@ impl World {
         let user = self.rng.usize(0..6);
         let mut identity = identity(&self.plan, &format!("u{user}"));
         identity.expires = self.now + Duration::from_hours(24);
-        let entrance = Entrance { handle: (), network: HOME, identity: Some(identity) };
+        let entrance = Entrance { handle: (), network: HOME, identity: Some(identity), window_bits: None };
         let key = self.instances[at.0].hubs[at.1].enter(self.now, entrance).expect("room");
         let (views, joins, sent) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
         self.clients.push(Client { at, key, user, views, joins, sent });

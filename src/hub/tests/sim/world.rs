@@ -149,7 +149,9 @@ impl World {
         let (shard, user) = (self.rng.usize(0..self.hubs.len()), self.rng.usize(0..USERS));
         let token = self.rng.bool().then_some(0);
         let identity = token.map(|token| self.identity(user, token));
-        let key = self.hubs[shard].enter(self.now, Entrance { handle: (), network: HOME, identity }).expect("room");
+        let key = self.hubs[shard]
+            .enter(self.now, Entrance { handle: (), network: HOME, identity, window_bits: None })
+            .expect("room");
         self.clients.push(Client::new(shard, key, user, token));
         if token.is_none() {
             self.send(self.clients.len() - 1, Sent::Auth { token: 0 });
