@@ -183,8 +183,6 @@ closes! {
     SlowConsumer = 4000, true, "slow consumer";
     /// Nothing came from the client for too long, not even a pong.
     NoPong = 4001, true, "no pong";
-    /// What the hub knew of the socket is lost.
-    StateLost = 4002, true, "state lost";
     /// No token in time, or one that is not valid.
     Unauthenticated = 4100, false, "unauthenticated";
     /// The token has expired.

@@ -169,8 +169,7 @@ impl<W> Hub<W> {
             return Err(Code::Overloaded);
         }
         if let Some(maker) = maker {
-            // A user's rooms are spread over the shards by their names.
-            let max = self.plan.limits.rooms_per_user_max.div_ceil(self.shards);
+            let max = self.plan.limits.rooms_per_user_max;
             let made = self.makers.entry(Arc::clone(maker)).or_default();
             if *made as usize >= max {
                 return Err(Code::TooManyRooms);

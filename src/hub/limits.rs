@@ -1,6 +1,8 @@
-//! Every number that bounds the hub, with its default.
+//! Every number that bounds the hub: what the configuration says, and what nobody may change.
 
 use std::time::Duration;
+
+use crate::config::{self, Config};
 
 /// Characters of a client's `id`.
 pub const ID_CHARACTERS_MAX: usize = 64;
@@ -9,7 +11,7 @@ pub const ID_CHARACTERS_MAX: usize = 64;
 /// languages stop somewhere between 100 and 1,000.
 pub const DEPTH_MAX: usize = 100;
 
-/// Bounds of one hub. Immutable; on every shard.
+/// Bounds of one hub. Immutable; each shard has its share, [`Limits::of_shard`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes of one message of a client, inflated.
@@ -22,13 +24,13 @@ pub struct Limits {
     pub anonymous_per_address_max: u32,
     /// Sockets of one user.
     pub sockets_per_user_max: u32,
-    /// Sockets of the instance.
+    /// Sockets of one shard.
     pub sockets_max: u32,
     /// Rooms that one socket is in.
     pub rooms_per_socket_max: usize,
     /// Rooms at home on one shard, those that only remember included.
     pub rooms_max: usize,
-    /// Rooms that the sockets of one user together are in, and so hold open.
+    /// Rooms at home on one shard that there are because one user was the first in them.
     pub rooms_per_user_max: usize,
     /// Messages a second of one socket, on average.
     pub messages_per_second: u32,
@@ -56,32 +58,69 @@ pub struct Limits {
     pub close_within: Duration,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
+impl Limits {
+    /// As the configuration has them for the instance, with those that nobody may change.
+    pub fn of(hub: &config::Hub) -> Self {
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         Self {
-            message_bytes_max: 64 << 10,
+            message_bytes_max: hub.message_bytes_max,
             anonymous_message_bytes_max: 8 << 10,
-            auth_within: Duration::from_secs(10),
-            anonymous_per_address_max: 100,
-            // Tabs and devices of a person; services use the HTTP endpoints.
-            sockets_per_user_max: 64,
-            sockets_max: 100_000,
-            rooms_per_socket_max: 128,
-            rooms_max: 1 << 17,
-            rooms_per_user_max: 1024,
-            messages_per_second: 50,
-            messages_burst: 200,
+            auth_within: hub.auth_timeout,
+            anonymous_per_address_max: hub.unauthenticated_per_address_max,
+            sockets_per_user_max: hub.sockets_per_user_max,
+            sockets_max: hub.sockets_max,
+            rooms_per_socket_max: hub.rooms_per_socket_max as usize,
+            rooms_max: hub.rooms_max as usize,
+            rooms_per_user_max: hub.rooms_per_user_max as usize,
+            messages_per_second: hub.messages_per_s,
+            messages_burst: hub.messages_per_s.saturating_mul(2),
             errors_max: 20,
             errors_within: Duration::from_secs(10),
-            // NAT and balancers forget a quiet connection after 30 s at the earliest.
-            ping_every: Duration::from_secs(25),
-            dead_after: Duration::from_mins(1),
-            outbox_bytes_max: 1 << 20,
-            frames_bytes_max: 256 << 20,
-            history_bytes_max: 64 << 20,
+            ping_every: hub.ping_interval,
+            dead_after: hub.dead_after,
+            outbox_bytes_max: hub.outbox_bytes_max,
+            frames_bytes_max: size(hub.outboxes_bytes_max),
+            history_bytes_max: size(hub.histories_bytes_max),
             answer_within: Duration::from_secs(5),
             position_every: Duration::from_secs(5),
             close_within: Duration::from_secs(5),
         }
+    }
+
+    /// The share of one of so many shards: what counts for the instance is divided, rounding up.
+    #[must_use]
+    pub fn of_shard(&self, shards: usize) -> Self {
+        let shards = shards.max(1);
+        Self {
+            sockets_max: self.sockets_max.div_ceil(u32::try_from(shards).unwrap_or(u32::MAX)),
+            rooms_max: self.rooms_max.div_ceil(shards),
+            rooms_per_user_max: self.rooms_per_user_max.div_ceil(shards),
+            frames_bytes_max: self.frames_bytes_max.div_ceil(shards),
+            history_bytes_max: self.history_bytes_max.div_ceil(shards),
+            ..self.clone()
+        }
+    }
+}
+
+impl Default for Limits {
+    /// As they are where nothing is configured.
+    fn default() -> Self {
+        Self::of(&Config::default().hub)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_counts_for_the_instance_is_shared_out() {
+        let limits = Limits::default();
+        assert_eq!(limits.of_shard(1), limits);
+        let share = Limits { rooms_per_user_max: 5, sockets_max: 3, ..limits.clone() }.of_shard(4);
+        assert_eq!((share.rooms_per_user_max, share.sockets_max), (2, 1), "rounded up: no shard has none");
+        assert_eq!(share.rooms_max, 25_000);
+        assert_eq!(share.anonymous_per_address_max, limits.anonymous_per_address_max, "each shard's own");
+        assert_eq!(share.sockets_per_user_max, limits.sockets_per_user_max, "a user's home counts for all");
     }
 }

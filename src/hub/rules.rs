@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::frame::Slow;
 use super::name::Pattern;
 use super::pointer::Pointer;
+use crate::config::{self, Config};
 
 /// What lets services push into every room, and with `:` and a pattern after it into those rooms.
 const PUBLISH_PERMISSION: &str = "hub:publish";
@@ -112,16 +113,50 @@ pub struct History {
     pub age_max: Duration,
 }
 
+impl Policy {
+    /// As the configuration has it for the rooms of an entry, whose pointer it has checked.
+    fn of(hub: &config::Hub, room: &config::HubRoom) -> Self {
+        let key = || Pointer::parse(room.key.as_deref().unwrap_or_default());
+        Self {
+            slow: match room.slow_consumer {
+                config::SlowConsumer::Close => SlowPolicy::Close,
+                config::SlowConsumer::DropOldest => SlowPolicy::DropOldest,
+                config::SlowConsumer::Latest => key().map_or(SlowPolicy::Close, |key| SlowPolicy::Latest { key }),
+            },
+            has_presence_events: room.presence_events,
+            presence_grace: hub.presence_grace,
+            ids_for: hub.dedup_window,
+            history: History {
+                messages_max: room.history_messages.unwrap_or(hub.history_messages) as usize,
+                bytes_max: hub.history_bytes,
+                age_max: room.history_age.unwrap_or(hub.history_age),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
 impl Default for Policy {
     fn default() -> Self {
-        Self {
-            slow: SlowPolicy::Close,
-            has_presence_events: false,
-            // A page that is loaded anew, a phone that changes networks.
-            presence_grace: Duration::from_secs(10),
-            ids_for: Duration::from_mins(2),
-            history: History { messages_max: 100, bytes_max: 256 << 10, age_max: Duration::from_mins(5) },
-        }
+        Self::of(&Config::default().hub, &config::HubRoom::default())
+    }
+}
+
+impl Rule {
+    /// As the configuration has it, whose pattern it has checked.
+    fn of(hub: &config::Hub, room: &config::HubRoom) -> Option<Self> {
+        let allow = [(room.join, Action::Join), (room.publish, Action::Publish), (room.presence, Action::Presence)]
+            .into_iter()
+            .filter(|(is_allowed, _)| *is_allowed)
+            .fold(Actions::NONE, |actions, (_, action)| actions.with(action));
+        let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
+        Some(Self {
+            pattern: Pattern::parse(&room.pattern).ok()?,
+            allow,
+            roles: boxed(&room.roles),
+            permissions: boxed(&room.permissions),
+            policy: Policy::of(hub, room),
+        })
     }
 }
 
@@ -134,20 +169,21 @@ pub struct Rules {
 }
 
 impl Default for Rules {
-    /// Everything in `public.*` for any user, and in `user.{sub}.*` for that user.
+    /// As they are where nothing is configured.
     fn default() -> Self {
-        let rule = |pattern: &str| {
-            let pattern = Pattern::parse(pattern).ok()?;
-            let (roles, permissions) = (Box::default(), Box::default());
-            Some(Rule { pattern, allow: Actions::ALL, roles, permissions, policy: Policy::default() })
-        };
-        Self::new(["public.*", "user.{sub}.*"].into_iter().filter_map(rule).collect())
+        Self::of(&Config::default().hub)
     }
 }
 
 impl Rules {
-    /// These rules.
-    pub fn new(rules: Vec<Rule>) -> Self {
+    /// As the configuration has them.
+    pub fn of(hub: &config::Hub) -> Self {
+        let rules = hub.rooms.iter().filter_map(|room| Rule::of(hub, room)).collect();
+        Self { rules, otherwise: Policy::of(hub, &config::HubRoom::default()) }
+    }
+
+    #[cfg(test)]
+    pub(super) fn new(rules: Vec<Rule>) -> Self {
         Self { rules: rules.into(), otherwise: Policy::default() }
     }
 
@@ -297,6 +333,17 @@ mod tests {
         assert_eq!(slow("ticker.1"), Slow::Latest(super::super::pointer::Key::of("ABC")));
         assert_eq!(slow("public.sale"), Slow::DropOldest);
         assert_eq!(Rules::default().policy("orders.1"), &Policy::default());
+    }
+
+    #[test]
+    fn rooms_of_no_entry_are_as_the_hub_says() {
+        let mut hub = config::Config::default().hub;
+        hub.rooms = vec![config::HubRoom { history_messages: Some(3), ..config::HubRoom::new("public.*") }];
+        (hub.dedup_window, hub.history_messages) = (Duration::from_hours(1), 7);
+        let rules = Rules::of(&hub);
+        let policy = |room: &str| (rules.policy(room).ids_for, rules.policy(room).history.messages_max);
+        assert_eq!(policy("public.a"), (Duration::from_hours(1), 3));
+        assert_eq!(policy("orders.1"), (Duration::from_hours(1), 7), "services push into these too");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Types of messages: those of the dialect, and those that go to services.
 
-use crate::config::HUB_TYPES;
+use crate::config::{self, Config, HUB_TYPES};
 
 /// Characters of the name of a type.
 pub const TYPE_NAME_BYTES_MAX: usize = 64;
@@ -55,23 +55,25 @@ pub struct ServiceTypes(Box<[ServiceType]>);
 pub const SERVICE_TYPES_MAX: usize = 64;
 
 impl Default for ServiceTypes {
-    /// `cart_event` and `prediction_request`.
+    /// As they are where nothing is configured.
     fn default() -> Self {
-        const WAITING_MAX: usize = 64;
-        let cart_event = ServiceType {
-            name: "cart_event".into(),
-            id: IdRule::Header,
-            answer: ServiceAnswer::Ack,
-            waiting_max: WAITING_MAX,
-        };
-        let answer = ServiceAnswer::Response("prediction_response".into());
-        let prediction =
-            ServiceType { name: "prediction_request".into(), id: IdRule::Required, answer, waiting_max: WAITING_MAX };
-        Self(Box::new([cart_event, prediction]))
+        Self::of(&Config::default().hub)
     }
 }
 
 impl ServiceTypes {
+    /// As the configuration has them, which has checked them.
+    pub fn of(hub: &config::Hub) -> Self {
+        let types = hub.services.iter().map(|service| ServiceType {
+            name: service.type_name.as_str().into(),
+            // The id of an event becomes the key by which the service knows it again.
+            id: if service.answer.is_none() { IdRule::Header } else { IdRule::Required },
+            answer: service.answer.as_deref().map_or(ServiceAnswer::Ack, |kind| ServiceAnswer::Response(kind.into())),
+            waiting_max: service.waiting_max as usize,
+        });
+        Self::new(types.collect()).unwrap_or_else(|| Self(Box::default()))
+    }
+
     /// These, if each has a name that can be one, is there once, and is none of the dialect's own but `cart_event` and
     /// `prediction_request`.
     pub fn new(types: Vec<ServiceType>) -> Option<Self> {

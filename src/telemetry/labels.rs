@@ -139,8 +139,6 @@ label! {
         SlowConsumer = "slow_consumer",
         /// 4001: nothing came from it any more.
         NoPong = "no_pong",
-        /// 4002: what was known of it was lost.
-        StateLost = "state_lost",
         /// 4100: it did not log in.
         Unauthenticated = "unauthenticated",
         /// 4101: its token expired.

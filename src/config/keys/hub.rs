@@ -33,19 +33,23 @@ section! {
         messages_per_s: u32 as Number(1, 100_000) = 50, e.g. 10;
         /// Rooms that one socket may be in.
         rooms_per_socket_max: u32 as Number(1, 10_000) = 128, e.g. 16;
+        /// Rooms that there are because one user was the first in them, until they are forgotten; each shard an equal share
+        /// (`too_many_rooms`).
+        rooms_per_user_max: u32 as Number(1, 1_000_000) = 1024, e.g. 100, per Process;
         /// Sockets of one user on this instance (`4104`).
         sockets_per_user_max: u32 as Number(1, 1_000_000) = 64, e.g. 5, per Process;
-        /// Sockets of this instance (`4104`). Further bounds are `listener.connections_max` and the memory that there is.
+        /// Sockets of this instance (`4104`), each shard an equal share: a shard whose share is full refuses, even if others
+        /// have room. Further bounds are `listener.connections_max` and the memory that there is.
         sockets_max: u32 as Number(1, 100_000_000) = 1_000_000, e.g. 20000, per Process;
-        /// Rooms of this instance, with those that only keep their history; a join that would make one more is refused
-        /// (`overloaded`).
+        /// Rooms of this instance, with those that only keep their history, each shard an equal share; a join that would make
+        /// one more on the shard that its name leads to is refused (`overloaded`).
         rooms_max: u32 as Number(1, 100_000_000) = 100_000, e.g. 1000, per Process;
         /// Bytes that wait for one socket that does not read. Past it the room's `slow_consumer` says what happens.
         outbox_bytes_max: usize as Size(64 * KIB, GIB) = "1MiB", e.g. "256KiB";
         /// Bytes that wait for all sockets together, each message counted once. Past it the socket for which most waits is
-        /// closed (`4000`).
+        /// closed (`4000`). Each shard has an equal share.
         outboxes_bytes_max: u64 as Size(MIB, 64 * GIB) = "256MiB", e.g. "64MiB", per Process;
-        /// Bytes of all rooms' histories. Past it the oldest messages are forgotten first in the room that publishes.
+        /// Bytes of all rooms' histories, each shard an equal share. Past it the oldest messages are forgotten.
         histories_bytes_max: u64 as Size(MIB, 64 * GIB) = "256MiB", e.g. "64MiB", per Process;
         /// Messages that a room remembers for those who come back. 0: none.
         history_messages: u32 as Number(0, 100_000) = 256, e.g. 1000;

@@ -134,6 +134,7 @@ fn the_defaults_are_those_that_were_promised() {
         message_bytes_max = "64KiB"
         messages_per_s = 50
         rooms_per_socket_max = 128
+        rooms_per_user_max = 1024
         sockets_per_user_max = 64
         sockets_max = 1000000
         rooms_max = 100000

@@ -226,7 +226,6 @@ impl Sockets {
             Close::TryLater => SocketClosed::TryLater,
             Close::SlowConsumer => SocketClosed::SlowConsumer,
             Close::NoPong => SocketClosed::NoPong,
-            Close::StateLost => SocketClosed::StateLost,
             Close::Unauthenticated => SocketClosed::Unauthenticated,
             Close::TokenExpired => SocketClosed::TokenExpired,
             Close::Revoked => SocketClosed::Revoked,

@@ -3,15 +3,13 @@
 use std::{rc::Rc, time::Duration};
 
 use crate::{
-    config::{self, Config, HubEventType, HubRoom, HubShare},
+    config::{self, Config, HubEventType, HubShare},
     hub::{
         self,
         events::{EventKind, EventPlan},
         limits::Limits,
-        name::Pattern,
-        pointer::Pointer,
-        rules::{Action, Actions, History, Policy, Rule, Rules, SlowPolicy},
-        types::{IdRule, ServiceAnswer, ServiceType, ServiceTypes},
+        rules::Rules,
+        types::ServiceTypes,
     },
     telemetry::{metrics::Names, slots::MetricSlot},
 };
@@ -104,37 +102,22 @@ impl HubPlan {
                 waiting_max: hub.events_waiting_max as usize,
             })
         });
-        let types = hub.services.iter().map(|service| ServiceType {
-            name: service.type_name.as_str().into(),
-            // The id of an event becomes the key by which the service knows it again.
-            id: if service.answer.is_none() { IdRule::Header } else { IdRule::Required },
-            answer: service.answer.as_deref().map_or(ServiceAnswer::Ack, |kind| ServiceAnswer::Response(kind.into())),
-            waiting_max: service.waiting_max as usize,
-        });
         Self {
             is_enabled: hub.enabled,
             opens_without_bus: hub.without_redis == config::WithoutRedis::Local,
             deflates: hub.deflate,
             token_query: hub.token_query.as_deref().map(Into::into),
-            limits: limits(hub),
-            rules: Rules::new(hub.rooms.iter().filter_map(|room| rule(hub, room)).collect()),
-            types: ServiceTypes::new(types.collect()).unwrap_or_default(),
+            limits: Limits::of(hub),
+            rules: Rules::of(hub),
+            types: ServiceTypes::of(hub),
             services,
             events,
             presence_grace: hub.presence_grace,
         }
     }
 
-    /// As one of so many shards has it: what counts for the instance is shared out, rounding up.
+    /// As one of so many shards has it.
     pub(super) fn of_shard(&self, shards: usize) -> hub::Plan {
-        let shards = shards.max(1);
-        let limits = Limits {
-            sockets_max: self.limits.sockets_max.div_ceil(u32::try_from(shards).unwrap_or(u32::MAX)),
-            rooms_max: self.limits.rooms_max.div_ceil(shards),
-            frames_bytes_max: self.limits.frames_bytes_max.div_ceil(shards),
-            history_bytes_max: self.limits.history_bytes_max.div_ceil(shards),
-            ..self.limits.clone()
-        };
         let wants = |kind| self.events.as_ref().is_some_and(|events| events.wants(kind));
         let events = EventPlan {
             rooms: wants(EventKind::RoomOccupied) || wants(EventKind::RoomVacated),
@@ -142,7 +125,8 @@ impl HubPlan {
             grace: self.presence_grace,
         };
         let (rules, types) = (Rc::new(self.rules.clone()), Rc::new(self.types.clone()));
-        hub::Plan { limits: Rc::new(limits), rules, types, events }
+        let limits = Rc::new(self.limits.of_shard(shards));
+        hub::Plan { limits, rules, types, events }
     }
 
     /// The places of its services in the metrics.
@@ -168,58 +152,4 @@ impl HubPlan {
     pub(super) fn rules(&self) -> &Rules {
         &self.rules
     }
-}
-
-fn limits(hub: &config::Hub) -> Limits {
-    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
-    Limits {
-        message_bytes_max: hub.message_bytes_max,
-        auth_within: hub.auth_timeout,
-        anonymous_per_address_max: hub.unauthenticated_per_address_max,
-        sockets_per_user_max: hub.sockets_per_user_max,
-        sockets_max: hub.sockets_max,
-        rooms_per_socket_max: hub.rooms_per_socket_max as usize,
-        rooms_max: hub.rooms_max as usize,
-        messages_per_second: hub.messages_per_s,
-        messages_burst: hub.messages_per_s.saturating_mul(2),
-        ping_every: hub.ping_interval,
-        dead_after: hub.dead_after,
-        outbox_bytes_max: hub.outbox_bytes_max,
-        frames_bytes_max: size(hub.outboxes_bytes_max),
-        history_bytes_max: size(hub.histories_bytes_max),
-        ..Limits::default()
-    }
-}
-
-/// The configuration has checked the patterns and pointers.
-fn rule(hub: &config::Hub, room: &HubRoom) -> Option<Rule> {
-    let allow = [(room.join, Action::Join), (room.publish, Action::Publish), (room.presence, Action::Presence)]
-        .into_iter()
-        .filter(|(is_allowed, _)| *is_allowed)
-        .fold(Actions::NONE, |actions, (_, action)| actions.with(action));
-    let boxed = |list: &[String]| list.iter().map(|text| text.as_str().into()).collect();
-    let slow = match room.slow_consumer {
-        config::SlowConsumer::Close => SlowPolicy::Close,
-        config::SlowConsumer::DropOldest => SlowPolicy::DropOldest,
-        config::SlowConsumer::Latest => {
-            SlowPolicy::Latest { key: Pointer::parse(room.key.as_deref().unwrap_or_default())? }
-        }
-    };
-    Some(Rule {
-        pattern: Pattern::parse(&room.pattern).ok()?,
-        allow,
-        roles: boxed(&room.roles),
-        permissions: boxed(&room.permissions),
-        policy: Policy {
-            slow,
-            has_presence_events: room.presence_events,
-            presence_grace: hub.presence_grace,
-            ids_for: hub.dedup_window,
-            history: History {
-                messages_max: room.history_messages.unwrap_or(hub.history_messages) as usize,
-                bytes_max: hub.history_bytes,
-                age_max: room.history_age.unwrap_or(hub.history_age),
-            },
-        },
-    })
 }

@@ -132,6 +132,25 @@ fn a_socket_is_in_so_many_rooms() {
 }
 
 #[test]
+fn a_user_makes_so_many_rooms() {
+    let gateway = start("[hub]\nrooms_per_user_max = 8\n");
+    let mut socket = Socket::open(&gateway, &user("42"));
+    let mut codes = Vec::new();
+    for n in 0..16 {
+        let answer = socket.ask(&json!({ "type": "join_room", "id": "1", "room": format!("public.{n}") }));
+        if answer["type"] != "joined" {
+            assert_eq!(answer["payload"]["code"], "too_many_rooms", "{answer}");
+            codes.push(n);
+        }
+    }
+    // Two at home on each of the 4 shards, however many names lead there.
+    assert!(codes.len() >= 8, "{codes:?}");
+    let mut other = Socket::open(&gateway, &user("43"));
+    other.join(&format!("public.{}", codes[0]));
+    socket.join(&format!("public.{}", codes[0]));
+}
+
+#[test]
 fn an_instance_has_so_many_rooms() {
     let gateway = start("[hub]\nrooms_max = 8\n");
     let mut socket = Socket::open(&gateway, &user("42"));

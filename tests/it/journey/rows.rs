@@ -87,8 +87,6 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("sockets_closed_total reason=revoked", "tests/it/hub/ends.rs", "\"revoked\", 5"),
     ("sockets_closed_total reason=restart", "tests/it/hub/ends.rs", "some have been sent away"),
     ("sockets_closed_total reason=try_later", "src/hub/tests/points.rs", "Some(Close::TryLater)"),
-    // Of several instances only, which the hub does not span yet.
-    ("sockets_closed_total reason=state_lost", "src/hub/code.rs", "StateLost"),
     ("hub_users", "tests/it/hub/counted.rs", "what_is_there_is_counted_where_it_is"),
     ("hub_rooms", "tests/it/hub/counted.rs", "what_is_there_is_counted_where_it_is"),
     ("hub_rooms_at_home", "tests/it/hub/counted.rs", "what_is_there_is_counted_where_it_is"),
