@@ -10,19 +10,41 @@ use crate::shard::Instant;
 
 /// Sockets by shard of each user at home here. One per shard.
 #[derive(Debug, Default)]
-pub(super) struct UserCounts(HashMap<Arc<str>, Box<[u32]>>);
+pub(super) struct UserCounts(HashMap<Arc<str>, Box<[Count]>>);
+
+/// What a shard has told.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    sockets: u32,
+    /// So many of them it was told to close, and has not said yet that it did. They count no more: another shard's would be
+    /// closed for them.
+    going: u32,
+}
+
+impl Count {
+    const fn staying(self) -> u32 {
+        self.sockets.saturating_sub(self.going)
+    }
+}
 
 impl UserCounts {
     /// Notes the sockets of a user on one shard. Says how many that shard may have, if it has more than that.
     fn note(&mut self, shards: usize, from: usize, user: &Arc<str>, count: u32, max: u32) -> Option<u32> {
-        let counts = self.0.entry(Arc::clone(user)).or_insert_with(|| vec![0; shards].into());
-        let before = counts.get_mut(from).map(|known| std::mem::replace(known, count));
-        let all = counts.iter().fold(0, |all: u32, count| all.saturating_add(*count));
-        if all == 0 {
+        let counts = self.0.entry(Arc::clone(user)).or_insert_with(|| vec![Count::default(); shards].into());
+        let all = counts.iter().fold(0, |all: u32, count| all.saturating_add(count.staying()));
+        let known = counts.get_mut(from)?;
+        let others = all.saturating_sub(known.staying());
+        let before = std::mem::replace(&mut known.sockets, count);
+        known.going = known.going.saturating_sub(before.saturating_sub(count));
+        let is_over = before < count && others.saturating_add(known.staying()) > max;
+        let may_have = max.saturating_sub(others);
+        if is_over {
+            known.going = count.saturating_sub(may_have);
+        }
+        if counts.iter().all(|count| count.sockets == 0) {
             self.0.remove(user);
         }
-        let others = all.saturating_sub(count);
-        (before.is_some_and(|before| before < count) && all > max).then(|| max.saturating_sub(others))
+        is_over.then_some(may_have)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -76,6 +98,22 @@ impl<W> Hub<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_going_is_made_good_by_no_other() {
+        let mut counts = UserCounts::default();
+        let mut note = |from, count| counts.note(3, from, &"42".into(), count, 3);
+        assert_eq!([note(0, 1), note(1, 1), note(2, 1)], [None; 3]);
+        assert_eq!(note(1, 2), Some(1), "the last one goes");
+        // Another comes before the shard has said that it went: that one goes, and not one of those that may stay.
+        assert_eq!(note(2, 2), Some(1));
+        assert_eq!([note(1, 1), note(2, 1)], [None; 2]);
+        assert_eq!(note(0, 2), Some(1), "three are here still");
+        // Who leaves by itself makes room, whichever it was.
+        assert_eq!([note(0, 1), note(0, 0)], [None; 2]);
+        assert_eq!(note(1, 2), None);
+        assert_eq!(note(1, 3), Some(2));
+    }
 
     #[test]
     fn who_came_last_is_one_too_many() {
