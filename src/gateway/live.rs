@@ -122,7 +122,7 @@ impl Live {
         let labels = plan.routes.iter().map(|route| {
             let upstream = match &route.target {
                 Target::Proxy(proxy) => Some(&plan.upstreams[proxy.upstream]),
-                Target::Own(_) | Target::Account(_) | Target::Hub(_) | Target::Echo => None,
+                Target::Own(_) | Target::Account(_) | Target::Socket | Target::Hub(_) | Target::Echo => None,
             };
             Rc::new(Labels {
                 place: RouteNames::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),

@@ -290,13 +290,16 @@ impl Live {
         self.limit_by_address(exchange, route, additions).await?;
         self.refuse_other_readings(&exchange.head, &found, &path)?;
         let standing = gateway.admit(exchange, route, &self.plan, additions)?;
-        self.limit_by_caller_and_route(exchange, route, additions).await?;
+        if !matches!(route.target, Target::Socket) {
+            self.limit_by_caller_and_route(exchange, route, additions).await?;
+        }
         match &route.target {
             Target::Proxy(target) => proxy::forward(self, exchange, target, &found.captures, body).await,
             // Boxed, so that other requests are not larger for what few of them wait for.
             Target::Own(OwnPage::Metrics) => Box::pin(gateway.metrics(&self.plan, exchange.client)).await,
             Target::Own(page) => Ok(gateway.own_page(*page)),
             Target::Echo => echo::answer(exchange),
+            Target::Socket => Box::pin(self.open_socket(gateway, exchange, route, additions)).await,
             Target::Hub(endpoint) => {
                 Box::pin(sockets::answer(self, gateway, exchange, *endpoint, &found.captures, body)).await
             }
@@ -351,6 +354,19 @@ impl Live {
             LimitKey::Address | LimitKey::Route => Some(route.limits.key),
         };
         self.limits.pass(&self.plan.limits, &route.limits.later, key_of, &mut additions.limits)
+    }
+
+    /// Its limits come when its handshake has been read: the token of a socket has places of its own.
+    async fn open_socket(
+        &self,
+        gateway: &Gateway,
+        exchange: &mut Exchange,
+        route: &Route,
+        additions: &mut Additions,
+    ) -> Result<(ResponseHead, Body), Reject> {
+        let opener = sockets::Opener::admit(self, gateway, exchange)?;
+        self.limit_by_caller_and_route(exchange, route, additions).await?;
+        Ok(opener.open(gateway, exchange))
     }
 
     /// The refusal where no route takes a request. A preflight is answered, so that the page can read the refusal of the

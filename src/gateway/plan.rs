@@ -104,7 +104,9 @@ pub(super) enum Target {
     Own(OwnPage),
     /// The caller's account.
     Account(AccountEndpoint),
-    /// The hub.
+    /// The hub, by a socket.
+    Socket,
+    /// The hub, over HTTP.
     Hub(sockets::HubEndpoint),
     /// A WebSocket that says back what it hears.
     Echo,
@@ -207,13 +209,13 @@ const ACCOUNTS: [(&str, &str, AccountEndpoint); 7] = [
     ("DELETE", "/auth/sessions/{sid}", AccountEndpoint::EndSession),
 ];
 
-/// The endpoints of the hub (docs/websocket.md).
-const HUB: [(&str, &str, sockets::HubEndpoint); 5] = [
-    ("GET", "/ws", sockets::HubEndpoint::Socket),
-    ("GET", "/hub/rooms/{room}", sockets::HubEndpoint::Look),
-    ("POST", "/hub/rooms/{room}/publish", sockets::HubEndpoint::Publish),
-    ("DELETE", "/hub/users/{user}/connections", sockets::HubEndpoint::Kick),
-    ("POST", "/hub/users/{user}/publish", sockets::HubEndpoint::PublishToUser),
+/// The endpoints of the hub (docs/websocket.md); none of them is the socket's.
+const HUB: [(&str, &str, Option<sockets::HubEndpoint>); 5] = [
+    ("GET", "/ws", None),
+    ("GET", "/hub/rooms/{room}", Some(sockets::HubEndpoint::Look)),
+    ("POST", "/hub/rooms/{room}/publish", Some(sockets::HubEndpoint::Publish)),
+    ("DELETE", "/hub/users/{user}/connections", Some(sockets::HubEndpoint::Kick)),
+    ("POST", "/hub/users/{user}/publish", Some(sockets::HubEndpoint::PublishToUser)),
 ];
 
 impl Plan {
@@ -300,10 +302,10 @@ impl Plan {
                 name: (*path).to_owned(),
                 slot: names.routes.claim(path),
                 // A socket says itself who it is for, or says so later.
-                access: if *endpoint == sockets::HubEndpoint::Socket { Access::Public } else { Access::any_caller() },
+                access: if endpoint.is_none() { Access::Public } else { Access::any_caller() },
                 limits: RouteLimits::of_own(&limits, path),
                 cors: cors.clone(),
-                target: Target::Hub(*endpoint),
+                target: endpoint.map_or(Target::Socket, Target::Hub),
             });
         }
         Ok(Self {

@@ -102,7 +102,7 @@ impl Live {
                 return Err(Reject::because(Code::BadRequest, "the path has an escaped slash"));
             }
             Target::Proxy(route) => &route.rewrite,
-            Target::Own(_) | Target::Account(_) | Target::Hub(_) | Target::Echo => &Rewrite::Keep,
+            Target::Own(_) | Target::Account(_) | Target::Socket | Target::Hub(_) | Target::Echo => &Rewrite::Keep,
         };
         let routed = Routed {
             router: &self.plan.router,

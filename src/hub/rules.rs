@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn rooms_of_no_entry_are_as_the_hub_says() {
-        let mut hub = config::Config::default().hub;
+        let mut hub = Config::default().hub;
         hub.rooms = vec![config::HubRoom { history_messages: Some(3), ..config::HubRoom::new("public.*") }];
         (hub.dedup_window, hub.history_messages) = (Duration::from_hours(1), 7);
         let rules = Rules::of(&hub);

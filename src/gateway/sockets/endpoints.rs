@@ -32,8 +32,6 @@ use crate::{
 /// What is asked of the hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gateway) enum HubEndpoint {
-    /// To be one of its sockets.
-    Socket,
     Publish,
     PublishToUser,
     Kick,
@@ -64,14 +62,11 @@ pub(in crate::gateway) async fn answer(
     captures: &Captures,
     body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Body), Reject> {
-    if endpoint == HubEndpoint::Socket {
-        return super::open(live, gateway, exchange);
-    }
     let sockets = &gateway.sockets;
     let claims = exchange.caller.clone().ok_or_else(|| Reject::new(Code::TokenMissing))?;
     let named = named(exchange, captures).to_owned();
     match endpoint {
-        HubEndpoint::Socket | HubEndpoint::Look => {
+        HubEndpoint::Look => {
             need(live, &claims, "hub:read")?;
             let room = room(&named)?;
             let asked = room.clone();

@@ -17,7 +17,7 @@ use crate::{
     hub::{Identity, code::Close},
     proto::{
         head::{Known, RequestHead, ResponseHead},
-        websocket::{Handshake, HandshakeError, bearer as offered_token, protocols},
+        websocket::{DeflateOffer, Handshake, HandshakeError, bearer as offered_token, protocols},
     },
     shard::buffers,
 };
@@ -33,33 +33,43 @@ pub(super) struct LoggedIn {
     pub(super) tether: Option<Tether>,
 }
 
-/// Answers a request for a socket: it is one from then on, or refused.
-pub(in crate::gateway) fn open(
-    live: &Live,
-    gateway: &Gateway,
-    exchange: &mut Exchange,
-) -> Result<(ResponseHead, Body), Reject> {
-    let handshake = Handshake::read(&exchange.head).map_err(refused)?;
-    admit_origin(live, &exchange.head)?;
-    if !live.plan.hub.opens_without_bus && !gateway.sockets.has_bus() {
-        return Err(Reject::because(
-            Code::DependencyUnavailable,
-            "the bus between instances is away; try again shortly, perhaps at another instance",
-        ));
+/// A request for a socket that is in order, whose page may, and of which it is known who it speaks for.
+pub(in crate::gateway) struct Opener {
+    handshake: Handshake,
+    deflate: Option<DeflateOffer>,
+    entrance: Result<Option<LoggedIn>, Close>,
+}
+
+impl Opener {
+    /// Reads a request for a socket: the exchange has its caller from then on, if that is known already. Or it is refused.
+    pub(in crate::gateway) fn admit(live: &Live, gateway: &Gateway, exchange: &mut Exchange) -> Result<Self, Reject> {
+        let handshake = Handshake::read(&exchange.head).map_err(refused)?;
+        admit_origin(live, &exchange.head)?;
+        if !live.plan.hub.opens_without_bus && !gateway.sockets.has_bus() {
+            return Err(Reject::because(
+                Code::DependencyUnavailable,
+                "the bus between instances is away; try again shortly, perhaps at another instance",
+            ));
+        }
+        let entrance = who(live, gateway, exchange)?;
+        Ok(Self { deflate: handshake.deflate.filter(|_| live.plan.hub.deflates), handshake, entrance })
     }
-    let entrance = who(live, gateway, exchange)?;
-    let mut head = ResponseHead::new(101, buffers::take(), buffers::take_fields());
-    let speaks = protocols(&exchange.head).any(|protocol| protocol == PROTOCOL.as_bytes());
-    let deflate = handshake.deflate.filter(|_| live.plan.hub.deflates);
-    handshake.answer(&mut head, speaks.then_some(PROTOCOL), deflate);
-    let opening = Opening {
-        sockets: Rc::clone(&gateway.sockets),
-        entrance,
-        client: exchange.client,
-        scheme: exchange.peer.scheme,
-        deflate,
-    };
-    Ok((head, Body::Upgraded(Upgraded(Box::new(opening)))))
+
+    /// Answers it: it is a socket from then on.
+    pub(in crate::gateway) fn open(self, gateway: &Gateway, exchange: &Exchange) -> (ResponseHead, Body) {
+        let Self { handshake, deflate, entrance } = self;
+        let mut head = ResponseHead::new(101, buffers::take(), buffers::take_fields());
+        let speaks = protocols(&exchange.head).any(|protocol| protocol == PROTOCOL.as_bytes());
+        handshake.answer(&mut head, speaks.then_some(PROTOCOL), deflate);
+        let opening = Opening {
+            sockets: Rc::clone(&gateway.sockets),
+            entrance,
+            client: exchange.client,
+            scheme: exchange.peer.scheme,
+            deflate,
+        };
+        (head, Body::Upgraded(Upgraded(Box::new(opening))))
+    }
 }
 
 pub(in crate::gateway) fn refused(error: HandshakeError) -> Reject {
