@@ -451,7 +451,7 @@ impl Worker {
         let place =
             OpenConnection { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
         let connected = match self.listeners[usize::from(listener)].kind {
-            ListenerKind::Plain => TcpStream::from_fd(fd).map(|socket| (Stream::Plain(socket), Scheme::Http)),
+            ListenerKind::Plain => TcpStream::accepted(fd).map(|socket| (Stream::Plain(socket), Scheme::Http)),
         };
         let (stream, scheme) = match connected {
             Ok(connected) => connected,

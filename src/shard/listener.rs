@@ -77,6 +77,8 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
     // Connections of the process before, in TIME_WAIT, do not keep this one from starting.
     socket.set_reuse_address(true)?;
+    // Each connection inherits it: small writes are not delayed. Set on each by itself it is a system call for each.
+    socket.set_tcp_nodelay(true)?;
     if address.is_ipv6() {
         socket.set_only_v6(!address.ip().is_unspecified())?;
     }
@@ -439,6 +441,21 @@ mod tests {
             known.sort_unstable();
             seen.sort_unstable();
             assert_eq!(known, seen);
+        });
+    }
+
+    #[test]
+    fn what_is_accepted_neither_blocks_nor_delays() {
+        testing::on_both_drivers(|| async {
+            let mut bound = bound(1);
+            let running = run(bound.sockets.pop().expect("one socket"));
+            let _client = TcpStream::connect(bound.address).expect("connected");
+            testing::until(|| running.accepted() == 1).await;
+            running.clients.with(|clients| {
+                let (fd, _) = &clients[0];
+                assert!(rustix::fs::fcntl_getfl(fd).expect("known").contains(rustix::fs::OFlags::NONBLOCK));
+                assert!(rustix::net::sockopt::tcp_nodelay(fd).expect("known"));
+            });
         });
     }
 

@@ -51,10 +51,16 @@ pub enum Heard {
 }
 
 impl TcpStream {
-    /// Takes over a connected socket: without delay of small writes, and registered with this thread's driver.
+    /// Takes over a socket that an [`Acceptor`](super::listener::Acceptor) has accepted, and registers it with this thread's
+    /// driver. It does not block and does not delay small writes: so it was accepted, and so its listener was bound.
+    pub fn accepted(fd: OwnedFd) -> io::Result<Self> {
+        Self::register(fd, Fresh::Connected)
+    }
+
+    /// Takes over a connected socket, however it was made.
+    #[cfg(test)]
     pub fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         sockopt::set_tcp_nodelay(&fd, true)?;
-        // Reads and writes on epoll are tried at once and must not block; the io_uring driver sets it by itself.
         rustix::io::ioctl_fionbio(&fd, true)?;
         Self::register(fd, Fresh::Connected)
     }
