@@ -1,13 +1,13 @@
 //! The bodies of the gateway's answers: its own few bytes, or a stream from a backend.
 
 use std::{
-    fmt,
     task::{Context, Poll},
     time::Duration,
 };
 
+use super::sockets::Opening;
 use crate::{
-    net::{AnswerBody, Cut, RequestBody, Upgrade},
+    net::{AnswerBody, Cut, RequestBody},
     proto::websocket::DeflateOffer,
     shard::{Pipe, buffers},
     upstream::Streaming,
@@ -20,19 +20,10 @@ pub enum Body {
     Own(OwnBytes),
     /// A backend's.
     Upstream(Streaming),
-    /// None: the connection switches to a protocol that the gateway itself speaks.
-    Upgraded(Upgraded),
+    /// None: the connection becomes a socket of the hub.
+    Upgraded(Box<Opening>),
     /// None: the connection becomes a WebSocket that echoes, with this extension.
     Echo(Option<DeflateOffer>),
-}
-
-/// What takes the connection over.
-pub struct Upgraded(pub(super) Box<dyn Upgrade>);
-
-impl fmt::Debug for Upgraded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upgraded").finish_non_exhaustive()
-    }
 }
 
 /// A few bytes that are all here. The buffer goes back to the shard.
@@ -103,6 +94,10 @@ impl AnswerBody for Body {
             Self::Own(_) | Self::Upgraded(_) | Self::Echo(_) => &[],
             Self::Upstream(streaming) => streaming.trailers(),
         }
+    }
+
+    fn takes_head(&self) -> bool {
+        matches!(self, Self::Upgraded(_))
     }
 
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {

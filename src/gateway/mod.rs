@@ -243,7 +243,7 @@ impl Service for Gateway {
         (Response { head, body: Body::Own(bytes.into()), request: body }, exchange)
     }
 
-    fn switch(&self, exchange: Exchange, body: Body, request_bytes: u64) -> Option<Box<dyn Upgrade>> {
+    fn switch(&self, exchange: Exchange, body: Body, head: Vec<u8>, request_bytes: u64) -> Option<Box<dyn Upgrade>> {
         match body {
             Body::Own(_) => None,
             Body::Upstream(streaming) => {
@@ -251,9 +251,10 @@ impl Service for Gateway {
                 Some(Box::new(tunnel::Tunnel::new(exchange.switched(request_bytes), backend)))
             }
             Body::Echo(deflate) => Some(Box::new(echo::Echo::new(exchange.switched(request_bytes), deflate))),
-            Body::Upgraded(upgraded) => {
+            Body::Upgraded(mut opening) => {
                 exchange.upgraded(request_bytes);
-                Some(upgraded.0)
+                opening.take_head(head);
+                Some(opening)
             }
         }
     }

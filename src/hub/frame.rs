@@ -73,6 +73,8 @@ pub enum Kind {
     },
     /// Stands where messages were dropped.
     Gap(Gap),
+    /// The answer to the handshake, without which nobody can read what follows.
+    Opening,
 }
 
 /// Messages of a room that were dropped, by their numbers; both ends belong to it.
@@ -108,7 +110,7 @@ impl Frame {
         Self::of_wire(bytes, kind, tally)
     }
 
-    /// These bytes, which are one whole frame already: a ping, a pong, a close.
+    /// These bytes, as they are: a whole frame (a ping, a pong, a close), or the answer to the handshake.
     pub fn of_wire(bytes: Vec<u8>, kind: Kind, tally: &Tally) -> Self {
         let shared = Shared { bytes: bytes.into(), deflated: OnceCell::new(), kind, tally: tally.clone() };
         tally.add(shared.cost().saturating_add(REFERENCE_BYTES));

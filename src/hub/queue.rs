@@ -118,6 +118,14 @@ impl<W> Hub<W> {
         self.sockets.all.get_mut(key)
     }
 
+    /// What a fresh socket is written before anything else.
+    pub fn begin_with(&mut self, key: SocketKey, frame: Frame) {
+        if let Some(socket) = self.sockets.all.get_mut(key) {
+            socket.outbox.begin_with(frame);
+        }
+        self.look_again(key);
+    }
+
     /// So many bytes of a socket's outbox are written. When more waits, its turn comes again.
     pub fn written(&mut self, key: SocketKey, bytes: usize) {
         let Some(socket) = self.sockets.all.get_mut(key) else { return };

@@ -165,12 +165,17 @@ async fn serve_one<S: Service>(
 
     let keeps = wants_more && !slot.is_ending();
     let mut answer = outbound::Answer::new(response, asked.is_head, asked.version, keeps, limits.write_timeout);
+    if answer.takes_head() {
+        let (head, body, request_bytes) = answer.into_head();
+        let upgrade = service.switch(under_way.take(), body, head, request_bytes);
+        return upgrade.map_or(After::Close, After::Switched);
+    }
     let sent = answer.send(io).await;
     let ending = answer.ending();
     let tells_its_end = answer.tells_its_end();
     let body = answer.into_body();
     if sent.cut.is_none() && ending == AfterAnswer::Switch {
-        let upgrade = service.switch(under_way.take(), body, sent.request_bytes);
+        let upgrade = service.switch(under_way.take(), body, Vec::new(), sent.request_bytes);
         return upgrade.map_or(After::Close, After::Switched);
     }
     let finished_at = under_way.finish(sent);

@@ -154,9 +154,16 @@ pub trait Service: 'static {
         began: Instant,
     ) -> (Response<R, Self::Body>, Self::Exchange);
 
-    /// The client has been told that the protocol is switched: the exchange is over, and what it has become takes the
-    /// connection. `None` if there is nobody at the other end after all.
-    fn switch(&self, exchange: Self::Exchange, body: Self::Body, request_bytes: u64) -> Option<Box<dyn Upgrade>>;
+    /// The protocol is switched: the exchange is over, and what it has become takes the connection. The client has been told
+    /// so, unless the body [takes the head](AnswerBody::takes_head), which is then given with it. `None` if there is nobody at
+    /// the other end after all.
+    fn switch(
+        &self,
+        exchange: Self::Exchange,
+        body: Self::Body,
+        head: Vec<u8>,
+        request_bytes: u64,
+    ) -> Option<Box<dyn Upgrade>>;
 }
 
 /// Takes a client's connection over once its protocol has been switched (RFC 9110 §7.8).
@@ -262,6 +269,12 @@ pub trait AnswerBody {
 
     /// Trailer fields, each with its line end; known when the body is complete.
     fn trailers(&self) -> &[u8];
+
+    /// Whether the answer is a switch of protocols that whoever takes the connection over tells the client: in one write with
+    /// the first that it says.
+    fn takes_head(&self) -> bool {
+        false
+    }
 
     /// What goes on while the client does not read: the request's body, and whether the client is still there.
     fn poll_meanwhile(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut>;

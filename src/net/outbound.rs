@@ -165,6 +165,17 @@ impl<'i, B: AnswerBody> Answer<'i, B> {
         self.body
     }
 
+    /// Whether it is for whoever takes the connection over to write.
+    pub(super) fn takes_head(&self) -> bool {
+        self.ending == AfterAnswer::Switch && self.body.takes_head()
+    }
+
+    /// What is to be written, in a buffer of the shard's; the body; and how much of the request's was taken.
+    pub(super) fn into_head(self) -> (Vec<u8>, B, u64) {
+        let Self { body, request, writer, .. } = self;
+        (writer.into_unwritten(), body, request.received_bytes())
+    }
+
     /// Writes all of it.
     pub(super) async fn send(&mut self, io: &Io) -> Sent {
         let mut part = self.is_until_close.then(|| PartialAnswer { io, is_whole: false });

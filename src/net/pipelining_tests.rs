@@ -66,7 +66,7 @@ impl Service for Counting {
         panic!("nobody makes mistakes here: {mistake:?}")
     }
 
-    fn switch(&self, _: Nothing, _: Nothing, _: u64) -> Option<Box<dyn Upgrade>> {
+    fn switch(&self, _: Nothing, _: Nothing, _: Vec<u8>, _: u64) -> Option<Box<dyn Upgrade>> {
         None
     }
 }

@@ -132,6 +132,12 @@ impl Writer {
         self.taken_bytes
     }
 
+    /// All that is encoded, of a message of which nothing was written.
+    pub(super) fn into_unwritten(mut self) -> Vec<u8> {
+        debug_assert!(!self.has_written(), "whoever goes on writes all of it");
+        std::mem::take(&mut self.out)
+    }
+
     /// Moves the message on as far as both sides let it.
     pub fn poll<C: Chunks>(&mut self, io: &Io, cx: &mut Context<'_>, body: &mut C) -> Progress<C::Failure> {
         loop {

@@ -30,6 +30,7 @@ pub(super) use open::{Opener, refused};
 pub(super) use plan::HubPlan;
 pub(super) use service::label_services;
 use socket::Handle;
+pub(super) use socket::Opening;
 
 use super::{Gateway, Plan};
 use crate::{

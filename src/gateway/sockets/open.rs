@@ -6,14 +6,7 @@ use super::socket::Opening;
 use crate::{
     auth::Claims,
     exchange::{Code, Exchange, Reject, Tether},
-    gateway::{
-        Gateway,
-        access::bearer,
-        body::{Body, Upgraded},
-        cors,
-        live::Live,
-        token_query,
-    },
+    gateway::{Gateway, access::bearer, body::Body, cors, live::Live, token_query},
     hub::{Identity, code::Close},
     proto::{
         head::{Known, RequestHead, ResponseHead},
@@ -64,11 +57,12 @@ impl Opener {
         let opening = Opening {
             sockets: Rc::clone(&gateway.sockets),
             entrance,
+            head: Vec::new(),
             client: exchange.client,
             scheme: exchange.peer.scheme,
             deflate,
         };
-        (head, Body::Upgraded(Upgraded(Box::new(opening))))
+        (head, Body::Upgraded(Box::new(opening)))
     }
 }
 

@@ -4,6 +4,7 @@
 //! when its connection has been blocked. At rest it holds no buffer.
 
 use std::{
+    fmt,
     future::{Future, poll_fn},
     net::IpAddr,
     pin::Pin,
@@ -16,7 +17,11 @@ use super::{Sockets, Written, open::LoggedIn};
 use crate::{
     auth::Claims,
     exchange::Tether,
-    hub::{Entrance, SocketKey, code::Close},
+    hub::{
+        Entrance, SocketKey,
+        code::Close,
+        frame::{Frame, Kind},
+    },
     net::{End, Ender, Io, Message, Scheme, Serving, Shutdown, Slot, Upgrade, network, with_inflated},
     proto::websocket::{DeflateOffer, Event, FrameError, Limits, Opcode, Reader, close_frame, header},
     shard::{Deadline, buffers, clock, task},
@@ -51,10 +56,12 @@ pub(super) struct Handle {
 }
 
 /// A socket that opens.
-pub(super) struct Opening {
+pub struct Opening {
     pub(super) sockets: Rc<Sockets>,
     /// Who it speaks for, if that is known already; or why it is closed at once.
     pub(super) entrance: Result<Option<LoggedIn>, Close>,
+    /// The answer to the handshake, which goes out with the first frames: a write less for each socket.
+    pub(super) head: Vec<u8>,
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
     /// How messages are compressed, where that is agreed.
@@ -71,26 +78,46 @@ impl Upgrade for Opening {
                 }
                 Box::pin(Served { socket, io: client, slot, pause: None })
             }
-            Err(close) => {
+            Err((head, close)) => {
                 sockets.count_close(close);
-                Box::pin(refuse(client, close))
+                Box::pin(refuse(client, head, close))
             }
         }
     }
 }
 
+impl fmt::Debug for Opening {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Opening").finish_non_exhaustive()
+    }
+}
+
 impl Opening {
-    fn enter(self, io: &Rc<Io>, slot: &Slot) -> Result<Socket, Close> {
-        let Self { sockets, entrance, client, scheme, deflate } = self;
-        let (identity, claims, tether) = match entrance? {
-            Some(LoggedIn { identity, claims, tether }) => (Some(identity), Some(claims), tether),
-            None => (None, None, None),
+    /// Takes the answer to the handshake, in a buffer of the shard's.
+    pub(in crate::gateway) fn take_head(&mut self, head: Vec<u8>) {
+        self.head = head.as_slice().to_vec();
+        buffers::give(head);
+    }
+
+    /// Comes into the hub. Whoever may not is told so behind the answer to the handshake.
+    fn enter(self, io: &Rc<Io>, slot: &Slot) -> Result<Socket, (Vec<u8>, Close)> {
+        let Self { sockets, entrance, head, client, scheme, deflate } = self;
+        let (identity, claims, tether) = match entrance {
+            Ok(Some(LoggedIn { identity, claims, tether })) => (Some(identity), Some(claims), tether),
+            Ok(None) => (None, None, None),
+            Err(close) => return Err((head, close)),
         };
         let (io, ender) = (Rc::clone(io), slot.ender());
         let handle = Handle { io, ender, claims, tether, client, scheme, close: None, is_broken: false };
         let window_bits = deflate.map(|agreed| agreed.server_window_bits);
         let entrance = Entrance { handle, network: network(client), identity, window_bits };
-        let key = sockets.step(|hub, now| hub.enter(now, entrance))?;
+        let key = match sockets.step(|hub, now| hub.enter(now, entrance)) {
+            Ok(key) => key,
+            Err(close) => return Err((head, close)),
+        };
+        // Nothing is written before this task writes.
+        let opening = Frame::of_wire(head, Kind::Opening, &sockets.tally);
+        sockets.hub.with(|hub| hub.begin_with(key, opening));
         let limits = Limits { message_bytes_max: 0, fragments_max: FRAGMENTS_MAX };
         Ok(Socket {
             place: Place { sockets, key },
@@ -335,8 +362,9 @@ fn close_of(error: FrameError) -> Close {
 }
 
 /// Says why a socket does not open, and closes.
-async fn refuse(io: &Io, close: Close) {
-    let frame = close_frame(Some(close.code()), close.reason());
+async fn refuse(io: &Io, head: Vec<u8>, close: Close) {
+    let mut frame = head;
+    frame.extend_from_slice(&close_frame(Some(close.code()), close.reason()));
     let (mut written, mut bytes) = (0, Vec::new());
     let mut deadline = Deadline::new();
     deadline.set_after(CLOSE_WITHIN);

@@ -87,9 +87,17 @@ impl Outbox {
         self.give_back();
     }
 
-    /// Drops what waits, but for the rest of a frame that is partly written: a close may follow.
+    /// Puts this before all that waits; nothing is written yet.
+    pub fn begin_with(&mut self, frame: Frame) {
+        self.cost = self.cost.saturating_add(cost(&frame));
+        self.frames.push_front(frame);
+    }
+
+    /// Drops what waits, but for what a close cannot follow without: the rest of a frame that is partly written, the answer
+    /// to the handshake.
     pub fn abandon(&mut self) {
-        self.frames.truncate(usize::from(self.written > 0));
+        let is_kept = self.written > 0 || self.frames.front().is_some_and(|first| *first.kind() == Kind::Opening);
+        self.frames.truncate(usize::from(is_kept));
         self.cost = self.frames.front().map_or(0, cost);
         self.give_back();
     }

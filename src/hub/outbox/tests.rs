@@ -34,6 +34,7 @@ fn name(frame: &Frame) -> String {
         Kind::Plain => "p".to_owned(),
         Kind::Message { room, position, .. } => format!("{room}{}", position.seq),
         Kind::Gap(gap) => format!("{}({}-{})", gap.room, gap.from, gap.to),
+        Kind::Opening => "101".to_owned(),
     }
 }
 
@@ -98,6 +99,29 @@ fn only_the_latest_with_each_key_stays() {
     check(8, "c1 d1 c1 d1 c1 d1 c2 d2 x", &expect!["c(1-2) d(1-2) c3 d3 c4 d4 x2"]);
     check(8, "c1 c1 c1 c1 c1 c1 c1 c1 p c1 c1 c1 c1 c1 c1 c1", &expect!["c(1-13) p c14 c15"]);
     check(8, "c1 ! c1 c1 c1 c1 c1 c1 c1 c1", &expect!["c1 c(2-8) c9"]);
+}
+
+#[test]
+fn the_answer_to_the_handshake_is_first_and_stays() {
+    let mut sender = Sender::default();
+    let mut outbox = Outbox::default();
+    let welcome = sender.encoder.reconnect(1);
+    let opening = Frame::of_wire(b"HTTP/1.1 101\r\n\r\n".to_vec(), Kind::Opening, welcome.tally());
+    let opening_bytes = opening.bytes().len();
+    outbox.push(welcome, 1000).expect("there is room");
+    outbox.begin_with(opening);
+    // More than fits: the rest makes room.
+    for _ in 0..100 {
+        outbox.push(sender.message("a", Slow::DropOldest, 1), 1000).expect("the oldest go");
+    }
+    assert!(names(&outbox).starts_with("101 p a("), "{}", names(&outbox));
+    outbox.abandon();
+    assert_eq!(names(&outbox), "101");
+    assert_eq!(outbox.bytes(), opening_bytes + REFERENCE_BYTES);
+    outbox.written(opening_bytes);
+    outbox.push(sender.message("a", Slow::DropOldest, 1), 1000).expect("there is room");
+    outbox.abandon();
+    assert_eq!((names(&outbox), outbox.bytes()), (String::new(), 0));
 }
 
 /// What the outbox is asked to do.

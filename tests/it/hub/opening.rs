@@ -323,6 +323,19 @@ fn without_a_hub_its_paths_are_like_any_other() {
     assert_eq!(gateway.get("/hub/rooms/public.a").status, 404);
 }
 
+/// A write costs more than all else that a handshake takes: there is one for its answer and the welcome.
+#[test]
+fn the_welcome_comes_with_the_answer_to_the_handshake() {
+    let gateway = start("");
+    for _ in 0..16 {
+        let mut client = gateway.connect();
+        client.send(format!("{ASK}Authorization: Bearer {}\r\n\r\n", user("42")));
+        let first = client.read_some().expect("read");
+        let first = String::from_utf8_lossy(&first);
+        assert!(first.starts_with("HTTP/1.1 101 ") && first.contains("\"welcome\""), "{first}");
+    }
+}
+
 #[test]
 fn a_message_right_behind_the_handshake_is_heard() {
     use shardgate::proto::websocket::{Opcode, client_frame};
