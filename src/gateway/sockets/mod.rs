@@ -48,8 +48,9 @@ use crate::{
     telemetry::metrics::{Counters, SocketClosed},
 };
 
-/// Sockets that are written before the shard's other tasks get their turn: 5,000 at once would hold up requests for 15 ms.
-const WRITES_PER_TURN: usize = 64;
+/// Sockets that are written before the shard's other tasks get their turn: 5,000 at once would hold up requests for 15 ms,
+/// and a request waits for two or three turns. With 64 a delivery was no cheaper (PERF.md, "The hub").
+const WRITES_PER_TURN: usize = 16;
 
 /// How a hub's letters go to other shards. One that does not go comes back.
 pub type SendLetter = Box<dyn Fn(usize, RoomLetter) -> Result<(), RoomLetter>>;
