@@ -37,6 +37,9 @@ pub(crate) fn measure(options: &HubKnee) -> anyhow::Result<Report> {
         steps.push(put_step(&mut report, rate, &tally, &cost, missing, errors));
         is_over = missing + errors > 0 || tally.latency[0].value_at_quantile(0.99) > nanoseconds(options.p99_max);
         if is_over {
+            if tally.lag.value_at_quantile(0.99) > nanoseconds(options.p99_max) / 2 {
+                report.warn("in the last step the load test itself was late: the knee may be its own".to_owned());
+            }
             break;
         }
         knee = rate;
