@@ -242,7 +242,9 @@ impl Socket {
         let Some((is_broken, close)) = told else { return Poll::Ready(()) };
         if is_broken {
             // It may have been closed before it was cut.
-            close.into_iter().for_each(|close| sockets.count_close(close));
+            if let Some(close) = close {
+                sockets.count_close(close);
+            }
             return Poll::Ready(());
         }
         if let Some(close) = close.filter(|_| self.phase == Phase::Open) {
