@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::super::{Instant, SocketKey};
 use super::plan::Seen;
+use crate::proto::websocket::Inflater;
 
 /// Where a member is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,12 +82,14 @@ fn place(message: &Value) -> (String, String, u64) {
 
 /// One socket, seen from outside.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is true or not by itself")]
 pub(super) struct Client {
     pub(super) shard: usize,
     pub(super) key: SocketKey,
     pub(super) user: usize,
     /// Which token counts: the second one allows less.
     pub(super) token: Option<usize>,
+    takes_deflated: bool,
     /// Until the hub closed it or its connection ended.
     pub(super) is_open: bool,
     pub(super) is_stalled: bool,
@@ -105,12 +108,13 @@ pub(super) struct Client {
 pub(super) const PRIVATE: &str = "public.b.";
 
 impl Client {
-    pub(super) fn new(shard: usize, key: SocketKey, user: usize, token: Option<usize>) -> Self {
+    pub(super) fn new(shard: usize, key: SocketKey, user: usize, token: Option<usize>, takes_deflated: bool) -> Self {
         Self {
             shard,
             key,
             user,
             token,
+            takes_deflated,
             is_open: true,
             is_stalled: false,
             was_stalled: false,
@@ -132,7 +136,9 @@ impl Client {
             }
             Sent::Leave { room } => ("leave_room", room.as_str(), "{}".to_owned()),
             Sent::Publish { room, number } => {
-                let filler = "x".repeat(usize::try_from(*number % 7).expect("small") * 40);
+                // Some are long enough to be compressed.
+                let filler = if number % 11 == 0 { 700 } else { number % 7 * 40 };
+                let filler = "x".repeat(usize::try_from(filler).expect("small"));
                 ("room_message", room.as_str(), format!(r#"{{"n":{number},"k":{},"f":"{filler}"}}"#, number % 3))
             }
             Sent::Presence => ("presence", "public.a.1", "{}".to_owned()),
@@ -154,7 +160,7 @@ impl Client {
 
     /// Reads what has come as far as it is whole.
     pub(super) fn read(&mut self, now: Instant, truth: &mut Truth, seen: &mut Seen) {
-        while let [0x81, short, ..] = self.bytes[..] {
+        while let [first @ (0x81 | 0xc1), short, ..] = self.bytes[..] {
             let (header, length) = match (short, &self.bytes[..]) {
                 (126, [_, _, high, low, ..]) => (4, usize::from(u16::from_be_bytes([*high, *low]))),
                 (126, _) => return,
@@ -164,11 +170,19 @@ impl Client {
             if self.bytes.len() < header + length {
                 return;
             }
-            let message = serde_json::from_slice(&self.bytes[header..header + length]).expect("JSON");
+            let payload = &self.bytes[header..header + length];
+            let message = if first == 0x81 {
+                serde_json::from_slice(payload).expect("JSON")
+            } else {
+                assert!(self.takes_deflated, "it did not ask for that");
+                seen.deflated += 1;
+                let inflated = Inflater::default().inflate(payload, 1 << 20).map(<[u8]>::to_vec);
+                serde_json::from_slice(&inflated.expect("compressed text")).expect("JSON")
+            };
             self.bytes.drain(..header + length);
             self.hear(now, &message, truth, seen);
         }
-        assert!(self.bytes.first().is_none_or(|&byte| byte == 0x81), "a frame begins here");
+        assert!(self.bytes.first().is_none_or(|&byte| [0x81, 0xc1].contains(&byte)), "a frame begins here");
     }
 
     fn hear(&mut self, now: Instant, message: &Value, truth: &mut Truth, seen: &mut Seen) {

@@ -35,6 +35,7 @@ pub(super) struct Seen {
     pub(super) cancelled: usize,
     pub(super) drained: usize,
     pub(super) events: usize,
+    pub(super) deflated: usize,
 }
 
 impl Seen {
@@ -46,7 +47,8 @@ impl Seen {
         );
         let (told, done) =
             ([self.acks, self.errors, self.renewals, self.forbidden], [self.lost, self.pulls, self.kicked, self.slow]);
-        let all = [&said[..], &came, &told, &done, &[self.answers, self.cancelled, self.drained, self.events]];
+        let all =
+            [&said[..], &came, &told, &done, &[self.answers, self.cancelled, self.drained, self.events, self.deflated]];
         all.iter().all(|some| some.iter().all(|&count| count > 0))
     }
 }
@@ -72,6 +74,7 @@ impl AddAssign for Seen {
         self.cancelled += other.cancelled;
         self.drained += other.drained;
         self.events += other.events;
+        self.deflated += other.deflated;
     }
 }
 

@@ -149,10 +149,10 @@ impl World {
         let (shard, user) = (self.rng.usize(0..self.hubs.len()), self.rng.usize(0..USERS));
         let token = self.rng.bool().then_some(0);
         let identity = token.map(|token| self.identity(user, token));
-        let key = self.hubs[shard]
-            .enter(self.now, Entrance { handle: (), network: HOME, identity, window_bits: None })
-            .expect("room");
-        self.clients.push(Client::new(shard, key, user, token));
+        let window_bits = *self.rng.choice(&[None, Some(15), Some(9)]).expect("some");
+        let entrance = Entrance { handle: (), network: HOME, identity, window_bits };
+        let key = self.hubs[shard].enter(self.now, entrance).expect("room");
+        self.clients.push(Client::new(shard, key, user, token, window_bits.is_some()));
         if token.is_none() {
             self.send(self.clients.len() - 1, Sent::Auth { token: 0 });
         }
