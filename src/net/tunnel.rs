@@ -250,7 +250,7 @@ pub async fn run(
         match turn.await {
             TurnEnd::Over(end) => {
                 if matches!(end, TunnelEnd::Told(End::Revoked | End::Kicked | End::Draining)) {
-                    see_off(&mut up, client.io, &mut down, backend.io, &mut silence).await;
+                    see_off((&mut up, client.io), (&mut down, backend.io), &mut silence, slot).await;
                 }
                 return end;
             }
@@ -267,12 +267,17 @@ enum TurnEnd {
 }
 
 /// Both directions were ended. What the sides still send is read over until they close too, for as long as a farewell may
-/// take: bytes that nobody reads make a reset, which takes the goodbye with it.
-async fn see_off(up: &mut Flow, client: &Io, down: &mut Flow, backend: &Io, silence: &mut Deadline) {
+/// take, or until all is cut: bytes that nobody reads make a reset, which takes the goodbye with it.
+async fn see_off(
+    (up, client): (&mut Flow, &Io),
+    (down, backend): (&mut Flow, &Io),
+    silence: &mut Deadline,
+    slot: &Slot,
+) {
     let mut is_over = false;
     while !is_over {
         is_over = poll_fn(|cx| {
-            if silence.poll(cx).is_ready() {
+            if silence.poll(cx).is_ready() || slot.poll_end(cx) == Poll::Ready(End::Cut) {
                 return Poll::Ready(true);
             }
             let mut read = 0;

@@ -67,6 +67,12 @@ impl Alarms {
         None
     }
 
+    /// Whoever waits for an alarm. None goes off any more that was set.
+    pub(super) fn take_all(&mut self) -> Vec<Waker> {
+        self.heap.clear();
+        self.open.values_mut().filter_map(Option::take).collect()
+    }
+
     /// When the next alarm goes off.
     pub(super) fn next(&mut self) -> Option<Instant> {
         while let Some(&Reverse((at, key))) = self.heap.peek() {

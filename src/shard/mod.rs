@@ -127,6 +127,7 @@ where
             runtime.block_on(async {
                 task::spawn("turns", turns.run());
                 main().await;
+                timer::let_go();
             });
             Ok(())
         }),

@@ -175,6 +175,18 @@ pub(super) fn keep_by_turns(is_so: bool) {
     ALARMS.with(|shard| shard.with(|shard| shard.next = next));
 }
 
+/// Lets go of all tasks that wait for an alarm, while they can still wake others: a runtime's end. On monoio a task lives as
+/// long as anybody may wake it, and what it does when it is dropped needs the runtime.
+pub(super) fn let_go() {
+    loop {
+        let waiting = ALARMS.with(|shard| shard.with(|shard| shard.alarms.take_all()));
+        if waiting.is_empty() {
+            return;
+        }
+        drop(waiting);
+    }
+}
+
 /// Lets all alarms go off that are due.
 #[inline]
 pub(super) fn ring(now: Instant) {
