@@ -11,9 +11,9 @@ use super::{
     home::{Home, PRESENCE_USERS_MAX},
     letter::SeenIs,
     name::RoomName,
-    position::Position,
+    position::{Chain, Epoch, Last, Position},
+    unnumbered::Unnumbered,
 };
-use crate::hub::{position::Epoch, unnumbered::Unnumbered};
 use crate::shard::Instant;
 
 /// How long rooms that nobody here is in any more are remembered to be told of when that did not go.
@@ -62,8 +62,8 @@ pub struct BusPublish {
     pub room: RoomName,
     /// Who is told the number.
     pub asker: BusAsker,
-    /// What is known of the room here: a bus that knows less has lost something.
-    pub seen: Position,
+    /// What is known of the room here: a bus that knows less, or something else, has lost something.
+    pub seen: Last,
     /// The epoch that begins if one has to.
     pub epoch: Epoch,
     /// Who says it, and its id: the same gets the same number.
@@ -97,7 +97,7 @@ pub struct BusRead {
     /// Whether it is also to be said who is in the room on other instances.
     pub wants_users: bool,
     /// See [`BusPublish::seen`].
-    pub seen: Position,
+    pub seen: Last,
     /// See [`BusPublish::epoch`].
     pub epoch: Epoch,
     /// The messages from here on are wanted; all, where the epoch has become another one; the last if this is
@@ -185,6 +185,8 @@ pub struct BusMessage {
     pub room: RoomName,
     /// Its number.
     pub position: Position,
+    /// What it follows.
+    pub chain: Chain,
     /// The message.
     pub message: Unnumbered,
 }
@@ -197,9 +199,9 @@ pub struct Stands {
     /// The question's.
     pub number: u32,
     /// The last message.
-    pub position: Position,
+    pub last: Last,
     /// What was asked for and is there, in order; it may end early if it is much.
-    pub messages: Vec<(u64, Unnumbered)>,
+    pub messages: Vec<(u64, Chain, Unnumbered)>,
     /// Who is in the room on other instances, if that was asked for.
     pub users: Option<Vec<Present>>,
 }

@@ -11,7 +11,7 @@ use super::{
     early::Early,
     home::{Given, Home},
     letter::{Delivery, Join, Publish, Publisher, RoomLetter},
-    position::{Epoch, Position},
+    position::{Chain, Digest, Epoch, Last, Position},
     unnumbered::Unnumbered,
 };
 use crate::shard::Instant;
@@ -31,6 +31,8 @@ const JOIN_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub(super) struct Following {
     early: Early,
+    /// Of the last message, and all before it.
+    digest: Digest,
     /// The highest number that was heard of.
     known: u64,
     /// Who comes in once the room was read.
@@ -42,10 +44,10 @@ pub(super) struct Following {
     number: u32,
     /// When the room is read, or read again.
     read_due: Instant,
-    /// The numbers were given twice: what is kept under them is not what was said here.
-    is_forked: bool,
-    /// The bus may have become another one since: the next answer is compared with what is remembered.
-    is_doubted: bool,
+    /// Something was heard since that does not join on: it is asked again.
+    is_in_doubt: bool,
+    /// The bus has come since: it is to be said who is there.
+    is_bus_new: bool,
     pub(super) crowd: Crowd,
 }
 
@@ -53,14 +55,15 @@ impl Following {
     pub(super) fn new() -> Self {
         Self {
             early: Early::default(),
+            digest: Digest::NONE,
             known: 0,
             waiting: Vec::new(),
             waiting_due: Instant::NEVER,
             reading: None,
             number: 0,
             read_due: Instant::NEVER,
-            is_forked: false,
-            is_doubted: false,
+            is_in_doubt: false,
+            is_bus_new: false,
             crowd: Crowd::default(),
         }
     }
@@ -105,14 +108,29 @@ impl Home {
 
     /// A message goes to the bus for its number.
     pub(super) fn publish_following(&self, given: &mut Given<'_>, from: usize, publish: &Publish) {
-        publish_on_bus(given, from, publish, self.position(), self.keep());
+        publish_on_bus(given, from, publish, self.last(), self.keep());
+    }
+
+    /// The last message that is known here.
+    fn last(&self) -> Last {
+        let digest = self.following.as_ref().map_or(Digest::NONE, |following| following.digest);
+        Last { position: self.position(), digest }
+    }
+
+    /// Whether the message of this number is known here, and another one.
+    fn is_other(&self, seq: u64, digest: Digest) -> bool {
+        let last = self.last();
+        if seq == last.position.seq {
+            return last.position.epoch != Epoch::NONE && last.digest != digest;
+        }
+        let kept = self.history().from(seq, seq);
+        kept.first().is_some_and(|kept| kept.position.seq == seq && kept.chain.after != digest)
     }
 
     /// Asks how the room stands, unless a question is under way.
     fn read(&mut self, given: &mut Given<'_>) {
-        let (at, keep) = (self.position(), self.keep());
-        let room = self.room().clone();
-        let has_last = !self.history().from(at.seq, at.seq).is_empty();
+        let (seen, keep, room) = (self.last(), self.keep(), self.room().clone());
+        let at = seen.position;
         let Some(following) = &mut self.following else { return };
         if !given.is_bus_up {
             following.reading = None;
@@ -123,19 +141,16 @@ impl Home {
             return;
         }
         let is_known = at.epoch != Epoch::NONE;
-        let own = match (is_known, following.is_doubted && has_last) {
-            (false, _) => u64::MAX,
-            (true, false) => at.seq.saturating_add(1),
-            // A bus that took over may have given the last numbers again, and more: then this is another message there.
-            (true, true) => at.seq,
-        };
+        let own = if is_known { at.seq.saturating_add(1) } else { u64::MAX };
         let wanted = following.waiting.iter().filter_map(|(_, join)| join.recover);
         let wanted = wanted.filter(|last| !is_known || last.epoch == at.epoch).map(|last| last.seq.saturating_add(1));
         let from = wanted.chain([own]).min().unwrap_or(own);
-        let seen = if following.is_forked { Position { seq: u64::MAX, ..at } } else { at };
         let is_turn = following.number % USERS_EVERY == 0;
-        let wants_users = !is_known || following.is_doubted || is_turn;
+        let wants_users = !is_known || following.is_bus_new || is_turn;
+        following.is_in_doubt = false;
         following.crowd.begin_reading();
+        // What was heard of until now the answer has, if it was true.
+        following.known = at.seq;
         following.reading = Some(from);
         following.number = following.number.wrapping_add(1);
         following.read_due = given.now + READ_WITHIN;
@@ -174,7 +189,7 @@ impl Home {
     pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>) {
         if let Some(following) = &mut self.following {
             following.reading = None;
-            following.is_doubted = true;
+            following.is_bus_new = true;
         }
         if !given.is_bus_up {
             self.refuse_waiting(given);
@@ -201,7 +216,7 @@ impl Home {
     pub(super) fn hear(&mut self, given: &mut Given<'_>, heard: &BusMessage) {
         let (at, position) = (self.position(), heard.position);
         if position.epoch != at.epoch {
-            let message = self.delivery(given, position, &heard.message);
+            let message = self.delivery(given, position, heard.chain, &heard.message);
             if let Some(following) = &mut self.following {
                 following.early.keep(message);
             }
@@ -212,13 +227,12 @@ impl Home {
             return;
         }
         if position.seq <= at.seq {
-            let kept = self.history().from(position.seq, position.seq);
-            if kept.first().is_some_and(|kept| kept.text != heard.message.number(position)) {
-                self.fork(given);
+            if self.is_other(position.seq, heard.chain.after) {
+                self.doubt(given);
             }
             return;
         }
-        let message = self.delivery(given, position, &heard.message);
+        let message = self.delivery(given, position, heard.chain, &heard.message);
         if let Some(following) = &mut self.following {
             following.early.keep(message);
         }
@@ -251,16 +265,27 @@ impl Home {
                 }
                 return;
             };
-            self.advance(given, &message);
+            if message.chain.before != following.digest {
+                return self.doubt(given);
+            }
+            self.follow(given, &message);
         }
     }
 
-    /// Two messages had one number: a bus that had lost the first took over.
-    fn fork(&mut self, given: &mut Given<'_>) {
+    /// The next message.
+    fn follow(&mut self, given: &mut Given<'_>, message: &Arc<Delivery>) {
         if let Some(following) = &mut self.following {
-            following.is_forked = true;
-            // The question under way does not know it.
-            following.reading = None;
+            following.digest = message.chain.after;
+        }
+        self.advance(given, message);
+    }
+
+    /// What was heard does not join on to what is known here: a bus that had lost some of this gave numbers again, or it is not
+    /// from the bus at all. The bus is asked, which compares.
+    fn doubt(&mut self, given: &mut Given<'_>) {
+        if let Some(following) = &mut self.following {
+            // The question under way may not know it.
+            following.is_in_doubt = true;
         }
         self.read(given);
     }
@@ -271,28 +296,28 @@ impl Home {
         let Some(from) = following.reading.filter(|_| following.number == stands.number) else { return };
         following.reading = None;
         following.read_due = given.now + given.position_every;
-        let first = stands.messages.first().map(|&(seq, _)| seq);
-        if stands.position.epoch != self.position().epoch {
-            let seq = first.map_or(stands.position.seq, |first| first.saturating_sub(1));
-            self.begin_at(given, Position { epoch: stands.position.epoch, seq });
+        let (end, epoch) = (stands.last, stands.last.position.epoch);
+        if epoch != self.position().epoch {
+            let before = |(seq, chain, _): &(u64, Chain, _)| Last {
+                position: Position { epoch, seq: seq.saturating_sub(1) },
+                digest: chain.before,
+            };
+            self.begin_at(given, stands.messages.first().map_or(end, before));
         }
         let at = self.position();
-        let is_other = stands.messages.iter().any(|(seq, message)| {
-            let kept = self.history().from(*seq, *seq);
-            kept.first().is_some_and(|kept| kept.text != message.number(Position { seq: *seq, ..at }))
-        });
-        if is_other {
-            return self.fork(given);
+        let is_other = |(seq, chain, _): &(u64, Chain, _)| *seq <= at.seq && self.is_other(*seq, chain.after);
+        if stands.messages.iter().any(is_other) || (end.position == at && self.is_other(at.seq, end.digest)) {
+            return self.doubt(given);
         }
         let Some(following) = &mut self.following else { return };
-        following.is_doubted = false;
-        following.known = following.known.max(stands.position.seq);
+        following.is_bus_new = false;
+        following.known = following.known.max(end.position.seq);
         let mut missed = Vec::new();
         let mut last = None;
-        for (seq, message) in &stands.messages {
+        for (seq, chain, message) in &stands.messages {
             last = Some(*seq);
-            let position = Position { epoch: at.epoch, seq: *seq };
-            let message = self.delivery(given, position, message);
+            let position = Position { epoch, seq: *seq };
+            let message = self.delivery(given, position, *chain, message);
             if *seq <= at.seq {
                 missed.push(message);
             } else {
@@ -301,19 +326,23 @@ impl Home {
                     // What was before it is not there any more, unless it came meanwhile.
                     self.go_on(given);
                     if *seq > self.position().seq.saturating_add(1) {
-                        self.lose(given, seq.saturating_sub(1));
+                        self.lose(given, seq.saturating_sub(1), chain.before);
                     }
                 }
                 if *seq == self.position().seq.saturating_add(1) {
-                    self.advance(given, &message);
+                    if self.last().digest == chain.before {
+                        self.follow(given, &message);
+                    } else {
+                        self.lose(given, *seq, chain.after);
+                    }
                 }
             }
         }
         self.remember_before(given.now, missed);
         if last.is_none() {
             self.go_on(given);
-            if self.position().seq < stands.position.seq && from <= stands.position.seq {
-                self.lose(given, stands.position.seq);
+            if self.position().seq < end.position.seq && from <= end.position.seq {
+                self.lose(given, end.position.seq, end.digest);
             }
         }
         self.go_on(given);
@@ -321,8 +350,8 @@ impl Home {
             self.hear_crowd(given, &users);
         }
         self.admit_waiting(given, from);
-        if last.is_some_and(|last| last < stands.position.seq) && self.position().seq < stands.position.seq {
-            // It was too much for one answer.
+        let is_too_much = last.is_some_and(|last| last < end.position.seq) && self.position().seq < end.position.seq;
+        if is_too_much || self.following.as_ref().is_some_and(|following| following.is_in_doubt) {
             self.read(given);
         }
     }
@@ -354,32 +383,36 @@ impl Home {
     }
 
     /// The numbers begin anew: what was remembered is worth nothing.
-    fn begin_at(&mut self, given: &mut Given<'_>, at: Position) {
+    fn begin_at(&mut self, given: &mut Given<'_>, at: Last) {
         let is_first = self.position().epoch == Epoch::NONE;
         if let Some(following) = &mut self.following {
-            following.known = at.seq;
-            following.is_forked = false;
+            following.known = at.position.seq;
+            following.digest = at.digest;
         }
-        self.set_position(at);
+        self.set_position(at.position);
         if !is_first {
             self.tell_position(given);
         }
     }
 
     /// What is up to this number is lost.
-    fn lose(&mut self, given: &mut Given<'_>, seq: u64) {
+    fn lose(&mut self, given: &mut Given<'_>, seq: u64, digest: Digest) {
+        if let Some(following) = &mut self.following {
+            following.digest = digest;
+        }
         self.set_position(Position { seq, ..self.position() });
         self.tell_position(given);
     }
 
-    fn delivery(&self, given: &Given<'_>, position: Position, message: &Unnumbered) -> Arc<Delivery> {
+    fn delivery(&self, given: &Given<'_>, position: Position, chain: Chain, message: &Unnumbered) -> Arc<Delivery> {
         let slow = self.policy().slow.of_message(message.payload());
-        Arc::new(Delivery { room: self.room().clone(), position, slow, at: given.now, text: message.number(position) })
+        let (room, text) = (self.room().clone(), message.number(position));
+        Arc::new(Delivery { room, position, slow, chain, at: given.now, text })
     }
 }
 
 /// Has the bus give a number to a message.
-pub(super) fn publish_on_bus(given: &mut Given<'_>, from: usize, publish: &Publish, seen: Position, keep: Keep) {
+pub(super) fn publish_on_bus(given: &mut Given<'_>, from: usize, publish: &Publish, seen: Last, keep: Keep) {
     let Publish { room, ticket, from: speaker, id, payload } = publish;
     if !given.is_bus_up {
         let refused = RoomLetter::Refused { ticket: *ticket, code: Code::DependencyUnavailable };

@@ -51,7 +51,8 @@ impl History {
     pub(super) fn fill_before(&mut self, now: Instant, older: Vec<Arc<Delivery>>, last: u64) {
         let mut next = self.first().unwrap_or(last.saturating_add(1));
         for message in older.into_iter().rev() {
-            if message.position.seq.saturating_add(1) == next {
+            let follows = self.kept.front().is_none_or(|(_, first)| first.chain.before == message.chain.after);
+            if message.position.seq.saturating_add(1) == next && follows {
                 next = message.position.seq;
                 self.bytes = self.bytes.saturating_add(message.cost());
                 // It counts as new: how old it is, the bus knows.

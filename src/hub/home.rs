@@ -13,7 +13,7 @@ use super::{
     history::{History, Secret, Window},
     letter::{Delivery, Join, Joined, Leave, Look, PresenceIs, Publish, Publisher, Pull, Pulled, RoomLetter},
     name::RoomName,
-    position::{Epoch, Position},
+    position::{Chain, Epoch, Position},
     post::Post,
     presence::{Change, Members},
     rules::Policy,
@@ -377,7 +377,7 @@ impl Home {
             Publisher::Service { kind, .. } => given.encoder.pushed_to_room(unix_ms, kind, room, position, payload),
         };
         let slow = self.policy.slow.of_message(payload);
-        Delivery { room: self.room.clone(), position, slow, at: given.now, text }
+        Delivery { room: self.room.clone(), position, slow, chain: Chain::default(), at: given.now, text }
     }
 }
 

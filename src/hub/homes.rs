@@ -12,7 +12,7 @@ use super::{
     home::{Given, Home, keep},
     letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull},
     name::RoomName,
-    position::{Epoch, Position},
+    position::{Epoch, Last},
     timers::Timer,
 };
 use crate::shard::Instant;
@@ -75,7 +75,7 @@ impl<W> Hub<W> {
             encoder: &mut self.encoder,
             post: &mut self.post,
         };
-        publish_on_bus(&mut given, from, publish, Position::default(), keep);
+        publish_on_bus(&mut given, from, publish, Last::default(), keep);
     }
 
     pub(super) fn handle_ask_presence(&mut self, now: Instant, from: usize, room: &RoomName, ticket: Key) {

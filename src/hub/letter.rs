@@ -13,7 +13,7 @@ use super::{
     code::Code,
     frame::Slow,
     name::RoomName,
-    position::{Epoch, Position},
+    position::{Chain, Epoch, Position},
 };
 use crate::shard::Instant;
 
@@ -26,6 +26,8 @@ pub struct Delivery {
     pub position: Position,
     /// What may be done with it where it waits too long.
     pub slow: Slow,
+    /// What it follows, where the bus gives the numbers.
+    pub chain: Chain,
     /// When it got its number.
     pub at: Instant,
     /// The whole message, as JSON.

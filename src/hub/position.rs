@@ -75,6 +75,45 @@ pub struct Position {
     pub seq: u64,
 }
 
+/// A digest of a message and all before it in its epoch: numbers that were given twice differ in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// Of nothing.
+    pub const NONE: Self = Self(0);
+
+    /// The digest that was written so; what none is written as is [`Digest::NONE`].
+    pub fn parse(text: &str) -> Self {
+        let is_one = text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        Self(u64::from_str_radix(text, 16).ok().filter(|_| is_one).unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// How a message joins on to the one before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Chain {
+    /// The digest of what it follows.
+    pub before: Digest,
+    /// Its own.
+    pub after: Digest,
+}
+
+/// The last message of a room, as somebody has seen it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Last {
+    /// Its number.
+    pub position: Position,
+    /// Its digest.
+    pub digest: Digest,
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -93,6 +132,14 @@ mod tests {
     fn new_ones_have_eight_characters() {
         let mut rng = fastrand::Rng::with_seed(7);
         assert!((0..1000).all(|_| Epoch::random(&mut rng).to_string().len() == 8));
+    }
+
+    #[test]
+    fn what_no_digest_is_written_as_is_none() {
+        for text in ["", "0", "+123456789abcdef", "0123456789abcdeg", "0123456789abcdef0"] {
+            assert_eq!(Digest::parse(text), Digest::NONE, "{text:?}");
+        }
+        assert_eq!(Digest::parse("0123456789abcdef").to_string(), "0123456789abcdef");
     }
 
     proptest! {

@@ -15,10 +15,13 @@ use crate::{
         bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, Present, Stands},
         code::Code,
         name::RoomName,
-        position::{Epoch, Position},
+        position::{Chain, Digest, Epoch, Last, Position},
         unnumbered::Unnumbered,
     },
 };
+
+/// How a room stands, messages of it, and who is there, over which of its instance's connections.
+type Room = (Last, Vec<(u64, Chain, Unnumbered)>, Vec<(Present, String)>);
 
 impl Rooms {
     /// Carries it out; the answer, if it has one.
@@ -53,13 +56,15 @@ impl Rooms {
         let keys: Vec<&str> = [&*meta, &*log].into_iter().chain(id.as_deref()).collect();
         let ms = |time: Duration| time.as_millis().to_string();
         let arguments = [
+            seen.position.epoch.to_string(),
+            seen.position.seq.to_string(),
+            seen.digest.to_string(),
+            epoch.to_string(),
             link.publishes_by().to_owned(),
             self.names.channel(names::partition(room)),
             room.as_str().to_owned(),
             message.to_kept(),
-            seen.epoch.to_string(),
-            seen.seq.to_string(),
-            epoch.to_string(),
+            format!("{:016x}", fastrand::u64(..)),
             keep.messages_max.to_string(),
             keep.bytes_max.to_string(),
             ms(keep.age_max),
@@ -93,39 +98,44 @@ impl Rooms {
         let lives = keep.age_max.max(keep.ids_age).as_millis().to_string();
         let wants_users = if read.wants_users { "1" } else { "0" };
         let rest = [&*from, &*most, &*lives, wants_users];
-        let (position, messages, users) = self.run_read(link, room, *seen, &epoch.to_string(), rest).await?;
+        let (last, messages, users) = self.run_read(link, room, *seen, &epoch.to_string(), rest).await?;
         let users = if read.wants_users { Some(self.others(there(link, users).await?)) } else { None };
-        Ok(BusAnswer::Stands(Box::new(Stands { room: room.clone(), number: read.number, position, messages, users })))
+        Ok(BusAnswer::Stands(Box::new(Stands { room: room.clone(), number: read.number, last, messages, users })))
     }
 
     async fn look(&self, link: &mut Link, room: &RoomName, asker: BusAsker) -> Result<BusAnswer, RedisFailure> {
         let rest = ["", "0", "0", "1"];
-        let (position, _, users) = self.run_read(link, room, Position::default(), "", rest).await?;
+        let (last, _, users) = self.run_read(link, room, Last::default(), "", rest).await?;
         let users = there(link, users).await?;
-        Ok(BusAnswer::LookIs { asker, position, users })
+        Ok(BusAnswer::LookIs { asker, position: last.position, users })
     }
 
     async fn run_read(
         &self,
         link: &mut Link,
         room: &RoomName,
-        seen: Position,
+        seen: Last,
         begins: &str,
         [from, most, lives, wants_users]: [&str; 4],
-    ) -> Result<(Position, Vec<(u64, Unnumbered)>, Vec<(Present, String)>), RedisFailure> {
+    ) -> Result<Room, RedisFailure> {
         let ([meta, log], here) = (self.names.room(room), self.names.here(room));
-        let (epoch, seq) = (seen.epoch.to_string(), seen.seq.to_string());
-        let arguments = [&*epoch, &*seq, begins, from, most, lives, wants_users];
+        let Last { position, digest } = seen;
+        let (epoch, seq, digest) = (position.epoch.to_string(), position.seq.to_string(), digest.to_string());
+        let arguments = [&*epoch, &*seq, &*digest, begins, from, most, lives, wants_users];
         let answer: Vec<String> = link.run(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
+        let parts = answer.len();
         let mut answer = answer.into_iter();
-        let (epoch, seq) = (answer.next().unwrap_or_default(), answer.next().unwrap_or_default());
-        let position = Position { epoch: Epoch::parse(&epoch), seq: seq.parse().unwrap_or_default() };
-        let count: usize = answer.next().and_then(|count| count.parse().ok()).unwrap_or_default();
+        let mut next = || answer.next().unwrap_or_default();
+        let position = Position { epoch: Epoch::parse(&next()), seq: next().parse().unwrap_or_default() };
+        let last = Last { position, digest: Digest::parse(&next()) };
+        let count: usize = next().parse().unwrap_or_default();
         let mut messages = Vec::new();
-        for _ in 0..count {
-            let (Some(seq), Some(message)) = (answer.next(), answer.next()) else { break };
+        for _ in 0..count.min(parts) {
+            let seq = next();
+            let chain = Chain { before: Digest::parse(&next()), after: Digest::parse(&next()) };
             // What cannot be read is a hole: it is told.
-            messages.extend(seq.parse().ok().zip(Unnumbered::parse(&message)));
+            let message = seq.parse().ok().zip(Unnumbered::parse(&next()));
+            messages.extend(message.map(|(seq, message)| (seq, chain, message)));
         }
         let mut users = Vec::new();
         while let (Some(who), Some(sockets)) = (answer.next(), answer.next()) {
@@ -137,7 +147,7 @@ impl Rooms {
                 Present { node: node.into(), user: user.into(), sockets: sockets.parse().unwrap_or_default() };
             users.push((present, connection.to_owned()));
         }
-        Ok((position, messages, users))
+        Ok((last, messages, users))
     }
 
     /// Those on other instances, whose leases are looked at from now on.

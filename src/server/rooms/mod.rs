@@ -33,7 +33,7 @@ use crate::{
         bus::{BusAnswer, BusMessage, BusRequest, Elsewhere},
         code::Code,
         name::RoomName,
-        position::{Epoch, Position},
+        position::{Chain, Digest, Epoch, Position},
         unnumbered::Unnumbered,
     },
     shard::{Instant, Local, clock, ticks::Ticks},
@@ -117,8 +117,8 @@ impl Rooms {
             address,
             names: Names::new(is_cluster, node),
             way,
-            publish: Script::new(include_str!("publish.lua")),
-            read: Script::new(include_str!("read.lua")),
+            publish: Script::new(concat!(include_str!("stands.lua"), include_str!("publish.lua"))),
+            read: Script::new(concat!(include_str!("stands.lua"), include_str!("read.lua"))),
             here: Script::new(include_str!("here.lua")),
             state: Local::new(state),
             failed: Notify::new(),
@@ -387,10 +387,12 @@ impl Rooms {
 
 /// A message as a channel brings it.
 fn read_message(text: &str) -> Option<BusMessage> {
-    let mut parts = text.splitn(4, ' ');
-    let (room, epoch, seq, message) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let position = Position { epoch: Epoch::parse(epoch), seq: seq.parse().ok()? };
-    Some(BusMessage { room: RoomName::parse(room)?, position, message: Unnumbered::parse(message)? })
+    let mut parts = text.splitn(6, ' ');
+    let mut next = || parts.next();
+    let room = RoomName::parse(next()?)?;
+    let position = Position { epoch: Epoch::parse(next()?), seq: next()?.parse().ok()? };
+    let chain = Chain { before: Digest::parse(next()?), after: Digest::parse(next()?) };
+    Some(BusMessage { room, position, chain, message: Unnumbered::parse(next()?)? })
 }
 
 /// Who is in a room on an instance, as a channel brings it.

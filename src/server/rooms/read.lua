@@ -1,21 +1,26 @@
 -- Says how a room stands, and what was said from a number on. A room that has lost what the asker has seen begins anew.
 --
--- KEYS[1] meta, KEYS[2] log, KEYS[3] who is there. ARGV: the epoch and number that the asker has seen, the epoch that
--- begins if one has to (empty: none), the number from which messages are wanted (empty: the last one), how many at most (0:
--- none), how many ms the room lives on at least, 1 if it is wanted who is there.
--- Answers with the epoch, the number, how many messages, each with its number before it, and then who is there: `<node>
--- <user>`, `<connection> <sockets>`.
-local seen_epoch, seen, begins = ARGV[1], tonumber(ARGV[2]), ARGV[3]
-local from, most, lives = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+-- After what `stands.lua` takes (where no epoch may begin, it is empty): KEYS[3] who is there; ARGV[5] the number from which
+-- messages are wanted (empty: the last one), how many at most (0: none), how many ms the room lives on at least, 1 if it is
+-- wanted who is there. Answers with the epoch, the number, its digest, how many messages, each with its number and the digests
+-- before and after it, and then who is there: `<node> <user>`, `<connection> <sockets>`.
+local from, most, lives = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 
-local epoch, seq = unpack(redis.call('HMGET', KEYS[1], 'epoch', 'seq'))
-seq = tonumber(seq) or 0
-if begins ~= '' and (not epoch or (epoch == seen_epoch and seq < seen)) then
-    redis.call('DEL', KEYS[2])
-    epoch, seq = begins, 0
-    redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', '0', 'bytes', '0')
+-- Whether what the asker has seen is not what comes before the next message here.
+local function is_other()
+    if epoch ~= seen_epoch or seq <= seen then
+        return false
+    end
+    local next = string.format('%.0f-0', seen + 1)
+    local entry = redis.call('XRANGE', KEYS[2], next, next)[1]
+    return entry and entry[2][6] ~= seen_digest
 end
+
 if begins ~= '' then
+    if not epoch or has_lost() or is_other() or is_another() then
+        begin()
+        redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', '0', 'bytes', '0', 'digest', digest)
+    end
     redis.call('PEXPIRE', KEYS[1], lives)
     redis.call('PEXPIRE', KEYS[3], lives)
 end
@@ -28,12 +33,14 @@ if most > 0 and from ~= '' then
 elseif most > 0 then
     entries = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 end
-local answer = { epoch or '', string.format('%.0f', seq), tostring(#entries) }
+local answer = { epoch or '', string.format('%.0f', seq), digest, tostring(#entries) }
 for _, entry in ipairs(entries) do
-    table.insert(answer, string.match(entry[1], '^%d+'))
-    table.insert(answer, entry[2][2])
+    local kept = entry[2]
+    for _, part in ipairs({ string.match(entry[1], '^%d+'), kept[6] or '', kept[8] or '', kept[2] or '' }) do
+        table.insert(answer, part)
+    end
 end
-if ARGV[7] == '1' then
+if ARGV[8] == '1' then
     for _, part in ipairs(redis.call('HGETALL', KEYS[3])) do
         table.insert(answer, part)
     end

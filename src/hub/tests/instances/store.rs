@@ -1,12 +1,13 @@
 //! What instances share, as Redis does it: numbers, a log for each room, known ids, and a state that it may go back to.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::super::super::{
     bus::{BusHere, BusMessage, BusPublish, BusRead, Present, Stands},
     name::RoomName,
-    position::{Epoch, Position},
+    position::{Chain, Digest, Epoch, Last, Position},
     unnumbered::Unnumbered,
 };
 
@@ -14,7 +15,10 @@ use super::super::super::{
 #[derive(Clone, Default)]
 struct Kept {
     position: Position,
-    log: VecDeque<(u64, Unnumbered)>,
+    digest: Digest,
+    /// The server that had it last.
+    server: u32,
+    log: VecDeque<(u64, Chain, Unnumbered)>,
     ids: BTreeMap<(Box<str>, Box<str>), Position>,
     /// By instance and user: over which of its connections it was told, and sockets.
     here: BTreeMap<(usize, Arc<str>), (u32, u32)>,
@@ -22,21 +26,32 @@ struct Kept {
     said: BTreeMap<u64, String>,
 }
 
-/// All rooms.
+/// All rooms, on one server.
 #[derive(Clone, Default)]
-pub(super) struct Store(BTreeMap<String, Kept>);
+pub(super) struct Store {
+    rooms: BTreeMap<String, Kept>,
+    server: u32,
+}
 
 impl Store {
+    /// A replica with this state takes over, if those who ask see that it is another one.
+    pub(super) fn take_over(&mut self, replica: &Self, is_seen: bool) {
+        let server = self.server + u32::from(is_seen);
+        *self = Self { rooms: replica.rooms.clone(), server };
+    }
+
     /// Numbers a message; what goes to all instances, if it is new.
-    pub(super) fn publish(&mut self, publish: &BusPublish) -> (Position, Option<BusMessage>) {
-        let room = self.0.entry(publish.room.to_string()).or_default();
+    pub(super) fn publish(&mut self, salt: u64, publish: &BusPublish) -> (Position, Option<BusMessage>) {
+        let room = self.rooms.entry(publish.room.to_string()).or_default();
         if let Some(position) = publish.id.as_ref().and_then(|id| room.ids.get(id)) {
             return (*position, None);
         }
-        room.begin(publish.seen, publish.epoch);
+        room.begin(self.server, publish.seen, publish.epoch, false);
         room.position.seq += 1;
         let position = room.position;
-        room.log.push_back((position.seq, publish.message.clone()));
+        let chain = Chain { before: room.digest, after: digest(&format!("{} {salt}", room.digest)) };
+        room.digest = chain.after;
+        room.log.push_back((position.seq, chain, publish.message.clone()));
         while room.log.len() > publish.keep.messages_max {
             room.log.pop_front();
         }
@@ -44,12 +59,13 @@ impl Store {
         if let Some(id) = &publish.id {
             room.ids.insert(id.clone(), position);
         }
-        (position, Some(BusMessage { room: publish.room.clone(), position, message: publish.message.clone() }))
+        let (room, message) = (publish.room.clone(), publish.message.clone());
+        (position, Some(BusMessage { room, position, chain, message }))
     }
 
     /// Who is there on an instance.
     pub(super) fn here(&mut self, node: usize, connection: u32, here: &BusHere) {
-        let room = self.0.entry(here.room.to_string()).or_default();
+        let room = self.rooms.entry(here.room.to_string()).or_default();
         if here.is_whole {
             room.here.retain(|(of, _), _| *of != node);
         }
@@ -61,7 +77,7 @@ impl Store {
 
     /// Who is in a room, as far as it was told over the connection that the instance has now.
     pub(super) fn users(&self, room: &RoomName, connections: &[u32]) -> Vec<(usize, Present)> {
-        let here = self.0.get(room.as_str()).into_iter().flat_map(|room| &room.here);
+        let here = self.rooms.get(room.as_str()).into_iter().flat_map(|room| &room.here);
         let here = here.filter(|((node, _), (connection, _))| connections.get(*node) == Some(connection));
         here.map(|((node, user), (_, sockets))| {
             let user = Arc::clone(user);
@@ -71,38 +87,54 @@ impl Store {
     }
 
     pub(super) fn read(&mut self, node: usize, connections: &[u32], read: &BusRead) -> Stands {
-        let room = self.0.entry(read.room.to_string()).or_default();
-        room.begin(read.seen, read.epoch);
-        let from = if read.seen.epoch != Epoch::NONE && read.seen.epoch != room.position.epoch { 1 } else { read.from };
+        let room = self.rooms.entry(read.room.to_string()).or_default();
+        room.begin(self.server, read.seen, read.epoch, true);
+        let seen = read.seen.position.epoch;
+        let from = if seen != Epoch::NONE && seen != room.position.epoch { 1 } else { read.from };
         let messages = match from {
             u64::MAX => room.log.back().cloned().into_iter().collect(),
-            from => room.log.iter().filter(|(seq, _)| *seq >= from).take(read.keep.messages_max).cloned().collect(),
+            from => room.log.iter().filter(|(seq, ..)| *seq >= from).take(read.keep.messages_max).cloned().collect(),
         };
-        let position = room.position;
+        let last = Last { position: room.position, digest: room.digest };
         let others = || {
             self.users(&read.room, connections).into_iter().filter(|(of, _)| *of != node).map(|(_, present)| present)
         };
         let users = read.wants_users.then(|| others().collect());
-        Stands { room: read.room.clone(), number: read.number, position, messages, users }
+        Stands { room: read.room.clone(), number: read.number, last, messages, users }
     }
 
     pub(super) fn position(&self, room: &RoomName) -> Position {
-        self.0.get(room.as_str()).map(|room| room.position).unwrap_or_default()
+        self.rooms.get(room.as_str()).map(|room| room.position).unwrap_or_default()
     }
 
     /// What has this number now.
     pub(super) fn said(&self, room: &str, seq: u64) -> Option<&str> {
-        self.0.get(room)?.said.get(&seq).map(String::as_str)
+        self.rooms.get(room)?.said.get(&seq).map(String::as_str)
     }
 }
 
 impl Kept {
-    fn begin(&mut self, seen: Position, epoch: Epoch) {
-        let has_lost = self.position.epoch == seen.epoch && self.position.seq < seen.seq;
-        if self.position.epoch == Epoch::NONE || has_lost {
+    fn begin(&mut self, server: u32, seen: Last, epoch: Epoch, compares_log: bool) {
+        let Last { position: Position { epoch: of_epoch, seq }, digest: seen } = seen;
+        let next = || self.log.iter().find(|(of, ..)| *of == seq + 1).filter(|_| compares_log);
+        let is_lost = self.position.epoch == of_epoch
+            && match self.position.seq.cmp(&seq) {
+                std::cmp::Ordering::Less => true,
+                std::cmp::Ordering::Equal => self.digest != seen,
+                std::cmp::Ordering::Greater => next().is_some_and(|(_, chain, _)| chain.before != seen),
+            };
+        let is_another = std::mem::replace(&mut self.server, server) != server;
+        if self.position.epoch == Epoch::NONE || is_lost || is_another {
             self.position = Position { epoch, seq: 0 };
+            self.digest = digest(&epoch.to_string());
             self.log.clear();
             self.said.clear();
         }
     }
+}
+
+fn digest(text: &str) -> Digest {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    Digest::parse(&format!("{:016x}", hasher.finish()))
 }
