@@ -19,6 +19,10 @@ use crate::shard::Instant;
 /// How long rooms that nobody here is in any more are remembered to be told of when that did not go.
 const FORGET_INTERVAL: Duration = Duration::from_millis(100);
 
+/// So many rooms ask at once when the bus comes, and the next a little later: what would go beyond the way to it comes back.
+const SLICE: usize = 128;
+const SLICE_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Whose question it is: a shard's, and its ticket there.
 pub type BusAsker = (usize, Key);
 
@@ -103,6 +107,8 @@ pub struct BusRead {
     /// The messages from here on are wanted; all, where the epoch has become another one; the last if this is
     /// [`u64::MAX`].
     pub from: u64,
+    /// Bytes of messages that are wanted at once.
+    pub bytes_max: usize,
     /// What the bus keeps: the room lives on at least so long.
     pub keep: Keep,
 }
@@ -219,6 +225,38 @@ impl BusAnswer {
     }
 }
 
+/// What the bus did for a hub, since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BusCounts {
+    /// Messages that it was given for their number.
+    pub publishes: u64,
+    /// Messages that it brought.
+    pub deliveries: u64,
+    /// Messages that were missed, and read.
+    pub repaired: u64,
+    /// Times that some of a room were lost.
+    pub lost: u64,
+    /// Times that a room began anew.
+    pub begun: u64,
+    /// What was refused while it was away.
+    pub away: u64,
+    /// What was refused because too much waited.
+    pub full: u64,
+}
+
+impl BusCounts {
+    /// Something was refused.
+    pub(super) fn refuse(&mut self, code: Code) {
+        let count = if code == Code::Overloaded { &mut self.full } else { &mut self.away };
+        *count = count.saturating_add(1);
+    }
+}
+
+/// Counts one more.
+pub(super) fn one(count: &mut u64) {
+    *count = count.saturating_add(1);
+}
+
 /// The bus, as a hub knows it.
 #[derive(Debug)]
 pub(super) struct Bus {
@@ -253,8 +291,12 @@ impl<W> Hub<W> {
         let Some(bus) = &mut self.bus else { return };
         bus.is_up = is_up;
         let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
-        for key in homes {
-            self.follow_at_home(now, key, Home::bus_is_up);
+        for (slice, keys) in (0_u32..).zip(homes.chunks(SLICE)) {
+            for &key in keys {
+                self.follow_at_home(now, key, |home, given| {
+                    home.bus_is_up(given, SLICE_INTERVAL.saturating_mul(slice));
+                });
+            }
         }
         self.settle(now);
     }
@@ -269,6 +311,7 @@ impl<W> Hub<W> {
         match answer {
             BusAnswer::Heard(heard) => {
                 if let Some(&key) = self.home_names.get(&heard.room) {
+                    one(&mut self.bus_counts.deliveries);
                     self.follow_at_home(now, key, |home, given| home.hear(given, &heard));
                 }
             }
@@ -279,6 +322,7 @@ impl<W> Hub<W> {
                 }
             }
             BusAnswer::Refused { asker: (shard, ticket), code } => {
+                self.bus_counts.refuse(code);
                 self.post.send(shard, RoomLetter::Refused { ticket, code });
             }
             BusAnswer::Stands(stands) => {
@@ -321,7 +365,7 @@ impl<W> Hub<W> {
             BusRequest::Look { asker, .. } => self.refuse_bus(asker),
             BusRequest::Read(read) => {
                 if let Some(&key) = self.home_names.get(&read.room) {
-                    self.at_home(now, key, |home, given| home.read_dropped(given));
+                    self.at_home(now, key, Home::read_dropped);
                 }
             }
             BusRequest::Here(here) => {
@@ -340,6 +384,7 @@ impl<W> Hub<W> {
     }
 
     fn refuse_bus(&mut self, (shard, ticket): BusAsker) {
+        self.bus_counts.refuse(Code::Overloaded);
         self.post.send(shard, RoomLetter::Refused { ticket, code: Code::Overloaded });
     }
 
@@ -362,13 +407,16 @@ impl<W> Hub<W> {
         key: Key,
         step: impl FnOnce(&mut Home, &mut super::home::Given<'_>),
     ) {
-        let before = self.homes.get(key).map(Home::position);
+        let before = self.homes.get(key).map(|home| (home.position(), home.first_remembered()));
         self.at_home(now, key, step);
-        if let (Some(before), Some(home)) = (before, self.homes.get(key)) {
-            let after = home.position();
+        if let (Some((before, first_before)), Some(home)) = (before, self.homes.get(key)) {
+            let (after, first) = (home.position(), home.first_remembered());
             let known = if before.epoch == after.epoch { before.seq } else { 0 };
-            let first = home.first_remembered().max(known.saturating_add(1));
-            self.history_order.extend((first..=after.seq).map(|seq| (key, seq)));
+            let next = known.saturating_add(1);
+            // What was put back before what was remembered, and what is new.
+            let put_back = first..first_before.min(next);
+            self.history_order
+                .extend(put_back.chain(first.max(next)..after.seq.saturating_add(1)).map(|seq| (key, seq)));
             self.bound_history(now, key, None);
         }
     }

@@ -82,10 +82,10 @@ impl Home {
     }
 
     /// The bus has come: it may have forgotten who is here.
-    pub(super) fn tell_all_here(&mut self, given: &mut Given<'_>) {
+    pub(super) fn tell_all_here(&mut self, given: &mut Given<'_>, wait: Duration) {
         if let Some(following) = &mut self.following {
             following.crowd.is_whole = true;
-            following.crowd.tell_due = given.now;
+            following.crowd.tell_due = given.now + wait;
         }
         self.tell_here(given);
     }

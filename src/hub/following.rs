@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    bus::{BusMessage, BusPublish, BusRead, BusRequest, Keep, Stands},
+    arena::Key,
+    bus::{BusMessage, BusPublish, BusRead, BusRequest, Keep, Stands, one},
     code::Code,
     crowd::Crowd,
     early::Early,
@@ -20,8 +21,11 @@ use crate::shard::Instant;
 const HOLE_PATIENCE: Duration = Duration::from_millis(100);
 /// When a question is asked again that was not answered.
 const READ_WITHIN: Duration = Duration::from_secs(2);
-/// When a question is asked again that could not be asked, or was refused.
+/// When a question is asked again that could not be asked, or was refused; longer when it is so again, and part of it chance.
 const READ_AGAIN: Duration = Duration::from_millis(200);
+const READ_AGAIN_DOUBLINGS: u32 = 5;
+/// Messages that wait until whoever says them has come in.
+const HELD_MAX: usize = 256;
 /// With so many questions one asks who is there: what a channel brought of that may have been missed.
 const USERS_EVERY: u32 = 6;
 /// How long a join waits for the bus.
@@ -38,12 +42,16 @@ pub(super) struct Following {
     /// Who comes in once the room was read.
     waiting: Vec<(usize, Join)>,
     waiting_due: Instant,
+    /// What those say meanwhile.
+    held: Vec<(usize, Publish)>,
     /// A question is under way, for messages from here on.
     reading: Option<u64>,
     /// Counts questions.
     number: u32,
     /// When the room is read, or read again.
     read_due: Instant,
+    /// Questions that were refused, one after the other.
+    refused: u32,
     /// Something was heard since that does not join on: it is asked again.
     is_in_doubt: bool,
     /// The bus has come since: it is to be said who is there.
@@ -52,15 +60,18 @@ pub(super) struct Following {
 }
 
 impl Following {
-    pub(super) fn new() -> Self {
+    /// Questions are counted from this number on: not those of a home that the room had before.
+    pub(super) fn new(number: u32) -> Self {
         Self {
             early: Early::default(),
             digest: Digest::NONE,
             known: 0,
             waiting: Vec::new(),
             waiting_due: Instant::NEVER,
+            held: Vec::new(),
+            refused: 0,
             reading: None,
-            number: 0,
+            number,
             read_due: Instant::NEVER,
             is_in_doubt: false,
             is_bus_new: false,
@@ -76,6 +87,11 @@ impl Following {
         self.reading.is_some()
     }
 
+    fn read_again(&mut self, given: &mut Given<'_>) {
+        let wait = READ_AGAIN.saturating_mul(1 << self.refused.saturating_sub(1).min(READ_AGAIN_DOUBLINGS));
+        self.read_due = given.now + wait.mul_f64(0.5 + given.rng.f64());
+    }
+
     pub(super) fn due(&self) -> Instant {
         self.read_due.min(self.waiting_due).min(self.crowd.due())
     }
@@ -88,8 +104,7 @@ impl Home {
             return self.admit(given, from, join);
         }
         if !given.is_bus_up {
-            let refused = RoomLetter::Refused { ticket: join.ticket, code: Code::DependencyUnavailable };
-            return given.post.send(from, refused);
+            return refuse(given, from, join.ticket);
         }
         let Some(following) = &mut self.following else { return };
         following.waiting.push((from, join));
@@ -107,8 +122,39 @@ impl Home {
     }
 
     /// A message goes to the bus for its number.
-    pub(super) fn publish_following(&self, given: &mut Given<'_>, from: usize, publish: &Publish) {
+    pub(super) fn publish_following(&mut self, given: &mut Given<'_>, from: usize, publish: &Publish) {
+        if let Publisher::Member { user, .. } = &publish.from
+            && !self.has_member(user)
+            && let Some(following) = &mut self.following
+        {
+            // It follows a join that is under way.
+            if following.held.len() < HELD_MAX {
+                return following.held.push((from, publish.clone()));
+            }
+            given.counts.refuse(Code::Overloaded);
+            let refused = RoomLetter::Refused { ticket: publish.ticket, code: Code::Overloaded };
+            return given.post.send(from, refused);
+        }
         publish_on_bus(given, from, publish, self.last(), self.keep());
+    }
+
+    /// Whether a user is about to come in.
+    pub(super) fn awaits(&self, user: &str) -> bool {
+        let waiting = self.following.iter().flat_map(|following| &following.waiting);
+        waiting.map(|(_, join)| &join.user).any(|joiner| **joiner == *user)
+    }
+
+    /// What was said by those who have come in goes out; nobody waits for what others said.
+    fn release_held(&mut self, given: &mut Given<'_>) {
+        let held = self.following.as_mut().map(|following| std::mem::take(&mut following.held)).unwrap_or_default();
+        for (from, publish) in held {
+            let Publisher::Member { user, .. } = &publish.from else { continue };
+            if self.has_member(user) || self.awaits(user) {
+                self.publish_following(given, from, &publish);
+            } else {
+                refuse(given, from, publish.ticket);
+            }
+        }
     }
 
     /// The last message that is known here.
@@ -155,15 +201,16 @@ impl Home {
         following.number = following.number.wrapping_add(1);
         following.read_due = given.now + READ_WITHIN;
         let epoch = Epoch::random(given.rng);
-        let read = BusRead { room, number: following.number, wants_users, seen, epoch, from, keep };
+        let (number, bytes_max) = (following.number, given.recovery_bytes_max);
+        let read = BusRead { room, number, wants_users, seen, epoch, from, bytes_max, keep };
         given.post.ask(BusRequest::Read(Box::new(read)));
     }
 
     /// The question did not go.
-    pub(super) fn read_dropped(&mut self, given: &Given<'_>) {
+    pub(super) fn read_dropped(&mut self, given: &mut Given<'_>) {
         if let Some(following) = &mut self.following {
             following.reading = None;
-            following.read_due = given.now + READ_AGAIN;
+            following.read_again(given);
         }
     }
 
@@ -172,7 +219,8 @@ impl Home {
         let Some(following) = &mut self.following else { return };
         if following.reading.is_some() && following.number == number {
             following.reading = None;
-            following.read_due = given.now + READ_AGAIN;
+            following.refused = following.refused.saturating_add(1);
+            following.read_again(given);
             self.refuse_waiting(given);
         }
     }
@@ -181,12 +229,13 @@ impl Home {
         let Some(following) = &mut self.following else { return };
         following.waiting_due = Instant::NEVER;
         for (from, join) in std::mem::take(&mut following.waiting) {
-            given.post.send(from, RoomLetter::Refused { ticket: join.ticket, code: Code::DependencyUnavailable });
+            refuse(given, from, join.ticket);
         }
+        self.release_held(given);
     }
 
-    /// The bus has come back, and may have lost something; or it has gone.
-    pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>) {
+    /// The bus has come back, and may have lost something: it is asked after a while. Or it has gone.
+    pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>, wait: Duration) {
         if let Some(following) = &mut self.following {
             following.reading = None;
             following.is_bus_new = true;
@@ -194,8 +243,16 @@ impl Home {
         if !given.is_bus_up {
             self.refuse_waiting(given);
         }
+        if let Some(following) = &mut self.following
+            && given.is_bus_up
+            && !wait.is_zero()
+        {
+            following.refused = 0;
+            following.read_due = given.now + wait;
+            return self.tell_all_here(given, wait);
+        }
         self.read(given);
-        self.tell_all_here(given);
+        self.tell_all_here(given, wait);
     }
 
     /// Time has passed.
@@ -291,13 +348,19 @@ impl Home {
     }
 
     /// How the room stands on the bus.
-    pub(super) fn hear_standing(&mut self, given: &mut Given<'_>, stands: Stands) {
+    pub(super) fn hear_standing(&mut self, given: &mut Given<'_>, mut stands: Stands) {
         let Some(following) = &mut self.following else { return };
         let Some(from) = following.reading.filter(|_| following.number == stands.number) else { return };
         following.reading = None;
+        following.refused = 0;
         following.read_due = given.now + given.position_every;
         let (end, epoch) = (stands.last, stands.last.position.epoch);
-        if epoch != self.position().epoch {
+        let is_new = epoch != self.position().epoch;
+        if is_new && !self.is_occupied() && stands.messages.last().is_some_and(|(seq, ..)| *seq < end.position.seq) {
+            // It is more than one recovery may bring: nobody here is to have the first part of it.
+            stands.messages.clear();
+        }
+        if is_new {
             let before = |(seq, chain, _): &(u64, Chain, _)| Last {
                 position: Position { epoch, seq: seq.saturating_sub(1) },
                 digest: chain.before,
@@ -331,6 +394,7 @@ impl Home {
                 }
                 if *seq == self.position().seq.saturating_add(1) {
                     if self.last().digest == chain.before {
+                        given.counts.repaired = given.counts.repaired.saturating_add(u64::from(!is_new));
                         self.follow(given, &message);
                     } else {
                         self.lose(given, *seq, chain.after);
@@ -373,12 +437,13 @@ impl Home {
             }
         }
         if later.is_empty() {
-            return;
+            return self.release_held(given);
         }
         if let Some(following) = &mut self.following {
             following.waiting = later;
             following.waiting_due = given.now + JOIN_WITHIN;
         }
+        self.release_held(given);
         self.read(given);
     }
 
@@ -391,6 +456,7 @@ impl Home {
         }
         self.set_position(at.position);
         if !is_first {
+            one(&mut given.counts.begun);
             self.tell_position(given);
         }
     }
@@ -400,6 +466,7 @@ impl Home {
         if let Some(following) = &mut self.following {
             following.digest = digest;
         }
+        one(&mut given.counts.lost);
         self.set_position(Position { seq, ..self.position() });
         self.tell_position(given);
     }
@@ -411,12 +478,18 @@ impl Home {
     }
 }
 
+/// The bus is away.
+fn refuse(given: &mut Given<'_>, from: usize, ticket: Key) {
+    let code = Code::DependencyUnavailable;
+    given.counts.refuse(code);
+    given.post.send(from, RoomLetter::Refused { ticket, code });
+}
+
 /// Has the bus give a number to a message.
 pub(super) fn publish_on_bus(given: &mut Given<'_>, from: usize, publish: &Publish, seen: Last, keep: Keep) {
     let Publish { room, ticket, from: speaker, id, payload } = publish;
     if !given.is_bus_up {
-        let refused = RoomLetter::Refused { ticket: *ticket, code: Code::DependencyUnavailable };
-        return given.post.send(from, refused);
+        return refuse(given, from, *ticket);
     }
     let message = match speaker {
         Publisher::Member { user, .. } => given.encoder.unnumbered_message(given.unix_ms, room.as_str(), user, payload),
@@ -425,5 +498,6 @@ pub(super) fn publish_on_bus(given: &mut Given<'_>, from: usize, publish: &Publi
     let id = id.as_deref().map(|id| (speaker.scope().into(), id.into()));
     let epoch = Epoch::random(given.rng);
     let publish = BusPublish { room: room.clone(), asker: (from, *ticket), seen, epoch, id, message, keep };
+    one(&mut given.counts.publishes);
     given.post.ask(BusRequest::Publish(Box::new(publish)));
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{
     arena::Key,
-    bus::Keep,
+    bus::{BusCounts, Keep},
     encode::{Encoder, PresenceEvent},
     following::Following,
     history::{History, Secret, Window},
@@ -59,6 +59,7 @@ pub(super) struct Given<'a> {
     pub(super) is_bus_up: bool,
     pub(super) rng: &'a mut fastrand::Rng,
     pub(super) encoder: &'a mut Encoder,
+    pub(super) counts: &'a mut BusCounts,
     pub(super) post: &'a mut Post,
 }
 
@@ -87,9 +88,15 @@ impl Home {
     }
 
     /// A room whose numbers the bus gives.
-    pub(super) fn following(room: RoomName, policy: Policy, shards: usize, maker: Option<Arc<str>>) -> Self {
+    pub(super) fn following(
+        room: RoomName,
+        policy: Policy,
+        number: u32,
+        shards: usize,
+        maker: Option<Arc<str>>,
+    ) -> Self {
         Self {
-            following: Some(Following::new()),
+            following: Some(Following::new(number)),
             ..Self::new(room, policy, Epoch::NONE, shards, maker, Window::default())
         }
     }

@@ -40,7 +40,8 @@ impl<W> Hub<W> {
             // Who is not in the room may have been, when this was sent.
             Publisher::Member { user, .. } => {
                 let key = self.home_names.get(&publish.room).copied();
-                let is_member = |key: &Key| self.homes.get(*key).is_some_and(|home| home.has_member(user));
+                let is_member =
+                    |key: &Key| self.homes.get(*key).is_some_and(|home| home.has_member(user) || home.awaits(user));
                 key.filter(is_member).ok_or(Code::NotJoined)
             }
             Publisher::Service { .. } if self.bus.is_some() => {
@@ -73,6 +74,7 @@ impl<W> Hub<W> {
             is_bus_up: self.bus.as_ref().is_some_and(|bus| bus.is_up),
             rng: &mut self.rng,
             encoder: &mut self.encoder,
+            counts: &mut self.bus_counts,
             post: &mut self.post,
         };
         publish_on_bus(&mut given, from, publish, Last::default(), keep);
@@ -105,6 +107,7 @@ impl<W> Hub<W> {
             self.post.ask(BusRequest::Look { room: room.clone(), asker });
         } else {
             let (shard, ticket) = asker;
+            self.bus_counts.refuse(Code::DependencyUnavailable);
             self.post.send(shard, RoomLetter::Refused { ticket, code: Code::DependencyUnavailable });
         }
     }
@@ -146,6 +149,7 @@ impl<W> Hub<W> {
             is_bus_up: self.bus.as_ref().is_some_and(|bus| bus.is_up),
             rng: &mut self.rng,
             encoder: &mut self.encoder,
+            counts: &mut self.bus_counts,
             post: &mut self.post,
         };
         let (before, was_occupied) = (home.history_bytes(), home.is_occupied());
@@ -179,7 +183,7 @@ impl<W> Hub<W> {
         let policy = self.plan.rules.policy(room.as_str()).clone();
         let (shards, maker) = (self.shards, maker.map(Arc::clone));
         let home = if self.bus.is_some() {
-            Home::following(room.clone(), policy, shards, maker)
+            Home::following(room.clone(), policy, self.rng.u32(..), shards, maker)
         } else {
             let window = Window::new(&self.ids);
             Home::new(room.clone(), policy, Epoch::random(&mut self.rng), shards, maker, window)

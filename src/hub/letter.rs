@@ -115,7 +115,7 @@ pub struct Leave {
 }
 
 /// A message for a room.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Publish {
     pub room: RoomName,
     pub ticket: Key,
@@ -127,7 +127,7 @@ pub struct Publish {
 }
 
 /// Who says it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Publisher {
     /// A member; told apart from itself by its session.
     Member { user: Arc<str>, session: Option<Arc<str>> },

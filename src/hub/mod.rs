@@ -62,7 +62,7 @@ use std::time::Duration;
 
 use arena::{Arena, Key};
 use asks::{Asker, Asks, Question};
-use bus::{Bus, BusRequest};
+use bus::{Bus, BusCounts, BusRequest};
 use code::{Close, Code};
 use encode::{Encoder, Welcome};
 use events::{Event, EventPlan, Events};
@@ -244,6 +244,8 @@ pub struct Counts {
     pub pulls: u64,
     /// Members who were told that something is lost, since the start.
     pub discontinuities: u64,
+    /// What the bus did.
+    pub bus: BusCounts,
 }
 
 /// The hub of a shard. One per shard.
@@ -273,6 +275,7 @@ pub struct Hub<W> {
     makers: HashMap<Arc<str>, u32>,
     /// None where one instance is complete by itself.
     bus: Option<Bus>,
+    bus_counts: BusCounts,
     history_bytes: usize,
     /// Ids that rooms at home here know.
     ids: Rc<Cell<usize>>,
@@ -319,6 +322,7 @@ impl<W> Hub<W> {
             home_names: HashMap::new(),
             makers: HashMap::new(),
             bus: has_bus.then(Bus::new),
+            bus_counts: BusCounts::default(),
             history_bytes: 0,
             ids: Rc::default(),
             history_order: VecDeque::new(),

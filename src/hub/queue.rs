@@ -177,6 +177,7 @@ impl<W> Hub<W> {
             dropped: self.sockets.dropped,
             pulls: self.pulls,
             discontinuities: self.discontinuities,
+            bus: self.bus_counts,
         }
     }
 

@@ -281,8 +281,12 @@ impl Control {
                 self.process.operations_waiting = level(waiting);
             }
             ToControl::Databases(databases) => self.databases = *databases,
+            ToControl::BusHeard(after) => {
+                self.process.bus_round_trip.observe_us(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
+            }
             ToControl::Bus(is_up) => {
                 self.is_bus_up = Some(is_up);
+                self.process.bus_up = i64::from(is_up);
                 self.show_pages();
             }
         }

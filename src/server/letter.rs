@@ -13,13 +13,13 @@
 //! | `Scrape`, and `Scraped`, `Applied` in return | 64, and one for each reload |
 //! | `WantKeys` | one each second for each issuer |
 //! | `Counted` | 1,024: so many hits a shard tells a home without an answer |
-//! | `Load`, `Databases`, `Drained` | one each second; one |
+//! | `Load`, `Databases`, `BusHeard`, `Drained` | one or two each second; one |
 //!
 //! Of these the abort is right for the first three rows: without a revocation a session lives on, without a snapshot a
 //! shard is of another configuration, without its letter a socket is lost. What may be lost goes over the droppable lane, is
 //! counted, and has at its definition what repairs the loss.
 
-use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc};
+use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use crate::{
     accounts::{Outcome, Question},
@@ -132,6 +132,8 @@ pub(super) enum ToControl {
     Databases(Box<Databases>),
     /// By the bridge: the bus between instances is there, or away.
     Bus(bool),
+    /// By the bridge: the bus took so long to bring back what was said on it.
+    BusHeard(Duration),
 }
 
 /// What the bridge is told.

@@ -119,6 +119,26 @@ label! {
 }
 
 label! {
+    /// What instances lost of a room.
+    BusLoss {
+        /// Messages that were missed had left the log.
+        Window = "window",
+        /// The numbers began anew: Redis had lost some.
+        Epoch = "epoch",
+    }
+}
+
+label! {
+    /// Why the bus between instances was not asked.
+    BusRefusal {
+        /// Redis was away.
+        Away = "away",
+        /// Too much waited.
+        Full = "full",
+    }
+}
+
+label! {
     /// With what a socket of the hub was closed.
     SocketClosed {
         /// 1000: one side was done.

@@ -6,7 +6,8 @@
 
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
-    HubEvent, KeyFetch, LimitOutcome, Outcome, Refusal, Reload, SocketClosed, Stale, TokenCheck, TunnelEnded,
+    BusLoss, BusRefusal, HubEvent, KeyFetch, LimitOutcome, Outcome, Refusal, Reload, SocketClosed, Stale, TokenCheck,
+    TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
@@ -107,6 +108,18 @@ table! {
         hub_pulls: u64 = Counter "shardgate_hub_gaps_pulled_total" per Process;
         /// Times that members of a room were told that messages are lost.
         hub_discontinuities: u64 = Counter "shardgate_hub_discontinuities_total" per Process;
+        /// Room messages that were given to Redis for their number.
+        bus_publishes: u64 = Counter "shardgate_hub_bus_publishes_total" per Process;
+        /// Room messages that Redis brought, from whatever instance, for rooms with members here.
+        bus_deliveries: u64 = Counter "shardgate_hub_bus_deliveries_total" per Process;
+        /// Room messages that were missed, and read from Redis's log.
+        bus_repaired: u64 = Counter "shardgate_hub_bus_repaired_total" per Process;
+        /// Times that a room's members here were told of a loss between instances: what they missed had left the log, or Redis had lost messages and a new epoch began.
+        bus_losses: [u64; BusLoss::COUNT] = Counter "shardgate_hub_bus_losses_total" per Process
+            by "reason" in Values::Fixed(BusLoss::VALUES);
+        /// Messages, joins and questions that were refused because Redis was away or too much waited for it.
+        bus_refused: [u64; BusRefusal::COUNT] = Counter "shardgate_hub_bus_refused_total" per Process
+            by "reason" in Values::Fixed(BusRefusal::VALUES);
         /// Bytes of bodies, in either direction, that went from socket to socket without being copied to user space.
         spliced_bytes: u64 = Counter "shardgate_spliced_bytes_total" per Process;
     }
@@ -212,6 +225,10 @@ table! {
         operations_under_way: i64 = Gauge "shardgate_account_operations_under_way" per Process;
         /// Operations on accounts that wait for their turn, log-ins left out: the stores are slow.
         operations_waiting: i64 = Gauge "shardgate_account_operations_waiting" per Process;
+        /// Whether rooms span instances now: Redis brings back what this instance says to itself.
+        bus_up: i64 = Gauge "shardgate_hub_bus_up" per Process;
+        /// Time until Redis brought back what this instance said to itself, each half second.
+        bus_round_trip: Histogram<Own> = Histogram "shardgate_hub_bus_round_trip_seconds" per Process;
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.
@@ -265,6 +282,11 @@ impl Default for Counters {
             hub_dropped: 0,
             hub_pulls: 0,
             hub_discontinuities: 0,
+            bus_publishes: 0,
+            bus_deliveries: 0,
+            bus_repaired: 0,
+            bus_losses: [0; BusLoss::COUNT],
+            bus_refused: [0; BusRefusal::COUNT],
             spliced_bytes: 0,
             routes: vec![RouteCounters::default()],
             upstreams: vec![UpstreamCounters::default()],

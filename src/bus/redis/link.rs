@@ -108,6 +108,29 @@ impl Link {
         }
     }
 
+    /// Makes a script known to the server, or to all that a cluster has now.
+    pub async fn load(&mut self, script: &Script) -> Result<(), RedisFailure> {
+        self.ask::<Value>(redis::cmd("SCRIPT").arg("LOAD").arg(script.code)).await.map(drop)
+    }
+
+    /// Runs a script that was made known on this connection: what is asked on it in one order is done in that order. A server
+    /// that does not know it any more is not the one that was connected to, or was told to forget.
+    pub async fn run_loaded<T: FromRedisValue>(
+        &mut self,
+        script: &Script,
+        keys: &[&str],
+        arguments: &[&str],
+    ) -> Result<T, RedisFailure> {
+        let mut command = redis::cmd("EVALSHA");
+        command.arg(&script.hash).arg(keys.len()).arg(keys).arg(arguments);
+        match self.ask(&command).await {
+            Err(RedisFailure::Refused(error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                Err(RedisFailure::Away(Outage::NotReady))
+            }
+            other => other,
+        }
+    }
+
     /// Runs a script that gets as its first argument until when it may change anything; see `Redis::run_in_time`.
     pub async fn run_in_time<T: FromRedisValue>(
         &mut self,

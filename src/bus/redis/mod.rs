@@ -28,7 +28,7 @@ use tokio::time::timeout;
 
 use crate::config::{self, RedisMode};
 use crate::shard::clock::{self, Instant};
-pub use channels::Push;
+pub use channels::{Push, Pushes};
 use link::Line;
 pub use link::{Link, Script};
 

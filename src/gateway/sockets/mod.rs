@@ -37,7 +37,7 @@ use crate::{
     exchange::Ledger,
     hub::{
         Effect, Hub, PIECES_MAX, Secret, Setup, SocketKey,
-        bus::{BusAnswer, BusRequest},
+        bus::{BusAnswer, BusCounts, BusRequest},
         code::Close,
         frame::{Frame, Kind, Tally},
         letter::RoomLetter,
@@ -45,7 +45,7 @@ use crate::{
     },
     proto::websocket::{Opcode, header},
     shard::{Deadline, Instant, Local, clock, task},
-    telemetry::metrics::{Counters, SocketClosed},
+    telemetry::metrics::{BusLoss, BusRefusal, Counters, SocketClosed},
 };
 
 /// Sockets that are written before the shard's other tasks get their turn: 5,000 at once would hold up requests for 15 ms,
@@ -214,6 +214,14 @@ impl Sockets {
         counters.hub_dropped = counts.dropped;
         counters.hub_pulls = counts.pulls;
         counters.hub_discontinuities = counts.discontinuities;
+        let BusCounts { publishes, deliveries, repaired, lost, begun, away, full } = counts.bus;
+        counters.bus_publishes = publishes;
+        counters.bus_deliveries = deliveries;
+        counters.bus_repaired = repaired;
+        counters.bus_losses[BusLoss::Window.index()] = lost;
+        counters.bus_losses[BusLoss::Epoch.index()] = begun;
+        counters.bus_refused[BusRefusal::Away.index()] = away;
+        counters.bus_refused[BusRefusal::Full.index()] = full;
     }
 
     fn count_close(&self, close: Close) {

@@ -11,6 +11,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod bus;
 mod events;
 mod instances;
 mod limits;

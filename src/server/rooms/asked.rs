@@ -12,13 +12,25 @@ use super::{
 use crate::{
     bus::redis::{Link, RedisFailure},
     hub::{
-        bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, Present, Stands},
+        bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, Keep, Present, Stands},
         code::Code,
         name::RoomName,
         position::{Chain, Digest, Epoch, Last, Position},
         unnumbered::Unnumbered,
     },
+    shard::clock,
 };
+
+/// Bytes of messages in one answer, at least and at most: what one recovery may bring, within these.
+const READ_BYTES: [u32; 2] = [256 << 10, 4 << 20];
+/// How long a room lives on at least: longer than it takes until those who follow it look again.
+const LIVES_MIN: Duration = Duration::from_mins(1);
+/// How often the log is told that something was refused, at most.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
+
+fn lives_on(keep: Keep) -> Duration {
+    keep.age_max.max(keep.ids_age).max(LIVES_MIN)
+}
 
 /// How a room stands, messages of it, and who is there, over which of its instance's connections.
 type Room = (Last, Vec<(u64, Chain, Unnumbered)>, Vec<(Present, String)>);
@@ -32,21 +44,43 @@ impl Rooms {
             BusRequest::Look { room, asker } => self.look(&mut link, room, *asker).await.map(Some),
             BusRequest::Here(here) => {
                 let BusHere { room, is_whole, users, keep } = &**here;
-                let lives = keep.age_max.max(keep.ids_age);
-                self.tell_here(link, room, &self.names.node, *is_whole, users, lives).await.map(|()| None)
+                self.tell_here(link, room, &self.names.node, *is_whole, users, lives_on(*keep)).await.map(|()| None)
             }
             BusRequest::Forget(_) => Ok(None),
         };
         answer.unwrap_or_else(|failure| {
-            match failure {
-                RedisFailure::Away(_) => {
-                    self.state.with(|state| state.failed = number);
-                    self.failed.notify_one();
-                }
-                failure => tracing::warn!(error = %ErrorChain(&failure), "Redis refused what a room asked for"),
-            }
+            self.note(number, &failure);
             refused(&request, Code::DependencyUnavailable)
         })
+    }
+
+    /// What follows for the connection from what came of a request.
+    pub(super) fn note(&self, number: u64, failure: &RedisFailure) {
+        // A cluster's other servers may take what one does not.
+        let is_of_no_use = match failure {
+            RedisFailure::Away(_) => true,
+            RedisFailure::NoChanges(..) => !self.names.is_cluster(),
+            RedisFailure::Late | RedisFailure::Refused(_) => false,
+        };
+        if is_of_no_use {
+            self.state.with(|state| state.failed = number);
+            self.failed.notify_one();
+        }
+        if matches!(failure, RedisFailure::Away(_)) {
+            return;
+        }
+        let now = clock::now();
+        let count = self.state.with(|state| {
+            state.refused += 1;
+            let is_time = state.complained_at.is_none_or(|at| now.since(at) >= COMPLAINT_INTERVAL);
+            is_time.then(|| {
+                state.complained_at = Some(now);
+                std::mem::take(&mut state.refused)
+            })
+        });
+        if let Some(count) = count {
+            tracing::warn!(error = %ErrorChain(failure), count, "Redis refused what rooms asked for");
+        }
     }
 
     async fn number(&self, link: &mut Link, publish: &BusPublish) -> Result<BusAnswer, RedisFailure> {
@@ -69,9 +103,10 @@ impl Rooms {
             keep.bytes_max.to_string(),
             ms(keep.age_max),
             ms(keep.ids_age),
+            ms(lives_on(*keep)),
         ];
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let (epoch, seq): (String, u64) = link.run(&self.publish, &keys, &arguments).await?;
+        let (epoch, seq): (String, u64) = link.run_loaded(&self.publish, &keys, &arguments).await?;
         let position = Position { epoch: Epoch::parse(&epoch), seq };
         Ok(BusAnswer::Published { room: room.clone(), asker: *asker, position })
     }
@@ -86,7 +121,9 @@ impl Rooms {
             let is_wanted = self.state.with(|state| {
                 let (rooms, is_subscribed) = &mut state.partitions[partition];
                 *is_subscribed = state.number == number && *rooms > 0;
-                *rooms > 0
+                let is_wanted = *rooms > 0;
+                state.leaving[partition] += u32::from(state.number == number && !is_wanted);
+                is_wanted
             });
             if !is_wanted {
                 link.unsubscribe(&channel).await?;
@@ -95,16 +132,23 @@ impl Rooms {
         let from = if *from == u64::MAX { String::new() } else { from.to_string() };
         // The log has no more of it, unless another instance is told to keep more.
         let most = keep.messages_max.max(1).to_string();
-        let lives = keep.age_max.max(keep.ids_age).as_millis().to_string();
+        let lives = lives_on(*keep).as_millis().to_string();
         let wants_users = if read.wants_users { "1" } else { "0" };
-        let rest = [&*from, &*most, &*lives, wants_users];
+        let bytes = u32::try_from(read.bytes_max).unwrap_or(u32::MAX).clamp(READ_BYTES[0], READ_BYTES[1]);
+        let rest = [&*from, &*most, &*lives, wants_users, &bytes.to_string()];
+        // Answers wait in Redis for this connection, which ends those for which too much waits.
+        let _space = self.answers.acquire_many(bytes).await;
         let (last, messages, users) = self.run_read(link, room, *seen, &epoch.to_string(), rest).await?;
+        if last.position.epoch == Epoch::NONE {
+            return Ok(BusAnswer::Unread { room: room.clone(), number: read.number });
+        }
         let users = if read.wants_users { Some(self.others(there(link, users).await?)) } else { None };
         Ok(BusAnswer::Stands(Box::new(Stands { room: room.clone(), number: read.number, last, messages, users })))
     }
 
     async fn look(&self, link: &mut Link, room: &RoomName, asker: BusAsker) -> Result<BusAnswer, RedisFailure> {
-        let rest = ["", "0", "0", "1"];
+        let rest = ["", "0", "0", "1", "0"];
+        let _space = self.answers.acquire_many(READ_BYTES[0]).await;
         let (last, _, users) = self.run_read(link, room, Last::default(), "", rest).await?;
         let users = there(link, users).await?;
         Ok(BusAnswer::LookIs { asker, position: last.position, users })
@@ -116,13 +160,13 @@ impl Rooms {
         room: &RoomName,
         seen: Last,
         begins: &str,
-        [from, most, lives, wants_users]: [&str; 4],
+        [from, most, lives, wants_users, bytes]: [&str; 5],
     ) -> Result<Room, RedisFailure> {
         let ([meta, log], here) = (self.names.room(room), self.names.here(room));
         let Last { position, digest } = seen;
         let (epoch, seq, digest) = (position.epoch.to_string(), position.seq.to_string(), digest.to_string());
-        let arguments = [&*epoch, &*seq, &*digest, begins, from, most, lives, wants_users];
-        let answer: Vec<String> = link.run(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
+        let arguments = [&*epoch, &*seq, &*digest, begins, from, most, lives, wants_users, bytes];
+        let answer: Vec<String> = link.run_loaded(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
         let parts = answer.len();
         let mut answer = answer.into_iter();
         let mut next = || answer.next().unwrap_or_default();
@@ -180,7 +224,7 @@ impl Rooms {
         ];
         arguments.extend(users.iter().flat_map(|(user, sockets)| [user.to_string(), sockets.to_string()]));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        link.run::<i64>(&self.here, &[&self.names.here(room)], &arguments).await.map(|_| ())
+        link.run_loaded::<i64>(&self.here, &[&self.names.here(room)], &arguments).await.map(|_| ())
     }
 
     /// Looks whether the instances live of whose users is known here; those of one that does not are gone.

@@ -16,7 +16,7 @@ use std::{
 use asked::lease;
 use names::{Names, PARTITIONS};
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{Notify, Semaphore, mpsc},
     task::spawn_local,
     time::sleep,
 };
@@ -25,7 +25,7 @@ use super::letter::{AllLetters, DroppableToShard, ToControl, ToShard};
 use crate::{
     bus::{
         Bus,
-        redis::{Address, Link, Push, RedisFailure, Script},
+        redis::{Address, Link, Outage, Push, Pushes, RedisFailure, Script},
         to,
     },
     config::Config,
@@ -43,9 +43,15 @@ use crate::{
 const UNDER_WAY_MAX: usize = 4096;
 /// What channels have brought and no shard was told yet; more is missed, and read from the logs.
 const PUSHES_MAX: usize = 8192;
-/// A nonce goes out so often, and the connection is good as long as one came back within the other.
-const CANARY_INTERVAL: Duration = Duration::from_secs(1);
-const CANARY_WITHIN: Duration = Duration::from_secs(2);
+/// What is said of the connection and was not looked at yet: a canary, and one for each channel that is left.
+const EVENTS_MAX: usize = 2 * PARTITIONS;
+/// Bytes of answers to reads that may be under way: Redis ends a connection with channels for which 32 MiB wait, or 8 MiB for
+/// a minute (`client-output-buffer-limit pubsub`).
+const ANSWERS_BYTES_MAX: usize = 8 << 20;
+/// A nonce goes out so often, and the connection is good as long as one came back within the other: health pages are to
+/// know within two seconds.
+const CANARY_INTERVAL: Duration = Duration::from_millis(500);
+const CANARY_WITHIN: Duration = Duration::from_millis(1500);
 /// How often it is looked at, and answers that did not go are sent again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// The pauses between attempts to connect: the first, and the longest. Half of each is chance.
@@ -72,6 +78,8 @@ pub(super) struct Rooms {
     read: Script,
     here: Script,
     state: Local<State>,
+    /// Space for answers to reads.
+    answers: Semaphore,
     /// Somebody had no answer on the connection.
     failed: Notify,
 }
@@ -86,8 +94,14 @@ struct State {
     followed: BTreeSet<RoomName>,
     /// Rooms that nobody here is in any more, and the others are not known to have been told.
     left: BTreeSet<RoomName>,
+    is_telling_left: bool,
+    /// What Redis refused since the log was told last, and when that was.
+    refused: u64,
+    complained_at: Option<Instant>,
     /// Rooms followed in each partition, and whether its channel is subscribed to on this connection.
     partitions: Vec<(u32, bool)>,
+    /// How often each channel was left on this connection without its end being heard.
+    leaving: Vec<u32>,
     under_way: usize,
     /// Other instances of whose users is known.
     nodes: BTreeSet<Arc<str>>,
@@ -106,7 +120,11 @@ impl Rooms {
             failed: 0,
             followed: BTreeSet::new(),
             left: BTreeSet::new(),
+            is_telling_left: false,
+            refused: 0,
+            complained_at: None,
             partitions: vec![(0, false); PARTITIONS],
+            leaving: vec![0; PARTITIONS],
             under_way: 0,
             nodes: BTreeSet::new(),
             kept: VecDeque::new(),
@@ -121,6 +139,7 @@ impl Rooms {
             read: Script::new(concat!(include_str!("stands.lua"), include_str!("read.lua"))),
             here: Script::new(include_str!("here.lua")),
             state: Local::new(state),
+            answers: Semaphore::new(ANSWERS_BYTES_MAX),
             failed: Notify::new(),
         })
     }
@@ -167,30 +186,45 @@ impl Rooms {
 
     /// Nobody here is in the room any more.
     fn forget(self: &Rc<Self>, room: &RoomName) {
-        self.state.with(|state| state.left.insert(room.clone()));
-        self.tell_left(room.clone());
         let partition = names::partition(room);
         let link = self.state.with(|state| {
             if !state.followed.remove(room) {
+                // Nobody was ever in it: there is nothing to tell, and clients choose such names.
                 return None;
             }
+            state.left.insert(room.clone());
             let (rooms, is_subscribed) = &mut state.partitions[partition];
             *rooms -= 1;
-            (*rooms == 0 && std::mem::take(is_subscribed)).then(|| state.link.clone()).flatten()
+            let link = (*rooms == 0 && std::mem::take(is_subscribed)).then(|| state.link.clone()).flatten();
+            state.leaving[partition] += u32::from(link.is_some());
+            link
         });
+        self.tell_left();
         let Some(mut link) = link else { return };
         let channel = self.names.channel(partition);
         spawn_local(async move { link.unsubscribe(&channel).await });
     }
 
-    /// Tells the others that nobody here is in a room any more; when that fails, again with the next connection.
-    fn tell_left(self: &Rc<Self>, room: RoomName) {
-        let Some(link) = self.state.with(|state| state.link.clone()) else { return };
+    /// Tells the others of the rooms that nobody here is in any more, one after the other; when that fails, again later.
+    fn tell_left(self: &Rc<Self>) {
+        let is_begun = self.state.with(|state| {
+            let begins = state.link.is_some() && !state.left.is_empty() && !state.is_telling_left;
+            state.is_telling_left |= begins;
+            begins
+        });
+        if !is_begun {
+            return;
+        }
         let rooms = Rc::clone(self);
         spawn_local(async move {
-            if rooms.tell_here(link, &room, &rooms.names.node, true, &[], LEASE).await.is_ok() {
+            while let Some((room, link)) = rooms.state.with(|state| state.left.first().cloned().zip(state.link.clone()))
+            {
+                if rooms.tell_here(link, &room, &rooms.names.node, true, &[], LEASE).await.is_err() {
+                    break;
+                }
                 rooms.state.with(|state| state.left.remove(&room));
             }
+            rooms.state.with(|state| state.is_telling_left = false);
         });
     }
 
@@ -218,7 +252,7 @@ impl Rooms {
     pub(super) async fn run(self: Rc<Self>) {
         let mut pause = PAUSE[0];
         loop {
-            let (tell, pushes) = mpsc::channel(PUSHES_MAX);
+            let (tell, pushes) = Pushes::new(&self.names.canary, PUSHES_MAX, EVENTS_MAX);
             let ended = match self.address.connect_with_channels(tell).await {
                 Ok(link) => self.serve(link, pushes, &mut pause).await,
                 Err(failure) => failure,
@@ -243,11 +277,12 @@ impl Rooms {
     async fn serve(
         self: &Rc<Self>,
         mut link: Link,
-        mut pushes: mpsc::Receiver<Push>,
+        [mut messages, mut events]: [mpsc::Receiver<Push>; 2],
         pause: &mut Duration,
     ) -> RedisFailure {
         let wanted = self.state.with(|state| {
             state.number += 1;
+            state.leaving.fill(0);
             let wanted = state.partitions.iter().enumerate().filter(|(_, (rooms, _))| *rooms > 0);
             wanted.map(|(partition, _)| partition).collect::<Vec<_>>()
         });
@@ -260,36 +295,38 @@ impl Rooms {
                 *is_subscribed = wanted.contains(&partition);
             }
         });
-        for room in self.state.with(|state| state.left.clone()) {
-            self.tell_left(room);
-        }
         let mut looks = Ticks::every(LOOK_INTERVAL);
         let (mut heard_at, mut sent_at) = (clock::now(), Instant::START);
         let mut nonce = String::new();
         loop {
             tokio::select! {
-                push = pushes.recv() => match push {
-                    Some(Push::Message { channel, text }) if channel == self.names.canary => {
+                biased;
+                event = events.recv() => match event {
+                    Some(Push::Message { text, .. }) => {
                         if text == nonce {
                             heard_at = clock::now();
+                            nonce.clear();
                             *pause = PAUSE[0];
+                            self.way.0.send(to::Control, ToControl::BusHeard(heard_at.since(sent_at)));
                             self.is_up(true);
                         }
                     }
-                    Some(Push::Message { text, .. }) => self.hear(&text).await,
-                    Some(Push::Ended) | None => return RedisFailure::Away(crate::bus::redis::Outage::Broken),
+                    // The node of a cluster does not have the channel any more, or we left it ourselves.
+                    Some(Push::Unsubscribed { channel }) if self.was_left(&channel) => {}
+                    Some(Push::Unsubscribed { .. } | Push::Ended) | None => return RedisFailure::Away(Outage::Broken),
                 },
                 () = self.failed.notified() => {
                     // It may have been about one that was given up before.
                     if self.state.with(|state| state.failed == state.number) {
-                        return RedisFailure::Away(crate::bus::redis::Outage::Timeout);
+                        return RedisFailure::Away(Outage::Timeout);
                     }
                 }
                 () = looks.tick() => {
                     self.send_kept();
+                    self.tell_left();
                     let now = clock::now();
                     if now.since(heard_at) > CANARY_WITHIN {
-                        return RedisFailure::Away(crate::bus::redis::Outage::Timeout);
+                        return RedisFailure::Away(Outage::Timeout);
                     }
                     if now.since(sent_at) >= CANARY_INTERVAL {
                         sent_at = now;
@@ -297,14 +334,23 @@ impl Rooms {
                         let mut canary = redis::cmd(link.publishes_by());
                         canary.arg(&self.names.canary).arg(&nonce);
                         let mut link = link.clone();
-                        let lease = lease(&self.names.node, self.state.with(|state| state.number));
+                        let number = self.state.with(|state| state.number);
+                        let lease = lease(&self.names.node, number);
                         let rooms = Rc::clone(self);
                         spawn_local(async move {
-                            let (_, _) = (link.ask::<i64>(&canary).await, link.ask::<()>(&lease).await);
-                            rooms.look_for_nodes(link).await
+                            let _ = link.ask::<i64>(&canary).await;
+                            // A server that takes no changes is of no use.
+                            match link.ask::<()>(&lease).await {
+                                Ok(()) => drop(rooms.look_for_nodes(link).await),
+                                Err(failure) => rooms.note(number, &failure),
+                            }
                         });
                     }
                 }
+                message = messages.recv() => match message {
+                    Some(Push::Message { text, .. }) => self.hear(&text).await,
+                    _ => return RedisFailure::Away(Outage::Broken),
+                },
             }
         }
     }
@@ -313,11 +359,25 @@ impl Rooms {
         // Before anybody is told who is here.
         let number = self.state.with(|state| state.number);
         link.ask::<()>(&lease(&self.names.node, number)).await?;
+        // Before any runs: a script that is not known yet would be overtaken while it is sent.
+        for script in [&self.publish, &self.read, &self.here] {
+            link.load(script).await?;
+        }
         link.subscribe(&self.names.canary).await?;
         for &partition in partitions {
             link.subscribe(&self.names.channel(partition)).await?;
         }
         Ok(())
+    }
+
+    /// A channel brings nothing more: whether we left it ourselves.
+    fn was_left(&self, channel: &str) -> bool {
+        let Some(at) = (0..PARTITIONS).find(|at| self.names.channel(*at) == channel) else { return false };
+        self.state.with(|state| {
+            let was_left = state.leaving[at] > 0;
+            state.leaving[at] = state.leaving[at].saturating_sub(1);
+            was_left
+        })
     }
 
     /// The connection is good, or of no use.
@@ -343,6 +403,11 @@ impl Rooms {
 
     /// A message of some instance.
     async fn hear(&self, text: &str) {
+        let name = text.strip_prefix("! ").unwrap_or(text).split(' ').next().unwrap_or_default();
+        // Most of a partition's rooms may have no members here.
+        if !self.state.with(|state| state.followed.contains(name)) {
+            return;
+        }
         let mut answer = match text.strip_prefix("! ") {
             None => match read_message(text) {
                 Some(message) => BusAnswer::Heard(Box::new(message)),
@@ -354,17 +419,13 @@ impl Rooms {
             },
         };
         let Some(room) = answer.room() else { return };
-        let is_followed = self.state.with(|state| {
+        self.state.with(|state| {
             if let BusAnswer::Elsewhere(elsewhere) = &answer
                 && !elsewhere.users.is_empty()
             {
                 state.nodes.insert(Arc::clone(&elsewhere.node));
             }
-            state.followed.contains(room)
         });
-        if !is_followed {
-            return;
-        }
         let shard = room.home(self.way.1);
         let given_up_at = clock::now() + PATIENCE;
         loop {
@@ -391,6 +452,9 @@ fn read_message(text: &str) -> Option<BusMessage> {
     let mut next = || parts.next();
     let room = RoomName::parse(next()?)?;
     let position = Position { epoch: Epoch::parse(next()?), seq: next()?.parse().ok()? };
+    if position.epoch == Epoch::NONE {
+        return None;
+    }
     let chain = Chain { before: Digest::parse(next()?), after: Digest::parse(next()?) };
     Some(BusMessage { room, position, chain, message: Unnumbered::parse(next()?)? })
 }

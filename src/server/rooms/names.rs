@@ -27,6 +27,10 @@ impl Names {
         Self { is_cluster, node: node.to_owned(), canary: format!("shardgate:bus:canary:{node}") }
     }
 
+    pub(super) const fn is_cluster(&self) -> bool {
+        self.is_cluster
+    }
+
     /// The keys of a room: where it stands, and its log.
     pub(super) fn room(&self, room: &RoomName) -> [String; 2] {
         let tag = self.tag(partition(room));

@@ -2,9 +2,10 @@
 --
 -- After what `stands.lua` takes: KEYS[3] the position that this speaker's id got (left out where the message has none);
 -- ARGV[5] how to publish, the channel, the room, the message, its salt, how many messages, bytes and ms are kept, how many ms
--- ids are known. Answers with the epoch and the number.
+-- ids are known, how many ms the room lives on. Answers with the epoch and the number.
 local how, channel, room, message, salt = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local most, bytes_most, age, ids_age = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
+local lives = tonumber(ARGV[14])
 
 if KEYS[3] then
     local known = redis.call('GET', KEYS[3])
@@ -31,6 +32,10 @@ if most > 0 and age > 0 then
     redis.call('XADD', KEYS[2], number .. '-0', 'm', message, 't', string.format('%.0f', now), 'b', before, 'd', digest)
     bytes = bytes + #message
     length = redis.call('XLEN', KEYS[2])
+    if length == 1 then
+        -- The log may have ended before the room did.
+        bytes = #message
+    end
 end
 -- For each message that comes some may go: more than one only where bytes or age say so.
 for _ = 1, 16 do
@@ -45,7 +50,6 @@ for _ = 1, 16 do
     redis.call('XDEL', KEYS[2], oldest[1])
     bytes, length = math.max(0, bytes - #kept), length - 1
 end
-local lives = math.max(age, ids_age)
 redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', number, 'bytes', string.format('%.0f', bytes), 'digest', digest)
 redis.call('PEXPIRE', KEYS[1], lives)
 redis.call('PEXPIRE', KEYS[2], lives)

@@ -2,7 +2,7 @@
 --
 -- After what `stands.lua` takes (where no epoch may begin, it is empty): KEYS[3] who is there; ARGV[5] the number from which
 -- messages are wanted (empty: the last one), how many at most (0: none), how many ms the room lives on at least, 1 if it is
--- wanted who is there. Answers with the epoch, the number, its digest, how many messages, each with its number and the digests
+-- wanted who is there, how many bytes of messages at most (one message at least). Answers with the epoch, the number, its digest, how many messages, each with its number and the digests
 -- before and after it, and then who is there: `<node> <user>`, `<connection> <sockets>`.
 local from, most, lives = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 
@@ -27,10 +27,20 @@ end
 if seen_epoch ~= '0' and seen_epoch ~= epoch then
     from = '1'
 end
-local entries = {}
-if most > 0 and from ~= '' then
-    entries = redis.call('XRANGE', KEYS[2], from .. '-0', '+', 'COUNT', most)
-elseif most > 0 then
+local entries, size, next = {}, 0, from ~= '' and from .. '-0'
+while next and #entries < most do
+    local page = redis.call('XRANGE', KEYS[2], next, '+', 'COUNT', math.min(64, most - #entries))
+    next = #page == 64 and string.format('%.0f-0', string.match(page[64][1], '^%d+') + 1)
+    for _, entry in ipairs(page) do
+        size = size + #entry[2][2]
+        if size > tonumber(ARGV[9]) and #entries > 0 then
+            next = nil
+            break
+        end
+        table.insert(entries, entry)
+    end
+end
+if from == '' and most > 0 then
     entries = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 end
 local answer = { epoch or '', string.format('%.0f', seq), digest, tostring(#entries) }

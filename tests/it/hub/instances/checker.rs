@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
     time::Duration,
 };
@@ -114,14 +114,16 @@ pub(super) struct Member {
 }
 
 impl Member {
-    fn say(&mut self, name: &str, is_enough: &AtomicBool) {
+    fn say(&mut self, name: &str, enough: &Receiver<()>) {
         for n in 0_u32.. {
-            if is_enough.load(Ordering::Relaxed) {
+            if enough.try_recv() == Err(TryRecvError::Disconnected) {
                 return;
             }
             let (id, mut heard) = (format!("{name}-{n}"), Vec::new());
             let ack = publish_until_taken(&mut self.socket, &id, &json!(id), &mut heard);
-            heard.iter().for_each(|message| self.checker.hear(message));
+            for message in &heard {
+                self.checker.hear(message);
+            }
             self.acked.push((ack["epoch"].clone(), ack["seq"].as_u64().expect("a number"), json!(id)));
             pause(AGAIN);
         }
@@ -160,14 +162,15 @@ pub(super) fn under_load(gateways: &[Gateway; 2], happens: impl FnOnce()) -> Vec
             Member { socket, checker, acked: Vec::new() }
         })
         .collect();
-    let is_enough = AtomicBool::new(false);
     thread::scope(|scope| {
+        let mut more = Vec::new();
         for (n, member) in members.iter_mut().enumerate() {
-            let is_enough = &is_enough;
-            scope.spawn(move || member.say(&format!("m{n}"), is_enough));
+            let (goes_on, enough) = channel();
+            more.push(goes_on);
+            scope.spawn(move || member.say(&format!("m{n}"), &enough));
         }
         happens();
-        is_enough.store(true, Ordering::Relaxed);
+        drop(more);
     });
     let mut last = Socket::open(&gateways[0], &user("last"));
     last.join(ROOM);

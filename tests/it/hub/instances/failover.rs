@@ -145,7 +145,8 @@ fn numbers_that_a_stale_replica_gives_again_are_taken_for_what_they_are() {
             assert_eq!(say(&mut writer, room, &format!("{id}-{room}"))["seq"], at + 1);
         }
         if id == "b" {
-            [stays, left].iter().for_each(|room| redis.until_it_has(room, 2));
+            redis.until_it_has(stays, 2);
+            redis.until_it_has(left, 2);
             redis.cut();
         }
     }
@@ -161,6 +162,8 @@ fn numbers_that_a_stale_replica_gives_again_are_taken_for_what_they_are() {
     redis.fail_over();
     let told = reader.hear();
     assert_eq!((&told["type"], &told["room"]), (&json!("continuity"), &json!(stays)), "{told}");
+    let row = "shardgate_hub_bus_losses_total{reason=\"epoch\"}";
+    two.metrics_until("it is counted", |metrics| metrics.value(row) > 0);
     let ack = say(&mut writer, stays, "after");
     assert_eq!((&ack["epoch"], &ack["seq"]), (&told["epoch"], &json!(1)), "{ack}");
     assert_eq!(reader.hear()["payload"], "after");

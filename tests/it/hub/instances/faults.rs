@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::{ROOM, instance, join_soon, pair, publish_until_taken};
+use super::{ROOM, instance, join_soon, pair, publish_in_until_taken, publish_until_taken};
 use crate::{
     harness::{Gateway, until},
     hub::{socket::Socket, user},
@@ -44,6 +44,10 @@ fn a_redis_that_comes_back_empty_begins_a_new_epoch_that_is_told() {
     writer.publish(ROOM, "b", &json!("b"));
     let error = writer.hear_type("error");
     assert_eq!(error["payload"]["code"], "dependency_unavailable", "{error}");
+    one.metrics_until("it is counted", |metrics| {
+        metrics.value("shardgate_hub_bus_refused_total{reason=\"away\"}") > 0
+            && metrics.value("shardgate_hub_bus_up") == 0
+    });
     redis.restart();
     let ack = publish_until_taken(&mut writer, "b", &json!("b"), &mut heard);
     assert_ne!(ack["epoch"], before);
@@ -85,6 +89,10 @@ fn the_hub_is_not_ready_without_its_redis_and_takes_no_sockets() {
     };
     for gateway in &gateways {
         is(gateway, 200);
+        gateway.metrics_until("it hears itself", |metrics| {
+            metrics.value("shardgate_hub_bus_round_trip_seconds_count") > 0
+                && metrics.value("shardgate_hub_bus_up") == 1
+        });
     }
     redis.pause();
     for gateway in &gateways {
@@ -109,5 +117,171 @@ fn the_hub_is_not_ready_without_its_redis_and_takes_no_sockets() {
     redis.restart();
     for gateway in &gateways {
         is(gateway, 200);
+    }
+}
+
+#[test]
+fn a_redis_that_takes_no_changes_is_none() {
+    let Some((redis, [one, two])) = pair() else { return };
+    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
+    writer.join(ROOM);
+    reader.join(ROOM);
+    let mut heard = Vec::new();
+    publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
+    let is = |status: u16| {
+        until(Duration::from_secs(4), "the page says so", || {
+            [&one, &two].iter().all(|gateway| gateway.get("/health/ready/hub").status == status).then_some(())
+        });
+    };
+    redis.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+    is(503);
+    writer.publish(ROOM, "b", &json!("b"));
+    assert_eq!(writer.hear_type("error")["payload"]["retryable"], true);
+    redis.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+    is(200);
+    let ack = publish_until_taken(&mut writer, "b", &json!("b"), &mut heard);
+    assert_eq!(ack["seq"], 2, "{ack}");
+    assert_eq!([reader.hear(), reader.hear()].map(|message| message["payload"].clone()), [json!("a"), json!("b")]);
+    let complaints = one.log().matches("Redis refused what rooms asked for").count();
+    assert!(complaints < 5, "{complaints}");
+}
+
+#[test]
+fn a_redis_that_forgets_the_scripts_changes_no_order() {
+    let Some((redis, [one, two])) = pair() else { return };
+    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
+    writer.join(ROOM);
+    reader.join(ROOM);
+    redis.ask(&["SCRIPT", "FLUSH"]);
+    for n in 0..20 {
+        writer.publish(ROOM, &format!("m{n}"), &json!(n));
+    }
+    // Some or all are refused; those that were taken are in their order.
+    let mut taken = Vec::new();
+    let mut answers = 0;
+    while answers < 20 {
+        let message = writer.hear();
+        answers += usize::from(message["type"] == "ack" || message["type"] == "error");
+        if message["type"] == "ack" {
+            taken.push((message["seq"].as_u64(), message["id"].as_str().and_then(|id| id[1..].parse::<u64>().ok())));
+        }
+    }
+    assert!(taken.is_sorted(), "{taken:?}");
+    let ack = publish_until_taken(&mut writer, "end", &json!("end"), &mut Vec::new());
+    let seq = ack["seq"].as_u64().expect("a number");
+    let payloads: Vec<_> = reader.hear_all(usize::try_from(seq).expect("few")).into_iter().collect();
+    let said: Vec<_> = payloads.iter().filter_map(|message| message["payload"].as_u64()).collect();
+    assert!(said.is_sorted() && said.len() as u64 + 1 == seq, "{payloads:?}");
+}
+
+#[test]
+fn whoever_says_rubbish_on_the_channels_and_in_the_keys_is_passed_over() {
+    let Some((redis, [one, two])) = pair() else { return };
+    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
+    let epoch = writer.join(ROOM)["epoch"].as_str().expect("an epoch").to_owned();
+    reader.join(ROOM);
+    let mut heard = Vec::new();
+    publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
+    let digest = "00000000000000aa";
+    let rubbish = [
+        String::new(),
+        ROOM.to_owned(),
+        format!("{ROOM} {epoch} 2"),
+        format!("{ROOM} {epoch} 18446744073709551615 {digest} {digest} 2 0 0\n{{}}"),
+        format!("{ROOM} {epoch} 1 {digest} {digest} 2 0 0\n{{}}"),
+        format!("{ROOM} {epoch} 2 {digest} {digest} 2 0 0\n{{}}"),
+        format!("{ROOM} 0 1 {digest} {digest} 2 0 0\n{{}}"),
+        format!("{ROOM} zzzz 1 {digest} {digest} 99 7 3\n{{}}"),
+        format!("! {ROOM} nobody 1 [[\"u\",-1]]"),
+        format!("! {ROOM} nobody 1 {}", "[".repeat(10_000)),
+    ];
+    for channel in 0..64 {
+        for text in &rubbish {
+            redis.ask(&["PUBLISH", &format!("shardgate:bus:{channel}"), text]);
+        }
+    }
+    let ack = publish_until_taken(&mut writer, "b", &json!("b"), &mut heard);
+    assert_eq!((&ack["seq"], &ack["epoch"]), (&json!(2), &json!(epoch)), "{ack}");
+    assert_eq!([reader.hear(), reader.hear()].map(|message| message["payload"].clone()), [json!("a"), json!("b")]);
+    reader.expect_nothing();
+    // A key of another kind: that room is refused, and others go on.
+    redis.ask(&["SET", "shardgate:room:public.other:meta", "x"]);
+    let answer = writer.ask(&json!({ "type": "join_room", "id": "1", "room": "public.other", "payload": {} }));
+    assert_eq!(answer["payload"]["code"], "dependency_unavailable", "{answer}");
+    publish_until_taken(&mut writer, "c", &json!("c"), &mut heard);
+    assert_eq!(reader.hear()["payload"], "c");
+}
+
+#[test]
+fn many_who_come_back_at_once_to_long_logs_take_no_connection_down() {
+    let Some(redis) = RedisServer::start() else { return };
+    let fast = "[hub]\nmessages_per_s = 10000\n";
+    let [one, two] = [instance(&redis, fast), instance(&redis, fast)];
+    let mut writer = Socket::open(&one, &user("writer"));
+    let large = "x".repeat(30_000);
+    let rooms: Vec<String> = (0..40).map(|n| format!("public.{n}")).collect();
+    let mut epochs = Vec::new();
+    for room in &rooms {
+        epochs.push(writer.join(room)["epoch"].clone());
+        for n in 0..34 {
+            publish_in_until_taken(&mut writer, room, &format!("{room}-{n}"), &json!(large), &mut Vec::new());
+        }
+    }
+    redis.ask(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 12mb 12mb 60"]);
+    let clients =
+        || redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]).lines().filter(|line| line.contains("addr=")).count();
+    let before = redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert!(clients() >= 2, "{before}");
+    let mut readers: Vec<Socket> = (0..4).map(|n| Socket::open(&two, &user(&format!("r{n}")))).collect();
+    for (at, (room, epoch)) in rooms.iter().zip(&epochs).enumerate() {
+        let recover = json!({ "recover": { "epoch": epoch, "seq": 1 } });
+        readers[at % 4].say(&json!({ "type": "join_room", "id": room, "room": room, "payload": recover }));
+    }
+    for reader in &mut readers {
+        for _ in 0..10 {
+            _ = reader.hear_type("joined");
+        }
+    }
+    let ids = |list: &str| -> Vec<String> {
+        list.lines()
+            .filter_map(|line| line.split(' ').next())
+            .filter(|id| id.starts_with("id="))
+            .map(str::to_owned)
+            .collect()
+    };
+    let after = redis.ask(&["CLIENT", "LIST", "TYPE", "pubsub"]);
+    assert_eq!(ids(&before), ids(&after), "no connection was ended");
+}
+
+#[test]
+fn a_log_that_ended_before_its_room_is_kept_again() {
+    let Some(redis) = RedisServer::start() else { return };
+    let gateway = instance(&redis, "[hub]\nhistory_bytes = 65536\n");
+    let mut writer = Socket::open(&gateway, &user("writer"));
+    let epoch = writer.join(ROOM)["epoch"].clone();
+    let mut heard = Vec::new();
+    publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
+    let [meta, log] = ["meta", "log"].map(|part| format!("shardgate:room:{ROOM}:{part}"));
+    redis.ask(&["DEL", &log]);
+    redis.ask(&["HSET", &meta, "bytes", "65536"]);
+    for id in ["b", "c"] {
+        publish_until_taken(&mut writer, id, &json!(id), &mut heard);
+    }
+    assert_eq!(redis.ask(&["XLEN", &log]), "2");
+    drop(writer);
+    let joined = Socket::open(&gateway, &user("reader")).recover(ROOM, &epoch, 2);
+    assert_eq!(joined["payload"]["recovered"], true, "{joined}");
+}
+
+#[test]
+fn a_room_that_is_followed_outlives_its_messages() {
+    let Some(redis) = RedisServer::start() else { return };
+    let gateway = instance(&redis, "[hub]\nhistory_age = \"0s\"\ndedup_window = \"1s\"\n");
+    let mut writer = Socket::open(&gateway, &user("writer"));
+    writer.join(ROOM);
+    for id in ["a", "b"] {
+        let lives: u64 = redis.ask(&["PTTL", &format!("shardgate:room:{ROOM}:meta")]).parse().expect("a number");
+        assert!(lives > 30_000, "it is looked at every five seconds: {lives}");
+        publish_until_taken(&mut writer, id, &json!(id), &mut Vec::new());
     }
 }
