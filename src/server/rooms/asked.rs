@@ -166,9 +166,10 @@ impl Rooms {
         let Last { position, digest } = seen;
         let (epoch, seq, digest) = (position.epoch.to_string(), position.seq.to_string(), digest.to_string());
         let arguments = [&*epoch, &*seq, &*digest, begins, from, most, lives, wants_users, bytes];
-        let answer: Vec<String> = link.run_loaded(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
+        let answer: Vec<Vec<u8>> = link.run_loaded(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
         let parts = answer.len();
-        let mut answer = answer.into_iter();
+        // What is no text is nothing that we wrote.
+        let mut answer = answer.into_iter().map(|part| String::from_utf8(part).unwrap_or_default());
         let mut next = || answer.next().unwrap_or_default();
         let position = Position { epoch: Epoch::parse(&next()), seq: next().parse().unwrap_or_default() };
         let last = Last { position, digest: Digest::parse(&next()) };

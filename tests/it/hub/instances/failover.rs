@@ -42,12 +42,12 @@ fn a_redis_that_goes_back_to_an_old_state_begins_a_new_epoch_that_is_told() {
     assert_eq!(joined["payload"]["recovered"], false, "{joined}");
 }
 
-#[test]
-fn rooms_span_instances_on_a_cluster() {
+/// Three nodes, each with a third of the slots.
+#[track_caller]
+fn cluster() -> Option<[RedisServer; 3]> {
     let node =
         || RedisServer::start_with(&["--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
-    let (Some(a), Some(b), Some(c)) = (node(), node(), node()) else { return };
-    let nodes = [a, b, c];
+    let nodes = [node()?, node()?, node()?];
     let addresses = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port()));
     let made = std::process::Command::new("redis-cli")
         .args(["--cluster", "create"])
@@ -59,6 +59,51 @@ fn rooms_span_instances_on_a_cluster() {
     until(SOON, "the cluster is whole", || {
         nodes.iter().all(|node| node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")).then_some(())
     });
+    Some(nodes)
+}
+
+#[test]
+fn a_slot_that_moves_to_another_node_takes_its_rooms_along() {
+    let Some(nodes) = cluster() else { return };
+    let gateways = [instance_in(&nodes[0], "cluster", ""), instance_in(&nodes[1], "cluster", "")];
+    let (mut writer, mut reader) =
+        (Socket::open(&gateways[0], &user("writer")), Socket::open(&gateways[1], &user("reader")));
+    writer.join(ROOM);
+    reader.join(ROOM);
+    let mut heard = Vec::new();
+    publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
+    assert_eq!(reader.hear()["payload"], "a");
+    let keys_of = |node: &RedisServer| node.ask(&["KEYS", "shardgate:room:public.sale:meta*"]);
+    let from = nodes.iter().position(|node| !keys_of(node).is_empty()).expect("one has it");
+    let (source, target) = (&nodes[from], &nodes[(from + 1) % 3]);
+    let slot = source.ask(&["CLUSTER", "KEYSLOT", &keys_of(source)]);
+    let [source_id, target_id] = [source, target].map(|node| node.ask(&["CLUSTER", "MYID"]));
+    target.ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id]);
+    source.ask(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id]);
+    let port = target.port().to_string();
+    until(SOON, "the slot is empty", || {
+        for key in source.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "100"]).lines() {
+            source.ask(&["MIGRATE", "127.0.0.1", &port, key, "0", "5000"]);
+        }
+        let is_empty = source.ask(&["CLUSTER", "COUNTKEYSINSLOT", &slot]) == "0";
+        is_empty.then(|| target.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]))
+    });
+    source.ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]);
+    nodes[(from + 2) % 3].ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]);
+    let ack = publish_until_taken(&mut writer, "b", &json!("b"), &mut heard);
+    let mut message = reader.hear();
+    if message["type"] == "continuity" {
+        message = reader.hear();
+    }
+    assert_eq!((&message["payload"], &message["seq"], &message["epoch"]), (&json!("b"), &ack["seq"], &ack["epoch"]));
+    publish_until_taken(&mut writer, "c", &json!("c"), &mut heard);
+    assert_eq!(reader.hear()["payload"], "c");
+    reader.expect_nothing();
+}
+
+#[test]
+fn rooms_span_instances_on_a_cluster() {
+    let Some(nodes) = cluster() else { return };
     let gateways = [instance_in(&nodes[0], "cluster", ""), instance_in(&nodes[1], "cluster", "")];
     // Rooms of several partitions, and so of several nodes.
     let rooms: Vec<String> = (0..6).map(|n| format!("public.{n}")).collect();

@@ -210,6 +210,21 @@ fn whoever_says_rubbish_on_the_channels_and_in_the_keys_is_passed_over() {
     assert_eq!(answer["payload"]["code"], "dependency_unavailable", "{answer}");
     publish_until_taken(&mut writer, "c", &json!("c"), &mut heard);
     assert_eq!(reader.hear()["payload"], "c");
+    // An entry of a log that is none: it is lost, and that is told.
+    let [meta, log] = ["meta", "log"].map(|part| format!("shardgate:room:{ROOM}:{part}"));
+    let code = "redis.call('HSET', KEYS[1], 'seq', '4', 'digest', ARGV[1]) \
+                return redis.call('XADD', KEYS[2], '4-0', 'm', string.char(255), 't', '0', 'b', '', 'd', ARGV[1])";
+    redis.ask(&["EVAL", code, "2", &meta, &log, digest]);
+    // The numbers of what was said begin anew: what comes next does not join on to what the members have.
+    publish_until_taken(&mut writer, "d", &json!("d"), &mut heard);
+    let told = reader.hear();
+    assert_eq!(told["type"], "continuity", "{told}");
+    let ack = publish_until_taken(&mut writer, "e", &json!("e"), &mut heard);
+    let mut last = reader.hear_type("room_message");
+    while last["payload"] != "e" {
+        last = reader.hear_type("room_message");
+    }
+    assert_eq!((&last["seq"], &last["epoch"]), (&ack["seq"], &ack["epoch"]), "{last}");
 }
 
 #[test]
