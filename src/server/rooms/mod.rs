@@ -167,12 +167,11 @@ impl Rooms {
         });
         match link {
             Ok((link, number)) => {
-                let rooms = Rc::clone(self);
+                let under_way = UnderWay(Rc::clone(self));
                 spawn_local(async move {
-                    let answer = rooms.carry_out(link, number, request).await;
-                    rooms.state.with(|state| state.under_way -= 1);
+                    let answer = under_way.0.carry_out(link, number, request).await;
                     if let Some(answer) = answer {
-                        rooms.answer(shard, answer);
+                        under_way.0.answer(shard, answer);
                     }
                 });
             }
@@ -248,8 +247,18 @@ impl Rooms {
 
     // ---- the connection ----
 
-    /// Connects, listens, and connects anew. Never ends.
+    /// Keeps the bus up. Never ends.
     pub(super) async fn run(self: Rc<Self>) {
+        loop {
+            // It ends by a panic only, which the runtime has caught and the hook logged: that costs the connection.
+            let _ = spawn_local(Rc::clone(&self).stay_connected()).await;
+            self.is_up(false);
+            sleep(PAUSE[1]).await;
+        }
+    }
+
+    /// Connects, listens, and connects anew.
+    async fn stay_connected(self: Rc<Self>) {
         let mut pause = PAUSE[0];
         loop {
             let (tell, pushes) = Pushes::new(&self.names.canary, PUSHES_MAX, EVENTS_MAX);
@@ -443,6 +452,15 @@ impl Rooms {
             }
             sleep(Duration::from_millis(1)).await;
         }
+    }
+}
+
+/// A request that is under way, until it is dropped.
+struct UnderWay(Rc<Rooms>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.state.with(|state| state.under_way -= 1);
     }
 }
 
