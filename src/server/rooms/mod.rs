@@ -351,7 +351,9 @@ impl Rooms {
                             // A server that takes no changes is of no use.
                             match link.ask::<()>(&lease).await {
                                 Ok(()) => drop(rooms.look_for_nodes(link).await),
-                                Err(failure) => rooms.note(number, &failure),
+                                Err(failure) if !failure.is_away() => rooms.note(number, &failure),
+                                // One that is slow once: the canary tells whether it is there.
+                                Err(_) => {}
                             }
                         });
                     }

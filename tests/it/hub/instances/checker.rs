@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{AGAIN, ROOM, instance, publish_until_taken};
+use super::{AGAIN, ROOM, instance, join_soon, publish_until_taken};
 use crate::{
     harness::{Gateway, now, pause, until},
     hub::{on_each_shard_of, socket::Socket, user},
@@ -158,7 +158,7 @@ pub(super) fn under_load(gateways: &[Gateway; 2], happens: impl FnOnce()) -> Vec
     let mut members: Vec<Member> = sockets
         .map(|mut socket| {
             let mut checker = Checker::default();
-            checker.hear(&socket.join(ROOM));
+            checker.hear(&join_soon(&mut socket, &json!({})));
             Member { socket, checker, acked: Vec::new() }
         })
         .collect();
@@ -173,7 +173,7 @@ pub(super) fn under_load(gateways: &[Gateway; 2], happens: impl FnOnce()) -> Vec
         drop(more);
     });
     let mut last = Socket::open(&gateways[0], &user("last"));
-    last.join(ROOM);
+    join_soon(&mut last, &json!({}));
     let end = publish_until_taken(&mut last, "end", &json!("end"), &mut Vec::new());
     for member in &mut members {
         member.hear_to(&end["epoch"], end["seq"].as_u64().expect("a number"));
