@@ -61,6 +61,11 @@ export interface Options {
   answerTimeoutMs?: number;
   /** Messages that wait, to be sent or to be answered. 256. */
   queueMax?: number;
+  /** Messages a second, and so many at once after a pause; not more than `hub.messages_per_s` of the hub. 50. */
+  messagesPerS?: number;
+  /** How often a message that the hub refuses for now (`retryable`) is sent again with its id before its promise rejects.
+   * Those refused with `rate_limited` are sent again until they are taken. 4. */
+  resendsMax?: number;
   /** Bytes that the socket may hold before messages wait here (and volatile ones are dropped). 1 MiB. */
   bufferedBytesMax?: number;
   /** The longest message that the hub takes (`hub.message_bytes_max`). 64 KiB. */
@@ -76,6 +81,8 @@ export interface AskOptions {
   id?: string;
   /** How long to wait for the answer, the time in the queue included. No limit. */
   timeoutMs?: number;
+  /** As `resendsMax` of the client, for this message. 0 for a service that does not look at `Idempotency-Key`. */
+  resendsMax?: number;
 }
 
 export interface SendOptions extends AskOptions {
@@ -94,6 +101,7 @@ export type OwnCode =
   | "left"
   | "no_token"
   | "bad_url"
+  | "connect_failed"
   | "bad_frame";
 
 /** Something was refused, or it is not known whether it arrived. */
@@ -106,6 +114,8 @@ export class HubError extends Error {
   readonly room?: string;
   /** The hub's close code, where a close was the reason. */
   readonly closeCode?: number;
+  /** Of `connect_failed`: the HTTP status, where the socket tells it (that of `ws` does, browsers do not). */
+  readonly status?: number;
   constructor(code: string, message: string, more?: Partial<HubError>);
 }
 

@@ -12,10 +12,14 @@ const TOKEN_EXPIRED = 4101;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** Sockets do not tell when they have room again, so one that is full is looked at so often. */
 const FULL_MS = 50;
-/** Joins, and messages of one kind, that are unanswered at once: answers set the pace, and one refusal for the rate
- * stops the rest before the hub has counted too many of them. */
+/** Joins, and messages of one kind, that are unanswered at once: one refusal for the rate stops the rest before the hub
+ * has counted too many of them. */
 const JOINS_AT_ONCE = 8;
 const MESSAGES_AT_ONCE = 16;
+/** After a refusal for the rate the pace is half of what it was, and after so long without one twice as much again. */
+const SLOWED_MS = 30_000;
+/** However often it was halved. */
+const MESSAGES_PER_S_MIN = 1;
 /** What `reconnect` may ask for at most. */
 const AFTER_MAX_MS = 10 * 60_000;
 
@@ -27,6 +31,10 @@ const DEFAULTS = {
   connectTimeoutMs: 15_000,
   answerTimeoutMs: 10_000,
   queueMax: 256,
+  // As `hub.messages_per_s` by default. So many may also go at once after a pause: half of what the hub takes, for on
+  // the way messages may come closer together.
+  messagesPerS: 50,
+  resendsMax: 4,
   bufferedBytesMax: 1 << 20,
   messageBytesMax: 64 << 10,
   random: Math.random,
@@ -49,9 +57,9 @@ export function backoff(attempt, { backoffBaseMs, backoffMaxMs, random } = DEFAU
 
 /** Something was refused, or it is not known whether it arrived. */
 export class HubError extends Error {
-  constructor(code, message, { retryable = false, retryAfterMs, id, room, closeCode, cause } = {}) {
+  constructor(code, message, { retryable = false, retryAfterMs, id, room, closeCode, status, cause } = {}) {
     super(message, { cause });
-    Object.assign(this, { name: "HubError", code, retryable, retryAfterMs, id, room, closeCode });
+    Object.assign(this, { name: "HubError", code, retryable, retryAfterMs, id, room, closeCode, status });
   }
 }
 
@@ -191,6 +199,8 @@ export class Client extends Emitter {
   #attempt = 0;
   #timers = new Map();
   #rooms = new Map();
+  // Names of rooms whose leaving is not answered yet.
+  #leaving = new Set();
   // Every question without an answer, by its id, in the order in which they were asked.
   #asked = new Map();
   #nextId = 0;
@@ -204,6 +214,12 @@ export class Client extends Emitter {
   #clockSkewMs = 0;
   #heardAt = 0;
   #isPaused = false;
+  // What was sent is paid for until then, at the pace.
+  #paidUntil = 0;
+  #messagesPerS;
+  #slowedAt = 0;
+  // What the socket says of an attempt that fails, where it does.
+  #whyFailed = "";
 
   constructor(options) {
     super();
@@ -211,6 +227,7 @@ export class Client extends Emitter {
     if (!this.#options.WebSocket) throw new TypeError("there is no global WebSocket here: pass one in as `WebSocket`");
     if (typeof this.#options.getToken !== "function") throw new TypeError("`getToken` is a function");
     this.#clock = this.#options.clock;
+    this.#messagesPerS = this.#options.messagesPerS;
     this.#idPrefix = randomText(this.#options.random);
     this.state = "connecting";
     this.user = null;
@@ -245,7 +262,7 @@ export class Client extends Emitter {
   // ---- questions and answers ----
 
   /** Sends a frame with an id, when it can be sent, and resolves to its answer. */
-  _ask(frame, { id = this.#newId(), room, timeoutMs } = {}) {
+  _ask(frame, { id = this.#newId(), room, timeoutMs, resendsMax = this.#options.resendsMax } = {}) {
     const refuse = (code, message, retryable) =>
       Promise.reject(new HubError(code, message, { retryable, id, room: room?.name }));
     if (this.state === "closed") return refuse("closed", "the client has ended", false);
@@ -260,6 +277,9 @@ export class Client extends Emitter {
         room,
         lane: room ? "room" : frame.type,
         isSent: false,
+        isHeld: false,
+        resends: 0,
+        resendsMax,
         timer: timeoutMs === undefined ? null : this.#clock.setTimeout(() => this.#giveUp(id), timeoutMs),
         answer: resolve,
         fail: (code, message, more) => reject(new HubError(code, message, { id, room: room?.name, ...more })),
@@ -270,10 +290,10 @@ export class Client extends Emitter {
 
   /** Sends a frame without an id if that can be done at once; says whether it was. */
   _sendVolatile(frame, room) {
-    if (!this.#canSend() || room.state !== "joined") return false;
+    if (!this.#canSend() || this.#isPaused || this.#tooEarlyMs() > 0 || room.state !== "joined") return false;
     const text = JSON.stringify(frame);
     if (!this.#fits(text)) return false;
-    this.#socket.send(text);
+    this.#put(text);
     return true;
   }
 
@@ -286,15 +306,42 @@ export class Client extends Emitter {
     if (!isKnown) return Promise.resolve();
     // A lost connection leaves the room too, and so does a refusal: one is not in it.
     const frame = { type: "leave_room", room: room.name, payload: {} };
-    return new Promise((resolve) => this.#sendNow(frame, () => resolve(), () => resolve()));
+    this.#leaving.add(room.name);
+    return new Promise((resolve) => {
+      const left = () => {
+        this.#leaving.delete(room.name);
+        resolve();
+      };
+      this.#sendNow(frame, left, left);
+    });
   }
 
   /** Asks at once and before all that waits, over this connection only. */
   #sendNow(frame, answer, fail) {
     const id = this.#newId();
     const text = JSON.stringify({ ...frame, id });
-    this.#asked.set(id, { text, lane: "own", isSent: true, timer: null, answer, fail });
+    const isJoin = frame.type === "join_room";
+    this.#asked.set(id, { text, lane: "own", isSent: true, isJoin, timer: null, answer, fail });
+    this.#put(text);
+  }
+
+  /** Hands a frame to the socket; all that it takes counts for the pace, as it does with the hub. */
+  #put(text) {
+    const now = this.#clock.now();
+    if (this.#messagesPerS < this.#options.messagesPerS && now - this.#slowedAt >= SLOWED_MS) {
+      this.#slowedAt = now;
+      this.#messagesPerS = Math.min(this.#messagesPerS * 2, this.#options.messagesPerS);
+    }
+    this.#paidUntil = Math.max(this.#paidUntil, now) + 1000 / this.#messagesPerS;
     this.#socket.send(text);
+  }
+
+  /** How long until the pace lets a further message go. */
+  #tooEarlyMs() {
+    // As many at once as otherwise in a second.
+    const ahead = 1000 - 1000 / this.#options.messagesPerS;
+    // Thirds do not add up to a whole.
+    return Math.max(0, Math.ceil(this.#paidUntil - this.#clock.now() - ahead - 0.001));
   }
 
   #sendJoin(room) {
@@ -333,33 +380,72 @@ export class Client extends Emitter {
 
   /** Hands what waits to the socket: joins first, then messages, as far as it takes them and rooms are joined. */
   #flush() {
-    if (this.state !== "open" || this.#isPaused) return;
+    if (this.state !== "open" || this.#isPaused) return undefined;
+    const later = (ms) => this.#arm("flush", ms, () => this.#flush());
+    const isOwnAgain = (entry) => entry.lane === "own" && !entry.isSent;
+    for (const entry of [...this.#asked.values()].filter(isOwnAgain)) {
+      if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
+      entry.isSent = true;
+      this.#put(entry.text);
+    }
     let joins = 0;
     for (const room of this.#rooms.values()) {
-      if (room.state !== "joining" || joins >= JOINS_AT_ONCE) continue;
+      if (room.state !== "joining" || joins >= JOINS_AT_ONCE || this.#leaving.has(room.name)) continue;
       joins += 1;
-      if (!room._isAsking) this.#sendJoin(room);
+      if (room._isAsking) continue;
+      if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
+      this.#sendJoin(room);
     }
-    const unanswered = new Map();
+    const [unanswered, held] = [new Map(), new Set()];
     for (const entry of this.#asked.values()) {
-      const count = unanswered.get(entry.lane) ?? 0;
-      const isFree = count < MESSAGES_AT_ONCE && (!entry.room || entry.room.state === "joined");
+      const [count, line] = [unanswered.get(entry.lane) ?? 0, entry.room ?? entry.lane];
+      // What waits to be sent again is not overtaken by what is behind it.
+      if (entry.isHeld) held.add(line);
+      const isFree = count < MESSAGES_AT_ONCE && !held.has(line) && (!entry.room || entry.room.state === "joined");
       if (!entry.isSent && isFree) {
-        if (!this.#canSend()) return this.#arm("flush", FULL_MS, () => this.#flush());
+        if (!this.#canSend()) return later(FULL_MS);
+        if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
         entry.isSent = true;
-        this.#socket.send(entry.text);
+        this.#put(entry.text);
       }
       if (entry.isSent) unanswered.set(entry.lane, count + 1);
     }
+    return undefined;
   }
 
-  /** The hub takes no more for a while. */
+  /** The hub takes no more for a while: all wait, then one goes, and further ones at half the pace. */
   #pause(ms) {
+    const now = this.#clock.now();
+    // Refusals of what was on its way meanwhile are the same one.
+    if (!this.#isPaused) this.#messagesPerS = Math.max(this.#messagesPerS / 2, MESSAGES_PER_S_MIN);
+    this.#slowedAt = now;
+    this.#paidUntil = Math.max(this.#paidUntil, now + ms + 1000 - 1000 / this.#options.messagesPerS);
     this.#isPaused = true;
     this.#arm("pause", ms, () => {
       this.#isPaused = false;
       this.#flush();
     });
+  }
+
+  /** Puts what was refused for now back into its place in the queue, if it is to be sent again. */
+  #isAgain(id, entry, { code, retryable, retryAfterMs }) {
+    if (!entry || entry.isJoin || !retryable) return false;
+    if (code === "rate_limited") {
+      // It waits with all others.
+      entry.isSent = false;
+      return true;
+    }
+    if (!(entry.resends < entry.resendsMax)) return false;
+    [entry.isSent, entry.isHeld] = [false, true];
+    const wait = retryAfterMs ?? backoff(entry.resends, this.#options);
+    entry.resends += 1;
+    const release = () => {
+      entry.isHeld = false;
+      this.#flush();
+    };
+    // One that drains takes no more: it goes over the next connection.
+    if (code !== "draining") this.#arm(`again ${id}`, wait, release);
+    return true;
   }
 
   #giveUp(id) {
@@ -373,6 +459,7 @@ export class Client extends Emitter {
     const entry = this.#asked.get(id);
     if (!entry) return undefined;
     this.#asked.delete(id);
+    this.#disarm(`again ${id}`);
     if (entry.timer !== null) this.#clock.clearTimeout(entry.timer);
     return entry;
   }
@@ -418,14 +505,22 @@ export class Client extends Emitter {
       return this.#finish(LOST, "no socket can be opened");
     }
     this.#socket = socket;
+    this.#whyFailed = "";
     socket.onmessage = ({ data }) => isCurrent() && this.#hear(data);
     socket.onclose = ({ code, reason: why }) => isCurrent() && this.#lost(code, why);
-    // A close event follows.
-    socket.onerror = () => {};
+    // A close event follows. Only `ws` says what was wrong; browsers keep it from scripts.
+    socket.onerror = (event) => isCurrent() && (this.#whyFailed = event?.message ?? "");
   }
 
   /** The connection is over: decides what comes next. */
-  #lost(code, reason) {
+  #lost(code, why) {
+    const reason = why || (this.state === "connecting" ? this.#whyFailed : "");
+    if (!why && reason) {
+      const status = Number(/response: (\d{3})$/.exec(reason)?.[1]) || undefined;
+      this._emit("error", new HubError("connect_failed", reason, { retryable: true, status, closeCode: code }));
+      // Whoever heard it may have ended the client.
+      if (this.state === "closed") return undefined;
+    }
     const [after, welcomedAt] = [this.#reconnectAfterMs, this.#welcomedAt];
     const wasStable = welcomedAt !== null && this.#clock.now() - welcomedAt >= this.#options.stableMs;
     if (wasStable) [this.#attempt, this.#triedFresh] = [0, false];
@@ -437,10 +532,10 @@ export class Client extends Emitter {
     this.#isExpired ||= isToRenew;
     // The hub spreads those whom it sends away, and names each its time.
     const isTold = after !== null && !isToRenew;
-    const wait = isTold ? after : backoff(this.#attempt, this.#options);
+    const wait = Math.ceil(isTold ? after : backoff(this.#attempt, this.#options));
     if (!isTold) this.#attempt += 1;
     this.#setState("waiting", { code, reason, retryInMs: wait });
-    this.#arm("reconnect", wait, () => this.#connect());
+    return this.#arm("reconnect", wait, () => this.#connect());
   }
 
   /** Forgets the connection. What was sent and not answered is told; what was not sent waits for the next one. */
@@ -450,8 +545,11 @@ export class Client extends Emitter {
     for (const timer of this.#timers.values()) this.#clock.clearTimeout(timer);
     this.#timers.clear();
     [this.#socket, this.#reconnectAfterMs, this.#welcomedAt, this.#isPaused] = [null, null, null, false];
+    // The hub counts each connection's messages for themselves.
+    [this.#paidUntil, this.#messagesPerS, this.#whyFailed] = [0, this.#options.messagesPerS, ""];
     for (const room of this.#rooms.values()) [room.state, room._isAsking] = ["joining", false];
-    this.#failWhere((entry) => entry.isSent, "unacked", why, true);
+    this.#failWhere((entry) => entry.isSent || entry.lane === "own", "unacked", why, true);
+    for (const entry of this.#asked.values()) entry.isHeld = false;
     // One that does not answer any more would take long to close: nobody waits for it.
     if (socket && socket.readyState < 2) socket.close(code, reason);
   }
@@ -499,9 +597,8 @@ export class Client extends Emitter {
       return this._emit("error", new HubError("bad_frame", "the hub sent what is not JSON"));
     }
     this.#heardAt = this.#clock.now();
-    const entry = this.#settle(frame.id);
-    if (frame.type === "error") this.#refused(frame, entry);
-    else if (entry) entry.answer(frame);
+    if (frame.type === "error") this.#refused(frame);
+    else if (this.#asked.has(frame.id)) this.#settle(frame.id).answer(frame);
     // What has an id is an answer, even if nobody waits for it any more.
     else if (frame.id === undefined) return this.#unasked(frame);
     return this.#flush();
@@ -513,12 +610,14 @@ export class Client extends Emitter {
     return frame.type === "heartbeat" ? undefined : this.#routed(frame);
   }
 
-  #refused({ room, payload }, entry) {
+  #refused({ id, room, payload }) {
     const { code, message, retryable = false, retryAfterMs } = payload ?? {};
     if (code === "rate_limited") this.#pause(retryAfterMs ?? backoff(0, this.#options));
+    if (this.#isAgain(id, this.#asked.get(id), { code, retryable, retryAfterMs })) return undefined;
+    const entry = this.#settle(id);
     if (entry) return entry.fail(code, message, { retryable, retryAfterMs });
     const error = new HubError(code, message, { retryable, retryAfterMs, room });
-    (this.#rooms.get(room) ?? this)._emit("error", error);
+    return (this.#rooms.get(room) ?? this)._emit("error", error);
   }
 
   #routed(frame) {
@@ -561,7 +660,7 @@ export class Client extends Emitter {
     const wait = this.#heardAt + silence - this.#clock.now();
     if (wait > 0) return this.#arm("listen", wait, () => this.#listen());
     const askedAt = this.#clock.now();
-    this.#socket.send(JSON.stringify({ type: "heartbeat", payload: {} }));
+    this.#put(JSON.stringify({ type: "heartbeat", payload: {} }));
     return this.#arm("listen", this.#options.answerTimeoutMs, () => {
       if (this.#heardAt < askedAt) this.#lost(LOST, "no heartbeat");
       else this.#listen();

@@ -287,8 +287,8 @@ test("a message resolves to its ack, and a refusal rejects with what the hub sai
 
   const prediction = client.send("prediction_request", { items: [] }, { id: "mine" });
   assert.equal((await connection.next()).id, "mine");
-  const refused = { code: "upstream_timeout", retryable: true, retryAfterMs: 500, id: "mine" };
-  connection.error("mine", "upstream_timeout", { retryable: true, retryAfterMs: 500 });
+  const refused = { code: "upstream_refused", retryable: false, id: "mine" };
+  connection.error("mine", "upstream_refused");
   await assert.rejects(prediction, { name: "HubError", ...refused });
 
   const who = room.presence();

@@ -18,7 +18,10 @@ const client: Client = connect({
   url: "wss://api.example.com/ws",
   getToken: async ({ reason }) => (reason === "connect" ? "kept" : null),
   WebSocket: WsLike,
+  messagesPerS: 10,
+  resendsMax: 2,
 });
+client.on("error", ({ code, status }) => console.log(code === "connect_failed" && status === 404));
 const browser = connect({ url: new URL("wss://a/ws"), getToken: () => "t", WebSocket });
 
 const room: Room = client.join("public.sale", { recover: { epoch: "k1", seq: 3 } });
@@ -27,7 +30,7 @@ room.on("gap", ({ from, to }) => console.log(to - from));
 room.on("continuity", ({ epoch, continuity }) => console.log(epoch, continuity satisfies false));
 client.on("closed", ({ code, error }) => console.log(comesBack(code), error?.retryable));
 
-const position: Position = await room.send({ any: "json" }, { id: "4", timeoutMs: 1000 });
+const position: Position = await room.send({ any: "json" }, { id: "4", timeoutMs: 1000, resendsMax: 0 });
 const wentOut: boolean = await room.send("cursor", { volatile: true });
 const { total } = await room.presence();
 try {

@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote: `websockets` of Python and `ws` of node.
+//! Clients: `websockets` of Python and `ws` of node, that nobody here wrote, and the one of clients/js.
 
 use std::{path::Path, process::Command};
 
@@ -40,4 +40,14 @@ fn nodes_ws_speaks_with_the_hub() {
         run(command.arg(script("node/hub.mjs")).args([url, user("node"), deflate.to_string()]).arg(&packages));
         expect_sockets(&gateway, 0);
     }
+}
+
+#[test]
+fn the_client_of_the_repository_keeps_the_pace_that_the_hub_takes() {
+    let Some(packages) = npm::packages(&["ws@8.23.0"]) else { return };
+    let gateway = start("[hub]\nmessages_per_s = 100\n");
+    let url = format!("ws://{}/ws", gateway.address());
+    let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/js/shardgate.js");
+    run(Command::new("node").arg(script("node/pace.mjs")).args([url, user("pace")]).arg(packages).arg(client));
+    expect_sockets(&gateway, 0);
 }
