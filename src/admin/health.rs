@@ -32,8 +32,21 @@ pub struct HealthInputs {
     pub is_accepting: bool,
     /// Whether there is a hub.
     pub has_hub: bool,
-    /// Whether this instance hears itself over the bus between instances; none where there is no bus.
-    pub is_bus_up: Option<bool>,
+    /// How the bus between instances is.
+    pub bus_health: BusHealth,
+}
+
+/// How the bus between instances is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BusHealth {
+    /// There is none.
+    None,
+    /// This instance hears itself over it.
+    Up,
+    /// It does not.
+    Down,
+    /// Redis is there, and refuses what the bus needs.
+    Refused,
 }
 
 /// `GET /health`: 503 only when no route can be served.
@@ -84,14 +97,16 @@ pub fn ready(known: &HealthInputs) -> (u16, Vec<u8>) {
 
 /// `GET /health/ready/hub`: whether sockets should come here: traffic may, and rooms span instances if they are to.
 pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
-    let is_ready = ready(known).0 == 200 && known.has_hub && known.is_bus_up != Some(false);
+    let is_ready =
+        ready(known).0 == 200 && known.has_hub && matches!(known.bus_health, BusHealth::None | BusHealth::Up);
     let document = json!({
         "status": if is_ready { "ready" } else { "not ready" },
         "hub": if known.has_hub { "enabled" } else { "disabled" },
-        "bus": match known.is_bus_up {
-            None => "none",
-            Some(true) => "up",
-            Some(false) => "down",
+        "bus": match known.bus_health {
+            BusHealth::None => "none",
+            BusHealth::Up => "up",
+            BusHealth::Down => "down",
+            BusHealth::Refused => "refused",
         },
     });
     (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
@@ -192,7 +207,7 @@ mod tests {
             shards: 2,
             is_accepting: true,
             has_hub: true,
-            is_bus_up: None,
+            bus_health: BusHealth::None,
         }
     }
 
@@ -279,14 +294,15 @@ mod tests {
     #[test]
     fn the_hub_is_ready_with_the_whole_and_its_bus() {
         let mut known = known(&[("a", &[(1, 1)])]);
-        for (has_hub, is_bus_up, is_accepting, status) in [
-            (true, None, true, 200),
-            (true, Some(true), true, 200),
-            (true, Some(false), true, 503),
-            (true, Some(true), false, 503),
-            (false, None, true, 503),
+        for (has_hub, bus_health, is_accepting, status) in [
+            (true, BusHealth::None, true, 200),
+            (true, BusHealth::Up, true, 200),
+            (true, BusHealth::Down, true, 503),
+            (true, BusHealth::Refused, true, 503),
+            (true, BusHealth::Up, false, 503),
+            (false, BusHealth::None, true, 503),
         ] {
-            (known.has_hub, known.is_bus_up, known.is_accepting) = (has_hub, is_bus_up, is_accepting);
+            (known.has_hub, known.bus_health, known.is_accepting) = (has_hub, bus_health, is_accepting);
             assert_eq!(ready_hub(&known).0, status, "{known:?}");
         }
     }

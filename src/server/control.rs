@@ -17,7 +17,10 @@ use super::{
     signals::{Signalled, Signals},
 };
 use crate::{
-    admin::{self, HealthPage, Question, asyncapi, health},
+    admin::{
+        self, HealthPage, Question, asyncapi,
+        health::{self, BusHealth},
+    },
     auth::Keychain,
     bus::{
         self, Bus, Pump,
@@ -92,8 +95,8 @@ struct Control {
     descriptors: u64,
     bus: Bus<AllLetters>,
     databases: Databases,
-    /// None where rooms do not span instances.
-    is_bus_up: Option<bool>,
+    /// Whether rooms span instances now.
+    bus_health: BusHealth,
     process: ProcessCounters,
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
@@ -179,7 +182,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         shards: i64::try_from(shards).unwrap_or(i64::MAX),
         ..ProcessCounters::default()
     };
-    let is_bus_up = rooms::have_bus(&config).then_some(false);
+    let bus_health = if rooms::have_bus(&config) { BusHealth::Down } else { BusHealth::None };
     let control = Control {
         config,
         keychain,
@@ -193,7 +196,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         descriptors,
         bus,
         databases: Databases::default(),
-        is_bus_up,
+        bus_health,
         process,
         drain: None,
         scrapes: Vec::new(),
@@ -285,8 +288,15 @@ impl Control {
                 self.process.bus_round_trip.observe_us(u64::try_from(after.as_micros()).unwrap_or(u64::MAX));
             }
             ToControl::Bus(is_up) => {
-                self.is_bus_up = Some(is_up);
+                self.bus_health = if is_up { BusHealth::Up } else { BusHealth::Down };
                 self.process.bus_up = i64::from(is_up);
+                self.show_pages();
+            }
+            ToControl::BusRefused => {
+                // Of one thing that is refused while all else works the log tells.
+                if self.bus_health == BusHealth::Down {
+                    self.bus_health = BusHealth::Refused;
+                }
                 self.show_pages();
             }
         }
@@ -549,7 +559,7 @@ impl Control {
             shards: self.shards.len(),
             is_accepting: self.drain.is_none(),
             has_hub: self.config.hub.enabled,
-            is_bus_up: self.is_bus_up,
+            bus_health: self.bus_health,
         }
     }
 }

@@ -134,6 +134,8 @@ pub(super) enum ToControl {
     Bus(bool),
     /// By the bridge: the bus took so long to bring back what was said on it.
     BusHeard(Duration),
+    /// By the bridge: Redis refuses what the bus needs. Once, until it is there again.
+    BusRefused,
 }
 
 /// What the bridge is told.

@@ -5,12 +5,15 @@ use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 use serde_json::json;
 
 use super::{
-    LEASE, Rooms,
+    LEASE, Rooms, ToControl,
     names::{self, Names},
     refused,
 };
 use crate::{
-    bus::redis::{Link, RedisFailure},
+    bus::{
+        redis::{Link, RedisFailure},
+        to,
+    },
     hub::{
         bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, Keep, Present, Stands},
         code::Code,
@@ -49,13 +52,13 @@ impl Rooms {
             BusRequest::Forget(_) => Ok(None),
         };
         answer.unwrap_or_else(|failure| {
-            self.note(number, &failure);
+            self.note(number, &request_name(&request), &failure);
             refused(&request, Code::DependencyUnavailable)
         })
     }
 
-    /// What follows for the connection from what came of a request.
-    pub(super) fn note(&self, number: u64, failure: &RedisFailure) {
+    /// What follows for the connection from what came of a request, and what the log is told of it.
+    pub(super) fn note(&self, number: u64, what: &str, failure: &RedisFailure) {
         // A cluster's other servers may take what one does not.
         let is_of_no_use = match failure {
             RedisFailure::Away(_) => true,
@@ -69,17 +72,30 @@ impl Rooms {
         if matches!(failure, RedisFailure::Away(_)) {
             return;
         }
+        let is_refused = matches!(failure, RedisFailure::Refused(_));
         let now = clock::now();
-        let count = self.state.with(|state| {
+        let (count, was_refused) = self.state.with(|state| {
             state.refused += 1;
             let is_time = state.complained_at.is_none_or(|at| now.since(at) >= COMPLAINT_INTERVAL);
-            is_time.then(|| {
+            let count = is_time.then(|| {
                 state.complained_at = Some(now);
                 std::mem::take(&mut state.refused)
-            })
+            });
+            let was_refused = state.is_refused;
+            state.is_refused |= is_refused;
+            (count, was_refused)
         });
         if let Some(count) = count {
-            tracing::warn!(error = %ErrorChain(failure), count, "Redis refused what rooms asked for");
+            tracing::error!(
+                what,
+                error = %ErrorChain(failure),
+                count,
+                "Redis refuses what rooms across instances need; NOPERM: its user lacks a key or channel of those that \
+                 docs/sessions.md lists"
+            );
+        }
+        if is_refused && !was_refused {
+            self.way.0.send(to::Control, ToControl::BusRefused);
         }
     }
 
@@ -279,8 +295,19 @@ async fn lives(link: &mut Link, node: &str) -> Result<bool, RedisFailure> {
     link.ask(redis::cmd("EXISTS").arg(Names::lease(node))).await
 }
 
+/// What a request is about, for the log.
+fn request_name(request: &BusRequest) -> String {
+    let room = match request {
+        BusRequest::Publish(publish) => &publish.room,
+        BusRequest::Read(read) => &read.room,
+        BusRequest::Look { room, .. } | BusRequest::Forget(room) => room,
+        BusRequest::Here(here) => &here.room,
+    };
+    format!("keys and channel of the room {room}")
+}
+
 /// A failure with its causes, in one line.
-struct ErrorChain<'a>(&'a RedisFailure);
+pub(super) struct ErrorChain<'a>(pub(super) &'a RedisFailure);
 
 impl std::fmt::Display for ErrorChain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -110,6 +110,8 @@ struct State {
     /// Shards that take no letters now.
     stuck: Vec<bool>,
     is_up: bool,
+    /// Whether Redis has refused something on this connection.
+    is_refused: bool,
 }
 
 impl Rooms {
@@ -130,6 +132,7 @@ impl Rooms {
             kept: VecDeque::new(),
             stuck: vec![false; way.1],
             is_up: false,
+            is_refused: false,
         };
         Rc::new(Self {
             address,
@@ -347,13 +350,18 @@ impl Rooms {
                         let lease = lease(&self.names.node, number);
                         let rooms = Rc::clone(self);
                         spawn_local(async move {
-                            let _ = link.ask::<i64>(&canary).await;
+                            // That it is away the canary's silence tells.
+                            if let Err(failure) = link.ask::<i64>(&canary).await
+                                && !failure.is_away()
+                            {
+                                rooms.note(number, &rooms.names.canary, &failure);
+                            }
                             // A server that takes no changes is of no use.
                             match link.ask::<()>(&lease).await {
                                 Ok(()) => drop(rooms.look_for_nodes(link).await),
-                                Err(failure) if !failure.is_away() => rooms.note(number, &failure),
                                 // One that is slow once: the canary tells whether it is there.
-                                Err(_) => {}
+                                Err(failure) if failure.is_away() => {}
+                                Err(failure) => rooms.note(number, "shardgate:presence:*", &failure),
                             }
                         });
                     }
@@ -369,14 +377,16 @@ impl Rooms {
     async fn listen(&self, link: &mut Link, partitions: &[usize]) -> Result<(), RedisFailure> {
         // Before anybody is told who is here.
         let number = self.state.with(|state| state.number);
-        link.ask::<()>(&lease(&self.names.node, number)).await?;
+        self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, number)).await)?;
+        self.told("shardgate:room:*", link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
         // Before any runs: a script that is not known yet would be overtaken while it is sent.
         for script in [&self.publish, &self.read, &self.here] {
             link.load(script).await?;
         }
-        link.subscribe(&self.names.canary).await?;
+        self.told(&self.names.canary, link.subscribe(&self.names.canary).await)?;
         for &partition in partitions {
-            link.subscribe(&self.names.channel(partition)).await?;
+            let channel = self.names.channel(partition);
+            self.told(&channel, link.subscribe(&channel).await)?;
         }
         Ok(())
     }
@@ -391,6 +401,11 @@ impl Rooms {
         })
     }
 
+    /// What came of a command; that it is refused is told, with what it was about.
+    fn told<T>(&self, what: &str, answer: Result<T, RedisFailure>) -> Result<T, RedisFailure> {
+        answer.inspect_err(|failure| self.note(self.state.with(|state| state.number), what, failure))
+    }
+
     /// The connection is good, or of no use.
     fn is_up(&self, is_up: bool) {
         let was_up = self.state.with(|state| {
@@ -403,6 +418,8 @@ impl Rooms {
         if was_up == is_up {
             return;
         }
+        // What is refused from now on is told again.
+        self.state.with(|state| state.is_refused = false);
         if is_up {
             tracing::info!("rooms span instances: Redis is there");
         } else {

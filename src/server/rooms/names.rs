@@ -23,6 +23,9 @@ pub(super) fn partition(room: &RoomName) -> usize {
 }
 
 impl Names {
+    /// A key like those of rooms that no room has: by it one sees whether Redis lets keys of rooms be changed.
+    pub(super) const PROBE: &str = "shardgate:room::probe";
+
     pub(super) fn new(is_cluster: bool, node: &str) -> Self {
         Self { is_cluster, node: node.to_owned(), canary: format!("shardgate:bus:canary:{node}") }
     }

@@ -142,7 +142,7 @@ fn a_redis_that_takes_no_changes_is_none() {
     let ack = publish_until_taken(&mut writer, "b", &json!("b"), &mut heard);
     assert_eq!(ack["seq"], 2, "{ack}");
     assert_eq!([reader.hear(), reader.hear()].map(|message| message["payload"].clone()), [json!("a"), json!("b")]);
-    let complaints = one.log().matches("Redis refused what rooms asked for").count();
+    let complaints = one.log().matches("Redis refuses what rooms across instances need").count();
     assert!(complaints < 5, "{complaints}");
 }
 

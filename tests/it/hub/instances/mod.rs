@@ -3,6 +3,7 @@
 mod checker;
 mod failover;
 mod faults;
+mod refusing;
 
 use std::time::Duration;
 
@@ -28,13 +29,18 @@ fn instance(redis: &RedisServer, more: &str) -> Gateway {
 
 #[track_caller]
 fn instance_in(redis: &RedisServer, mode: &str, more: &str) -> Gateway {
-    let gateway = Gateway::start(&format!(
-        "{KEYS}[runtime]\nshards = 4\n[redis]\nurls = [\"{}\"]\nmode = \"{mode}\"\ntimeout = \"500ms\"\n\
-         [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}",
-        redis.url()
-    ));
+    let gateway = instance_of(&redis.url(), mode, more);
     gateway.log_until("rooms span instances: Redis is there", SOON);
     gateway
+}
+
+/// An instance with this URL, whatever comes of it.
+#[track_caller]
+fn instance_of(url: &str, mode: &str, more: &str) -> Gateway {
+    Gateway::start(&format!(
+        "{KEYS}[runtime]\nshards = 4\n[redis]\nurls = [\"{url}\"]\nmode = \"{mode}\"\ntimeout = \"500ms\"\n\
+         [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}"
+    ))
 }
 
 /// Two instances.
