@@ -6,7 +6,7 @@ use super::path::check_path;
 use super::raw::quoted;
 use super::read::{Fields, suggestion_of};
 use super::report::Report;
-use super::{Config, HubRoom, HubService, HubShare, Role, SlowConsumer, Upstream, written_duration};
+use super::{Config, HubRoom, HubService, HubShare, Role, SlowConsumer, Upstream, WithoutRedis, written_duration};
 use std::collections::BTreeMap;
 
 /// Each is compared with the name of a room when a socket wants to do something there.
@@ -58,6 +58,9 @@ pub(super) fn read_hub(config: &mut Config, fields: &Fields<'_>, report: &mut Re
     }
     check_events(config, fields, report);
     let hub = &config.hub;
+    if hub.without_redis == WithoutRedis::Local && !config.redis.is_given() {
+        report.warn(&fields.place_of("without_redis"), "hub.without_redis is given, and there is no Redis");
+    }
     if let Some(name) = hub.token_query.as_ref().filter(|name| !is_plain(name)) {
         let right = "it is up to 64 of A-Z, a-z, 0-9, ., _ and -, like \"token\"";
         fields.wrong(report, "token_query", format_args!("is {}", quoted(name)), right);
@@ -80,7 +83,21 @@ fn read_rooms(hub: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut Rep
         return vec![HubRoom::new("public.*"), HubRoom::new("user.{sub}.*")];
     }
     let entries = Fields::listed(HubRoom::SECTION, hub.node("rooms"), ROOMS_MAX, report);
-    entries.iter().map(|fields| read_room(fields, roles, report)).collect()
+    let rooms: Vec<HubRoom> = entries.iter().map(|fields| read_room(fields, roles, report)).collect();
+    for (index, (fields, room)) in entries.iter().zip(&rooms).enumerate() {
+        let is_same = |other: &&HubRoom| {
+            (&other.pattern, &other.roles, &other.permissions) == (&room.pattern, &room.roles, &room.permissions)
+        };
+        if rooms.iter().take(index).any(|other| is_same(&other)) {
+            let pattern = quoted(&room.pattern);
+            let warning = format!(
+                "hub.rooms[{index}].pattern is {pattern}, as that of an entry before it for the same roles and permissions: \
+                 either may allow something, and all else is as the first one says"
+            );
+            report.warn(&fields.place_of("pattern"), &warning);
+        }
+    }
+    rooms
 }
 
 fn read_room(fields: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut Report) -> HubRoom {
@@ -97,9 +114,9 @@ fn read_room(fields: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut R
     let wrong = room.permissions.iter().filter(|permission| !is_one_permission(permission));
     fields.wrong_values(report, "permissions", wrong, PERMISSION_FORM);
     if let Some(key) = &room.key {
-        let is_pointer = key.starts_with('/') && key.len() <= 128;
-        if !is_pointer {
-            let right = "a JSON pointer begins with a slash, like \"/symbol\" (RFC 6901), and has up to 128 bytes";
+        if !is_pointer(key) {
+            let right = "a JSON pointer begins with a slash, like \"/symbol\", has ~ only as ~0 or ~1 (RFC 6901), up to 16 \
+                         steps, and up to 128 bytes";
             fields.wrong(report, "key", format_args!("is {}", quoted(key)), right);
         } else if room.slow_consumer != SlowConsumer::Latest {
             let right = "keys are for slow_consumer = \"latest\"";
@@ -112,6 +129,13 @@ fn read_room(fields: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut R
         }
     }
     room
+}
+
+/// Whether it is a JSON pointer (RFC 6901 §3) that a room's messages may be looked through with.
+fn is_pointer(text: &str) -> bool {
+    const STEPS_MAX: usize = 16;
+    let has_sound_escapes = text.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    text.starts_with('/') && text.len() <= 128 && text.matches('/').count() <= STEPS_MAX && has_sound_escapes
 }
 
 /// Whether it is the name of a room, with `{sub}` for the user's id and a star at the end.

@@ -14,7 +14,7 @@ use super::read::{Fields, suggestion};
 use super::redis::check_redis;
 use super::report::{Location, Mistakes, Report};
 use super::roles::read_roles;
-use super::routes::{read_routes, warn_about_own_paths};
+use super::routes::{read_routes, warn_about_idle_upstreams, warn_about_own_paths};
 use super::sessions::check_sessions;
 use super::upstreams::read_upstreams;
 use super::{
@@ -162,8 +162,10 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     warn_about_lonely(&config.limits, config.redis.is_given(), report);
     check_accounts(&config.accounts, &Accounts::fields(root), report);
     read_auth(&mut config.auth, &Auth::fields(root), report);
+    warn_about_own_users(&config, root, report);
     check_sessions(&config, &Sessions::fields(root), report);
     read_hub(&mut config, &Hub::fields(root), report);
+    warn_about_idle_upstreams(&config, report);
     warn_about_own_paths(&config, report);
     config.listeners = read_listeners(root, &config, report);
     check_target(&config.http, &Http::fields(root), report);
@@ -178,6 +180,28 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
         report.warn(&place, "trust.proxies trusts every peer to say where a request came from");
     }
     config
+}
+
+/// Instances that share a Redis are behind one address, and each request may come to any of them.
+fn warn_about_own_users(config: &Config, root: &Table, report: &mut Report) {
+    if !(config.redis.is_given() && config.accounts.enabled) {
+        return;
+    }
+    let place = Redis::fields(root).place_of("urls");
+    if config.auth.keys.is_empty() {
+        report.warn(
+            &place,
+            "redis.urls is given, and tokens are signed with a key that this instance makes for itself: others that share \
+             the Redis answer them with 401; give all of them the same [[auth.keys]]",
+        );
+    }
+    if config.accounts.postgres_url.is_none() {
+        report.warn(
+            &place,
+            "redis.urls is given, and users are kept in this instance's own file: others that share the Redis do not have \
+             them; name accounts.postgres_url, or take the tokens of an issuer (accounts.enabled = false)",
+        );
+    }
 }
 
 impl Listener {

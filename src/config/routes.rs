@@ -84,12 +84,18 @@ pub(super) fn read_routes(root: &Table, config: &Config, report: &mut Report) ->
         }
     }
     check_names_and_conflicts(&routes, report);
-    let routes: Vec<Route> = routes.into_iter().map(|(_, _, route)| route).collect();
-    let used: BTreeSet<&str> = routes.iter().map(|route| route.upstream.as_str()).collect();
+    routes.into_iter().map(|(_, _, route)| route).collect()
+}
+
+/// Upstreams to which neither routes nor the hub lead.
+pub(super) fn warn_about_idle_upstreams(config: &Config, report: &mut Report) {
+    let Config { hub, routes, .. } = config;
+    let of_hub = hub.services.iter().map(|service| &service.upstream).chain(&hub.events_upstream);
+    let of_hub = of_hub.filter(|_| hub.enabled);
+    let used: BTreeSet<&str> = routes.iter().map(|route| &route.upstream).chain(of_hub).map(String::as_str).collect();
     for name in config.upstreams.keys().filter(|name| !used.contains(name.as_str())) {
-        report.warn(&Location::File, &format!("upstreams.{name} is the upstream of no route"));
+        report.warn(&Location::File, &format!("upstreams.{name} is the upstream of no route, and of nothing in [hub]"));
     }
-    routes
 }
 
 fn read_route(fields: &Fields<'_>, config: &Config, report: &mut Report) -> Route {

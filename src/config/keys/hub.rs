@@ -27,7 +27,8 @@ section! {
         ping_interval: Duration as Duration(SECOND, HOUR) = "25s", e.g. "10s";
         /// A socket that has sent nothing for so long, not even a pong, is closed (`4001`).
         dead_after: Duration as Duration(SECOND, DAY) = "60s", e.g. "30s";
-        /// Bytes of a client's message (`1009`).
+        /// Bytes of a client's message (`1009`), and of what a service publishes (`413 body_too_large`; 1 KiB more for what is
+        /// around the payload).
         message_bytes_max: usize as Size(KIB, MIB) = "64KiB", e.g. "16KiB";
         /// Messages a second of one socket, on average; twice as many at once after a pause (`rate_limited`).
         messages_per_s: u32 as Number(1, 100_000) = 50, e.g. 10;

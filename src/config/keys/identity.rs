@@ -46,7 +46,8 @@ section! {
     /// newer.
     Redis = Once "redis", per Process, by Restart {
         /// Where it is: one server, or several sentinels or nodes of a cluster as `mode` says, all with the same user,
-        /// password and database. `rediss` is with TLS. Write a password as `${REDIS_PASSWORD}`; it is never shown.
+        /// password and database. `rediss` is with TLS. Write a password as `${REDIS_PASSWORD}`; it is never shown. The
+        /// database divides keys only: two hubs need two servers, as channels know no databases.
         urls: Vec<RedisUrl> = [], e.g. ["redis://cache.example:6379/0"];
         /// What the servers in `urls` are.
         mode: RedisMode = "single", e.g. "cluster";

@@ -16,13 +16,15 @@ fn mistakes_of_the_hub_are_told() {
     );
     check(
         "[[hub.rooms]]\npattern = \"pub*\"\nroles = [\"nobody\"]\npermissions = [\"a b\"]\nkey = \"symbol\"\n\
-         [[hub.rooms]]\npattern = \"b\"\nkey = \"/symbol\"\n",
+         [[hub.rooms]]\npattern = \"b\"\nkey = \"/symbol\"\n\
+         [[hub.rooms]]\npattern = \"c\"\nslow_consumer = \"latest\"\nkey = \"/a~2b\"\n",
         &expect![[r#"
             shardgate.toml:2: hub.rooms[0].pattern is "pub*"; a room's name is up to 128 of A-Z, a-z, 0-9, ., _, : and -; {sub} stands for the user's id, and a star at the end, behind "." or ":" or alone, for all that begin so
             shardgate.toml:3: hub.rooms[0].roles has "nobody", and there is no such role; there are admin, analyst, service, user
             shardgate.toml:4: hub.rooms[0].permissions has "a b"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
-            shardgate.toml:5: hub.rooms[0].key is "symbol"; a JSON pointer begins with a slash, like "/symbol" (RFC 6901), and has up to 128 bytes
-            shardgate.toml:8: hub.rooms[1].key is given, and slow_consumer is "close"; keys are for slow_consumer = "latest""#]],
+            shardgate.toml:5: hub.rooms[0].key is "symbol"; a JSON pointer begins with a slash, like "/symbol", has ~ only as ~0 or ~1 (RFC 6901), up to 16 steps, and up to 128 bytes
+            shardgate.toml:8: hub.rooms[1].key is given, and slow_consumer is "close"; keys are for slow_consumer = "latest"
+            shardgate.toml:12: hub.rooms[2].key is "/a~2b"; a JSON pointer begins with a slash, like "/symbol", has ~ only as ~0 or ~1 (RFC 6901), up to 16 steps, and up to 128 bytes"#]],
     );
     check(
         "[[hub.services]]\ntype_name = \"join_room\"\nupstream = \"nobody\"\npath = \"x\"\nanswer = \"a b\"\n\
@@ -50,4 +52,45 @@ fn what_is_by_default_stands_in_for_lists_that_are_not_written() {
         good("[upstreams.prediction]\ninstances = [\"p:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"prediction\"\n")
             .hub;
     assert_eq!(hub.services.len(), 1, "there is no ingestion");
+}
+
+#[test]
+fn what_looks_like_a_mistake_in_the_hub_is_told() {
+    check(
+        "[hub]\nwithout_redis = \"local\"\n[[hub.rooms]]\npattern = \"public.*\"\n\
+         [[hub.rooms]]\npattern = \"public.*\"\nroles = [\"admin\"]\n\
+         [[hub.rooms]]\npattern = \"public.*\"\npresence_events = true\n",
+        &expect![[r#"
+            warning: shardgate.toml:9: hub.rooms[2].pattern is "public.*", as that of an entry before it for the same roles and permissions: either may allow something, and all else is as the first one says
+            warning: shardgate.toml:2: hub.without_redis is given, and there is no Redis
+        "#]],
+    );
+    let upstreams = "[upstreams.a]\ninstances = [\"h:1\"]\n[upstreams.b]\ninstances = [\"h:1\"]\n\
+                     [upstreams.c]\ninstances = [\"h:1\"]\n[[routes]]\npath = \"/\"\nupstream = \"a\"\n";
+    let hub =
+        "[hub]\nevents_upstream = \"c\"\n[[hub.services]]\ntype_name = \"order\"\nupstream = \"b\"\npath = \"/\"\n";
+    check(&format!("{upstreams}{hub}"), &expect![[r#""#]]);
+    check(
+        &format!("{upstreams}{hub}").replace("[hub]", "[hub]\nenabled = false"),
+        &expect![[r#"
+        warning: upstreams.b is the upstream of no route, and of nothing in [hub]
+        warning: upstreams.c is the upstream of no route, and of nothing in [hub]
+    "#]],
+    );
+}
+
+#[test]
+fn instances_that_share_a_redis_and_not_their_users_are_told() {
+    let redis = "[redis]\nurls = [\"redis://r\"]\n[sessions]\nsecret = \"a secret that is as long as it has to be\"\n";
+    check(
+        redis,
+        &expect![[r#"
+        warning: shardgate.toml:2: redis.urls is given, and tokens are signed with a key that this instance makes for itself: others that share the Redis answer them with 401; give all of them the same [[auth.keys]]
+        warning: shardgate.toml:2: redis.urls is given, and users are kept in this instance's own file: others that share the Redis do not have them; name accounts.postgres_url, or take the tokens of an issuer (accounts.enabled = false)
+    "#]],
+    );
+    check(&format!("{redis}[accounts]\nenabled = false\n"), &expect![[r#""#]]);
+    let shared = "[accounts]\npostgres_url = \"postgres://u@h/d\"\n\
+                  [[auth.keys]]\nkid = \"1\"\nalgorithm = \"ES256\"\nfile = \"/k\"\n";
+    check(&format!("{redis}{shared}"), &expect![[r#""#]]);
 }

@@ -349,10 +349,10 @@ fn warnings() {
     check(
         "[upstreams.ingestion]\ninstances = [\"h:1\"]\n[upstreams.extra]\ninstances = [\"h:1\"]\n",
         &expect![[r#"
-        warning: shardgate.toml:1: there are no routes, so the built-in ones apply, and upstreams.prediction is "127.0.0.1:4002"
-        warning: shardgate.toml:1: there are no routes, so the built-in ones apply, and upstreams.ai-engine is "127.0.0.1:4003"
-        warning: upstreams.extra is the upstream of no route
-    "#]],
+            warning: shardgate.toml:1: there are no routes, so the built-in ones apply, and upstreams.prediction is "127.0.0.1:4002"
+            warning: shardgate.toml:1: there are no routes, so the built-in ones apply, and upstreams.ai-engine is "127.0.0.1:4003"
+            warning: upstreams.extra is the upstream of no route, and of nothing in [hub]
+        "#]],
     );
     check(
         "[trust]\nproxies = [\"0.0.0.0/0\"]\n",

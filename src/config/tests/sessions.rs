@@ -81,7 +81,13 @@ fn sessions() {
             r#"shardgate.toml: sessions.secret is missing, and sessions are kept in Redis; instances that share sessions share the secret of their refresh tokens: write secret = "${SESSIONS_SECRET}", 32 bytes or more (openssl rand -base64 32)"#
         ]],
     );
-    check("[redis]\nurls = [\"redis://h\"]\n[sessions]\nstore = \"embedded\"\n", &expect![[r#""#]]);
+    check(
+        "[redis]\nurls = [\"redis://h\"]\n[sessions]\nstore = \"embedded\"\n",
+        &expect![[r#"
+        warning: shardgate.toml:2: redis.urls is given, and tokens are signed with a key that this instance makes for itself: others that share the Redis answer them with 401; give all of them the same [[auth.keys]]
+        warning: shardgate.toml:2: redis.urls is given, and users are kept in this instance's own file: others that share the Redis do not have them; name accounts.postgres_url, or take the tokens of an issuer (accounts.enabled = false)
+    "#]],
+    );
     check(
         "[revocation]\nfail = \"guarded\"\nmax_staleness = \"10ms\"\n",
         &expect![[r#"
