@@ -1,6 +1,6 @@
 //! Types of messages: those of the dialect, and those that go to services.
 
-use crate::config::{self, Config, HUB_TYPES};
+use crate::config::{self, Config, HUB_TYPES, HubShare};
 
 /// Characters of the name of a type.
 pub const TYPE_NAME_BYTES_MAX: usize = 64;
@@ -66,8 +66,8 @@ impl ServiceTypes {
     pub fn of(hub: &config::Hub) -> Self {
         let types = hub.services.iter().map(|service| ServiceType {
             name: service.type_name.as_str().into(),
-            // The id of an event becomes the key by which the service knows it again.
-            id: if service.answer.is_none() { IdRule::Header } else { IdRule::Required },
+            // It becomes the key by which the service knows the message again; a call for several has none.
+            id: if service.share == HubShare::Nobody { IdRule::Header } else { IdRule::Required },
             answer: service.answer.as_deref().map_or(ServiceAnswer::Ack, |kind| ServiceAnswer::Response(kind.into())),
             waiting_max: service.waiting_max as usize,
         });

@@ -216,7 +216,13 @@ async fn read(live: &Live, exchange: &Exchange, body: &mut impl RequestBody) -> 
     if !is_json {
         return Err(Reject::new(Code::UnsupportedMediaType));
     }
-    Ok(read_body(exchange, body, bytes_max).await?.to_vec())
+    let read = read_body(exchange, body, bytes_max).await.map_err(|reject| match reject.code {
+        Code::BodyTooLarge => {
+            Reject::because(Code::BodyTooLarge, "the body is longer than hub.message_bytes_max allows")
+        }
+        _ => reject,
+    });
+    Ok(read?.to_vec())
 }
 
 fn parse<'b>(live: &Live, bytes: &'b [u8]) -> Result<Published<'b>, Reject> {

@@ -66,7 +66,6 @@ pub(in crate::gateway) struct Service {
     pub(in crate::gateway) upstream: usize,
     pub(super) path: Box<str>,
     pub(super) timeout: Duration,
-    pub(super) has_key: bool,
     pub(super) share: HubShare,
 }
 
@@ -81,7 +80,6 @@ impl HubPlan {
                 upstream: upstreams.iter().position(|upstream| *upstream == service.upstream)?,
                 path: service.path.as_str().into(),
                 timeout: service.timeout,
-                has_key: service.answer.is_none(),
                 share: service.share,
             })
         });
@@ -95,7 +93,6 @@ impl HubPlan {
                     upstream: upstreams.iter().position(|upstream| upstream == wanted)?,
                     path: hub.events_path.as_str().into(),
                     timeout: hub.events_timeout,
-                    has_key: true,
                     share: HubShare::Nobody,
                 },
                 kinds: hub.events.clone(),

@@ -146,7 +146,8 @@ async fn call(
     let (Some(upstream), Some(labels)) = (live.upstreams.get(service.upstream), live.service_labels.get(index)) else {
         return Err(Code::UpstreamFailed);
     };
-    let key = id.filter(|_| service.has_key).map(|id| {
+    // A call that several share is no session's own.
+    let key = id.filter(|_| service.share == HubShare::Nobody).map(|id| {
         // RFC-less but common: the session's own name for the event, so that the service takes it once.
         let session = sender.claims.sid.as_deref().unwrap_or(&sender.claims.sub);
         [session.as_bytes(), b":", id.as_bytes()].concat()

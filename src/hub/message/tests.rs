@@ -47,10 +47,7 @@ fn messages_are_as_documented() {
         r#"{"type":"cart_event","id":"6","payload":{"sku":1}}"#,
         &expect![[r#"6 Service { index: 0, payload: "{\"sku\":1}" }"#]],
     );
-    check(
-        r#"{"type":"prediction_request","id":"ü 7","payload":null}"#,
-        &expect![[r#"ü 7 Service { index: 1, payload: "null" }"#]],
-    );
+    check(r#"{"type":"prediction_request","id":"ü 7","payload":null}"#, &expect!["ü 7 IdNotPrintable invalid_id"]);
 }
 
 #[test]

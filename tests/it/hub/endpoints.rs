@@ -168,6 +168,8 @@ fn what_cannot_be_published_is_refused() {
         let shown = String::from_utf8_lossy(&body[..body.len().min(40)]).into_owned();
         assert_eq!((answer.status, &answer.json()["code"]), (status, &json!(code)), "{shown}");
     }
+    let answer = send(&gateway, "POST", path, &service(), "application/json", " ".repeat(70_000).as_bytes());
+    assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains("hub.message_bytes_max")));
     let answer = ask(&gateway, "POST", "/hub/rooms/no%20room/publish", &service(), &json!({ "payload": 1 }));
     assert_eq!(answer.status, 422, "{}", answer.text());
     let answer = ask(&gateway, "PUT", path, &service(), &json!({ "payload": 1 }));

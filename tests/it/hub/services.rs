@@ -286,3 +286,23 @@ fn each_message_is_counted_and_logged_as_a_request() {
         "{line}"
     );
 }
+
+#[test]
+fn a_question_has_a_key_too_unless_several_share_the_call() {
+    let mut backend = Backend::answering(|_: &Received| "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1".to_owned());
+    let service = |name: &str, share: &str| {
+        format!(
+            "[[hub.services]]\ntype_name = \"{name}\"\nupstream = \"prediction\"\npath = \"/p\"\nanswer = \"{name}_answer\"\n\
+             share = \"{share}\"\n"
+        )
+    };
+    let gateway = start(&[services(backend.address()), service("own", "nobody"), service("shared", "user")].concat());
+    let mut socket = Socket::open(&gateway, &user("42"));
+    for (kind, id, key) in [("own", "q1", Some("s_42:q1")), ("shared", "an id", None)] {
+        socket.say(&json!({ "type": kind, "id": id, "payload": 1 }));
+        socket.expect(&json!({ "type": format!("{kind}_answer"), "id": id, "payload": 1 }));
+        assert_eq!(backend.request().head.field("idempotency-key"), key);
+    }
+    socket.say(&json!({ "type": "own", "id": "an id", "payload": 1 }));
+    socket.expect_error(&json!("an id"), "invalid_id");
+}
