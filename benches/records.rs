@@ -38,6 +38,7 @@ fn record(place: &RouteNames) -> Record<'_> {
         shard: 3,
         user_agent:
             b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
+        socket: None,
     }
 }
 

@@ -304,6 +304,7 @@ impl Exchange {
                 reason_detail: if matches!(self.ended, Ended::Refused(_)) { &self.why } else { "" },
                 shard: ledger.shard,
                 user_agent: head.value(Known::UserAgent).unwrap_or_default(),
+                socket: None,
             });
         });
     }

@@ -437,6 +437,7 @@ mod tests {
             reason_detail: "",
             shard: 0,
             user_agent: b"",
+            socket: None,
         }
     }
 

@@ -17,6 +17,7 @@ use std::{
     fmt,
     future::poll_fn,
     io::IoSlice,
+    net::IpAddr,
     rc::{Rc, Weak},
     task::{Context, Poll, Waker},
     time::Duration,
@@ -34,7 +35,8 @@ pub(super) use socket::Opening;
 
 use super::{Gateway, Plan};
 use crate::{
-    exchange::Ledger,
+    auth::Claims,
+    exchange::{Ledger, OpenSocket},
     hub::{
         Effect, Hub, PIECES_MAX, Secret, Setup, SocketKey,
         bus::{BusAnswer, BusCounts, BusRequest},
@@ -45,12 +47,18 @@ use crate::{
     },
     proto::websocket::{Opcode, header},
     shard::{Deadline, Instant, Local, clock, task},
-    telemetry::metrics::{BusLoss, BusRefusal, Counters, SocketClosed},
+    telemetry::{
+        metrics::{BusLoss, BusRefusal, Counters, SocketClosed},
+        record::SocketEnd,
+    },
 };
 
 /// Sockets that are written before the shard's other tasks get their turn: 5,000 at once would hold up requests for 15 ms,
 /// and a request waits for two or three turns. With 64 a delivery was no cheaper (PERF.md, "The hub").
 const WRITES_PER_TURN: usize = 16;
+
+/// The close code of a connection that went without a close frame (RFC 6455 §7.1.5).
+const ABNORMAL: u16 = 1006;
 
 /// How a hub's letters go to other shards. One that does not go comes back.
 pub type SendLetter = Box<dyn Fn(usize, RoomLetter) -> Result<(), RoomLetter>>;
@@ -225,23 +233,28 @@ impl Sockets {
     }
 
     fn count_close(&self, close: Close) {
-        let counted = match close {
-            Close::Normal => SocketClosed::Normal,
-            Close::ProtocolError => SocketClosed::ProtocolError,
-            Close::Unsupported => SocketClosed::Unsupported,
-            Close::InvalidText => SocketClosed::InvalidText,
-            Close::TooBig => SocketClosed::TooBig,
-            Close::GoingAway | Close::Restart => SocketClosed::Restart,
-            Close::TryLater => SocketClosed::TryLater,
-            Close::SlowConsumer => SocketClosed::SlowConsumer,
-            Close::NoPong => SocketClosed::NoPong,
-            Close::Unauthenticated => SocketClosed::Unauthenticated,
-            Close::TokenExpired => SocketClosed::TokenExpired,
-            Close::Revoked => SocketClosed::Revoked,
-            Close::PolicyViolation => SocketClosed::PolicyViolation,
-            Close::TooManyConnections => SocketClosed::TooManyConnections,
-        };
+        let counted = counted(close);
         self.ledger.with(|ledger| ledger.counters.sockets_closed[counted.index()] += 1);
+    }
+
+    /// Writes the line of a socket that has ended; `messages` are those that came, and those that were written.
+    fn log_end(
+        &self,
+        opened: &OpenSocket,
+        client: IpAddr,
+        claims: Option<&Claims>,
+        close: Option<Close>,
+        [received, sent]: [u32; 2],
+    ) {
+        let reason = match close {
+            None => "client_gone",
+            Some(Close::Normal) => "",
+            Some(close) => SocketClosed::VALUES.get(counted(close).index()).copied().unwrap_or_default(),
+        };
+        let close_code = close.map_or(ABNORMAL, Close::code);
+        let user = claims.map_or("", |claims| &claims.sub);
+        let end = SocketEnd { close_code, received, sent };
+        self.ledger.with(|ledger| opened.log(ledger, client, user, reason, end));
     }
 
     /// One step of the hub, and all that comes of it.
@@ -410,5 +423,25 @@ impl Sockets {
             self.ledger.with(|ledger| ledger.counters.hub_publish_to_write.observe_us(us));
             next = self.hub.with(Hub::next_fanned_out);
         }
+    }
+}
+
+/// What a close counts as.
+const fn counted(close: Close) -> SocketClosed {
+    match close {
+        Close::Normal => SocketClosed::Normal,
+        Close::ProtocolError => SocketClosed::ProtocolError,
+        Close::Unsupported => SocketClosed::Unsupported,
+        Close::InvalidText => SocketClosed::InvalidText,
+        Close::TooBig => SocketClosed::TooBig,
+        Close::GoingAway | Close::Restart => SocketClosed::Restart,
+        Close::TryLater => SocketClosed::TryLater,
+        Close::SlowConsumer => SocketClosed::SlowConsumer,
+        Close::NoPong => SocketClosed::NoPong,
+        Close::Unauthenticated => SocketClosed::Unauthenticated,
+        Close::TokenExpired => SocketClosed::TokenExpired,
+        Close::Revoked => SocketClosed::Revoked,
+        Close::PolicyViolation => SocketClosed::PolicyViolation,
+        Close::TooManyConnections => SocketClosed::TooManyConnections,
     }
 }

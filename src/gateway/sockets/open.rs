@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::socket::Opening;
 use crate::{
     auth::Claims,
-    exchange::{Code, Exchange, Reject, Tether},
+    exchange::{Code, Exchange, OpenSocket, Reject, Tether},
     gateway::{Gateway, access::bearer, body::Body, cors, live::Live, token_query},
     hub::{Identity, code::Close},
     proto::{
@@ -60,6 +60,7 @@ impl Opener {
             head: Vec::new(),
             client: exchange.client,
             scheme: exchange.peer.scheme,
+            opened: OpenSocket::of(exchange),
             deflate,
         };
         (head, Body::Upgraded(Box::new(opening)))

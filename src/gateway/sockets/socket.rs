@@ -16,7 +16,7 @@ use std::{
 use super::{Sockets, Written, open::LoggedIn};
 use crate::{
     auth::Claims,
-    exchange::Tether,
+    exchange::{OpenSocket, Tether},
     hub::{
         Entrance, SocketKey,
         code::Close,
@@ -49,6 +49,8 @@ pub(super) struct Handle {
     /// Whom it is from.
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
+    /// What its last line in the log says of its beginning.
+    pub(super) opened: Box<OpenSocket>,
     /// It is to be closed.
     pub(super) close: Option<Close>,
     /// It takes no bytes any more.
@@ -64,13 +66,15 @@ pub struct Opening {
     pub(super) head: Vec<u8>,
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
+    pub(super) opened: OpenSocket,
     /// How messages are compressed, where that is agreed.
     pub(super) deflate: Option<DeflateOffer>,
 }
 
 impl Upgrade for Opening {
     fn run<'a>(self: Box<Self>, client: &'a Rc<Io>, first: Vec<u8>, slot: &'a Slot) -> Serving<'a> {
-        let sockets = Rc::clone(&self.sockets);
+        let (sockets, opened, from) = (Rc::clone(&self.sockets), self.opened, self.client);
+        let claims = self.entrance.as_ref().ok().and_then(|entrance| Some(Rc::clone(&entrance.as_ref()?.claims)));
         match (*self).enter(client, slot) {
             Ok(mut socket) => {
                 if !first.is_empty() {
@@ -80,6 +84,7 @@ impl Upgrade for Opening {
             }
             Err((head, close)) => {
                 sockets.count_close(close);
+                sockets.log_end(&opened, from, claims.as_deref(), Some(close), [0, 0]);
                 Box::pin(refuse(client, head, close))
             }
         }
@@ -101,14 +106,15 @@ impl Opening {
 
     /// Comes into the hub. Whoever may not is told so behind the answer to the handshake.
     fn enter(self, io: &Rc<Io>, slot: &Slot) -> Result<Socket, (Vec<u8>, Close)> {
-        let Self { sockets, entrance, head, client, scheme, deflate } = self;
+        let Self { sockets, entrance, head, client, scheme, opened, deflate } = self;
         let (identity, claims, tether) = match entrance {
             Ok(Some(LoggedIn { identity, claims, tether })) => (Some(identity), Some(claims), tether),
             Ok(None) => (None, None, None),
             Err(close) => return Err((head, close)),
         };
         let (io, ender) = (Rc::clone(io), slot.ender());
-        let handle = Handle { io, ender, claims, tether, client, scheme, close: None, is_broken: false };
+        let opened = Box::new(opened);
+        let handle = Handle { io, ender, claims, tether, client, scheme, opened, close: None, is_broken: false };
         let window_bits = deflate.map(|agreed| agreed.server_window_bits);
         let entrance = Entrance { handle, network: network(client), identity, window_bits };
         let key = match sockets.step(|hub, now| hub.enter(now, entrance)) {
@@ -125,6 +131,8 @@ impl Opening {
             deadline: Deadline::new(),
             phase: Phase::Open,
             is_unexplained: false,
+            end: None,
+            received: 0,
         })
     }
 }
@@ -150,6 +158,24 @@ struct Socket {
     phase: Phase,
     /// Its client has closed it without a code.
     is_unexplained: bool,
+    /// Why it was closed, if it was.
+    end: Option<Close>,
+    /// Messages that came.
+    received: u32,
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let Place { sockets, key } = &self.place;
+        let known = sockets.hub.with(|hub| {
+            let socket = hub.socket(*key)?;
+            let Handle { opened, client, claims, .. } = &socket.handle;
+            Some((**opened, *client, claims.clone(), socket.outbox.sent()))
+        });
+        if let Some((opened, client, claims, sent)) = known {
+            sockets.log_end(&opened, client, claims.as_deref(), self.end, [self.received, sent]);
+        }
+    }
 }
 
 /// How far a socket is.
@@ -204,7 +230,10 @@ impl Socket {
         let Place { sockets, key } = &self.place;
         let (sockets, key) = (Rc::clone(sockets), *key);
         match slot.poll_end(cx) {
-            Poll::Ready(End::Cut) => return Poll::Ready(Turn::Over),
+            Poll::Ready(End::Cut) => {
+                self.end = self.end.or(Some(Close::GoingAway));
+                return Poll::Ready(Turn::Over);
+            }
             Poll::Ready(End::Revoked | End::Kicked) if self.phase == Phase::Open => {
                 sockets.step(|hub, now| hub.close(now, key, Close::Revoked));
             }
@@ -240,6 +269,7 @@ impl Socket {
             Some((handle.is_broken, handle.close.take()))
         });
         let Some((is_broken, close)) = told else { return Poll::Ready(()) };
+        self.end = self.end.or(close);
         if is_broken {
             // It may have been closed before it was cut.
             if let Some(close) = close {
@@ -311,6 +341,7 @@ impl Socket {
                 Ok(Some(Event::Close { .. })) if self.phase != Phase::Open => return true,
                 Ok(Some(_)) if self.phase != Phase::Open => continue,
                 Ok(Some(Event::Text(text))) => {
+                    self.received = self.received.saturating_add(1);
                     sockets.step(|hub, now| hub.handle_text(now, *key, text));
                     continue;
                 }
@@ -332,6 +363,7 @@ impl Socket {
                     Close::Normal
                 }
                 Ok(Some(Event::Deflated { is_text: true, payload })) => {
+                    self.received = self.received.saturating_add(1);
                     let hear = |message: Message<'_>| {
                         if let Message::Text(text) = message {
                             sockets.step(|hub, now| hub.handle_text(now, *key, text));
@@ -406,8 +438,9 @@ mod tests {
     fn what_an_idle_socket_holds_is_small() {
         let sizes = [
             ("what its task polls", size_of::<Served<'_>>(), 104),
-            ("what the hub knows of it", size_of::<HubSocket<Handle>>(), 256),
-            ("of that, the driver's", size_of::<Handle>(), 72),
+            ("what the hub knows of it", size_of::<HubSocket<Handle>>(), 264),
+            ("of that, the driver's", size_of::<Handle>(), 80),
+            ("what its last line in the log needs", size_of::<OpenSocket>(), 80),
         ];
         for (what, bytes, bytes_max) in sizes {
             assert!(bytes <= bytes_max, "{what} takes {bytes} bytes, and took {bytes_max}");

@@ -18,7 +18,9 @@ pub const PIECES_MAX: usize = 64;
 pub struct Outbox {
     frames: VecDeque<Frame>,
     /// Bytes of the first frame that are written.
-    written: usize,
+    written: u32,
+    /// Frames that are wholly written, as far as 32 bits count.
+    sent: u32,
     /// What waits costs, [`cost`] by [`cost`].
     cost: usize,
 }
@@ -65,7 +67,7 @@ impl Outbox {
     pub fn slices<'a>(&'a self, pieces: &mut [IoSlice<'a>; PIECES_MAX]) -> usize {
         let mut count = 0_usize;
         for (piece, frame) in pieces.iter_mut().zip(&self.frames) {
-            let skipped = if count == 0 { self.written } else { 0 };
+            let skipped = if count == 0 { self.begun() } else { 0 };
             *piece = IoSlice::new(frame.bytes().get(skipped..).unwrap_or_default());
             count = count.saturating_add(1);
         }
@@ -74,17 +76,30 @@ impl Outbox {
 
     /// So many bytes of it are written.
     pub fn written(&mut self, bytes: usize) {
-        self.written = self.written.saturating_add(bytes);
+        let mut written = self.begun().saturating_add(bytes);
         while let Some(first) = self.frames.front() {
             let length = first.bytes().len();
-            if length > self.written {
+            if length > written {
                 break;
             }
-            self.written = self.written.saturating_sub(length);
+            written = written.saturating_sub(length);
+            self.sent = self.sent.saturating_add(u32::from(*first.kind() != Kind::Opening));
             self.cost = self.cost.saturating_sub(cost(first));
             self.frames.pop_front();
         }
+        // Less than one frame has, which is far from 4 GiB.
+        self.written = u32::try_from(written).unwrap_or(u32::MAX);
         self.give_back();
+    }
+
+    /// Frames that were wholly written so far.
+    pub const fn sent(&self) -> u32 {
+        self.sent
+    }
+
+    /// Bytes of the first frame that are written.
+    fn begun(&self) -> usize {
+        self.written as usize
     }
 
     /// Puts this before all that waits; nothing is written yet.

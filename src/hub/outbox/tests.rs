@@ -61,7 +61,7 @@ fn check(messages: usize, script: &str, expected: &Expect) {
             }
             "." => {
                 let all: usize = outbox.frames.iter().map(|frame| frame.bytes().len()).sum();
-                outbox.written(all - outbox.written - 10);
+                outbox.written(all - outbox.begun() - 10);
                 continue;
             }
             _ => sender.message(room, Slow::Close, 1),
