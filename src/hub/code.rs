@@ -65,8 +65,8 @@ codes! {
     AlreadyJoined = "already_joined", false, "this connection has joined the room already";
     /// The socket is not in the room.
     NotJoined = "not_joined", false, "this connection has not joined the room";
-    /// The socket is in as many rooms as it may, or the user's sockets together are.
-    TooManyRooms = "too_many_rooms", false, "this connection or its user has as many rooms as it may; leave one first";
+    /// The socket is in as many rooms as it may, or its user was the first in too many that are not forgotten yet.
+    TooManyRooms = "too_many_rooms", false, "this connection is in too many rooms, or its user opened too many; leave one";
     /// The socket, or whoever it counts for, has sent as much as it may.
     RateLimited = "rate_limited", true, "too many messages; try again after retryAfterMs";
     /// A bounded queue on the way is full.

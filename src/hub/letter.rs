@@ -59,30 +59,32 @@ pub enum RoomLetter {
     /// To the home: some messages were missed. Lost: asked again, by a timer.
     Pull(Pull),
 
-    /// From the home: come in. Lost: undone at home; the asker gives up by itself.
+    /// From the home: come in. Lost: undone at home, and refused as overloaded.
     Joined(Box<Joined>),
-    /// From the home: no. Lost: the asker gives up by itself.
+    /// From the home: no. Lost: sent again, at the next timeout.
     Refused { ticket: Key, code: Code },
-    /// From the home: the message has this number. Lost: the asker gives up by itself.
+    /// From the home: the message has this number. Lost: sent again, at the next timeout.
     Published { ticket: Key, position: Position },
-    /// From the home: a message. Lost: the next number, or the next `Position`, shows the hole.
+    /// From the home: a message. Lost: the next number, or a `Position` at the next timeout, shows the hole.
     Deliver(Arc<Delivery>),
     /// From the home: something without a number, to all members. Lost: lost.
     Tell { room: RoomName, text: Arc<str> },
-    /// From the home: how far the room is. Lost: the next one comes.
+    /// From the home, to a shard that missed something: how far the room is. Lost: told again, as it is then, at the next
+    /// timeout.
     Position { room: RoomName, position: Position },
-    /// From the home: what was missed. Lost: asked again, by a timer.
+    /// From the home: what was missed. Lost: a `Position` at the next timeout, and asked again, by a timer.
     Pulled(Box<Pulled>),
-    /// From the home: who is there. Lost: the asker gives up by itself.
+    /// From the home: who is there. Lost: sent again, at the next timeout.
     PresenceIs(Box<PresenceIs>),
-    /// From the home: how the room stands. Lost: the asker gives up by itself.
+    /// From the home: how the room stands. Lost: sent again, at the next timeout.
     LookIs { ticket: Key, seen: Look },
 
     /// To the home of a user: whether the user has sockets on this shard. Lost: told again, as it is then, at the next timeout.
     User { user: Arc<str>, is_here: bool },
     /// To all shards: tell me of your users who are at home here. Lost: sent again, at the next timeout.
     AskUsers,
-    /// From the home, where only the bus knows: how the room stands and who is there. Lost: the asker gives up by itself.
+    /// From the home, where only the bus knows: how the room stands and who is there. Lost: sent again, at the next
+    /// timeout.
     SeenIs(Box<SeenIs>),
 
     /// To all shards: a message for each socket of a user. Lost: counted as none.
@@ -93,7 +95,7 @@ pub enum RoomLetter {
     UserCount { user: Arc<str>, count: u32 },
     /// From the user's home: no more than so many. Lost: sent again, at the next timeout.
     UserMax { user: Arc<str>, max: u32 },
-    /// From each: how many sockets it was. Lost: counted as none.
+    /// From each: how many sockets it was. Lost: sent again, at the next timeout.
     UserTold { ticket: Key, count: u32 },
 }
 

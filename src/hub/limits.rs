@@ -52,7 +52,7 @@ pub struct Limits {
     pub history_bytes_max: usize,
     /// How long a join, a publish or a question may wait for its answer from another shard.
     pub answer_within: Duration,
-    /// A room that is quiet tells its position so often.
+    /// Where rooms span instances, each is compared with what the bus has so often.
     pub position_every: Duration,
     /// How long a close frame may take to be written before the connection is cut.
     pub close_within: Duration,
