@@ -10,6 +10,7 @@ use super::{
     arena::{Arena, Key},
     code::Code,
     name::RoomName,
+    others::Others,
 };
 use crate::shard::Instant;
 
@@ -23,6 +24,8 @@ pub(super) enum Asker {
     Socket(Key),
     /// Somebody outside of the hub, who is told by [`super::Effect::Told`].
     Outside(u64),
+    /// Another instance, which the bus knows by this number.
+    Instance(u64),
 }
 
 /// What is asked.
@@ -36,7 +39,7 @@ pub(super) enum Question {
     Presence(RoomName),
     /// How a room stands.
     Look(RoomName),
-    /// All shards: how many sockets of a user there were.
+    /// All shards, and other instances: how many sockets of a user there were.
     Everywhere(Everywhere),
     /// A service; the number says which type of message.
     Service(usize),
@@ -46,7 +49,7 @@ pub(super) enum Question {
 #[derive(Debug)]
 pub(super) struct LeaveId(pub(super) Option<Box<str>>);
 
-/// A question to all shards: how far it is.
+/// A question to all shards, and by the bus to other instances: how far it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Everywhere {
     pub(super) asked: u32,
@@ -55,6 +58,8 @@ pub(super) struct Everywhere {
     pub(super) answered: u32,
     /// What they have counted.
     pub(super) count: u32,
+    /// Other instances; none where they could not be asked.
+    pub(super) others: Option<Others>,
 }
 
 /// A question.

@@ -11,6 +11,7 @@ use super::{
     home::{Home, PRESENCE_USERS_MAX},
     letter::SeenIs,
     name::RoomName,
+    others::{OthersAnswer, OthersRequest},
     position::{Chain, Epoch, Last, Position},
     unnumbered::Unnumbered,
 };
@@ -44,6 +45,8 @@ pub enum BusRequest {
     Here(Box<BusHere>),
     /// Nobody here is in the room any more.
     Forget(RoomName),
+    /// For other instances; see there.
+    Others(Box<OthersRequest>),
 }
 
 /// Who is in a room on this instance.
@@ -158,6 +161,8 @@ pub enum BusAnswer {
     Gone(Arc<str>),
     /// Who is in the room here has to be told again.
     TellAgain(RoomName),
+    /// Of other instances; see there.
+    Others(Box<OthersAnswer>),
 }
 
 /// A user on an instance.
@@ -220,7 +225,7 @@ impl BusAnswer {
             Self::Published { room, .. } | Self::Unread { room, .. } | Self::TellAgain(room) => Some(room),
             Self::Stands(stands) => Some(&stands.room),
             Self::Elsewhere(elsewhere) => Some(&elsewhere.room),
-            Self::Refused { .. } | Self::LookIs { .. } | Self::Gone(_) => None,
+            Self::Refused { .. } | Self::LookIs { .. } | Self::Gone(_) | Self::Others(_) => None,
         }
     }
 }
@@ -354,6 +359,7 @@ impl<W> Hub<W> {
                     self.at_home(now, key, |home, given| home.tell_again(given));
                 }
             }
+            BusAnswer::Others(answer) => self.handle_others(now, *answer),
         }
         self.settle(now);
     }
@@ -363,6 +369,7 @@ impl<W> Hub<W> {
         match request {
             BusRequest::Publish(publish) => self.refuse_bus(publish.asker),
             BusRequest::Look { asker, .. } => self.refuse_bus(asker),
+            BusRequest::Others(request) => self.others_dropped(&request),
             BusRequest::Read(read) => {
                 if let Some(&key) = self.home_names.get(&read.room) {
                     self.at_home(now, key, Home::read_dropped);

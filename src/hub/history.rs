@@ -146,6 +146,11 @@ impl Window {
         self.order.is_empty()
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// The number that this got already.
     pub(super) fn number(&self, seen: Seen) -> Option<u64> {
         self.numbers.get(&seen).copied()

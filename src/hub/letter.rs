@@ -217,4 +217,6 @@ pub struct ToUser {
     pub ticket: Key,
     pub user: Arc<str>,
     pub text: Arc<str>,
+    /// Who said it and under which id; with the same nothing is said again.
+    pub seen: Option<u128>,
 }

@@ -30,7 +30,7 @@ impl<W> Hub<W> {
             RoomLetter::User { user, is_here } => self.handle_user(now, from, user, is_here),
             RoomLetter::AskUsers => self.handle_ask_users(from),
             RoomLetter::SeenIs(seen) => self.handle_seen_is(*seen),
-            RoomLetter::ToUser(to_user) => self.handle_to_user(from, &to_user),
+            RoomLetter::ToUser(to_user) => self.handle_to_user(now, from, &to_user),
             RoomLetter::Kick { ticket, user } => self.handle_kick(now, from, ticket, &user),
             RoomLetter::UserCount { user, count } => self.handle_user_count(from, user, count),
             RoomLetter::UserMax { user, max } => self.handle_user_max(now, &user, max),

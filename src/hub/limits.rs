@@ -50,6 +50,8 @@ pub struct Limits {
     pub frames_bytes_max: usize,
     /// Bytes of the histories of all rooms at home on one shard.
     pub history_bytes_max: usize,
+    /// How long the ids of messages to users are known.
+    pub ids_for: Duration,
     /// How long a join, a publish or a question may wait for its answer from another shard.
     pub answer_within: Duration,
     /// Where rooms span instances, each is compared with what the bus has so often.
@@ -81,6 +83,7 @@ impl Limits {
             outbox_bytes_max: hub.outbox_bytes_max,
             frames_bytes_max: size(hub.outboxes_bytes_max),
             history_bytes_max: size(hub.histories_bytes_max),
+            ids_for: hub.dedup_window,
             answer_within: Duration::from_secs(5),
             position_every: Duration::from_secs(5),
             close_within: Duration::from_secs(5),

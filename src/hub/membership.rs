@@ -192,6 +192,8 @@ impl<W> Hub<W> {
     ) {
         let socket = match asker {
             Asker::Outside(number) => return self.tell_outside(number, question, code),
+            // It has given up by then.
+            Asker::Instance(_) => return,
             Asker::Socket(socket) => socket,
         };
         self.forget_ask(socket, ticket);
@@ -477,6 +479,7 @@ impl<W> Hub<W> {
         let Question::Publish(room) = &ask.question else { return };
         match ask.asker {
             Asker::Outside(number) => self.answer_outside(number, super::Answer::Published(position)),
+            Asker::Instance(_) => {}
             Asker::Socket(socket) => {
                 let frame = self.encoder.ack(ask.id.as_deref(), room.as_str(), position);
                 self.acknowledge(socket, ticket, frame);

@@ -35,6 +35,7 @@ pub mod limits;
 mod membership;
 pub mod message;
 pub mod name;
+pub mod others;
 pub mod outbox;
 mod outside;
 pub mod pointer;
@@ -68,10 +69,12 @@ use encode::{Encoder, Welcome};
 use events::{Event, EventPlan, Events};
 use frame::Frame;
 pub use history::Secret;
+use history::Window;
 use home::Home;
 use letter::{Look, RoomLetter};
 use limits::Limits;
 use name::RoomName;
+use others::Others;
 pub use outbox::{Outbox, PIECES_MAX};
 pub use outside::ServiceMessage;
 use position::Position;
@@ -198,7 +201,7 @@ pub enum Answer {
     Published(Position),
     /// How the room stands.
     Room(Look),
-    /// So many sockets of the user there were, on the shards that answered.
+    /// So many sockets of the user there were, on the shards and instances that answered.
     Sockets {
         /// Sockets.
         count: u32,
@@ -206,6 +209,8 @@ pub enum Answer {
         asked: u32,
         /// Shards that answered.
         answered: u32,
+        /// Other instances; none where they could not be asked.
+        others: Option<Others>,
     },
 }
 
@@ -284,6 +289,8 @@ pub struct Hub<W> {
     /// When it is looked through for what was forgotten.
     order_max: usize,
     asks: Asks,
+    /// Messages to users by their ids, and how many sockets here each was for.
+    said_to_users: Window,
     timers: Timers,
     /// Letters that did not go and have to.
     kept: VecDeque<(usize, RoomLetter)>,
@@ -328,6 +335,7 @@ impl<W> Hub<W> {
             history_order: VecDeque::new(),
             order_max: 1024,
             asks: Asks::default(),
+            said_to_users: Window::default(),
             timers: Timers::default(),
             kept: VecDeque::new(),
             kept_armed: Instant::NEVER,

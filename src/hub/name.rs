@@ -14,7 +14,7 @@ const SUB: &str = "{sub}";
 
 /// The shard that keeps what all shards share about something of this name.
 #[inline]
-pub(super) fn home_of(name: &str, shards: usize) -> usize {
+pub fn home_of(name: &str, shards: usize) -> usize {
     // The hash as a fraction of the shards: even, and without a division.
     let scaled = u128::from(stable_hash(name.as_bytes())).saturating_mul(shards as u128);
     usize::try_from(scaled >> 64).unwrap_or_default()

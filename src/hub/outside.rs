@@ -4,16 +4,17 @@
 use std::sync::Arc;
 
 use super::{
-    Answer, Asker, Close, Code, Effect, Hub, Question, RoomLetter,
+    Answer, Asker, Close, Code, Hub, Question, RoomLetter,
     arena::Key,
-    asks::{Ask, Everywhere},
+    asks::Ask,
     frame::Kind,
     letter::{Look, PresenceIs, Publish, Publisher, SeenIs, ToUser},
     name::RoomName,
+    others::UserOrder,
 };
 use crate::shard::Instant;
 
-/// A service's message to a room.
+/// A service's message to a room or a user.
 #[derive(Clone, Copy, Debug)]
 pub struct ServiceMessage<'a> {
     /// Who sends it.
@@ -46,31 +47,18 @@ impl<W> Hub<W> {
         self.settle(now);
     }
 
-    /// A service says something to all sockets of a user, on all shards.
-    pub fn publish_to_user_for(&mut self, now: Instant, asker: u64, user: &Arc<str>, kind: &str, payload: &str) {
-        if let Some(ticket) = self.ask_everywhere(now, asker) {
-            let text = self.encoder.pushed((self.to_unix_ms)(now), kind, payload);
-            for shard in 0..self.shards {
-                let to_user = ToUser { ticket, user: Arc::clone(user), text: Arc::clone(&text) };
-                self.post.send(shard, RoomLetter::ToUser(Box::new(to_user)));
-            }
-        }
+    /// A service says something to all sockets of a user, on all shards and instances.
+    pub fn publish_to_user_for(&mut self, now: Instant, asker: u64, user: &Arc<str>, message: &ServiceMessage<'_>) {
+        let text = self.encoder.pushed((self.to_unix_ms)(now), message.kind, message.payload);
+        let id = message.id.map(|id| (message.sub.into(), id.into()));
+        self.ask_everywhere(now, Asker::Outside(asker), user, UserOrder::Say { text, id });
         self.settle(now);
     }
 
-    /// All sockets of a user are closed, on all shards (4102).
+    /// All sockets of a user are closed, on all shards and instances (4102).
     pub fn kick_for(&mut self, now: Instant, asker: u64, user: &Arc<str>) {
-        if let Some(ticket) = self.ask_everywhere(now, asker) {
-            for shard in 0..self.shards {
-                self.post.send(shard, RoomLetter::Kick { ticket, user: Arc::clone(user) });
-            }
-        }
+        self.ask_everywhere(now, Asker::Outside(asker), user, UserOrder::Close);
         self.settle(now);
-    }
-
-    fn ask_everywhere(&mut self, now: Instant, asker: u64) -> Option<Key> {
-        let asked = u32::try_from(self.shards).unwrap_or(u32::MAX);
-        self.ask_for(now, asker, Question::Everywhere(Everywhere { asked, waiting: asked, answered: 0, count: 0 }))
     }
 
     fn ask_for(&mut self, now: Instant, asker: u64, question: Question) -> Option<Key> {
@@ -85,16 +73,12 @@ impl<W> Hub<W> {
         }
     }
 
-    pub(super) fn answer_outside(&mut self, asker: u64, answer: Answer) {
-        self.effects.push_back(Effect::Told { asker, answer });
-    }
-
     /// It cannot be answered, or only in part.
     pub(super) fn tell_outside(&mut self, asker: u64, question: &Question, code: Code) {
         self.answer_outside(
             asker,
             match question {
-                Question::Everywhere(all) => sockets(all),
+                Question::Everywhere(all) => all.answer(),
                 _ => Answer::Refused(code),
             },
         );
@@ -116,14 +100,19 @@ impl<W> Hub<W> {
         }
     }
 
-    pub(super) fn handle_to_user(&mut self, from: usize, to_user: &ToUser) {
-        let sockets = self.users.get(&to_user.user).map_or(&[][..], Vec::as_slice);
-        let frame = self.encoder.frame(&to_user.text, Kind::Plain);
-        for &socket in sockets {
-            self.sockets.push(socket, frame.clone());
-        }
-        let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
-        self.post.send(from, RoomLetter::UserTold { ticket: to_user.ticket, count });
+    pub(super) fn handle_to_user(&mut self, now: Instant, from: usize, to_user: &ToUser) {
+        let ToUser { ticket, user, text, seen } = to_user;
+        let count = self.said_before(now, *seen).unwrap_or_else(|| {
+            let sockets = self.users.get(user).map_or(&[][..], Vec::as_slice);
+            let frame = self.encoder.frame(text, Kind::Plain);
+            for &socket in sockets {
+                self.sockets.push(socket, frame.clone());
+            }
+            let count = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
+            self.keep_said(now, *seen, count);
+            count
+        });
+        self.post.send(from, RoomLetter::UserTold { ticket: *ticket, count });
     }
 
     pub(super) fn handle_kick(&mut self, now: Instant, from: usize, ticket: Key, user: &str) {
@@ -139,29 +128,4 @@ impl<W> Hub<W> {
         }
         u32::try_from(sockets.len()).unwrap_or(u32::MAX)
     }
-
-    /// A shard has answered, or was not reached.
-    pub(super) fn handle_user_told(&mut self, ticket: Key, count: Option<u32>) {
-        let Some(ask) = self.asks.get_mut(ticket) else { return };
-        let Question::Everywhere(all) = &mut ask.question else { return };
-        all.waiting = all.waiting.saturating_sub(1);
-        if let Some(count) = count {
-            all.answered = all.answered.saturating_add(1);
-            all.count = all.count.saturating_add(count);
-        }
-        if all.waiting > 0 {
-            return;
-        }
-        let (all, asker, is_given_up) = (*all, ask.asker, ask.is_given_up);
-        self.asks.remove(ticket);
-        if let Asker::Outside(asker) = asker
-            && !is_given_up
-        {
-            self.answer_outside(asker, sockets(&all));
-        }
-    }
-}
-
-fn sockets(all: &Everywhere) -> Answer {
-    Answer::Sockets { count: all.count, asked: all.asked, answered: all.answered }
 }

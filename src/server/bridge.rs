@@ -176,6 +176,9 @@ async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Optio
         None => drop(begun.send(Ok(None))),
     }
     assert!(receive.await.is_ok(), "letters to the bridge are not taken any more");
+    if let Some(rooms) = &bridge.rooms {
+        rooms.leave().await;
+    }
 }
 
 /// What the bridge works with.

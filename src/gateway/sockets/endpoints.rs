@@ -50,6 +50,13 @@ struct Published<'a> {
     id: Option<&'a str>,
 }
 
+impl<'a> Published<'a> {
+    fn message(&self, claims: &'a Claims) -> ServiceMessage<'a> {
+        let kind = self.kind.unwrap_or(ROOM_MESSAGE);
+        ServiceMessage { sub: &claims.sub, kind, id: self.id, payload: self.payload.get() }
+    }
+}
+
 /// What a message is where its `type` is left out.
 const ROOM_MESSAGE: &str = "room_message";
 
@@ -92,9 +99,7 @@ pub(in crate::gateway) async fn answer(
             }
             let bytes = read(live, exchange, body).await?;
             let published = parse(live, &bytes)?;
-            let kind = published.kind.unwrap_or(ROOM_MESSAGE);
-            let (sub, id, payload) = (&*claims.sub, published.id, published.payload.get());
-            let message = ServiceMessage { sub, kind, id, payload };
+            let message = published.message(&claims);
             let asked = room.clone();
             match sockets.ask(|hub, now, asker| hub.publish_for(now, asker, asked, &message)).await {
                 Answer::Published(position) => Ok(document(
@@ -114,9 +119,12 @@ pub(in crate::gateway) async fn answer(
             let user = user(&named)?;
             let bytes = read(live, exchange, body).await?;
             let published = parse(live, &bytes)?;
-            let kind = published.kind.unwrap_or(ROOM_MESSAGE);
-            let payload = published.payload.get();
-            match sockets.ask(|hub, now, asker| hub.publish_to_user_for(now, asker, &user, kind, payload)).await {
+            let message = published.message(&claims);
+            match sockets.ask(|hub, now, asker| hub.publish_to_user_for(now, asker, &user, &message)).await {
+                // It was told here; with its id it may be said again.
+                Answer::Sockets { others: None, .. } if !live.plan.hub.opens_without_bus => {
+                    Err(Reject::new(Code::DependencyUnavailable))
+                }
                 Answer::Sockets { count, .. } => Ok(document(202, &json!({ "connections": count }))),
                 other => Err(unanswered(other)),
             }
@@ -124,12 +132,13 @@ pub(in crate::gateway) async fn answer(
         HubEndpoint::Kick => {
             need(live, &claims, "hub:admin")?;
             let user = user(&named)?;
-            if revokes(exchange)? {
-                account::end_all(gateway, &user).await?;
-            }
+            let revokes = revokes(exchange)?;
+            // First, so that they are counted.
             let closed = kick(sockets, &user).await;
-            if sockets.spans_instances() {
-                // The others hear it from the log of revocations, which only accounts have.
+            if revokes {
+                account::end_all(gateway, &user).await?;
+            } else if sockets.spans_instances() {
+                // Those that could not be asked hear it from the log of revocations, which only accounts have.
                 match account::kick(gateway, &user, &claims.sub).await {
                     Err(reject) if reject.code == Code::NotFound => {}
                     told => told?,
@@ -140,13 +149,19 @@ pub(in crate::gateway) async fn answer(
     }
 }
 
-/// Closes the user's sockets. The instance that answers has asked itself.
+/// Closes the user's sockets, on all instances. The one that answers has asked itself.
 async fn kick(sockets: &std::rc::Rc<Sockets>, user: &Arc<str>) -> Result<(ResponseHead, Body), Reject> {
     match sockets.ask(|hub, now, asker| hub.kick_for(now, asker, user)).await {
-        Answer::Sockets { count, asked, answered } => {
-            let is_whole = u32::from(asked == answered);
-            Ok(document(200, &json!({ "closed": count, "instancesAsked": 1, "instancesAnswered": is_whole })))
+        Answer::Sockets { count, asked, answered, others: Some(others) } => {
+            let itself = u32::from(asked == answered);
+            let document_of = json!({
+                "closed": count,
+                "instancesAsked": others.asked.saturating_add(1), "instancesAnswered": others.answered.saturating_add(itself),
+            });
+            Ok(document(200, &document_of))
         }
+        // Whoever is here is closed; of the others nobody knows how many there are.
+        Answer::Sockets { others: None, .. } => Err(Reject::new(Code::DependencyUnavailable)),
         other => Err(unanswered(other)),
     }
 }

@@ -15,6 +15,7 @@ mod bus;
 mod events;
 mod instances;
 mod limits;
+mod others;
 mod points;
 mod sim;
 

@@ -8,6 +8,7 @@ use super::super::{
     Answer, Close, Code, Effect, Entrance, ServiceMessage, ServiceOutcome, SocketKey,
     letter::RoomLetter,
     name::{Pattern, RoomName},
+    others::Others,
     rules::{Actions, Policy, Rule, Rules},
 };
 use super::{HOME, One, Plan, hub_of, identity, read};
@@ -393,14 +394,15 @@ fn a_kick_closes_all_sockets_of_a_user() {
     let (a, again, b) = (one.enter("a"), one.enter("a"), one.enter("b"));
     one.hub.kick_for(one.now, 1, &Arc::from("a"));
     let told = one.effects();
-    let answer = Answer::Sockets { count: 2, asked: 1, answered: 1 };
+    let answer = Answer::Sockets { count: 2, asked: 1, answered: 1, others: Some(Others::default()) };
     assert!(
         matches!(&told[..], [Effect::Close(one, Close::Revoked), Effect::Close(two, Close::Revoked), Effect::Told { asker: 1, answer: last }]
         if (*one, *two) == (a, again) && *last == answer),
         "{told:?}"
     );
     one.read(b);
-    one.hub.publish_to_user_for(one.now, 2, &Arc::from("b"), "hello", "{}");
+    let hello = ServiceMessage { sub: "shop", kind: "hello", id: None, payload: "{}" };
+    one.hub.publish_to_user_for(one.now, 2, &Arc::from("b"), &hello);
     has(&one.read(b), &[r#"{"type":"hello","payload":{},"timestamp":"#]);
 }
 

@@ -5,6 +5,7 @@
 
 mod asked;
 mod names;
+mod others;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -15,6 +16,7 @@ use std::{
 
 use asked::lease;
 use names::{Names, PARTITIONS};
+use others::Questions;
 use tokio::{
     sync::{Notify, Semaphore, mpsc},
     task::spawn_local,
@@ -77,6 +79,7 @@ pub(super) struct Rooms {
     publish: Script,
     read: Script,
     here: Script,
+    questions: Questions,
     state: Local<State>,
     /// Space for answers to reads.
     answers: Semaphore,
@@ -141,6 +144,7 @@ impl Rooms {
             publish: Script::new(concat!(include_str!("stands.lua"), include_str!("publish.lua"))),
             read: Script::new(concat!(include_str!("stands.lua"), include_str!("read.lua"))),
             here: Script::new(include_str!("here.lua")),
+            questions: Questions::new(),
             state: Local::new(state),
             answers: Semaphore::new(ANSWERS_BYTES_MAX),
             failed: Notify::new(),
@@ -158,7 +162,7 @@ impl Rooms {
                     state.partitions[names::partition(&read.room)].0 += 1;
                 }
             }),
-            BusRequest::Publish(_) | BusRequest::Look { .. } | BusRequest::Here(_) => {}
+            BusRequest::Publish(_) | BusRequest::Look { .. } | BusRequest::Here(_) | BusRequest::Others(_) => {}
         }
         let link = self.state.with(|state| {
             let link = state.link.clone().ok_or(Code::DependencyUnavailable)?;
@@ -310,6 +314,7 @@ impl Rooms {
         let mut looks = Ticks::every(LOOK_INTERVAL);
         let (mut heard_at, mut sent_at) = (clock::now(), Instant::START);
         let mut nonce = String::new();
+        let own = self.names.channel_of(&self.names.node);
         loop {
             tokio::select! {
                 biased;
@@ -358,7 +363,10 @@ impl Rooms {
                             }
                             // A server that takes no changes is of no use.
                             match link.ask::<()>(&lease).await {
-                                Ok(()) => drop(rooms.look_for_nodes(link).await),
+                                Ok(()) => {
+                                    let _ = rooms.renew(&mut link, LEASE).await;
+                                    let _ = rooms.look_for_nodes(link).await;
+                                }
                                 // One that is slow once: the canary tells whether it is there.
                                 Err(failure) if failure.is_away() => {}
                                 Err(failure) => rooms.note(number, "shardgate:presence:*", &failure),
@@ -367,6 +375,8 @@ impl Rooms {
                     }
                 }
                 message = messages.recv() => match message {
+                    Some(Push::Message { channel, text, .. }) if channel == self.names.all => self.hear_question(&text),
+                    Some(Push::Message { channel, text, .. }) if channel == own => self.hear_answer(&text),
                     Some(Push::Message { text, .. }) => self.hear(&text).await,
                     _ => return RedisFailure::Away(Outage::Broken),
                 },
@@ -380,10 +390,13 @@ impl Rooms {
         self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, number)).await)?;
         self.told("shardgate:room:*", link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
         // Before any runs: a script that is not known yet would be overtaken while it is sent.
-        for script in [&self.publish, &self.read, &self.here] {
+        for script in [&self.publish, &self.read, &self.here].into_iter().chain(self.questions.scripts()) {
             link.load(script).await?;
         }
-        self.told(&self.names.canary, link.subscribe(&self.names.canary).await)?;
+        self.told("shardgate:presence:*", self.renew(link, LEASE).await)?;
+        for channel in [&self.names.canary, &self.names.all, &self.names.channel_of(&self.names.node)] {
+            self.told(channel, link.subscribe(channel).await)?;
+        }
         for &partition in partitions {
             let channel = self.names.channel(partition);
             self.told(&channel, link.subscribe(&channel).await)?;
@@ -514,5 +527,6 @@ fn refused(request: &BusRequest, code: Code) -> Option<BusAnswer> {
         // While the bus is away all are told when it comes.
         BusRequest::Here(here) => (code == Code::Overloaded).then(|| BusAnswer::TellAgain(here.room.clone())),
         BusRequest::Forget(_) => None,
+        BusRequest::Others(request) => others::unasked(request),
     }
 }

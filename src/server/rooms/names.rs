@@ -14,6 +14,10 @@ pub(super) struct Names {
     pub(super) node: String,
     /// The channel by which this instance hears itself.
     pub(super) canary: String,
+    /// The channel that all instances hear.
+    pub(super) all: String,
+    /// The key of the instances that live.
+    pub(super) instances: String,
 }
 
 /// The partition of a room.
@@ -27,7 +31,15 @@ impl Names {
     pub(super) const PROBE: &str = "shardgate:room::probe";
 
     pub(super) fn new(is_cluster: bool, node: &str) -> Self {
-        Self { is_cluster, node: node.to_owned(), canary: format!("shardgate:bus:canary:{node}") }
+        // What is of all instances together is on one node of a cluster.
+        let tag = if is_cluster { "{fleet}" } else { "" };
+        Self {
+            is_cluster,
+            node: node.to_owned(),
+            canary: format!("shardgate:bus:canary:{node}"),
+            all: format!("shardgate:bus:all{tag}"),
+            instances: format!("shardgate:instances{tag}"),
+        }
     }
 
     pub(super) const fn is_cluster(&self) -> bool {
@@ -65,6 +77,11 @@ impl Names {
     /// A partition's channel.
     pub(super) fn channel(&self, partition: usize) -> String {
         if self.is_cluster { format!("shardgate:bus:{{{partition}}}") } else { format!("shardgate:bus:{partition}") }
+    }
+
+    /// The channel that one instance hears.
+    pub(super) fn channel_of(&self, node: &str) -> String {
+        format!("shardgate:bus:node:{node}")
     }
 
     /// What puts the keys and the channel of a partition on one node of a cluster.

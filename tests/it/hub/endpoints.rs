@@ -28,7 +28,7 @@ fn send(gateway: &Gateway, method: &str, path: &str, token: &str, kind: &str, bo
 }
 
 #[track_caller]
-fn get(gateway: &Gateway, path: &str, token: &str) -> Response {
+pub(super) fn get(gateway: &Gateway, path: &str, token: &str) -> Response {
     let mut client = gateway.connect();
     client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n"));
     client.read_response()

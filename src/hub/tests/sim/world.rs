@@ -191,7 +191,8 @@ impl World {
         if self.rng.u8(0..4) == 0 {
             self.hubs[shard].kick_for(self.now, asker, &user);
         } else {
-            self.hubs[shard].publish_to_user_for(self.now, asker, &user, "push", "1");
+            let message = ServiceMessage { sub: "pricing", kind: "push", id: None, payload: "1" };
+            self.hubs[shard].publish_to_user_for(self.now, asker, &user, &message);
         }
     }
 

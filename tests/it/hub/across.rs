@@ -1,0 +1,177 @@
+//! What reaches a user on all instances: two of four shards each, on a Redis of the test's own.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{
+    SOON,
+    endpoints::{ask, get},
+    socket::Socket,
+    user, with_role,
+};
+use crate::{
+    harness::{Gateway, pause, until},
+    journey::access::KEYS,
+    servers::redis::RedisServer,
+};
+
+/// Whatever has to be everywhere is there within this.
+const EVERYWHERE: Duration = Duration::from_secs(1);
+
+/// How long a killed instance lives on for the others, and some time to see it.
+const LEASE: Duration = Duration::from_secs(14);
+
+const KICK: &str = "/hub/users/ann/connections";
+const SAY: &str = "/hub/users/ann/publish";
+
+/// An instance on this Redis, with these lines more.
+#[track_caller]
+fn instance(redis: &RedisServer, more: &str) -> Gateway {
+    let gateway = Gateway::start(&format!(
+        "{KEYS}[runtime]\nshards = 4\n[redis]\nurls = [\"{}\"]\ntimeout = \"500ms\"\n\
+         [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}",
+        redis.url()
+    ));
+    gateway.log_until("rooms span instances: Redis is there", SOON);
+    gateway
+}
+
+#[track_caller]
+fn pair() -> Option<(RedisServer, [Gateway; 2])> {
+    let redis = RedisServer::start()?;
+    let gateways = [instance(&redis, ""), instance(&redis, "")];
+    Some((redis, gateways))
+}
+
+/// So many sockets of a user, by turns on the one and the other.
+#[track_caller]
+fn sockets(gateways: &[Gateway; 2], name: &str, count: usize) -> Vec<Socket> {
+    (0..count).map(|n| Socket::open(&gateways[n % 2], &user(name))).collect()
+}
+
+#[track_caller]
+fn kick(gateway: &Gateway, path: &str) -> Value {
+    let answer = ask(gateway, "DELETE", path, &with_role("root", "admin"), &json!({}));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.json()
+}
+
+#[test]
+fn a_kick_counts_the_sockets_that_it_closes_on_all_instances() {
+    let Some((mut redis, gateways)) = pair() else { return };
+    let mut anns = sockets(&gateways, "ann", 9);
+    let mut other = Socket::open(&gateways[1], &user("bob"));
+    let all = |closed: u32| json!({ "closed": closed, "instancesAsked": 2, "instancesAnswered": 2 });
+    assert_eq!(kick(&gateways[0], KICK), all(9));
+    anns.iter_mut().for_each(|socket| socket.expect_close(4102));
+    assert_eq!(kick(&gateways[1], KICK), all(0), "only what was open is closed");
+    other.expect_nothing();
+    // One that is asked and says nothing: it has been stopped, and its lease lasts.
+    let mut anns = sockets(&gateways, "ann", 4);
+    gateways[1].signal(rustix::process::Signal::STOP);
+    assert_eq!(
+        kick(&gateways[0], KICK),
+        json!({ "closed": 2, "instancesAsked": 2, "instancesAnswered": 1 }),
+        "within the lease"
+    );
+    gateways[1].signal(rustix::process::Signal::CONT);
+    // It heard it all the same.
+    anns.iter_mut().for_each(|socket| socket.expect_close(4102));
+    // Without Redis those who are here are closed; what is elsewhere nobody can say.
+    let mut anns = sockets(&gateways, "ann", 2);
+    redis.kill();
+    let refused = ask(&gateways[0], "DELETE", KICK, &with_role("root", "admin"), &json!({}));
+    assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("dependency_unavailable")));
+    anns[0].expect_close(4102);
+    anns[1].expect_nothing();
+    redis.restart();
+    let again = until(SOON, "all are asked again", || {
+        let answer = ask(&gateways[0], "DELETE", KICK, &with_role("root", "admin"), &json!({}));
+        (answer.status == 200 && answer.json()["instancesAsked"] == 2).then(|| answer.json())
+    });
+    assert_eq!(again["instancesAnswered"], 2, "{again}");
+    anns[1].expect_close(4102);
+}
+
+#[test]
+fn a_dead_instance_is_asked_within_its_lease_and_one_that_ended_is_not() {
+    let Some((redis, [one, two])) = pair() else { return };
+    let mut three = instance(&redis, "[drain]\nnotice = \"0s\"\n");
+    assert_eq!(kick(&one, KICK)["instancesAsked"], 3);
+    three.signal(rustix::process::Signal::TERM);
+    assert_eq!(three.wait_exit(SOON), Some(0));
+    assert_eq!(kick(&one, KICK), json!({ "closed": 0, "instancesAsked": 2, "instancesAnswered": 2 }));
+    // The other is killed.
+    drop(two);
+    assert_eq!(kick(&one, KICK), json!({ "closed": 0, "instancesAsked": 2, "instancesAnswered": 1 }));
+    until(LEASE, "the lease ends", || {
+        pause(Duration::from_millis(200));
+        (kick(&one, KICK) == json!({ "closed": 0, "instancesAsked": 1, "instancesAnswered": 1 })).then_some(())
+    });
+}
+
+#[test]
+fn a_message_to_a_user_reaches_the_sockets_of_all_instances_once() {
+    let Some((redis, gateways)) = pair() else { return };
+    let service = with_role("pricing", "service");
+    let mut anns = sockets(&gateways, "ann", 8);
+    let mut other = Socket::open(&gateways[1], &user("bob"));
+    let say = |gateway: &Gateway, body: &Value| {
+        let said = ask(gateway, "POST", SAY, &service, body);
+        (said.status, said.json()["connections"].clone())
+    };
+    for (n, gateway) in gateways.iter().enumerate() {
+        let (id, payload) = (format!("m{n}"), json!({ "n": n }));
+        let message = json!({ "type": "price", "payload": payload, "id": id });
+        // Whichever instance is asked, and again by the other.
+        for gateway in [gateway, &gateways[0], &gateways[1]] {
+            assert_eq!(say(gateway, &message), (202, json!(8)));
+        }
+        for socket in &mut anns {
+            let heard = socket.hear();
+            assert_eq!((&heard["type"], &heard["payload"]), (&json!("price"), &payload), "{heard}");
+        }
+    }
+    // A socket that came after it is not told of it again.
+    let mut late = Socket::open(&gateways[1], &user("ann"));
+    assert_eq!(say(&gateways[0], &json!({ "type": "price", "payload": 1, "id": "m0" })), (202, json!(8)));
+    late.expect_nothing();
+    anns.iter_mut().for_each(Socket::expect_nothing);
+    other.expect_nothing();
+    assert_eq!(say(&gateways[0], &json!({ "payload": 1 })), (202, json!(9)));
+    redis.pause();
+    assert_eq!(say(&gateways[0], &json!({ "type": "price", "payload": 2, "id": "later" })).0, 503);
+    redis.go_on();
+    until(SOON, "it is taken", || {
+        (say(&gateways[0], &json!({ "type": "price", "payload": 2, "id": "later" })) == (202, json!(9))).then_some(())
+    });
+    for socket in anns.iter_mut().chain([&mut late]) {
+        assert_eq!([socket.hear(), socket.hear()].map(|heard| heard["payload"].clone()), [json!(1), json!(2)]);
+        socket.expect_nothing();
+    }
+}
+
+#[test]
+fn a_look_counts_users_and_sockets_of_all_instances_within_a_second() {
+    let Some((_redis, gateways)) = pair() else { return };
+    let service = with_role("pricing", "service");
+    let expect = |members: u32, connections: u32| {
+        for gateway in &gateways {
+            until(EVERYWHERE, "it is counted", || {
+                let seen = get(gateway, "/hub/rooms/public.sale", &service).json();
+                (seen["members"] == members && seen["connections"] == connections).then_some(())
+            });
+        }
+    };
+    let (mut anns, mut bobs) = (sockets(&gateways, "ann", 6), sockets(&gateways, "bob", 1));
+    for socket in anns.iter_mut().chain(&mut bobs) {
+        socket.join("public.sale");
+    }
+    expect(2, 7);
+    drop(bobs);
+    anns.truncate(1);
+    expect(1, 1);
+    drop(anns);
+    expect(0, 0);
+}
