@@ -219,6 +219,11 @@ const HUB: [(&str, &str, Option<sockets::HubEndpoint>); 5] = [
 ];
 
 impl Plan {
+    /// How many lifecycle events of the hub may wait; none where no service wants any.
+    pub fn events_waiting_max(&self) -> Option<usize> {
+        self.hub.events.as_ref().map(|events| events.waiting_max)
+    }
+
     /// Compiles a configuration for this many shards. `addresses` has what [`Addresses::wanted`] asks for.
     pub fn compile(
         config: &Config,

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{
     Code, Hub, Look, RoomLetter, Timer,
     arena::Key,
+    events::{EventsAnswer, EventsRequest},
     home::{Home, PRESENCE_USERS_MAX},
     letter::SeenIs,
     name::RoomName,
@@ -47,6 +48,8 @@ pub enum BusRequest {
     Forget(RoomName),
     /// For other instances; see there.
     Others(Box<OthersRequest>),
+    /// For lifecycle events; see there.
+    Events(Box<EventsRequest>),
 }
 
 /// Who is in a room on this instance.
@@ -163,6 +166,8 @@ pub enum BusAnswer {
     TellAgain(RoomName),
     /// Of other instances; see there.
     Others(Box<OthersAnswer>),
+    /// Of lifecycle events; see there.
+    Events(Box<EventsAnswer>),
 }
 
 /// A user on an instance.
@@ -225,7 +230,7 @@ impl BusAnswer {
             Self::Published { room, .. } | Self::Unread { room, .. } | Self::TellAgain(room) => Some(room),
             Self::Stands(stands) => Some(&stands.room),
             Self::Elsewhere(elsewhere) => Some(&elsewhere.room),
-            Self::Refused { .. } | Self::LookIs { .. } | Self::Gone(_) | Self::Others(_) => None,
+            Self::Refused { .. } | Self::LookIs { .. } | Self::Gone(_) | Self::Others(_) | Self::Events(_) => None,
         }
     }
 }
@@ -360,6 +365,7 @@ impl<W> Hub<W> {
                 }
             }
             BusAnswer::Others(answer) => self.handle_others(now, *answer),
+            BusAnswer::Events(answer) => self.handle_events(*answer),
         }
         self.settle(now);
     }
@@ -370,6 +376,7 @@ impl<W> Hub<W> {
             BusRequest::Publish(publish) => self.refuse_bus(publish.asker),
             BusRequest::Look { asker, .. } => self.refuse_bus(asker),
             BusRequest::Others(request) => self.others_dropped(&request),
+            BusRequest::Events(request) => self.events_dropped(now, *request),
             BusRequest::Read(read) => {
                 if let Some(&key) = self.home_names.get(&read.room) {
                     self.at_home(now, key, Home::read_dropped);

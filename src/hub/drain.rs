@@ -16,7 +16,10 @@ impl<W> Hub<W> {
         if self.draining.replace(Draining).is_some() {
             return;
         }
-        self.events.hurry(now);
+        // Where there are other instances, those who come to one of them in time have not gone.
+        if self.bus.is_none() {
+            self.events.hurry(now);
+        }
         let open = self.sockets.all.iter().filter(|(_, socket)| socket.state != State::Closing);
         let open: Vec<SocketKey> = open.map(|(key, _)| key).collect();
         let count = u32::try_from(open.len()).unwrap_or(u32::MAX).max(1);

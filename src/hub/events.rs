@@ -2,6 +2,9 @@
 //!
 //! One place decides of each: the home shard of the room, and that of the user, which all shards tell whether the user has
 //! sockets there. What is told of one room or user alternates and is numbered; where it goes is the driver's.
+//!
+//! Where rooms span instances, the home shard decides for this instance, after the grace, and the bus for all of them: it is told
+//! who is here, and says what has happened and who sends it (decision 20).
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -10,7 +13,10 @@ use std::time::Duration;
 use super::{
     Effect, Hub, RoomLetter,
     arena::Key,
+    bus::BusRequest,
+    encode::EventNumber,
     name::{RoomName, home_of},
+    position::Position,
     timers::Timer,
 };
 use crate::shard::Instant;
@@ -67,13 +73,86 @@ pub struct Event {
     pub key: Box<str>,
     /// The document.
     pub json: Box<str>,
+    /// Which of the bus's it is: [`Hub::event_is_done`] is told what has become of it.
+    pub position: Option<Position>,
 }
 
 /// Whose event it is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Subject {
+pub enum Subject {
+    /// A room's.
     Room(RoomName),
+    /// A user's.
     User(Arc<str>),
+}
+
+impl Subject {
+    /// As one text: `room:<name>` or `user:<id>`.
+    pub fn to_text(&self) -> String {
+        match self {
+            Self::Room(room) => format!("room:{room}"),
+            Self::User(user) => format!("user:{user}"),
+        }
+    }
+
+    /// What was written so.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.split_once(':')? {
+            ("room", name) => RoomName::parse(name).map(Self::Room),
+            ("user", id) => Some(Self::User(id.into())),
+            _ => None,
+        }
+    }
+
+    /// Its home shard.
+    pub fn home(&self, shards: usize) -> usize {
+        match self {
+            Self::Room(room) => room.home(shards),
+            Self::User(user) => home_of(user, shards),
+        }
+    }
+}
+
+/// What a home tells the bus of lifecycle events. Moves between threads.
+#[derive(Debug)]
+pub enum EventsRequest {
+    /// The room has members here, or none any more; the user sockets. Lost: told again, as it is then.
+    Is {
+        /// Who.
+        subject: Subject,
+        /// Whether it is here.
+        is_here: bool,
+    },
+    /// This one needs not be sent any more. Lost: told again.
+    Taken(Position),
+    /// This one was not sent, for no service wants events here: it is another instance's to send. Lost: told again.
+    Left(Position),
+}
+
+/// What a home hears from the bus of lifecycle events. Moves between threads.
+#[derive(Debug)]
+pub enum EventsAnswer {
+    /// Send this. Answered by [`EventsRequest::Taken`] or [`EventsRequest::Left`], once.
+    Event(KeptEvent),
+    /// So many were dropped, as too many waited.
+    Dropped(u64),
+}
+
+/// An event that the bus keeps until it was taken.
+#[derive(Debug)]
+pub struct KeptEvent {
+    /// Which it is of all.
+    pub position: Position,
+    /// Whose.
+    pub subject: Subject,
+    /// Whether somebody is there.
+    pub is_there: bool,
+    /// Its number.
+    pub n: u64,
+    /// When.
+    pub at_unix_ms: u64,
+    /// The instance where it came about.
+    pub node: Box<str>,
 }
 
 /// What has changed, before it is written down.
@@ -110,6 +189,9 @@ pub(super) struct Events {
     pub(super) armed: Instant,
     /// Users of this shard of whom a home could not be told.
     pub(super) unsaid: BTreeSet<Arc<str>>,
+    /// Of whom, and of what, the bus could not be told.
+    unsaid_to_bus: BTreeSet<Subject>,
+    untold: Vec<EventsRequest>,
 }
 
 impl Events {
@@ -208,6 +290,11 @@ impl Events {
         self.gone.retain(|(_, subject)| !is_off(subject));
         EventPlan { rooms: plan.rooms && !old.rooms, users: plan.users && !old.users, ..plan }
     }
+
+    /// Whether somebody is there as it was told last.
+    fn is_told(&self, subject: &Subject) -> bool {
+        self.known.get(subject).is_some_and(|record| record.is_told)
+    }
 }
 
 impl<W> Hub<W> {
@@ -240,6 +327,42 @@ impl<W> Hub<W> {
         for user in std::mem::take(&mut self.events.unsaid) {
             self.note_user(&user);
         }
+        for subject in std::mem::take(&mut self.events.unsaid_to_bus) {
+            let is_here = self.events.is_told(&subject);
+            self.tell_bus(EventsRequest::Is { subject, is_here });
+        }
+        for request in std::mem::take(&mut self.events.untold) {
+            self.tell_bus(request);
+        }
+    }
+
+    fn tell_bus(&mut self, request: EventsRequest) {
+        self.post.ask(BusRequest::Events(Box::new(request)));
+    }
+
+    /// The bus was not told.
+    pub(super) fn events_dropped(&mut self, now: Instant, request: EventsRequest) {
+        match request {
+            EventsRequest::Is { subject, .. } => _ = self.events.unsaid_to_bus.insert(subject),
+            request => self.events.untold.push(request),
+        }
+        self.arm_kept(now);
+    }
+
+    /// An event of the bus needs not be sent any more, or could not be sent here.
+    pub fn event_is_done(&mut self, position: Position, is_taken: bool) {
+        self.tell_bus(if is_taken { EventsRequest::Taken(position) } else { EventsRequest::Left(position) });
+    }
+
+    pub(super) fn handle_events(&mut self, answer: EventsAnswer) {
+        match answer {
+            EventsAnswer::Event(kept) => {
+                let KeptEvent { position, subject, is_there, n, at_unix_ms, node } = kept;
+                let happened = Happened { subject, is_there, n };
+                self.send_event(at_unix_ms, &happened, &node, Some(position));
+            }
+            EventsAnswer::Dropped(count) => self.effects.push_back(Effect::EventsDropped(count)),
+        }
     }
 
     /// A shard makes events of users now, and knows of none.
@@ -259,7 +382,17 @@ impl<W> Hub<W> {
 
     /// Other events are wanted. What is here already is told as if it came now.
     pub(super) fn adopt_events(&mut self, now: Instant, plan: EventPlan) {
+        let told: Vec<Subject> =
+            self.events.known.keys().filter(|&subject| self.events.is_told(subject)).cloned().collect();
         let fresh = self.events.adopt(plan);
+        if self.bus.is_some() {
+            // Nobody looks any more whether they are here.
+            let off: Vec<Subject> =
+                told.into_iter().filter(|subject| !self.events.known.contains_key(subject)).collect();
+            for subject in off {
+                self.tell_bus(EventsRequest::Is { subject, is_here: false });
+            }
+        }
         if fresh.rooms {
             let homes = self.homes.iter().filter(|(_, home)| home.is_occupied());
             let occupied: Vec<RoomName> = homes.map(|(_, home)| home.room().clone()).collect();
@@ -297,20 +430,33 @@ impl<W> Hub<W> {
     }
 
     fn tell_event(&mut self, now: Instant, happened: Option<Happened>) {
-        let Some(Happened { subject, is_there, n }) = happened else { return };
-        let (kind, lane, what, name) = match &subject {
+        let Some(happened) = happened else { return };
+        if self.bus.is_some() {
+            let Happened { subject, is_there, .. } = happened;
+            return self.tell_bus(EventsRequest::Is { subject, is_here: is_there });
+        }
+        let node = self.node.clone();
+        self.send_event((self.to_unix_ms)(now), &happened, &node, None);
+    }
+
+    fn send_event(&mut self, at_unix_ms: u64, happened: &Happened, node: &str, position: Option<Position>) {
+        let Happened { subject, is_there, n } = happened;
+        let (kind, lane, name) = match subject {
             Subject::Room(room) => {
-                let kind = if is_there { EventKind::RoomOccupied } else { EventKind::RoomVacated };
-                (kind, room.stable_hash(), "room", room.as_str())
+                let kind = if *is_there { EventKind::RoomOccupied } else { EventKind::RoomVacated };
+                (kind, room.stable_hash(), room.as_str())
             }
             Subject::User(user) => {
-                let kind = if is_there { EventKind::UserOnline } else { EventKind::UserOffline };
-                (kind, super::name::stable_hash(user.as_bytes()), "user", &**user)
+                let kind = if *is_there { EventKind::UserOnline } else { EventKind::UserOffline };
+                (kind, super::name::stable_hash(user.as_bytes()), &**user)
             }
         };
-        let key = format!("{}:{what}:{name}:{n}", self.node).into();
-        let json = self.encoder.event((self.to_unix_ms)(now), kind.name(), what, name, n, &self.node);
-        self.effects.push_back(Effect::Event(Event { kind, lane, key, json }));
+        let epoch = position.map(|position| position.epoch);
+        // Numbers are of this process, or of the count that the bus keeps.
+        let count = epoch.map_or_else(|| node.to_owned(), |epoch| epoch.to_string());
+        let key = format!("{count}:{}:{n}", subject.to_text()).into();
+        let json = self.encoder.event(at_unix_ms, kind.name(), name, &EventNumber { n: *n, node, epoch });
+        self.effects.push_back(Effect::Event(Event { kind, lane, key, json, position }));
     }
 }
 

@@ -303,9 +303,9 @@ impl Home {
         Look { members: self.members.users(), connections: self.members.connections(), position: self.position }
     }
 
-    /// Whether it has members.
+    /// Whether it has members on this instance.
     pub(super) fn is_occupied(&self) -> bool {
-        self.members.connections() > 0
+        self.members.shards().next().is_some()
     }
 
     pub(super) fn has_member(&self, user: &str) -> bool {

@@ -183,6 +183,8 @@ pub enum Effect {
     Cancel(Ticket),
     /// Somebody outside of the hub wants to know this.
     Event(Event),
+    /// So many events were dropped, as too many waited.
+    EventsDropped(u64),
     /// The answer for somebody outside of the hub.
     Told {
         /// The number that was given with the question.

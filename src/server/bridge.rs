@@ -156,7 +156,7 @@ async fn run(equipment: BridgeSetup, begun: oneshot::Sender<anyhow::Result<Optio
         knowledge: Knowledge::new(&config.revocation),
         is_stopping: Cell::new(false),
     });
-    bridge.count_for_fleet(&plan);
+    bridge.adopt(&plan);
     if let Some(rooms) = &bridge.rooms {
         spawn_local(Rc::clone(rooms).run());
     }
@@ -271,8 +271,16 @@ impl Bridge {
                     self.knowledge.adopt(&config.revocation);
                 }
             }
-            ToBridge::Plan(plan) => self.count_for_fleet(&plan),
+            ToBridge::Plan(plan) => self.adopt(&plan),
             ToBridge::Stop => self.is_stopping.set(true),
+        }
+    }
+
+    /// Another plan is in force.
+    fn adopt(&self, plan: &Plan) {
+        self.count_for_fleet(plan);
+        if let Some(rooms) = &self.rooms {
+            rooms.adopt(plan.events_waiting_max());
         }
     }
 

@@ -95,10 +95,10 @@ impl Events {
         })
     }
 
-    /// Counts one that was dropped; says how many the log is to be told of, once a second.
-    fn dropped(&self, now: Instant) -> Option<u64> {
+    /// Counts some that were dropped; says how many the log is to be told of, once a second.
+    fn dropped(&self, now: Instant, count: u64) -> Option<u64> {
         self.0.with(|board| {
-            board.dropped += 1;
+            board.dropped += count;
             let is_due = board.told == Instant::START || now.since(board.told) >= TELL_INTERVAL;
             is_due.then(|| {
                 board.told = now;
@@ -118,18 +118,16 @@ impl Sockets {
     pub(super) fn send_event(self: &Rc<Self>, event: Event) {
         let Some(gateway) = self.gateway() else { return };
         let live = gateway.live();
-        let Some(plan) = live.plan.hub.events.as_ref().filter(|plan| plan.wants(event.kind)) else { return };
-        let (lane, needs_task, is_one_dropped) = self.events.push(event, plan.waiting_max.div_ceil(self.shards));
+        let Some(plan) = &live.plan.hub.events else { return self.event_is_done(&event, false) };
+        if !plan.wants(event.kind) {
+            return self.event_is_done(&event, true);
+        }
+        // How many wait at the bus, it bounds itself; here are only some of them.
+        let is_kept = event.position.is_some();
+        let waiting_max = if is_kept { usize::MAX } else { plan.waiting_max.div_ceil(self.shards) };
+        let (lane, needs_task, is_one_dropped) = self.events.push(event, waiting_max);
         if is_one_dropped {
-            self.count_event(HubEvent::Dropped);
-            if let Some(count) = self.events.dropped(clock::now()) {
-                let upstream = live.plan.upstreams[plan.to.upstream].name.as_str();
-                tracing::warn!(
-                    upstream,
-                    count,
-                    "lifecycle events of the hub were dropped: more wait than hub.events_waiting_max"
-                );
-            }
+            self.count_dropped(1);
         }
         if needs_task {
             task::spawn("the hub's lifecycle events", Rc::clone(self).send_lane(lane));
@@ -140,22 +138,50 @@ impl Sockets {
     async fn send_lane(self: Rc<Self>, lane: usize) {
         let mut pause = AGAIN_MIN;
         while let Some(event) = self.events.next(lane) {
-            loop {
+            let is_taken = loop {
                 match self.attempt(&event).await {
-                    Attempt::Delivered => self.count_event(HubEvent::Delivered),
-                    Attempt::Refused => self.count_event(HubEvent::Refused),
-                    Attempt::Off => {}
+                    Attempt::Delivered => {
+                        self.count_event(HubEvent::Delivered);
+                        break true;
+                    }
+                    Attempt::Refused => {
+                        self.count_event(HubEvent::Refused);
+                        break true;
+                    }
+                    Attempt::Off => break false,
                     Attempt::Later => {
                         // Lanes and shards that failed together do not come back together.
                         let jitter = self.ledger.with(|ledger| ledger.rng.f64());
                         timer::sleep(pause.mul_f64(0.5 + jitter / 2.0)).await;
                         pause = (pause * 2).min(AGAIN_MAX);
-                        continue;
                     }
                 }
-                pause = AGAIN_MIN;
-                break;
-            }
+            };
+            pause = AGAIN_MIN;
+            self.event_is_done(&event, is_taken);
+        }
+    }
+
+    /// An event needs not be sent any more, or could not be sent here.
+    fn event_is_done(self: &Rc<Self>, event: &Event, is_taken: bool) {
+        if let Some(position) = event.position {
+            self.step(|hub, _| hub.event_is_done(position, is_taken));
+        }
+    }
+
+    /// Events were dropped: counts them, and tells the log once a second.
+    pub(super) fn count_dropped(&self, count: u64) {
+        self.ledger.with(|ledger| ledger.counters.hub_events[HubEvent::Dropped.index()] += count);
+        let told = self.events.dropped(clock::now(), count);
+        if let (Some(count), Some(gateway)) = (told, self.gateway()) {
+            let live = gateway.live();
+            let upstream =
+                live.plan.hub.events.as_ref().map(|plan| live.plan.upstreams[plan.to.upstream].name.as_str());
+            tracing::warn!(
+                upstream,
+                count,
+                "lifecycle events of the hub were dropped: more wait than hub.events_waiting_max"
+            );
         }
     }
 
@@ -202,7 +228,7 @@ mod tests {
     use crate::hub::events::EventKind;
 
     fn event(lane: u64, key: &str) -> Event {
-        Event { kind: EventKind::RoomOccupied, lane, key: key.into(), json: "{}".into() }
+        Event { kind: EventKind::RoomOccupied, lane, key: key.into(), json: "{}".into(), position: None }
     }
 
     #[test]
@@ -223,9 +249,9 @@ mod tests {
     #[test]
     fn the_log_is_told_of_what_was_dropped_once_a_second() {
         let (events, start) = (Events::default(), Instant::START + Duration::from_secs(9));
-        assert_eq!(events.dropped(start), Some(1));
-        assert_eq!(events.dropped(start + TELL_INTERVAL / 2), None);
-        assert_eq!(events.dropped(start + TELL_INTERVAL), Some(2));
+        assert_eq!(events.dropped(start, 1), Some(1));
+        assert_eq!(events.dropped(start + TELL_INTERVAL / 2, 1), None);
+        assert_eq!(events.dropped(start + TELL_INTERVAL, 2), Some(3));
     }
 
     #[test]

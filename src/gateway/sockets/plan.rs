@@ -41,7 +41,7 @@ pub(in crate::gateway) struct EventsPlan {
     pub(in crate::gateway) to: Service,
     kinds: Vec<HubEventType>,
     /// How many may wait, of the instance.
-    pub(super) waiting_max: usize,
+    pub(in crate::gateway) waiting_max: usize,
 }
 
 impl EventsPlan {

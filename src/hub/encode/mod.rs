@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::code::Code;
 use super::frame::{Frame, Gap, Kind, Tally};
-use super::position::Position;
+use super::position::{Epoch, Position};
 use super::unnumbered::Unnumbered;
 use crate::telemetry::escape::push_json;
 use crate::telemetry::record::TimestampCache;
@@ -42,6 +42,17 @@ pub enum Recovery<'a> {
     Lost,
     /// All that came after it, in order.
     Recovered(&'a [Arc<str>]),
+}
+
+/// The number of a lifecycle event.
+#[derive(Clone, Copy, Debug)]
+pub struct EventNumber<'a> {
+    /// Of the room or user.
+    pub n: u64,
+    /// The process where it came about.
+    pub node: &'a str,
+    /// Which count of numbers it is, where they are of all instances together.
+    pub epoch: Option<Epoch>,
 }
 
 /// Who comes or goes.
@@ -217,10 +228,15 @@ impl Encoder {
     }
 
     /// A lifecycle event of a room or user, for a service.
-    pub fn event(&mut self, unix_ms: u64, kind: &str, what: &str, name: &str, n: u64, node: &str) -> Box<str> {
-        let text = self.text.begin(kind).raw(if what == "room" { r#","room":""# } else { r#","userId":""# });
+    pub fn event(&mut self, unix_ms: u64, kind: &str, name: &str, numbered: &EventNumber<'_>) -> Box<str> {
+        let EventNumber { n, node, epoch } = *numbered;
+        let text = self.text.begin(kind).raw(if kind.starts_with("room") { r#","room":""# } else { r#","userId":""# });
         text.escaped(name).raw(r#"","n":"#).number(n).raw(r#","at":""#).time(unix_ms);
-        text.raw(r#"","node":""#).escaped(node).raw("\"").finish().into()
+        text.raw(r#"","node":""#).escaped(node).raw("\"");
+        if let Some(epoch) = epoch {
+            text.raw(r#","epoch":""#).raw(&epoch.to_string()).raw("\"");
+        }
+        text.finish().into()
     }
 
     /// A service's message to users, which has no number.

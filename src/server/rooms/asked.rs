@@ -50,7 +50,7 @@ impl Rooms {
                 self.tell_here(link, room, &self.names.node, *is_whole, users, lives_on(*keep)).await.map(|()| None)
             }
             BusRequest::Others(request) => self.carry_out_for_others(&mut link, request).await,
-            BusRequest::Forget(_) => Ok(None),
+            BusRequest::Forget(_) | BusRequest::Events(_) => Ok(None),
         };
         answer.unwrap_or_else(|failure| {
             self.note(number, &request_name(&request), &failure);
@@ -299,7 +299,7 @@ async fn lives(link: &mut Link, node: &str) -> Result<bool, RedisFailure> {
 /// What a request is about, for the log.
 fn request_name(request: &BusRequest) -> String {
     let room = match request {
-        BusRequest::Others(_) => return "shardgate:presence:* and shardgate:bus:*".to_owned(),
+        BusRequest::Others(_) | BusRequest::Events(_) => return "shardgate:presence:* and shardgate:bus:*".to_owned(),
         BusRequest::Publish(publish) => &publish.room,
         BusRequest::Read(read) => &read.room,
         BusRequest::Look { room, .. } | BusRequest::Forget(room) => room,

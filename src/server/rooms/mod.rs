@@ -4,6 +4,7 @@
 //! What a room's home makes of it is for `hub`; here nothing is known of a room but that it is followed.
 
 mod asked;
+mod lifecycle;
 mod names;
 mod others;
 
@@ -15,6 +16,7 @@ use std::{
 };
 
 use asked::lease;
+use lifecycle::Lifecycle;
 use names::{Names, PARTITIONS};
 use others::Questions;
 use tokio::{
@@ -80,6 +82,7 @@ pub(super) struct Rooms {
     read: Script,
     here: Script,
     questions: Questions,
+    lifecycle: Lifecycle,
     state: Local<State>,
     /// Space for answers to reads.
     answers: Semaphore,
@@ -145,6 +148,7 @@ impl Rooms {
             read: Script::new(concat!(include_str!("stands.lua"), include_str!("read.lua"))),
             here: Script::new(include_str!("here.lua")),
             questions: Questions::new(),
+            lifecycle: Lifecycle::new(),
             state: Local::new(state),
             answers: Semaphore::new(ANSWERS_BYTES_MAX),
             failed: Notify::new(),
@@ -153,6 +157,10 @@ impl Rooms {
 
     /// A shard's hub asks.
     pub(super) fn take(self: &Rc<Self>, shard: usize, request: BusRequest) {
+        let request = match request {
+            BusRequest::Events(request) => return self.lifecycle.take(*request),
+            request => request,
+        };
         match &request {
             BusRequest::Forget(room) => return self.forget(room),
             // Now, not when its turn comes: the next letter may say that it is not wanted any more.
@@ -162,7 +170,11 @@ impl Rooms {
                     state.partitions[names::partition(&read.room)].0 += 1;
                 }
             }),
-            BusRequest::Publish(_) | BusRequest::Look { .. } | BusRequest::Here(_) | BusRequest::Others(_) => {}
+            BusRequest::Publish(_)
+            | BusRequest::Look { .. }
+            | BusRequest::Here(_)
+            | BusRequest::Others(_)
+            | BusRequest::Events(_) => {}
         }
         let link = self.state.with(|state| {
             let link = state.link.clone().ok_or(Code::DependencyUnavailable)?;
@@ -311,10 +323,11 @@ impl Rooms {
                 *is_subscribed = wanted.contains(&partition);
             }
         });
+        spawn_local(Rc::clone(self).tend_events(link.clone(), self.state.with(|state| state.number)));
         let mut looks = Ticks::every(LOOK_INTERVAL);
         let (mut heard_at, mut sent_at) = (clock::now(), Instant::START);
         let mut nonce = String::new();
-        let own = self.names.channel_of(&self.names.node);
+        let own = Names::channel_of(&self.names.node);
         loop {
             tokio::select! {
                 biased;
@@ -364,7 +377,7 @@ impl Rooms {
                             // A server that takes no changes is of no use.
                             match link.ask::<()>(&lease).await {
                                 Ok(()) => {
-                                    let _ = rooms.renew(&mut link, LEASE).await;
+                                    let _ = rooms.renew(&mut link, false).await;
                                     let _ = rooms.look_for_nodes(link).await;
                                 }
                                 // One that is slow once: the canary tells whether it is there.
@@ -390,11 +403,11 @@ impl Rooms {
         self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, number)).await)?;
         self.told("shardgate:room:*", link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
         // Before any runs: a script that is not known yet would be overtaken while it is sent.
-        for script in [&self.publish, &self.read, &self.here].into_iter().chain(self.questions.scripts()) {
+        for script in [&self.publish, &self.read, &self.here].into_iter().chain(self.questions.scripts()).chain(self.lifecycle.scripts()) {
             link.load(script).await?;
         }
-        self.told("shardgate:presence:*", self.renew(link, LEASE).await)?;
-        for channel in [&self.names.canary, &self.names.all, &self.names.channel_of(&self.names.node)] {
+        self.told("shardgate:presence:*", self.renew(link, false).await)?;
+        for channel in [&self.names.canary, &self.names.all, &Names::channel_of(&self.names.node)] {
             self.told(channel, link.subscribe(channel).await)?;
         }
         for &partition in partitions {
@@ -526,7 +539,7 @@ fn refused(request: &BusRequest, code: Code) -> Option<BusAnswer> {
         BusRequest::Read(read) => Some(BusAnswer::Unread { room: read.room.clone(), number: read.number }),
         // While the bus is away all are told when it comes.
         BusRequest::Here(here) => (code == Code::Overloaded).then(|| BusAnswer::TellAgain(here.room.clone())),
-        BusRequest::Forget(_) => None,
+        BusRequest::Forget(_) | BusRequest::Events(_) => None,
         BusRequest::Others(request) => others::unasked(request),
     }
 }

@@ -79,8 +79,17 @@ impl Names {
         if self.is_cluster { format!("shardgate:bus:{{{partition}}}") } else { format!("shardgate:bus:{partition}") }
     }
 
+    /// The keys of lifecycle events, as their script has them.
+    pub(super) fn lifecycle(&self) -> [String; 8] {
+        let tag = if self.is_cluster { "{fleet}" } else { "" };
+        let key = |name: &str| format!("shardgate:events:{name}{tag}");
+        let [meta, there, here, outbox, gone, nodes, sender] =
+            ["meta", "there", "here", "outbox", "gone", "nodes", "sender"].map(key);
+        [meta, there, here, outbox, gone, nodes, self.instances.clone(), sender]
+    }
+
     /// The channel that one instance hears.
-    pub(super) fn channel_of(&self, node: &str) -> String {
+    pub(super) fn channel_of(node: &str) -> String {
         format!("shardgate:bus:node:{node}")
     }
 

@@ -13,7 +13,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::Rooms;
+use super::{LEASE, Rooms, lifecycle::NUDGE, names::Names};
 use crate::{
     bus::redis::{Link, RedisFailure, Script},
     hub::{
@@ -85,7 +85,7 @@ impl Rooms {
                 let asker = self.questions.open.with(|open| open.theirs.remove(number));
                 if let Some((node, theirs)) = asker {
                     let mut answer = redis::cmd(link.publishes_by());
-                    answer.arg(self.names.channel_of(&node)).arg(format!("{theirs} {count} {}", self.names.node));
+                    answer.arg(Names::channel_of(&node)).arg(format!("{theirs} {count} {}", self.names.node));
                     link.ask::<i64>(&answer).await?;
                 }
                 Ok(None)
@@ -158,8 +158,11 @@ impl Rooms {
         }
     }
 
-    /// An instance answers.
+    /// An instance answers, or says that there are events.
     pub(super) fn hear_answer(&self, text: &str) {
+        if text == NUDGE {
+            return self.lifecycle.wake();
+        }
         let mut parts = text.splitn(3, ' ');
         let (Some(number), Some(count), Some(node)) = (parts.next(), parts.next(), parts.next()) else { return };
         let (Ok(number), Ok(count)) = (number.parse::<u64>(), count.parse::<u32>()) else { return };
@@ -168,18 +171,24 @@ impl Rooms {
         ours.came.notify_waiters();
     }
 
-    /// This instance lives on, or goes now.
-    pub(super) async fn renew(&self, link: &mut Link, lease: Duration) -> Result<(), RedisFailure> {
-        let lease = lease.as_millis().to_string();
-        let arguments = [&*self.names.node, &*lease];
-        link.run::<i64>(&self.questions.alive, &[&self.names.instances], &arguments).await.map(|_| ())
+    /// This instance lives on; or it goes now, and whom it leaves behind has so long to come to another one.
+    pub(super) async fn renew(&self, link: &mut Link, goes: bool) -> Result<(), RedisFailure> {
+        if !goes && self.lifecycle.is_leaving() {
+            return Ok(());
+        }
+        let lease = LEASE.as_millis().to_string();
+        let arguments = [&*self.names.node, &*lease, if goes { "1" } else { "0" }];
+        let [_, _, _, _, _, nodes, instances, sender] = self.names.lifecycle();
+        let keys = [&*instances, &*nodes, &*sender];
+        link.run::<i64>(&self.questions.alive, &keys, &arguments).await.map(|_| ())
     }
 
     /// The process ends: nobody asks this instance any more.
     pub(in crate::server) async fn leave(&self) {
         const WITHIN: Duration = Duration::from_millis(200);
+        self.lifecycle.leave();
         if let Some(mut link) = self.state.with(|state| state.link.clone()) {
-            let _ = tokio::time::timeout(WITHIN, self.renew(&mut link, Duration::ZERO)).await;
+            let _ = tokio::time::timeout(WITHIN, self.renew(&mut link, true)).await;
         }
     }
 }

@@ -20,19 +20,24 @@ use crate::{
 const EVERYWHERE: Duration = Duration::from_secs(1);
 
 /// How long a killed instance lives on for the others, and some time to see it.
-const LEASE: Duration = Duration::from_secs(14);
+pub(super) const LEASE: Duration = Duration::from_secs(14);
 
 const KICK: &str = "/hub/users/ann/connections";
 const SAY: &str = "/hub/users/ann/publish";
 
-/// An instance on this Redis, with these lines more.
-#[track_caller]
-fn instance(redis: &RedisServer, more: &str) -> Gateway {
-    let gateway = Gateway::start(&format!(
+/// The configuration of an instance on this Redis, with these lines more.
+pub(super) fn config(redis: &RedisServer, more: &str) -> String {
+    format!(
         "{KEYS}[runtime]\nshards = 4\n[redis]\nurls = [\"{}\"]\ntimeout = \"500ms\"\n\
          [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}",
         redis.url()
-    ));
+    )
+}
+
+/// An instance on this Redis, with these lines more.
+#[track_caller]
+pub(super) fn instance(redis: &RedisServer, more: &str) -> Gateway {
+    let gateway = Gateway::start(&config(redis, more));
     gateway.log_until("rooms span instances: Redis is there", SOON);
     gateway
 }
@@ -64,7 +69,9 @@ fn a_kick_counts_the_sockets_that_it_closes_on_all_instances() {
     let mut other = Socket::open(&gateways[1], &user("bob"));
     let all = |closed: u32| json!({ "closed": closed, "instancesAsked": 2, "instancesAnswered": 2 });
     assert_eq!(kick(&gateways[0], KICK), all(9));
-    anns.iter_mut().for_each(|socket| socket.expect_close(4102));
+    for socket in &mut anns {
+        socket.expect_close(4102);
+    }
     assert_eq!(kick(&gateways[1], KICK), all(0), "only what was open is closed");
     other.expect_nothing();
     // One that is asked and says nothing: it has been stopped, and its lease lasts.
@@ -77,7 +84,9 @@ fn a_kick_counts_the_sockets_that_it_closes_on_all_instances() {
     );
     gateways[1].signal(rustix::process::Signal::CONT);
     // It heard it all the same.
-    anns.iter_mut().for_each(|socket| socket.expect_close(4102));
+    for socket in &mut anns {
+        socket.expect_close(4102);
+    }
     // Without Redis those who are here are closed; what is elsewhere nobody can say.
     let mut anns = sockets(&gateways, "ann", 2);
     redis.kill();

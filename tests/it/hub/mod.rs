@@ -9,6 +9,8 @@ mod endpoints;
 mod ends;
 mod frames;
 mod instances;
+mod lifecycle;
+mod lifecycle_script;
 mod opening;
 mod points;
 mod rooms;

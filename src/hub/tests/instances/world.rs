@@ -355,7 +355,7 @@ impl World {
                 BusAnswer::LookIs { asker, position: self.store.position(&room), users }
             }
             BusRequest::Here(here) => return self.tell_here(at, &here),
-            BusRequest::Others(_) => return,
+            BusRequest::Others(_) | BusRequest::Events(_) => return,
             BusRequest::Forget(room) => {
                 let keep = Keep { messages_max: 0, bytes_max: 0, age_max: Duration::ZERO, ids_age: Duration::ZERO };
                 return self.tell_here(at, &BusHere { room, is_whole: true, users: Vec::new(), keep });
@@ -563,6 +563,6 @@ fn refused(request: &BusRequest) -> Option<BusAnswer> {
         BusRequest::Publish(publish) => Some(BusAnswer::Refused { asker: publish.asker, code }),
         BusRequest::Look { asker, .. } => Some(BusAnswer::Refused { asker: *asker, code }),
         BusRequest::Read(read) => Some(BusAnswer::Unread { room: read.room.clone(), number: read.number }),
-        BusRequest::Here(_) | BusRequest::Forget(_) | BusRequest::Others(_) => None,
+        BusRequest::Here(_) | BusRequest::Forget(_) | BusRequest::Others(_) | BusRequest::Events(_) => None,
     }
 }

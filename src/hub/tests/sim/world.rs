@@ -361,7 +361,7 @@ impl World {
                         self.rings[shard][to].push_back(letter);
                     }
                 }
-                Effect::Bus(request) => panic!("there is none: {request:?}"),
+                effect @ (Effect::Bus(_) | Effect::EventsDropped(_)) => panic!("there is no bus: {effect:?}"),
                 Effect::Close(key, close) => self.close(shard, key, close),
                 Effect::Cut(_) => panic!("whoever is closed is written to here before anything else"),
                 Effect::Ping(key) => self.hubs[shard].heard(self.now, key),
