@@ -1,6 +1,10 @@
 //! What reaches a user on all instances: two of four shards each, on a Redis of the test's own.
 
-use std::time::Duration;
+use std::{
+    sync::mpsc::{Receiver, TryRecvError, channel},
+    thread,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 
@@ -8,11 +12,11 @@ use super::{
     SOON,
     endpoints::{ask, get},
     socket::Socket,
-    user, with_role,
+    token, user, with_role,
 };
 use crate::{
-    harness::{Gateway, pause, until},
-    journey::access::KEYS,
+    harness::{Gateway, now, pause, until},
+    journey::access::{KEYS, unix_now},
     servers::redis::RedisServer,
 };
 
@@ -183,4 +187,99 @@ fn a_look_counts_users_and_sockets_of_all_instances_within_a_second() {
     expect(1, 1);
     drop(anns);
     expect(0, 0);
+}
+
+/// Logs out one user after the other, each of a session of its own, until it is told to stop; says how many.
+fn log_out_others(gateway: &Gateway, names: &str, stop: &Receiver<()>) -> usize {
+    let mut client = gateway.connect();
+    for n in 0.. {
+        if stop.try_recv() == Err(TryRecvError::Disconnected) {
+            return n;
+        }
+        let token = user(&format!("{names}{n}"));
+        client.send(format!(
+            "POST /auth/logout HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+        ));
+        assert_eq!(client.read_response().status, 204);
+    }
+    unreachable!("it is told to stop")
+}
+
+/// Does this while other users log out on both instances as fast as they can.
+fn beside_log_outs(gateways: &[Gateway; 2], what: impl FnOnce()) {
+    let began = now();
+    let counts: Vec<usize> = thread::scope(|scope| {
+        let (stops, others): (Vec<_>, Vec<_>) = gateways
+            .iter()
+            .enumerate()
+            .map(|(n, gateway)| {
+                let (stop, stopped) = channel::<()>();
+                (stop, scope.spawn(move || log_out_others(gateway, &format!("other{n}-"), &stopped)))
+            })
+            .unzip();
+        what();
+        drop(stops);
+        others.into_iter().map(|other| other.join().expect("all were logged out")).collect()
+    });
+    let rate = counts.iter().sum::<usize>() as f64 / began.elapsed().as_secs_f64();
+    eprintln!("{rate:.0} log-outs a second beside it");
+    assert!(counts.iter().all(|&count| count > 20), "{counts:?}");
+}
+
+#[test]
+fn what_ends_a_users_sockets_ends_them_everywhere_within_a_second_beside_many_log_outs() {
+    let Some(redis) = RedisServer::start() else { return };
+    let gateways = [0, 1].map(|_| instance(&redis, "[auth]\nleeway = \"0s\"\n"));
+    let expect_closed = |sockets: &mut [Socket], code: u16| {
+        let told = now();
+        for socket in &mut *sockets {
+            socket.expect_close(code);
+        }
+        assert!(told.elapsed() < EVERYWHERE, "{:?} until {code} was everywhere", told.elapsed());
+    };
+    beside_log_outs(&gateways, || {
+        for round in 0..5 {
+            let asked = &gateways[round % 2];
+            let mut other = Socket::open(&gateways[0], &user("bob"));
+            let end = |path: &str, name: &str| {
+                let mut sockets = sockets(&gateways, name, 8);
+                assert_eq!(ask(asked, "POST", path, &user(name), &json!({})).status, 204);
+                expect_closed(&mut sockets, 4102);
+            };
+            end("/auth/logout", &format!("out{round}"));
+            end("/auth/logout-all", &format!("all{round}"));
+            let mut anns = sockets(&gateways, "ann", 8);
+            let wanted = json!({ "closed": 8, "instancesAsked": 2, "instancesAnswered": 2 });
+            assert_eq!(kick(asked, KICK), wanted);
+            expect_closed(&mut anns, 4102);
+            let dora = format!("dora{round}");
+            let mut doras = sockets(&gateways, &dora, 8);
+            assert_eq!(kick(asked, &format!("/hub/users/{dora}/connections?revoke=true")), wanted);
+            expect_closed(&mut doras, 4102);
+            let fields = format!("Authorization: Bearer {}\r\n", user(&dora));
+            assert!(Socket::on(gateways[1].connect(), &fields).is_err(), "the session has ended");
+            other.expect_nothing();
+        }
+        // What expires does so by each instance's own clock.
+        let expires = unix_now() + 3;
+        let carl = token(&json!({ "sub": "carl", "sid": "s_carl", "role": "user", "exp": expires }));
+        let mut carls: Vec<Socket> = (0..8).map(|n| Socket::open(&gateways[n % 2], &carl)).collect();
+        until(SOON, "its time comes", || (unix_now() >= expires).then_some(()));
+        expect_closed(&mut carls, 4101);
+    });
+}
+
+#[test]
+fn how_many_sockets_a_user_may_have_each_instance_counts_for_itself() {
+    let Some(redis) = RedisServer::start() else { return };
+    let gateways = [0, 1].map(|_| instance(&redis, "[hub]\nsockets_per_user_max = 2\n"));
+    let mut anns = sockets(&gateways, "ann", 4);
+    for gateway in &gateways {
+        let (messages, code) =
+            Socket::bare(gateway, &format!("Authorization: Bearer {}\r\n", user("ann"))).hear_close();
+        assert_eq!(code, 4104, "{messages:?}");
+    }
+    for ann in &mut anns {
+        ann.expect_nothing();
+    }
 }

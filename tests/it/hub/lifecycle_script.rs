@@ -240,6 +240,7 @@ const SUBJECTS: [&str; 5] = ["user:a", "user:b", "room:a", "room:b", "user:c d"]
 struct Instance {
     asker: Asker,
     here: BTreeSet<&'static str>,
+    unsaid: BTreeSet<&'static str>,
     is_alive: bool,
 }
 
@@ -247,21 +248,33 @@ impl Instance {
     fn new(redis: &RedisServer, node: &str) -> Self {
         let asker = Asker { sweeps: true, swept_max: 2, ..Asker::new(node) };
         asker.lives(redis, true);
-        Self { asker, here: BTreeSet::new(), is_alive: true }
+        Self { asker, here: BTreeSet::new(), unsaid: BTreeSet::new(), is_alive: true }
     }
 
-    /// Tells how it is, and again where nothing of it was taken.
+    /// Somebody comes who is not here, or goes who is.
+    fn turn(&mut self, subject: &'static str) {
+        if !self.here.remove(subject) {
+            self.here.insert(subject);
+        }
+        self.unsaid.insert(subject);
+    }
+
+    /// Tells what has changed, and all where nothing was known of it.
     #[track_caller]
-    fn tell_all(&mut self, redis: &RedisServer, seen: &mut Seen) {
-        let changes = SUBJECTS.map(|subject| (subject, self.here.contains(subject)));
+    fn tell_changes(&mut self, redis: &RedisServer, seen: &mut Seen) {
         for _ in 0..20 {
+            let changes: Vec<_> = self.unsaid.iter().map(|&subject| (subject, self.here.contains(subject))).collect();
             match &*self.asker.tell(redis, &changes).standing {
-                "known" | "new" => return,
+                "known" => {
+                    self.unsaid.clear();
+                    return;
+                }
+                "new" => self.unsaid.clone_from(&self.here),
                 "swept" => seen.swept += 1,
                 other => panic!("{other}"),
             }
         }
-        panic!("it is swept for ever");
+        panic!("it is never known");
     }
 }
 
@@ -313,19 +326,16 @@ fn play(redis: &RedisServer, seed: u64, seen: &mut Seen) {
             14..30 => deliver(redis, &mut service, &mut rng),
             _ if instance.is_alive => {
                 for _ in 0..rng.usize(0..3) {
-                    let subject = rng.choice(SUBJECTS).expect("some");
-                    if !instance.here.remove(subject) {
-                        instance.here.insert(subject);
-                    }
+                    instance.turn(rng.choice(SUBJECTS).expect("some"));
                 }
-                instance.tell_all(redis, seen);
+                instance.tell_changes(redis, seen);
             }
             _ => {}
         }
     }
     for _ in 0..20 {
         for instance in instances.iter_mut().filter(|instance| instance.is_alive) {
-            instance.tell_all(redis, seen);
+            instance.tell_changes(redis, seen);
         }
     }
     let epoch = redis.ask(&["HGET", "meta", "epoch"]);
