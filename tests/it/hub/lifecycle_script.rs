@@ -200,6 +200,24 @@ fn what_waits_is_bounded_and_the_oldest_go() {
     assert_eq!(redis.ask(&["ZCARD", "gone"]), "2");
 }
 
+#[test]
+fn numbers_of_whom_nobody_remembers_still_rise() {
+    let Some(redis) = RedisServer::start() else { return };
+    let mut one = Asker::new("one");
+    for is_here in [true, false, true, false] {
+        one.tell(&redis, &[("user:a", is_here), ("user:b", is_here)]);
+    }
+    one.tell(&redis, &[("user:b", true)]);
+    assert_eq!(redis.ask(&["ZRANGE", "gone", "0", "-1"]), "user:a", "who is back has not gone");
+    // A long time ago.
+    redis.ask(&["ZADD", "gone", "1", "user:a"]);
+    one.tell(&redis, &[]);
+    assert_eq!((redis.ask(&["HEXISTS", "there", "user:a"]), redis.ask(&["ZCARD", "gone"])), ("0".into(), "0".into()));
+    one.tell(&redis, &[("user:a", true), ("user:c", true)]);
+    let last: Vec<(String, u64)> = waiting(&redis).into_iter().rev().take(2).map(|event| (event.1, event.3)).collect();
+    assert_eq!(last, [("user:c".to_owned(), 5), ("user:a".to_owned(), 5)]);
+}
+
 /// What a service makes of it.
 #[derive(Default)]
 struct Service {
@@ -332,7 +350,23 @@ fn play(redis: &RedisServer, seed: u64, seen: &mut Seen) {
             }
             _ => {}
         }
+        if step % 20 == 19 {
+            settle(redis, &mut instances, &mut service, &mut rng, seen);
+        }
     }
+    seen.taken += service.taken;
+    seen.told_again += service.told_again;
+}
+
+/// All is quiet: what was told last is true.
+#[track_caller]
+fn settle(
+    redis: &RedisServer,
+    instances: &mut [Instance],
+    service: &mut Service,
+    rng: &mut fastrand::Rng,
+    seen: &mut Seen,
+) {
     for _ in 0..20 {
         for instance in instances.iter_mut().filter(|instance| instance.is_alive) {
             instance.tell_changes(redis, seen);
@@ -340,7 +374,7 @@ fn play(redis: &RedisServer, seed: u64, seen: &mut Seen) {
     }
     let epoch = redis.ask(&["HGET", "meta", "epoch"]);
     while !waiting(redis).is_empty() {
-        deliver(redis, &mut service, &mut rng);
+        deliver(redis, service, rng);
     }
     let is_anybody_alive = instances.iter().any(|instance| instance.is_alive);
     for subject in SUBJECTS {
@@ -348,8 +382,6 @@ fn play(redis: &RedisServer, seed: u64, seen: &mut Seen) {
         let told = service.told.get(&(epoch.clone(), subject.to_owned())).is_some_and(|last| last.0);
         assert!(!is_anybody_alive || told == is_there, "{subject}: {told}, but {is_there}");
     }
-    seen.taken += service.taken;
-    seen.told_again += service.told_again;
 }
 
 /// Somebody sends some of what waits, and dies before it says so, or does not.
