@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use super::super::{
     Effect, Entrance, Hub, Plan,
-    events::{Event, EventPlan},
+    bus::{BusAnswer, BusRequest},
+    events::{Event, EventPlan, EventsAnswer, EventsRequest, KeptEvent, Subject},
     letter::RoomLetter,
+    name::RoomName,
+    position::{Epoch, Position},
 };
-use super::{HOME, Instant, One, hub_of, identity};
+use super::{HOME, Instant, One, hub_of, hub_of_bus, identity};
 
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -108,4 +111,75 @@ fn exchange(hubs: &mut [Hub<()>; 2], now: Instant) -> usize {
             hubs[to].handle_letter(now, from, letter);
         }
     }
+}
+
+/// What the bus is told of events.
+fn told_to_bus(hub: &mut Hub<()>) -> Vec<String> {
+    let requests = std::iter::from_fn(|| hub.poll_effect()).filter_map(|effect| match effect {
+        Effect::Bus(BusRequest::Events(request)) => Some(*request),
+        Effect::Event(event) => panic!("the bus decides, but {event:?}"),
+        _ => None,
+    });
+    requests.map(|request| format!("{request:?}")).collect()
+}
+
+#[test]
+fn with_a_bus_it_is_told_who_is_here_until_it_has_heard_it() {
+    let (mut hub, mut now) = (hub_of_bus(0, 1, plan(), 1), Instant::START);
+    let entrance =
+        Entrance { handle: (), network: HOME, identity: Some(identity(&Plan::default(), "a")), window_bits: None };
+    let a = hub.enter(now, entrance).expect("room");
+    let is = |is_here: bool| [format!("Is {{ subject: User(\"a\"), is_here: {is_here} }}")];
+    assert_eq!(told_to_bus(&mut hub), is(true));
+    let lost = |is_here| {
+        let request = EventsRequest::Is { subject: Subject::User("a".into()), is_here };
+        BusRequest::Events(Box::new(request))
+    };
+    hub.leave(now, a);
+    hub.bus_dropped(now, lost(true));
+    now += Duration::from_secs(1);
+    hub.handle_timeout(now);
+    assert_eq!(told_to_bus(&mut hub), is(true), "within the grace");
+    hub.bus_dropped(now, lost(true));
+    now += GRACE;
+    hub.handle_timeout(now);
+    let told = told_to_bus(&mut hub);
+    assert_eq!(told.last(), is(false).first(), "as it is then: {told:?}");
+    // What has become of an event is told again too.
+    let position = Position { epoch: Epoch::parse("k3"), seq: 7 };
+    hub.event_is_done(position, true);
+    assert_eq!(told_to_bus(&mut hub), ["Taken(Position { epoch: k3, seq: 7 })"]);
+    hub.bus_dropped(now, BusRequest::Events(Box::new(EventsRequest::Taken(position))));
+    now += Duration::from_secs(1);
+    hub.handle_timeout(now);
+    assert_eq!(told_to_bus(&mut hub), ["Taken(Position { epoch: k3, seq: 7 })"]);
+}
+
+#[test]
+fn what_the_bus_has_decided_is_sent_under_its_number() {
+    let mut hub = hub_of_bus(0, 1, plan(), 1);
+    let position = Position { epoch: Epoch::parse("k3"), seq: 7 };
+    let subject = Subject::Room(RoomName::parse("public.x").expect("a name"));
+    let (is_there, n, at_unix_ms) = (false, 4, super::BEGIN_UNIX_MS);
+    let event = EventsAnswer::Event(KeptEvent { position, subject, is_there, n, at_unix_ms, node: "n2".into() });
+    hub.handle_bus(Instant::START, BusAnswer::Events(Box::new(event)));
+    let Some(Effect::Event(event)) = hub.poll_effect() else { panic!("it is sent") };
+    assert_eq!((&*event.key, event.position), ("k3:room:public.x:4", Some(position)));
+    assert_eq!(
+        &*event.json,
+        r#"{"type":"room.vacated","room":"public.x","n":4,"at":"2026-11-23T10:00:00.000Z","node":"n2","epoch":"k3"}"#
+    );
+}
+
+#[test]
+fn what_is_not_looked_at_any_more_is_not_here_for_the_bus() {
+    let (mut hub, now) = (hub_of_bus(0, 1, plan(), 1), Instant::START);
+    let entrance =
+        Entrance { handle: (), network: HOME, identity: Some(identity(&Plan::default(), "a")), window_bits: None };
+    hub.enter(now, entrance).expect("room");
+    told_to_bus(&mut hub);
+    hub.adopt(now, Plan::default());
+    assert_eq!(told_to_bus(&mut hub), [r#"Is { subject: User("a"), is_here: false }"#]);
+    hub.adopt(now, plan());
+    assert_eq!(told_to_bus(&mut hub), [r#"Is { subject: User("a"), is_here: true }"#]);
 }

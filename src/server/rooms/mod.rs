@@ -403,7 +403,11 @@ impl Rooms {
         self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, number)).await)?;
         self.told("shardgate:room:*", link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
         // Before any runs: a script that is not known yet would be overtaken while it is sent.
-        for script in [&self.publish, &self.read, &self.here].into_iter().chain(self.questions.scripts()).chain(self.lifecycle.scripts()) {
+        for script in [&self.publish, &self.read, &self.here]
+            .into_iter()
+            .chain(self.questions.scripts())
+            .chain(self.lifecycle.scripts())
+        {
             link.load(script).await?;
         }
         self.told("shardgate:presence:*", self.renew(link, false).await)?;

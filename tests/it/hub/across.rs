@@ -1,6 +1,7 @@
 //! What reaches a user on all instances: two of four shards each, on a Redis of the test's own.
 
 use std::{
+    process::Command,
     sync::mpsc::{Receiver, TryRecvError, channel},
     thread,
     time::Duration,
@@ -44,6 +45,25 @@ pub(super) fn instance(redis: &RedisServer, more: &str) -> Gateway {
     let gateway = Gateway::start(&config(redis, more));
     gateway.log_until("rooms span instances: Redis is there", SOON);
     gateway
+}
+
+/// A cluster of three.
+#[track_caller]
+pub(super) fn cluster() -> Option<[RedisServer; 3]> {
+    let node =
+        || RedisServer::start_with(&["--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
+    let nodes = [node()?, node()?, node()?];
+    let made = Command::new("redis-cli")
+        .args(["--cluster", "create"])
+        .args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port())))
+        .arg("--cluster-yes")
+        .output()
+        .expect("redis-cli runs");
+    assert!(made.status.success(), "{made:?}");
+    until(SOON, "the cluster is whole", || {
+        nodes.iter().all(|node| node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")).then_some(())
+    });
+    Some(nodes)
 }
 
 #[track_caller]

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     SOON,
-    across::{LEASE, config, instance},
+    across::{LEASE, cluster, config, instance},
+    endpoints::ask,
     socket::Socket,
-    user,
+    user, with_role,
 };
 use crate::{
     backend::{Backend, Received},
@@ -25,11 +26,12 @@ const ROOM: &str = "public.sale";
 /// An instance that tells this address of everything.
 #[track_caller]
 fn telling(redis: &RedisServer, address: SocketAddr, more: &str) -> Gateway {
-    instance(
-        redis,
-        &format!(
-            "[upstreams.back]\ninstances = [\"{address}\"]\n[hub]\nevents_upstream = \"back\"\npresence_grace = \"100ms\"\n{more}"
-        ),
+    instance(redis, &told_of(address, more))
+}
+
+fn told_of(address: SocketAddr, more: &str) -> String {
+    format!(
+        "[upstreams.back]\ninstances = [\"{address}\"]\n[hub]\nevents_upstream = \"back\"\npresence_grace = \"100ms\"\n{more}"
     )
 }
 
@@ -201,6 +203,31 @@ fn while_redis_is_away_nothing_is_told_and_then_all_that_has_changed() {
     told.until(2 * SOON, &[("user:ben", true, 1), ("user:carl", true, 1)]);
     assert_ne!(told.epoch, before, "they are numbered anew, and that can be seen");
     assert!(!told.last.contains_key("user:ann"), "who is not there is not told");
+}
+
+#[test]
+fn on_a_cluster_all_that_is_of_all_instances_is_in_one_slot() {
+    let Some(nodes) = cluster() else { return };
+    let mut told = Told::new(Backend::ok());
+    let more = told_of(told.backend.address(), "");
+    let mode = "mode = \"cluster\"\n";
+    let [one, two] = [0, 1].map(|at| {
+        let config =
+            config(&nodes[at], &more).replace("timeout = \"500ms\"\n", &format!("timeout = \"500ms\"\n{mode}"));
+        let gateway = Gateway::start(&config);
+        gateway.log_until("rooms span instances: Redis is there", SOON);
+        gateway
+    });
+    let mut here = Socket::open(&one, &user("ann"));
+    let mut there = Socket::open(&two, &user("ann"));
+    here.join(ROOM);
+    told.until(SOON, &[("user:ann", true, 1), ("room:public.sale", true, 1)]);
+    let said = ask(&two, "POST", "/hub/users/ann/publish", &with_role("pricing", "service"), &json!({ "payload": 1 }));
+    assert_eq!((said.status, &said.json()["connections"]), (202, &json!(2)), "{}", said.text());
+    assert_eq!([here.hear(), there.hear()].map(|heard| heard["payload"].clone()), [json!(1), json!(1)]);
+    let kicked = ask(&one, "DELETE", "/hub/users/ann/connections", &with_role("root", "admin"), &json!({}));
+    assert_eq!(kicked.json(), json!({ "closed": 2, "instancesAsked": 2, "instancesAnswered": 2 }), "{}", kicked.text());
+    told.until(SOON, &[("user:ann", false, 2), ("room:public.sale", false, 2)]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     harness::{Gateway, now, pause, until},
-    hub::{SOON, socket::Socket, user},
+    hub::{SOON, across::cluster, socket::Socket, user},
     servers::redis::RedisServer,
 };
 
@@ -40,26 +40,6 @@ fn a_redis_that_goes_back_to_an_old_state_begins_a_new_epoch_that_is_told() {
     // Who comes back with what it had is told that it cannot be joined on.
     let joined = Socket::open(&two, &user("late")).recover(ROOM, &before, 7);
     assert_eq!(joined["payload"]["recovered"], false, "{joined}");
-}
-
-/// Three nodes, each with a third of the slots.
-#[track_caller]
-fn cluster() -> Option<[RedisServer; 3]> {
-    let node =
-        || RedisServer::start_with(&["--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
-    let nodes = [node()?, node()?, node()?];
-    let addresses = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port()));
-    let made = std::process::Command::new("redis-cli")
-        .args(["--cluster", "create"])
-        .args(addresses)
-        .arg("--cluster-yes")
-        .output()
-        .expect("redis-cli runs");
-    assert!(made.status.success(), "{made:?}");
-    until(SOON, "the cluster is whole", || {
-        nodes.iter().all(|node| node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok")).then_some(())
-    });
-    Some(nodes)
 }
 
 #[test]
