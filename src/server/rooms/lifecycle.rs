@@ -207,7 +207,8 @@ impl Lifecycle {
                 if epoch != state.seen.epoch => {}
             EventsRequest::Taken(position) => {
                 state.sending.taken.insert(position.seq);
-                state.sending.moved_at = Some(Instant::now());
+                // The service can be reached from here.
+                (state.sending.moved_at, state.sending.rests_until) = (Some(Instant::now()), None);
             }
             EventsRequest::Left(position) => {
                 state.sending.given.remove(&position.seq);

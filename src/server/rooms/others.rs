@@ -41,6 +41,8 @@ struct Open {
     next: u64,
     /// Ours, by their numbers.
     ours: HashMap<u64, Rc<Ours>>,
+    /// Instances that live and have not answered the last time: messages do not wait for them until they are heard.
+    silent: BTreeSet<String>,
     /// Those of others, by our numbers for them: who asks, and under which number.
     theirs: BTreeMap<u64, (String, String)>,
 }
@@ -105,6 +107,9 @@ impl Rooms {
         self.questions.open.with(|open| open.ours.remove(&number));
         let mut asked = told?;
         let counts = ours.counts.with(std::mem::take);
+        self.questions.open.with(|open| {
+            open.silent = asked.iter().filter(|node| !counts.contains_key(*node)).cloned().collect();
+        });
         // One that has come meanwhile was asked too.
         asked.extend(counts.keys().cloned());
         let number_of = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
@@ -127,7 +132,13 @@ impl Rooms {
         let asked: BTreeSet<String> = living.into_iter().filter(|node| *node != self.names.node).collect();
         loop {
             let came = ours.came.notified();
-            let is_whole = ours.counts.with(|counts| asked.iter().all(|node| counts.contains_key(node)));
+            let is_silent = |node: &str| match order {
+                // Whoever kicks wants to know.
+                UserOrder::Close => false,
+                UserOrder::Say { .. } => self.questions.open.with(|open| open.silent.contains(node)),
+            };
+            let is_whole =
+                ours.counts.with(|counts| asked.iter().all(|node| counts.contains_key(node) || is_silent(node)));
             if is_whole || timeout_at(until, came).await.is_err() {
                 return Ok(asked);
             }
@@ -166,6 +177,7 @@ impl Rooms {
         let mut parts = text.splitn(3, ' ');
         let (Some(number), Some(count), Some(node)) = (parts.next(), parts.next(), parts.next()) else { return };
         let (Ok(number), Ok(count)) = (number.parse::<u64>(), count.parse::<u32>()) else { return };
+        self.questions.open.with(|open| open.silent.remove(node));
         let Some(ours) = self.questions.open.with(|open| open.ours.get(&number).map(Rc::clone)) else { return };
         ours.counts.with(|counts| counts.insert(node.to_owned(), count));
         ours.came.notify_waiters();

@@ -158,6 +158,28 @@ fn the_users_of_a_killed_instance_go_offline_with_its_lease_unless_they_come_to_
 }
 
 #[test]
+fn who_comes_from_an_instance_that_drains_to_another_one_has_not_gone() {
+    let Some(redis) = RedisServer::start() else { return };
+    let mut told = Told::new(Backend::ok());
+    let more = format!("{}[drain]\nnotice = \"0s\"\nwindow = \"100ms\"\n", told_of(told.backend.address(), ""));
+    let more = more.replace("presence_grace = \"100ms\"\n", "");
+    let [one, mut two] = [0, 1].map(|_| instance(&redis, &more));
+    let [mut carl, mut dora] = ["carl", "dora"].map(|name| Socket::open(&two, &user(name)));
+    let two_is = node(&carl);
+    told.until(SOON, &[("user:carl", true, 1), ("user:dora", true, 1)]);
+    two.signal(rustix::process::Signal::TERM);
+    carl.expect_close(1012);
+    dora.expect_close(1012);
+    let back = Socket::open(&one, &user("carl"));
+    assert_eq!(two.wait_exit(SOON), Some(0));
+    told.until(LEASE, &[("user:dora", false, 2)]);
+    assert_eq!((told.last["user:carl"].0, told.node_of("user:dora")), (true, &*two_is));
+    drop(back);
+    told.until(SOON, &[("user:carl", false, 2)]);
+    assert_ne!(told.node_of("user:carl"), two_is, "he was told once, from where he was last");
+}
+
+#[test]
 fn what_was_decided_is_told_although_the_instance_that_was_to_tell_it_is_killed() {
     let Some(redis) = RedisServer::start() else { return };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
