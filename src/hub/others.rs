@@ -89,7 +89,7 @@ impl<W> Hub<W> {
             waiting: asked.saturating_add(u32::from(has_others)),
             answered: 0,
             count: 0,
-            others: Some(Others::default()),
+            others: (!has_others).then(Others::default),
         };
         let due = now + self.plan.limits.answer_within;
         let ask = Ask { asker, question: Question::Everywhere(all), id: None, is_given_up: false };

@@ -43,17 +43,17 @@ pub(in crate::gateway) enum HubEndpoint {
 #[serde(deny_unknown_fields)]
 struct Published<'a> {
     #[serde(rename = "type", default)]
-    kind: Option<&'a str>,
+    kind: Option<String>,
     #[serde(borrow)]
     payload: &'a RawValue,
     #[serde(default)]
-    id: Option<&'a str>,
+    id: Option<String>,
 }
 
-impl<'a> Published<'a> {
-    fn message(&self, claims: &'a Claims) -> ServiceMessage<'a> {
-        let kind = self.kind.unwrap_or(ROOM_MESSAGE);
-        ServiceMessage { sub: &claims.sub, kind, id: self.id, payload: self.payload.get() }
+impl Published<'_> {
+    fn message<'m>(&'m self, claims: &'m Claims) -> ServiceMessage<'m> {
+        let kind = self.kind.as_deref().unwrap_or(ROOM_MESSAGE);
+        ServiceMessage { sub: &claims.sub, kind, id: self.id.as_deref(), payload: self.payload.get() }
     }
 }
 
@@ -125,6 +125,8 @@ pub(in crate::gateway) async fn answer(
                 Answer::Sockets { others: None, .. } if !live.plan.hub.opens_without_bus => {
                     Err(Reject::new(Code::DependencyUnavailable))
                 }
+                // A shard had no room for it.
+                Answer::Sockets { asked, answered, .. } if answered < asked => Err(Reject::new(Code::Overloaded)),
                 Answer::Sockets { count, .. } => Ok(document(202, &json!({ "connections": count }))),
                 other => Err(unanswered(other)),
             }
@@ -134,32 +136,48 @@ pub(in crate::gateway) async fn answer(
             let user = user(&named)?;
             let revokes = revokes(exchange)?;
             // First, so that they are counted.
-            let closed = kick(sockets, &user).await;
+            let kicked = kick(sockets, &user).await;
             if revokes {
                 account::end_all(gateway, &user).await?;
             } else if sockets.spans_instances() {
                 // Those that could not be asked hear it from the log of revocations, which only accounts have.
                 match account::kick(gateway, &user, &claims.sub).await {
                     Err(reject) if reject.code == Code::NotFound => {}
+                    Err(_) if kicked.as_ref().is_ok_and(Kicked::is_whole) => {}
                     told => told?,
                 }
             }
-            closed
+            kicked.map(|kicked| kicked.document())
         }
     }
 }
 
-/// Closes the user's sockets, on all instances. The one that answers has asked itself.
-async fn kick(sockets: &std::rc::Rc<Sockets>, user: &Arc<str>) -> Result<(ResponseHead, Body), Reject> {
+/// What came of a kick. The instance that answers has asked itself.
+struct Kicked {
+    closed: u32,
+    asked: u32,
+    answered: u32,
+}
+
+impl Kicked {
+    const fn is_whole(&self) -> bool {
+        self.asked == self.answered
+    }
+
+    fn document(&self) -> (ResponseHead, Body) {
+        let Self { closed, asked, answered } = self;
+        document(200, &json!({ "closed": closed, "instancesAsked": asked, "instancesAnswered": answered }))
+    }
+}
+
+/// Closes the user's sockets, on all instances.
+async fn kick(sockets: &std::rc::Rc<Sockets>, user: &Arc<str>) -> Result<Kicked, Reject> {
     match sockets.ask(|hub, now, asker| hub.kick_for(now, asker, user)).await {
-        Answer::Sockets { count, asked, answered, others: Some(others) } => {
-            let itself = u32::from(asked == answered);
-            let document_of = json!({
-                "closed": count,
-                "instancesAsked": others.asked.saturating_add(1), "instancesAnswered": others.answered.saturating_add(itself),
-            });
-            Ok(document(200, &document_of))
-        }
+        Answer::Sockets { count, asked, answered, others: Some(others) } => Ok(Kicked {
+            closed: count,
+            asked: others.asked.saturating_add(1),
+            answered: others.answered.saturating_add(u32::from(asked == answered)),
+        }),
         // Whoever is here is closed; of the others nobody knows how many there are.
         Answer::Sockets { others: None, .. } => Err(Reject::new(Code::DependencyUnavailable)),
         other => Err(unanswered(other)),
@@ -247,10 +265,10 @@ fn parse<'b>(live: &Live, bytes: &'b [u8]) -> Result<Published<'b>, Reject> {
         }
         _ => Reject::new(Code::InvalidJson),
     })?;
-    if published.kind.is_some_and(|kind| kind != ROOM_MESSAGE && !live.plan.hub.is_pushable(kind)) {
+    if published.kind.as_deref().is_some_and(|kind| kind != ROOM_MESSAGE && !live.plan.hub.is_pushable(kind)) {
         return Err(Reject::because(Code::ValidationFailed, "services cannot push messages of this type"));
     }
-    if published.id.is_some_and(|id| !(1..=64).contains(&id.chars().count())) {
+    if published.id.as_deref().is_some_and(|id| !(1..=64).contains(&id.chars().count())) {
         return Err(Reject::because(Code::ValidationFailed, "an id is a text of 1 to 64 characters"));
     }
     Ok(published)

@@ -67,6 +67,20 @@ fn a_service_speaks_in_a_room_from_any_shard() {
 }
 
 #[test]
+fn an_id_may_be_written_with_escapes() {
+    let gateway = start("");
+    let publish = |body: &str| {
+        let path = "/hub/rooms/public.sale/publish";
+        let said = send(&gateway, "POST", path, &service(), "application/json", body.as_bytes());
+        assert_eq!(said.status, 202, "{}", said.text());
+        said.json()["seq"].clone()
+    };
+    let plain = publish("{\"payload\":1,\"id\":\"\u{e9}\"}");
+    assert_eq!(publish(r#"{"payload":1,"id":"\u00e9","type":"pr\u0069ce"}"#), plain, "it is the same text");
+    assert_ne!(publish(r#"{"payload":1,"id":"\""}"#), plain);
+}
+
+#[test]
 fn the_same_publish_again_has_the_same_number() {
     let gateway = start("");
     let mut sockets = on_each_shard(&gateway);
