@@ -101,10 +101,10 @@ fn a_kick_counts_the_sockets_that_it_closes_on_all_instances() {
     assert_eq!(kick(&gateways[1], KICK), all(0), "only what was open is closed");
     other.expect_nothing();
     // One that is asked and says nothing: it has been stopped, and its lease lasts.
-    let mut anns = sockets(&gateways, "ann", 4);
+    let mut eves = sockets(&gateways, "eve", 4);
     gateways[1].signal(rustix::process::Signal::STOP);
     assert_eq!(
-        kick(&gateways[0], KICK),
+        kick(&gateways[0], "/hub/users/eve/connections"),
         json!({ "closed": 2, "instancesAsked": 2, "instancesAnswered": 1 }),
         "within the lease"
     );
@@ -117,40 +117,48 @@ fn a_kick_counts_the_sockets_that_it_closes_on_all_instances() {
     assert!(began.elapsed() < EVERYWHERE * 5, "{:?}", began.elapsed());
     gateways[1].signal(rustix::process::Signal::CONT);
     // It heard it all the same.
-    for socket in &mut anns {
+    for socket in &mut eves {
         socket.expect_close(4102);
     }
     // Without Redis those who are here are closed; what is elsewhere nobody can say.
-    let mut anns = sockets(&gateways, "ann", 2);
+    let mut fays = sockets(&gateways, "fay", 2);
     redis.kill();
-    let refused = ask(&gateways[0], "DELETE", KICK, &with_role("root", "admin"), &json!({}));
+    let fay = "/hub/users/fay/connections";
+    let refused = ask(&gateways[0], "DELETE", fay, &with_role("root", "admin"), &json!({}));
     assert_eq!((refused.status, &refused.json()["code"]), (503, &json!("dependency_unavailable")));
-    anns[0].expect_close(4102);
-    anns[1].expect_nothing();
+    fays[0].expect_close(4102);
+    fays[1].expect_nothing();
     redis.restart();
-    let again = until(SOON, "all are asked again", || {
-        let answer = ask(&gateways[0], "DELETE", KICK, &with_role("root", "admin"), &json!({}));
-        (answer.status == 200 && answer.json()["instancesAsked"] == 2).then(|| answer.json())
+    // One may be asked before it listens again.
+    until(SOON, "all are asked again, and answer", || {
+        let answer = ask(&gateways[0], "DELETE", fay, &with_role("root", "admin"), &json!({}));
+        (answer.status == 200 && answer.json()["instancesAnswered"] == 2).then_some(())
     });
-    assert_eq!(again["instancesAnswered"], 2, "{again}");
-    anns[1].expect_close(4102);
+    fays[1].expect_close(4102);
 }
 
 #[test]
 fn a_dead_instance_is_asked_within_its_lease_and_one_that_ended_is_not() {
     let Some((redis, [one, two])) = pair() else { return };
     let mut three = instance(&redis, "[drain]\nnotice = \"0s\"\n");
-    assert_eq!(kick(&one, KICK)["instancesAsked"], 3);
+    // Redis may be slow for a moment on a busy machine: then it is asked again.
+    let expect = |within: Duration, asked: u32, answered: u32| {
+        let wanted = json!({ "closed": 0, "instancesAsked": asked, "instancesAnswered": answered });
+        until(within, "so many are asked and answer", || {
+            let answer = ask(&one, "DELETE", KICK, &with_role("root", "admin"), &json!({}));
+            pause(Duration::from_millis(50));
+            (answer.status == 200 && answer.json() == wanted).then_some(())
+        });
+    };
+    expect(SOON, 3, 3);
     three.signal(rustix::process::Signal::TERM);
     assert_eq!(three.wait_exit(SOON), Some(0));
-    assert_eq!(kick(&one, KICK), json!({ "closed": 0, "instancesAsked": 2, "instancesAnswered": 2 }));
+    // Long before its lease would have ended.
+    expect(LEASE / 3, 2, 2);
     // The other is killed.
     drop(two);
-    assert_eq!(kick(&one, KICK), json!({ "closed": 0, "instancesAsked": 2, "instancesAnswered": 1 }));
-    until(LEASE, "the lease ends", || {
-        pause(Duration::from_millis(200));
-        (kick(&one, KICK) == json!({ "closed": 0, "instancesAsked": 1, "instancesAnswered": 1 })).then_some(())
-    });
+    expect(LEASE / 2, 2, 1);
+    expect(LEASE, 1, 1);
 }
 
 #[test]
@@ -277,9 +285,10 @@ fn what_ends_a_users_sockets_ends_them_everywhere_within_a_second_beside_many_lo
             };
             end("/auth/logout", &format!("out{round}"));
             end("/auth/logout-all", &format!("all{round}"));
-            let mut anns = sockets(&gateways, "ann", 8);
+            let ann = format!("ann{round}");
+            let mut anns = sockets(&gateways, &ann, 8);
             let wanted = json!({ "closed": 8, "instancesAsked": 2, "instancesAnswered": 2 });
-            assert_eq!(kick(asked, KICK), wanted);
+            assert_eq!(kick(asked, &format!("/hub/users/{ann}/connections")), wanted);
             expect_closed(&mut anns, 4102);
             let dora = format!("dora{round}");
             let mut doras = sockets(&gateways, &dora, 8);
