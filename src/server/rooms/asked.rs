@@ -70,10 +70,11 @@ impl Rooms {
             self.state.with(|state| state.failed = number);
             self.failed.notify_one();
         }
-        if matches!(failure, RedisFailure::Away(_)) {
+        // That it is away, or takes no changes, is told where its connection for sessions is kept.
+        let is_refused = matches!(failure, RedisFailure::Refused(_));
+        if matches!(failure, RedisFailure::Away(_) | RedisFailure::NoChanges(..)) {
             return;
         }
-        let is_refused = matches!(failure, RedisFailure::Refused(_));
         let now = clock::now();
         let (count, was_refused) = self.state.with(|state| {
             state.refused += 1;
