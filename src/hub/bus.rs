@@ -104,7 +104,7 @@ pub struct BusRead {
     pub room: RoomName,
     /// Counts this home's questions: its answer has the same.
     pub number: u32,
-    /// Whether it is also to be said who is in the room on other instances.
+    /// Whether it is also to be said who is in the room.
     pub wants_users: bool,
     /// See [`BusPublish::seen`].
     pub seen: Last,
@@ -218,8 +218,19 @@ pub struct Stands {
     pub last: Last,
     /// What was asked for and is there, in order; it may end early if it is much.
     pub messages: Vec<(u64, Chain, Unnumbered)>,
-    /// Who is in the room on other instances, if that was asked for.
-    pub users: Option<Vec<Present>>,
+    /// Who is in the room, if that was asked for.
+    pub users: Option<BusUsers>,
+}
+
+/// Who is in a room as the bus has it.
+#[derive(Debug, Default)]
+pub struct BusUsers {
+    /// On other instances.
+    pub others: Vec<Present>,
+    /// What others find there of who is here; none where that cannot be said.
+    pub here: Option<Vec<(Arc<str>, u32)>>,
+    /// Other instances may still have to tell who is there: the bus has come a short while ago.
+    pub is_early: bool,
 }
 
 impl BusAnswer {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    bus::{BusHere, BusRequest, Elsewhere, Present},
+    bus::{BusHere, BusRequest, BusUsers, Elsewhere},
+    following::Following,
     home::{Given, Home},
 };
 use crate::shard::Instant;
@@ -25,13 +26,24 @@ pub(super) struct Crowd {
     tell_due: Instant,
     /// Who changed on other instances since the room's question went out: the answer may be older.
     touched: BTreeSet<(Arc<str>, Arc<str>)>,
+    /// Whose sockets here have changed and may not be in that answer.
+    touched_here: BTreeSet<Arc<str>>,
+    /// All who are here were told since.
+    was_told: bool,
 }
 
 impl Default for Crowd {
     fn default() -> Self {
-        let (nodes, changed, touched) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        // What the room's last home here has told may not have been taken back.
-        Self { nodes, changed, is_whole: true, tell_due: Instant::NEVER, touched }
+        Self {
+            nodes: BTreeMap::new(),
+            changed: Vec::new(),
+            // What the room's last home here has told may not have been taken back.
+            is_whole: true,
+            tell_due: Instant::NEVER,
+            touched: BTreeSet::new(),
+            touched_here: BTreeSet::new(),
+            was_told: false,
+        }
     }
 }
 
@@ -42,6 +54,8 @@ impl Crowd {
 
     pub(super) fn begin_reading(&mut self) {
         self.touched = BTreeSet::new();
+        self.touched_here = self.changed.iter().map(Arc::clone).collect();
+        self.was_told = false;
     }
 
     /// Sets a user's sockets on an instance; returns those on all others together.
@@ -67,7 +81,11 @@ impl Home {
     /// A user's sockets here have changed.
     pub(super) fn here_changed(&mut self, given: &Given<'_>, user: &Arc<str>) {
         if let Some(following) = &mut self.following {
+            let is_reading = following.is_reading();
             let crowd = &mut following.crowd;
+            if is_reading {
+                crowd.touched_here.insert(Arc::clone(user));
+            }
             crowd.changed.push(Arc::clone(user));
             crowd.tell_due = crowd.tell_due.min(given.now + TELL_INTERVAL);
         }
@@ -104,6 +122,7 @@ impl Home {
             return;
         }
         let is_whole = std::mem::take(&mut crowd.is_whole);
+        crowd.was_told |= is_whole;
         let users = if is_whole {
             self.members().here()
         } else {
@@ -133,21 +152,32 @@ impl Home {
         }
     }
 
-    /// An instance is gone.
+    /// An instance is gone, as far as one can see: should it live after all, the next question shows it.
     pub(super) fn node_is_gone(&mut self, given: &mut Given<'_>, node: &Arc<str>) {
+        let Some(following) = self.following.as_mut().filter(|following| following.crowd.nodes.contains_key(node))
+        else {
+            return;
+        };
+        following.ask_for_users();
         let nobody = Elsewhere { room: self.room().clone(), node: Arc::clone(node), is_whole: true, users: Vec::new() };
         self.hear_elsewhere(given, &nobody);
     }
 
-    /// Who is in the room on all other instances, as it was when the room was read.
-    pub(super) fn hear_crowd(&mut self, given: &mut Given<'_>, users: &[Present]) {
+    /// Who is in the room, as it was when the room was read.
+    pub(super) fn hear_crowd(&mut self, given: &mut Given<'_>, users: &BusUsers) {
         let Some(following) = &mut self.following else { return };
+        if users.is_early {
+            following.ask_for_users();
+        }
         let touched = std::mem::take(&mut following.crowd.touched);
+        let told: BTreeSet<&Arc<str>> = users.others.iter().map(|one| &one.node).collect();
         let mut wanted: BTreeMap<(Arc<str>, Arc<str>), u32> = BTreeMap::new();
         for (node, known) in &following.crowd.nodes {
-            wanted.extend(known.keys().map(|user| ((Arc::clone(node), Arc::clone(user)), 0)));
+            if !users.is_early || told.contains(node) {
+                wanted.extend(known.keys().map(|user| ((Arc::clone(node), Arc::clone(user)), 0)));
+            }
         }
-        wanted.extend(users.iter().map(|one| ((Arc::clone(&one.node), Arc::clone(&one.user)), one.sockets)));
+        wanted.extend(users.others.iter().map(|one| ((Arc::clone(&one.node), Arc::clone(&one.user)), one.sockets)));
         for (both, sockets) in wanted {
             if touched.contains(&both) {
                 continue;
@@ -156,5 +186,21 @@ impl Home {
             let elsewhere = following.crowd.set(&both.0, &both.1, sockets);
             self.set_elsewhere(given, &both.1, elsewhere);
         }
+        if let Some(here) = &users.here
+            && !self.is_told(here)
+        {
+            self.tell_again(given);
+        }
+    }
+
+    /// Whether what others find of who is here is right, or was told since it was asked for.
+    fn is_told(&self, found: &[(Arc<str>, u32)]) -> bool {
+        let Some(Following { crowd, .. }) = &self.following else { return true };
+        if crowd.is_whole || crowd.was_told {
+            return true;
+        }
+        let is_settled = |(user, _): &(Arc<str>, u32)| !crowd.touched_here.contains(user);
+        let found: BTreeMap<Arc<str>, u32> = found.iter().filter(|one| is_settled(one)).cloned().collect();
+        self.members().here().into_iter().filter(is_settled).collect::<BTreeMap<_, _>>() == found
     }
 }

@@ -54,8 +54,10 @@ pub(super) struct Following {
     refused: u32,
     /// Something was heard since that does not join on: it is asked again.
     is_in_doubt: bool,
-    /// The bus has come since: it is to be said who is there.
-    is_bus_new: bool,
+    /// The next question asks who is there.
+    wants_users: bool,
+    /// The question under way does.
+    asks_users: bool,
     pub(super) crowd: Crowd,
 }
 
@@ -74,7 +76,8 @@ impl Following {
             number,
             read_due: Instant::NEVER,
             is_in_doubt: false,
-            is_bus_new: false,
+            wants_users: false,
+            asks_users: false,
             crowd: Crowd::default(),
         }
     }
@@ -85,6 +88,17 @@ impl Following {
 
     pub(super) fn is_reading(&self) -> bool {
         self.reading.is_some()
+    }
+
+    /// The next question asks who is there.
+    pub(super) const fn ask_for_users(&mut self) {
+        self.wants_users = true;
+    }
+
+    /// There is no answer to the question under way.
+    const fn give_up_reading(&mut self) {
+        self.wants_users |= self.asks_users;
+        self.reading = None;
     }
 
     fn read_again(&mut self, given: &mut Given<'_>) {
@@ -179,7 +193,7 @@ impl Home {
         let at = seen.position;
         let Some(following) = &mut self.following else { return };
         if !given.is_bus_up {
-            following.reading = None;
+            following.give_up_reading();
             following.read_due = Instant::NEVER;
             return;
         }
@@ -192,7 +206,8 @@ impl Home {
         let wanted = wanted.filter(|last| !is_known || last.epoch == at.epoch).map(|last| last.seq.saturating_add(1));
         let from = wanted.chain([own]).min().unwrap_or(own);
         let is_turn = following.number % USERS_EVERY == 0;
-        let wants_users = !is_known || following.is_bus_new || is_turn;
+        let wants_users = std::mem::take(&mut following.wants_users) || !is_known || is_turn;
+        following.asks_users = wants_users;
         following.is_in_doubt = false;
         following.crowd.begin_reading();
         // What was heard of until now the answer has, if it was true.
@@ -209,7 +224,7 @@ impl Home {
     /// The question did not go.
     pub(super) fn read_dropped(&mut self, given: &mut Given<'_>) {
         if let Some(following) = &mut self.following {
-            following.reading = None;
+            following.give_up_reading();
             following.read_again(given);
         }
     }
@@ -218,7 +233,7 @@ impl Home {
     pub(super) fn unread(&mut self, given: &mut Given<'_>, number: u32) {
         let Some(following) = &mut self.following else { return };
         if following.reading.is_some() && following.number == number {
-            following.reading = None;
+            following.give_up_reading();
             following.refused = following.refused.saturating_add(1);
             following.read_again(given);
             self.refuse_waiting(given);
@@ -237,8 +252,8 @@ impl Home {
     /// The bus has come back, and may have lost something: it is asked after a while. Or it has gone.
     pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>, wait: Duration) {
         if let Some(following) = &mut self.following {
-            following.reading = None;
-            following.is_bus_new = true;
+            following.give_up_reading();
+            following.ask_for_users();
         }
         if !given.is_bus_up {
             self.refuse_waiting(given);
@@ -263,7 +278,7 @@ impl Home {
         }
         let Some(following) = &mut self.following else { return };
         if following.read_due <= given.now {
-            following.reading = None;
+            following.give_up_reading();
             self.read(given);
         }
         self.tell_here(given);
@@ -353,7 +368,11 @@ impl Home {
         let Some(from) = following.reading.filter(|_| following.number == stands.number) else { return };
         following.reading = None;
         following.refused = 0;
+        following.asks_users = false;
         following.read_due = given.now + given.position_every;
+        if let Some(users) = &stands.users {
+            self.hear_crowd(given, users);
+        }
         let (end, epoch) = (stands.last, stands.last.position.epoch);
         let is_new = epoch != self.position().epoch;
         if is_new && !self.is_occupied() && stands.messages.last().is_some_and(|(seq, ..)| *seq < end.position.seq) {
@@ -373,7 +392,6 @@ impl Home {
             return self.doubt(given);
         }
         let Some(following) = &mut self.following else { return };
-        following.is_bus_new = false;
         following.known = following.known.max(end.position.seq);
         let mut missed = Vec::new();
         let mut last = None;
@@ -410,9 +428,6 @@ impl Home {
             }
         }
         self.go_on(given);
-        if let Some(users) = stands.users {
-            self.hear_crowd(given, &users);
-        }
         self.admit_waiting(given, from);
         let is_too_much = last.is_some_and(|last| last < end.position.seq) && self.position().seq < end.position.seq;
         if is_too_much || self.following.as_ref().is_some_and(|following| following.is_in_doubt) {
@@ -458,6 +473,8 @@ impl Home {
         if !is_first {
             one(&mut given.counts.begun);
             self.tell_position(given);
+            // What has lost messages may have lost who is here.
+            self.tell_again(given);
         }
     }
 

@@ -1,7 +1,7 @@
 //! A hub alone on a bus that is answered by hand.
 
 use super::super::{
-    bus::{BusAnswer, BusCounts, BusMessage, BusPublish, BusRead, BusRequest, Stands},
+    bus::{BusAnswer, BusCounts, BusHere, BusMessage, BusPublish, BusRead, BusRequest, BusUsers, Present, Stands},
     encode::Encoder,
     limits::Limits,
     name::RoomName,
@@ -257,4 +257,146 @@ fn an_answer_to_a_home_that_is_gone_is_none_to_the_next() {
     assert_eq!(one.read(second), "", "that was before it came");
     stand(&mut one, &new, "k3", 2, 1);
     assert!(one.read(second).contains(r#""seq":2,"payload":{"members":1}"#));
+}
+
+/// The question is answered by where the room stood already, and by who is there.
+fn stand_with(one: &mut One, read: &BusRead, users: BusUsers) {
+    let last = Last { position: position("k3", 1), digest: digest(1) };
+    let stands =
+        Stands { room: read.room.clone(), number: read.number, last, messages: Vec::new(), users: Some(users) };
+    one.hub.handle_bus(one.now, BusAnswer::Stands(Box::new(stands)));
+}
+
+fn others(of: &[(&str, &str)]) -> Vec<Present> {
+    of.iter().map(|&(node, user)| Present { node: node.into(), user: user.into(), sockets: 1 }).collect()
+}
+
+fn members(one: &One) -> u32 {
+    one.hub.homes.iter().map(|(_, home)| home.look().members).sum()
+}
+
+/// What is asked until the room is read; the question, and all that was told of who is here.
+fn until_read(one: &mut One) -> (BusRead, Vec<BusHere>) {
+    let mut told = Vec::new();
+    loop {
+        let mut read = None;
+        for request in requests(one) {
+            match request {
+                BusRequest::Read(asked) => read = Some(*asked),
+                BusRequest::Here(here) => told.push(*here),
+                _ => {}
+            }
+        }
+        if let Some(read) = read {
+            return (read, told);
+        }
+        wait(one);
+    }
+}
+
+#[test]
+fn soon_after_the_bus_came_nobody_is_gone_who_is_not_named() {
+    let mut one = on_bus(Plan::default());
+    joined(&mut one, 1);
+    one.hub.bus_is_up(one.now, true);
+    let read = until_read(&mut one).0;
+    let all = [("n_1", "b"), ("n_2", "c"), ("n_2", "d")];
+    stand_with(&mut one, &read, BusUsers { others: others(&all), ..BusUsers::default() });
+    assert_eq!(members(&one), 4);
+    one.hub.bus_is_up(one.now, true);
+    let read = until_read(&mut one).0;
+    assert!(read.wants_users);
+    // The second has told again; the first has not come back yet.
+    let early = BusUsers { others: others(&[("n_2", "d")]), is_early: true, ..BusUsers::default() };
+    stand_with(&mut one, &read, early);
+    assert_eq!(members(&one), 3, "b is still there, and c has gone");
+    let read = until_read(&mut one).0;
+    assert!(read.wants_users, "it is asked again until all have come back");
+    stand_with(&mut one, &read, BusUsers { others: others(&[("n_2", "d")]), ..BusUsers::default() });
+    assert_eq!(members(&one), 2);
+    assert!(!until_read(&mut one).0.wants_users);
+}
+
+#[test]
+fn an_instance_that_is_gone_is_asked_for_once_more() {
+    let mut one = on_bus(Plan::default());
+    joined(&mut one, 1);
+    one.hub.bus_is_up(one.now, true);
+    let read = until_read(&mut one).0;
+    stand_with(&mut one, &read, BusUsers { others: others(&[("n_1", "b")]), ..BusUsers::default() });
+    one.hub.handle_bus(one.now, BusAnswer::Gone("n_2".into()));
+    let read = until_read(&mut one).0;
+    assert!(!read.wants_users, "nobody was there");
+    one.hub.handle_bus(one.now, BusAnswer::Gone("n_1".into()));
+    assert_eq!(members(&one), 1);
+    // The answer under way does not say so, nor does one that never comes.
+    stand(&mut one, &read, "k3", 1, 9);
+    let read = until_read(&mut one).0;
+    assert!(read.wants_users);
+    one.hub.handle_bus(one.now, BusAnswer::Unread { room: read.room.clone(), number: read.number });
+    let read = until_read(&mut one).0;
+    assert!(read.wants_users);
+    stand_with(&mut one, &read, BusUsers { others: others(&[("n_1", "b")]), ..BusUsers::default() });
+    assert_eq!(members(&one), 2, "it lives after all");
+}
+
+#[test]
+fn what_the_bus_has_lost_of_who_is_here_is_told_again() {
+    let mut one = on_bus(Plan::default());
+    joined(&mut one, 1);
+    let found = |here: &[(&str, u32)]| BusUsers {
+        here: Some(here.iter().map(|&(user, sockets)| (user.into(), sockets)).collect()),
+        ..BusUsers::default()
+    };
+    let cases: [(&[(&str, u32)], bool); 4] =
+        [(&[("a", 1)], false), (&[], true), (&[("a", 2)], true), (&[("a", 1), ("b", 1)], true)];
+    for (here, is_told_again) in cases {
+        one.hub.handle_bus(one.now, BusAnswer::Gone("n_1".into()));
+        let mut read = until_read(&mut one).0;
+        while !read.wants_users {
+            stand(&mut one, &read, "k3", 1, 9);
+            read = until_read(&mut one).0;
+        }
+        stand_with(&mut one, &read, found(here));
+        let (read, told) = until_read(&mut one);
+        let told: Vec<_> = told.iter().map(|here| (here.is_whole, here.users.len())).collect();
+        assert_eq!(told, if is_told_again { vec![(true, 1)] } else { vec![] }, "{here:?}");
+        stand(&mut one, &read, "k3", 1, 9);
+    }
+    // While it is asked somebody comes: the answer may lack that.
+    let mut read = until_read(&mut one).0;
+    while !read.wants_users {
+        stand(&mut one, &read, "k3", 1, 9);
+        read = until_read(&mut one).0;
+    }
+    let other = one.enter("b");
+    one.say(other, r#"{"type":"join_room","room":"public.a"}"#);
+    stand_with(&mut one, &read, found(&[("a", 1)]));
+    let told = until_read(&mut one).1;
+    assert_eq!(told.iter().map(|here| (here.is_whole, here.users.len())).collect::<Vec<_>>(), [(false, 1)]);
+}
+
+#[test]
+fn a_new_epoch_tells_who_is_here_again() {
+    let mut one = on_bus(Plan::default());
+    joined(&mut one, 1);
+    let (read, told) = until_read(&mut one);
+    assert_eq!(told.len(), 1, "it is told when somebody comes");
+    stand(&mut one, &read, "k4", 0, 9);
+    let told = until_read(&mut one).1;
+    assert_eq!(told.iter().map(|here| (here.is_whole, here.users.len())).collect::<Vec<_>>(), [(true, 1)]);
+}
+
+#[test]
+fn a_number_that_no_message_has_is_asked_for_once() {
+    let mut one = on_bus(Plan::default());
+    joined(&mut one, 1);
+    heard(&mut one, "k3", u64::MAX - 1);
+    let before = one.now;
+    let read = until_read(&mut one).0;
+    assert!(one.now.since(before) < Duration::from_secs(1), "at once");
+    stand(&mut one, &read, "k3", 1, 9);
+    let before = one.now;
+    let _ = until_read(&mut one);
+    assert!(one.now.since(before) > Duration::from_secs(4), "with the next comparison");
 }

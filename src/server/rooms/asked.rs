@@ -1,21 +1,17 @@
 //! What shards' hubs ask of the bus, as commands and scripts of Redis.
 
-use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::{
-    LEASE, Rooms, ToControl,
-    names::{self, Names},
-    refused,
-};
+use super::{Rooms, ToControl, living::Field, names, refused};
 use crate::{
     bus::{
         redis::{Link, RedisFailure},
         to,
     },
     hub::{
-        bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, Keep, Present, Stands},
+        bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, BusUsers, Keep, Present, Stands},
         code::Code,
         name::RoomName,
         position::{Chain, Digest, Epoch, Last, Position},
@@ -28,15 +24,13 @@ use crate::{
 const READ_BYTES: [u32; 2] = [256 << 10, 4 << 20];
 /// How long a room lives on at least: longer than it takes until those who follow it look again.
 const LIVES_MIN: Duration = Duration::from_mins(1);
-/// How often the log is told that something was refused, at most.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
 
 fn lives_on(keep: Keep) -> Duration {
     keep.age_max.max(keep.ids_age).max(LIVES_MIN)
 }
 
-/// How a room stands, messages of it, and who is there, over which of its instance's connections.
-type Room = (Last, Vec<(u64, Chain, Unnumbered)>, Vec<(Present, String)>);
+/// How a room stands, messages of it, and what its key says of who is there.
+type Room = (Last, Vec<(u64, Chain, Unnumbered)>, Vec<Field>);
 
 impl Rooms {
     /// Carries it out; the answer, if it has one.
@@ -47,7 +41,7 @@ impl Rooms {
             BusRequest::Look { room, asker } => self.look(&mut link, room, *asker).await.map(Some),
             BusRequest::Here(here) => {
                 let BusHere { room, is_whole, users, keep } = &**here;
-                self.tell_here(link, room, &self.names.node, *is_whole, users, lives_on(*keep)).await.map(|()| None)
+                self.tell_here(link, room, *is_whole, users, lives_on(*keep)).await.map(|()| None)
             }
             BusRequest::Others(request) => self.carry_out_for_others(&mut link, request).await,
             BusRequest::Forget(_) | BusRequest::Events(_) => Ok(None),
@@ -77,12 +71,7 @@ impl Rooms {
         }
         let now = clock::now();
         let (count, was_refused) = self.state.with(|state| {
-            state.refused += 1;
-            let is_time = state.complained_at.is_none_or(|at| now.since(at) >= COMPLAINT_INTERVAL);
-            let count = is_time.then(|| {
-                state.complained_at = Some(now);
-                std::mem::take(&mut state.refused)
-            });
+            let count = state.refused.add(now);
             let was_refused = state.is_refused;
             state.is_refused |= is_refused;
             (count, was_refused)
@@ -160,7 +149,13 @@ impl Rooms {
         if last.position.epoch == Epoch::NONE {
             return Ok(BusAnswer::Unread { room: room.clone(), number: read.number });
         }
-        let users = if read.wants_users { Some(self.others(there(link, users).await?)) } else { None };
+        let users = if read.wants_users {
+            let mut users = self.there(link, room, &users).await?;
+            self.watch(&mut users);
+            Some(users)
+        } else {
+            None
+        };
         Ok(BusAnswer::Stands(Box::new(Stands { room: room.clone(), number: read.number, last, messages, users })))
     }
 
@@ -168,7 +163,9 @@ impl Rooms {
         let rest = ["", "0", "0", "1", "0"];
         let _space = self.answers.acquire_many(READ_BYTES[0]).await;
         let (last, _, users) = self.run_read(link, room, Last::default(), "", rest).await?;
-        let users = there(link, users).await?;
+        let BusUsers { others: mut users, here, .. } = self.there(link, room, &users).await?;
+        let here = here.into_iter().flatten();
+        users.extend(here.map(|(user, sockets)| Present { node: self.names.node.as_str().into(), user, sockets }));
         Ok(BusAnswer::LookIs { asker, position: last.position, users })
     }
 
@@ -201,31 +198,17 @@ impl Rooms {
             messages.extend(message.map(|(seq, message)| (seq, chain, message)));
         }
         let mut users = Vec::new();
-        while let (Some(who), Some(sockets)) = (answer.next(), answer.next()) {
-            let (Some((node, user)), Some((connection, sockets))) = (who.split_once(' '), sockets.split_once(' '))
-            else {
-                continue;
-            };
-            let present =
-                Present { node: node.into(), user: user.into(), sockets: sockets.parse().unwrap_or_default() };
-            users.push((present, connection.to_owned()));
+        while let (Some(field), Some(value)) = (answer.next(), answer.next()) {
+            users.push(Field { field, value });
         }
         Ok((last, messages, users))
     }
 
-    /// Those on other instances, whose leases are looked at from now on.
-    fn others(&self, mut users: Vec<Present>) -> Vec<Present> {
-        users.retain(|present| *present.node != *self.names.node);
-        self.state.with(|state| state.nodes.extend(users.iter().map(|present| Arc::clone(&present.node))));
-        users
-    }
-
-    /// Tells who is in a room on an instance: on this one, or nobody on one that is gone.
+    /// Tells who is in a room on this instance.
     pub(super) async fn tell_here(
         &self,
         mut link: Link,
         room: &RoomName,
-        node: &str,
         is_whole: bool,
         users: &[(Arc<str>, u32)],
         lives: Duration,
@@ -235,66 +218,16 @@ impl Rooms {
             link.publishes_by().to_owned(),
             self.names.channel(names::partition(room)),
             room.as_str().to_owned(),
-            node.to_owned(),
+            self.names.node.clone(),
             u8::from(is_whole).to_string(),
             lives.as_millis().to_string(),
             json.to_string(),
-            self.state.with(|state| state.number).to_string(),
+            self.state.with(|state| state.told_as).to_string(),
         ];
         arguments.extend(users.iter().flat_map(|(user, sockets)| [user.to_string(), sockets.to_string()]));
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         link.run_loaded::<i64>(&self.here, &[&self.names.here(room)], &arguments).await.map(|_| ())
     }
-
-    /// Looks whether the instances live of whose users is known here; those of one that does not are gone.
-    pub(super) async fn look_for_nodes(self: Rc<Self>, mut link: Link) -> Result<(), RedisFailure> {
-        let nodes: Vec<Arc<str>> = self.state.with(|state| state.nodes.iter().map(Arc::clone).collect());
-        for node in nodes {
-            if lives(&mut link, &node).await? {
-                continue;
-            }
-            tracing::warn!(node = &*node, "an instance is gone, and its users have left their rooms");
-            let followed: Vec<RoomName> = self.state.with(|state| {
-                state.nodes.remove(&node);
-                state.followed.iter().cloned().collect()
-            });
-            for shard in 0..self.way.1 {
-                self.answer(shard, BusAnswer::Gone(Arc::clone(&node)));
-            }
-            for room in followed {
-                self.tell_here(link.clone(), &room, &node, true, &[], LEASE).await?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Those of instances that live, as far as they were told over the connection that the instance has now: what a Redis knows
-/// that has gone back to an old state, or of an instance that is gone, is not so any more.
-async fn there(link: &mut Link, users: Vec<(Present, String)>) -> Result<Vec<Present>, RedisFailure> {
-    let mut leases: BTreeMap<Arc<str>, Option<String>> = BTreeMap::new();
-    for (present, _) in &users {
-        if !leases.contains_key(&present.node) {
-            let lease = link.ask(redis::cmd("GET").arg(Names::lease(&present.node))).await?;
-            leases.insert(Arc::clone(&present.node), lease);
-        }
-    }
-    let is_there = |(present, connection): (Present, String)| {
-        (leases.get(&present.node)?.as_ref() == Some(&connection)).then_some(present)
-    };
-    Ok(users.into_iter().filter_map(is_there).collect())
-}
-
-/// The command that says that an instance lives, and which of its connections counts.
-pub(super) fn lease(node: &str, number: u64) -> redis::Cmd {
-    let mut lease = redis::cmd("SET");
-    lease.arg(Names::lease(node)).arg(number.to_string()).arg("PX").arg(LEASE.as_millis().to_string());
-    lease
-}
-
-/// Whether an instance lives.
-async fn lives(link: &mut Link, node: &str) -> Result<bool, RedisFailure> {
-    link.ask(redis::cmd("EXISTS").arg(Names::lease(node))).await
 }
 
 /// What a request is about, for the log.

@@ -1,8 +1,8 @@
 -- Keeps who is in a room on an instance, and tells the others.
 --
--- KEYS[1] who is there: fields are `<node> <user>`, values `<connection> <sockets>`. ARGV: how to publish, the channel, the
+-- KEYS[1] who is there: fields are `<node> <user>`, values `<number> <sockets>`. ARGV: how to publish, the channel, the
 -- room, the node, 1 if these are all its users, how many ms the room lives on at least, the users as JSON for the channel, the
--- number of the node's connection; then each user and its sockets.
+-- number under which the node tells; then each user and its sockets.
 local how, channel, room, node, is_whole = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local there = {}
 for at = 9, #ARGV, 2 do

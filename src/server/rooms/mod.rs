@@ -5,6 +5,7 @@
 
 mod asked;
 mod lifecycle;
+mod living;
 mod names;
 mod others;
 
@@ -15,8 +16,8 @@ use std::{
     time::Duration,
 };
 
-use asked::lease;
 use lifecycle::Lifecycle;
+use living::{Complaints, lease};
 use names::{Names, PARTITIONS};
 use others::Questions;
 use tokio::{
@@ -81,6 +82,7 @@ pub(super) struct Rooms {
     publish: Script,
     read: Script,
     here: Script,
+    clean: Script,
     questions: Questions,
     lifecycle: Lifecycle,
     state: Local<State>,
@@ -94,6 +96,10 @@ struct State {
     /// The connection, and how many there were.
     link: Option<Link>,
     number: u64,
+    /// Under which number others are told who is here, and since when this Redis has had the others before it: after a lease's
+    /// time those that live are known to it.
+    told_as: u64,
+    since: Instant,
     /// The last that somebody had no answer on.
     failed: u64,
     /// Rooms with members here.
@@ -101,9 +107,9 @@ struct State {
     /// Rooms that nobody here is in any more, and the others are not known to have been told.
     left: BTreeSet<RoomName>,
     is_telling_left: bool,
-    /// What Redis refused since the log was told last, and when that was.
-    refused: u64,
-    complained_at: Option<Instant>,
+    /// What Redis refused, and users of instances that cannot be.
+    refused: Complaints,
+    doubted: Complaints,
     /// Rooms followed in each partition, and whether its channel is subscribed to on this connection.
     partitions: Vec<(u32, bool)>,
     /// How often each channel was left on this connection without its end being heard.
@@ -125,12 +131,14 @@ impl Rooms {
         let state = State {
             link: None,
             number: 0,
+            told_as: 0,
+            since: Instant::START,
             failed: 0,
             followed: BTreeSet::new(),
             left: BTreeSet::new(),
             is_telling_left: false,
-            refused: 0,
-            complained_at: None,
+            refused: Complaints::default(),
+            doubted: Complaints::default(),
             partitions: vec![(0, false); PARTITIONS],
             leaving: vec![0; PARTITIONS],
             under_way: 0,
@@ -147,6 +155,7 @@ impl Rooms {
             publish: Script::new(concat!(include_str!("stands.lua"), include_str!("publish.lua"))),
             read: Script::new(concat!(include_str!("stands.lua"), include_str!("read.lua"))),
             here: Script::new(include_str!("here.lua")),
+            clean: Script::new(include_str!("clean.lua")),
             questions: Questions::new(),
             lifecycle: Lifecycle::new(),
             state: Local::new(state),
@@ -237,7 +246,7 @@ impl Rooms {
         spawn_local(async move {
             while let Some((room, link)) = rooms.state.with(|state| state.left.first().cloned().zip(state.link.clone()))
             {
-                if rooms.tell_here(link, &room, &rooms.names.node, true, &[], LEASE).await.is_err() {
+                if rooms.tell_here(link, &room, true, &[], LEASE).await.is_err() {
                     break;
                 }
                 rooms.state.with(|state| state.left.remove(&room));
@@ -310,6 +319,8 @@ impl Rooms {
     ) -> RedisFailure {
         let wanted = self.state.with(|state| {
             state.number += 1;
+            state.told_as += 1;
+            state.since = clock::now();
             state.leaving.fill(0);
             let wanted = state.partitions.iter().enumerate().filter(|(_, (rooms, _))| *rooms > 0);
             wanted.map(|(partition, _)| partition).collect::<Vec<_>>()
@@ -365,7 +376,6 @@ impl Rooms {
                         canary.arg(&self.names.canary).arg(&nonce);
                         let mut link = link.clone();
                         let number = self.state.with(|state| state.number);
-                        let lease = lease(&self.names.node, number);
                         let rooms = Rc::clone(self);
                         spawn_local(async move {
                             // That it is away the canary's silence tells.
@@ -375,7 +385,7 @@ impl Rooms {
                                 rooms.note(number, &rooms.names.canary, &failure);
                             }
                             // A server that takes no changes is of no use.
-                            match link.ask::<()>(&lease).await {
+                            match rooms.renew_lease(&mut link, number).await {
                                 Ok(()) => {
                                     let _ = rooms.renew(&mut link, false).await;
                                     let _ = rooms.look_for_nodes(link).await;
@@ -399,11 +409,11 @@ impl Rooms {
 
     async fn listen(&self, link: &mut Link, partitions: &[usize]) -> Result<(), RedisFailure> {
         // Before anybody is told who is here.
-        let number = self.state.with(|state| state.number);
-        self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, number)).await)?;
+        let number = self.state.with(|state| state.told_as).to_string();
+        self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, &number)).await)?;
         self.told("shardgate:room:*", link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
         // Before any runs: a script that is not known yet would be overtaken while it is sent.
-        for script in [&self.publish, &self.read, &self.here]
+        for script in [&self.publish, &self.read, &self.here, &self.clean]
             .into_iter()
             .chain(self.questions.scripts())
             .chain(self.lifecycle.scripts())
@@ -476,14 +486,12 @@ impl Rooms {
                 None => return,
             },
         };
+        if let BusAnswer::Elsewhere(elsewhere) = &answer
+            && !self.believes(elsewhere)
+        {
+            return;
+        }
         let Some(room) = answer.room() else { return };
-        self.state.with(|state| {
-            if let BusAnswer::Elsewhere(elsewhere) = &answer
-                && !elsewhere.users.is_empty()
-            {
-                state.nodes.insert(Arc::clone(&elsewhere.node));
-            }
-        });
         let shard = room.home(self.way.1);
         let given_up_at = clock::now() + PATIENCE;
         loop {

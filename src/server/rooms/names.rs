@@ -26,6 +26,12 @@ pub(super) fn partition(room: &RoomName) -> usize {
     usize::try_from(room.stable_hash() % PARTITIONS as u64).unwrap_or_default()
 }
 
+/// Whether an instance can be called so.
+pub(super) fn is_node(name: &str) -> bool {
+    let is_digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.strip_prefix("n_").is_some_and(|rest| rest.len() == 12 && rest.bytes().all(is_digit))
+}
+
 impl Names {
     /// A key like those of rooms that no room has: by it one sees whether Redis lets keys of rooms be changed.
     pub(super) const PROBE: &str = "shardgate:room::probe";

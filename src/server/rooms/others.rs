@@ -13,7 +13,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{LEASE, Rooms, lifecycle::NUDGE, names::Names};
+use super::{
+    LEASE, Rooms,
+    lifecycle::NUDGE,
+    names::{Names, is_node},
+};
 use crate::{
     bus::redis::{Link, RedisFailure, Script},
     hub::{
@@ -149,7 +153,7 @@ impl Rooms {
     pub(super) fn hear_question(&self, text: &str) {
         let mut parts = text.splitn(3, ' ');
         let (Some(node), Some(theirs), Some(rest)) = (parts.next(), parts.next(), parts.next()) else { return };
-        if node == self.names.node {
+        if node == self.names.node || !is_node(node) {
             return;
         }
         let Some((user, order)) = read(rest) else { return };
@@ -177,6 +181,9 @@ impl Rooms {
         let mut parts = text.splitn(3, ' ');
         let (Some(number), Some(count), Some(node)) = (parts.next(), parts.next(), parts.next()) else { return };
         let (Ok(number), Ok(count)) = (number.parse::<u64>(), count.parse::<u32>()) else { return };
+        if !is_node(node) {
+            return;
+        }
         self.questions.open.with(|open| open.silent.remove(node));
         let Some(ours) = self.questions.open.with(|open| open.ours.get(&number).map(Rc::clone)) else { return };
         ours.counts.with(|counts| counts.insert(node.to_owned(), count));
@@ -200,7 +207,11 @@ impl Rooms {
         const WITHIN: Duration = Duration::from_millis(200);
         self.lifecycle.leave();
         if let Some(mut link) = self.state.with(|state| state.link.clone()) {
-            let _ = tokio::time::timeout(WITHIN, self.renew(&mut link, true)).await;
+            let ends = async {
+                let _ = self.end_lease(&mut link).await;
+                let _ = self.renew(&mut link, true).await;
+            };
+            let _ = tokio::time::timeout(WITHIN, ends).await;
         }
     }
 }

@@ -3,7 +3,7 @@
 -- After what `stands.lua` takes (where no epoch may begin, it is empty): KEYS[3] who is there; ARGV[5] the number from which
 -- messages are wanted (empty: the last one), how many at most (0: none), how many ms the room lives on at least, 1 if it is
 -- wanted who is there, how many bytes of messages at most (one message at least). Answers with the epoch, the number, its digest, how many messages, each with its number and the digests
--- before and after it, and then who is there: `<node> <user>`, `<connection> <sockets>`.
+-- before and after it, and then who is there: `<node> <user>`, `<number> <sockets>`.
 local from, most, lives = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
 
 -- Whether what the asker has seen is not what comes before the next message here.
@@ -51,7 +51,11 @@ for _, entry in ipairs(entries) do
     end
 end
 if ARGV[8] == '1' then
-    for _, part in ipairs(redis.call('HGETALL', KEYS[3])) do
+    -- So many fields no room has; a room with more is not read whole.
+    local fields_max = 131072
+    local is_much = redis.call('HLEN', KEYS[3]) > fields_max
+    local fields = is_much and redis.call('HSCAN', KEYS[3], 0, 'COUNT', fields_max)[2] or redis.call('HGETALL', KEYS[3])
+    for _, part in ipairs(fields) do
         table.insert(answer, part)
     end
 end

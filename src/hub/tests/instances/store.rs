@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use super::super::super::{
-    bus::{BusHere, BusMessage, BusPublish, BusRead, Present, Stands},
+    bus::{BusHere, BusMessage, BusPublish, BusRead, BusUsers, Present, Stands},
     name::RoomName,
     position::{Chain, Digest, Epoch, Last, Position},
     unnumbered::Unnumbered,
@@ -96,10 +96,13 @@ impl Store {
             from => room.log.iter().filter(|(seq, ..)| *seq >= from).take(read.keep.messages_max).cloned().collect(),
         };
         let last = Last { position: room.position, digest: room.digest };
-        let others = || {
-            self.users(&read.room, connections).into_iter().filter(|(of, _)| *of != node).map(|(_, present)| present)
-        };
-        let users = read.wants_users.then(|| others().collect());
+        let users = read.wants_users.then(|| {
+            let (here, others): (Vec<_>, Vec<_>) =
+                self.users(&read.room, connections).into_iter().partition(|(of, _)| *of == node);
+            let here = here.into_iter().map(|(_, present)| (present.user, present.sockets)).collect();
+            let others = others.into_iter().map(|(_, present)| present).collect();
+            BusUsers { others, here: Some(here), is_early: false }
+        });
         Stands { room: read.room.clone(), number: read.number, last, messages, users }
     }
 

@@ -3,6 +3,7 @@
 mod checker;
 mod failover;
 mod faults;
+mod presence;
 mod refusing;
 
 use std::time::Duration;
