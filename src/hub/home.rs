@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a socket: members are users on shards. What a shard makes of it is in `room.rs`.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use super::{
     encode::{Encoder, PresenceEvent},
     following::Following,
     history::{History, Secret, Window},
-    letter::{Delivery, Join, Joined, Leave, Look, PresenceIs, Publish, Publisher, Pull, Pulled, RoomLetter},
+    letter::{Delivery, Join, Joined, Leave, Look, PresenceIs, Publish, Publisher, Pull, Pulled, RoomLetter, Tell},
     name::RoomName,
     position::{Chain, Epoch, Position},
     post::Post,
@@ -22,6 +23,9 @@ use crate::shard::Instant;
 
 /// How soon a shard that missed something is told how far the room is, and again until it heard it.
 const BEHIND_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Comings and goings that are told again to shards that missed them.
+const UNTOLD_MAX: usize = 4096;
 
 /// Users that one answer about presence lists.
 pub(super) const PRESENCE_USERS_MAX: usize = 1000;
@@ -39,6 +43,8 @@ pub(super) struct Home {
     pub(super) following: Option<Following>,
     /// Shards that a letter did not reach, and when they are told how far the room is.
     behind: Vec<usize>,
+    /// Of whom shards missed that they came or went: they are told again, as it is then.
+    untold: BTreeSet<(usize, Arc<str>)>,
     behind_due: Instant,
     /// Who made it by coming in or speaking; nobody where a service did.
     maker: Option<Arc<str>>,
@@ -81,6 +87,7 @@ impl Home {
             members: Members::new(shards),
             following: None,
             behind: Vec::new(),
+            untold: BTreeSet::new(),
             behind_due: Instant::NEVER,
             maker,
             armed: Instant::NEVER,
@@ -202,9 +209,34 @@ impl Home {
             Change::Went if self.policy.has_presence_events => PresenceEvent::Leave,
             _ => return,
         };
-        let text = given.encoder.presence_event(self.room.as_str(), event, user);
+        let tell = self.telling(given, event, user);
         for shard in self.members.shards() {
-            given.post.send(shard, RoomLetter::Tell { room: self.room.clone(), text: Arc::clone(&text) });
+            given.post.send(shard, RoomLetter::Tell(Arc::clone(&tell)));
+        }
+    }
+
+    fn telling(&self, given: &mut Given<'_>, event: PresenceEvent, user: &str) -> Arc<Tell> {
+        let text = given.encoder.presence_event(self.room.as_str(), event, user);
+        Arc::new(Tell { room: self.room.clone(), user: user.into(), text })
+    }
+
+    /// A shard was not told that somebody came or went.
+    pub(super) fn untold(&mut self, now: Instant, shard: usize, user: &Arc<str>) {
+        if self.untold.len() < UNTOLD_MAX {
+            self.untold.insert((shard, Arc::clone(user)));
+            self.behind_due = self.behind_due.min(now + BEHIND_INTERVAL);
+        }
+    }
+
+    /// Tells again of whom shards were not told, as it is now: a letter about somebody may have overtaken the one before it.
+    fn tell_untold(&mut self, given: &mut Given<'_>) {
+        for (shard, user) in std::mem::take(&mut self.untold) {
+            if !self.policy.has_presence_events || !self.members.shards().any(|one| one == shard) {
+                continue;
+            }
+            let event = if self.members.is_known(&user) { PresenceEvent::Join } else { PresenceEvent::Leave };
+            let tell = self.telling(given, event, &user);
+            given.post.send(shard, RoomLetter::Tell(tell));
         }
     }
 
@@ -327,6 +359,7 @@ impl Home {
             for shard in std::mem::take(&mut self.behind) {
                 given.post.send(shard, RoomLetter::Position { room: self.room.clone(), position: self.position });
             }
+            self.tell_untold(given);
         }
         while let Some(user) = self.members.departed(given.now) {
             self.tell(given, Change::Went, &user);

@@ -10,7 +10,7 @@ use super::{
     following::publish_on_bus,
     history::Window,
     home::{Given, Home, keep},
-    letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull},
+    letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull, Tell},
     name::RoomName,
     position::{Epoch, Last},
     timers::Timer,
@@ -122,6 +122,12 @@ impl<W> Hub<W> {
     pub(super) fn missed(&mut self, now: Instant, shard: usize, room: &RoomName) {
         if let Some(&key) = self.home_names.get(room) {
             self.at_home(now, key, |home, given| home.missed(given.now, shard));
+        }
+    }
+
+    pub(super) fn untold(&mut self, now: Instant, shard: usize, tell: &Tell) {
+        if let Some(&key) = self.home_names.get(&tell.room) {
+            self.at_home(now, key, |home, given| home.untold(given.now, shard, &tell.user));
         }
     }
 

@@ -67,8 +67,8 @@ pub enum RoomLetter {
     Published { ticket: Key, position: Position },
     /// From the home: a message. Lost: the next number, or a `Position` at the next timeout, shows the hole.
     Deliver(Arc<Delivery>),
-    /// From the home: something without a number, to all members. Lost: lost.
-    Tell { room: RoomName, text: Arc<str> },
+    /// From the home, to all members: somebody came or went. Lost: told again, as it is then, at the next timeout.
+    Tell(Arc<Tell>),
     /// From the home, to a shard that missed something: how far the room is. Lost: told again, as it is then, at the next
     /// timeout.
     Position { room: RoomName, position: Position },
@@ -97,6 +97,15 @@ pub enum RoomLetter {
     UserMax { user: Arc<str>, max: u32 },
     /// From each: how many sockets it was. Lost: sent again, at the next timeout.
     UserTold { ticket: Key, count: u32 },
+}
+
+/// Somebody came or went.
+#[derive(Debug)]
+pub struct Tell {
+    pub room: RoomName,
+    pub user: Arc<str>,
+    /// As members get it.
+    pub text: Arc<str>,
 }
 
 /// Somebody wants to come in.

@@ -22,7 +22,7 @@ impl<W> Hub<W> {
             RoomLetter::Refused { ticket, code } => self.handle_refused(now, ticket, code),
             RoomLetter::Published { ticket, position } => self.handle_published(ticket, position),
             RoomLetter::Deliver(message) => self.handle_deliver(now, message),
-            RoomLetter::Tell { room, text } => self.handle_tell(&room, &text),
+            RoomLetter::Tell(tell) => self.handle_tell(&tell.room, &tell.text),
             RoomLetter::Position { room, position } => self.handle_position(now, &room, position),
             RoomLetter::Pulled(pulled) => self.handle_pulled(now, *pulled),
             RoomLetter::PresenceIs(presence) => self.handle_presence(&presence),
@@ -57,7 +57,7 @@ impl<W> Hub<W> {
             RoomLetter::Position { room, .. } => self.missed(now, to, &room),
             RoomLetter::Pulled(pulled) => self.missed(now, to, &pulled.room),
             RoomLetter::User { user, .. } => self.user_unsaid(now, user),
-            RoomLetter::Tell { .. } => {}
+            RoomLetter::Tell(tell) => self.untold(now, to, &tell),
             letter @ (RoomLetter::Leave(_)
             | RoomLetter::AskUsers
             | RoomLetter::Kick { .. }

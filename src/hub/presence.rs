@@ -130,6 +130,11 @@ impl Members {
         self.user(user).is_some_and(|user| user.sockets > 0)
     }
 
+    /// Whether a user's coming was told, and its going was not.
+    pub(super) fn is_known(&self, user: &str) -> bool {
+        self.places.contains_key(user)
+    }
+
     /// Shards with members, in order.
     pub(super) fn shards(&self) -> impl Iterator<Item = usize> {
         self.shards.iter().enumerate().filter(|&(_, &sockets)| sockets > 0).map(|(shard, _)| shard)

@@ -345,6 +345,66 @@ fn a_lost_message_without_a_past_is_told() {
     assert!(counts.pulls > 0 && counts.discontinuities == 1, "{counts:?}");
 }
 
+#[test]
+fn a_lost_coming_or_going_is_told_again_as_it_is_then() {
+    let rule = Rule {
+        pattern: Pattern::parse("public.*").expect("a pattern"),
+        allow: Actions::ALL,
+        roles: Box::default(),
+        permissions: Box::default(),
+        policy: Policy { has_presence_events: true, presence_grace: Duration::ZERO, ..Policy::default() },
+    };
+    let plan = Plan { rules: Rc::new(Rules::new(vec![rule])), ..Plan::default() };
+    let [mut home, mut other] = [0, 1].map(|shard| hub_of(shard, 2, plan.clone()));
+    let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
+    let room = names.into_iter().find(|name| name.home(2) == 0).expect("some");
+    let mut now = super::Instant::START;
+    let enter = |hub: &mut super::super::Hub<()>, now, user: &str| {
+        let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, user)), window_bits: None };
+        let socket = hub.enter(now, entrance).expect("room");
+        hub.handle_text(now, socket, &format!(r#"{{"type":"join_room","room":"{room}"}}"#));
+        socket
+    };
+    let a = enter(&mut other, now, "a");
+    let (mut b, mut c) = (None, None);
+    for step in 0..20 {
+        match step {
+            4 => {
+                read(&mut other, a);
+                (b, c) = (Some(enter(&mut home, now, "b")), Some(enter(&mut home, now, "c")));
+            }
+            // Both were lost: what is told is that c is not there.
+            5 => {
+                home.leave(now, c.take().expect("it came"));
+            }
+            _ => {}
+        }
+        while let Some(effect) = home.poll_effect() {
+            match effect {
+                Effect::Letter(to, letter @ RoomLetter::Tell(_)) if (4..6).contains(&step) => {
+                    home.letter_dropped(now, to, letter);
+                }
+                Effect::Letter(_, letter) => other.handle_letter(now, 0, letter),
+                _ => {}
+            }
+        }
+        while let Some(effect) = other.poll_effect() {
+            if let Effect::Letter(_, letter) = effect {
+                home.handle_letter(now, 1, letter);
+            }
+        }
+        now += Duration::from_millis(50);
+        home.handle_timeout(now);
+        other.handle_timeout(now);
+    }
+    let told = read(&mut other, a);
+    let event = |event: &str, user: &str| {
+        format!(r#"{{"type":"presence_event","room":"{room}","payload":{{"event":"{event}","userId":"{user}"}}}}"#)
+    };
+    assert_eq!(told, [event("join", "b"), event("leave", "c")]);
+    assert!(b.is_some());
+}
+
 // ---- services ----
 
 #[test]
