@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::de::IgnoredAny;
+
 use super::position::Position;
 
 /// A message, whole but for its number. Moves between shards.
@@ -48,9 +50,18 @@ impl Unnumbered {
         let (places, text) = kept.split_once('\n')?;
         let mut places = places.splitn(3, ' ').map(|place| place.parse::<usize>().ok());
         let (cut, from, to) = (places.next()??, places.next()??, places.next()??);
-        let is_whole = text.is_char_boundary(cut) && text.get(from..to).is_some();
+        let is_whole = text.get(from..to).is_some() && text.split_at_checked(cut).is_some_and(is_object_cut_open);
         is_whole.then(|| Self { text: text.into(), cut, payload: (from, to) })
     }
+}
+
+/// Whether it is one JSON object that has room for another member between these: whoever can write to the bus is not to write
+/// to clients what they cannot read.
+fn is_object_cut_open((head, tail): (&str, &str)) -> bool {
+    let is_json = |text: &str| text.starts_with('{') && serde_json::from_str::<IgnoredAny>(text).is_ok();
+    let is_between =
+        !head.ends_with(|last: char| last == '{' || last.is_ascii_whitespace()) && tail.starts_with([',', '}']);
+    is_between && is_json(&[head, "}"].concat()) && is_json(&[head, tail].concat())
 }
 
 #[cfg(test)]
@@ -77,17 +88,39 @@ mod tests {
 
     #[test]
     fn what_is_none_is_passed_over() {
-        for kept in ["", "1 2 3", "1 2\n{}", "x 0 0\n{}", "3 0 0\n{}", "0 2 1\n{}", "0 0 9\n{}", "1 0 0\né", "0 0 1\né"]
-        {
+        let wrong = [
+            "",
+            "1 2 3",
+            "1 2\n{}",
+            "x 0 0\n{}",
+            "3 0 0\n{}",
+            "0 2 1\n{}",
+            "0 0 9\n{}",
+            "1 0 0\né",
+            "0 0 1\né",
+            // Nothing that a client could read would come of these.
+            "1 0 0\n{}",
+            "2 0 0\n{}",
+            "6 0 0\n[\"a\",1]",
+            "6 0 0\n{\"a\":",
+            "6 0 0\n{\"a\":1}}",
+            "7 0 0\n{\"a\":[,1]}",
+            "6 0 0\n{\"a\":\",\"}",
+            "7 0 0\n{\"a\":1x}",
+            "6 5 6\n{\"a\":1,\"b\":x}",
+        ];
+        assert!(Unnumbered::parse("6 5 6\n{\"a\":1}").is_some());
+        for kept in wrong {
             assert_eq!(Unnumbered::parse(kept), None, "{kept:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn nothing_that_is_kept_panics(kept in "[0-9]{0,2} [0-9]{0,2} [0-9]{0,2}\n.{0,20}") {
+        fn nothing_that_is_kept_panics(kept in r#"[0-9]{0,2} [0-9]{0,2} [0-9]{0,2}\n(.{0,20}|\{("a":(1|"\{,"|\{"b": ?2\}),?){0,3} ?\})"#) {
             if let Some(message) = Unnumbered::parse(&kept) {
-                message.number(POSITION);
+                let whole = message.number(POSITION);
+                prop_assert!(serde_json::from_str::<IgnoredAny>(&whole).is_ok(), "{whole}");
                 message.payload();
                 prop_assert_eq!(Unnumbered::parse(&message.to_kept()), Some(message));
             }
