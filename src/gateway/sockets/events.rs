@@ -22,18 +22,35 @@ const LANES: usize = 8;
 const AGAIN_MIN: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 
-/// How often the log is told of events that were dropped.
+/// How often the log is told of events that were dropped, refused, or not taken.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The events of a shard that wait. One per shard.
 #[derive(Default)]
 pub(super) struct Events(Local<Board>);
 
+#[derive(Default)]
 struct Board {
     lanes: [Lane; LANES],
-    /// What was dropped and not told.
-    dropped: u64,
-    told: Instant,
+    dropped: Untold,
+    refused: Untold,
+    late: Untold,
+}
+
+/// How many the log was not told of, and when it was told last.
+#[derive(Default)]
+struct Untold(u64, Option<Instant>);
+
+impl Untold {
+    /// Some more; how many the log is to be told of, once a second.
+    fn add(&mut self, now: Instant, count: u64) -> Option<u64> {
+        self.0 += count;
+        let is_due = self.1.is_none_or(|told| now.since(told) >= TELL_INTERVAL);
+        is_due.then(|| {
+            self.1 = Some(now);
+            std::mem::take(&mut self.0)
+        })
+    }
 }
 
 #[derive(Default)]
@@ -42,12 +59,6 @@ struct Lane {
     waiting: VecDeque<Event>,
     /// Whether a task sends them.
     is_sending: bool,
-}
-
-impl Default for Board {
-    fn default() -> Self {
-        Self { lanes: Default::default(), dropped: 0, told: Instant::START }
-    }
 }
 
 /// What has become of an attempt.
@@ -92,18 +103,6 @@ impl Events {
                 lane.waiting = VecDeque::new();
             }
             next
-        })
-    }
-
-    /// Counts some that were dropped; says how many the log is to be told of, once a second.
-    fn dropped(&self, now: Instant, count: u64) -> Option<u64> {
-        self.0.with(|board| {
-            board.dropped += count;
-            let is_due = board.told == Instant::START || now.since(board.told) >= TELL_INTERVAL;
-            is_due.then(|| {
-                board.told = now;
-                std::mem::take(&mut board.dropped)
-            })
         })
     }
 }
@@ -172,17 +171,45 @@ impl Sockets {
     /// Events were dropped: counts them, and tells the log once a second.
     pub(super) fn count_dropped(&self, count: u64) {
         self.ledger.with(|ledger| ledger.counters.hub_events[HubEvent::Dropped.index()] += count);
-        let told = self.events.dropped(clock::now(), count);
-        if let (Some(count), Some(gateway)) = (told, self.gateway()) {
-            let live = gateway.live();
-            let upstream =
-                live.plan.hub.events.as_ref().map(|plan| live.plan.upstreams[plan.to.upstream].name.as_str());
+        let told = self.events.0.with(|board| board.dropped.add(clock::now(), count));
+        if let Some(count) = told {
             tracing::warn!(
-                upstream,
+                upstream = self.events_upstream(),
                 count,
                 "lifecycle events of the hub were dropped: more wait than hub.events_waiting_max"
             );
         }
+    }
+
+    /// The service did not take an event: tells the log once a second.
+    fn complain(&self, attempt: Attempt, status: Option<u16>) {
+        let is_refused = attempt == Attempt::Refused;
+        let told = self.events.0.with(|board| {
+            let untold = if is_refused { &mut board.refused } else { &mut board.late };
+            untold.add(clock::now(), 1)
+        });
+        let (Some(count), upstream) = (told, self.events_upstream()) else { return };
+        if is_refused {
+            tracing::warn!(
+                upstream,
+                status,
+                count,
+                "lifecycle events of the hub were refused and are not sent again; is hub.events_path right?"
+            );
+        } else {
+            tracing::warn!(
+                upstream,
+                status,
+                count,
+                "lifecycle events of the hub are not taken, and will be sent again"
+            );
+        }
+    }
+
+    fn events_upstream(&self) -> Option<String> {
+        let gateway = self.gateway()?;
+        let live = gateway.live();
+        live.plan.hub.events.as_ref().map(|plan| live.plan.upstreams[plan.to.upstream].name.clone())
     }
 
     async fn attempt(&self, event: &Event) -> Attempt {
@@ -204,7 +231,12 @@ impl Sockets {
             answer_bytes_max: service::ANSWER_BYTES_MAX,
         };
         let answered = service::post(&gateway, upstream, labels, message).await;
-        attempt_of(answered.ok().map(|answered| answered.status))
+        let status = answered.ok().map(|answered| answered.status);
+        let attempt = attempt_of(status);
+        if attempt != Attempt::Delivered {
+            self.complain(attempt, status);
+        }
+        attempt
     }
 
     fn count_event(&self, event: HubEvent) {
@@ -247,11 +279,11 @@ mod tests {
     }
 
     #[test]
-    fn the_log_is_told_of_what_was_dropped_once_a_second() {
-        let (events, start) = (Events::default(), Instant::START + Duration::from_secs(9));
-        assert_eq!(events.dropped(start, 1), Some(1));
-        assert_eq!(events.dropped(start + TELL_INTERVAL / 2, 1), None);
-        assert_eq!(events.dropped(start + TELL_INTERVAL, 2), Some(3));
+    fn the_log_is_told_once_a_second_with_a_count() {
+        let (mut untold, start) = (Untold::default(), Instant::START);
+        assert_eq!(untold.add(start, 1), Some(1));
+        assert_eq!(untold.add(start + TELL_INTERVAL / 2, 1), None);
+        assert_eq!(untold.add(start + TELL_INTERVAL, 2), Some(3));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Setup, access::KEYS, outcomes::nobody, shared_calls::Socket};
 use crate::{
     backend::{Backend, Received},
-    harness::{Gateway, until},
+    harness::{Gateway, now, until},
 };
 
 /// Who leaves has left.
@@ -161,6 +161,31 @@ fn past_the_bound_the_oldest_go_and_what_is_not_wanted_is_not_sent_again() {
         metrics.value("shardgate_hub_events_total{result=\"refused\"}") == 2
     });
     assert!(backend.requests().is_empty());
+}
+
+#[test]
+fn a_service_that_takes_no_events_is_named_in_the_log_once_a_second() {
+    for (status, complaint) in [
+        ("404 No", "lifecycle events of the hub were refused and are not sent again"),
+        ("500 Later", "lifecycle events of the hub are not taken, and will be sent again"),
+    ] {
+        let mut backend = Backend::start(move |conversation| {
+            conversation.read_request()?;
+            conversation.send(format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"))
+        });
+        let began = now();
+        let gateway = start(backend.address(), AT_ONCE);
+        for user in 0..40 {
+            Socket::open(&gateway, &format!("u{user}")).cut();
+        }
+        // More attempts than the four shards may write lines meanwhile.
+        for _ in 0..60 {
+            backend.request();
+        }
+        gateway.log_until(complaint, Duration::from_secs(10));
+        let lines = gateway.log().matches(complaint).count() as u64;
+        assert!(lines <= 4 * (began.elapsed().as_secs() + 1), "{lines} lines");
+    }
 }
 
 #[test]
