@@ -25,6 +25,8 @@ use crate::{
 const NODES_MAX: usize = 1024;
 /// Instances of which nothing is known here whose leases one read looks at.
 const UNKNOWN_MAX: usize = 64;
+/// Instances that one look takes for gone: all rooms are told of each.
+const GONE_MAX: usize = 16;
 /// Fields that one read takes out of a room's key.
 const CLEANED_MAX: usize = 256;
 /// Fields of a room's key that are read, and somewhat more; as `read.lua` has it.
@@ -109,7 +111,11 @@ impl Rooms {
     /// Looks whether the instances live of whose users is known here; those of one that does not are gone.
     pub(super) async fn look_for_nodes(&self, mut link: Link) -> Result<(), RedisFailure> {
         let nodes: Vec<Arc<str>> = self.state.with(|state| state.nodes.iter().map(Arc::clone).collect());
+        let mut gone: Vec<Arc<str>> = Vec::new();
         for node in nodes {
+            if gone.len() >= GONE_MAX {
+                break;
+            }
             let lease: Option<String> = link.ask(redis::cmd("GET").arg(Names::lease(&node))).await?;
             let has_left = lease.as_deref() == Some(LEFT);
             if !has_left && (lease.is_some() || self.is_early()) {
@@ -121,11 +127,15 @@ impl Rooms {
             if has_left {
                 tracing::info!(node = &*node, "an instance has ended, and its users have left their rooms");
             } else {
-                tracing::warn!(node = &*node, "an instance is gone, and its users have left their rooms");
+                gone.push(Arc::clone(&node));
             }
             for shard in 0..self.way.1 {
                 self.answer(shard, BusAnswer::Gone(Arc::clone(&node)));
             }
+        }
+        if !gone.is_empty() {
+            let nodes = gone.join(" ");
+            tracing::warn!(nodes, count = gone.len(), "an instance is gone, and its users have left their rooms");
         }
         Ok(())
     }

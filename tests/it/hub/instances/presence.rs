@@ -153,6 +153,11 @@ fn what_dead_instances_and_strangers_leave_in_a_room_is_taken_out() {
     let _sockets = members(&gateways, &rooms);
     let key = format!("shardgate:room:{ROOM}:here");
     redis.ask(&["HSET", &key, "n_0123456789ab x", "4 1", "stranger y", "1 1", "nothing", "z"]);
+    for n in 0..64 {
+        redis.ask(&["PUBLISH", &format!("shardgate:bus:{n}"), &format!("! {ROOM} stranger 1 [[\"y\",1]]")]);
+    }
+    gateways[0].log_until("users are named of what is no instance", Duration::from_secs(2));
+    assert_eq!(counted(&gateways[0], ROOM), (json!(2), json!(2)));
     let [one, two] = gateways;
     drop(two);
     one.log_until("an instance is gone", LEASE);
