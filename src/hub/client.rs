@@ -26,6 +26,7 @@ impl<W> Hub<W> {
             return;
         };
         socket.hear(now);
+        self.unfinished.remove(key);
         let paid = socket.pay(now, &limits);
         match (ClientMessage::parse(text, &types), paid) {
             (Ok(message), Ok(())) => self.handle_message(now, key, &message),

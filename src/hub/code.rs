@@ -177,7 +177,7 @@ closes! {
     TooBig = 1009, false, "too big";
     /// The instance restarts: come back as `reconnect` said.
     Restart = 1012, true, "restart";
-    /// As much is connected as may be, or what the hub depends on is away: come back later.
+    /// As much is connected or held as may be, or what the hub depends on is away: come back later.
     TryLater = 1013, true, "try later";
     /// The client reads more slowly than is sent to it.
     SlowConsumer = 4000, true, "slow consumer";
@@ -189,7 +189,7 @@ closes! {
     TokenExpired = 4101, false, "token expired";
     /// The session has ended, or somebody threw the user out.
     Revoked = 4102, false, "revoked";
-    /// Too many mistakes.
+    /// Too many mistakes, or a message that was begun and not ended in time.
     PolicyViolation = 4103, false, "policy violation";
     /// The user, the address or the instance has as many sockets as it may.
     TooManyConnections = 4104, false, "too many connections";

@@ -11,6 +11,9 @@ pub const ID_CHARACTERS_MAX: usize = 64;
 /// languages stop somewhere between 100 and 1,000.
 pub const DEPTH_MAX: usize = 100;
 
+/// What has come of messages that are not whole may take such a part of what may wait for all sockets.
+const UNFINISHED_PART: u64 = 4;
+
 /// Bounds of one hub. Immutable; each shard has its share, [`Limits::of_shard`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -18,6 +21,10 @@ pub struct Limits {
     pub message_bytes_max: usize,
     /// The same before `auth`.
     pub anonymous_message_bytes_max: usize,
+    /// From the first byte of a message to its last.
+    pub message_within: Duration,
+    /// Bytes that all sockets of one shard hold of messages that have come in part; past it those with most are closed.
+    pub unfinished_bytes_max: usize,
     /// From the upgrade until `auth` must have come.
     pub auth_within: Duration,
     /// Sockets of one address that have not logged in.
@@ -67,6 +74,8 @@ impl Limits {
         Self {
             message_bytes_max: hub.message_bytes_max,
             anonymous_message_bytes_max: 8 << 10,
+            message_within: Duration::from_secs(10),
+            unfinished_bytes_max: size(hub.outboxes_bytes_max / UNFINISHED_PART),
             auth_within: hub.auth_timeout,
             anonymous_per_address_max: hub.unauthenticated_per_address_max,
             sockets_per_user_max: hub.sockets_per_user_max,
@@ -99,6 +108,11 @@ impl Limits {
             rooms_max: self.rooms_max.div_ceil(shards),
             rooms_per_user_max: self.rooms_per_user_max.div_ceil(shards),
             frames_bytes_max: self.frames_bytes_max.div_ceil(shards),
+            // One socket may always send one message, as long as may be.
+            unfinished_bytes_max: self
+                .unfinished_bytes_max
+                .div_ceil(shards)
+                .max(self.message_bytes_max.saturating_mul(2)),
             history_bytes_max: self.history_bytes_max.div_ceil(shards),
             ..self.clone()
         }

@@ -51,6 +51,7 @@ mod socket;
 mod tests;
 mod timers;
 pub mod types;
+mod unfinished;
 pub mod unnumbered;
 mod users;
 
@@ -87,6 +88,7 @@ use socket::{Due, State};
 pub use socket::{Identity, Socket, SocketKey};
 use timers::{Timer, Timers};
 use types::ServiceTypes;
+use unfinished::Unfinished;
 use users::UserCounts;
 
 use crate::shard::Instant;
@@ -231,6 +233,8 @@ pub struct Counts {
     pub homes: usize,
     /// Bytes of frames that wait.
     pub frame_bytes: usize,
+    /// Bytes of messages that have come in part.
+    pub unfinished_bytes: usize,
     /// Bytes of histories.
     pub history_bytes: usize,
     /// Bytes that wait for services.
@@ -269,6 +273,7 @@ pub struct Hub<W> {
     post: Post,
     effects: VecDeque<Effect>,
     sockets: Sockets<W>,
+    unfinished: Unfinished,
     users: HashMap<Arc<str>, Vec<SocketKey>>,
     /// Of users at home here.
     user_counts: UserCounts,
@@ -322,6 +327,7 @@ impl<W> Hub<W> {
             post: Post::new(shard),
             effects: VecDeque::new(),
             sockets,
+            unfinished: Unfinished::default(),
             users: HashMap::new(),
             user_counts: UserCounts::default(),
             anonymous: HashMap::new(),
@@ -471,6 +477,7 @@ impl<W> Hub<W> {
             return;
         };
         socket.state = State::Closing;
+        self.unfinished.remove(key);
         if close.is_none_or(|close| close == Close::SlowConsumer) {
             socket.outbox.abandon();
         }
@@ -515,17 +522,21 @@ impl<W> Hub<W> {
 
     /// When [`Hub::handle_socket_timeout`] is due; it becomes earlier only by [`Effect::Due`].
     pub fn socket_due(&self, key: SocketKey) -> Instant {
-        let due = |socket: &Socket<W>| socket.due(jitter(key), &self.plan.limits);
+        let limits = &self.plan.limits;
+        let due =
+            |socket: &Socket<W>| socket.due(jitter(key), limits).min(self.unfinished.due(key, limits.message_within));
         self.sockets.all.get(key).map_or(Instant::NEVER, due)
     }
 
     /// Time has passed for a socket.
     pub fn handle_socket_timeout(&mut self, now: Instant, key: SocketKey) {
         let Some(socket) = self.sockets.all.get_mut(key) else { return };
+        let is_late = self.unfinished.due(key, self.plan.limits.message_within) <= now;
         match socket.pass_time(now, jitter(key), &self.plan.limits) {
+            Due::Close(close) => self.end(now, key, Some(close)),
+            Due::Nothing | Due::Ping if is_late => self.end(now, key, Some(Close::PolicyViolation)),
             Due::Nothing => {}
             Due::Ping => self.effects.push_back(Effect::Ping(key)),
-            Due::Close(close) => self.end(now, key, Some(close)),
         }
         self.settle(now);
     }

@@ -167,6 +167,7 @@ impl<W> Hub<W> {
             rooms: self.rooms.len(),
             homes: self.homes.len(),
             frame_bytes: self.encoder.tally().bytes(),
+            unfinished_bytes: self.unfinished.bytes(),
             history_bytes: self.history_bytes,
             service_bytes: self.service_bytes,
             asks: self.asks.len(),

@@ -280,6 +280,7 @@ impl Socket {
         if let Some(close) = close.filter(|_| self.phase == Phase::Open) {
             sockets.count_close(close);
             self.phase = Phase::Closing;
+            self.reader.skip_messages();
             self.deadline.set_after(CLOSE_WITHIN);
             // What waits is all that a full outbox still has, and a close frame finds room behind that.
             let frame = if self.is_unexplained {
@@ -332,6 +333,7 @@ impl Socket {
     fn read(&mut self, mut bytes: &mut [u8]) -> bool {
         let Place { sockets, key } = &self.place;
         let mut is_heard = false;
+        let was_at_rest = self.reader.is_at_rest();
         loop {
             let bytes_max = sockets.hub.with(|hub| hub.message_bytes_max(*key));
             let message_bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
@@ -382,6 +384,10 @@ impl Socket {
         }
         if is_heard {
             sockets.hub.with(|hub| hub.heard(clock::turn(), *key));
+        }
+        if !(was_at_rest && self.reader.is_at_rest()) {
+            let bytes = self.reader.held_bytes();
+            sockets.step(|hub, now| hub.hold_unfinished(now, *key, bytes));
         }
         false
     }

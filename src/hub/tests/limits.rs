@@ -275,3 +275,58 @@ fn a_message_is_timed_until_the_last_who_reads_has_it() {
     one.say(a, r#"{"type":"room_message","room":"public.x","payload":2}"#);
     assert_eq!((one.hub.counts().backlog, one.hub.next_fanned_out()), (0, None));
 }
+
+#[test]
+fn a_message_that_was_begun_is_whole_in_time_whatever_else_comes() {
+    let mut one = One::new();
+    let (slow, quick) = (one.enter("slow"), one.enter("quick"));
+    let begun = one.now;
+    let within = one.plan.limits.message_within;
+    for second in 0..10 {
+        for socket in [slow, quick] {
+            one.hub.heard(one.now, socket);
+            one.hub.hold_unfinished(one.now, socket, 1000 + second);
+            assert_eq!(one.hub.socket_due(socket), begun + within, "pieces and pongs do not move it");
+        }
+        one.now += Duration::from_secs(1);
+    }
+    // This one's message is whole, and what came behind it is of another.
+    one.say(quick, r#"{"type":"heartbeat"}"#);
+    one.hub.hold_unfinished(one.now, quick, 10);
+    for socket in [slow, quick] {
+        one.hub.handle_socket_timeout(one.now, socket);
+    }
+    assert_eq!(one.closes(), [(slow, Close::PolicyViolation)]);
+    assert_eq!((one.hub.counts().unfinished_bytes, one.hub.socket_due(quick)), (10, one.now + within));
+    one.hub.hold_unfinished(one.now, slow, 1000);
+    assert_eq!(one.hub.counts().unfinished_bytes, 10, "nothing is held for who is closed");
+    one.hub.hold_unfinished(one.now, quick, 0);
+    one.now += within;
+    one.hub.handle_socket_timeout(one.now, quick);
+    assert_eq!((one.closes(), one.hub.counts().unfinished_bytes), (vec![], 0), "at rest it may be silent");
+}
+
+#[test]
+fn past_what_all_sockets_hold_unfinished_those_with_most_are_closed() {
+    let budget = 1 << 20;
+    let mut one = with(|limits| limits.unfinished_bytes_max = budget);
+    let small = one.enter("small");
+    one.hub.hold_unfinished(one.now, small, 1000);
+    let mut closes = Vec::new();
+    for n in 0..1000 {
+        let socket = one.enter(&format!("u{n}"));
+        one.hub.hold_unfinished(one.now, socket, 1);
+        one.hub.hold_unfinished(one.now, socket, 65_536);
+        let held = one.hub.counts().unfinished_bytes;
+        assert!(held <= budget, "{held} after {n}");
+        closes.extend(one.closes());
+    }
+    assert!(closes.len() > 980, "{}", closes.len());
+    assert!(closes.iter().all(|&(socket, close)| socket != small && close == Close::TryLater), "{closes:?}");
+}
+
+#[test]
+fn each_shard_may_hold_what_one_socket_says() {
+    let limits = Limits { unfinished_bytes_max: 1, ..Limits::default() };
+    assert_eq!(limits.of_shard(64).unfinished_bytes_max, 2 * limits.message_bytes_max);
+}

@@ -53,7 +53,18 @@ pub struct Reader {
     limits: Limits,
     is_masked: bool,
     may_be_deflated: bool,
-    is_over: bool,
+    mode: Mode,
+}
+
+/// What becomes of what comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// It is read.
+    Reads,
+    /// Frames are read; of data, nothing is kept.
+    Skips,
+    /// Nothing is read any more.
+    Over,
 }
 
 /// What has come in part.
@@ -114,12 +125,12 @@ enum Found<'b> {
 impl Reader {
     /// Reads what a client sends; its messages may be compressed where that was agreed.
     pub const fn of_client(limits: Limits, may_be_deflated: bool) -> Self {
-        Self { under_way: None, limits, is_masked: true, may_be_deflated, is_over: false }
+        Self { under_way: None, limits, is_masked: true, may_be_deflated, mode: Mode::Reads }
     }
 
     /// Reads what a server sends.
     pub const fn of_server(limits: Limits, may_be_deflated: bool) -> Self {
-        Self { under_way: None, limits, is_masked: false, may_be_deflated, is_over: false }
+        Self { under_way: None, limits, is_masked: false, may_be_deflated, mode: Mode::Reads }
     }
 
     /// Sets the limits from the next frame on.
@@ -133,11 +144,26 @@ impl Reader {
     }
 
     /// Bytes of memory that payloads are kept in.
-    #[cfg(any(test, fuzzing))]
     pub(super) fn kept_bytes(&self) -> usize {
         let Some(under_way) = &self.under_way else { return 0 };
         let message = under_way.message.as_ref().map_or(0, |message| message.bytes.capacity());
         message.saturating_add(under_way.control.capacity())
+    }
+
+    /// Bytes of memory that what has come in part takes.
+    pub fn held_bytes(&self) -> usize {
+        if self.is_at_rest() { 0 } else { size_of::<UnderWay>().saturating_add(self.kept_bytes()) }
+    }
+
+    /// From now on only control frames matter: of messages nothing is kept, and those that come in pieces are not what they
+    /// were. What is held is given back.
+    pub fn skip_messages(&mut self) {
+        if self.mode == Mode::Reads {
+            self.mode = Mode::Skips;
+            if let Some(message) = self.under_way.as_mut().and_then(|under_way| under_way.message.as_mut()) {
+                (message.bytes, message.checked) = (Vec::new(), 0);
+            }
+        }
     }
 
     /// Whether nothing has come in part.
@@ -164,7 +190,7 @@ impl Reader {
     pub fn next<'a, 'b: 'a>(&'a mut self, bytes: &mut &'b mut [u8]) -> Result<Option<Event<'a>>, FrameError> {
         self.release();
         let found = loop {
-            if self.is_over {
+            if self.mode == Mode::Over {
                 self.under_way = None;
                 *bytes = &mut [];
             }
@@ -181,7 +207,7 @@ impl Reader {
     }
 
     fn end(&mut self, error: FrameError) -> FrameError {
-        self.is_over = true;
+        self.mode = Mode::Over;
         self.under_way = None;
         error
     }
@@ -236,8 +262,10 @@ impl Reader {
             under_way.control.extend_from_slice(payload);
         } else {
             let message = under_way.message.get_or_insert_with(|| Message::begin(frame));
-            message.append(payload, bytes_max);
-            message.check_text(is_whole)?;
+            if self.mode == Mode::Reads {
+                message.append(payload, bytes_max);
+                message.check_text(is_whole)?;
+            }
         }
         if frame.left > 0 {
             under_way.frame = Some(*frame);
@@ -377,7 +405,9 @@ impl Reader {
             _ if is_text => str::from_utf8(payload).map(Event::Text).map_err(|_| FrameError::NotUtf8),
             _ => Ok(Event::Binary(payload)),
         };
-        self.is_over |= matches!(event, Err(_) | Ok(Event::Close { .. }));
+        if matches!(event, Err(_) | Ok(Event::Close { .. })) {
+            self.mode = Mode::Over;
+        }
         event
     }
 }

@@ -290,6 +290,25 @@ fn many_fragments_take_what_they_carry() {
     assert!(reader.is_at_rest());
 }
 
+#[test]
+fn what_is_skipped_takes_no_memory_and_the_close_behind_it_is_read() {
+    let limits = Limits { message_bytes_max: 65_536, fragments_max: 1000 };
+    let mut reader = Reader::of_client(limits, false);
+    assert_eq!(reader.held_bytes(), 0);
+    assert!(read(&mut reader, &[&part(Opcode::Text, false, "a".repeat(30_000).as_bytes())]).is_empty());
+    assert!((30_000..=65_536).contains(&reader.held_bytes()), "{}", reader.held_bytes());
+    reader.skip_messages();
+    assert!(reader.held_bytes() < 1000, "{}", reader.held_bytes());
+    for _ in 0..10 {
+        assert!(read(&mut reader, &[&part(Opcode::Continuation, false, &[0xff].repeat(30_000))]).is_empty());
+        assert!(reader.held_bytes() < 1000, "{}", reader.held_bytes());
+    }
+    let rest = [part(Opcode::Continuation, true, b"c"), part(Opcode::Close, true, &1000_u16.to_be_bytes())].concat();
+    let told = read(&mut reader, &[&rest]);
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[1], tell(Event::Close { code: Some(1000), reason: "" }));
+}
+
 /// Bytes that the fuzzer also starts from.
 #[test]
 fn the_fuzzers_corpus_holds() {

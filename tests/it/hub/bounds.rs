@@ -1,5 +1,7 @@
 //! What a client may not do, and what becomes of it: frames out of form, floods, and tokens that end.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use shardgate::proto::websocket::{Opcode, client_frame};
 
@@ -84,6 +86,74 @@ fn a_message_comes_in_pieces_with_a_ping_between_them() {
 }
 
 #[test]
+fn a_message_that_comes_in_pieces_is_whole_within_ten_seconds() {
+    let gateway = start("");
+    let mut sockets = on_each_shard(&gateway);
+    let begun = crate::harness::now();
+    for socket in &mut sockets {
+        socket.send(client_frame(Opcode::Text, false, br#"{"type":"heartbeat","id":"p""#, KEY));
+    }
+    sockets[0].send(client_frame(Opcode::Continuation, true, b"}", KEY));
+    sockets[0].expect(&json!({ "type": "heartbeat", "id": "p", "payload": {} }));
+    std::thread::scope(|scope| {
+        for socket in &mut sockets[1..] {
+            scope.spawn(move || {
+                loop {
+                    let _ = socket.client().try_send(client_frame(Opcode::Continuation, false, b" ", KEY));
+                    let _ = socket.client().try_send(client_frame(Opcode::Ping, true, b"here", KEY));
+                    match socket.hear_frame() {
+                        Heard::Pong(_) => crate::harness::pause(Duration::from_millis(250)),
+                        closed => {
+                            assert_eq!(closed, Heard::Close(Some(4103), "policy violation".to_owned()));
+                            break;
+                        }
+                    }
+                    assert!(begun.elapsed() < Duration::from_secs(30), "pieces and pings do not keep it");
+                }
+            });
+        }
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(10));
+    expect_closed(&gateway, "policy_violation", 3);
+    sockets[0].expect_nothing();
+}
+
+#[test]
+fn what_all_sockets_hold_of_unfinished_messages_is_bounded() {
+    // Two messages of the greatest length on each of the 4 shards.
+    let gateway = start("[hub]\noutboxes_bytes_max = \"1MiB\"\nsockets_per_user_max = 100\n");
+    let mut sockets: Vec<Socket> = (0..24).map(|n| Socket::open(&gateway, &user(&format!("u{n}")))).collect();
+    for socket in &mut sockets {
+        socket.send(client_frame(Opcode::Text, false, &vec![b' '; MESSAGE_BYTES_MAX - 2], KEY));
+    }
+    let row = "shardgate_sockets_closed_total{reason=\"try_later\"}";
+    gateway.metrics_until("most are closed", |metrics| metrics.value(row) >= 16);
+    let (mut answered, mut closed) = (0, 0);
+    for socket in &mut sockets {
+        let _ = socket.client().try_send(client_frame(Opcode::Continuation, true, b"{}", KEY));
+        let heard = loop {
+            match socket.next_frame() {
+                Ok(Some(Heard::Ping(_))) => {}
+                other => break other,
+            }
+        };
+        match heard {
+            Ok(Some(Heard::Text(text))) => {
+                assert!(text.contains("invalid_message"), "{text}");
+                answered += 1;
+            }
+            Ok(Some(Heard::Close(code, _))) => {
+                assert_eq!(code, Some(1013));
+                closed += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(answered > 0, "others go on");
+    assert_eq!(gateway.metrics().value(row), closed);
+}
+
+#[test]
 fn the_twentieth_error_in_ten_seconds_is_the_last() {
     let gateway = start("");
     for mut socket in on_each_shard(&gateway) {
@@ -111,7 +181,7 @@ fn too_many_messages_are_refused_and_told_when_to_come_again() {
         let after_ms = error["payload"]["retryAfterMs"].as_u64().expect("a number");
         assert!((1..=1000).contains(&after_ms), "{error}");
         assert_eq!(error["payload"]["retryable"], true, "{error}");
-        crate::harness::pause(std::time::Duration::from_millis(after_ms));
+        crate::harness::pause(Duration::from_millis(after_ms));
         socket.say(&json!({ "type": "heartbeat", "id": "3" }));
         socket.expect(&json!({ "type": "heartbeat", "id": "3", "payload": {} }));
     }
