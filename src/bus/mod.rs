@@ -218,13 +218,24 @@ impl<L: Letters, A: Address<L>> Pump<L, A> {
     /// Handles what there is, within a budget, sends what there is to send, and arranges to be woken. Never ready.
     ///
     /// A panic in `handle` ends the process, whatever task it happens in: a thread that takes no letters is half alive.
-    pub fn poll(&mut self, cx: &mut Context<'_>, mut handle: impl FnMut(ReceivedAt<L, A>)) -> Poll<Infallible> {
+    pub fn poll(&mut self, cx: &mut Context<'_>, handle: impl FnMut(ReceivedAt<L, A>)) -> Poll<Infallible> {
+        self.poll_while(cx, || true, handle)
+    }
+
+    /// As [`Pump::poll`]; `takes` says before each droppable letter whether it is taken in this poll. What is not stays in
+    /// its ring, and the others' turn comes before the next poll.
+    pub fn poll_while(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut takes: impl FnMut() -> bool,
+        mut handle: impl FnMut(ReceivedAt<L, A>),
+    ) -> Poll<Infallible> {
         let guard = AbortOnUnwind("a panic while letters were handled");
         self.bus.shared.with(|shared| shared.pump = PumpState::Running);
         // Of the whole poll, however often it looks: droppable letters that keep coming have their half of it and no more.
         let mut left = Share::of(BUDGET);
         loop {
-            self.inbox.drain_within(&mut left, &mut handle);
+            self.inbox.drain_within(&mut left, &mut takes, &mut handle);
             self.bus.flush();
             if self.inbox.is_used_up(&left) {
                 // Through our own bell rather than our own waker: the other tasks and all I/O come first. The bell's

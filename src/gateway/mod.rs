@@ -112,6 +112,11 @@ impl Gateway {
         self.sockets.hear(from, letter);
     }
 
+    /// Whether this shard's hub is to hear more from others in this turn.
+    pub fn takes_letters(&self) -> bool {
+        self.sockets.takes_letters()
+    }
+
     /// The bus between instances says something to this shard's hub.
     pub fn hear_bus(&self, answer: BusAnswer) {
         self.sockets.hear_bus(answer);

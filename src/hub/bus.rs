@@ -329,6 +329,10 @@ impl<W> Hub<W> {
 
     /// The bus says something to a room at home here, or answers a question of this shard's.
     pub fn handle_bus(&mut self, now: Instant, answer: BusAnswer) {
+        self.of_letters(|hub| hub.hear_bus(now, answer));
+    }
+
+    fn hear_bus(&mut self, now: Instant, answer: BusAnswer) {
         match answer {
             BusAnswer::Heard(heard) => {
                 if let Some(&key) = self.home_names.get(&heard.room) {

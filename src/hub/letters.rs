@@ -6,8 +6,10 @@ use crate::shard::Instant;
 impl<W> Hub<W> {
     /// Another shard's hub has written. Letters of one shard come in the order in which it wrote them.
     pub fn handle_letter(&mut self, now: Instant, from: usize, letter: RoomLetter) {
-        self.read(now, from, letter);
-        self.settle(now);
+        self.of_letters(|hub| {
+            hub.read(now, from, letter);
+            hub.settle(now);
+        });
     }
 
     pub(super) fn read(&mut self, now: Instant, from: usize, letter: RoomLetter) {

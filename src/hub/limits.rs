@@ -51,6 +51,9 @@ pub struct Limits {
     pub ping_every: Duration,
     /// A client of which nothing came for so long is dead.
     pub dead_after: Duration,
+    /// Frames that clients, and letters, may each have queued for sockets before the shard's other tasks get their turn; a
+    /// message that was begun goes to all members of its room here.
+    pub pushes_per_turn: usize,
     /// Bytes that wait for one socket.
     pub outbox_bytes_max: usize,
     /// Bytes of frames that wait on one shard; past it the socket with most of them goes first.
@@ -89,6 +92,8 @@ impl Limits {
             errors_within: Duration::from_secs(10),
             ping_every: hub.ping_interval,
             dead_after: hub.dead_after,
+            // A fraction of a millisecond. Writing them takes far longer, and is sliced for itself.
+            pushes_per_turn: 4096,
             outbox_bytes_max: hub.outbox_bytes_max,
             frames_bytes_max: size(hub.outboxes_bytes_max),
             history_bytes_max: size(hub.histories_bytes_max),

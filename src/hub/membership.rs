@@ -393,9 +393,15 @@ impl<W> Hub<W> {
         let Some(&key) = self.room_names.get(&pulled.room) else { return };
         let next = self.rooms.get_mut(key).and_then(|room| room.hear_pulled(&pulled));
         self.hand_out(now, key, next);
-        for message in pulled.messages {
+        let mut messages = pulled.messages.into_iter();
+        while let Some(message) = messages.next() {
             let next = self.rooms.get_mut(key).and_then(|room| room.hear(message));
             self.hand_out(now, key, next);
+            if self.sockets.left == 0 && messages.len() > 0 {
+                let messages = messages.collect();
+                self.post.send_first(RoomLetter::Pulled(Box::new(Pulled { messages, ..pulled })));
+                return;
+            }
         }
         self.look_for_holes(now, key);
     }
@@ -408,15 +414,23 @@ impl<W> Hub<W> {
         }
     }
 
-    /// Gives the members what is next, and all that follows without a hole.
+    /// Gives the members what is next, and all that follows without a hole; what is too much for this turn in the next.
     fn hand_out(&mut self, _: Instant, key: Key, first: Option<Next>) {
-        let mut next = first;
+        let mut next = first.or_else(|| self.rooms.get_mut(key)?.next());
         while let Some(what) = next {
             match what {
                 Next::Message(message) => self.fan_out(key, &message),
                 Next::Lost { at, is_new_epoch } => self.tell_lost(key, at, is_new_epoch),
             }
-            next = self.rooms.get_mut(key).and_then(LocalRoom::next);
+            let Some(room) = self.rooms.get_mut(key) else { return };
+            if self.sockets.left == 0
+                && let Some(position) = room.halted()
+            {
+                // It is told what it knows, and goes on.
+                self.post.send_first(RoomLetter::Position { room: room.name.clone(), position });
+                return;
+            }
+            next = room.next();
         }
     }
 

@@ -13,6 +13,7 @@
     clippy::arithmetic_side_effects
 )]
 
+mod adopt;
 mod arena;
 mod asks;
 pub mod bus;
@@ -50,6 +51,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod turn;
 pub mod types;
 mod unfinished;
 pub mod unnumbered;
@@ -82,7 +84,7 @@ use position::Position;
 use post::Post;
 use queue::Sockets;
 use room::LocalRoom;
-use rules::{Permits, Rules};
+use rules::Rules;
 pub use services::{ServiceOutcome, Ticket};
 use socket::{Due, State};
 pub use socket::{Identity, Socket, SocketKey};
@@ -273,6 +275,8 @@ pub struct Hub<W> {
     post: Post,
     effects: VecDeque<Effect>,
     sockets: Sockets<W>,
+    /// Frames that letters may still have queued in this turn; see there.
+    left_of_letters: usize,
     unfinished: Unfinished,
     users: HashMap<Arc<str>, Vec<SocketKey>>,
     /// Of users at home here.
@@ -313,7 +317,7 @@ impl<W> Hub<W> {
     /// An empty hub.
     pub fn new(setup: Setup) -> Self {
         let Setup { shard, shards, node, plan, seed, secret, to_unix_ms, has_bus } = setup;
-        let sockets = Sockets::new(plan.limits.outbox_bytes_max);
+        let (sockets, left_of_letters) = (Sockets::new(&plan.limits), plan.limits.pushes_per_turn);
         Self {
             shard,
             shards: shards.max(1),
@@ -327,6 +331,7 @@ impl<W> Hub<W> {
             post: Post::new(shard),
             effects: VecDeque::new(),
             sockets,
+            left_of_letters,
             unfinished: Unfinished::default(),
             users: HashMap::new(),
             user_counts: UserCounts::default(),
@@ -351,33 +356,6 @@ impl<W> Hub<W> {
             draining: None,
             pulls: 0,
             discontinuities: 0,
-        }
-    }
-
-    /// Other rules and limits apply from now on; nobody is thrown out for it.
-    pub fn adopt(&mut self, now: Instant, plan: Plan) {
-        self.sockets.outbox_bytes_max = plan.limits.outbox_bytes_max;
-        self.adopt_events(now, plan.events);
-        let old = std::mem::replace(&mut self.plan, plan);
-        self.adopt_types(&old.types);
-        let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
-        for key in homes {
-            let Some(room) = self.homes.get(key).map(|home| home.room().clone()) else { continue };
-            let policy = self.plan.rules.policy(room.as_str()).clone();
-            self.at_home(now, key, |home, given| home.adopt(given.now, policy));
-        }
-        self.settle(now);
-    }
-
-    /// Other rights hold from now on, for what sockets do next: nobody leaves a room for it.
-    pub fn renew_permits(&mut self, permits: impl Fn(&W) -> Option<Permits>) {
-        let keys: Vec<SocketKey> = self.sockets.all.iter().map(|(key, _)| key).collect();
-        for socket in keys {
-            if let Some(socket) = self.sockets.all.get_mut(socket)
-                && let Some(permits) = permits(&socket.handle)
-            {
-                socket.permits = permits;
-            }
         }
     }
 
@@ -568,10 +546,12 @@ impl<W> Hub<W> {
 
     // ---- the end of each step ----
 
-    /// Reads what this shard wrote to itself, and closes whom it is too much for.
+    /// Reads what this shard wrote to itself, as far as the turn goes, and closes whom it is too much for.
     fn settle(&mut self, now: Instant) {
         loop {
-            while let Some(letter) = self.post.next_own() {
+            while self.sockets.left > 0
+                && let Some(letter) = self.post.next_own()
+            {
                 self.read(now, self.shard, letter);
             }
             let full = std::mem::take(&mut self.sockets.full);

@@ -1,4 +1,4 @@
-//! Where letters wait until they go: to this shard's own hub, handled before its call ends, to another's, or to the bus.
+//! Where letters wait until they go: to this shard's own hub, handled before its call ends or in the next turn, to another's, or to the bus.
 
 use std::collections::VecDeque;
 
@@ -38,6 +38,15 @@ impl Post {
 
     pub(super) fn next_own(&mut self) -> Option<RoomLetter> {
         self.own.pop_front()
+    }
+
+    /// To this shard's own hub, before all that waits.
+    pub(super) fn send_first(&mut self, letter: RoomLetter) {
+        self.own.push_front(letter);
+    }
+
+    pub(super) fn is_own_empty(&self) -> bool {
+        self.own.is_empty()
     }
 
     pub(super) fn next_other(&mut self) -> Option<(usize, RoomLetter)> {

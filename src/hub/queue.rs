@@ -6,6 +6,7 @@ use super::{
     Close, Counts, Effect, Hub, SocketKey, State,
     arena::Arena,
     frame::Frame,
+    limits::Limits,
     outbox::{self, Outbox},
     socket::Socket,
 };
@@ -23,6 +24,8 @@ pub(super) struct Sockets<W> {
     /// Those whose outbox is full.
     pub(super) full: Vec<SocketKey>,
     pub(super) outbox_bytes_max: usize,
+    /// Frames that may still be queued in this turn, by whoever has caused the step.
+    pub(super) left: usize,
     /// For all sockets that take compressed messages.
     deflater: Deflater,
     pub(super) deliveries: u64,
@@ -34,14 +37,15 @@ pub(super) struct Sockets<W> {
 const UNDER_WAY_MAX: usize = 1024;
 
 impl<W> Sockets<W> {
-    pub(super) fn new(outbox_bytes_max: usize) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
             all: Arena::default(),
             dirty: VecDeque::new(),
             turns: 0,
             under_way: VecDeque::new(),
             full: Vec::new(),
-            outbox_bytes_max,
+            outbox_bytes_max: limits.outbox_bytes_max,
+            left: limits.pushes_per_turn,
             deflater: Deflater::default(),
             deliveries: 0,
             dropped: 0,
@@ -61,6 +65,7 @@ impl<W> Sockets<W> {
     #[inline]
     pub(super) fn push(&mut self, key: SocketKey, frame: Frame) {
         let Some(socket) = self.all.get_mut(key).filter(|socket| socket.state != State::Closing) else { return };
+        self.left = self.left.saturating_sub(1);
         let frame = match socket.window_bits {
             0 => frame,
             bits => frame.deflated(bits, &mut self.deflater),

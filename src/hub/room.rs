@@ -120,6 +120,13 @@ impl LocalRoom {
         Some(self.advance(message))
     }
 
+    /// Where it is, if what is next waits here.
+    pub(super) fn halted(&mut self) -> Option<Position> {
+        let position = self.position?;
+        self.early.forget_to(position.seq);
+        (self.early.first()? == position.seq.saturating_add(1)).then_some(position)
+    }
+
     /// How far the room is, from home.
     pub(super) fn hear_position(&mut self, at: Position) -> Option<Next> {
         let position = self.position?;
@@ -157,7 +164,7 @@ impl LocalRoom {
             self.due = Instant::NEVER;
             return false;
         }
-        if self.is_pulling {
+        if self.is_pulling || self.halted().is_some() {
             return false;
         }
         self.is_pulling = true;

@@ -287,7 +287,8 @@ impl Worker {
     async fn receive(self: &Rc<Self>, mut pump: Pump<AllLetters, to::Shard>) {
         poll_fn(|cx| {
             // It is never ready by itself.
-            let _ = pump.poll(cx, |letter| match letter {
+            let takes = || self.gateway.takes_letters();
+            let _ = pump.poll_while(cx, takes, |letter| match letter {
                 Received::Control(letter) => self.take(letter),
                 Received::Droppable(DroppableToShard::Hits(from, hits)) => self.gateway.limits.count(from, hits),
                 Received::Droppable(DroppableToShard::Owed(owed)) => self.gateway.limits.hear_owed(owed),

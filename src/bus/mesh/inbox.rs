@@ -75,19 +75,33 @@ impl<T, D> Inbox<T, D> {
     ///
     /// No letters means that all rings were empty when they were looked at, unless the budget was less than two.
     pub fn drain(&mut self, budget: usize, handle: impl FnMut(Received<T, D>)) -> usize {
-        self.drain_within(&mut Share::of(budget), handle)
+        self.drain_within(&mut Share::of(budget), || true, handle)
     }
 
     /// Takes letters as long as the share allows, and returns how many: control letters first, then droppable ones.
     ///
     /// Of each lane some are taken from each ring in turn. However many control letters come, the other lane has what it
-    /// may have of the share.
-    pub fn drain_within(&mut self, share: &mut Share, mut handle: impl FnMut(Received<T, D>)) -> usize {
+    /// may have of the share; and where `takes` says before a droppable one that it is enough of them, there are no more in
+    /// this share.
+    pub fn drain_within(
+        &mut self,
+        share: &mut Share,
+        mut takes: impl FnMut() -> bool,
+        mut handle: impl FnMut(Received<T, D>),
+    ) -> usize {
         let Self { control, droppable, .. } = self;
-        let first = control.take(share.all - share.droppable, |letter| handle(Received::Control(letter)));
-        let then = droppable.take(share.droppable, |letter| handle(Received::Droppable(letter)));
-        let last = control.take(share.all - first - then, |letter| handle(Received::Control(letter)));
+        let first = control.take(share.all - share.droppable, || true, |letter| handle(Received::Control(letter)));
+        let mut is_enough = false;
+        let may_take = || {
+            is_enough = !takes();
+            !is_enough
+        };
+        let then = droppable.take(share.droppable, may_take, |letter| handle(Received::Droppable(letter)));
+        let last = control.take(share.all - first - then, || true, |letter| handle(Received::Control(letter)));
         share.take(first + last, then);
+        if is_enough {
+            share.droppable = 0;
+        }
         self.received += (first + last) as u64;
         self.received_droppable += then as u64;
         first + then + last
@@ -124,7 +138,7 @@ struct Rings<T> {
 }
 
 impl<T> Rings<T> {
-    fn take(&mut self, budget: usize, mut handle: impl FnMut(T)) -> usize {
+    fn take(&mut self, budget: usize, mut takes: impl FnMut() -> bool, mut handle: impl FnMut(T)) -> usize {
         let mut taken = 0;
         let mut empty = 0;
         while empty < self.all.len() && taken < budget {
@@ -133,9 +147,11 @@ impl<T> Rings<T> {
             let ring = &mut self.all[from];
             let before = taken;
             let end = budget.min(taken + BATCH);
-            while taken < end
-                && let Ok(letter) = ring.pop()
-            {
+            while taken < end {
+                if !takes() {
+                    return taken;
+                }
+                let Ok(letter) = ring.pop() else { break };
                 taken += 1;
                 handle(letter);
             }

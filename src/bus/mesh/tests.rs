@@ -129,12 +129,16 @@ fn letters_to_a_thread_that_has_ended_are_dropped_and_counted() {
 /// Control letters as they are, droppable ones negative.
 fn taken(inbox: &mut Inbox<u32, u32>, share: &mut Share) -> Vec<i64> {
     let mut letters = Vec::new();
-    let count = inbox.drain_within(share, |letter| {
-        letters.push(match letter {
-            Received::Control(letter) => i64::from(letter),
-            Received::Droppable(letter) => -i64::from(letter),
-        });
-    });
+    let count = inbox.drain_within(
+        share,
+        || true,
+        |letter| {
+            letters.push(match letter {
+                Received::Control(letter) => i64::from(letter),
+                Received::Droppable(letter) => -i64::from(letter),
+            });
+        },
+    );
     assert_eq!(count, letters.len());
     letters
 }
@@ -184,6 +188,11 @@ fn neither_lane_starves_the_other() {
         taken(&mut inbox, &mut share).is_empty() && inbox.is_used_up(&share),
         "letters wait that it does not allow"
     );
+    // Whoever takes no more of them leaves them where they are, and has used up its share of them.
+    let mut share = Share::of(20);
+    let count = std::cell::Cell::new(0);
+    assert_eq!(inbox.drain_within(&mut share, || count.get() < 3, |_| count.set(count.get() + 1)), 3);
+    assert!(taken(&mut inbox, &mut share).is_empty() && inbox.is_used_up(&share));
     // What comes meanwhile over the other lane is still taken.
     outbox.send(to::Shard(0), 1);
     assert_eq!(lanes(&taken(&mut inbox, &mut share)), [1]);

@@ -14,6 +14,7 @@ mod socket;
 
 use std::{
     cell::{Cell, OnceCell},
+    collections::VecDeque,
     fmt,
     future::poll_fn,
     io::IoSlice,
@@ -57,6 +58,9 @@ use crate::{
 /// and a request waits for two or three turns. With 64 a delivery was no cheaper (PERF.md, "The hub").
 const WRITES_PER_TURN: usize = 16;
 
+/// Sockets that are read again in a turn, of those that were held: most have a message, and few of these fill the turn.
+const HELD_PER_TURN: usize = 64;
+
 /// The close code of a connection that went without a close frame (RFC 6455 §7.1.5).
 const ABNORMAL: u16 = 1006;
 
@@ -90,6 +94,8 @@ pub(super) struct Sockets {
     send: SendLetter,
     ask_bus: Option<AskBus>,
     runner: Local<Runner>,
+    /// Sockets that are read once the hub takes messages again, in turn.
+    held: Local<VecDeque<SocketKey>>,
     calls: Calls,
     questions: Questions,
     events: Events,
@@ -144,6 +150,7 @@ impl Sockets {
             gateway: OnceCell::new(),
             send: seat.send,
             ask_bus: seat.ask_bus,
+            held: Local::default(),
             runner: Local::new(Runner { waker: None, due: Instant::NEVER }),
             calls: Calls::default(),
             questions: Questions::default(),
@@ -173,6 +180,11 @@ impl Sockets {
             hub.adopt(now, plan.hub.of_shard(self.shards));
             hub.renew_permits(|handle| handle.claims.as_ref().map(|claims| self.permits(plan, claims)));
         });
+    }
+
+    /// Whether the hub is to hear more from other shards and the bus in this turn.
+    pub(super) fn takes_letters(&self) -> bool {
+        self.hub.with(|hub| hub.takes_letters())
     }
 
     /// Another shard's hub has written.
@@ -270,9 +282,9 @@ impl Sockets {
         while let Some(effect) = self.hub.with(Hub::poll_effect) {
             self.act(effect);
         }
-        let (is_dirty, due) = self.hub.with(|hub| (hub.is_dirty(), hub.poll_timeout()));
+        let (has_work, due) = self.hub.with(|hub| (hub.is_dirty() || hub.is_behind(), hub.poll_timeout()));
         let waker = self.runner.with(|runner| {
-            let is_wanted = is_dirty || due.is_some_and(|due| due < runner.due);
+            let is_wanted = has_work || due.is_some_and(|due| due < runner.due);
             if is_wanted { runner.waker.take() } else { None }
         });
         if let Some(waker) = waker {
@@ -385,6 +397,12 @@ impl Sockets {
     }
 
     fn poll_turn(self: &Rc<Self>, cx: &mut Context<'_>, deadline: &mut Deadline) -> Poll<()> {
+        if self.hub.with(|hub| hub.is_behind()) {
+            // It is awake.
+            self.runner.with(|runner| runner.waker = None);
+            self.step(Hub::go_on);
+        }
+        self.release_held();
         let due = self.hub.with(|hub| hub.poll_timeout()).unwrap_or(Instant::NEVER);
         self.runner.with(|runner| {
             runner.due = due;
@@ -399,7 +417,34 @@ impl Sockets {
         }
         let polled = self.write_slice();
         self.time_messages();
-        polled
+        let has_more = self.hub.with(|hub| hub.is_behind()) || self.held.with(|held| !held.is_empty());
+        if has_more { Poll::Ready(()) } else { polled }
+    }
+
+    /// Whether this socket may be read in this turn. One that may not is told when it may; what was begun comes first.
+    fn takes_messages_of(&self, key: SocketKey, is_begun: bool) -> bool {
+        let is_new = self.hub.with(|hub| {
+            if hub.takes_messages() {
+                return None;
+            }
+            let handle = &mut hub.socket(key)?.handle;
+            Some(!std::mem::replace(&mut handle.is_held, true))
+        });
+        if is_new == Some(true) {
+            self.held.with(|held| if is_begun { held.push_front(key) } else { held.push_back(key) });
+        }
+        is_new.is_none()
+    }
+
+    /// Has the next be read of those that were held.
+    fn release_held(&self) {
+        for _ in 0..HELD_PER_TURN {
+            if !self.hub.with(|hub| hub.takes_messages()) {
+                return;
+            }
+            let Some(key) = self.held.with(VecDeque::pop_front) else { return };
+            self.tell(key, |handle| handle.is_held = false);
+        }
     }
 
     /// Writes the next sockets. Pending when nobody waits any more.

@@ -55,6 +55,8 @@ pub(super) struct Handle {
     pub(super) close: Option<Close>,
     /// It takes no bytes any more.
     pub(super) is_broken: bool,
+    /// It waits until the hub takes messages again.
+    pub(super) is_held: bool,
 }
 
 /// A socket that opens.
@@ -114,7 +116,8 @@ impl Opening {
         };
         let (io, ender) = (Rc::clone(io), slot.ender());
         let opened = Box::new(opened);
-        let handle = Handle { io, ender, claims, tether, client, scheme, opened, close: None, is_broken: false };
+        let handle =
+            Handle { io, ender, claims, tether, client, scheme, opened, close: None, is_broken: false, is_held: false };
         let window_bits = deflate.map(|agreed| agreed.server_window_bits);
         let entrance = Entrance { handle, network: network(client), identity, window_bits };
         let key = match sockets.step(|hub, now| hub.enter(now, entrance)) {
@@ -133,6 +136,7 @@ impl Opening {
             is_unexplained: false,
             end: None,
             received: 0,
+            rest: None,
         })
     }
 }
@@ -162,6 +166,15 @@ struct Socket {
     end: Option<Close>,
     /// Messages that came.
     received: u32,
+    /// What was read and is to be heard in another turn.
+    rest: Option<Box<Rest>>,
+}
+
+/// The rest of a buffer, from so many bytes on.
+#[derive(Debug)]
+struct Rest {
+    buffer: Vec<u8>,
+    from: usize,
 }
 
 impl Drop for Socket {
@@ -245,6 +258,15 @@ impl Socket {
             if self.poll_out(cx, io).is_ready() {
                 return Poll::Ready(Turn::Over);
             }
+            if self.phase == Phase::Open && !sockets.takes_messages_of(key, self.rest.is_some()) {
+                return Poll::Pending;
+            }
+            if let Some(rest) = self.rest.take() {
+                if self.take_rest(*rest) {
+                    return Poll::Ready(Turn::Over);
+                }
+                continue;
+            }
             let mut bytes = Vec::new();
             match io.poll_read(cx, &mut bytes) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Turn::Over),
@@ -324,23 +346,36 @@ impl Socket {
     }
 
     /// Reads what came. Says whether the other side has closed, after us or before.
-    fn take_bytes(&mut self, mut buffer: Vec<u8>) -> bool {
-        let is_over = self.read(&mut buffer);
-        buffers::give(buffer);
+    fn take_bytes(&mut self, buffer: Vec<u8>) -> bool {
+        self.take_rest(Rest { buffer, from: 0 })
+    }
+
+    fn take_rest(&mut self, Rest { mut buffer, from }: Rest) -> bool {
+        let (is_over, left) = self.read(buffer.get_mut(from..).unwrap_or_default());
+        if left > 0 {
+            let from = buffer.len().saturating_sub(left);
+            self.rest = Some(Box::new(Rest { buffer, from }));
+        } else {
+            buffers::give(buffer);
+        }
         is_over
     }
 
-    fn read(&mut self, mut bytes: &mut [u8]) -> bool {
+    /// Says also how many bytes are left for another turn.
+    fn read(&mut self, mut bytes: &mut [u8]) -> (bool, usize) {
         let Place { sockets, key } = &self.place;
         let mut is_heard = false;
         let was_at_rest = self.reader.is_at_rest();
         loop {
-            let bytes_max = sockets.hub.with(|hub| hub.message_bytes_max(*key));
+            let (bytes_max, is_taken) = sockets.hub.with(|hub| (hub.message_bytes_max(*key), hub.takes_messages()));
+            if !is_taken && self.phase == Phase::Open && !bytes.is_empty() {
+                break;
+            }
             let message_bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
             self.reader.set_limits(Limits { message_bytes_max, fragments_max: FRAGMENTS_MAX });
             let close = match self.reader.next(&mut bytes) {
                 Ok(None) => break,
-                Ok(Some(Event::Close { .. })) if self.phase != Phase::Open => return true,
+                Ok(Some(Event::Close { .. })) if self.phase != Phase::Open => return (true, 0),
                 Ok(Some(_)) if self.phase != Phase::Open => continue,
                 Ok(Some(Event::Text(text))) => {
                     self.received = self.received.saturating_add(1);
@@ -380,16 +415,18 @@ impl Socket {
                 Err(error) => close_of(error),
             };
             sockets.step(|hub, now| hub.close(now, *key, close));
+            bytes = &mut [];
             break;
         }
+        let left = bytes.len();
         if is_heard {
             sockets.hub.with(|hub| hub.heard(clock::turn(), *key));
         }
         if !(was_at_rest && self.reader.is_at_rest()) {
-            let bytes = self.reader.held_bytes();
-            sockets.step(|hub, now| hub.hold_unfinished(now, *key, bytes));
+            let held = self.reader.held_bytes();
+            sockets.step(|hub, now| hub.hold_unfinished(now, *key, held));
         }
-        false
+        (false, left)
     }
 }
 
@@ -443,7 +480,7 @@ mod tests {
     #[test]
     fn what_an_idle_socket_holds_is_small() {
         let sizes = [
-            ("what its task polls", size_of::<Served<'_>>(), 104),
+            ("what its task polls", size_of::<Served<'_>>(), 112),
             ("what the hub knows of it", size_of::<HubSocket<Handle>>(), 264),
             ("of that, the driver's", size_of::<Handle>(), 80),
             ("what its last line in the log needs", size_of::<OpenSocket>(), 80),

@@ -1,10 +1,15 @@
 //! Each bound of the hub, and what happens at it.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::super::{Close, Entrance, Socket, limits::Limits, room::Member, rules::Policy, socket::Membership};
+use super::super::{
+    Close, Entrance, Socket, letter::RoomLetter, limits::Limits, name::RoomName, room::Member, rules::Policy,
+    socket::Membership,
+};
 use super::{HOME, One, Plan, identity};
+use crate::shard::Local;
 
 fn with(change: impl FnOnce(&mut Limits)) -> One {
     let mut limits = Limits::default();
@@ -329,4 +334,169 @@ fn past_what_all_sockets_hold_unfinished_those_with_most_are_closed() {
 fn each_shard_may_hold_what_one_socket_says() {
     let limits = Limits { unfinished_bytes_max: 1, ..Limits::default() };
     assert_eq!(limits.of_shard(64).unfinished_bytes_max, 2 * limits.message_bytes_max);
+}
+
+/// So many sockets in one room.
+fn room_of(members: usize, pushes_per_turn: usize) -> (One, Vec<super::SocketKey>) {
+    let mut one = with(|limits| limits.pushes_per_turn = pushes_per_turn);
+    let sockets: Vec<_> = (0..members).map(|n| one.enter(&format!("u{n}"))).collect();
+    for &socket in &sockets {
+        one.join(socket, "public.x");
+    }
+    one.hub.go_on(one.now);
+    (one, sockets)
+}
+
+#[test]
+fn a_turn_queues_so_many_frames_and_one_message_for_all_its_members() {
+    let (mut one, sockets) = room_of(100, 250);
+    let say = r#"{"type":"room_message","id":"1","room":"public.x","payload":1}"#;
+    let before = one.hub.counts().deliveries;
+    let mut said = 0;
+    while one.hub.takes_messages() {
+        one.hub.handle_text(one.now, sockets[0], &say.replace('1', &said.to_string()));
+        said += 1;
+    }
+    let queued = one.hub.counts().deliveries - before;
+    assert_eq!((said, queued), (3, 3 * 101), "each is queued for all, and acknowledged");
+    // Whoever does not heed it is heard in order, in the turns that come.
+    for n in said..20 {
+        one.hub.handle_text(one.now, sockets[0], &say.replace('1', &n.to_string()));
+    }
+    assert_eq!(one.hub.counts().deliveries - before, queued);
+    let mut turns = 0;
+    while one.hub.is_behind() {
+        let before = one.hub.counts().deliveries;
+        one.hub.go_on(one.now);
+        assert!(one.hub.counts().deliveries - before <= 250 + 101);
+        turns += 1;
+    }
+    assert!((6..=8).contains(&turns), "{turns}");
+    let told = one.read(sockets[7]);
+    let seqs: Vec<&str> = told
+        .lines()
+        .filter(|line| line.contains("room_message"))
+        .filter_map(|line| line.split(r#""seq":"#).nth(1))
+        .collect();
+    let seqs: Vec<u64> = seqs.iter().filter_map(|rest| rest.split(',').next()?.parse().ok()).collect();
+    assert_eq!(seqs, (1..=20).collect::<Vec<u64>>());
+}
+
+#[test]
+fn who_leaves_while_letters_wait_hears_nothing_behind_it_and_who_comes_nothing_from_before() {
+    let (mut one, sockets) = room_of(4, 1);
+    for n in 0..10 {
+        one.hub.handle_text(
+            one.now,
+            sockets[0],
+            &format!(r#"{{"type":"room_message","room":"public.x","payload":{n}}}"#),
+        );
+    }
+    one.hub.handle_text(one.now, sockets[1], r#"{"type":"leave_room","room":"public.x"}"#);
+    let late = one.enter("late");
+    one.hub.handle_text(one.now, late, r#"{"type":"join_room","room":"public.x"}"#);
+    for n in 10..20 {
+        one.hub.handle_text(
+            one.now,
+            sockets[0],
+            &format!(r#"{{"type":"room_message","room":"public.x","payload":{n}}}"#),
+        );
+    }
+    while one.hub.is_behind() {
+        one.hub.go_on(one.now);
+    }
+    let told = one.read(sockets[1]);
+    assert!(told.lines().last().is_some_and(|line| line.contains(r#""type":"left""#)), "{told}");
+    let told = one.read(late);
+    let lines: Vec<&str> = told.lines().skip(1).collect();
+    assert!(lines[0].contains(r#""type":"joined""#) && lines[0].contains(r#""seq":10,"#), "{told}");
+    assert_eq!(lines.len(), 11, "{told}");
+    assert!(lines[1].contains(r#""seq":11,"#) && lines[10].contains(r#""seq":20,"#), "{told}");
+}
+
+/// What was missed comes at once, in one letter or behind a hole, and is for all members all the same.
+#[test]
+fn what_was_missed_is_queued_in_slices_too() {
+    const MEMBERS: u64 = 20;
+    let limits = Rc::new(Limits { pushes_per_turn: 50, ..Limits::default() });
+    let plan = Plan { limits, ..Plan::default() };
+    let [mut here, mut home] = [0, 1].map(|shard| super::hub_of(shard, 2, plan.clone()));
+    let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
+    let room = names.into_iter().find(|name| name.home(2) == 1).expect("some");
+    let now = super::Instant::START;
+    // Questions for what was missed that have not reached the home yet.
+    let (held, holds) = (Local::new(Vec::new()), Cell::new(false));
+    let exchange = |here: &mut super::Hub<()>, home: &mut super::Hub<()>, loses: &dyn Fn(&RoomLetter) -> bool| {
+        let mut pulls = 0;
+        loop {
+            here.go_on(now);
+            home.go_on(now);
+            let (to_home, to_here) = (here.poll_effect(), home.poll_effect());
+            if to_home.is_none() && to_here.is_none() {
+                break pulls;
+            }
+            if let Some(super::Effect::Letter(1, letter)) = to_home {
+                let is_pull = matches!(letter, RoomLetter::Pull(_));
+                pulls += usize::from(is_pull);
+                if is_pull && holds.get() {
+                    held.with(|held| held.push(letter));
+                } else {
+                    home.handle_letter(now, 0, letter);
+                }
+            }
+            if let Some(super::Effect::Letter(0, letter)) = to_here
+                && !loses(&letter)
+            {
+                let before = here.counts().deliveries;
+                here.handle_letter(now, 1, letter);
+                let queued = here.counts().deliveries - before;
+                assert!(queued < 50 + MEMBERS, "{queued}");
+                let mut turns = 0;
+                while here.is_behind() {
+                    let before = here.counts().deliveries;
+                    here.go_on(now);
+                    assert!(here.counts().deliveries - before < 50 + MEMBERS);
+                    turns += 1;
+                }
+                assert!(queued < 50 || turns > 0);
+            }
+        }
+    };
+    let sockets: Vec<_> = (0..MEMBERS)
+        .map(|n| {
+            let identity = Some(identity(&plan, &format!("u{n}")));
+            let socket = here.enter(now, Entrance { handle: (), network: HOME, identity, window_bits: None });
+            let socket = socket.expect("there is room");
+            here.handle_text(now, socket, &format!(r#"{{"type":"join_room","room":"{room}"}}"#));
+            exchange(&mut here, &mut home, &|_| false);
+            super::read(&mut here, socket);
+            socket
+        })
+        .collect();
+    let say = |here: &mut super::Hub<()>| {
+        here.handle_text(now, sockets[0], &format!(r#"{{"type":"room_message","room":"{room}","payload":1}}"#));
+    };
+    let is_of = |letter: &RoomLetter, seqs: std::ops::Range<u64>| matches!(letter, RoomLetter::Deliver(message) if seqs.contains(&message.position.seq));
+    // All but the last are lost and pulled; of the second lot the first is, and the others come early.
+    for lost in [1..30, 31..32] {
+        let mut pulls = 0;
+        holds.set(lost.start == 31);
+        for _ in 0..30 {
+            say(&mut here);
+            pulls += exchange(&mut here, &mut home, &|letter| is_of(letter, lost.clone()));
+        }
+        for pull in held.with(std::mem::take) {
+            home.handle_letter(now, 0, pull);
+        }
+        pulls += exchange(&mut here, &mut home, &|_| false);
+        assert_eq!(pulls, 1, "nothing that waits here is asked for again");
+    }
+    for &socket in &sockets {
+        let told = super::read(&mut here, socket);
+        let seqs = told.iter().filter(|text| text.starts_with(r#"{"type":"room_message""#)).map(|text| {
+            let rest = text.split(r#""seq":"#).nth(1).expect("a number");
+            rest.split(',').next().expect("some").parse().expect("a number")
+        });
+        assert_eq!(seqs.collect::<Vec<u64>>(), (1..=60).collect::<Vec<u64>>());
+    }
 }

@@ -76,6 +76,7 @@ impl One {
     }
 
     fn say(&mut self, socket: SocketKey, text: &str) {
+        self.hub.go_on(self.now);
         self.hub.handle_text(self.now, socket, text);
     }
 

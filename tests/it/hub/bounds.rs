@@ -187,6 +187,61 @@ fn too_many_messages_are_refused_and_told_when_to_come_again() {
     }
 }
 
+/// More than a shard queues in a turn, from clients on all shards at once.
+#[test]
+fn a_burst_that_takes_many_turns_is_heard_by_all_in_one_order() {
+    const EACH: u64 = 200;
+    let gateway = start(
+        "[hub]\nmessages_per_s = 100000\nhistory_messages = 10000\nhistory_bytes = \"16MiB\"\noutbox_bytes_max = \"8MiB\"\n",
+    );
+    let mut members: Vec<Socket> = (0..40).map(|n| Socket::open(&gateway, &user(&format!("m{n}")))).collect();
+    let mut senders: Vec<Socket> = (0..12).map(|n| Socket::open(&gateway, &user(&format!("s{n}")))).collect();
+    for socket in members.iter_mut().chain(&mut senders) {
+        socket.join("public.a");
+    }
+    for (at, sender) in senders.iter_mut().enumerate() {
+        let say = |n: u64| {
+            let message =
+                json!({ "type": "room_message", "id": n.to_string(), "room": "public.a", "payload": [at, n] });
+            client_frame(Opcode::Text, true, message.to_string().as_bytes(), KEY)
+        };
+        sender.send((0..EACH).flat_map(say).collect::<Vec<u8>>());
+    }
+    let mut taken = 0;
+    for sender in &mut senders {
+        let (mut acks, mut refused) = (Vec::new(), 0);
+        while acks.len() as u64 + refused < EACH {
+            let heard = sender.hear();
+            match heard["type"].as_str() {
+                Some("ack") => acks.push(heard["id"].as_str().and_then(|id| id.parse::<u64>().ok())),
+                // A ring between shards is full.
+                Some("error") if heard["payload"]["code"] == "overloaded" => refused += 1,
+                Some("room_message") => {}
+                _ => panic!("{heard}"),
+            }
+        }
+        assert!(acks.is_sorted(), "{acks:?}");
+        taken += acks.len() as u64;
+    }
+    assert!(taken > 1000, "{taken}");
+    let mut first = Vec::new();
+    for member in &mut members {
+        let heard: Vec<Value> = (1..=taken)
+            .map(|seq| {
+                let mut message = member.hear();
+                assert_eq!(message["seq"], seq, "{message}");
+                message["payload"].take()
+            })
+            .collect();
+        if first.is_empty() {
+            first = heard;
+        } else {
+            assert!(first == heard, "one order for all");
+        }
+        member.expect_nothing();
+    }
+}
+
 #[test]
 fn a_socket_is_in_so_many_rooms() {
     let gateway = start("[hub]\nrooms_per_socket_max = 3\n");

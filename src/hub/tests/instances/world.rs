@@ -302,6 +302,7 @@ impl World {
             let count = if self.is_calm { usize::MAX } else { self.rng.usize(0..8) };
             for shard in 0..self.instances[at].hubs.len() {
                 let hub = &mut self.instances[at].hubs[shard];
+                hub.go_on(self.now);
                 if hub.poll_timeout().is_some_and(|due| due <= self.now) {
                     hub.handle_timeout(self.now);
                 }

@@ -36,6 +36,8 @@ pub(super) struct Seen {
     pub(super) drained: usize,
     pub(super) events: usize,
     pub(super) deflated: usize,
+    /// Letters that were left for another turn.
+    pub(super) held: usize,
 }
 
 impl Seen {
@@ -47,8 +49,14 @@ impl Seen {
         );
         let (told, done) =
             ([self.acks, self.errors, self.renewals, self.forbidden], [self.lost, self.pulls, self.kicked, self.slow]);
-        let all =
-            [&said[..], &came, &told, &done, &[self.answers, self.cancelled, self.drained, self.events, self.deflated]];
+        let all = [
+            &said[..],
+            &came,
+            &told,
+            &done,
+            &[self.answers, self.cancelled, self.drained, self.events],
+            &[self.deflated, self.held],
+        ];
         all.iter().all(|some| some.iter().all(|&count| count > 0))
     }
 }
@@ -75,6 +83,7 @@ impl AddAssign for Seen {
         self.drained += other.drained;
         self.events += other.events;
         self.deflated += other.deflated;
+        self.held += other.held;
     }
 }
 
@@ -84,6 +93,7 @@ pub(super) fn plan(rng: &mut fastrand::Rng) -> Plan {
         outbox_bytes_max: *rng.choice(&[4096, 16 << 10, 1 << 20]).expect("some"),
         frames_bytes_max: *rng.choice(&[30 << 10, 256 << 20]).expect("some"),
         history_bytes_max: *rng.choice(&[8 << 10, 64 << 20]).expect("some"),
+        pushes_per_turn: *rng.choice(&[1, 7, 4096]).expect("some"),
         messages_per_second: 10_000,
         messages_burst: 10_000,
         ..Limits::default()

@@ -305,6 +305,13 @@ impl World {
     fn send_as(&mut self, at: usize, id: &str, sent: Sent) {
         let client = &mut self.clients[at];
         if client.is_open {
+            // What it said before waits for its turn.
+            for _ in 0..100 {
+                if self.hubs[client.shard].takes_messages() {
+                    break;
+                }
+                self.hubs[client.shard].go_on(self.now);
+            }
             let text = client.say(id, sent);
             self.hubs[client.shard].handle_text(self.now, client.key, &text);
         }
@@ -314,6 +321,7 @@ impl World {
 
     fn turn(&mut self) {
         for shard in 0..self.hubs.len() {
+            self.hubs[shard].go_on(self.now);
             self.pass_time(shard);
             self.effects(shard);
             self.write(shard);
@@ -327,8 +335,16 @@ impl World {
             for from in 0..self.hubs.len() {
                 let count = if self.is_stalled[to] { 0 } else { self.rng.usize(0..=self.ring_max.min(30)) };
                 for _ in 0..count {
+                    if !self.hubs[to].takes_letters() {
+                        self.seen.held += 1;
+                        break;
+                    }
                     let Some(letter) = self.rings[from][to].pop_front() else { break };
+                    let before = self.hubs[to].counts().deliveries;
                     self.hubs[to].handle_letter(self.now, from, letter);
+                    let queued = self.hubs[to].counts().deliveries - before;
+                    // The last message goes to all members, and whom it is too much for leaves.
+                    assert!(queued < (self.plan.limits.pushes_per_turn + CLIENTS_MAX) as u64, "{queued}");
                 }
             }
             self.effects(to);
