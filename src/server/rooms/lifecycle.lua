@@ -9,7 +9,7 @@
 -- KEYS[7] the instances that live, by when their leases end. KEYS[8] which instance sends the events.
 --
 -- ARGV: the node, the number of its connection, the epoch and seq that it has seen, the epoch that begins if one has to, how many
--- events may wait, 1 if dead instances are swept, 1 if the node sends events, how many subjects are swept at once; then each
+-- events may wait (0: this node does not say), 1 if dead instances are swept, 1 if the node sends events, how many subjects are swept at once; then each
 -- subject that has changed on the node, and 1 or 0.
 --
 -- Answers with the epoch, seq, `known`, `new` (nothing was known of the node), `swept` (nothing was taken, ask again) or `late`
@@ -147,7 +147,7 @@ end
 
 redis.call('HSET', meta, 'epoch', epoch, 'seq', text(seq), 'floor', text(floor))
 local dropped = 0
-if came > 0 then
+if came > 0 and waiting_max ~= '0' then
     dropped = redis.call('XTRIM', outbox, 'MAXLEN', waiting_max)
 end
 local sender = redis.call('GET', KEYS[8]) or ''

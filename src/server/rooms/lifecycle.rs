@@ -305,7 +305,8 @@ impl Rooms {
             seen.epoch.to_string(),
             seen.seq.to_string(),
             Epoch::random(&mut fastrand::Rng::new()).to_string(),
-            waiting_max.unwrap_or(1).to_string(),
+            // Where none are wanted any more, others' may wait.
+            waiting_max.unwrap_or(0).to_string(),
             flag(sweeps),
             flag(sends),
             SWEPT_MAX.to_owned(),

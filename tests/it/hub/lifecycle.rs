@@ -279,6 +279,22 @@ fn a_reload_that_wants_no_events_any_more_leaves_them_to_others() {
 }
 
 #[test]
+fn what_waits_stays_when_an_instance_wants_no_events_any_more() {
+    let Some(redis) = RedisServer::start() else { return };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let [one, two] = [0, 1].map(|_| telling(&redis, address, ""));
+    let open = |gateway: &Gateway, name: &str| -> Vec<Socket> {
+        (0..5).map(|n| Socket::open(gateway, &user(&format!("{name}{n}")))).collect()
+    };
+    let _sockets = [open(&one, "a"), open(&two, "b")];
+    let waiting = |count: &str| (redis.ask(&["XLEN", "shardgate:events:outbox"]) == count).then_some(());
+    until(SOON, "nobody takes it", || waiting("10"));
+    one.rewrite_config(&config(&redis, ""));
+    one.signal(rustix::process::Signal::HUP);
+    until(SOON, "its users have gone for whoever counts", || waiting("15"));
+}
+
+#[test]
 fn past_the_bound_the_oldest_go_and_are_counted() {
     let Some(redis) = RedisServer::start() else { return };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
