@@ -229,8 +229,8 @@ pub struct BusUsers {
     pub others: Vec<Present>,
     /// What others find there of who is here; none where that cannot be said.
     pub here: Option<Vec<(Arc<str>, u32)>>,
-    /// Other instances may still have to tell who is there: the bus has come a short while ago.
-    pub is_early: bool,
+    /// For so long other instances may still have to tell who is there: the bus has come a short while ago.
+    pub early_for: Duration,
 }
 
 impl BusAnswer {

@@ -158,7 +158,7 @@ impl Home {
         else {
             return;
         };
-        following.ask_for_users();
+        following.ask_for_users(given.now);
         let nobody = Elsewhere { room: self.room().clone(), node: Arc::clone(node), is_whole: true, users: Vec::new() };
         self.hear_elsewhere(given, &nobody);
     }
@@ -166,14 +166,15 @@ impl Home {
     /// Who is in the room, as it was when the room was read.
     pub(super) fn hear_crowd(&mut self, given: &mut Given<'_>, users: &BusUsers) {
         let Some(following) = &mut self.following else { return };
-        if users.is_early {
-            following.ask_for_users();
+        let is_early = !users.early_for.is_zero();
+        if is_early {
+            following.ask_for_users(given.now + users.early_for);
         }
         let touched = std::mem::take(&mut following.crowd.touched);
         let told: BTreeSet<&Arc<str>> = users.others.iter().map(|one| &one.node).collect();
         let mut wanted: BTreeMap<(Arc<str>, Arc<str>), u32> = BTreeMap::new();
         for (node, known) in &following.crowd.nodes {
-            if !users.is_early || told.contains(node) {
+            if !is_early || told.contains(node) {
                 wanted.extend(known.keys().map(|user| ((Arc::clone(node), Arc::clone(user)), 0)));
             }
         }

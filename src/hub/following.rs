@@ -54,8 +54,8 @@ pub(super) struct Following {
     refused: u32,
     /// Something was heard since that does not join on: it is asked again.
     is_in_doubt: bool,
-    /// The next question asks who is there.
-    wants_users: bool,
+    /// The next question from then on asks who is there.
+    users_due: Instant,
     /// The question under way does.
     asks_users: bool,
     pub(super) crowd: Crowd,
@@ -76,7 +76,7 @@ impl Following {
             number,
             read_due: Instant::NEVER,
             is_in_doubt: false,
-            wants_users: false,
+            users_due: Instant::NEVER,
             asks_users: false,
             crowd: Crowd::default(),
         }
@@ -90,14 +90,16 @@ impl Following {
         self.reading.is_some()
     }
 
-    /// The next question asks who is there.
-    pub(super) const fn ask_for_users(&mut self) {
-        self.wants_users = true;
+    /// The next question from then on asks who is there.
+    pub(super) fn ask_for_users(&mut self, from: Instant) {
+        self.users_due = self.users_due.min(from);
     }
 
     /// There is no answer to the question under way.
     const fn give_up_reading(&mut self) {
-        self.wants_users |= self.asks_users;
+        if self.asks_users {
+            self.users_due = Instant::START;
+        }
         self.reading = None;
     }
 
@@ -206,7 +208,11 @@ impl Home {
         let wanted = wanted.filter(|last| !is_known || last.epoch == at.epoch).map(|last| last.seq.saturating_add(1));
         let from = wanted.chain([own]).min().unwrap_or(own);
         let is_turn = following.number % USERS_EVERY == 0;
-        let wants_users = std::mem::take(&mut following.wants_users) || !is_known || is_turn;
+        let is_due = following.users_due <= given.now;
+        if is_due {
+            following.users_due = Instant::NEVER;
+        }
+        let wants_users = !is_known || is_due || is_turn;
         following.asks_users = wants_users;
         following.is_in_doubt = false;
         following.crowd.begin_reading();
@@ -253,7 +259,7 @@ impl Home {
     pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>, wait: Duration) {
         if let Some(following) = &mut self.following {
             following.give_up_reading();
-            following.ask_for_users();
+            following.ask_for_users(given.now);
         }
         if !given.is_bus_up {
             self.refuse_waiting(given);

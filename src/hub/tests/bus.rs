@@ -307,11 +307,14 @@ fn soon_after_the_bus_came_nobody_is_gone_who_is_not_named() {
     let read = until_read(&mut one).0;
     assert!(read.wants_users);
     // The second has told again; the first has not come back yet.
-    let early = BusUsers { others: others(&[("n_2", "d")]), is_early: true, ..BusUsers::default() };
+    let early = BusUsers { others: others(&[("n_2", "d")]), early_for: Duration::from_secs(7), ..BusUsers::default() };
     stand_with(&mut one, &read, early);
     assert_eq!(members(&one), 3, "b is still there, and c has gone");
     let read = until_read(&mut one).0;
-    assert!(read.wants_users, "it is asked again until all have come back");
+    assert!(!read.wants_users, "others may still be about to come back");
+    stand(&mut one, &read, "k3", 1, 9);
+    let read = until_read(&mut one).0;
+    assert!(read.wants_users, "by now they have");
     stand_with(&mut one, &read, BusUsers { others: others(&[("n_2", "d")]), ..BusUsers::default() });
     assert_eq!(members(&one), 2);
     assert!(!until_read(&mut one).0.wants_users);

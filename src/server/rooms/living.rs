@@ -103,9 +103,9 @@ impl Rooms {
         link.ask(&lease(&self.names.node, LEFT)).await
     }
 
-    /// Whether others may still have to come back to this Redis, as this instance has a short while ago.
-    fn is_early(&self) -> bool {
-        self.state.with(|state| clock::now().since(state.since) < LEASE)
+    /// For how long others may still have to come back to this Redis, as this instance has a short while ago.
+    fn early_for(&self) -> Duration {
+        self.state.with(|state| LEASE.saturating_sub(clock::now().since(state.since)))
     }
 
     /// Looks whether the instances live of whose users is known here; those of one that does not are gone.
@@ -118,7 +118,7 @@ impl Rooms {
             }
             let lease: Option<String> = link.ask(redis::cmd("GET").arg(Names::lease(&node))).await?;
             let has_left = lease.as_deref() == Some(LEFT);
-            if !has_left && (lease.is_some() || self.is_early()) {
+            if !has_left && (lease.is_some() || !self.early_for().is_zero()) {
                 continue;
             }
             if !self.state.with(|state| state.nodes.remove(&node)) {
@@ -178,7 +178,7 @@ impl Rooms {
         room: &RoomName,
         fields: &[Field],
     ) -> Result<BusUsers, RedisFailure> {
-        let is_early = self.is_early();
+        let early_for = self.early_for();
         let own = self.state.with(|state| state.told_as.to_string());
         let leases = self.leases(link, fields, &own).await?;
         let (mut others, mut here, mut stale) = (Vec::new(), Vec::new(), Vec::new());
@@ -195,13 +195,13 @@ impl Rooms {
                 None => stale.push(field),
             }
         }
-        if !is_early && !stale.is_empty() {
+        if early_for.is_zero() && !stale.is_empty() {
             let arguments: Vec<&str> =
                 stale.iter().take(CLEANED_MAX).flat_map(|field| [&*field.field, &*field.value]).collect();
             link.run_loaded::<i64>(&self.clean, &[&self.names.here(room)], &arguments).await?;
         }
         let is_all = fields.len() < FIELDS_MAX;
-        Ok(BusUsers { others, here: is_all.then_some(here), is_early })
+        Ok(BusUsers { others, here: is_all.then_some(here), early_for })
     }
 
     /// The leases of instances that have told of users: all of those that are known, and some more.

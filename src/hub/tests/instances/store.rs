@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::super::{
     bus::{BusHere, BusMessage, BusPublish, BusRead, BusUsers, Present, Stands},
@@ -101,7 +102,7 @@ impl Store {
                 self.users(&read.room, connections).into_iter().partition(|(of, _)| *of == node);
             let here = here.into_iter().map(|(_, present)| (present.user, present.sockets)).collect();
             let others = others.into_iter().map(|(_, present)| present).collect();
-            BusUsers { others, here: Some(here), is_early: false }
+            BusUsers { others, here: Some(here), early_for: Duration::ZERO }
         });
         Stands { room: read.room.clone(), number: read.number, last, messages, users }
     }

@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{ROOM, instance, join_room_soon, pair};
+use super::{ROOM, instance, instance_in, join_room_soon, pair};
 use crate::{
     harness::{Gateway, now, pause, until},
-    hub::{across::LEASE, endpoints::get, socket::Socket, user, with_role},
+    hub::{
+        across::{LEASE, cluster},
+        endpoints::get,
+        socket::Socket,
+        user, with_role,
+    },
     servers::redis::RedisServer,
 };
 
@@ -185,4 +190,21 @@ fn an_instance_that_ends_takes_its_users_along_at_once() {
     expect_members(&gateways[..1], &rooms, 1, Duration::from_secs(1));
     assert!(!gateways[0].log().contains("an instance is gone"), "{}", gateways[0].log());
     assert!(gateways[1].wait_exit(Duration::from_secs(5)).is_some());
+}
+
+#[test]
+fn a_cluster_that_has_forgotten_is_told_again() {
+    let Some(nodes) = cluster() else { return };
+    let gateways = [instance_in(&nodes[0], "cluster", ""), instance_in(&nodes[1], "cluster", "")];
+    let rooms = rooms(6);
+    let _sockets = members(&gateways, &rooms);
+    for node in &nodes {
+        node.ask(&["FLUSHALL"]);
+    }
+    for gateway in &gateways {
+        gateway.log_until("Redis had lost that this instance lives", Duration::from_secs(3));
+    }
+    expect_members(&gateways, &rooms, 2, Duration::from_secs(8));
+    let keys = || nodes.iter().map(|node| node.ask(&["KEYS", "shardgate:room:*:here*"]).lines().count()).sum::<usize>();
+    until(Duration::from_secs(8), "all is there again", || (keys() == rooms.len()).then_some(()));
 }
