@@ -12,10 +12,12 @@ const TOKEN_EXPIRED = 4101;
 const TIMER_MAX_MS = 2 ** 31 - 1;
 /** Sockets do not tell when they have room again, so one that is full is looked at so often. */
 const FULL_MS = 50;
-/** Joins, and messages of one kind, that are unanswered at once: one refusal for the rate stops the rest before the hub
- * has counted too many of them. */
-const JOINS_AT_ONCE = 8;
-const MESSAGES_AT_ONCE = 16;
+/** What is unanswered at once, joins and messages of all kinds: if all of it is refused for the rate, the hub still has counted
+ * fewer than the 20 mistakes that it closes for. */
+const UNANSWERED_MAX = 18;
+/** How much of that joins may be, and messages of one kind, so that a slow service holds up nothing else. */
+const JOINS_AT_ONCE = 6;
+const MESSAGES_AT_ONCE = 6;
 /** After a refusal for the rate the pace is half of what it was, and after so long without one twice as much again. */
 const SLOWED_MS = 30_000;
 /** However often it was halved. */
@@ -397,15 +399,17 @@ export class Client extends Emitter {
       this.#sendJoin(room);
     }
     const [unanswered, held] = [new Map(), new Set()];
+    let all = [...this.#asked.values()].filter((entry) => entry.isSent).length;
     for (const entry of this.#asked.values()) {
       const [count, line] = [unanswered.get(entry.lane) ?? 0, entry.room ?? entry.lane];
       // What waits to be sent again is not overtaken by what is behind it.
       if (entry.isHeld) held.add(line);
       const isFree = count < MESSAGES_AT_ONCE && !held.has(line) && (!entry.room || entry.room.state === "joined");
-      if (!entry.isSent && isFree) {
+      if (!entry.isSent && isFree && all < UNANSWERED_MAX) {
         if (!this.#canSend()) return later(FULL_MS);
         if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
         entry.isSent = true;
+        all += 1;
         this.#put(entry.text);
       }
       if (entry.isSent) unanswered.set(entry.lane, count + 1);

@@ -116,15 +116,15 @@ test("answers set the pace: a lot at once neither floods the hub nor changes ord
   const sent = Array.from({ length: 40 }, (_, index) => client.send("cart_event", index));
   const other = client.send("prediction_request", "not behind them");
   const first = [];
-  for (let index = 0; index < 16; index += 1) first.push(await connection.next());
-  assert.deepEqual(first.map(({ payload }) => payload), [...Array(16).keys()]);
+  for (let index = 0; index < 6; index += 1) first.push(await connection.next());
+  assert.deepEqual(first.map(({ payload }) => payload), [...Array(6).keys()]);
   const prediction = await connection.next();
   assert.equal(prediction.payload, "not behind them");
   connection.send({ type: "prediction_response", id: prediction.id, payload: "p" });
   assert.equal(await other, "p");
   assert.equal(connection.inbox.length, 0);
   for (const { id } of first) connection.send({ type: "ack", id, payload: {} });
-  for (let index = 16; index < 40; index += 1) {
+  for (let index = 6; index < 40; index += 1) {
     const { id, payload } = await connection.next();
     assert.equal(payload, index);
     connection.send({ type: "ack", id, payload: {} });
@@ -132,11 +132,25 @@ test("answers set the pace: a lot at once neither floods the hub nor changes ord
   await Promise.all(sent);
 });
 
+test("all that is unanswered at once is less than the mistakes for which the hub closes", async (t) => {
+  const { client, connection } = await welcomed(t);
+  for (const type of ["cart_event", "prediction_request", "view_event", "search_event"]) {
+    for (let index = 0; index < 10; index += 1) client.send(type, index).catch(() => {});
+  }
+  const sent = [];
+  for (let index = 0; index < 18; index += 1) sent.push(await connection.next());
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(connection.inbox.length, 0);
+  assert.equal(new Set(sent.map(({ type }) => type)).size, 3, "each kind has six of them");
+  connection.send({ type: "ack", id: sent[0].id, payload: {} });
+  assert.equal((await connection.next()).type, "cart_event");
+});
+
 test("joins are paced, and a refusal for the rate stops them all for as long as it says", async (t) => {
   const { clock, client, connection } = await welcomed(t);
   const rooms = Array.from({ length: 20 }, (_, index) => client.join(`public.${index}`));
   const asked = [];
-  for (let index = 0; index < 8; index += 1) asked.push(await connection.next());
+  for (let index = 0; index < 6; index += 1) asked.push(await connection.next());
   assert.equal(connection.inbox.length, 0);
   const refused = event(rooms[0], "error");
   connection.error(asked[0].id, "rate_limited", { retryable: true, retryAfterMs: 700 });
@@ -151,9 +165,9 @@ test("joins are paced, and a refusal for the rate stops them all for as long as 
   for (const { id, room } of asked.slice(2)) {
     connection.send({ type: "joined", id, room, seq: 0, epoch: "k1", payload: { members: 1 } });
   }
-  await rooms[7].joined;
+  await rooms[5].joined;
   clock.advance(1);
-  for (let index = 0; index < 13; index += 1) {
+  for (let index = 0; index < 15; index += 1) {
     await connection.joined();
     clock.advance(40);
   }
