@@ -16,7 +16,7 @@ use super::{
     bus::BusRequest,
     encode::EventNumber,
     name::{RoomName, home_of},
-    position::Position,
+    position::{Epoch, Position},
     timers::Timer,
 };
 use crate::shard::Instant;
@@ -136,6 +136,8 @@ pub enum EventsAnswer {
     Event(KeptEvent),
     /// So many were dropped, as too many waited.
     Dropped(u64),
+    /// The bus has lost what it knew, and counts anew: events of other epochs are not sent any more.
+    Begins(Epoch),
 }
 
 /// An event that the bus keeps until it was taken.
@@ -362,6 +364,7 @@ impl<W> Hub<W> {
                 self.send_event(at_unix_ms, &happened, &node, Some(position));
             }
             EventsAnswer::Dropped(count) => self.effects.push_back(Effect::EventsDropped(count)),
+            EventsAnswer::Begins(epoch) => self.effects.push_back(Effect::EventsBegin(epoch)),
         }
     }
 

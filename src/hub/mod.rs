@@ -189,6 +189,8 @@ pub enum Effect {
     Event(Event),
     /// So many events were dropped, as too many waited.
     EventsDropped(u64),
+    /// Events that the bus has numbered in another epoch than this need not be sent any more.
+    EventsBegin(position::Epoch),
     /// The answer for somebody outside of the hub.
     Told {
         /// The number that was given with the question.

@@ -9,7 +9,7 @@ use super::{
     service::{self, Message},
 };
 use crate::{
-    hub::events::Event,
+    hub::{events::Event, position::Epoch},
     net::Scheme,
     shard::{Instant, Local, clock, task, timer},
     telemetry::metrics::HubEvent,
@@ -32,6 +32,8 @@ pub(super) struct Events(Local<Board>);
 #[derive(Default)]
 struct Board {
     lanes: [Lane; LANES],
+    /// That of the bus, where it keeps the events.
+    epoch: Option<Epoch>,
     dropped: Untold,
     refused: Untold,
     late: Untold,
@@ -91,6 +93,23 @@ impl Events {
             lane.waiting.push_back(event);
             (number, !std::mem::replace(&mut lane.is_sending, true), is_full)
         })
+    }
+
+    /// The bus counts anew. A service that is told of an epoch forgets what it was told before: what is of another one would
+    /// be taken for news.
+    pub(super) fn begin(&self, epoch: Epoch) {
+        self.0.with(|board| {
+            board.epoch = Some(epoch);
+            for lane in &mut board.lanes {
+                lane.waiting.retain(|event| event.position.is_none_or(|position| position.epoch == epoch));
+            }
+        });
+    }
+
+    /// Whether the bus has begun another epoch since it gave this out.
+    fn is_over(&self, event: &Event) -> bool {
+        let epoch = self.0.with(|board| board.epoch);
+        event.position.zip(epoch).is_some_and(|(position, epoch)| position.epoch != epoch)
     }
 
     /// The next of a lane; without one its task is over.
@@ -153,6 +172,9 @@ impl Sockets {
                         let jitter = self.ledger.with(|ledger| ledger.rng.f64());
                         timer::sleep(pause.mul_f64(0.5 + jitter / 2.0)).await;
                         pause = (pause * 2).min(AGAIN_MAX);
+                        if self.events.is_over(&event) {
+                            break false;
+                        }
                     }
                 }
             };

@@ -318,6 +318,7 @@ impl Sockets {
             Effect::Cancel(ticket) => self.calls.cancel(ticket),
             Effect::Event(event) => self.send_event(event),
             Effect::EventsDropped(count) => self.count_dropped(count),
+            Effect::EventsBegin(epoch) => self.events.begin(epoch),
             Effect::Told { asker, answer } => self.questions.told(asker, answer),
         }
     }

@@ -327,8 +327,8 @@ impl Rooms {
                 return Err(failure);
             }
         };
-        let is_ours = said.sender == self.names.node;
-        let has_unsaid = self.lifecycle.state.with(|state| {
+        let mut is_ours = said.sender == self.names.node;
+        let (has_unsaid, begins) = self.lifecycle.state.with(|state| {
             match &*said.standing {
                 "known" => state.register.told(&changes),
                 "new" => {
@@ -337,8 +337,14 @@ impl Rooms {
                 }
                 _ => state.register.untold(changes),
             }
-            if state.seen.epoch != said.position.epoch {
+            let begins = state.seen.epoch != said.position.epoch;
+            if begins {
                 state.sending = Sending::default();
+            }
+            if begins && state.seen.epoch != Epoch::NONE {
+                // Whoever has sent so far may not have seen it yet.
+                state.sending.rests_until = Some(Instant::now() + 2 * LOOK_INTERVAL);
+                is_ours = false;
             }
             if is_ours && !state.sending.is_ours {
                 // Another one may have left some.
@@ -346,8 +352,13 @@ impl Rooms {
             }
             state.sending.is_ours = is_ours;
             state.seen = said.position;
-            !state.register.unsaid.is_empty()
+            (!state.register.unsaid.is_empty(), begins)
         });
+        if begins {
+            for shard in 0..self.way.1 {
+                self.answer(shard, BusAnswer::Events(Box::new(EventsAnswer::Begins(said.position.epoch))));
+            }
+        }
         if said.dropped > 0 {
             self.answer(0, BusAnswer::Events(Box::new(EventsAnswer::Dropped(said.dropped))));
         }

@@ -1,7 +1,7 @@
 //! Lifecycle events of two instances of four shards each, as one service gets them, on a Redis of the test's own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
@@ -38,6 +38,8 @@ fn told_of(address: SocketAddr, more: &str) -> String {
 /// What the service was told last of each room and user: whether somebody is there, the number, and the node.
 struct Told {
     backend: Backend,
+    /// Epochs before it.
+    left: BTreeSet<String>,
     epoch: String,
     last: BTreeMap<String, (bool, u64, String)>,
     /// What was told again.
@@ -46,7 +48,7 @@ struct Told {
 
 impl Told {
     fn new(backend: Backend) -> Self {
-        Self { backend, epoch: String::new(), last: BTreeMap::new(), repeated: 0 }
+        Self { backend, left: BTreeSet::new(), epoch: String::new(), last: BTreeMap::new(), repeated: 0 }
     }
 
     #[track_caller]
@@ -59,7 +61,8 @@ impl Told {
         assert_eq!(request.head.field("idempotency-key"), Some(&*format!("{epoch}:{subject}:{n}")));
         if epoch != self.epoch {
             // Redis has lost all it knew: they begin anew.
-            self.epoch = epoch;
+            assert!(self.left.insert(std::mem::replace(&mut self.epoch, epoch.clone())), "not twice: {event}");
+            assert!(!self.left.contains(&epoch), "what is over is told no more: {event}");
             self.last.clear();
         }
         let is_there = matches!(&*text("type"), "room.occupied" | "user.online");
@@ -292,6 +295,33 @@ fn what_waits_stays_when_an_instance_wants_no_events_any_more() {
     one.rewrite_config(&config(&redis, ""));
     one.signal(rustix::process::Signal::HUP);
     until(SOON, "its users have gone for whoever counts", || waiting("15"));
+}
+
+#[test]
+fn what_a_redis_forgot_before_the_service_took_it_is_not_told_among_what_comes_after() {
+    let Some(redis) = RedisServer::start() else { return };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let [one, two] = [0, 1].map(|_| telling(&redis, address, ""));
+    let open = |gateway: &Gateway, name: &str| -> Vec<Socket> {
+        (0..20).map(|n| Socket::open(gateway, &user(&format!("{name}{n}")))).collect()
+    };
+    let (here, _there) = (open(&one, "a"), open(&two, "b"));
+    let waiting = |count: &str| (redis.ask(&["XLEN", "shardgate:events:outbox"]) == count).then_some(());
+    until(SOON, "nobody takes it", || waiting("40"));
+    drop(here);
+    until(SOON, "they have gone", || waiting("60"));
+    redis.ask(&["FLUSHALL"]);
+    until(SOON, "those who are there are counted anew", || waiting("20"));
+    let backend = Backend::start_at(address, |conversation| {
+        conversation.read_request()?;
+        conversation.send("HTTP/1.1 204 Taken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    });
+    let mut told = Told::new(backend);
+    let names: Vec<String> = (0..20).map(|n| format!("user:b{n}")).collect();
+    let online: Vec<(&str, bool, u64)> = names.iter().map(|name| (&**name, true, 1)).collect();
+    told.until(2 * SOON, &online);
+    until(SOON, "all is taken", || waiting("0"));
+    assert!(told.last.keys().all(|name| name.starts_with("user:b")), "{:?}", told.last);
 }
 
 #[test]

@@ -377,7 +377,9 @@ impl World {
                         self.rings[shard][to].push_back(letter);
                     }
                 }
-                effect @ (Effect::Bus(_) | Effect::EventsDropped(_)) => panic!("there is no bus: {effect:?}"),
+                effect @ (Effect::Bus(_) | Effect::EventsDropped(_) | Effect::EventsBegin(_)) => {
+                    panic!("there is no bus: {effect:?}")
+                }
                 Effect::Close(key, close) => self.close(shard, key, close),
                 Effect::Cut(_) => panic!("whoever is closed is written to here before anything else"),
                 Effect::Ping(key) => self.hubs[shard].heard(self.now, key),
