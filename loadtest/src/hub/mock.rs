@@ -36,14 +36,14 @@ struct Member {
 /// What it does wrong; 0: never.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Faults {
-    /// Every so manieth upgrade is answered 503.
+    /// Of so many upgrades the last is answered 503.
     pub(super) refuse: usize,
-    /// Every so manieth message is refused for now.
+    /// Of so many messages the last is refused for now.
     pub(super) put_off: usize,
-    /// Every so manieth delivery is left out; with `tells` the member is told so.
+    /// Of so many deliveries the last is left out; with `tells` the member is told so.
     pub(super) lose: usize,
     pub(super) tells: bool,
-    /// Every so manieth delivery is made twice.
+    /// Of so many deliveries the last is made twice.
     pub(super) double: usize,
     /// With this message the second instance dies, and its sockets with it.
     pub(super) die: usize,
