@@ -38,6 +38,8 @@ fn a_redis_user_with_the_rights_that_are_documented_suffices_and_each_is_needed(
     }
     members[0].publish(ROOM, "1", &json!("over"));
     assert_eq!(members[1].hear_type("room_message")["payload"], "over");
+    // By this the scripts see that another server has taken over. They go on without it, and say nothing.
+    assert!(!redis.ask(&["HGET", &format!("shardgate:room:{ROOM}:meta"), "server"]).is_empty());
     until(SOON, "each knows of the other's users", || {
         let users = members[1].ask(&json!({ "type": "presence", "id": "2", "room": ROOM, "payload": {} }));
         (users["payload"]["total"] == 2).then_some(())
