@@ -6,7 +6,9 @@ use super::path::check_path;
 use super::raw::quoted;
 use super::read::{Fields, suggestion_of};
 use super::report::Report;
-use super::{Config, HubRoom, HubService, HubShare, Role, SlowConsumer, Upstream, WithoutRedis, written_duration};
+use super::{
+    Config, HubRoom, HubService, HubShare, Role, SlowConsumer, Upstream, WithoutRedis, written_duration, written_size,
+};
 use std::collections::BTreeMap;
 
 /// Each is compared with the name of a room when a socket wants to do something there.
@@ -33,10 +35,13 @@ pub const HUB_TYPES: [&str; 16] = [
     "welcome",
 ];
 
+/// What a service of the reference platform is answered by, and nobody sends.
+const BUILT_IN_ANSWER: &str = "prediction_response";
+
 /// The services of the reference platform: type, upstream, path, type of the answer.
 const BUILT_IN: [(&str, &str, &str, Option<&str>); 2] = [
     ("cart_event", "ingestion", "/events", None),
-    ("prediction_request", "prediction", "/predict", Some("prediction_response")),
+    ("prediction_request", "prediction", "/predict", Some(BUILT_IN_ANSWER)),
 ];
 
 impl HubRoom {
@@ -58,6 +63,14 @@ pub(super) fn read_hub(config: &mut Config, fields: &Fields<'_>, report: &mut Re
     }
     check_events(config, fields, report);
     let hub = &config.hub;
+    if hub.outbox_bytes_max < hub.message_bytes_max.saturating_mul(2) {
+        let [outbox, message] = [hub.outbox_bytes_max, hub.message_bytes_max].map(|bytes| written_size(bytes as u64));
+        let warning = format!(
+            "hub.outbox_bytes_max is \"{outbox}\", and hub.message_bytes_max \"{message}\": below twice as much, long messages \
+             close members who read as fast as they can (4000)"
+        );
+        report.warn(&fields.place_of("outbox_bytes_max"), &warning);
+    }
     if hub.without_redis == WithoutRedis::Local && !config.redis.is_given() {
         report.warn(&fields.place_of("without_redis"), "hub.without_redis is given, and there is no Redis");
     }
@@ -103,8 +116,8 @@ fn read_rooms(hub: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut Rep
 fn read_room(fields: &Fields<'_>, roles: &BTreeMap<String, Role>, report: &mut Report) -> HubRoom {
     let room = HubRoom::from_fields(fields, report);
     if fields.is_text("pattern") && !is_pattern(&room.pattern) {
-        let right = "a room's name is up to 128 of A-Z, a-z, 0-9, ., _, : and -; {sub} stands for the user's id, and a \
-                     star at the end, behind \".\" or \":\" or alone, for all that begin so";
+        let right = "a room's name is up to 128 of A-Z, a-z, 0-9, ., _, : and -; {sub}, once, stands for the user's id, and a \
+                     star at the end for all that begin so: each by itself between \".\" or \":\", as in user.{sub}.*";
         fields.wrong(report, "pattern", format_args!("is {}", quoted(&room.pattern)), right);
     }
     for role in room.roles.iter().filter(|role| !roles.contains_key(*role)) {
@@ -147,7 +160,11 @@ fn is_pattern(pattern: &str) -> bool {
         None => pattern,
     };
     let is_room_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b':' | b'-');
-    (1..=128).contains(&pattern.len()) && stem.replacen("{sub}", "", 1).bytes().all(is_room_byte)
+    let is_end = |byte: Option<u8>| byte.is_none_or(|byte| matches!(byte, b'.' | b':'));
+    let (head, tail) = stem.split_once("{sub}").unwrap_or((stem, ""));
+    // Else the rule would be none, and nobody would say so.
+    let is_whole_part = head == stem || is_end(head.bytes().next_back()) && is_end(tail.bytes().next());
+    (1..=128).contains(&pattern.len()) && is_whole_part && head.bytes().chain(tail.bytes()).all(is_room_byte)
 }
 
 fn read_services(hub: &Fields<'_>, upstreams: &BTreeMap<String, Upstream>, report: &mut Report) -> Vec<HubService> {
@@ -199,7 +216,7 @@ fn check_type(key: &str, name: &str, fields: &Fields<'_>, report: &mut Report) {
     if !is_plain(name) {
         let right = "a type is up to 64 of A-Z, a-z, 0-9, ., _ and -, like \"cart_event\"";
         fields.wrong(report, key, format_args!("is {}", quoted(name)), right);
-    } else if HUB_TYPES.contains(&name) {
+    } else if HUB_TYPES.contains(&name) || key == "type_name" && name == BUILT_IN_ANSWER {
         fields.wrong(report, key, format_args!("is {}", quoted(name)), "the hub itself gives that type its meaning");
     }
 }
@@ -210,11 +227,14 @@ mod tests {
 
     #[test]
     fn patterns_are_names_with_a_place_for_the_user_and_a_star_at_the_end() {
-        for good in ["news", "public.*", "user.{sub}.*", "user.{sub}", "*", "a:b-c_d.E9", "orders:*"] {
+        for good in ["news", "public.*", "user.{sub}.*", "user.{sub}", "{sub}", "*", "a:b-c_d.E9", "orders:*"] {
             assert!(is_pattern(good), "{good}");
         }
         for bad in ["", "pub*", "*.x", "a.*.b", "{sub}{sub}", "{user}.*", "a b", "ü", "a/b", "**", &"a".repeat(129)] {
             assert!(!is_pattern(bad), "{bad}");
+        }
+        for half in ["team-{sub}.*", "a.{sub}b", "a{sub}", "{sub}.{sub}", "user.{sub}*"] {
+            assert!(!is_pattern(half), "{half}");
         }
     }
 }

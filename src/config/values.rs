@@ -52,11 +52,15 @@ pub(super) fn right(kind: Kind) -> String {
         Kind::Number(min, max) => format!("it is a whole number from {min} to {max}"),
         Kind::Ratio => "it is a share from 0.0 to 1.0, like 0.1".to_owned(),
         Kind::Size(min, max) => {
-            format!("write a size from \"{}\" to \"{}\", like \"32KiB\"", written_size(min), written_size(max))
+            let fits = [32 << 10, 1 << 20].into_iter().find(|bytes| (min..=max).contains(bytes));
+            let like = like(fits.map(written_size));
+            format!("write a size from \"{}\" to \"{}\"{like}", written_size(min), written_size(max))
         }
         Kind::Duration(min, max) => {
-            let [min, max] = [min, max].map(|millis| written_duration(Duration::from_millis(millis)));
-            format!("write a duration from \"{min}\" to \"{max}\", like \"250ms\", \"10s\" or \"5m\"")
+            let fit = [250, 10_000, 300_000].into_iter().filter(|millis| (min..=max).contains(millis));
+            let written = |millis| written_duration(Duration::from_millis(millis));
+            let like = like(fit.map(written));
+            format!("write a duration from \"{}\" to \"{}\"{like}", written(min), written(max))
         }
         Kind::Choice(words) => {
             format!("it is one of {}", words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(", "))
@@ -66,6 +70,16 @@ pub(super) fn right(kind: Kind) -> String {
         Kind::Secret(form) => format!("it is a secret text: {}", form.replace('`', "\"")),
         Kind::List(form) => format!("it is a list of texts: {}", form.replace('`', "\"")),
         Kind::Fields => "it is a table of field names and values: { X-Name = \"value\" }".to_owned(),
+    }
+}
+
+/// Some values that would do; those that the range leaves out are none.
+fn like(fit: impl IntoIterator<Item = String>) -> String {
+    let fit: Vec<String> = fit.into_iter().map(|value| quoted(&value)).collect();
+    match fit.split_last() {
+        None => String::new(),
+        Some((last, [])) => format!(", like {last}"),
+        Some((last, others)) => format!(", like {} or {last}", others.join(", ")),
     }
 }
 

@@ -23,7 +23,8 @@ section! {
         auth_timeout: Duration as Duration(SECOND, MINUTE) = "10s", e.g. "5s";
         /// Sockets of one address that have not sent a token yet (IPv6: of one /64); more are refused (`4104`).
         unauthenticated_per_address_max: u32 as Number(1, 1_000_000) = 32, e.g. 8, per Shard;
-        /// How often a socket is pinged that has sent nothing. Each does so at a time of its own within this.
+        /// A socket that has sent nothing for so long is pinged; each at a time of its own in the last fifth of it. `heartbeatMs`
+        /// of `welcome`.
         ping_interval: Duration as Duration(SECOND, HOUR) = "25s", e.g. "10s";
         /// A socket that has sent nothing for so long, not even a pong, is closed (`4001`).
         dead_after: Duration as Duration(SECOND, DAY) = "60s", e.g. "30s";
@@ -106,7 +107,8 @@ section! {
     /// is the first matching entry's to say. Without any entry, any user may do everything in `public.*`, and each user
     /// in `user.{sub}.*`; everything else is denied.
     HubRoom = Listed "hub.rooms", per Each, by Reload {
-        /// Names of rooms: `news`, or all that begin so, `news.*`. `{sub}` stands for the user's own id.
+        /// Names of rooms: `news`, or all that begin so, `news.*`. `{sub}` stands for the user's own id, by itself between
+        /// `.` or `:`.
         pattern: String as Text("name of a room, `public.*` or `user.{sub}.*`") = required, e.g. "public.*";
         /// Roles of which a user needs one. Empty: any user.
         roles: Vec<String> as List("name of a role") = [], e.g. ["analyst"];
@@ -121,7 +123,8 @@ section! {
         /// Whether members are told when users come and go.
         presence_events: bool = false, e.g. true;
         /// What happens to a member that does not read and whose outbox is full: it is closed (`4000`), loses the oldest
-        /// messages of the room, or all but the latest of each `key`; losses are told by a `gap`.
+        /// messages of the room, or all but the latest of each `key`; losses are told by a `gap`, and what finds no room all
+        /// the same closes it.
         slow_consumer: SlowConsumer = "close", e.g. "drop_oldest";
         /// Where a message's key stands in its payload (a JSON pointer), for `slow_consumer = "latest"`. A message without
         /// one has the key `""`.

@@ -43,7 +43,7 @@ section! {
 
 section! {
     /// Redis, which instances share. Without it one instance is complete by itself. Commands that it needs: 6.2 or
-    /// newer.
+    /// newer; a cluster with a hub, 7.
     Redis = Once "redis", per Process, by Restart {
         /// Where it is: one server, or several sentinels or nodes of a cluster as `mode` says, all with the same user,
         /// password and database. `rediss` is with TLS. Write a password as `${REDIS_PASSWORD}`; it is never shown. The

@@ -104,8 +104,9 @@ section! {
         /// From the signal on: `/health/ready` answers 503, yet connections are still accepted, so that balancers can
         /// turn away.
         notice: Duration as Duration(0, HOUR) = "5s", e.g. "1s";
-        /// From the closing of the listeners on: tunnels (proxied WebSockets) are closed one by one within this time, so
-        /// that their clients do not all come back at once. As long as `max` lets it be, less two seconds.
+        /// From the closing of the listeners on: tunnels (proxied WebSockets) and sockets of the hub are closed one by one
+        /// within this time, so that their clients do not all come back at once. As long as `max` lets it be, less two
+        /// seconds.
         window: Duration as Duration(0, DAY) = "10s", e.g. "25s";
         /// From the signal on: after this long what is left is cut. Not less than `notice`.
         max: Duration as Duration(0, DAY) = "30s", e.g. "1m";

@@ -19,7 +19,7 @@ fn mistakes_of_the_hub_are_told() {
          [[hub.rooms]]\npattern = \"b\"\nkey = \"/symbol\"\n\
          [[hub.rooms]]\npattern = \"c\"\nslow_consumer = \"latest\"\nkey = \"/a~2b\"\n",
         &expect![[r#"
-            shardgate.toml:2: hub.rooms[0].pattern is "pub*"; a room's name is up to 128 of A-Z, a-z, 0-9, ., _, : and -; {sub} stands for the user's id, and a star at the end, behind "." or ":" or alone, for all that begin so
+            shardgate.toml:2: hub.rooms[0].pattern is "pub*"; a room's name is up to 128 of A-Z, a-z, 0-9, ., _, : and -; {sub}, once, stands for the user's id, and a star at the end for all that begin so: each by itself between "." or ":", as in user.{sub}.*
             shardgate.toml:3: hub.rooms[0].roles has "nobody", and there is no such role; there are admin, analyst, service, user
             shardgate.toml:4: hub.rooms[0].permissions has "a b"; a permission is up to 128 of A-Z, a-z, 0-9, ., _, - and :, like "events:write"
             shardgate.toml:5: hub.rooms[0].key is "symbol"; a JSON pointer begins with a slash, like "/symbol", has ~ only as ~0 or ~1 (RFC 6901), up to 16 steps, and up to 128 bytes
@@ -29,14 +29,16 @@ fn mistakes_of_the_hub_are_told() {
     check(
         "[[hub.services]]\ntype_name = \"join_room\"\nupstream = \"nobody\"\npath = \"x\"\nanswer = \"a b\"\n\
          [[hub.services]]\ntype_name = \"a\"\nupstream = \"ingestion\"\npath = \"/\"\nshare = \"anyone\"\n\
-         [[hub.services]]\ntype_name = \"a\"\nupstream = \"ingestion\"\npath = \"/\"\n",
+         [[hub.services]]\ntype_name = \"a\"\nupstream = \"ingestion\"\npath = \"/\"\n\
+         [[hub.services]]\ntype_name = \"prediction_response\"\nupstream = \"ingestion\"\npath = \"/\"\n",
         &expect![[r#"
             shardgate.toml:2: hub.services[0].type_name is "join_room"; the hub itself gives that type its meaning
             shardgate.toml:3: hub.services[0].upstream is "nobody", and there is no such upstream; there are ai-engine, ingestion, prediction
             shardgate.toml:4: hub.services[0].path is "x"; a path begins with a slash
             shardgate.toml:5: hub.services[0].answer is "a b"; a type is up to 64 of A-Z, a-z, 0-9, ., _ and -, like "cart_event"
             shardgate.toml:10: hub.services[1].share is "anyone", and there is no answer; what is only acknowledged is an event, and each counts
-            shardgate.toml:12: hub.services[2].type_name is "a", as that of another entry; a type goes to one service"#]],
+            shardgate.toml:12: hub.services[2].type_name is "a", as that of another entry; a type goes to one service
+            shardgate.toml:16: hub.services[3].type_name is "prediction_response"; the hub itself gives that type its meaning"#]],
     );
 }
 
@@ -57,11 +59,12 @@ fn what_is_by_default_stands_in_for_lists_that_are_not_written() {
 #[test]
 fn what_looks_like_a_mistake_in_the_hub_is_told() {
     check(
-        "[hub]\nwithout_redis = \"local\"\n[[hub.rooms]]\npattern = \"public.*\"\n\
+        "[hub]\nwithout_redis = \"local\"\noutbox_bytes_max = \"64KiB\"\n[[hub.rooms]]\npattern = \"public.*\"\n\
          [[hub.rooms]]\npattern = \"public.*\"\nroles = [\"admin\"]\n\
          [[hub.rooms]]\npattern = \"public.*\"\npresence_events = true\n",
         &expect![[r#"
-            warning: shardgate.toml:9: hub.rooms[2].pattern is "public.*", as that of an entry before it for the same roles and permissions: either may allow something, and all else is as the first one says
+            warning: shardgate.toml:10: hub.rooms[2].pattern is "public.*", as that of an entry before it for the same roles and permissions: either may allow something, and all else is as the first one says
+            warning: shardgate.toml:3: hub.outbox_bytes_max is "64KiB", and hub.message_bytes_max "64KiB": below twice as much, long messages close members who read as fast as they can (4000)
             warning: shardgate.toml:2: hub.without_redis is given, and there is no Redis
         "#]],
     );

@@ -91,8 +91,8 @@ fn sessions() {
     check(
         "[revocation]\nfail = \"guarded\"\nmax_staleness = \"10ms\"\n",
         &expect![[r#"
-        shardgate.toml:2: revocation.fail is "guarded"; it is one of "closed", "open"
-        shardgate.toml:3: revocation.max_staleness is "10ms"; write a duration from "1s" to "1d", like "250ms", "10s" or "5m""#]],
+            shardgate.toml:2: revocation.fail is "guarded"; it is one of "closed", "open"
+            shardgate.toml:3: revocation.max_staleness is "10ms"; write a duration from "1s" to "1d", like "10s" or "5m""#]],
     );
 }
 
