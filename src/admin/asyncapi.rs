@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::{
-    config::{HUB_TYPES, Hub, HubRoom, HubService, written_duration},
+    config::{HUB_TYPES, Hub, HubRoom, HubService, HubShare, written_duration},
     hub::{
         code::{Close, Code},
         limits::ID_CHARACTERS_MAX,
@@ -31,7 +31,7 @@ pub fn document(hub: &Hub, port: u16) -> Value {
         document["channels"] = json!({"hub": channel(hub, &parts)});
         document["operations"] = parts.operations.into();
         document["components"] =
-            json!({"messages": parts.all, "schemas": schemas(), "securitySchemes": security_schemes(hub)});
+            json!({"messages": parts.all, "schemas": schemas(hub), "securitySchemes": security_schemes(hub)});
     }
     document
 }
@@ -330,7 +330,7 @@ impl Messages {
     }
 
     fn service(&mut self, service: &HubService) {
-        let HubService { type_name, upstream, path, answer, .. } = service;
+        let HubService { type_name, upstream, path, answer, share, .. } = service;
         let answered = match answer {
             Some(answer) => {
                 let members = [("id", of("id")), ("payload", of("any")), ("timestamp", of("timestamp"))];
@@ -341,8 +341,8 @@ impl Messages {
         };
         let within = written_duration(service.timeout);
         let about = format!("POST {path} of {upstream}, with the payload as its body, answered within {within}.");
-        // It becomes a part of `Idempotency-Key`.
-        let id = if answer.is_some() { of("id") } else { of("headerId") };
+        // It becomes a part of `Idempotency-Key`, which a call for several has not.
+        let id = if *share == HubShare::Nobody { of("headerId") } else { of("id") };
         let members = [("id", id), ("payload", of("any"))];
         let example = json!({"type": type_name, "id": "6", "payload": {}});
         self.asks(&about, &members, &["id", "payload"], &example, &[&answered]);
@@ -363,8 +363,12 @@ fn with(members: &[(&'static str, Value)], payload: Value) -> Vec<(&'static str,
 
 const TIME: &str = "2026-11-23T10:15:00Z";
 
-fn schemas() -> Value {
+fn schemas(hub: &Hub) -> Value {
     let codes: Vec<&str> = Code::ALL.iter().map(|code| code.name()).collect();
+    // What messages for services and their answers are called is no service's to push.
+    let of_services =
+        hub.services.iter().flat_map(|service| [Some(&service.type_name), service.answer.as_ref()]).flatten();
+    let taken: Vec<&str> = HUB_TYPES.into_iter().chain(of_services.map(String::as_str)).collect();
     json!({
         "any": {"description": "Any JSON."},
         "id": {"type": "string", "minLength": 1, "maxLength": ID_CHARACTERS_MAX, "description": "The client's name for the message; the answer has it too."},
@@ -373,7 +377,7 @@ fn schemas() -> Value {
         "seq": {"type": "integer", "minimum": 0, "description": "The number of a message in its room and epoch, without holes."},
         "epoch": {"type": "string", "description": "Numbers of different epochs do not compare."},
         "timestamp": {"type": "string", "format": "date-time"},
-        "serviceType": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$", "not": {"enum": HUB_TYPES}},
+        "serviceType": {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$", "not": {"enum": taken}},
         "error": {
             "type": "object",
             "required": ["code", "message", "retryable"],
@@ -493,6 +497,27 @@ mod tests {
             }"##]]
         .assert_eq(
             &serde_json::to_string_pretty(&document["components"]["messages"]["client.cart_event"]).expect("JSON"),
+        );
+    }
+
+    #[test]
+    fn ids_become_headers_unless_several_share_a_call_and_no_service_pushes_what_another_answers() {
+        let mut hub = Config::default().hub;
+        let service = |type_name: &str, share| HubService {
+            type_name: type_name.to_owned(),
+            answer: Some(format!("{type_name}_answer")),
+            share,
+            ..HubService::default()
+        };
+        (hub.enabled, hub.services) = (true, vec![service("own", HubShare::Nobody), service("shared", HubShare::User)]);
+        let components = &document(&hub, 3000)["components"];
+        let id = |name: &str| components["messages"][name]["payload"]["properties"]["id"]["$ref"].clone();
+        assert_eq!(id("client.own"), "#/components/schemas/headerId");
+        assert_eq!(id("client.shared"), "#/components/schemas/id");
+        let taken = components["schemas"]["serviceType"]["not"]["enum"].as_array().expect("a list");
+        assert!(
+            ["welcome", "own", "own_answer"].iter().all(|name| taken.iter().any(|taken| taken == name)),
+            "{taken:?}"
         );
     }
 
