@@ -98,7 +98,7 @@ table! {
         /// Lifecycle events of rooms and users, by what became of them: delivered, refused by the service, or dropped because too many waited.
         hub_events: [u64; HubEvent::COUNT] = Counter "shardgate_hub_events_total" per Process
             by "result" in Values::Fixed(HubEvent::VALUES);
-        /// Lifecycle events that wait for the service.
+        /// Lifecycle events that wait for the service here; where instances share a Redis, only those that this one is sending.
         hub_events_waiting: i64 = Gauge "shardgate_hub_events_waiting" per Shard;
         /// Messages queued for sockets.
         hub_deliveries: u64 = Counter "shardgate_hub_deliveries_total" per Process;
@@ -106,7 +106,7 @@ table! {
         hub_dropped: u64 = Counter "shardgate_hub_dropped_total" per Process;
         /// Times that a shard missed messages of a room and had them sent again.
         hub_pulls: u64 = Counter "shardgate_hub_gaps_pulled_total" per Process;
-        /// Times that members of a room were told that messages are lost.
+        /// Members who were told that messages of a room are lost (`continuity`), each counted by itself.
         hub_discontinuities: u64 = Counter "shardgate_hub_discontinuities_total" per Process;
         /// Room messages that were given to Redis for their number.
         bus_publishes: u64 = Counter "shardgate_hub_bus_publishes_total" per Process;

@@ -138,7 +138,7 @@ pub(in crate::gateway) async fn answer(
             // First, so that they are counted.
             let kicked = kick(sockets, &user).await;
             if revokes {
-                account::end_all(gateway, &user).await?;
+                account::end_all(gateway, &user).await.map_err(without_accounts)?;
             } else if sockets.spans_instances() {
                 // Those that could not be asked hear it from the log of revocations, which only accounts have.
                 match account::kick(gateway, &user, &claims.sub).await {
@@ -241,6 +241,17 @@ fn revokes(exchange: &Exchange) -> Result<bool, Reject> {
     }
 }
 
+/// Sessions end where accounts are kept.
+fn without_accounts(reject: Reject) -> Reject {
+    match reject.code {
+        Code::NotFound => Reject::because(
+            Code::NotFound,
+            "the sockets are closed; there are no accounts here whose sessions could end",
+        ),
+        _ => reject,
+    }
+}
+
 /// The body, as large as a message may be and some around it.
 async fn read(live: &Live, exchange: &Exchange, body: &mut impl RequestBody) -> Result<Vec<u8>, Reject> {
     const AROUND: u64 = 1024;
@@ -266,7 +277,10 @@ fn parse<'b>(live: &Live, bytes: &'b [u8]) -> Result<Published<'b>, Reject> {
         _ => Reject::new(Code::InvalidJson),
     })?;
     if published.kind.as_deref().is_some_and(|kind| kind != ROOM_MESSAGE && !live.plan.hub.is_pushable(kind)) {
-        return Err(Reject::because(Code::ValidationFailed, "services cannot push messages of this type"));
+        return Err(Reject::because(
+            Code::ValidationFailed,
+            "services push types of their own: not the hub's, nor those of messages for services and of their answers",
+        ));
     }
     if published.id.as_deref().is_some_and(|id| !(1..=64).contains(&id.chars().count())) {
         return Err(Reject::because(Code::ValidationFailed, "an id is a text of 1 to 64 characters"));
