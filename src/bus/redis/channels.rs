@@ -3,11 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, RedisError, RedisResult, Value};
+use redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, PushKind, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 
-use super::{Address, Link, Outage, RedisFailure, Topology, link::Line, sentinel_client};
+use super::{
+    Address, Link, RedisFailure, Topology,
+    link::{Line, answer_of},
+    sentinel_client,
+};
 
 /// What a channel brings.
 #[derive(Debug)]
@@ -130,13 +134,7 @@ impl Address {
             };
             Ok(Link { line, answer_timeout })
         };
-        match timeout(2 * self.connect_timeout, connecting).await {
-            Ok(connected) => connected.map_err(|error: RedisError| {
-                tracing::debug!(%error, "connecting to Redis failed");
-                RedisFailure::Away(Outage::of(&error).unwrap_or(Outage::Broken))
-            }),
-            Err(_) => Err(RedisFailure::Away(Outage::Timeout)),
-        }
+        answer_of(timeout(2 * self.connect_timeout, connecting).await)
     }
 }
 
@@ -150,7 +148,7 @@ impl Link {
                 Line::Cluster(line) => line.ssubscribe(channel).await,
             }
         };
-        told(timeout(bound, subscribing).await)
+        answer_of(timeout(bound, subscribing).await)
     }
 
     /// Hears nothing more of a channel.
@@ -162,7 +160,7 @@ impl Link {
                 Line::Cluster(line) => line.sunsubscribe(channel).await,
             }
         };
-        told(timeout(bound, leaving).await)
+        answer_of(timeout(bound, leaving).await)
     }
 
     /// The command that says something on a channel.
@@ -171,17 +169,6 @@ impl Link {
             Line::One(_) => "PUBLISH",
             Line::Cluster(_) => "SPUBLISH",
         }
-    }
-}
-
-fn told(answer: Result<RedisResult<()>, tokio::time::error::Elapsed>) -> Result<(), RedisFailure> {
-    match answer {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(error)) => match Outage::of(&error) {
-            Some(class) => Err(RedisFailure::Away(class)),
-            None => Err(RedisFailure::Refused(error)),
-        },
-        Err(_) => Err(RedisFailure::Away(Outage::Timeout)),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster_async::ClusterConnection;
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisFuture, RedisResult, ServerErrorKind, Value};
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 
 use super::{Outage, RedisFailure};
 use crate::shard::clock::{self, Instant};
@@ -83,7 +83,7 @@ impl Link {
     pub async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisFailure> {
         // Beyond the connection's own bound: a cluster tries more than once.
         let bound = self.answer_timeout + Duration::from_millis(100);
-        told(timeout(bound, command.query_async(self)).await)
+        answer_of(timeout(bound, command.query_async(self)).await)
     }
 
     /// Runs a script, which is sent whole only where the server does not know it yet.
@@ -157,7 +157,8 @@ impl Link {
     }
 }
 
-fn told<T>(answer: Result<RedisResult<T>, tokio::time::error::Elapsed>) -> Result<T, RedisFailure> {
+/// What came of asking, and what follows from it: for everything that is asked.
+pub(super) fn answer_of<T>(answer: Result<RedisResult<T>, Elapsed>) -> Result<T, RedisFailure> {
     match answer {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) if error.code() == Some(LATE) => Err(RedisFailure::Late),

@@ -263,13 +263,7 @@ impl Address {
             Ok(Link { line, answer_timeout })
         };
         // Sentinels and nodes are asked one after another, so the whole has its own bound.
-        match timeout(2 * self.connect_timeout, connecting).await {
-            Ok(connected) => connected.map_err(|error: RedisError| {
-                tracing::debug!(%error, "connecting to Redis failed");
-                RedisFailure::Away(Outage::of(&error).unwrap_or(Outage::Broken))
-            }),
-            Err(_) => Err(RedisFailure::Away(Outage::Timeout)),
-        }
+        link::answer_of(timeout(2 * self.connect_timeout, connecting).await)
     }
 
     fn cluster_builder(
