@@ -148,7 +148,8 @@ impl Link {
                 Line::Cluster(line) => line.ssubscribe(channel).await,
             }
         };
-        answer_of(timeout(bound, subscribing).await)
+        let answer = timeout(bound, subscribing).await;
+        self.told(answer)
     }
 
     /// Hears nothing more of a channel.
@@ -160,7 +161,8 @@ impl Link {
                 Line::Cluster(line) => line.sunsubscribe(channel).await,
             }
         };
-        answer_of(timeout(bound, leaving).await)
+        let answer = timeout(bound, leaving).await;
+        self.told(answer)
     }
 
     /// The command that says something on a channel.

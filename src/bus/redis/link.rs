@@ -83,7 +83,22 @@ impl Link {
     pub async fn ask<T: FromRedisValue>(&mut self, command: &Cmd) -> Result<T, RedisFailure> {
         // Beyond the connection's own bound: a cluster tries more than once.
         let bound = self.answer_timeout + Duration::from_millis(100);
-        answer_of(timeout(bound, command.query_async(self)).await)
+        let answer = timeout(bound, command.query_async(self)).await;
+        self.told(answer)
+    }
+
+    /// What came of asking on this connection.
+    pub(super) fn told<T>(&self, answer: Result<RedisResult<T>, Elapsed>) -> Result<T, RedisFailure> {
+        match answer_of(answer) {
+            // It was followed as often as may be: the cluster has not settled yet on who has the key.
+            Err(RedisFailure::Refused(error))
+                if matches!(self.line, Line::Cluster(_))
+                    && matches!(error.kind(), ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask)) =>
+            {
+                Err(RedisFailure::Away(Outage::NotReady))
+            }
+            told => told,
+        }
     }
 
     /// Runs a script, which is sent whole only where the server does not know it yet.
