@@ -157,6 +157,14 @@ impl Sockets {
         let mut pause = AGAIN_MIN;
         while let Some(event) = self.events.next(lane) {
             let is_taken = loop {
+                if event.position.is_some() && !self.has_bus() {
+                    // Another instance may send what the bus keeps, and it may have begun another epoch.
+                    timer::sleep(AGAIN_MIN).await;
+                    continue;
+                }
+                if self.events.is_over(&event) {
+                    break false;
+                }
                 match self.attempt(&event).await {
                     Attempt::Delivered => {
                         self.count_event(HubEvent::Delivered);
@@ -172,9 +180,6 @@ impl Sockets {
                         let jitter = self.ledger.with(|ledger| ledger.rng.f64());
                         timer::sleep(pause.mul_f64(0.5 + jitter / 2.0)).await;
                         pause = (pause * 2).min(AGAIN_MAX);
-                        if self.events.is_over(&event) {
-                            break false;
-                        }
                     }
                 }
             };

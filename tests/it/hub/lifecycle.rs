@@ -325,6 +325,31 @@ fn what_a_redis_forgot_before_the_service_took_it_is_not_told_among_what_comes_a
 }
 
 #[test]
+fn an_instance_that_has_lost_redis_sends_nothing_that_waits_there() {
+    let Some(redis) = RedisServer::start() else { return };
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let gateway = telling(&redis, address, "events = [\"user.online\"]\n");
+    let _sockets: Vec<Socket> = (0..8).map(|n| Socket::open(&gateway, &user(&format!("u{n}")))).collect();
+    gateway.log_until("lifecycle events of the hub are not taken, and will be sent again", SOON);
+    redis.pause();
+    gateway.log_until("rooms do not span instances: Redis is away", SOON);
+    // It might be another instance's to send by now.
+    let backend = Backend::start_at(address, |conversation| {
+        conversation.read_request()?;
+        conversation.send("HTTP/1.1 204 Taken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+    });
+    let mut told = Told::new(backend);
+    let due = crate::harness::now() + Duration::from_millis(3500);
+    while crate::harness::now() < due {
+        assert_eq!(told.backend.requests().len(), 0, "Redis is away");
+        pause(Duration::from_millis(20));
+    }
+    redis.go_on();
+    let names: Vec<String> = (0..8).map(|n| format!("user:u{n}")).collect();
+    told.until(2 * SOON, &names.iter().map(|name| (&**name, true, 1)).collect::<Vec<_>>());
+}
+
+#[test]
 fn past_the_bound_the_oldest_go_and_are_counted() {
     let Some(redis) = RedisServer::start() else { return };
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
