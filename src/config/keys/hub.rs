@@ -74,7 +74,7 @@ section! {
         /// How long it may take to answer. What it does not take is sent again until it does.
         events_timeout: Duration as Duration(1, MINUTE) = "5s", e.g. "1s";
         /// Events that wait while it does not take them; past it the oldest are dropped
-        /// (`shardgate_hub_events_total{result="dropped"}`). Where instances share a Redis, those of all of them together.
+        /// (`shardgate_hub_events_total{result="dropped"}`). Where instances share a Redis, those of all of them together: the largest of the instances that live counts.
         events_waiting_max: u32 as Number(1, 10_000_000) = 10_000, e.g. 1000, per Process;
         /// What happens to those who want a socket while Redis is away, where rooms span instances by it: they are refused,
         /// so that a balancer sends them to an instance that has Redis, or let in: services answer them, and rooms that

@@ -45,7 +45,7 @@ pub(super) struct Lifecycle {
 
 #[derive(Default)]
 struct State {
-    /// How many events may wait; none where no service wants any.
+    /// How many events may wait as far as it goes by this instance; none where no service wants any.
     waiting_max: Option<usize>,
     register: Register,
     /// The last event that Redis is known to have had.
@@ -223,6 +223,11 @@ impl Lifecycle {
         self.woken.notify_one();
     }
 
+    /// Whether this instance sends what waits.
+    pub(super) fn sends(&self) -> bool {
+        self.state.with(|state| state.sending.is_ours)
+    }
+
     /// Whether the process ends.
     pub(super) fn is_leaving(&self) -> bool {
         self.state.with(|state| state.is_leaving)
@@ -352,7 +357,8 @@ impl Rooms {
             }
             state.sending.is_ours = is_ours;
             state.seen = said.position;
-            (!state.register.unsaid.is_empty(), begins)
+            // Where another connection has come, asking again at once changes nothing.
+            (!state.register.unsaid.is_empty() && said.standing != "late", begins)
         });
         if begins {
             for shard in 0..self.way.1 {

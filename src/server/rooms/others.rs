@@ -190,16 +190,18 @@ impl Rooms {
         ours.came.notify_waiters();
     }
 
-    /// This instance lives on; or it goes now, and whom it leaves behind has so long to come to another one.
+    /// This instance lives on; or it goes now.
     pub(super) async fn renew(&self, link: &mut Link, goes: bool) -> Result<(), RedisFailure> {
         if !goes && self.lifecycle.is_leaving() {
             return Ok(());
         }
         let lease = LEASE.as_millis().to_string();
         let arguments = [&*self.names.node, &*lease, if goes { "1" } else { "0" }];
-        let [_, _, _, _, _, nodes, instances, sender] = self.names.lifecycle();
-        let keys = [&*instances, &*nodes, &*sender];
-        link.run::<i64>(&self.questions.alive, &keys, &arguments).await.map(|_| ())
+        let [.., sender] = self.names.lifecycle();
+        // Who has nothing to do with lifecycle events needs no right to their keys.
+        let keys = [&*self.names.instances, &*sender];
+        let count = if goes && self.lifecycle.sends() { 2 } else { 1 };
+        link.run::<i64>(&self.questions.alive, &keys[..count], &arguments).await.map(|_| ())
     }
 
     /// The process ends: nobody asks this instance any more.

@@ -1,7 +1,9 @@
 -- The service has taken these events.
 --
--- KEYS[1] hash: epoch; KEYS[2] the stream of events. ARGV: the epoch of the events, then their ids.
+-- KEYS[1] hash: epoch, waiting (how many events wait); KEYS[2] the stream of events. ARGV: the epoch of the events, then their ids.
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
     return 0
 end
-return redis.call('XDEL', KEYS[2], unpack(ARGV, 2))
+local count = redis.call('XDEL', KEYS[2], unpack(ARGV, 2))
+redis.call('HINCRBY', KEYS[1], 'waiting', -count)
+return count

@@ -71,6 +71,19 @@ impl Asker {
 
     fn lives(&self, redis: &RedisServer, lives: bool) {
         redis.ask(&["ZADD", "instances", if lives { FOREVER } else { "0" }, &self.node]);
+        if !lives {
+            self.asked_until(redis, "0");
+        }
+    }
+
+    /// It has not asked for so long that it lives until then, unless its lease says that it does.
+    fn asked_until(&self, redis: &RedisServer, ms: &str) {
+        let known = redis.ask(&["HGET", "nodes", &self.node]);
+        if let [connection, until, waiting_max] = known.split(' ').collect::<Vec<_>>()[..]
+            && until != "gone"
+        {
+            redis.ask(&["HSET", "nodes", &self.node, &format!("{connection} {ms} {waiting_max}")]);
+        }
     }
 }
 
@@ -174,19 +187,22 @@ fn those_of_a_dead_instance_go_a_part_at_a_time_and_it_begins_anew_should_it_liv
 fn whom_an_instance_leaves_behind_have_the_time_of_a_lease() {
     let Some(redis) = RedisServer::start() else { return };
     let (mut one, mut two) = (Asker::new("one"), Asker::new("two"));
-    let alive = |goes: &str, lease: &str| {
-        redis.ask(&["EVAL", ALIVE, "3", "instances", "nodes", "sender", "one", lease, goes]);
+    let alive = |goes: &str| {
+        redis.ask(&["EVAL", ALIVE, "2", "instances", "sender", "one", "10000", goes]);
     };
-    alive("0", "10000");
+    alive("0");
     two.lives(&redis, true);
     assert_eq!(&*one.tell(&redis, &[("user:a", true), ("user:b", true)]).sender, "one");
-    alive("1", "500");
+    alive("1");
     assert_eq!(redis.ask(&["ZRANGE", "instances", "0", "-1"]), "two", "nobody asks it any more");
+    let seconds: u64 = redis.ask(&["TIME"]).lines().next().and_then(|text| text.parse().ok()).expect("a time");
+    let until: u64 = redis.ask(&["HGET", "nodes", "one"]).split(' ').nth(1).and_then(|ms| ms.parse().ok()).expect("ms");
+    assert!(until > (seconds + 8) * 1000, "{until} is not a lease from {seconds} on");
     two.sweeps = true;
     let answer = two.tell(&redis, &[("user:a", true)]);
     assert_eq!((&*answer.sender, answer.came), ("two", 0), "another one sends, and nobody has gone");
-    let gone = crate::servers::redis::until(|| Some(two.tell(&redis, &[]).came).filter(|&came| came > 0));
-    assert_eq!(gone, 1, "who has not come to another one");
+    one.asked_until(&redis, "1");
+    assert_eq!(two.tell(&redis, &[]).came, 1, "who has not come to another one");
     assert_eq!(waiting(&redis).last().map(|event| event.1.clone()), Some("user:b".into()));
 }
 
@@ -198,6 +214,56 @@ fn what_waits_is_bounded_and_the_oldest_go() {
     assert_eq!(one.tell(&redis, &[("user:a", false), ("user:b", false)]).dropped, 1);
     assert_eq!(waiting(&redis).first().map(|event| event.0), Some(2));
     assert_eq!(redis.ask(&["ZCARD", "gone"]), "2");
+}
+
+#[test]
+fn as_many_wait_as_the_instance_wants_that_wants_most() {
+    let Some(redis) = RedisServer::start() else { return };
+    let mut few = Asker { waiting_max: 1, ..Asker::new("few") };
+    let mut many = Asker { waiting_max: 3, ..Asker::new("many") };
+    let mut none = Asker { waiting_max: 0, ..Asker::new("none") };
+    few.lives(&redis, true);
+    many.lives(&redis, true);
+    many.tell(&redis, &[]);
+    let users = [("user:a", true), ("user:b", true), ("user:c", true), ("user:d", true)];
+    assert_eq!(few.tell(&redis, &users[..3]).dropped, 0);
+    assert_eq!(none.tell(&redis, &users[3..]).dropped, 1, "three wait, whoever says so");
+    // As long as it lives.
+    few.sweeps = true;
+    assert_eq!(few.tell(&redis, &[("user:e", true)]).dropped, 1);
+    many.lives(&redis, false);
+    assert_eq!(few.tell(&redis, &[("user:f", true)]).dropped, 3);
+}
+
+#[test]
+fn a_redis_that_has_lost_one_of_its_keys_begins_a_new_count() {
+    let Some(redis) = RedisServer::start() else { return };
+    for lost in ["there", "here", "outbox", "gone", "nodes", "meta"] {
+        redis.ask(&["FLUSHALL"]);
+        let mut one = Asker::new("one");
+        one.tell(&redis, &[("user:a", true), ("user:b", true)]);
+        let before = one.tell(&redis, &[("user:b", false)]);
+        take(&redis, &before.epoch, 1);
+        assert_eq!(one.tell(&redis, &[]).epoch, before.epoch, "what was taken is not lost");
+        redis.ask(&["DEL", "instances", "sender"]);
+        assert_eq!(one.tell(&redis, &[]).epoch, before.epoch, "these are made anew");
+        redis.ask(&["DEL", lost]);
+        let after = one.tell(&redis, &[("user:a", true)]);
+        assert_ne!(after.epoch, before.epoch, "{lost}");
+        assert_eq!((&*after.standing, after.came, waiting(&redis).len()), ("new", 1, 1), "{lost}");
+    }
+}
+
+#[test]
+fn an_instance_whose_lease_redis_has_lost_is_not_taken_for_dead() {
+    let Some(redis) = RedisServer::start() else { return };
+    let (mut one, mut two) = (Asker::new("one"), Asker::new("two"));
+    two.sweeps = true;
+    one.tell(&redis, &[("user:a", true)]);
+    two.tell(&redis, &[]);
+    redis.ask(&["DEL", "instances"]);
+    assert_eq!(two.tell(&redis, &[]).came, 0);
+    assert_eq!(&*one.tell(&redis, &[]).standing, "known");
 }
 
 #[test]
