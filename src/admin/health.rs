@@ -47,6 +47,8 @@ pub enum BusHealth {
     Down,
     /// Redis is there, and refuses what the bus needs.
     Refused,
+    /// Rooms span instances, and Redis refuses what lifecycle events need.
+    EventsRefused,
 }
 
 /// `GET /health`: 503 only when no route can be served.
@@ -107,6 +109,7 @@ pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
             BusHealth::Up => "up",
             BusHealth::Down => "down",
             BusHealth::Refused => "refused",
+            BusHealth::EventsRefused => "events_refused",
         },
     });
     (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
@@ -299,6 +302,7 @@ mod tests {
             (true, BusHealth::Up, true, 200),
             (true, BusHealth::Down, true, 503),
             (true, BusHealth::Refused, true, 503),
+            (true, BusHealth::EventsRefused, true, 503),
             (true, BusHealth::Up, false, 503),
             (false, BusHealth::None, true, 503),
         ] {

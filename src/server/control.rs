@@ -97,6 +97,8 @@ struct Control {
     databases: Databases,
     /// Whether rooms span instances now.
     bus_health: BusHealth,
+    /// Whether Redis refuses what lifecycle events need.
+    are_events_refused: bool,
     process: ProcessCounters,
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
@@ -197,6 +199,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         bus,
         databases: Databases::default(),
         bus_health,
+        are_events_refused: false,
         process,
         drain: None,
         scrapes: Vec::new(),
@@ -297,6 +300,11 @@ impl Control {
                 if self.bus_health == BusHealth::Down {
                     self.bus_health = BusHealth::Refused;
                 }
+                self.show_pages();
+            }
+            ToControl::BusRefusals(count) => self.process.bus_refusals += count,
+            ToControl::EventsRefused(are) => {
+                self.are_events_refused = are;
                 self.show_pages();
             }
         }
@@ -559,7 +567,10 @@ impl Control {
             shards: self.shards.len(),
             is_accepting: self.drain.is_none(),
             has_hub: self.config.hub.enabled,
-            bus_health: self.bus_health,
+            bus_health: match self.bus_health {
+                BusHealth::Up if self.are_events_refused => BusHealth::EventsRefused,
+                health => health,
+            },
         }
     }
 }

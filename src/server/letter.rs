@@ -13,7 +13,8 @@
 //! | `Scrape`, and `Scraped`, `Applied` in return | 64, and one for each reload |
 //! | `WantKeys` | one each second for each issuer |
 //! | `Counted` | 1,024: so many hits a shard tells a home without an answer |
-//! | `Load`, `Databases`, `BusHeard`, `Drained` | one or two each second; one |
+//! | `Load`, `Databases`, `BusHeard`, `BusRefusals`, `Drained` | one or two each second; one |
+//! | `Bus`, `BusRefused`, `EventsRefused` | one for each change of Redis |
 //!
 //! Of these the abort is right for the first three rows: without a revocation a session lives on, without a snapshot a
 //! shard is of another configuration, without its letter a socket is lost. What may be lost goes over the droppable lane, is
@@ -136,6 +137,10 @@ pub(super) enum ToControl {
     BusHeard(Duration),
     /// By the bridge: Redis refuses what the bus needs. Once, until it is there again.
     BusRefused,
+    /// By the bridge: so many commands were refused.
+    BusRefusals(u64),
+    /// By the bridge: lifecycle events are refused, or are not any more.
+    EventsRefused(bool),
 }
 
 /// What the bridge is told.

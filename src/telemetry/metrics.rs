@@ -227,6 +227,8 @@ table! {
         operations_waiting: i64 = Gauge "shardgate_account_operations_waiting" per Process;
         /// Whether rooms span instances now: Redis brings back what this instance says to itself.
         bus_up: i64 = Gauge "shardgate_hub_bus_up" per Process;
+        /// Commands that Redis refused which rooms across instances and lifecycle events need: a key, channel or command that its user lacks, or a key that somebody else has written. The log names it.
+        bus_refusals: u64 = Counter "shardgate_hub_bus_refusals_total" per Process;
         /// Time until Redis brought back what this instance said to itself, each half second.
         bus_round_trip: Histogram<Own> = Histogram "shardgate_hub_bus_round_trip_seconds" per Process;
         /// When the process started, in seconds since 1970.

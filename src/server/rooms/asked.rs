@@ -4,12 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::{Rooms, ToControl, living::Field, names, refused};
+use super::{Need, Rooms, living::Field, names, refused};
 use crate::{
-    bus::{
-        redis::{Link, RedisFailure},
-        to,
-    },
+    bus::redis::{Link, RedisFailure},
     hub::{
         bus::{BusAnswer, BusAsker, BusHere, BusPublish, BusRead, BusRequest, BusUsers, Keep, Present, Stands},
         code::Code,
@@ -17,7 +14,6 @@ use crate::{
         position::{Chain, Digest, Epoch, Last, Position},
         unnumbered::Unnumbered,
     },
-    shard::clock,
 };
 
 /// Bytes of messages in one answer, at least and at most: what one recovery may bring, within these.
@@ -47,47 +43,9 @@ impl Rooms {
             BusRequest::Forget(_) | BusRequest::Events(_) => Ok(None),
         };
         answer.unwrap_or_else(|failure| {
-            self.note(number, &request_name(&request), &failure);
+            self.note(number, need_of(&request), &failure);
             refused(&request, Code::DependencyUnavailable)
         })
-    }
-
-    /// What follows for the connection from what came of a request, and what the log is told of it.
-    pub(super) fn note(&self, number: u64, what: &str, failure: &RedisFailure) {
-        // A cluster's other servers may take what one does not.
-        let is_of_no_use = match failure {
-            RedisFailure::Away(_) => true,
-            RedisFailure::NoChanges(..) => !self.names.is_cluster(),
-            RedisFailure::Late | RedisFailure::Refused(_) => false,
-        };
-        if is_of_no_use {
-            self.state.with(|state| state.failed = number);
-            self.failed.notify_one();
-        }
-        // That it is away, or takes no changes, is told where its connection for sessions is kept.
-        let is_refused = matches!(failure, RedisFailure::Refused(_));
-        if matches!(failure, RedisFailure::Away(_) | RedisFailure::NoChanges(..)) {
-            return;
-        }
-        let now = clock::now();
-        let (count, was_refused) = self.state.with(|state| {
-            let count = state.refused.add(now);
-            let was_refused = state.is_refused;
-            state.is_refused |= is_refused;
-            (count, was_refused)
-        });
-        if let Some(count) = count {
-            tracing::error!(
-                what,
-                error = %ErrorChain(failure),
-                count,
-                "Redis refuses what rooms across instances need; NOPERM: its user lacks a key or channel of those that \
-                 docs/sessions.md lists"
-            );
-        }
-        if is_refused && !was_refused {
-            self.way.0.send(to::Control, ToControl::BusRefused);
-        }
     }
 
     async fn number(&self, link: &mut Link, publish: &BusPublish) -> Result<BusAnswer, RedisFailure> {
@@ -231,26 +189,13 @@ impl Rooms {
 }
 
 /// What a request is about, for the log.
-fn request_name(request: &BusRequest) -> String {
-    let room = match request {
-        BusRequest::Others(_) | BusRequest::Events(_) => return "shardgate:presence:* and shardgate:bus:*".to_owned(),
-        BusRequest::Publish(publish) => &publish.room,
-        BusRequest::Read(read) => &read.room,
-        BusRequest::Look { room, .. } | BusRequest::Forget(room) => room,
-        BusRequest::Here(here) => &here.room,
-    };
-    format!("keys and channel of the room {room}")
-}
-
-/// A failure with its causes, in one line.
-pub(super) struct ErrorChain<'a>(pub(super) &'a RedisFailure);
-
-impl std::fmt::Display for ErrorChain<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
-        match self.0 {
-            RedisFailure::Refused(cause) => write!(f, ": {cause}"),
-            _ => Ok(()),
-        }
+fn need_of(request: &BusRequest) -> Need<'_> {
+    match request {
+        BusRequest::Others(_) => Need::Instances,
+        BusRequest::Events(_) => Need::Events,
+        BusRequest::Publish(publish) => Need::Room(&publish.room),
+        BusRequest::Read(read) => Need::Room(&read.room),
+        BusRequest::Look { room, .. } | BusRequest::Forget(room) => Need::Room(room),
+        BusRequest::Here(here) => Need::Room(&here.room),
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{LEASE, Rooms, names::Names};
+use super::{LEASE, Need, Rooms, names::Names};
 use crate::{
     bus::redis::{Link, RedisFailure, Script},
     hub::{
@@ -223,6 +223,11 @@ impl Lifecycle {
         self.woken.notify_one();
     }
 
+    /// Whether a service wants any.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.state.with(|state| state.waiting_max.is_some())
+    }
+
     /// Whether this instance sends what waits.
     pub(super) fn sends(&self) -> bool {
         self.state.with(|state| state.sending.is_ours)
@@ -269,16 +274,19 @@ impl Rooms {
                 look_at = now + LOOK_INTERVAL;
             }
             let has_more = if self.lifecycle.is_idle() {
+                self.events_are_refused(false);
                 false
             } else {
                 match self.tell_changes(&mut link, number, is_look && now >= sweeps_from).await {
-                    Ok(has_more) => has_more,
-                    Err(RedisFailure::Away(_)) => {
-                        self.state.with(|state| state.failed = number);
-                        return self.failed.notify_one();
+                    Ok(has_more) => {
+                        self.events_are_refused(false);
+                        has_more
                     }
                     Err(failure) => {
-                        tracing::warn!(error = %failure, "Redis did not take who is there for lifecycle events");
+                        self.note(number, Need::Events, &failure);
+                        if failure.is_away() {
+                            return;
+                        }
                         sleep_until(look_at).await;
                         false
                     }
@@ -321,15 +329,12 @@ impl Rooms {
         let keys = self.names.lifecycle();
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let answer = link.run::<Vec<String>>(&self.lifecycle.change, &keys, &arguments).await;
-        let said = match answer.map(|answer| Said::read(&answer)) {
-            Ok(Some(said)) => said,
-            Ok(None) => {
+        let said = match answer.and_then(|answer| Said::read(&answer).ok_or_else(unreadable)) {
+            // What an older connection still brings is not how it stands.
+            Ok(said) if self.state.with(|state| state.number == number) => said,
+            answer => {
                 self.lifecycle.state.with(|state| state.register.untold(changes));
-                return Ok(false);
-            }
-            Err(failure) => {
-                self.lifecycle.state.with(|state| state.register.untold(changes));
-                return Err(failure);
+                return answer.map(|_| false);
             }
         };
         let mut is_ours = said.sender == self.names.node;
@@ -417,7 +422,9 @@ impl Rooms {
             let entries: Vec<(String, Vec<String>)> = link.ask(&range).await?;
             let count = entries.len();
             for (id, fields) in entries {
-                let Some(seq) = id.split_once('-').and_then(|(seq, _)| seq.parse::<u64>().ok()) else { continue };
+                let Some(seq) = id.split_once('-').and_then(|(seq, _)| seq.parse::<u64>().ok()) else {
+                    return Err(unreadable());
+                };
                 let is_given = self.lifecycle.state.with(|state| state.sending.given.contains(&seq));
                 if !is_given {
                     match kept_event(Position { epoch, seq }, &fields) {
@@ -429,8 +436,10 @@ impl Rooms {
                                 return Ok(());
                             }
                         }
-                        // Nobody can send it.
-                        None => _ = self.lifecycle.state.with(|state| state.sending.taken.insert(seq)),
+                        None => {
+                            tracing::warn!(id, "nobody can read this lifecycle event in Redis, and so it is not sent");
+                            self.lifecycle.state.with(|state| state.sending.taken.insert(seq));
+                        }
                     }
                 }
                 self.lifecycle.state.with(|state| {
@@ -443,6 +452,11 @@ impl Rooms {
             }
         }
     }
+}
+
+/// What is no answer of our scripts.
+fn unreadable() -> RedisFailure {
+    RedisFailure::Refused((redis::ErrorKind::UnexpectedReturnType, "no answer of this script").into())
 }
 
 /// An event as Redis keeps it: names and values by turns.

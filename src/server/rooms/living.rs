@@ -12,18 +12,18 @@ use std::{
 
 use super::{LEASE, Rooms, names, names::Names};
 use crate::{
-    bus::redis::{Link, RedisFailure},
+    bus::redis::{Link, Outage, RedisFailure},
     hub::{
         bus::{BusAnswer, BusUsers, Elsewhere, Present},
         name::RoomName,
     },
     server::letter::ToShard,
-    shard::{Instant, clock},
+    shard::clock,
 };
 
 /// Other instances whose users are known here; past it others are not believed.
 const NODES_MAX: usize = 1024;
-/// Instances of which nothing is known here whose leases one read looks at.
+/// Instances of whose users nothing is known here yet, and whose leases one read looks at.
 const UNKNOWN_MAX: usize = 64;
 /// Instances that one look takes for gone: all rooms are told of each.
 const GONE_MAX: usize = 16;
@@ -33,28 +33,6 @@ const CLEANED_MAX: usize = 256;
 pub(super) const FIELDS_MAX: usize = 131_072;
 /// What the lease of an instance holds that has ended in peace.
 const LEFT: &str = "left";
-/// How often the log is told of what is not believed, at most.
-const COMPLAINT_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Things of one kind of which the log is told once in a while.
-#[derive(Debug, Default)]
-pub(super) struct Complaints {
-    untold: u64,
-    told_at: Option<Instant>,
-}
-
-impl Complaints {
-    /// One more; how many the log is to be told of.
-    pub(super) fn add(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        let is_time = self.told_at.is_none_or(|at| now.since(at) >= COMPLAINT_INTERVAL);
-        is_time.then(|| {
-            self.told_at = Some(now);
-            std::mem::take(&mut self.untold)
-        })
-    }
-}
-
 /// What a room's key says of a user: `<node> <user>`, `<number> <sockets>`.
 pub(super) struct Field {
     pub(super) field: String,
@@ -91,7 +69,9 @@ impl Rooms {
         });
         let Some(next) = next else { return Ok(()) };
         link.ask::<()>(&lease(&self.names.node, &next)).await?;
-        tracing::warn!("Redis had lost that this instance lives: the others are told of its users again");
+        if let Some(count) = self.state.with(|state| state.lost.add(clock::now(), 1)) {
+            tracing::warn!(count, "Redis had lost that this instance lives: the others are told of its users again");
+        }
         if self.state.with(|state| state.is_up) {
             self.way.0.broadcast(|| ToShard::Bus(true));
         }
@@ -109,14 +89,14 @@ impl Rooms {
     }
 
     /// Looks whether the instances live of whose users is known here; those of one that does not are gone.
-    pub(super) async fn look_for_nodes(&self, mut link: Link) -> Result<(), RedisFailure> {
+    pub(super) async fn look_for_nodes(&self, link: &mut Link) -> Result<(), RedisFailure> {
         let nodes: Vec<Arc<str>> = self.state.with(|state| state.nodes.iter().map(Arc::clone).collect());
         let mut gone: Vec<Arc<str>> = Vec::new();
-        for node in nodes {
+        let leases = leases_of(link, &nodes).await?;
+        for (node, lease) in nodes.into_iter().zip(leases) {
             if gone.len() >= GONE_MAX {
                 break;
             }
-            let lease: Option<String> = link.ask(redis::cmd("GET").arg(Names::lease(&node))).await?;
             let has_left = lease.as_deref() == Some(LEFT);
             if !has_left && (lease.is_some() || !self.early_for().is_zero()) {
                 continue;
@@ -161,7 +141,7 @@ impl Rooms {
     }
 
     fn doubt(&self, count: usize) {
-        let told = self.state.with(|state| (0..count).fold(None, |told, _| state.doubted.add(clock::now()).or(told)));
+        let told = self.state.with(|state| state.doubted.add(clock::now(), count as u64));
         if let Some(count) = told {
             tracing::warn!(
                 count,
@@ -213,18 +193,14 @@ impl Rooms {
     ) -> Result<BTreeMap<String, Option<String>>, RedisFailure> {
         let nodes: BTreeSet<&str> = fields.iter().filter_map(|field| Some(field.parts()?.0)).collect();
         let nodes: Vec<&str> = nodes.into_iter().filter(|node| names::is_node(node)).collect();
-        let (known, unknown): (Vec<&str>, Vec<&str>) =
-            self.state.with(|state| nodes.into_iter().partition(|node| state.nodes.contains(*node)));
-        let mut leases = BTreeMap::new();
-        for node in known.into_iter().chain(unknown.into_iter().take(UNKNOWN_MAX)) {
-            let lease = if node == self.names.node {
-                Some(own.to_owned())
-            } else {
-                link.ask(redis::cmd("GET").arg(Names::lease(node))).await?
-            };
-            leases.insert(node.to_owned(), lease);
-        }
-        Ok(leases)
+        let is_own = |node: &&str| **node == *self.names.node;
+        let has_own = nodes.iter().any(is_own).then(|| (self.names.node.clone(), Some(own.to_owned())));
+        let (known, unknown): (Vec<&str>, Vec<&str>) = self
+            .state
+            .with(|state| nodes.into_iter().filter(|node| !is_own(node)).partition(|node| state.nodes.contains(*node)));
+        let asked: Vec<&str> = known.into_iter().chain(unknown.into_iter().take(UNKNOWN_MAX)).collect();
+        let leases = leases_of(link, &asked).await?;
+        Ok(asked.into_iter().map(str::to_owned).zip(leases).chain(has_own).collect())
     }
 
     /// The leases of these instances are looked at from now on, as far as there is space.
@@ -242,6 +218,21 @@ impl Rooms {
     }
 }
 
+/// What the leases of these instances hold, in one question: a cluster's nodes are each asked for theirs.
+async fn leases_of(link: &mut Link, nodes: &[impl AsRef<str>]) -> Result<Vec<Option<String>>, RedisFailure> {
+    if nodes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: Vec<String> = nodes.iter().map(|node| Names::lease(node.as_ref())).collect();
+    let leases: Vec<Option<Vec<u8>>> = link.ask(redis::cmd("MGET").arg(keys)).await?;
+    if leases.len() != nodes.len() {
+        // Whose they are nobody can say.
+        return Err(RedisFailure::Away(Outage::Broken));
+    }
+    let text = |lease: Vec<u8>| String::from_utf8_lossy(&lease).into_owned();
+    Ok(leases.into_iter().map(|lease| lease.map(text)).collect())
+}
+
 /// The command that says that an instance lives, and under which number it tells.
 pub(super) fn lease(node: &str, number: &str) -> redis::Cmd {
     let mut lease = redis::cmd("SET");
@@ -252,14 +243,6 @@ pub(super) fn lease(node: &str, number: &str) -> redis::Cmd {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_log_is_told_once_a_second_with_a_count() {
-        let (mut complaints, start) = (Complaints::default(), Instant::START);
-        assert_eq!(complaints.add(start), Some(1));
-        assert_eq!(complaints.add(start + COMPLAINT_INTERVAL / 2), None);
-        assert_eq!(complaints.add(start + COMPLAINT_INTERVAL), Some(2));
-    }
 
     #[test]
     fn a_field_that_is_none_says_nothing_of_anybody() {

@@ -4,10 +4,12 @@
 //! What a room's home makes of it is for `hub`; here nothing is known of a room but that it is followed.
 
 mod asked;
+mod heard;
 mod lifecycle;
 mod living;
 mod names;
 mod others;
+mod trouble;
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -17,7 +19,7 @@ use std::{
 };
 
 use lifecycle::Lifecycle;
-use living::{Complaints, lease};
+use living::lease;
 use names::{Names, PARTITIONS};
 use others::Questions;
 use tokio::{
@@ -25,6 +27,7 @@ use tokio::{
     task::spawn_local,
     time::sleep,
 };
+use trouble::{Complaints, Need, Refusals};
 
 use super::letter::{AllLetters, DroppableToShard, ToControl, ToShard};
 use crate::{
@@ -35,11 +38,9 @@ use crate::{
     },
     config::Config,
     hub::{
-        bus::{BusAnswer, BusMessage, BusRequest, Elsewhere},
+        bus::{BusAnswer, BusRequest},
         code::Code,
         name::RoomName,
-        position::{Chain, Digest, Epoch, Position},
-        unnumbered::Unnumbered,
     },
     shard::{Instant, Local, clock, ticks::Ticks},
 };
@@ -59,12 +60,16 @@ const CANARY_INTERVAL: Duration = Duration::from_millis(500);
 const CANARY_WITHIN: Duration = Duration::from_millis(1500);
 /// How often it is looked at, and answers that did not go are sent again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// The pauses between attempts to connect: the first, and the longest. Half of each is chance.
+/// The pauses between attempts to connect: the first, and the longest. Half of each is chance. They grow until a connection has
+/// lasted: where each one fails as soon as it is used, all who are in rooms would have them read again and again.
 const PAUSE: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(1)];
+const LASTS: Duration = Duration::from_secs(5);
 /// How long an instance lives on for the others when nothing is heard of it.
 const LEASE: Duration = Duration::from_secs(10);
-/// How long messages wait for a shard that takes no letter; then it misses them until it takes one again.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// How often the log is told of what is not believed, and of a lease that was lost.
+const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// Rooms at once of which the others are told that nobody here is in them.
+const LEFT_AT_ONCE: usize = 32;
 
 /// Whether rooms span instances: there is a hub, and a Redis.
 pub(super) fn have_bus(config: &Config) -> bool {
@@ -106,10 +111,13 @@ struct State {
     followed: BTreeSet<RoomName>,
     /// Rooms that nobody here is in any more, and the others are not known to have been told.
     left: BTreeSet<RoomName>,
-    is_telling_left: bool,
-    /// What Redis refused, and users of instances that cannot be.
-    refused: Complaints,
+    /// How many of them are being told of.
+    telling_left: usize,
+    refusals: Refusals,
+    /// Users of instances that cannot be.
     doubted: Complaints,
+    /// Leases of this instance that Redis has lost.
+    lost: Complaints,
     /// Rooms followed in each partition, and whether its channel is subscribed to on this connection.
     partitions: Vec<(u32, bool)>,
     /// How often each channel was left on this connection without its end being heard.
@@ -122,8 +130,18 @@ struct State {
     /// Shards that take no letters now.
     stuck: Vec<bool>,
     is_up: bool,
-    /// Whether Redis has refused something on this connection.
-    is_refused: bool,
+}
+
+impl State {
+    /// The next room of which the others are told that nobody here is in it.
+    fn next_left(&mut self) -> Option<(RoomName, Link)> {
+        if self.telling_left >= LEFT_AT_ONCE {
+            return None;
+        }
+        let next = self.link.clone().and_then(|link| Some((self.left.pop_first()?, link)));
+        self.telling_left += usize::from(next.is_some());
+        next
+    }
 }
 
 impl Rooms {
@@ -136,9 +154,10 @@ impl Rooms {
             failed: 0,
             followed: BTreeSet::new(),
             left: BTreeSet::new(),
-            is_telling_left: false,
-            refused: Complaints::default(),
-            doubted: Complaints::default(),
+            telling_left: 0,
+            refusals: Refusals::new(),
+            doubted: Complaints::every(DOUBT_INTERVAL),
+            lost: Complaints::every(DOUBT_INTERVAL),
             partitions: vec![(0, false); PARTITIONS],
             leaving: vec![0; PARTITIONS],
             under_way: 0,
@@ -146,7 +165,6 @@ impl Rooms {
             kept: VecDeque::new(),
             stuck: vec![false; way.1],
             is_up: false,
-            is_refused: false,
         };
         Rc::new(Self {
             address,
@@ -232,27 +250,23 @@ impl Rooms {
         spawn_local(async move { link.unsubscribe(&channel).await });
     }
 
-    /// Tells the others of the rooms that nobody here is in any more, one after the other; when that fails, again later.
+    /// Tells the others of the rooms that nobody here is in any more, of some at once; when that fails, again later.
     fn tell_left(self: &Rc<Self>) {
-        let is_begun = self.state.with(|state| {
-            let begins = state.link.is_some() && !state.left.is_empty() && !state.is_telling_left;
-            state.is_telling_left |= begins;
-            begins
-        });
-        if !is_begun {
-            return;
-        }
-        let rooms = Rc::clone(self);
-        spawn_local(async move {
-            while let Some((room, link)) = rooms.state.with(|state| state.left.first().cloned().zip(state.link.clone()))
-            {
-                if rooms.tell_here(link, &room, true, &[], LEASE).await.is_err() {
-                    break;
+        while let Some((room, link)) = self.state.with(State::next_left) {
+            let rooms = Rc::clone(self);
+            spawn_local(async move {
+                let told = rooms.tell_here(link, &room, true, &[], LEASE).await;
+                rooms.state.with(|state| {
+                    state.telling_left -= 1;
+                    if told.is_err() && !state.followed.contains(&room) {
+                        state.left.insert(room);
+                    }
+                });
+                if told.is_ok() {
+                    rooms.tell_left();
                 }
-                rooms.state.with(|state| state.left.remove(&room));
-            }
-            rooms.state.with(|state| state.is_telling_left = false);
-        });
+            });
+        }
     }
 
     /// Tells a shard, now or as soon as it takes letters.
@@ -280,7 +294,7 @@ impl Rooms {
         loop {
             // It ends by a panic only, which the runtime has caught and the hook logged: that costs the connection.
             let _ = spawn_local(Rc::clone(&self).stay_connected()).await;
-            self.is_up(false);
+            self.is_away("a task of its own has ended");
             sleep(PAUSE[1]).await;
         }
     }
@@ -290,12 +304,19 @@ impl Rooms {
         let mut pause = PAUSE[0];
         loop {
             let (tell, pushes) = Pushes::new(&self.names.canary, PUSHES_MAX, EVENTS_MAX);
+            let began = clock::now();
             let ended = match self.address.connect_with_channels(tell).await {
-                Ok(link) => self.serve(link, pushes, &mut pause).await,
-                Err(failure) => failure,
+                Ok(link) => self.serve(link, pushes).await,
+                Err(failure) => {
+                    self.note(self.state.with(|state| state.number), Need::Connection, &failure);
+                    failure
+                }
             };
-            self.is_up(false);
-            tracing::debug!(error = %ended, "the rooms' connection to Redis is given up");
+            self.is_away(&ended.to_string());
+            self.count_refusals();
+            if clock::now().since(began) >= LASTS {
+                pause = PAUSE[0];
+            }
             let wait = sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0));
             tokio::pin!(wait);
             // Answers to shards go on.
@@ -315,7 +336,6 @@ impl Rooms {
         self: &Rc<Self>,
         mut link: Link,
         [mut messages, mut events]: [mpsc::Receiver<Push>; 2],
-        pause: &mut Duration,
     ) -> RedisFailure {
         let wanted = self.state.with(|state| {
             state.number += 1;
@@ -347,9 +367,8 @@ impl Rooms {
                         if text == nonce {
                             heard_at = clock::now();
                             nonce.clear();
-                            *pause = PAUSE[0];
                             self.way.0.send(to::Control, ToControl::BusHeard(heard_at.since(sent_at)));
-                            self.is_up(true);
+                            self.is_there();
                         }
                     }
                     // The node of a cluster does not have the channel any more, or we left it ourselves.
@@ -372,29 +391,9 @@ impl Rooms {
                     if now.since(sent_at) >= CANARY_INTERVAL {
                         sent_at = now;
                         nonce = format!("{:016x}", fastrand::u64(..));
-                        let mut canary = redis::cmd(link.publishes_by());
-                        canary.arg(&self.names.canary).arg(&nonce);
-                        let mut link = link.clone();
                         let number = self.state.with(|state| state.number);
-                        let rooms = Rc::clone(self);
-                        spawn_local(async move {
-                            // That it is away the canary's silence tells.
-                            if let Err(failure) = link.ask::<i64>(&canary).await
-                                && !failure.is_away()
-                            {
-                                rooms.note(number, &rooms.names.canary, &failure);
-                            }
-                            // A server that takes no changes is of no use.
-                            match rooms.renew_lease(&mut link, number).await {
-                                Ok(()) => {
-                                    let _ = rooms.renew(&mut link, false).await;
-                                    let _ = rooms.look_for_nodes(link).await;
-                                }
-                                // One that is slow once: the canary tells whether it is there.
-                                Err(failure) if failure.is_away() => {}
-                                Err(failure) => rooms.note(number, "shardgate:presence:*", &failure),
-                            }
-                        });
+                        spawn_local(Rc::clone(self).live_on(link.clone(), number, nonce.clone()));
+                        self.count_refusals();
                     }
                 }
                 message = messages.recv() => match message {
@@ -407,26 +406,48 @@ impl Rooms {
         }
     }
 
+    /// Says something to this instance itself, and that it lives; and looks whether the others do.
+    async fn live_on(self: Rc<Self>, mut link: Link, number: u64, nonce: String) {
+        let mut canary = redis::cmd(link.publishes_by());
+        canary.arg(&self.names.canary).arg(&nonce);
+        // One that is slow once is not given up: that it is away the canary's silence tells. A server that takes no changes is of
+        // no use.
+        let is_done = |need: Need<'_>, failure: Option<RedisFailure>| {
+            if let Some(failure) = failure.as_ref().filter(|failure| !failure.is_away()) {
+                self.note(number, need, failure);
+            }
+            failure.is_none()
+        };
+        is_done(Need::Channel(&self.names.canary), link.ask::<i64>(&canary).await.err());
+        if is_done(Need::Lease, self.renew_lease(&mut link, number).await.err()) {
+            is_done(Need::Instances, self.renew(&mut link, false).await.err());
+            is_done(Need::Lease, self.look_for_nodes(&mut link).await.err());
+        }
+    }
+
     async fn listen(&self, link: &mut Link, partitions: &[usize]) -> Result<(), RedisFailure> {
         // Before anybody is told who is here.
         let number = self.state.with(|state| state.told_as).to_string();
-        self.told("shardgate:presence:*", link.ask::<()>(&lease(&self.names.node, &number)).await)?;
-        self.told("shardgate:room:*", link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
+        self.told(Need::Lease, link.ask::<()>(&lease(&self.names.node, &number)).await)?;
+        self.told(Need::Rooms, link.ask::<i64>(redis::cmd("DEL").arg(Names::PROBE)).await)?;
+        // The scripts ask it; they do without, and see less.
+        let info = link.ask::<redis::Value>(redis::cmd("INFO").arg("replication")).await;
+        let _ = self.told(Need::Server, info);
         // Before any runs: a script that is not known yet would be overtaken while it is sent.
         for script in [&self.publish, &self.read, &self.here, &self.clean]
             .into_iter()
             .chain(self.questions.scripts())
             .chain(self.lifecycle.scripts())
         {
-            link.load(script).await?;
+            self.told(Need::Scripts, link.load(script).await)?;
         }
-        self.told("shardgate:presence:*", self.renew(link, false).await)?;
+        self.told(Need::Instances, self.renew(link, false).await)?;
         for channel in [&self.names.canary, &self.names.all, &Names::channel_of(&self.names.node)] {
-            self.told(channel, link.subscribe(channel).await)?;
+            self.told(Need::Channel(channel), link.subscribe(channel).await)?;
         }
         for &partition in partitions {
             let channel = self.names.channel(partition);
-            self.told(&channel, link.subscribe(&channel).await)?;
+            self.told(Need::Channel(&channel), link.subscribe(&channel).await)?;
         }
         Ok(())
     }
@@ -442,73 +463,41 @@ impl Rooms {
     }
 
     /// What came of a command; that it is refused is told, with what it was about.
-    fn told<T>(&self, what: &str, answer: Result<T, RedisFailure>) -> Result<T, RedisFailure> {
-        answer.inspect_err(|failure| self.note(self.state.with(|state| state.number), what, failure))
+    fn told<T>(&self, need: Need<'_>, answer: Result<T, RedisFailure>) -> Result<T, RedisFailure> {
+        answer.inspect_err(|failure| self.note(self.state.with(|state| state.number), need, failure))
     }
 
-    /// The connection is good, or of no use.
-    fn is_up(&self, is_up: bool) {
-        let was_up = self.state.with(|state| {
-            if !is_up {
-                state.link = None;
-                state.partitions.iter_mut().for_each(|(_, is_subscribed)| *is_subscribed = false);
-            }
-            std::mem::replace(&mut state.is_up, is_up)
-        });
-        if was_up == is_up {
-            return;
-        }
-        // What is refused from now on is told again.
-        self.state.with(|state| state.is_refused = false);
-        if is_up {
+    /// The connection is good.
+    fn is_there(&self) {
+        if self.becomes(true) {
             tracing::info!("rooms span instances: Redis is there");
-        } else {
-            tracing::warn!("rooms do not span instances: Redis is away");
         }
-        self.way.0.broadcast(|| ToShard::Bus(is_up));
-        self.way.0.send(to::Control, ToControl::Bus(is_up));
     }
 
-    /// A message of some instance.
-    async fn hear(&self, text: &str) {
-        let name = text.strip_prefix("! ").unwrap_or(text).split(' ').next().unwrap_or_default();
-        // Most of a partition's rooms may have no members here.
-        if !self.state.with(|state| state.followed.contains(name)) {
-            return;
+    /// The connection is of no use any more.
+    fn is_away(&self, error: &str) {
+        self.state.with(|state| {
+            state.link = None;
+            state.partitions.iter_mut().for_each(|(_, is_subscribed)| *is_subscribed = false);
+        });
+        if self.becomes(false) {
+            tracing::warn!(error, "rooms do not span instances: Redis is away");
         }
-        let mut answer = match text.strip_prefix("! ") {
-            None => match read_message(text) {
-                Some(message) => BusAnswer::Heard(Box::new(message)),
-                None => return,
-            },
-            Some(text) => match read_elsewhere(text).filter(|elsewhere| *elsewhere.node != *self.names.node) {
-                Some(elsewhere) => BusAnswer::Elsewhere(Box::new(elsewhere)),
-                None => return,
-            },
-        };
-        if let BusAnswer::Elsewhere(elsewhere) = &answer
-            && !self.believes(elsewhere)
-        {
-            return;
+    }
+
+    /// Tells all whom it concerns whether rooms span instances, if that has changed.
+    fn becomes(&self, is_up: bool) -> bool {
+        let has_changed = self.state.with(|state| {
+            let has_changed = std::mem::replace(&mut state.is_up, is_up) != is_up;
+            // What is refused from now on is told again.
+            state.refusals.is_told &= !has_changed;
+            has_changed
+        });
+        if has_changed {
+            self.way.0.broadcast(|| ToShard::Bus(is_up));
+            self.way.0.send(to::Control, ToControl::Bus(is_up));
         }
-        let Some(room) = answer.room() else { return };
-        let shard = room.home(self.way.1);
-        let given_up_at = clock::now() + PATIENCE;
-        loop {
-            let Err(DroppableToShard::Bus(back)) = self.offer(shard, answer) else {
-                return self.state.with(|state| state.stuck[shard] = false);
-            };
-            answer = *back;
-            // One shard that stands still holds up the others once, not with each message.
-            let is_stuck = self.state.with(|state| {
-                state.stuck[shard] |= clock::now() >= given_up_at;
-                state.stuck[shard]
-            });
-            if is_stuck {
-                return;
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
+        has_changed
     }
 }
 
@@ -519,28 +508,6 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         self.0.state.with(|state| state.under_way -= 1);
     }
-}
-
-/// A message as a channel brings it.
-fn read_message(text: &str) -> Option<BusMessage> {
-    let mut parts = text.splitn(6, ' ');
-    let mut next = || parts.next();
-    let room = RoomName::parse(next()?)?;
-    let position = Position { epoch: Epoch::parse(next()?), seq: next()?.parse().ok()? };
-    if position.epoch == Epoch::NONE {
-        return None;
-    }
-    let chain = Chain { before: Digest::parse(next()?), after: Digest::parse(next()?) };
-    Some(BusMessage { room, position, chain, message: Unnumbered::parse(next()?)? })
-}
-
-/// Who is in a room on an instance, as a channel brings it.
-fn read_elsewhere(text: &str) -> Option<Elsewhere> {
-    let mut parts = text.splitn(4, ' ');
-    let (room, node, is_whole, users) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let users: Vec<(String, u32)> = serde_json::from_str(users).ok()?;
-    let users = users.into_iter().map(|(user, sockets)| (user.into(), sockets)).collect();
-    Some(Elsewhere { room: RoomName::parse(room)?, node: node.into(), is_whole: is_whole == "1", users })
 }
 
 /// The answer where there is none.

@@ -48,7 +48,7 @@ struct Open {
     /// Instances that live and have not answered the last time: messages do not wait for them until they are heard.
     silent: BTreeSet<String>,
     /// Those of others, by our numbers for them: who asks, and under which number.
-    theirs: BTreeMap<u64, (String, String)>,
+    theirs: BTreeMap<u64, (String, u64)>,
 }
 
 /// A question of ours.
@@ -133,7 +133,8 @@ impl Rooms {
         let text = format!("{} {number} {}", self.names.node, write(user, order));
         let arguments = [link.publishes_by(), &*self.names.all, &*text];
         let living: BTreeSet<String> = link.run(&self.questions.ask, &[&self.names.instances], &arguments).await?;
-        let asked: BTreeSet<String> = living.into_iter().filter(|node| *node != self.names.node).collect();
+        let is_asked = |node: &String| *node != self.names.node && is_node(node);
+        let asked: BTreeSet<String> = living.into_iter().filter(is_asked).collect();
         loop {
             let came = ours.came.notified();
             let is_silent = |node: &str| match order {
@@ -151,18 +152,16 @@ impl Rooms {
 
     /// An instance asks, perhaps this one.
     pub(super) fn hear_question(&self, text: &str) {
-        let mut parts = text.splitn(3, ' ');
-        let (Some(node), Some(theirs), Some(rest)) = (parts.next(), parts.next(), parts.next()) else { return };
-        if node == self.names.node || !is_node(node) {
+        let Some((node, theirs, user, order)) = read_question(text).filter(|question| *question.0 != *self.names.node)
+        else {
             return;
-        }
-        let Some((user, order)) = read(rest) else { return };
+        };
         let number = self.questions.open.with(|open| {
             if open.theirs.len() >= ASKED_MAX {
                 open.theirs.pop_first();
             }
             open.next += 1;
-            open.theirs.insert(open.next, (node.to_owned(), theirs.to_owned()));
+            open.theirs.insert(open.next, (node.to_owned(), theirs));
             open.next
         });
         let shard = home_of(&user, self.way.1);
@@ -178,12 +177,7 @@ impl Rooms {
         if text == NUDGE {
             return self.lifecycle.wake();
         }
-        let mut parts = text.splitn(3, ' ');
-        let (Some(number), Some(count), Some(node)) = (parts.next(), parts.next(), parts.next()) else { return };
-        let (Ok(number), Ok(count)) = (number.parse::<u64>(), count.parse::<u32>()) else { return };
-        if !is_node(node) {
-            return;
-        }
+        let Some((number, count, node)) = read_answer(text) else { return };
         self.questions.open.with(|open| open.silent.remove(node));
         let Some(ours) = self.questions.open.with(|open| open.ours.get(&number).map(Rc::clone)) else { return };
         ours.counts.with(|counts| counts.insert(node.to_owned(), count));
@@ -228,6 +222,21 @@ pub(super) fn unasked(request: &OthersRequest) -> Option<BusAnswer> {
     }
 }
 
+/// A question as the channel carries it: which instance asks, under which number, of whom, and what.
+fn read_question(text: &str) -> Option<(&str, u64, Arc<str>, UserOrder)> {
+    let mut parts = text.splitn(3, ' ');
+    let (node, number, rest) = (parts.next()?, parts.next()?.parse().ok()?, parts.next()?);
+    let (user, order) = read(rest)?;
+    is_node(node).then_some((node, number, user, order))
+}
+
+/// An answer: to which question, how many, and which instance answers.
+fn read_answer(text: &str) -> Option<(u64, u32, &str)> {
+    let mut parts = text.splitn(3, ' ');
+    let (number, count, node) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?);
+    is_node(node).then_some((number, count, node))
+}
+
 /// What is asked, as the channel carries it.
 fn write(user: &str, order: &UserOrder) -> String {
     match order {
@@ -262,6 +271,20 @@ mod tests {
         }
         for wrong in ["", "[]", "[1]", "{}"] {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_question_or_answer_of_no_instance_or_without_a_number_is_none() {
+        let node = "n_0123456789ab";
+        let question = read_question(r#"n_0123456789ab 7 ["ann"]"#);
+        assert_eq!(question, Some((node, 7, "ann".into(), UserOrder::Close)));
+        assert_eq!(read_answer("7 2 n_0123456789ab"), Some((7, 2, node)));
+        for text in ["", "n_0123456789ab", r#"n_0123456789ab x ["ann"]"#, r#"x 7 ["ann"]"#, "n_0123456789ab 7 []"] {
+            assert_eq!(read_question(text), None, "{text}");
+        }
+        for text in ["", "7", "7 2", "7 -2 n_0123456789ab", "x 2 n_0123456789ab", "7 2 x", "7 2 n_0123456789ab x"] {
+            assert_eq!(read_answer(text), None, "{text}");
         }
     }
 }

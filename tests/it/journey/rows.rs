@@ -104,6 +104,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("hub_bus_refused_total reason=away", "tests/it/hub/instances/faults.rs", "hub_bus_refused_total"),
     ("hub_bus_refused_total reason=full", "src/hub/tests/bus.rs", "what_the_bus_does_is_counted"),
     ("hub_bus_up", "tests/it/hub/instances/faults.rs", "shardgate_hub_bus_up"),
+    ("hub_bus_refusals_total", "tests/it/hub/instances/refusing.rs", "shardgate_hub_bus_refusals_total"),
     ("hub_bus_round_trip_seconds", "tests/it/hub/instances/faults.rs", "hub_bus_round_trip_seconds_count"),
     ("account_operations_under_way", "tests/it/sessions/crowd.rs", "account_operations_under_way"),
     ("account_operations_waiting", "tests/it/sessions/crowd.rs", "account_operations_waiting"),

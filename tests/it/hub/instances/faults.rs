@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{ROOM, instance, join_soon, pair, publish_in_until_taken, publish_until_taken};
 use crate::{
-    harness::{Gateway, until},
+    harness::{Gateway, now, pause, until},
     hub::{socket::Socket, user},
     servers::redis::RedisServer,
 };
@@ -29,6 +29,19 @@ fn a_cut_connection_loses_nothing_and_tells_nothing() {
         assert_eq!((&message["type"], &message["payload"]), (&json!("room_message"), &json!(n)), "{message}");
     }
     reader.expect_nothing();
+}
+
+#[test]
+fn connections_that_do_not_last_are_made_less_and_less_often() {
+    let Some(redis) = RedisServer::start() else { return };
+    let gateway = instance(&redis, "");
+    let due = now() + Duration::from_secs(3);
+    while now() < due {
+        redis.ask(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        pause(Duration::from_millis(50));
+    }
+    let lost = gateway.log().matches("rooms do not span instances: Redis is away").count();
+    assert!((2..=10).contains(&lost), "{lost} connections in three seconds");
 }
 
 #[test]

@@ -4,7 +4,8 @@ use serde_json::json;
 
 use super::{ROOM, instance_of};
 use crate::{
-    harness::{Client, until},
+    backend::Backend,
+    harness::{Client, Gateway, until},
     hub::{SOON, socket::Socket, user},
     servers::redis::RedisServer,
 };
@@ -17,6 +18,25 @@ fn documented_rights() -> Vec<&'static str> {
     let command = rest.split('`').find(|text| text.starts_with("ACL SETUSER")).expect("a command");
     let categories = command.split(' ').filter(|word| word.starts_with(['+', '-']));
     categories.chain(rest.split('`').nth(1).expect("in backticks").split(' ')).collect()
+}
+
+/// All of these but one.
+#[track_caller]
+fn without<'a>(rights: &[&'a str], missing: &str) -> Vec<&'a str> {
+    let fewer: Vec<&str> = rights.iter().copied().filter(|right| *right != missing).collect();
+    assert_eq!(fewer.len() + 1, rights.len(), "{missing}");
+    fewer
+}
+
+/// The operator's page about the hub says so, soon.
+#[track_caller]
+fn expect_page(gateway: &Gateway, status: u16, part: &str) {
+    until(SOON, "the page says why", || {
+        let mut operator = Client::connect(gateway.admin());
+        operator.send("GET /health/ready/hub HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        let page = operator.read_response();
+        (page.status == status && page.text().contains(part)).then_some(())
+    });
 }
 
 #[test]
@@ -45,22 +65,70 @@ fn a_redis_user_with_the_rights_that_are_documented_suffices_and_each_is_needed(
         (users["payload"]["total"] == 2).then_some(())
     });
 
+    assert!(!gateways[0].log().contains("which server it is"), "{}", gateways[0].log());
+
     for missing in ["~shardgate:room:*", "~shardgate:presence:*", "&shardgate:bus:*"] {
-        let fewer: Vec<&str> = rights.iter().copied().filter(|right| *right != missing).collect();
-        assert_eq!(fewer.len() + 1, rights.len(), "{missing}");
-        set("less", &fewer);
+        set("less", &without(&rights, missing));
         let mut gateway = instance_of(&redis.url().replacen("redis://", "redis://less:pass@", 1), "single", "");
         gateway.expect_error("Redis refuses what rooms across instances need");
         let told = gateway.log_until("docs/sessions.md", SOON);
         assert!(told.contains("NOPERM"), "{told}");
-        until(SOON, "the page says why", || {
-            let mut operator = Client::connect(gateway.admin());
-            operator.send("GET /health/ready/hub HTTP/1.1\r\nhost: localhost\r\n\r\n");
-            let page = operator.read_response();
-            (page.status == 503 && page.text().contains(r#""bus":"refused""#)).then_some(())
-        });
+        expect_page(&gateway, 503, r#""bus":"refused""#);
         // Without an instance more, a user that gets the right is all that it takes.
         set("less", &rights);
         gateway.log_until("rooms span instances: Redis is there", SOON);
     }
+}
+
+#[test]
+fn what_redis_refuses_of_lifecycle_events_is_told_once_with_the_key_and_the_hub_is_not_ready() {
+    let Some(redis) = RedisServer::start() else { return };
+    let backend = Backend::ok();
+    let told =
+        format!("[upstreams.back]\ninstances = [\"{}\"]\n[hub]\nevents_upstream = \"back\"\n", backend.address());
+    let rights = documented_rights();
+    let set = |rights: &[&str]| {
+        redis.ask(&[&["ACL", "SETUSER", "less", "reset", "on", ">pass", "resetchannels"], rights].concat());
+    };
+    set(&without(&rights, "~shardgate:events:*"));
+    let url = redis.url().replacen("redis://", "redis://less:pass@", 1);
+    let mut gateway = instance_of(&url, "single", &told);
+    gateway.expect_error("Redis refuses what lifecycle events need");
+    gateway.log_until("rooms span instances: Redis is there", SOON);
+    let refused = |gateway: &Gateway| {
+        expect_page(gateway, 503, r#""bus":"events_refused""#);
+        let before = gateway.metrics().value("shardgate_hub_bus_refusals_total");
+        gateway.metrics_until("it is asked again and again", |metrics| {
+            metrics.value("shardgate_hub_bus_refusals_total") > before + 2
+        });
+        let log = gateway.log();
+        assert_eq!(log.matches("Redis refuses what lifecycle events need").count(), 1, "{log}");
+        assert!(log.contains("shardgate:events:*"), "{log}");
+        // Rooms span instances all the same.
+        Socket::open(gateway, &user("ann")).join(ROOM);
+    };
+    refused(&gateway);
+    set(&rights);
+    expect_page(&gateway, 200, r#""bus":"up""#);
+    drop(gateway);
+    // Somebody else has written the key.
+    redis.ask(&["DEL", "shardgate:events:there"]);
+    redis.ask(&["SET", "shardgate:events:there", "x"]);
+    let mut gateway = instance_of(&url, "single", &told);
+    gateway.expect_error("Redis refuses what lifecycle events need");
+    gateway.log_until("WRONGTYPE", SOON);
+    refused(&gateway);
+    redis.ask(&["DEL", "shardgate:events:there"]);
+    expect_page(&gateway, 200, r#""bus":"up""#);
+}
+
+#[test]
+fn a_redis_that_does_not_tell_which_server_it_is_is_warned_of() {
+    let Some(redis) = RedisServer::start() else { return };
+    let fewer = without(&documented_rights(), "+info");
+    redis.ask(&[&["ACL", "SETUSER", "less", "reset", "on", ">pass", "resetchannels"], &fewer[..]].concat());
+    let gateway = instance_of(&redis.url().replacen("redis://", "redis://less:pass@", 1), "single", "");
+    gateway.log_until("Redis does not tell which server it is", SOON);
+    expect_page(&gateway, 200, r#""bus":"up""#);
+    Socket::open(&gateway, &user("ann")).join(ROOM);
 }
