@@ -18,6 +18,8 @@ use crate::{
 
 /// Bytes of messages in one answer, at least and at most: what one recovery may bring, within these.
 const READ_BYTES: [u32; 2] = [256 << 10, 4 << 20];
+/// Bytes that are set aside in an answer for who is in a room: some 20,000 users.
+const USERS_BYTES: u32 = 1 << 20;
 /// How long a room lives on at least: longer than it takes until those who follow it look again.
 const LIVES_MIN: Duration = Duration::from_mins(1);
 
@@ -25,8 +27,19 @@ fn lives_on(keep: Keep) -> Duration {
     keep.age_max.max(keep.ids_age).max(LIVES_MIN)
 }
 
-/// How a room stands, messages of it, and what its key says of who is there.
-type Room = (Last, Vec<(u64, Chain, Unnumbered)>, Vec<Field>);
+/// How long the others have to tell again who is in a room of which Redis has forgotten it.
+const TOLD_AGAIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a room's keys say.
+struct RoomRead {
+    last: Last,
+    /// What was asked for, in order.
+    messages: Vec<(u64, Chain, Unnumbered)>,
+    /// Who is there.
+    fields: Vec<Field>,
+    /// There is no key of that: nobody has told yet, or Redis has forgotten it, and all tell again.
+    is_untold: bool,
+}
 
 impl Rooms {
     /// Carries it out; the answer, if it has one.
@@ -102,13 +115,17 @@ impl Rooms {
         let bytes = u32::try_from(read.bytes_max).unwrap_or(u32::MAX).clamp(READ_BYTES[0], READ_BYTES[1]);
         let rest = [&*from, &*most, &*lives, wants_users, &bytes.to_string()];
         // Answers wait in Redis for this connection, which ends those for which too much waits.
-        let _space = self.answers.acquire_many(bytes).await;
-        let (last, messages, users) = self.run_read(link, room, *seen, &epoch.to_string(), rest).await?;
+        let _space = self.answers.acquire_many(bytes.max(if read.wants_users { USERS_BYTES } else { 0 })).await;
+        let RoomRead { last, messages, fields, is_untold } =
+            self.run_read(link, room, *seen, &epoch.to_string(), rest).await?;
         if last.position.epoch == Epoch::NONE {
             return Ok(BusAnswer::Unread { room: room.clone(), number: read.number });
         }
         let users = if read.wants_users {
-            let mut users = self.there(link, room, &users).await?;
+            let mut users = self.there(link, room, &fields).await?;
+            if is_untold {
+                users.early_for = users.early_for.max(TOLD_AGAIN_WITHIN);
+            }
             self.watch(&mut users);
             Some(users)
         } else {
@@ -119,9 +136,9 @@ impl Rooms {
 
     async fn look(&self, link: &mut Link, room: &RoomName, asker: BusAsker) -> Result<BusAnswer, RedisFailure> {
         let rest = ["", "0", "0", "1", "0"];
-        let _space = self.answers.acquire_many(READ_BYTES[0]).await;
-        let (last, _, users) = self.run_read(link, room, Last::default(), "", rest).await?;
-        let BusUsers { others: mut users, here, .. } = self.there(link, room, &users).await?;
+        let _space = self.answers.acquire_many(USERS_BYTES).await;
+        let RoomRead { last, fields, .. } = self.run_read(link, room, Last::default(), "", rest).await?;
+        let BusUsers { others: mut users, here, .. } = self.there(link, room, &fields).await?;
         let here = here.into_iter().flatten();
         users.extend(here.map(|(user, sockets)| Present { node: self.names.node.as_str().into(), user, sockets }));
         Ok(BusAnswer::LookIs { asker, position: last.position, users })
@@ -134,11 +151,14 @@ impl Rooms {
         seen: Last,
         begins: &str,
         [from, most, lives, wants_users, bytes]: [&str; 5],
-    ) -> Result<Room, RedisFailure> {
+    ) -> Result<RoomRead, RedisFailure> {
         let ([meta, log], here) = (self.names.room(room), self.names.here(room));
         let Last { position, digest } = seen;
         let (epoch, seq, digest) = (position.epoch.to_string(), position.seq.to_string(), digest.to_string());
-        let arguments = [&*epoch, &*seq, &*digest, begins, from, most, lives, wants_users, bytes];
+        let channel = self.names.channel(names::partition(room));
+        let tells = [link.publishes_by(), &*channel, room.as_str()];
+        let asks = [&*epoch, &*seq, &*digest, begins, from, most, lives, wants_users, bytes];
+        let arguments = [&asks[..], &tells].concat();
         let answer: Vec<Vec<u8>> = link.run_loaded(&self.read, &[&*meta, &*log, &*here], &arguments).await?;
         let parts = answer.len();
         // What is no text is nothing that we wrote.
@@ -146,6 +166,7 @@ impl Rooms {
         let mut next = || answer.next().unwrap_or_default();
         let position = Position { epoch: Epoch::parse(&next()), seq: next().parse().unwrap_or_default() };
         let last = Last { position, digest: Digest::parse(&next()) };
+        let is_untold = next() == "1";
         let count: usize = next().parse().unwrap_or_default();
         let mut messages = Vec::new();
         for _ in 0..count.min(parts) {
@@ -155,11 +176,11 @@ impl Rooms {
             let message = seq.parse().ok().zip(Unnumbered::parse(&next()));
             messages.extend(message.map(|(seq, message)| (seq, chain, message)));
         }
-        let mut users = Vec::new();
+        let mut fields = Vec::new();
         while let (Some(field), Some(value)) = (answer.next(), answer.next()) {
-            users.push(Field { field, value });
+            fields.push(Field { field, value });
         }
-        Ok((last, messages, users))
+        Ok(RoomRead { last, messages, fields, is_untold })
     }
 
     /// Tells who is in a room on this instance.

@@ -2,9 +2,11 @@
 --
 -- After what `stands.lua` takes (where no epoch may begin, it is empty): KEYS[3] who is there; ARGV[5] the number from which
 -- messages are wanted (empty: the last one), how many at most (0: none), how many ms the room lives on at least, 1 if it is
--- wanted who is there, how many bytes of messages at most (one message at least). Answers with the epoch, the number, its digest, how many messages, each with its number and the digests
--- before and after it, and then who is there: `<node> <user>`, `<number> <sockets>`.
+-- wanted who is there, how many bytes of messages at most (one message at least); how to publish, the channel, the room.
+-- Answers with the epoch, the number, its digest, 1 if it is not known who is there, how many messages, each with its number and
+-- the digests before and after it, and then who is there: `<node> <user>`, `<number> <sockets>`.
 local from, most, lives = ARGV[5], tonumber(ARGV[6]), tonumber(ARGV[7])
+local is_untold = '0'
 
 -- Whether what the asker has seen is not what comes before the next message here.
 local function is_other()
@@ -22,7 +24,11 @@ if begins ~= '' then
         redis.call('HSET', KEYS[1], 'epoch', epoch, 'seq', '0', 'bytes', '0', 'digest', digest)
     end
     redis.call('PEXPIRE', KEYS[1], lives)
-    redis.call('PEXPIRE', KEYS[3], lives)
+    if redis.call('PEXPIRE', KEYS[3], lives) == 0 then
+        -- Whoever asks is in the room: nobody has told yet, or it was forgotten. All who have told are asked to tell again.
+        is_untold = '1'
+        redis.call(ARGV[10], ARGV[11], '? ' .. ARGV[12])
+    end
 end
 if seen_epoch ~= '0' and seen_epoch ~= epoch then
     from = '1'
@@ -43,7 +49,7 @@ end
 if from == '' and most > 0 then
     entries = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
 end
-local answer = { epoch or '', string.format('%.0f', seq), digest, tostring(#entries) }
+local answer = { epoch or '', string.format('%.0f', seq), digest, is_untold, tostring(#entries) }
 for _, entry in ipairs(entries) do
     local kept = entry[2]
     for _, part in ipairs({ string.match(entry[1], '^%d+'), kept[6] or '', kept[8] or '', kept[2] or '' }) do

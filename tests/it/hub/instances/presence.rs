@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{ROOM, instance, instance_in, join_room_soon, pair};
 use crate::{
-    harness::{Gateway, now, pause, until},
+    harness::{Gateway, is_long, now, pause, until},
     hub::{
         across::{LEASE, cluster},
         endpoints::get,
@@ -107,13 +107,67 @@ fn who_is_there_is_told_again_where_only_its_key_is_lost() {
     let Some((redis, gateways)) = pair() else { return };
     let rooms = rooms(1);
     let _sockets = members(&gateways, &rooms);
-    redis.ask(&["DEL", &format!("shardgate:room:{}:here", rooms[0])]);
-    until(COMPARED, "it is there again", || {
-        let is_whole = here(&redis, &rooms[0]).lines().count() == 4;
+    let lose = || redis.ask(&["DEL", &format!("shardgate:room:{}:here", rooms[0])]);
+    let is_whole = |lines: usize| (here(&redis, &rooms[0]).lines().count() == lines).then_some(());
+    // With the next who comes or goes on either, at once.
+    lose();
+    let mut late = Socket::open(&gateways[0], &user("late"));
+    let _ = join_room_soon(&mut late, &rooms[0], &json!({}));
+    until(Duration::from_secs(2), "all have told again", || is_whole(6));
+    expect_members(&gateways, &rooms, 3, Duration::from_secs(1));
+    drop(late);
+    expect_members(&gateways, &rooms, 2, Duration::from_secs(5));
+    // With the next comparison, each five seconds.
+    lose();
+    until(Duration::from_secs(7), "it is there again", || {
         pause(Duration::from_millis(100));
-        is_whole.then_some(())
+        is_whole(4)
     });
-    expect_members(&gateways, &rooms, 2, COMPARED);
+    expect_members(&gateways, &rooms, 2, Duration::from_secs(1));
+}
+
+#[test]
+fn who_reads_a_room_of_which_redis_has_forgotten_who_is_there_takes_nobody_for_gone() {
+    if !is_long() {
+        return;
+    }
+    let Some((redis, gateways)) = pair() else { return };
+    let rooms = rooms(1);
+    let _sockets = members(&gateways, &rooms);
+    // Each comparison of the one and the other meets it, those too that read who is there.
+    let due = now() + COMPARED;
+    while now() < due {
+        redis.ask(&["DEL", &format!("shardgate:room:{}:here", rooms[0])]);
+        for gateway in &gateways {
+            assert_eq!(counted(gateway, &rooms[0]), (json!(2), json!(2)), "they are there all the time");
+        }
+        pause(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_leases_of_all_instances_are_asked_for_together() {
+    let Some((redis, gateways)) = pair() else { return };
+    let nodes: Vec<String> = (0..40).map(|n| format!("n_{n:012x}")).collect();
+    let key = format!("shardgate:room:{ROOM}:here");
+    for node in &nodes {
+        redis.ask(&["SET", &format!("shardgate:presence:{node}"), "1"]);
+        redis.ask(&["HSET", &key, &format!("{node} {node}"), "1 1"]);
+    }
+    redis.ask(&["CONFIG", "RESETSTAT"]);
+    let mut socket = Socket::open(&gateways[0], &user("ann"));
+    assert_eq!(socket.join(ROOM)["payload"]["members"], 41);
+    let calls = |command: &str| {
+        let told = redis.ask(&["INFO", "commandstats"]);
+        let line = told.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.and_then(|line| line.split(',').next()?.parse::<u32>().ok()).unwrap_or(0)
+    };
+    until(Duration::from_secs(3), "they are looked at again and again", || (calls("mget") >= 3).then_some(()));
+    assert_eq!(calls("get"), 0);
+    // One of them has gone.
+    redis.ask(&["DEL", &format!("shardgate:presence:{}", nodes[7])]);
+    gateways[0].log_until("an instance is gone", LEASE);
+    expect_members(&gateways[..1], &[ROOM.to_owned()], 40, Duration::from_secs(2));
 }
 
 #[test]
