@@ -1,6 +1,7 @@
 //! Rooms across two instances of four shards each, on a Redis of the test's own.
 
 mod checker;
+mod elections;
 mod failover;
 mod faults;
 mod presence;
