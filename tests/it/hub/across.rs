@@ -43,8 +43,16 @@ pub(super) fn config(redis: &RedisServer, more: &str) -> String {
 #[track_caller]
 pub(super) fn instance(redis: &RedisServer, more: &str) -> Gateway {
     let gateway = Gateway::start(&config(redis, more));
-    gateway.log_until("rooms span instances: Redis is there", SOON);
+    until_rooms_span(&gateway);
     gateway
+}
+
+/// Waits until rooms span instances, and the shards know that.
+#[track_caller]
+pub(super) fn until_rooms_span(gateway: &Gateway) {
+    gateway.log_until("rooms span instances: Redis is there", SOON);
+    // The shards are told before the pages are made.
+    until(SOON, "the hub is ready", || (gateway.get("/health/ready/hub").status == 200).then_some(()));
 }
 
 /// A cluster of three.

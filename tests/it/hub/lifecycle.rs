@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     SOON,
-    across::{LEASE, cluster, config, instance},
+    across::{LEASE, cluster, config, instance, until_rooms_span},
     endpoints::ask,
     socket::Socket,
     user, with_role,
@@ -240,7 +240,7 @@ fn on_a_cluster_all_that_is_of_all_instances_is_in_one_slot() {
         let config =
             config(&nodes[at], &more).replace("timeout = \"500ms\"\n", &format!("timeout = \"500ms\"\n{mode}"));
         let gateway = Gateway::start(&config);
-        gateway.log_until("rooms span instances: Redis is there", SOON);
+        until_rooms_span(&gateway);
         gateway
     });
     let mut here = Socket::open(&one, &user("ann"));

@@ -8,7 +8,12 @@ use serde_json::json;
 use super::{ROOM, checker::under_load, instance_of, join_soon, publish_until_taken};
 use crate::{
     harness::{Gateway, pause, until},
-    hub::{SOON, across::cluster, socket::Socket, user},
+    hub::{
+        SOON,
+        across::{cluster, until_rooms_span},
+        socket::Socket,
+        user,
+    },
     servers::redis::{RedisServer, ask},
 };
 
@@ -20,9 +25,7 @@ const TAKEN_OVER: Duration = Duration::from_secs(20);
 fn instances(servers: &[RedisServer], mode: &str) -> [Gateway; 2] {
     let urls: Vec<String> = servers.iter().map(RedisServer::url).collect();
     let gateways = [(); 2].map(|()| instance_of(&urls.join("\", \""), mode, ""));
-    for gateway in &gateways {
-        gateway.log_until("rooms span instances: Redis is there", SOON);
-    }
+    gateways.iter().for_each(until_rooms_span);
     gateways
 }
 

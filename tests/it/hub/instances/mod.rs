@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{SOON, socket::Socket, user, with_role};
+use super::{SOON, across::until_rooms_span, socket::Socket, user, with_role};
 use crate::{
     harness::{Gateway, pause, until},
     journey::access::KEYS,
@@ -32,7 +32,7 @@ fn instance(redis: &RedisServer, more: &str) -> Gateway {
 #[track_caller]
 fn instance_in(redis: &RedisServer, mode: &str, more: &str) -> Gateway {
     let gateway = instance_of(&redis.url(), mode, more);
-    gateway.log_until("rooms span instances: Redis is there", SOON);
+    until_rooms_span(&gateway);
     gateway
 }
 
