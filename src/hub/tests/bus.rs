@@ -25,13 +25,16 @@ fn requests(one: &mut One) -> Vec<BusRequest> {
     effects.filter_map(|effect| if let Effect::Bus(request) = effect { Some(request) } else { None }).collect()
 }
 
-/// What is read, of the only room.
-fn read_asked(one: &mut One) -> BusRead {
-    let found = requests(one).into_iter().find_map(|request| match request {
+/// What is read now, of the only room.
+fn read_now(one: &mut One) -> Option<BusRead> {
+    requests(one).into_iter().find_map(|request| match request {
         BusRequest::Read(read) => Some(*read),
         _ => None,
-    });
-    found.expect("it reads")
+    })
+}
+
+pub(super) fn read_asked(one: &mut One) -> BusRead {
+    read_now(one).expect("it reads")
 }
 
 fn published(one: &mut One) -> Vec<BusPublish> {
@@ -135,11 +138,7 @@ fn a_bus_that_refuses_is_asked_less_and_less() {
         let mut waited = Duration::ZERO;
         let read = loop {
             waited += wait(&mut one);
-            let found = requests(&mut one).into_iter().find_map(|request| match request {
-                BusRequest::Read(read) => Some(read),
-                _ => None,
-            });
-            if let Some(read) = found {
+            if let Some(read) = read_now(&mut one) {
                 break read;
             }
         };
@@ -196,15 +195,8 @@ fn what_the_bus_does_is_counted() {
     heard(&mut one, "k3", 2);
     // One is missed, and read.
     heard(&mut one, "k3", 4);
-    let mut read = None;
-    while read.is_none() {
-        wait(&mut one);
-        read = requests(&mut one).into_iter().find_map(|request| match request {
-            BusRequest::Read(read) => Some(read),
-            _ => None,
-        });
-    }
-    stand(&mut one, &read.expect("it reads"), "k3", 4, 1);
+    let read = until_read(&mut one).0;
+    stand(&mut one, &read, "k3", 4, 1);
     assert!(one.read(socket).contains(r#""seq":4"#));
     // What has left the log is lost, and then the numbers begin anew.
     for (epoch, seq) in [("k3", 9), ("k4", 1)] {
@@ -294,6 +286,17 @@ fn until_read(one: &mut One) -> (BusRead, Vec<BusHere>) {
     }
 }
 
+/// The next question that is also for who is there; those before it are answered.
+fn until_users_are_asked_for(one: &mut One) -> BusRead {
+    loop {
+        let read = until_read(one).0;
+        if read.wants_users {
+            return read;
+        }
+        stand(one, &read, "k3", 1, 9);
+    }
+}
+
 #[test]
 fn soon_after_the_bus_came_nobody_is_gone_who_is_not_named() {
     let mut one = on_bus(Plan::default());
@@ -355,11 +358,7 @@ fn what_the_bus_has_lost_of_who_is_here_is_told_again() {
         [(&[("a", 1)], false), (&[], true), (&[("a", 2)], true), (&[("a", 1), ("b", 1)], true)];
     for (here, is_told_again) in cases {
         one.hub.handle_bus(one.now, BusAnswer::Gone("n_1".into()));
-        let mut read = until_read(&mut one).0;
-        while !read.wants_users {
-            stand(&mut one, &read, "k3", 1, 9);
-            read = until_read(&mut one).0;
-        }
+        let read = until_users_are_asked_for(&mut one);
         stand_with(&mut one, &read, found(here));
         let (read, told) = until_read(&mut one);
         let told: Vec<_> = told.iter().map(|here| (here.is_whole, here.users.len())).collect();
@@ -367,11 +366,7 @@ fn what_the_bus_has_lost_of_who_is_here_is_told_again() {
         stand(&mut one, &read, "k3", 1, 9);
     }
     // While it is asked somebody comes: the answer may lack that.
-    let mut read = until_read(&mut one).0;
-    while !read.wants_users {
-        stand(&mut one, &read, "k3", 1, 9);
-        read = until_read(&mut one).0;
-    }
+    let read = until_users_are_asked_for(&mut one);
     let other = one.enter("b");
     one.say(other, r#"{"type":"join_room","room":"public.a"}"#);
     stand_with(&mut one, &read, found(&[("a", 1)]));

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::{
-    Close, Entrance, Socket, letter::RoomLetter, limits::Limits, name::RoomName, room::Member, rules::Policy,
+    Close, Entrance, Socket, letter::RoomLetter, limits::Limits, room::Member, rules::Policy,
     socket::Membership,
 };
 use super::{HOME, One, Plan, identity};
@@ -421,8 +421,7 @@ fn what_was_missed_is_queued_in_slices_too() {
     let limits = Rc::new(Limits { pushes_per_turn: 50, ..Limits::default() });
     let plan = Plan { limits, ..Plan::default() };
     let [mut here, mut home] = [0, 1].map(|shard| super::hub_of(shard, 2, plan.clone()));
-    let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
-    let room = names.into_iter().find(|name| name.home(2) == 1).expect("some");
+    let room = super::room_at(1);
     let now = super::Instant::START;
     // Questions for what was missed that have not reached the home yet.
     let (held, holds) = (Local::new(Vec::new()), Cell::new(false));

@@ -8,6 +8,7 @@
 )]
 
 use std::num::NonZero;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,11 @@ mod others;
 mod points;
 mod sim;
 
-use super::{Close, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, Secret, Setup, SocketKey};
+use super::{
+    Close, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, Secret, Setup, SocketKey,
+    name::{Pattern, RoomName},
+    rules::{Actions, Policy, Rule, Rules},
+};
 use crate::shard::Instant;
 
 const HOME: NonZero<u64> = NonZero::<u64>::MIN;
@@ -39,6 +44,19 @@ fn hub_of(shard: usize, shards: usize, plan: Plan) -> Hub<()> {
 fn hub_of_bus(shard: usize, shards: usize, plan: Plan, seed: u64) -> Hub<()> {
     let secret = Secret([1, 2]);
     Hub::new(Setup { shard, shards, node: "n1".into(), plan, seed, secret, to_unix_ms, has_bus: true })
+}
+
+/// Whose rooms `public.*` have this policy; in them all may do all.
+fn plan_of(policy: Policy) -> Plan {
+    let pattern = Pattern::parse("public.*").expect("a pattern");
+    let rule = Rule { pattern, allow: Actions::ALL, roles: Box::default(), permissions: Box::default(), policy };
+    Plan { rules: Rc::new(Rules::new(vec![rule])), ..Plan::default() }
+}
+
+/// A room at home on this one of two shards.
+fn room_at(home: usize) -> RoomName {
+    let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
+    names.into_iter().find(|name| name.home(2) == home).expect("some")
 }
 
 fn identity(plan: &Plan, user: &str) -> Identity {

@@ -11,7 +11,7 @@ use super::super::{
     others::Others,
     rules::{Actions, Policy, Rule, Rules},
 };
-use super::{HOME, One, Plan, hub_of, identity, read};
+use super::{HOME, One, Plan, hub_of, identity, plan_of, read, room_at};
 
 #[track_caller]
 fn has(told: &str, parts: &[&str]) {
@@ -39,10 +39,6 @@ fn an_answer_has_the_id_of_its_question_if_there_was_one() {
 fn acks_of_one_socket_come_in_order_though_rooms_answer_out_of_order() {
     let plan = Plan::default();
     let [mut here, mut there] = [0, 1].map(|shard| hub_of(shard, 2, plan.clone()));
-    let room_at = |home: usize| {
-        let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
-        names.into_iter().find(|name| name.home(2) == home).expect("some")
-    };
     let (near, far) = (room_at(0), room_at(1));
     let now = super::Instant::START;
     let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, "a")), window_bits: None };
@@ -298,17 +294,9 @@ fn a_lost_message_without_a_past_is_told() {
         history: super::super::rules::History { messages_max: 0, ..Policy::default().history },
         ..Policy::default()
     };
-    let rule = Rule {
-        pattern: Pattern::parse("public.*").expect("a pattern"),
-        allow: Actions::ALL,
-        roles: Box::default(),
-        permissions: Box::default(),
-        policy,
-    };
-    let plan = Plan { rules: Rc::new(Rules::new(vec![rule])), ..Plan::default() };
+    let plan = plan_of(policy);
     let [mut home, mut other] = [0, 1].map(|shard| hub_of(shard, 2, plan.clone()));
-    let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
-    let room = names.into_iter().find(|name| name.home(2) == 0).expect("some");
+    let room = room_at(0);
     let mut now = super::Instant::START;
     let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, "a")), window_bits: None };
     let a = other.enter(now, entrance).expect("room");
@@ -347,17 +335,9 @@ fn a_lost_message_without_a_past_is_told() {
 
 #[test]
 fn a_lost_coming_or_going_is_told_again_as_it_is_then() {
-    let rule = Rule {
-        pattern: Pattern::parse("public.*").expect("a pattern"),
-        allow: Actions::ALL,
-        roles: Box::default(),
-        permissions: Box::default(),
-        policy: Policy { has_presence_events: true, presence_grace: Duration::ZERO, ..Policy::default() },
-    };
-    let plan = Plan { rules: Rc::new(Rules::new(vec![rule])), ..Plan::default() };
+    let plan = plan_of(Policy { has_presence_events: true, presence_grace: Duration::ZERO, ..Policy::default() });
     let [mut home, mut other] = [0, 1].map(|shard| hub_of(shard, 2, plan.clone()));
-    let names = (0..).map(|number| RoomName::parse(&format!("public.{number}")).expect("a name"));
-    let room = names.into_iter().find(|name| name.home(2) == 0).expect("some");
+    let room = room_at(0);
     let mut now = super::Instant::START;
     let enter = |hub: &mut super::super::Hub<()>, now, user: &str| {
         let entrance = Entrance { handle: (), network: HOME, identity: Some(identity(&plan, user)), window_bits: None };

@@ -1,7 +1,6 @@
 //! The instances, the way between each and what they share, and what happens next.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::rc::Rc;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -10,10 +9,10 @@ use super::super::super::{
     Answer, Code, Effect, Entrance, Hub, Look, Plan, ServiceMessage, SocketKey,
     bus::{BusAnswer, BusHere, BusMessage, BusRequest, Elsewhere, Keep},
     letter::RoomLetter,
-    name::{Pattern, RoomName},
-    rules::{Actions, History, Policy, Rule, Rules},
+    name::RoomName,
+    rules::{History, Policy},
 };
-use super::super::{HOME, Instant, hub_of_bus, identity, read};
+use super::super::{HOME, Instant, hub_of_bus, identity, plan_of, read};
 use super::store::Store;
 
 const ROOMS: [&str; 3] = ["public.a", "public.b", "public.c"];
@@ -118,11 +117,7 @@ impl World {
         let is_faithful = rng.bool();
         let messages_max = if is_faithful { 100_000 } else { *rng.choice(&[5, 20, 100_000]).expect("some") };
         let history = History { messages_max, bytes_max: 1 << 30, age_max: Duration::from_hours(1) };
-        let policy = Policy { history, ..Policy::default() };
-        let pattern = Pattern::parse("public.*").expect("a pattern");
-        let (roles, permissions) = (Box::default(), Box::default());
-        let rules = Rules::new([Rule { pattern, allow: Actions::ALL, roles, permissions, policy }].into());
-        let plan = Plan { rules: Rc::new(rules), ..Plan::default() };
+        let plan = plan_of(Policy { history, ..Policy::default() });
         let shards = rng.usize(1..=2);
         let instances = (0..rng.usize(2..=3)).map(|_| Instance {
             hubs: (0..shards).map(|shard| hub_of_bus(shard, shards, plan.clone(), rng.u64(..))).collect(),
