@@ -1,4 +1,5 @@
-//! Messages for services: in order for each socket and type, one under way.
+//! Messages for services: in order for each socket and type, one under way. So are their answers, which wait for nothing else: a
+//! service that is slow holds up its own types only.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -8,7 +9,7 @@ use super::{
     arena::Key,
     asks::{Ask, Question},
     encode::Refusal,
-    socket::{Service, WAITING_MAX},
+    socket::Service,
     types::{ServiceAnswer, ServiceTypes},
 };
 use crate::shard::Instant;
@@ -43,13 +44,10 @@ pub enum ServiceOutcome<'a> {
 
 impl<W> Hub<W> {
     pub(super) fn forward(&mut self, now: Instant, key: SocketKey, id: Option<&str>, index: usize, payload: &str) {
-        let Some(kind) = self.plan.types.at(index) else { return };
-        let is_acknowledged = kind.answer == ServiceAnswer::Ack;
-        let waiting_max = kind.waiting_max;
+        let Some(waiting_max) = self.plan.types.at(index).map(|kind| kind.waiting_max) else { return };
         let Some(socket) = self.sockets.all.get_mut(key) else { return };
         let queue = socket.busy.as_ref().and_then(|busy| busy.services.iter().find(|queue| queue.index == index));
         let is_full = queue.is_some_and(|queue| queue.waiting.len() >= waiting_max)
-            || socket.busy.as_ref().is_some_and(|busy| busy.waiting() >= WAITING_MAX)
             || queue.is_some() && self.service_bytes.saturating_add(payload.len()) > BYTES_MAX;
         let ask = Ask {
             asker: Asker::Socket(key),
@@ -64,11 +62,6 @@ impl<W> Hub<W> {
             Err(code) => return self.refuse(now, key, &Refusal::new(id, code)),
         };
         let busy = socket.busy();
-        if is_acknowledged {
-            busy.acks.push_back((ticket, None));
-        } else {
-            busy.asks.push(ticket);
-        }
         if let Some(queue) = busy.services.iter_mut().find(|queue| queue.index == index) {
             queue.waiting.push_back((ticket, payload.into()));
             self.service_bytes = self.service_bytes.saturating_add(payload.len());
@@ -92,38 +85,33 @@ impl<W> Hub<W> {
             return;
         }
         let id = id.as_deref();
-        self.forward_next(key, index);
-        match (*outcome, self.plan.types.at(index).map(|kind| &kind.answer)) {
-            (ServiceOutcome::Taken { status, .. }, Some(ServiceAnswer::Ack)) => {
-                let frame = self.encoder.service_ack(id, status);
-                self.acknowledge(key, ticket, frame);
-            }
+        self.forward_next(key, ticket);
+        let frame = match (*outcome, self.plan.types.at(index).map(|kind| &kind.answer)) {
+            (ServiceOutcome::Taken { status, .. }, Some(ServiceAnswer::Ack)) => self.encoder.service_ack(id, status),
             (ServiceOutcome::Taken { json, .. }, Some(ServiceAnswer::Response(kind))) => {
-                let frame = self.encoder.service_answer(id, kind, json);
-                self.forget_ask(key, ticket);
-                self.sockets.push(key, frame);
+                self.encoder.service_answer(id, kind, json)
             }
+            // Whatever it is, it is no mistake in what the client says to the hub.
             (ServiceOutcome::Refused { code, retry_after_ms }, _) => {
-                self.forget_ask(key, ticket);
-                // Whatever it is, it is no mistake in what the client says to the hub.
-                let frame = self.encoder.error(&Refusal { retry_after_ms, ..Refusal::new(id, code) });
-                self.sockets.push(key, frame);
+                self.encoder.error(&Refusal { retry_after_ms, ..Refusal::new(id, code) })
             }
             // The type has gone with a reload: what became of it cannot be said.
-            (ServiceOutcome::Taken { .. }, None) => {
-                self.forget_ask(key, ticket);
-                let frame = self.encoder.error(&Refusal::new(id, Code::UpstreamBadResponse));
-                self.sockets.push(key, frame);
-            }
-        }
+            (ServiceOutcome::Taken { .. }, None) => self.encoder.error(&Refusal::new(id, Code::UpstreamBadResponse)),
+        };
+        self.sockets.push(key, frame);
     }
 
-    fn forward_next(&mut self, key: SocketKey, index: usize) {
+    fn forward_next(&mut self, key: SocketKey, answered: Ticket) {
         let Some(busy) = self.busy(key) else { return };
-        let Some(at) = busy.services.iter().position(|queue| queue.index == index) else { return };
+        // Not by its type: several may have gone with a reload.
+        let Some(at) = busy.services.iter().position(|queue| queue.under_way == answered) else { return };
         let Some(queue) = busy.services.get_mut(at) else { return };
+        let index = queue.index;
         let Some((ticket, payload)) = queue.waiting.pop_front() else {
             busy.services.swap_remove(at);
+            if let Some(socket) = self.sockets.all.get_mut(key) {
+                socket.rest();
+            }
             return;
         };
         queue.under_way = ticket;

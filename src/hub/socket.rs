@@ -246,15 +246,15 @@ pub(super) fn is_mistake(code: Code) -> bool {
     }
 }
 
-/// Answers that one socket may wait for.
+/// Answers of rooms that one socket may wait for. What it waits for from services is bounded by their types.
 pub(super) const WAITING_MAX: usize = 256;
 
 /// What a socket waits for.
 #[derive(Debug, Default)]
 pub(super) struct Busy {
-    /// Messages whose `ack` is to come, in order; one that came too early waits for those before it.
+    /// Messages to rooms whose `ack` is to come, in order; one that came too early waits for those before it.
     pub(super) acks: VecDeque<(Key, Option<Frame>)>,
-    /// Other questions under way.
+    /// Other questions to rooms that are under way.
     pub(super) asks: Vec<Key>,
     /// Messages for services, by their type.
     pub(super) services: Vec<Service>,
@@ -273,7 +273,7 @@ impl Busy {
         self.acks.is_empty() && self.asks.is_empty() && self.services.is_empty()
     }
 
-    /// How many answers are to come.
+    /// How many answers of rooms are to come.
     pub(super) fn waiting(&self) -> usize {
         self.acks.len().saturating_add(self.asks.len())
     }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::super::{
-    Close, Entrance, Socket, letter::RoomLetter, limits::Limits, room::Member, rules::Policy,
+    Close, Entrance, Socket, letter::RoomLetter, limits::Limits, name::RoomName, room::Member, rules::Policy,
     socket::Membership,
 };
 use super::{HOME, One, Plan, identity};
@@ -203,19 +203,42 @@ fn who_was_closed_and_holds_the_budget_is_cut_before_others_are_closed() {
 
 #[test]
 fn acks_that_wait_count_as_their_sockets() {
-    let mut one = with(|limits| limits.frames_bytes_max = 8192);
-    let (asker, quick) = (one.enter("asker"), one.enter("quick"));
-    one.join(asker, "public.x");
-    one.join(quick, "public.x");
-    one.say(asker, r#"{"type":"cart_event","id":"slow","payload":{}}"#);
-    let mut closes = Vec::new();
-    for n in 0..100 {
-        one.say(asker, &format!(r#"{{"type":"room_message","id":"{n}","room":"public.x","payload":""}}"#));
-        one.read(asker);
-        one.read(quick);
-        closes.extend(one.closes());
+    let limits = Rc::new(Limits { frames_bytes_max: 8192, ..Limits::default() });
+    let plan = Plan { limits, ..Plan::default() };
+    let [mut here, mut there] = [0, 1].map(|shard| super::hub_of(shard, 2, plan.clone()));
+    let (near, far, now) = (super::room_at(0), super::room_at(1), super::Instant::START);
+    let [asker, quick] = ["asker", "quick"].map(|user| {
+        let identity = Some(identity(&plan, user));
+        let socket = here.enter(now, Entrance { handle: (), network: HOME, identity, window_bits: None });
+        let socket = socket.expect("there is room");
+        for room in [&near, &far] {
+            here.handle_text(now, socket, &format!(r#"{{"type":"join_room","room":"{room}"}}"#));
+        }
+        while let Some(super::Effect::Letter(1, letter)) = here.poll_effect() {
+            there.handle_letter(now, 0, letter);
+        }
+        while let Some(super::Effect::Letter(0, letter)) = there.poll_effect() {
+            here.handle_letter(now, 1, letter);
+        }
+        socket
+    });
+    let say = |here: &mut super::Hub<()>, id: usize, room: &RoomName| {
+        here.go_on(now);
+        let text = format!(r#"{{"type":"room_message","id":"{id}","room":"{room}","payload":""}}"#);
+        here.handle_text(now, asker, &text);
+        super::read(here, asker);
+        super::read(here, quick);
+    };
+    // The first is never answered.
+    say(&mut here, 0, &far);
+    for id in 1..100 {
+        say(&mut here, id, &near);
     }
-    assert_eq!(closes, [(asker, Close::SlowConsumer)]);
+    let closes = std::iter::from_fn(|| here.poll_effect()).filter_map(|effect| match effect {
+        super::Effect::Close(socket, close) => Some((socket, close)),
+        _ => None,
+    });
+    assert_eq!(closes.collect::<Vec<_>>(), [(asker, Close::SlowConsumer)]);
 }
 
 #[test]

@@ -7,9 +7,11 @@ use std::time::Duration;
 use super::super::{
     Answer, Close, Code, Effect, Entrance, ServiceMessage, ServiceOutcome, SocketKey,
     letter::RoomLetter,
+    limits::Limits,
     name::{Pattern, RoomName},
     others::Others,
     rules::{Actions, Policy, Rule, Rules},
+    types::{IdRule, ServiceAnswer, ServiceType, ServiceTypes},
 };
 use super::{HOME, One, Plan, hub_of, identity, plan_of, read, room_at};
 
@@ -424,6 +426,58 @@ fn messages_for_a_service_go_one_at_a_time_and_are_told_apart() {
     let cancelled = |effect: &Effect| matches!(effect, Effect::Cancel(known) if *known == ticket);
     assert!(left.iter().any(cancelled) && left.len() == 2, "both types: {left:?}");
     assert_eq!((one.hub.counts().asks, one.hub.counts().service_bytes), (0, 0));
+}
+
+#[test]
+fn a_service_that_is_slow_holds_up_no_room_and_no_other_service() {
+    let types = ["slow", "quick"].map(service);
+    let limits = Rc::new(Limits { messages_per_second: u32::MAX, ..Limits::default() });
+    let types = Rc::new(ServiceTypes::new(types.into()).expect("sound"));
+    let mut one = One::with(Plan { limits, types, ..Plan::default() });
+    let a = one.enter("a");
+    one.join(a, "public.x");
+    for id in 0..=300 {
+        one.say(a, &format!(r#"{{"type":"slow","id":"s{id}","payload":{id}}}"#));
+    }
+    one.say(a, r#"{"type":"quick","id":"q","payload":1}"#);
+    let told = one.read(a);
+    assert!(told.is_empty(), "each type has its own bound: {told}");
+    for id in 0..300 {
+        one.say(a, &format!(r#"{{"type":"room_message","id":"{id}","room":"public.x","payload":1}}"#));
+        has(&one.read(a), &[&format!(r#"{{"type":"ack","id":"{id}""#)]);
+    }
+    let forwarded = one.effects();
+    let [Effect::Forward { ticket: slow, .. }, Effect::Forward { ticket: quick, .. }] = forwarded[..] else {
+        panic!("{forwarded:?}")
+    };
+    let taken = ServiceOutcome::Taken { status: 202, json: "" };
+    one.hub.service_answered(one.now, quick, &taken);
+    has(&one.read(a), &[r#"{"type":"ack","id":"q""#]);
+    one.hub.service_answered(one.now, slow, &taken);
+    has(&one.read(a), &[r#"{"type":"ack","id":"s0""#]);
+}
+
+#[test]
+fn services_that_have_gone_with_a_reload_go_on_each_by_itself() {
+    let types = Rc::new(ServiceTypes::new(["a", "b"].map(service).into()).expect("sound"));
+    let mut one = One::with(Plan { types, ..Plan::default() });
+    let socket = one.enter("a");
+    one.read(socket);
+    for (kind, id) in [("a", 1), ("b", 2), ("b", 3)] {
+        one.say(socket, &format!(r#"{{"type":"{kind}","id":"{id}","payload":{id}}}"#));
+    }
+    let forwarded = one.effects();
+    let [_, Effect::Forward { ticket, .. }] = forwarded[..] else { panic!("{forwarded:?}") };
+    one.hub.adopt(one.now, Plan::default());
+    one.hub.service_answered(one.now, ticket, &ServiceOutcome::Taken { status: 202, json: "" });
+    has(&one.read(socket), &[r#"{"type":"error","id":"2","payload":{"code":"upstream_bad_response""#]);
+    assert!(matches!(&one.effects()[..], [Effect::Forward { payload, .. }] if &**payload == "3"));
+    one.hub.leave(one.now, socket);
+    assert_eq!((one.effects().len(), one.hub.counts().asks), (2, 0), "both are cancelled");
+}
+
+fn service(name: &str) -> ServiceType {
+    ServiceType { name: name.into(), id: IdRule::Required, answer: ServiceAnswer::Ack, waiting_max: 1000 }
 }
 
 // ---- ends ----

@@ -101,7 +101,8 @@ pub(super) struct Client {
     /// The order in which the messages with an ack were sent.
     order: BTreeMap<String, usize>,
     said: usize,
-    last_ack: Option<usize>,
+    /// Of rooms, and of services.
+    last_acks: [Option<usize>; 2],
 }
 
 /// Rooms that only the first token of a user allows.
@@ -123,7 +124,7 @@ impl Client {
             sent: BTreeMap::new(),
             order: BTreeMap::new(),
             said: 0,
-            last_ack: None,
+            last_acks: [None; 2],
         }
     }
 
@@ -237,10 +238,10 @@ impl Client {
                 let (acked, epoch, seq) = place(message);
                 assert_eq!(acked, room);
                 truth.number(now, number, acked, epoch, seq);
-                self.acked(message);
+                self.acked(message, 0);
                 seen.acks += 1;
             }
-            ("ack", Some(Sent::Cart)) => self.acked(message),
+            ("ack", Some(Sent::Cart)) => self.acked(message, 1),
             ("presence", Some(Sent::Presence))
             | ("heartbeat", Some(Sent::Heartbeat))
             | ("prediction_response", Some(Sent::Prediction)) => {}
@@ -301,9 +302,9 @@ impl Client {
         self.views.get_mut(room).unwrap_or_else(|| panic!("not in that room: {message}"))
     }
 
-    fn acked(&mut self, message: &Value) {
+    fn acked(&mut self, message: &Value, of: usize) {
         let place = self.order[message["id"].as_str().expect("an id")];
-        assert!(self.last_ack.is_none_or(|last| last < place), "acks are out of order: {message}");
-        self.last_ack = Some(place);
+        let last = self.last_acks[of].replace(place);
+        assert!(last.is_none_or(|last| last < place), "acks are out of order: {message}");
     }
 }
