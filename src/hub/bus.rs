@@ -1,7 +1,7 @@
 //! The bus between instances, as a shard's hub uses it: it numbers the messages of rooms, keeps them, and brings what others
 //! say. How it does that, and over what, is the driver's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -282,14 +282,14 @@ pub(super) fn one(count: &mut u64) {
 #[derive(Debug)]
 pub(super) struct Bus {
     pub(super) is_up: bool,
-    /// Rooms of which the bus was not told yet that nobody is in them.
-    forgotten: Vec<RoomName>,
+    /// Rooms of which the bus was not told yet that nobody is in them: it listens to each.
+    pub(super) forgotten: BTreeSet<RoomName>,
     armed: Instant,
 }
 
 impl Bus {
     pub(super) const fn new() -> Self {
-        Self { is_up: false, forgotten: Vec::new(), armed: Instant::NEVER }
+        Self { is_up: false, forgotten: BTreeSet::new(), armed: Instant::NEVER }
     }
 }
 
@@ -394,7 +394,7 @@ impl<W> Hub<W> {
             BusRequest::Events(request) => self.events_dropped(now, *request),
             BusRequest::Read(read) => {
                 if let Some(&key) = self.home_names.get(&read.room) {
-                    self.at_home(now, key, Home::read_dropped);
+                    self.at_home(now, key, |home, given| home.read_dropped(given, read.number));
                 }
             }
             BusRequest::Here(here) => {
@@ -403,8 +403,12 @@ impl<W> Hub<W> {
                 }
             }
             BusRequest::Forget(room) => {
-                if let Some(bus) = &mut self.bus {
-                    bus.forgotten.push(room);
+                let home = self.home_names.get(&room).and_then(|&key| self.homes.get_mut(key));
+                if let Some(following) = home.and_then(|home| home.following.as_mut()) {
+                    // Somebody is in it again.
+                    following.keep_heard();
+                } else if let Some(bus) = &mut self.bus {
+                    bus.forgotten.insert(room);
                     self.timers.set(Timer::Forgotten, &mut bus.armed, now + FORGET_INTERVAL);
                 }
             }
@@ -422,10 +426,7 @@ impl<W> Hub<W> {
         let Some(bus) = &mut self.bus else { return };
         bus.armed = Instant::NEVER;
         for room in std::mem::take(&mut bus.forgotten) {
-            // Somebody may be in it again.
-            if !self.home_names.contains_key(&room) {
-                self.post.ask(BusRequest::Forget(room));
-            }
+            self.post.ask(BusRequest::Forget(room));
         }
     }
 

@@ -54,6 +54,8 @@ pub(super) struct Following {
     refused: u32,
     /// Something was heard since that does not join on: it is asked again.
     is_in_doubt: bool,
+    /// Questions that went to the bus: with the first it has begun to listen to the room.
+    asked: u32,
     /// The next question from then on asks who is there.
     users_due: Instant,
     /// The question under way does.
@@ -62,8 +64,9 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Questions are counted from this number on: not those of a home that the room had before.
-    pub(super) fn new(number: u32) -> Self {
+    /// Questions are counted from this number on: not those of a home that the room had before. The bus may listen to the
+    /// room still.
+    pub(super) fn new(number: u32, was_heard: bool) -> Self {
         Self {
             early: Early::default(),
             digest: Digest::NONE,
@@ -76,6 +79,7 @@ impl Following {
             number,
             read_due: Instant::NEVER,
             is_in_doubt: false,
+            asked: was_heard.into(),
             users_due: Instant::NEVER,
             asks_users: false,
             crowd: Crowd::default(),
@@ -84,6 +88,16 @@ impl Following {
 
     pub(super) fn is_unused(&self) -> bool {
         self.waiting.is_empty()
+    }
+
+    /// Whether the bus listens to the room, and is to be told when nobody here is in it any more.
+    pub(super) const fn is_heard(&self) -> bool {
+        self.asked > 0
+    }
+
+    /// The bus listens to it already: it could not be told that nobody was in it.
+    pub(super) const fn keep_heard(&mut self) {
+        self.asked = self.asked.saturating_add(1);
     }
 
     pub(super) fn is_reading(&self) -> bool {
@@ -220,6 +234,7 @@ impl Home {
         following.known = at.seq;
         following.reading = Some(from);
         following.number = following.number.wrapping_add(1);
+        following.asked = following.asked.saturating_add(1);
         following.read_due = given.now + READ_WITHIN;
         let epoch = Epoch::random(given.rng);
         let (number, bytes_max) = (following.number, given.recovery_bytes_max);
@@ -228,8 +243,9 @@ impl Home {
     }
 
     /// The question did not go.
-    pub(super) fn read_dropped(&mut self, given: &mut Given<'_>) {
-        if let Some(following) = &mut self.following {
+    pub(super) fn read_dropped(&mut self, given: &mut Given<'_>, number: u32) {
+        if let Some(following) = self.following.as_mut().filter(|following| following.number == number) {
+            following.asked = following.asked.saturating_sub(1);
             following.give_up_reading();
             following.read_again(given);
         }

@@ -98,14 +98,11 @@ impl Home {
     pub(super) fn following(
         room: RoomName,
         policy: Policy,
-        number: u32,
+        following: Following,
         shards: usize,
         maker: Option<Arc<str>>,
     ) -> Self {
-        Self {
-            following: Some(Following::new(number)),
-            ..Self::new(room, policy, Epoch::NONE, shards, maker, Window::default())
-        }
+        Self { following: Some(following), ..Self::new(room, policy, Epoch::NONE, shards, maker, Window::default()) }
     }
 
     pub(super) fn room(&self) -> &RoomName {

@@ -7,7 +7,7 @@ use super::{
     Code, Hub, RoomLetter,
     arena::Key,
     bus::{BusAsker, BusRequest},
-    following::publish_on_bus,
+    following::{Following, publish_on_bus},
     history::Window,
     home::{Given, Home, keep},
     letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull, Tell},
@@ -188,8 +188,9 @@ impl<W> Hub<W> {
         }
         let policy = self.plan.rules.policy(room.as_str()).clone();
         let (shards, maker) = (self.shards, maker.map(Arc::clone));
-        let home = if self.bus.is_some() {
-            Home::following(room.clone(), policy, self.rng.u32(..), shards, maker)
+        let home = if let Some(bus) = &mut self.bus {
+            let was_heard = bus.forgotten.remove(room);
+            Home::following(room.clone(), policy, Following::new(self.rng.u32(..), was_heard), shards, maker)
         } else {
             let window = Window::new(&self.ids);
             Home::new(room.clone(), policy, Epoch::random(&mut self.rng), shards, maker, window)
@@ -204,7 +205,7 @@ impl<W> Hub<W> {
         self.timers.set(Timer::Home(key), &mut home.armed, Instant::NEVER);
         self.home_names.remove(home.room());
         self.history_bytes = self.history_bytes.saturating_sub(home.history_bytes());
-        if home.following.is_some() {
+        if home.following.as_ref().is_some_and(Following::is_heard) {
             self.post.ask(BusRequest::Forget(home.room().clone()));
         }
         if let Some(maker) = home.maker()

@@ -188,6 +188,57 @@ fn when_the_bus_comes_not_all_rooms_ask_at_once() {
     assert!(asked.iter().all(|count| *count <= 256) && asked.iter().sum::<usize>() == 1200, "{asked:?}");
 }
 
+fn forgets(one: &mut One) -> usize {
+    requests(one).iter().filter(|request| matches!(request, BusRequest::Forget(_))).count()
+}
+
+#[test]
+fn of_a_room_that_it_was_never_asked_for_the_bus_is_told_nothing() {
+    let mut one = on_bus(Plan::default());
+    let socket = one.enter("a");
+    let join = r#"{"type":"join_room","id":"1","room":"public.a"}"#;
+    one.hub.bus_is_up(one.now, false);
+    one.say(socket, join);
+    assert_eq!((one.hub.counts().homes, forgets(&mut one)), (0, 0), "it was refused");
+    one.hub.bus_is_up(one.now, true);
+    one.say(socket, join);
+    let read = read_asked(&mut one);
+    one.hub.bus_dropped(one.now, BusRequest::Read(Box::new(read)));
+    one.hub.bus_is_up(one.now, false);
+    assert_eq!((one.hub.counts().homes, forgets(&mut one)), (0, 0), "it did not hear of it");
+}
+
+#[test]
+fn that_nobody_is_in_a_room_is_told_again_unless_somebody_is() {
+    let mut one = on_bus(Plan::default());
+    let room = RoomName::parse(ROOM).expect("a name");
+    let socket = joined(&mut one, 1);
+    one.say(socket, r#"{"type":"leave_room","room":"public.a"}"#);
+    assert_eq!(forgets(&mut one), 1);
+    // It does not go, time and again, and is there once.
+    for _ in 0..3 {
+        one.hub.bus_dropped(one.now, BusRequest::Forget(room.clone()));
+        one.hub.bus_dropped(one.now, BusRequest::Forget(room.clone()));
+        wait(&mut one);
+        assert_eq!(forgets(&mut one), 1);
+    }
+    // Somebody comes before it could be told, and leaves before the bus heard of that.
+    one.hub.bus_dropped(one.now, BusRequest::Forget(room.clone()));
+    one.say(socket, r#"{"type":"join_room","room":"public.a"}"#);
+    let read = read_asked(&mut one);
+    one.hub.bus_dropped(one.now, BusRequest::Read(Box::new(read)));
+    one.hub.bus_is_up(one.now, false);
+    assert_eq!((one.hub.counts().homes, forgets(&mut one)), (0, 1), "it listens still");
+    // The same, where it turns out only then that it could not be told.
+    one.hub.bus_is_up(one.now, true);
+    one.say(socket, r#"{"type":"join_room","room":"public.a"}"#);
+    one.hub.bus_dropped(one.now, BusRequest::Forget(room));
+    let read = read_asked(&mut one);
+    one.hub.bus_dropped(one.now, BusRequest::Read(Box::new(read)));
+    one.hub.bus_is_up(one.now, false);
+    assert_eq!((one.hub.counts().homes, forgets(&mut one)), (0, 1));
+}
+
 #[test]
 fn what_the_bus_does_is_counted() {
     let mut one = on_bus(Plan::default());
