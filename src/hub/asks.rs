@@ -17,6 +17,10 @@ use crate::shard::Instant;
 /// Questions of one shard at once.
 const ASKS_MAX: usize = 1 << 18;
 
+/// Answered questions that are passed over with each further answer: more than one, so that what has gathered behind one that
+/// waited long goes soon; and not all at once.
+const PASSED_OVER_MAX: usize = 16;
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
@@ -131,11 +135,44 @@ impl Asks {
     }
 
     fn forget_answered(&mut self) {
-        while self.due.front().is_some_and(|&(_, ticket)| self.waiting.get(ticket).is_none()) {
+        for _ in 0..PASSED_OVER_MAX {
+            if self.due.front().is_none_or(|&(_, ticket)| self.waiting.get(ticket).is_some()) {
+                break;
+            }
             self.due.pop_front();
         }
         if self.due.is_empty() && self.due.capacity() > 1024 {
             self.due = VecDeque::new();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_answered_behind_one_that_waits_is_passed_over_some_at_a_time() {
+        let mut asks = Asks::default();
+        let ask = |asks: &mut Asks| {
+            let ask = Ask { asker: Asker::Outside(0), question: Question::Service(0), id: None, is_given_up: false };
+            asks.insert(ask, Instant::START).ok()
+        };
+        let first = ask(&mut asks).into_iter();
+        for _ in 0..100_000 {
+            let key = ask(&mut asks).into_iter();
+            key.for_each(|key| drop(asks.remove(key)));
+        }
+        let mut waiting = asks.due.len();
+        assert_eq!(waiting, 100_001);
+        first.for_each(|first| drop(asks.remove(first)));
+        while waiting > 0 {
+            let left = asks.due.len();
+            assert!(waiting.saturating_sub(left) <= PASSED_OVER_MAX, "{waiting} {left}");
+            waiting = left;
+            let key = ask(&mut asks).into_iter();
+            key.for_each(|key| drop(asks.remove(key)));
+        }
+        assert_eq!(asks.len(), 0);
     }
 }

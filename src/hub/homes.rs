@@ -17,8 +17,8 @@ use super::{
 };
 use crate::shard::Instant;
 
-/// Stale entries of the order in which messages came, beside one for each that is remembered.
-const ORDER_STALE_MAX: usize = 1024;
+/// Messages that rooms forget with each that comes, where a shard remembers too much: after a reload that is very much.
+const FORGOTTEN_MAX: usize = 1024;
 
 impl<W> Hub<W> {
     pub(super) fn handle_join(&mut self, now: Instant, from: usize, join: Join) {
@@ -222,9 +222,11 @@ impl<W> Hub<W> {
     /// Notes a new message; past what a shard may remember the oldest of all rooms are forgotten.
     pub(super) fn bound_history(&mut self, now: Instant, key: Key, seq: Option<u64>) {
         self.history_order.extend(seq.map(|seq| (key, seq)));
-        while self.history_bytes > self.plan.limits.history_bytes_max
-            && let Some((key, seq)) = self.history_order.pop_front()
-        {
+        for _ in 0..FORGOTTEN_MAX {
+            if self.history_bytes <= self.plan.limits.history_bytes_max {
+                break;
+            }
+            let Some((key, seq)) = self.history_order.pop_front() else { break };
             self.at_home(now, key, |home, _| home.forget(seq));
         }
         self.forget_stale();
@@ -232,14 +234,7 @@ impl<W> Hub<W> {
 
     /// What rooms have forgotten by themselves is still in the order: not for ever.
     fn forget_stale(&mut self) {
-        while let Some(&(key, seq)) = self.history_order.front()
-            && !self.homes.get(key).is_some_and(|home| home.remembers(seq))
-        {
-            self.history_order.pop_front();
-        }
-        if self.history_order.len() >= self.order_max {
-            self.history_order.retain(|&(key, seq)| self.homes.get(key).is_some_and(|home| home.remembers(seq)));
-            self.order_max = self.history_order.len().saturating_mul(2).saturating_add(ORDER_STALE_MAX);
-        }
+        let homes = &self.homes;
+        self.history_order.forget(|(key, seq)| homes.get(key).is_some_and(|home| home.remembers(seq)));
     }
 }

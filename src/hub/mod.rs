@@ -36,6 +36,7 @@ pub mod limits;
 mod membership;
 pub mod message;
 pub mod name;
+mod order;
 pub mod others;
 pub mod outbox;
 mod outside;
@@ -77,6 +78,7 @@ use home::Home;
 use letter::{Look, RoomLetter};
 use limits::Limits;
 use name::RoomName;
+use order::Order;
 use others::Others;
 pub use outbox::{Outbox, PIECES_MAX};
 pub use outside::ServiceMessage;
@@ -298,9 +300,7 @@ pub struct Hub<W> {
     /// Ids that rooms at home here know.
     ids: Rc<Cell<usize>>,
     /// Messages in histories, the oldest first; what was forgotten is passed over.
-    history_order: VecDeque<(Key, u64)>,
-    /// When it is looked through for what was forgotten.
-    order_max: usize,
+    history_order: Order,
     asks: Asks,
     /// Messages to users by their ids, and how many sockets here each was for.
     said_to_users: Window,
@@ -347,8 +347,7 @@ impl<W> Hub<W> {
             bus_counts: BusCounts::default(),
             history_bytes: 0,
             ids: Rc::default(),
-            history_order: VecDeque::new(),
-            order_max: 1024,
+            history_order: Order::default(),
             asks: Asks::default(),
             said_to_users: Window::default(),
             timers: Timers::default(),
