@@ -1,11 +1,11 @@
 //! Who is in a room on other instances, at its home, and what others are told of who is here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{
-    bus::{BusHere, BusRequest, BusUsers, Elsewhere},
+    bus::{BusHere, BusRequest, BusUsers, Elsewhere, Present},
     following::Following,
     home::{Given, Home},
 };
@@ -18,16 +18,16 @@ const TELL_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct Crowd {
     /// Sockets by instance and user.
-    nodes: BTreeMap<Arc<str>, BTreeMap<Arc<str>, u32>>,
+    nodes: BTreeMap<Arc<str>, HashMap<Arc<str>, u32>>,
     /// Whose sockets have changed here.
     changed: Vec<Arc<str>>,
     /// The others are told of all who are here.
     is_whole: bool,
     tell_due: Instant,
     /// Who changed on other instances since the room's question went out: the answer may be older.
-    touched: BTreeSet<(Arc<str>, Arc<str>)>,
+    touched: HashSet<(Arc<str>, Arc<str>)>,
     /// Whose sockets here have changed and may not be in that answer.
-    touched_here: BTreeSet<Arc<str>>,
+    touched_here: HashSet<Arc<str>>,
     /// All who are here were told since.
     was_told: bool,
 }
@@ -40,8 +40,8 @@ impl Default for Crowd {
             // What the room's last home here has told may not have been taken back.
             is_whole: true,
             tell_due: Instant::NEVER,
-            touched: BTreeSet::new(),
-            touched_here: BTreeSet::new(),
+            touched: HashSet::new(),
+            touched_here: HashSet::new(),
             was_told: false,
         }
     }
@@ -53,7 +53,7 @@ impl Crowd {
     }
 
     pub(super) fn begin_reading(&mut self) {
-        self.touched = BTreeSet::new();
+        self.touched = HashSet::new();
         self.touched_here = self.changed.iter().map(Arc::clone).collect();
         self.was_told = false;
     }
@@ -71,9 +71,39 @@ impl Crowd {
         self.nodes.values().filter_map(|users| users.get(user)).fold(0, |sum, sockets| sum.saturating_add(*sockets))
     }
 
-    /// Who is on an instance as far as is known.
-    fn users_of(&self, node: &str) -> Vec<Arc<str>> {
-        self.nodes.get(node).map(|users| users.keys().map(Arc::clone).collect()).unwrap_or_default()
+    /// A user's sockets on an instance.
+    fn sockets_of(&self, node: &str, user: &str) -> u32 {
+        self.nodes.get(node).and_then(|users| users.get(user)).copied().unwrap_or_default()
+    }
+
+    /// Who is known to be on an instance and is not there, in order.
+    fn missing(&self, node: &str, is_there: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
+        let known = self.nodes.get(node).into_iter().flat_map(HashMap::keys);
+        let mut missing: Vec<Arc<str>> = known.filter(|user| !is_there(user)).map(Arc::clone).collect();
+        missing.sort_unstable();
+        missing
+    }
+
+    /// What is different where these are all who are on other instances: instance, user and sockets, in order.
+    fn differences(&self, others: &[Present], is_early: bool) -> Vec<(Arc<str>, Arc<str>, u32)> {
+        let mut found: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
+        for Present { node, user, .. } in others {
+            found.entry(node).or_default().insert(user);
+        }
+        let mut different = Vec::new();
+        for node in self.nodes.keys() {
+            let users = found.get(&**node);
+            if is_early && users.is_none() {
+                continue;
+            }
+            let gone = self.missing(node, |user| users.is_some_and(|users| users.contains(user)));
+            different.extend(gone.into_iter().map(|user| (Arc::clone(node), user, 0)));
+        }
+        // Most are as they were before.
+        let others = others.iter().filter(|one| self.sockets_of(&one.node, &one.user) != one.sockets);
+        different.extend(others.map(|one| (Arc::clone(&one.node), Arc::clone(&one.user), one.sockets)));
+        different.sort_by(|one, other| (&one.0, &one.1).cmp(&(&other.0, &other.1)));
+        different
     }
 }
 
@@ -138,18 +168,27 @@ impl Home {
     /// Another instance says who is there.
     pub(super) fn hear_elsewhere(&mut self, given: &mut Given<'_>, heard: &Elsewhere) {
         let Some(following) = &mut self.following else { return };
-        let mut gone = if heard.is_whole { following.crowd.users_of(&heard.node) } else { Vec::new() };
-        let there: BTreeSet<&Arc<str>> = heard.users.iter().map(|(user, _)| user).collect();
-        gone.retain(|user| !there.contains(user));
+        let gone = if heard.is_whole {
+            let there: HashSet<&str> = heard.users.iter().map(|(user, _)| &**user).collect();
+            following.crowd.missing(&heard.node, |user| there.contains(user))
+        } else {
+            Vec::new()
+        };
         let gone = gone.into_iter().map(|user| (user, 0));
         for (user, sockets) in gone.chain(heard.users.iter().cloned()) {
             let Some(following) = &mut self.following else { return };
             if following.is_reading() {
                 following.crowd.touched.insert((Arc::clone(&heard.node), Arc::clone(&user)));
             }
-            let elsewhere = following.crowd.set(&heard.node, &user, sockets);
-            self.set_elsewhere(given, &user, elsewhere);
+            self.set_on(given, &heard.node, &user, sockets);
         }
+    }
+
+    /// A user has so many sockets on an instance.
+    fn set_on(&mut self, given: &mut Given<'_>, node: &Arc<str>, user: &Arc<str>, sockets: u32) {
+        let Some(following) = &mut self.following else { return };
+        let elsewhere = following.crowd.set(node, user, sockets);
+        self.set_elsewhere(given, user, elsewhere);
     }
 
     /// An instance is gone, as far as one can see: should it live after all, the next question shows it.
@@ -171,21 +210,11 @@ impl Home {
             following.ask_for_users(given.now + users.early_for);
         }
         let touched = std::mem::take(&mut following.crowd.touched);
-        let told: BTreeSet<&Arc<str>> = users.others.iter().map(|one| &one.node).collect();
-        let mut wanted: BTreeMap<(Arc<str>, Arc<str>), u32> = BTreeMap::new();
-        for (node, known) in &following.crowd.nodes {
-            if !is_early || told.contains(node) {
-                wanted.extend(known.keys().map(|user| ((Arc::clone(node), Arc::clone(user)), 0)));
+        for (node, user, sockets) in following.crowd.differences(&users.others, is_early) {
+            let both = (node, user);
+            if !touched.contains(&both) {
+                self.set_on(given, &both.0, &both.1, sockets);
             }
-        }
-        wanted.extend(users.others.iter().map(|one| ((Arc::clone(&one.node), Arc::clone(&one.user)), one.sockets)));
-        for (both, sockets) in wanted {
-            if touched.contains(&both) {
-                continue;
-            }
-            let Some(following) = &mut self.following else { return };
-            let elsewhere = following.crowd.set(&both.0, &both.1, sockets);
-            self.set_elsewhere(given, &both.1, elsewhere);
         }
         if let Some(here) = &users.here
             && !self.is_told(here)
@@ -200,8 +229,14 @@ impl Home {
         if crowd.is_whole || crowd.was_told {
             return true;
         }
-        let is_settled = |(user, _): &(Arc<str>, u32)| !crowd.touched_here.contains(user);
-        let found: BTreeMap<Arc<str>, u32> = found.iter().filter(|one| is_settled(one)).cloned().collect();
-        self.members().here().into_iter().filter(is_settled).collect::<BTreeMap<_, _>>() == found
+        let is_settled = |user: &str| !crowd.touched_here.contains(user);
+        let mut named: HashSet<&str> = HashSet::with_capacity(found.len());
+        for (user, sockets) in found.iter().filter(|(user, _)| is_settled(user)) {
+            if self.members().sockets_here(user) != *sockets {
+                return false;
+            }
+            named.insert(user);
+        }
+        named.len() == self.members().users_here().filter(|(user, _)| is_settled(user)).count()
     }
 }

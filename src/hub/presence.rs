@@ -82,8 +82,12 @@ impl Members {
 
     /// All users of this instance with their sockets here.
     pub(super) fn here(&self) -> Vec<(Arc<str>, u32)> {
-        let here = self.users.iter().filter(|user| user.sockets > 0);
-        here.map(|user| (Arc::clone(&user.name), user.sockets)).collect()
+        self.users_here().map(|(user, sockets)| (Arc::clone(user), sockets)).collect()
+    }
+
+    /// The same, to look at.
+    pub(super) fn users_here(&self) -> impl Iterator<Item = (&Arc<str>, u32)> {
+        self.users.iter().filter(|user| user.sockets > 0).map(|user| (&user.name, user.sockets))
     }
 
     /// A user has so many sockets on other instances. Its going is told at `gone_at`, or now if that is none.
