@@ -415,34 +415,8 @@ impl Home {
         }
         let Some(following) = &mut self.following else { return };
         following.known = following.known.max(end.position.seq);
-        let mut missed = Vec::new();
-        let mut last = None;
-        for (seq, chain, message) in &stands.messages {
-            last = Some(*seq);
-            let position = Position { epoch, seq: *seq };
-            let message = self.delivery(given, position, *chain, message);
-            if *seq <= at.seq {
-                missed.push(message);
-            } else {
-                let next = self.position().seq.saturating_add(1);
-                if *seq > next {
-                    // What was before it is not there any more, unless it came meanwhile.
-                    self.go_on(given);
-                    if *seq > self.position().seq.saturating_add(1) {
-                        self.lose(given, seq.saturating_sub(1), chain.before);
-                    }
-                }
-                if *seq == self.position().seq.saturating_add(1) {
-                    if self.last().digest == chain.before {
-                        given.counts.repaired = given.counts.repaired.saturating_add(u64::from(!is_new));
-                        self.follow(given, &message);
-                    } else {
-                        self.lose(given, *seq, chain.after);
-                    }
-                }
-            }
-        }
-        self.remember_before(given.now, missed);
+        self.take_read(given, &stands.messages, is_new);
+        let last = stands.messages.last().map(|(seq, ..)| *seq);
         if last.is_none() {
             self.go_on(given);
             if self.position().seq < end.position.seq && from <= end.position.seq {
@@ -457,7 +431,38 @@ impl Home {
         }
     }
 
-    /// Those whose question is answered come in; others ask anew.
+    /// Messages that were read, in order: the members go on with those that they lack, and older ones are remembered.
+    fn take_read(&mut self, given: &mut Given<'_>, messages: &[(u64, Chain, Unnumbered)], is_new: bool) {
+        let at = self.position();
+        let mut missed = Vec::new();
+        for (seq, chain, message) in messages {
+            let message = self.delivery(given, Position { epoch: at.epoch, seq: *seq }, *chain, message);
+            if *seq <= at.seq {
+                missed.push(message);
+                continue;
+            }
+            let is_behind_hole = |home: &Self| *seq > home.position().seq.saturating_add(1);
+            if is_behind_hole(self) {
+                // What was before it is not there any more, unless it came meanwhile.
+                self.go_on(given);
+                if is_behind_hole(self) {
+                    self.lose(given, seq.saturating_sub(1), chain.before);
+                }
+            }
+            if *seq <= self.position().seq {
+                continue;
+            }
+            if self.last().digest == chain.before {
+                given.counts.repaired = given.counts.repaired.saturating_add(u64::from(!is_new));
+                self.follow(given, &message);
+            } else {
+                self.lose(given, *seq, chain.after);
+            }
+        }
+        self.remember_before(given.now, missed);
+    }
+
+    /// Those whose question is answered come in, so many at once; others ask anew.
     fn admit_waiting(&mut self, given: &mut Given<'_>, from: u64) {
         let at = self.position();
         let Some(following) = &mut self.following else { return };

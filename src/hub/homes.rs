@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Code, Hub, RoomLetter,
-    arena::Key,
+    arena::{Arena, Key},
     bus::{BusAsker, BusRequest},
     following::{Following, publish_on_bus},
     history::Window,
@@ -13,7 +13,7 @@ use super::{
     letter::{Join, Leave, Look, PresenceIs, Publish, Publisher, Pull, Tell},
     name::RoomName,
     position::{Epoch, Last},
-    timers::Timer,
+    timers::{Timer, Timers},
 };
 use crate::shard::Instant;
 
@@ -65,19 +65,7 @@ impl<W> Hub<W> {
 
     fn publish_unfollowed(&mut self, now: Instant, from: usize, publish: &Publish) {
         let keep = keep(self.plan.rules.policy(publish.room.as_str()));
-        let mut given = Given {
-            now,
-            unix_ms: (self.to_unix_ms)(now),
-            secret: self.secret,
-            recovery_bytes_max: 0,
-            position_every: self.plan.limits.position_every,
-            is_bus_up: self.bus.as_ref().is_some_and(|bus| bus.is_up),
-            rng: &mut self.rng,
-            encoder: &mut self.encoder,
-            counts: &mut self.bus_counts,
-            post: &mut self.post,
-        };
-        publish_on_bus(&mut given, from, publish, Last::default(), keep);
+        publish_on_bus(&mut self.given(now).0, from, publish, Last::default(), keep);
     }
 
     pub(super) fn handle_ask_presence(&mut self, now: Instant, from: usize, room: &RoomName, ticket: Key) {
@@ -145,8 +133,23 @@ impl<W> Hub<W> {
         key: Key,
         step: impl FnOnce(&mut Home, &mut Given<'_>) -> R,
     ) -> Option<R> {
-        let home = self.homes.get_mut(key)?;
-        let mut given = Given {
+        let (mut given, homes, timers) = self.given(now);
+        let home = homes.get_mut(key)?;
+        let (before, was_occupied) = (home.history_bytes(), home.is_occupied());
+        let result = step(home, &mut given);
+        let (after, is_unused, due) = (home.history_bytes(), home.is_unused(), home.due());
+        timers.set(Timer::Home(key), &mut home.armed, due);
+        self.history_bytes = self.history_bytes.saturating_sub(before).saturating_add(after);
+        self.note_home(now, key, was_occupied);
+        if is_unused {
+            self.free_home(key);
+        }
+        Some(result)
+    }
+
+    /// What a step of a room is given, the rooms, and their timers.
+    fn given(&mut self, now: Instant) -> (Given<'_>, &mut Arena<Home>, &mut Timers) {
+        let given = Given {
             now,
             unix_ms: (self.to_unix_ms)(now),
             secret: self.secret,
@@ -158,16 +161,7 @@ impl<W> Hub<W> {
             counts: &mut self.bus_counts,
             post: &mut self.post,
         };
-        let (before, was_occupied) = (home.history_bytes(), home.is_occupied());
-        let result = step(home, &mut given);
-        self.history_bytes = self.history_bytes.saturating_sub(before).saturating_add(home.history_bytes());
-        let (is_unused, due) = (home.is_unused(), home.due());
-        self.timers.set(Timer::Home(key), &mut home.armed, due);
-        self.note_home(now, key, was_occupied);
-        if is_unused {
-            self.free_home(key);
-        }
-        Some(result)
+        (given, &mut self.homes, &mut self.timers)
     }
 
     /// The room, made if there is none and its maker may.
