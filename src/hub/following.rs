@@ -28,6 +28,8 @@ const READ_AGAIN_DOUBLINGS: u32 = 5;
 const HELD_MAX: usize = 256;
 /// With so many questions one asks who is there: what a channel brought of that may have been missed.
 const USERS_EVERY: u32 = 6;
+/// Who comes in with one answer: each may bring what it missed, and while the bus was slow thousands may have come.
+const ADMITTED_MAX: usize = 256;
 /// How long a join waits for the bus.
 const JOIN_WITHIN: Duration = Duration::from_secs(4);
 
@@ -468,11 +470,12 @@ impl Home {
         let Some(following) = &mut self.following else { return };
         following.waiting_due = Instant::NEVER;
         let waiting = std::mem::take(&mut following.waiting);
-        let mut later = Vec::new();
+        let (mut later, mut admitted) = (Vec::new(), 0_usize);
         for (shard, join) in waiting {
             let is_answered =
                 join.recover.is_none_or(|last| last.epoch != at.epoch || last.seq.saturating_add(1) >= from);
-            if is_answered {
+            if is_answered && admitted < ADMITTED_MAX {
+                admitted = admitted.saturating_add(1);
                 self.admit(given, shard, join);
             } else {
                 later.push((shard, join));

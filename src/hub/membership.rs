@@ -127,6 +127,8 @@ impl<W> Hub<W> {
             // What does not fit would close the socket, which would come back and ask for it again.
             Some(Some(messages)) if recovery_bytes(messages) > room_for => Recovery::Lost,
             Some(Some(messages)) => {
+                // To copy one costs about what it does to queue one.
+                self.sockets.left = self.sockets.left.saturating_sub(messages.len());
                 texts = messages.iter().map(|message| Arc::clone(&message.text)).collect();
                 Recovery::Recovered(&texts)
             }

@@ -282,6 +282,25 @@ fn who_missed_more_than_one_answer_brings_is_told_so_and_begins_at_the_end() {
 }
 
 #[test]
+fn who_came_while_the_bus_was_slow_comes_in_some_at_a_time() {
+    let mut one = on_bus(Plan::default());
+    let sockets: Vec<SocketKey> = (0..600).map(|user| one.enter(&format!("u{user}"))).collect();
+    for &socket in &sockets {
+        one.read(socket);
+        one.say(socket, r#"{"type":"join_room","room":"public.a"}"#);
+    }
+    let mut admitted = Vec::new();
+    while admitted.iter().sum::<usize>() < 600 {
+        let read = read_asked(&mut one);
+        stand(&mut one, &read, "k3", 1, 1);
+        one.hub.go_on(one.now);
+        admitted.push(sockets.iter().filter(|&&socket| one.read(socket).contains(r#""type":"joined""#)).count());
+    }
+    assert_eq!(admitted, [256, 256, 88]);
+    assert!(read_now(&mut one).is_none());
+}
+
+#[test]
 fn an_answer_to_a_home_that_is_gone_is_none_to_the_next() {
     let mut one = on_bus(Plan::default());
     let join = r#"{"type":"join_room","id":"1","room":"public.a"}"#;

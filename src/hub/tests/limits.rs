@@ -437,6 +437,25 @@ fn who_leaves_while_letters_wait_hears_nothing_behind_it_and_who_comes_nothing_f
     assert!(lines[1].contains(r#""seq":11,"#) && lines[10].contains(r#""seq":20,"#), "{told}");
 }
 
+#[test]
+fn what_is_brought_to_who_comes_back_counts_too() {
+    let (mut one, sockets) = room_of(1, 50);
+    let mut epoch = String::new();
+    for _ in 0..60 {
+        one.say(sockets[0], r#"{"type":"room_message","room":"public.x","payload":1}"#);
+        let told = one.read(sockets[0]);
+        told.split(r#""epoch":""#).nth(1).and_then(|rest| rest.split('"').next()).expect("one").clone_into(&mut epoch);
+    }
+    let back = one.enter("back");
+    for (seq, is_spent) in [(60, false), (0, true)] {
+        let recover = format!(r#"{{"recover":{{"epoch":"{epoch}","seq":{seq}}}}}"#);
+        one.say(back, &format!(r#"{{"type":"join_room","room":"public.x","payload":{recover}}}"#));
+        assert_eq!(one.hub.takes_messages(), !is_spent, "{seq}");
+        assert!(one.read(back).contains(r#""recovered":true"#));
+        one.say(back, r#"{"type":"leave_room","room":"public.x"}"#);
+    }
+}
+
 /// What was missed comes at once, in one letter or behind a hole, and is for all members all the same.
 #[test]
 fn what_was_missed_is_queued_in_slices_too() {
