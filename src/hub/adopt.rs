@@ -1,33 +1,23 @@
 //! Another plan for a hub that runs.
 
-use super::{Hub, Plan, SocketKey, arena::Key, rules::Permits};
+use super::{Hub, Plan};
 use crate::shard::Instant;
 
 impl<W> Hub<W> {
-    /// Other rules and limits apply from now on; nobody is thrown out for it.
+    /// Other rules and limits apply from now on; nobody is thrown out for it. Rooms take the rules some in each turn, and
+    /// what clients say waits until all have; what sockets may do is the driver's to renew ([`Hub::expire_permits`]).
     pub fn adopt(&mut self, now: Instant, plan: Plan) {
         self.sockets.outbox_bytes_max = plan.limits.outbox_bytes_max;
-        self.adopt_events(now, plan.events);
+        let are_users_new = self.adopt_events(plan.events);
         let old = std::mem::replace(&mut self.plan, plan);
         self.adopt_types(&old.types);
-        let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
-        for key in homes {
-            let Some(room) = self.homes.get(key).map(|home| home.room().clone()) else { continue };
-            let policy = self.plan.rules.policy(room.as_str()).clone();
-            self.at_home(now, key, |home, given| home.adopt(given.now, policy));
+        self.begin_policies(now);
+        if are_users_new {
+            self.begin_users(None);
+        }
+        if self.plan.limits.are_times_earlier(&old.limits) {
+            self.begin_times();
         }
         self.settle(now);
-    }
-
-    /// Other rights hold from now on, for what sockets do next: nobody leaves a room for it.
-    pub fn renew_permits(&mut self, permits: impl Fn(&W) -> Option<Permits>) {
-        let keys: Vec<SocketKey> = self.sockets.all.iter().map(|(key, _)| key).collect();
-        for socket in keys {
-            if let Some(socket) = self.sockets.all.get_mut(socket)
-                && let Some(permits) = permits(&socket.handle)
-            {
-                socket.permits = permits;
-            }
-        }
     }
 }

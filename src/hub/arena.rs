@@ -1,6 +1,8 @@
 //! The house's slab as the hub uses it: found by keys only, so that a stale one never finds another's value, and without a
 //! panic.
 
+use std::ops::Range;
+
 use crate::shard::Slab;
 pub(super) use crate::shard::slab::Key;
 
@@ -40,6 +42,17 @@ impl<T> Arena<T> {
     #[inline]
     pub(super) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         self.0.find_mut(key)?.as_mut()
+    }
+
+    /// How many places there are, taken or not.
+    pub(super) fn places(&self) -> u32 {
+        self.0.indices().end
+    }
+
+    /// The keys of those at these places.
+    pub(super) fn keys_at(&self, places: Range<u32>) -> Vec<Key> {
+        let keys = (places.start..places.end.min(self.places())).map(|index| self.0.key(index));
+        keys.filter(|&key| self.get(key).is_some()).collect()
     }
 
     /// All that are there, with their keys.

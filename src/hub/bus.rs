@@ -22,8 +22,8 @@ use crate::shard::Instant;
 const FORGET_INTERVAL: Duration = Duration::from_millis(100);
 
 /// So many rooms ask at once when the bus comes, and the next a little later: what would go beyond the way to it comes back.
-const SLICE: usize = 128;
-const SLICE_INTERVAL: Duration = Duration::from_millis(10);
+pub(super) const SLICE: u32 = 128;
+pub(super) const SLICE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whose question it is: a shard's, and its ticket there.
 pub type BusAsker = (usize, Key);
@@ -285,11 +285,13 @@ pub(super) struct Bus {
     /// Rooms of which the bus was not told yet that nobody is in them: it listens to each.
     pub(super) forgotten: BTreeSet<RoomName>,
     armed: Instant,
+    /// When the next rooms are told that it has come or gone.
+    pub(super) walk_armed: Instant,
 }
 
 impl Bus {
     pub(super) const fn new() -> Self {
-        Self { is_up: false, forgotten: BTreeSet::new(), armed: Instant::NEVER }
+        Self { is_up: false, forgotten: BTreeSet::new(), armed: Instant::NEVER, walk_armed: Instant::NEVER }
     }
 }
 
@@ -311,14 +313,7 @@ impl<W> Hub<W> {
     pub fn bus_is_up(&mut self, now: Instant, is_up: bool) {
         let Some(bus) = &mut self.bus else { return };
         bus.is_up = is_up;
-        let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
-        for (slice, keys) in (0_u32..).zip(homes.chunks(SLICE)) {
-            for &key in keys {
-                self.follow_at_home(now, key, |home, given| {
-                    home.bus_is_up(given, SLICE_INTERVAL.saturating_mul(slice));
-                });
-            }
-        }
+        self.begin_bus(now);
         self.settle(now);
     }
 
@@ -368,12 +363,7 @@ impl<W> Hub<W> {
                     self.at_home(now, key, |home, given| home.hear_elsewhere(given, &elsewhere));
                 }
             }
-            BusAnswer::Gone(node) => {
-                let homes: Vec<Key> = self.homes.iter().map(|(key, _)| key).collect();
-                for key in homes {
-                    self.at_home(now, key, |home, given| home.node_is_gone(given, &node));
-                }
-            }
+            BusAnswer::Gone(node) => self.begin_gone(now, node),
             BusAnswer::TellAgain(room) => {
                 if let Some(&key) = self.home_names.get(&room) {
                     self.at_home(now, key, |home, given| home.tell_again(given));

@@ -130,10 +130,10 @@ impl Home {
     }
 
     /// The bus has come: it may have forgotten who is here.
-    pub(super) fn tell_all_here(&mut self, given: &mut Given<'_>, wait: Duration) {
+    pub(super) fn tell_all_here(&mut self, given: &mut Given<'_>) {
         if let Some(following) = &mut self.following {
             following.crowd.is_whole = true;
-            following.crowd.tell_due = given.now + wait;
+            following.crowd.tell_due = given.now;
         }
         self.tell_here(given);
     }
@@ -191,12 +191,15 @@ impl Home {
         self.set_elsewhere(given, user, elsewhere);
     }
 
-    /// An instance is gone, as far as one can see: should it live after all, the next question shows it.
+    /// Whether users of an instance are known to be in the room.
+    pub(super) fn knows_node(&self, node: &str) -> bool {
+        self.following.as_ref().is_some_and(|following| following.crowd.nodes.contains_key(node))
+    }
+
+    /// An instance whose users are in the room is gone, as far as one can see: should it live after all, the next question
+    /// shows it.
     pub(super) fn node_is_gone(&mut self, given: &mut Given<'_>, node: &Arc<str>) {
-        let Some(following) = self.following.as_mut().filter(|following| following.crowd.nodes.contains_key(node))
-        else {
-            return;
-        };
+        let Some(following) = &mut self.following else { return };
         following.ask_for_users(given.now);
         let nobody = Elsewhere { room: self.room().clone(), node: Arc::clone(node), is_whole: true, users: Vec::new() };
         self.hear_elsewhere(given, &nobody);

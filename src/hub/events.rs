@@ -37,6 +37,13 @@ pub struct EventPlan {
     pub grace: Duration,
 }
 
+impl EventPlan {
+    /// Whether events are made by this of what another makes none of.
+    const fn wants_more_than(self, other: Self) -> bool {
+        self.rooms && !other.rooms || self.users && !other.users
+    }
+}
+
 /// What has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
@@ -280,17 +287,31 @@ impl Events {
     /// Another plan; says of what events are made now that were not before. What is not wanted any more is forgotten.
     pub(super) fn adopt(&mut self, plan: EventPlan) -> EventPlan {
         let old = std::mem::replace(&mut self.plan, plan);
+        let fresh = EventPlan { rooms: plan.rooms && !old.rooms, users: plan.users && !old.users, ..plan };
         let is_off = |subject: &Subject| match subject {
             Subject::Room(_) => !plan.rooms,
             Subject::User(_) => !plan.users,
         };
+        if !old.wants_more_than(plan) {
+            return fresh;
+        }
         let off: Vec<Subject> = self.known.keys().filter(|subject| is_off(subject)).cloned().collect();
         for subject in off {
             self.forget(&subject);
         }
         self.leaving.retain(|(_, subject)| !is_off(subject));
         self.gone.retain(|(_, subject)| !is_off(subject));
-        EventPlan { rooms: plan.rooms && !old.rooms, users: plan.users && !old.users, ..plan }
+        fresh
+    }
+
+    /// Those who are there as it was told last.
+    fn told(&self) -> impl Iterator<Item = Subject> {
+        self.known.iter().filter(|(_, record)| record.is_told).map(|(subject, _)| subject.clone())
+    }
+
+    /// Whether there is something that could not be said yet.
+    pub(super) fn has_unsaid(&self) -> bool {
+        !(self.unsaid.is_empty() && self.unsaid_to_bus.is_empty() && self.untold.is_empty())
     }
 
     /// Whether somebody is there as it was told last.
@@ -325,15 +346,18 @@ impl<W> Hub<W> {
         self.arm_kept(now);
     }
 
-    pub(super) fn say_unsaid(&mut self) {
-        for user in std::mem::take(&mut self.events.unsaid) {
+    /// Says so many of each kind of what could not be said.
+    pub(super) fn say_unsaid(&mut self, count: usize) {
+        for _ in 0..count {
+            let Some(user) = self.events.unsaid.pop_first() else { break };
             self.note_user(&user);
         }
-        for subject in std::mem::take(&mut self.events.unsaid_to_bus) {
+        for _ in 0..count {
+            let Some(subject) = self.events.unsaid_to_bus.pop_first() else { break };
             let is_here = self.events.is_told(&subject);
             self.tell_bus(EventsRequest::Is { subject, is_here });
         }
-        for request in std::mem::take(&mut self.events.untold) {
+        for request in self.events.untold.drain(..count.min(self.events.untold.len())).collect::<Vec<_>>() {
             self.tell_bus(request);
         }
     }
@@ -370,48 +394,28 @@ impl<W> Hub<W> {
 
     /// A shard makes events of users now, and knows of none.
     pub(super) fn handle_ask_users(&mut self, from: usize) {
-        for user in self.users_of(|home| home == from) {
-            self.note_user(&user);
-        }
+        self.begin_users(Some(from));
     }
 
-    /// In order, so that the same happens again in the same way.
-    fn users_of(&self, is_home: impl Fn(usize) -> bool) -> Vec<Arc<str>> {
-        let users = self.users.keys().filter(|user| is_home(home_of(user, self.shards)));
-        let mut users: Vec<Arc<str>> = users.cloned().collect();
-        users.sort_unstable();
-        users
-    }
-
-    /// Other events are wanted. What is here already is told as if it came now.
-    pub(super) fn adopt_events(&mut self, now: Instant, plan: EventPlan) {
-        let told: Vec<Subject> =
-            self.events.known.keys().filter(|&subject| self.events.is_told(subject)).cloned().collect();
+    /// Other events are wanted. What is here already is told as if it came now: rooms with the plan's rules ([`Hub::adopt`]),
+    /// and users if this says so.
+    pub(super) fn adopt_events(&mut self, plan: EventPlan) -> bool {
+        let is_told_off = self.bus.is_some() && self.events.plan.wants_more_than(plan);
+        let told: Vec<Subject> = if is_told_off { self.events.told().collect() } else { Vec::new() };
         let fresh = self.events.adopt(plan);
-        if self.bus.is_some() {
-            // Nobody looks any more whether they are here.
-            let off: Vec<Subject> =
-                told.into_iter().filter(|subject| !self.events.known.contains_key(subject)).collect();
-            for subject in off {
+        // Nobody looks any more whether they are here.
+        for subject in told {
+            if !self.events.known.contains_key(&subject) {
                 self.tell_bus(EventsRequest::Is { subject, is_here: false });
-            }
-        }
-        if fresh.rooms {
-            let homes = self.homes.iter().filter(|(_, home)| home.is_occupied());
-            let occupied: Vec<RoomName> = homes.map(|(_, home)| home.room().clone()).collect();
-            for room in occupied {
-                self.note_room(now, room, true);
             }
         }
         if fresh.users {
             // Whichever of two shards is later with the plan sees to it that the home hears of the other's users.
-            for user in self.users_of(|_| true) {
-                self.note_user(&user);
-            }
             for shard in (0..self.shards).filter(|&shard| shard != self.shard) {
                 self.post.send(shard, RoomLetter::AskUsers);
             }
         }
+        fresh.users
     }
 
     /// A step of a room is over: whether it has members may have changed.

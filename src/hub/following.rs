@@ -273,25 +273,18 @@ impl Home {
         self.release_held(given);
     }
 
-    /// The bus has come back, and may have lost something: it is asked after a while. Or it has gone.
-    pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>, wait: Duration) {
+    /// The bus has come back, and may have lost something: it is asked. Or it has gone.
+    pub(super) fn bus_is_up(&mut self, given: &mut Given<'_>) {
         if let Some(following) = &mut self.following {
             following.give_up_reading();
             following.ask_for_users(given.now);
+            following.refused = 0;
         }
         if !given.is_bus_up {
             self.refuse_waiting(given);
         }
-        if let Some(following) = &mut self.following
-            && given.is_bus_up
-            && !wait.is_zero()
-        {
-            following.refused = 0;
-            following.read_due = given.now + wait;
-            return self.tell_all_here(given, wait);
-        }
         self.read(given);
-        self.tell_all_here(given, wait);
+        self.tell_all_here(given);
     }
 
     /// Time has passed.

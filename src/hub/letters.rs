@@ -3,6 +3,9 @@
 use super::{Code, Hub, KEPT_INTERVAL, RoomLetter, home, timers::Timer};
 use crate::shard::Instant;
 
+/// Letters that are sent again at once, for each shard that there is: about as many as its ring takes.
+pub(super) const KEPT_PER_SHARD: usize = 512;
+
 impl<W> Hub<W> {
     /// Another shard's hub has written. Letters of one shard come in the order in which it wrote them.
     pub fn handle_letter(&mut self, now: Instant, from: usize, letter: RoomLetter) {
@@ -88,13 +91,17 @@ impl<W> Hub<W> {
         }
     }
 
-    pub(super) fn send_kept(&mut self) {
+    pub(super) fn send_kept(&mut self, now: Instant) {
         self.kept_armed = Instant::NEVER;
-        let mut letters = std::mem::take(&mut self.kept).into();
+        let count = self.kept.len().min(KEPT_PER_SHARD.saturating_mul(self.shards));
+        let mut letters = self.kept.drain(..count).collect();
         self.renew_counts(&mut letters);
         for (to, letter) in letters {
             self.post.send(to, letter);
         }
-        self.say_unsaid();
+        self.say_unsaid(KEPT_PER_SHARD);
+        if !self.kept.is_empty() || self.events.has_unsaid() {
+            self.arm_kept(now);
+        }
     }
 }

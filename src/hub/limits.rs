@@ -104,6 +104,13 @@ impl Limits {
         }
     }
 
+    /// Whether something is due earlier for a socket by these than by others.
+    pub(super) fn are_times_earlier(&self, than: &Self) -> bool {
+        self.ping_every < than.ping_every
+            || self.dead_after < than.dead_after
+            || self.message_within < than.message_within
+    }
+
     /// The share of one of so many shards: what counts for the instance is divided, rounding up.
     #[must_use]
     pub fn of_shard(&self, shards: usize) -> Self {

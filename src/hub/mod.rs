@@ -57,6 +57,7 @@ pub mod types;
 mod unfinished;
 pub mod unnumbered;
 mod users;
+mod walk;
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
@@ -94,6 +95,7 @@ use timers::{Timer, Timers};
 use types::ServiceTypes;
 use unfinished::Unfinished;
 use users::UserCounts;
+use walk::Walks;
 
 use crate::shard::Instant;
 
@@ -311,6 +313,7 @@ pub struct Hub<W> {
     events: Events,
     service_bytes: usize,
     draining: Option<drain::Draining>,
+    walks: Walks,
     pulls: u64,
     discontinuities: u64,
 }
@@ -355,6 +358,7 @@ impl<W> Hub<W> {
             kept_armed: Instant::NEVER,
             service_bytes: 0,
             draining: None,
+            walks: Walks::default(),
             pulls: 0,
             discontinuities: 0,
         }
@@ -531,12 +535,18 @@ impl<W> Hub<W> {
             match timer {
                 Timer::Home(key) => self.handle_home_timeout(now, key),
                 Timer::Pull(key) => self.handle_pull_timeout(now, key),
-                Timer::Kept => self.send_kept(),
+                Timer::Kept => self.send_kept(now),
                 Timer::Events => {
                     self.events.armed = Instant::NEVER;
                     self.pass_events_time(now);
                 }
                 Timer::Forgotten => self.send_forgotten(),
+                Timer::Bus => {
+                    if let Some(bus) = &mut self.bus {
+                        bus.walk_armed = Instant::NEVER;
+                    }
+                    self.walk_bus(now);
+                }
             }
         }
         while let Some((ticket, asker)) = self.asks.take_late(now) {

@@ -18,6 +18,8 @@ pub(super) enum Timer {
     Events,
     /// Rooms of which the bus is told again.
     Forgotten,
+    /// The next rooms are told that the bus has come or gone.
+    Bus,
 }
 
 /// All timers of a shard's rooms; those of sockets are the driver's.

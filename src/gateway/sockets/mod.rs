@@ -178,6 +178,14 @@ impl Sockets {
         self.calls.part();
         self.step(|hub, now| {
             hub.adopt(now, plan.hub.of_shard(self.shards));
+            hub.expire_permits();
+        });
+        self.renew_permits(plan);
+    }
+
+    /// Gives some of the sockets that have them from a plan before the permits of this one.
+    fn renew_permits(&self, plan: &Plan) {
+        self.hub.with(|hub| {
             hub.renew_permits(|handle| handle.claims.as_ref().map(|claims| self.permits(plan, claims)));
         });
     }
@@ -402,6 +410,11 @@ impl Sockets {
             // It is awake.
             self.runner.with(|runner| runner.waker = None);
             self.step(Hub::go_on);
+        }
+        if self.hub.with(|hub| hub.has_old_permits())
+            && let Some(gateway) = self.gateway()
+        {
+            self.renew_permits(&gateway.live().plan);
         }
         self.release_held();
         let due = self.hub.with(|hub| hub.poll_timeout()).unwrap_or(Instant::NEVER);

@@ -14,7 +14,7 @@ use std::rc::Rc;
 const ROOM: &str = "public.a";
 
 /// A hub whose bus is there.
-fn on_bus(plan: Plan) -> One {
+pub(super) fn on_bus(plan: Plan) -> One {
     let mut one = One { hub: hub_of_bus(0, 1, plan.clone(), 7), plan, now: Instant::START };
     one.hub.bus_is_up(one.now, true);
     one
@@ -322,14 +322,14 @@ fn an_answer_to_a_home_that_is_gone_is_none_to_the_next() {
 }
 
 /// The question is answered by where the room stood already, and by who is there.
-fn stand_with(one: &mut One, read: &BusRead, users: BusUsers) {
+pub(super) fn stand_with(one: &mut One, read: &BusRead, users: BusUsers) {
     let last = Last { position: position("k3", 1), digest: digest(1) };
     let stands =
         Stands { room: read.room.clone(), number: read.number, last, messages: Vec::new(), users: Some(users) };
     one.hub.handle_bus(one.now, BusAnswer::Stands(Box::new(stands)));
 }
 
-fn others(of: &[(&str, &str)]) -> Vec<Present> {
+pub(super) fn others(of: &[(&str, &str)]) -> Vec<Present> {
     of.iter().map(|&(node, user)| Present { node: node.into(), user: user.into(), sockets: 1 }).collect()
 }
 

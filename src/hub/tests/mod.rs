@@ -19,6 +19,7 @@ mod limits;
 mod others;
 mod points;
 mod sim;
+mod walks;
 
 use super::{
     Close, Effect, Entrance, Hub, Identity, PIECES_MAX, Plan, Secret, Setup, SocketKey,
