@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{SOON, Socket, on_each_shard, services, socket::timeless, start, user};
 use crate::{
     backend::{Backend, Received, Refusing},
-    harness::Gateway,
+    harness::{Gateway, until},
 };
 
 /// A service that answers the event with this `n` once that is let go, with the `status` that it asks for.
@@ -278,8 +278,10 @@ fn each_message_is_counted_and_logged_as_a_request() {
     let mut socket = Socket::open(&gateway, &user("42"));
     socket.say(&event("1", &json!({})));
     socket.expect(&ack("1"));
-    let lines = gateway.access_lines(1);
-    let line = lines.iter().find(|line| line["route"] == "cart_event (message)").expect("it is logged");
+    // The handshake has a line of its own, which may come first.
+    let line = until(SOON, "it is logged", || {
+        gateway.access_lines(1).into_iter().find(|line| line["route"] == "cart_event (message)")
+    });
     assert_eq!(
         (&line["status"], &line["upstream"], &line["user"]),
         (&json!(202), &json!("ingestion"), &json!("42")),
