@@ -10,6 +10,10 @@ use super::{
     Config, HubRoom, HubService, HubShare, Role, SlowConsumer, Upstream, WithoutRedis, written_duration, written_size,
 };
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long the close of a socket may take, from the gateway's close frame to the client's.
+pub const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Each is compared with the name of a room when a socket wants to do something there.
 const ROOMS_MAX: usize = 256;

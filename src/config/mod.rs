@@ -44,7 +44,7 @@ pub mod watch;
 pub use accounts::postgres_url;
 pub use address::{HostPattern, Instance, IpNet};
 pub use auth::SECRET_BYTES_MIN;
-pub use hub::HUB_TYPES;
+pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use keys::{
     Access, AccessLog, Accounts, Admin, Algorithm, Auth, ClientClose, Config, Cors, Data, Drain, Driver,
     FurtherListener, HeaderRules, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,

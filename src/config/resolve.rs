@@ -4,7 +4,7 @@
 use super::accounts::check_accounts;
 use super::auth::read_auth;
 use super::cors::check_cors;
-use super::hub::read_hub;
+use super::hub::{CLOSE_WITHIN, read_hub};
 use super::keys::SECTIONS;
 use super::keys::section::FromFields as _;
 use super::limits::{read_limits, warn_about_lonely, warn_about_unused};
@@ -169,7 +169,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     warn_about_own_paths(&config, report);
     config.listeners = read_listeners(root, &config, report);
     check_target(&config.http, &Http::fields(root), report);
-    check_drain(&config.drain, &Drain::fields(root), report);
+    check_drain(&config, &Drain::fields(root), report);
     check_log_level(&config.log.level, &Log::fields(root), report);
     if config.metrics.allow.iter().any(IpNet::is_everybody) {
         let place = Metrics::fields(root).place_of("allow");
@@ -221,11 +221,20 @@ fn check_target(&Http { head_bytes_max, target_bytes_max, .. }: &Http, http: &Fi
     }
 }
 
-fn check_drain(&Drain { notice, max, .. }: &Drain, drain: &Fields<'_>, report: &mut Report) {
+fn check_drain(config: &Config, drain: &Fields<'_>, report: &mut Report) {
+    let Drain { notice, window, max } = config.drain;
+    // The last sockets of the hub are closed at the end of the window, and then wait for their clients.
+    let needed = notice + window + CLOSE_WITHIN;
+    let [shown, least, close] = [max, needed, CLOSE_WITHIN].map(super::written_duration);
     if max < notice {
-        let [notice, max] = [notice, max].map(super::written_duration);
-        let right = format!("it is not less than drain.notice, which is \"{notice}\"");
-        drain.wrong_pair(report, ["max", "notice"], format_args!("is \"{max}\""), &right);
+        let right = format!("it is not less than drain.notice, which is \"{}\"", super::written_duration(notice));
+        drain.wrong_pair(report, ["max", "notice"], format_args!("is \"{shown}\""), &right);
+    } else if config.hub.enabled && max < needed {
+        let warning = format!(
+            "drain.max is \"{shown}\", and drain.notice, drain.window and the {close} in which a client of the hub may answer a \
+             close make \"{least}\": sockets may be cut, and the process then ends with 3"
+        );
+        report.warn(&drain.place_of("max"), &warning);
     }
 }
 

@@ -108,7 +108,8 @@ section! {
         /// within this time, so that their clients do not all come back at once. As long as `max` lets it be, less two
         /// seconds.
         window: Duration as Duration(0, DAY) = "10s", e.g. "25s";
-        /// From the signal on: after this long what is left is cut. Not less than `notice`.
+        /// From the signal on: after this long what is left is cut. Not less than `notice`; with the hub at least `notice`,
+        /// `window` and the five seconds in which a socket's client may answer its close, or some sockets may be cut.
         max: Duration as Duration(0, DAY) = "30s", e.g. "1m";
     }
 }

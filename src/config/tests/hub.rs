@@ -83,6 +83,23 @@ fn what_looks_like_a_mistake_in_the_hub_is_told() {
 }
 
 #[test]
+fn a_drain_that_may_cut_sockets_is_told() {
+    let told = |notice, window, max, more| {
+        let text = format!("[drain]\nnotice = \"{notice}\"\nwindow = \"{window}\"\nmax = \"{max}\"\n{more}");
+        resolve(Some((Path::new("shardgate.toml"), &text)), &env(&[])).expect("it is sound").warnings
+    };
+    assert_eq!(
+        told("2s", "30s", "36s", ""),
+        [
+            "shardgate.toml:4: drain.max is \"36s\", and drain.notice, drain.window and the 5s in which a client of the hub may \
+             answer a close make \"37s\": sockets may be cut, and the process then ends with 3"
+        ]
+    );
+    assert!(told("2s", "30s", "37s", "").is_empty());
+    assert!(told("2s", "30s", "36s", "[hub]\nenabled = false\n").is_empty(), "nothing is cut that is not there");
+}
+
+#[test]
 fn instances_that_share_a_redis_and_not_their_users_are_told() {
     let redis = "[redis]\nurls = [\"redis://r\"]\n[sessions]\nsecret = \"a secret that is as long as it has to be\"\n";
     check(
