@@ -10,12 +10,12 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
-    time::Duration,
 };
 
 use super::{Sockets, Written, open::LoggedIn};
 use crate::{
     auth::Claims,
+    config::CLOSE_WITHIN,
     exchange::{OpenSocket, Tether},
     hub::{
         Entrance, SocketKey,
@@ -30,11 +30,12 @@ use crate::{
 /// Reads before the shard's other tasks get their turn.
 const READS_PER_TURN: usize = 4;
 
+/// Bytes that compressed messages may become in one read, and one message more: few bytes on the wire may be much to look
+/// through.
+const INFLATED_PER_READ: usize = 128 * 1024;
+
 /// Frames that one message may come in. Browsers send one; libraries cut at a few KiB.
 const FRAGMENTS_MAX: u32 = 1024;
-
-/// How long a close may take, from our close frame to the other side's.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the hub knows a socket by.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Upgrade for Opening {
             Err((head, close)) => {
                 sockets.count_close(close);
                 sockets.log_end(&opened, from, claims.as_deref(), Some(close), [0, 0]);
-                Box::pin(refuse(client, head, close))
+                Box::pin(refuse(client, slot, head, close))
             }
         }
     }
@@ -364,11 +365,16 @@ impl Socket {
     /// Says also how many bytes are left for another turn.
     fn read(&mut self, mut bytes: &mut [u8]) -> (bool, usize) {
         let Place { sockets, key } = &self.place;
-        let mut is_heard = false;
+        let (mut is_heard, mut inflated) = (false, 0);
         let was_at_rest = self.reader.is_at_rest();
         loop {
-            let (bytes_max, is_taken) = sockets.hub.with(|hub| (hub.message_bytes_max(*key), hub.takes_messages()));
-            if !is_taken && self.phase == Phase::Open && !bytes.is_empty() {
+            let (bytes_max, is_taken, is_closed) = sockets.hub.with(|hub| {
+                let is_closed = hub.socket(*key).is_none_or(|socket| socket.handle.close.is_some());
+                (hub.message_bytes_max(*key), hub.takes_messages(), is_closed)
+            });
+            // What the hub has just closed is not heard any more, though its close frame is still to be written.
+            let is_open = self.phase == Phase::Open && !is_closed;
+            if is_open && !(is_taken && inflated < INFLATED_PER_READ) && !bytes.is_empty() {
                 break;
             }
             let message_bytes_max = u32::try_from(bytes_max).unwrap_or(u32::MAX);
@@ -376,7 +382,7 @@ impl Socket {
             let close = match self.reader.next(&mut bytes) {
                 Ok(None) => break,
                 Ok(Some(Event::Close { .. })) if self.phase != Phase::Open => return (true, 0),
-                Ok(Some(_)) if self.phase != Phase::Open => continue,
+                Ok(Some(event)) if !is_open && !matches!(event, Event::Close { .. }) => continue,
                 Ok(Some(Event::Text(text))) => {
                     self.received = self.received.saturating_add(1);
                     sockets.step(|hub, now| hub.handle_text(now, *key, text));
@@ -396,13 +402,14 @@ impl Socket {
                 }
                 Ok(Some(Event::Close { code, .. })) => {
                     // RFC 6455 §5.5.1: as a rule the status code comes back, where there was one.
-                    self.is_unexplained = code.is_none();
+                    self.is_unexplained = is_open && code.is_none();
                     Close::Normal
                 }
                 Ok(Some(Event::Deflated { is_text: true, payload })) => {
                     self.received = self.received.saturating_add(1);
                     let hear = |message: Message<'_>| {
                         if let Message::Text(text) = message {
+                            inflated += text.len();
                             sockets.step(|hub, now| hub.handle_text(now, *key, text));
                         }
                     };
@@ -438,14 +445,17 @@ fn close_of(error: FrameError) -> Close {
     }
 }
 
-/// Says why a socket does not open, and closes.
-async fn refuse(io: &Io, head: Vec<u8>, close: Close) {
+/// Says why a socket does not open, and closes. That may take as long as another close, or until all is cut.
+async fn refuse(io: &Io, slot: &Slot, head: Vec<u8>, close: Close) {
     let mut frame = head;
     frame.extend_from_slice(&close_frame(Some(close.code()), close.reason()));
     let (mut written, mut bytes) = (0, Vec::new());
     let mut deadline = Deadline::new();
     deadline.set_after(CLOSE_WITHIN);
     poll_fn(|cx| {
+        if slot.poll_end(cx) == Poll::Ready(End::Cut) {
+            return Poll::Ready(());
+        }
         while let Some(rest) = frame.get(written..).filter(|rest| !rest.is_empty()) {
             match io.poll_write(cx, rest) {
                 Poll::Ready(Ok(more)) => written += more,
@@ -473,8 +483,43 @@ async fn refuse(io: &Io, head: Vec<u8>, close: Close) {
 
 #[cfg(test)]
 mod tests {
+    use std::{cell::Cell, net::TcpListener, time::Duration};
+
+    use tokio::io::AsyncReadExt as _;
+
     use super::*;
-    use crate::hub::Socket as HubSocket;
+    use crate::{
+        hub::Socket as HubSocket,
+        net::{Connections, Stream},
+        shard::{TcpStream, testing},
+    };
+
+    #[test]
+    fn one_that_is_refused_waits_for_its_client_until_all_is_cut() {
+        testing::on_both_drivers(|| async {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            let due = clock::now() + Duration::from_secs(30);
+            let address = listener.local_addr().expect("an address");
+            let mut client = TcpStream::connect(address, due).await.expect("connected");
+            let (server, _) = listener.accept().expect("accepted");
+            let io = Io::new(Stream::Plain(TcpStream::from_fd(server.into()).expect("registered")));
+            let connections = Connections::new();
+            let (slot, is_over) = (connections.enter(), Rc::new(Cell::new(false)));
+            let over = Rc::clone(&is_over);
+            task::spawn("refused", async move {
+                refuse(&io, &slot, b"101 ".to_vec(), Close::TooManyConnections).await;
+                over.set(true);
+            });
+            let mut told = Vec::new();
+            client.read_to_end(&mut told).await.expect("read to the end");
+            assert!(told.starts_with(b"101 \x88"), "{told:?}");
+            assert!(!is_over.get(), "the client has not closed");
+            let began = clock::now();
+            connections.cut();
+            testing::until(|| is_over.get()).await;
+            assert!(clock::now().since(began) < CLOSE_WITHIN / 2);
+        });
+    }
 
     /// Ten thousand idle sockets hold each of these ten thousand times: what only a busy one needs goes into a box.
     #[test]

@@ -169,6 +169,20 @@ fn the_twentieth_error_in_ten_seconds_is_the_last() {
 }
 
 #[test]
+fn what_comes_behind_the_last_error_is_not_heard() {
+    let gateway = start("");
+    let mut socket = Socket::open(&gateway, &user("42"));
+    // In one write, so that all of it has come when the socket is closed.
+    socket.send(client_frame(Opcode::Text, true, b"nonsense", KEY).repeat(100));
+    let (told, code) = socket.hear_close();
+    assert_eq!((told.len(), code), (20, 4103), "{told:?}");
+    drop(socket);
+    let lines = gateway.access_lines(2);
+    let ended = lines.iter().find(|line| line["close_code"] == 4103).expect("a line");
+    assert_eq!(ended["messages_in"], 20, "{ended}");
+}
+
+#[test]
 fn too_many_messages_are_refused_and_told_when_to_come_again() {
     let gateway = start("[hub]\nmessages_per_s = 1\n");
     for mut socket in on_each_shard(&gateway) {

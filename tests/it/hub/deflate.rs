@@ -142,6 +142,24 @@ fn limits_count_what_a_message_becomes() {
 }
 
 #[test]
+fn many_that_come_at_once_are_all_heard() {
+    let gateway = start(&format!("{ON}messages_per_s = 1000\n"));
+    let mut socket = deflating(&gateway, "42", OFFER);
+    let mut deflater = Deflater::default();
+    let frames: Vec<u8> = (100..200)
+        .flat_map(|n| {
+            let text = heartbeat(MESSAGE_BYTES_MAX).replace("\"long\"", &format!("\"l{n}\""));
+            deflated_frame(Opcode::Text, deflater.deflate(text.as_bytes(), 15))
+        })
+        .collect();
+    assert!(frames.len() < 16_384, "one read takes them: {}", frames.len());
+    socket.send(&frames);
+    for n in 100..200 {
+        assert_eq!(socket.hear()["id"], format!("l{n}"));
+    }
+}
+
+#[test]
 fn bombs_take_no_memory() {
     let gateway = start(ON);
     // As small as it gets: a thousandth.
