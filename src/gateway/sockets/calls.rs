@@ -104,10 +104,15 @@ impl Calls {
         }
     }
 
-    /// A call is over: who waits for it.
-    pub(super) fn take(&self, call: Call) -> Vec<Ticket> {
+    /// A call is over: so many of those who wait for it, in order. Nobody waits for it any more who did not before.
+    pub(super) fn take(&self, call: Call, most: usize) -> Vec<Ticket> {
         self.0.with(|board| {
-            let waiting = board.remove(call.0).map(|call| call.waiting).unwrap_or_default();
+            let Some(mut over) = board.remove(call.0) else { return Vec::new() };
+            let later = over.waiting.split_off(most.min(over.waiting.len()));
+            let waiting = std::mem::replace(&mut over.waiting, later);
+            if !over.waiting.is_empty() {
+                board.calls.insert(call.0, UnderWay { equal: None, ..over });
+            }
             for ticket in &waiting {
                 board.waits_for.remove(&ticket.to_bits());
             }
@@ -183,7 +188,7 @@ mod tests {
             let further = calls.wait(two, equal(share, index, user, payload));
             assert_eq!(further.is_none(), is_shared, "{share:?} {other:?}");
             let waiting = if is_shared { vec![one, two] } else { vec![one] };
-            assert_eq!(calls.take(call), waiting, "{share:?} {other:?}");
+            assert_eq!(calls.take(call, 9), waiting, "{share:?} {other:?}");
         }
     }
 
@@ -206,10 +211,24 @@ mod tests {
         calls.cancel(two);
         assert!(cancel.is_cancelled.get());
         let (call, _) = calls.wait(three, same()).expect("what is cancelled is nobody's to wait for");
-        assert_eq!(calls.take(call), [three]);
+        assert_eq!(calls.take(call, 9), [three]);
         calls.0.with(|board| {
             assert!(board.waits_for.is_empty() && board.calls.is_empty() && board.shared.is_empty());
         });
+    }
+
+    #[test]
+    fn who_waits_for_a_call_that_is_over_is_told_in_parts() {
+        let (calls, [one, two, three, four]) = (Calls::default(), tickets());
+        let same = || equal(HubShare::Anyone, 0, "a", "1");
+        let (call, _) = calls.wait(one, same()).expect("a new one");
+        assert!(calls.wait(two, same()).is_none() && calls.wait(three, same()).is_none());
+        assert_eq!(calls.take(call, 1), [one]);
+        let (next, _) = calls.wait(four, same()).expect("what is over is nobody's to wait for");
+        calls.cancel(two);
+        assert_eq!((calls.take(call, 1), calls.take(call, 1)), (vec![three], vec![]));
+        assert_eq!(calls.take(next, 1), [four]);
+        calls.0.with(|board| assert!(board.waits_for.is_empty() && board.calls.is_empty()));
     }
 
     #[test]
@@ -219,6 +238,6 @@ mod tests {
         let (before, _) = calls.wait(one, same()).expect("a new one");
         calls.part();
         let (after, _) = calls.wait(two, same()).expect("a new one");
-        assert_eq!((calls.take(before), calls.take(after)), (vec![one], vec![two]));
+        assert_eq!((calls.take(before, 9), calls.take(after, 9)), (vec![one], vec![two]));
     }
 }

@@ -35,6 +35,9 @@ use crate::{
 /// Bytes of a service's answer that a message can carry, however large an outbox may be.
 pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
 
+/// Sockets that are told of the answer they share before the shard's other tasks get their turn.
+const ANSWERS_PER_TURN: usize = 256;
+
 /// Whoever sent the message.
 struct Sender {
     claims: Rc<Claims>,
@@ -79,7 +82,10 @@ impl Sockets {
             let promise = Promise { sockets, number };
             let call = call(&gateway, &live, index, &sender, id.as_deref(), payload, answer_bytes_max);
             if let Some(answered) = cancel.unless(call).await {
-                promise.tell(&outcome(&answered));
+                let outcome = outcome(&answered);
+                while promise.tell(&outcome, ANSWERS_PER_TURN) {
+                    task::yield_now().await;
+                }
             }
         });
     }
@@ -92,23 +98,25 @@ struct Promise {
 }
 
 impl Promise {
-    fn tell(&self, outcome: &ServiceOutcome<'_>) {
-        let waiting = self.sockets.calls.take(self.number);
-        if waiting.is_empty() {
-            return;
+    /// Tells so many of them, and says whether there may be more.
+    fn tell(&self, outcome: &ServiceOutcome<'_>, most: usize) -> bool {
+        let waiting = self.sockets.calls.take(self.number, most);
+        let may_be_more = waiting.len() == most;
+        if !waiting.is_empty() {
+            self.sockets.step(|hub, now| {
+                for ticket in waiting {
+                    hub.service_answered(now, ticket, outcome);
+                }
+            });
         }
-        self.sockets.step(|hub, now| {
-            for ticket in waiting {
-                hub.service_answered(now, ticket, outcome);
-            }
-        });
+        may_be_more
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
         // Nobody waits any more for a call that was told of or cancelled.
-        self.tell(&ServiceOutcome::Refused { code: Code::UpstreamFailed, retry_after_ms: None });
+        self.tell(&ServiceOutcome::Refused { code: Code::UpstreamFailed, retry_after_ms: None }, usize::MAX);
     }
 }
 
@@ -148,7 +156,7 @@ async fn call(
     };
     // A call that several share is no session's own.
     let key = id.filter(|_| service.share == HubShare::Nobody).map(|id| {
-        // RFC-less but common: the session's own name for the event, so that the service takes it once.
+        // The session's own name for the event, so that the service takes it once.
         let session = sender.claims.sid.as_deref().unwrap_or(&sender.claims.sub);
         [session.as_bytes(), b":", id.as_bytes()].concat()
     });
