@@ -112,6 +112,11 @@ impl Events {
         event.position.zip(epoch).is_some_and(|(position, epoch)| position.epoch != epoch)
     }
 
+    /// A lane's task has ended: the next event begins another.
+    fn stop(&self, number: usize) {
+        self.0.with(|board| board.lanes[number].is_sending = false);
+    }
+
     /// The next of a lane; without one its task is over.
     fn next(&self, number: usize) -> Option<Event> {
         self.0.with(|board| {
@@ -154,6 +159,7 @@ impl Sockets {
 
     /// Sends what waits in a lane, each until it is taken. Dropping it loses the event that is under way.
     async fn send_lane(self: Rc<Self>, lane: usize) {
+        let _sending = Sending { events: &self.events, lane };
         let mut pause = AGAIN_MIN;
         while let Some(event) = self.events.next(lane) {
             let is_taken = loop {
@@ -185,13 +191,15 @@ impl Sockets {
             };
             pause = AGAIN_MIN;
             self.event_is_done(&event, is_taken);
+            self.settle();
         }
     }
 
-    /// An event needs not be sent any more, or could not be sent here.
-    fn event_is_done(self: &Rc<Self>, event: &Event, is_taken: bool) {
+    /// An event needs not be sent any more, or could not be sent here. What the hub wants done for it is for
+    /// [`Sockets::settle`].
+    fn event_is_done(&self, event: &Event, is_taken: bool) {
         if let Some(position) = event.position {
-            self.step(|hub, _| hub.event_is_done(position, is_taken));
+            self.hub.with(|hub| hub.event_is_done(position, is_taken));
         }
     }
 
@@ -271,6 +279,18 @@ impl Sockets {
     }
 }
 
+/// A lane whose task runs, also if it ends in a panic.
+struct Sending<'e> {
+    events: &'e Events,
+    lane: usize,
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.events.stop(self.lane);
+    }
+}
+
 /// What an answer's status says; none is no answer.
 fn attempt_of(status: Option<u16>) -> Attempt {
     match status {
@@ -303,6 +323,8 @@ mod tests {
         let rest: Vec<_> = std::iter::from_fn(|| events.next(3)).map(|event| event.key).collect();
         assert_eq!(rest.iter().map(|key| &**key).collect::<Vec<_>>(), ["3", "4"]);
         assert_eq!(events.push(event(3, "6"), max), (3, true, false), "its task is over");
+        drop(Sending { events: &events, lane: 3 });
+        assert_eq!(events.push(event(3, "7"), max), (3, true, false), "its task has panicked");
     }
 
     #[test]
