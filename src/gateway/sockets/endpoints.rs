@@ -1,6 +1,6 @@
 //! What services and operators ask of the hub over HTTP: a message for a room or a user, a kick, a look.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
@@ -69,87 +69,104 @@ pub(in crate::gateway) async fn answer(
     captures: &Captures,
     body: &mut impl RequestBody,
 ) -> Result<(ResponseHead, Body), Reject> {
-    let sockets = &gateway.sockets;
     let claims = exchange.caller.clone().ok_or_else(|| Reject::new(Code::TokenMissing))?;
     let named = named(exchange, captures).to_owned();
     match endpoint {
         HubEndpoint::Look => {
             need(live, &claims, "hub:read")?;
-            let room = room(&named)?;
-            let asked = room.clone();
-            match sockets.ask(|hub, now, asker| hub.look_for(now, asker, asked)).await {
-                Answer::Room(seen) => {
-                    let epoch = (seen.position.epoch != Epoch::NONE).then(|| seen.position.epoch.to_string());
-                    Ok(document(
-                        200,
-                        &json!({
-                            "room": room.as_str(), "members": seen.members, "connections": seen.connections,
-                            "seq": seen.position.seq, "epoch": epoch,
-                        }),
-                    ))
-                }
-                other => Err(unanswered(other)),
-            }
+            look(gateway, room(&named)?).await
         }
         HubEndpoint::Publish => {
             let room = room(&named)?;
-            let granted = live.plan.roles.granted(&claims);
-            if !live.plan.roles.permit(&claims, "hub:publish") && !may_push(granted, room.as_str()) {
+            if !may_publish(live, &claims, |granted| may_push(granted, room.as_str())) {
                 return Err(lacks("hub:publish"));
             }
             let bytes = read(live, exchange, body).await?;
-            let published = parse(live, &bytes)?;
-            let message = published.message(&claims);
-            let asked = room.clone();
-            match sockets.ask(|hub, now, asker| hub.publish_for(now, asker, asked, &message)).await {
-                Answer::Published(position) => Ok(document(
-                    202,
-                    &json!({
-                        "room": room.as_str(), "seq": position.seq, "epoch": position.epoch.to_string(),
-                    }),
-                )),
-                other => Err(unanswered(other)),
-            }
+            publish(gateway, room, &parse(live, &bytes)?.message(&claims)).await
         }
         HubEndpoint::PublishToUser => {
-            let granted = live.plan.roles.granted(&claims);
-            if !live.plan.roles.permit(&claims, "hub:publish") && !may_push_to_users(granted) {
+            if !may_publish(live, &claims, |granted| may_push_to_users(granted)) {
                 return Err(lacks("hub:publish"));
             }
             let user = user(&named)?;
             let bytes = read(live, exchange, body).await?;
-            let published = parse(live, &bytes)?;
-            let message = published.message(&claims);
-            match sockets.ask(|hub, now, asker| hub.publish_to_user_for(now, asker, &user, &message)).await {
-                // It was told here; with its id it may be said again.
-                Answer::Sockets { others: None, .. } if !live.plan.hub.opens_without_bus => {
-                    Err(Reject::new(Code::DependencyUnavailable))
-                }
-                // A shard had no room for it.
-                Answer::Sockets { asked, answered, .. } if answered < asked => Err(Reject::new(Code::Overloaded)),
-                Answer::Sockets { count, .. } => Ok(document(202, &json!({ "connections": count }))),
-                other => Err(unanswered(other)),
-            }
+            publish_to_user(live, gateway, &user, &parse(live, &bytes)?.message(&claims)).await
         }
         HubEndpoint::Kick => {
             need(live, &claims, "hub:admin")?;
             let user = user(&named)?;
-            let revokes = revokes(exchange)?;
-            // First, so that they are counted.
-            let kicked = kick(sockets, &user).await;
-            if revokes {
-                account::end_all(gateway, &user).await.map_err(without_accounts)?;
-            } else if sockets.spans_instances() {
-                // Those that could not be asked hear it from the log of revocations, which only accounts have.
-                match account::kick(gateway, &user, &claims.sub).await {
-                    Err(reject) if reject.code == Code::NotFound => {}
-                    Err(_) if kicked.as_ref().is_ok_and(Kicked::is_whole) => {}
-                    told => told?,
-                }
-            }
-            kicked.map(|kicked| kicked.document())
+            kick(gateway, &user, &claims.sub, revokes(exchange)?).await
         }
     }
+}
+
+async fn look(gateway: &Gateway, room: RoomName) -> Result<(ResponseHead, Body), Reject> {
+    let asked = room.clone();
+    match gateway.sockets.ask(|hub, now, asker| hub.look_for(now, asker, asked)).await {
+        Answer::Room(seen) => {
+            let epoch = (seen.position.epoch != Epoch::NONE).then(|| seen.position.epoch.to_string());
+            Ok(document(
+                200,
+                &json!({
+                    "room": room.as_str(), "members": seen.members, "connections": seen.connections,
+                    "seq": seen.position.seq, "epoch": epoch,
+                }),
+            ))
+        }
+        other => Err(unanswered(other)),
+    }
+}
+
+async fn publish(
+    gateway: &Gateway,
+    room: RoomName,
+    message: &ServiceMessage<'_>,
+) -> Result<(ResponseHead, Body), Reject> {
+    let asked = room.clone();
+    match gateway.sockets.ask(|hub, now, asker| hub.publish_for(now, asker, asked, message)).await {
+        Answer::Published(position) => Ok(document(
+            202,
+            &json!({
+                "room": room.as_str(), "seq": position.seq, "epoch": position.epoch.to_string(),
+            }),
+        )),
+        other => Err(unanswered(other)),
+    }
+}
+
+async fn publish_to_user(
+    live: &Live,
+    gateway: &Gateway,
+    user: &Arc<str>,
+    message: &ServiceMessage<'_>,
+) -> Result<(ResponseHead, Body), Reject> {
+    match gateway.sockets.ask(|hub, now, asker| hub.publish_to_user_for(now, asker, user, message)).await {
+        // It was told here; with its id it may be said again.
+        Answer::Sockets { others: None, .. } if !live.plan.hub.opens_without_bus => {
+            Err(Reject::new(Code::DependencyUnavailable))
+        }
+        // A shard had no room for it.
+        Answer::Sockets { asked, answered, .. } if answered < asked => Err(Reject::new(Code::Overloaded)),
+        Answer::Sockets { count, .. } => Ok(document(202, &json!({ "connections": count }))),
+        other => Err(unanswered(other)),
+    }
+}
+
+/// Closes the user's sockets, and ends the sessions if that is asked for.
+async fn kick(gateway: &Gateway, user: &Arc<str>, by: &str, revokes: bool) -> Result<(ResponseHead, Body), Reject> {
+    // First, so that they are counted.
+    let kicked = close_all(&gateway.sockets, user).await;
+    if revokes {
+        account::end_all(gateway, user).await.map_err(without_accounts)?;
+    } else if gateway.sockets.spans_instances() {
+        // Those that could not be asked hear it from the log of revocations, which only accounts have.
+        match account::kick(gateway, user, by).await {
+            Err(reject) if reject.code == Code::NotFound => {}
+            Err(_) if kicked.as_ref().is_ok_and(Kicked::is_whole) => {}
+            told => told?,
+        }
+    }
+    kicked.map(|kicked| kicked.document())
 }
 
 /// What came of a kick. The instance that answers has asked itself.
@@ -171,7 +188,7 @@ impl Kicked {
 }
 
 /// Closes the user's sockets, on all instances.
-async fn kick(sockets: &std::rc::Rc<Sockets>, user: &Arc<str>) -> Result<Kicked, Reject> {
+async fn close_all(sockets: &Rc<Sockets>, user: &Arc<str>) -> Result<Kicked, Reject> {
     match sockets.ask(|hub, now, asker| hub.kick_for(now, asker, user)).await {
         Answer::Sockets { count, asked, answered, others: Some(others) } => Ok(Kicked {
             closed: count,
@@ -226,6 +243,11 @@ fn percent_decoded(text: &[u8]) -> Option<Vec<u8>> {
 
 fn need(live: &Live, claims: &Claims, permission: &'static str) -> Result<(), Reject> {
     if live.plan.roles.permit(claims, permission) { Ok(()) } else { Err(lacks(permission)) }
+}
+
+/// Whether a caller may publish everywhere, or where these grants say.
+fn may_publish(live: &Live, claims: &Claims, may_push: impl FnOnce(Vec<&str>) -> bool) -> bool {
+    live.plan.roles.permit(claims, "hub:publish") || may_push(live.plan.roles.granted(claims))
 }
 
 fn lacks(permission: &str) -> Reject {
