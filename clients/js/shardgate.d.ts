@@ -64,7 +64,7 @@ export interface Options {
   /** Messages a second, and so many at once after a pause; not more than `hub.messages_per_s` of the hub. 50. */
   messagesPerS?: number;
   /** How often a message that the hub refuses for now (`retryable`) is sent again with its id before its promise rejects.
-   * Those refused with `rate_limited` are sent again until they are taken. 4. */
+   * Those that the hub refuses for the rate are sent again until they are taken. 4. */
   resendsMax?: number;
   /** Bytes that the socket may hold before messages wait here (and volatile ones are dropped). 1 MiB. */
   bufferedBytesMax?: number;

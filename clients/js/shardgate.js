@@ -22,8 +22,13 @@ const MESSAGES_AT_ONCE = 6;
 const SLOWED_MS = 30_000;
 /** However often it was halved. */
 const MESSAGES_PER_S_MIN = 1;
+/** A hub that takes a message a second at least names no longer time: a refusal that does, or names none, is a service's own. */
+const RATE_WAIT_MAX_MS = 1000;
 /** What `reconnect` may ask for at most. */
 const AFTER_MAX_MS = 10 * 60_000;
+/** Lanes besides those of services, which are called like their messages. */
+const OWN = Symbol("own");
+const ROOMS = Symbol("rooms");
 
 const DEFAULTS = {
   backoffBaseMs: 1000,
@@ -100,7 +105,7 @@ export class Room extends Emitter {
     super();
     this.#client = client;
     this.name = name;
-    [this.state, this._isAsking] = ["joining", false];
+    [this.state, this._isAsked, this._isPutOff] = ["joining", false, false];
     [this.#epoch, this.#seq] = [recover?.epoch, recover?.seq];
     this.joined = new Promise((resolve, reject) => (this.#first = { resolve, reject }));
     // Whoever does not wait for it hears of a refusal by the event.
@@ -143,8 +148,8 @@ export class Room extends Emitter {
     if (recovered) for (const message of messages) this._numbered(message);
     else this.#base(epoch, seq);
     const joined = { members, recovered, epoch, seq };
-    this._emit("joined", joined);
-    if (!isFirst && !recovered) this._emit("continuity", { continuity: false, epoch, seq });
+    this.#tell("joined", joined);
+    if (!isFirst && !recovered) this.#tell("continuity", { continuity: false, epoch, seq });
     this.#first.resolve(joined);
   }
 
@@ -156,18 +161,28 @@ export class Room extends Emitter {
     this.#first.reject(error ?? new HubError("left", "the room was left", { room: this.name }));
   }
 
+  /** Tells whoever listens, unless one of them has left meanwhile. */
+  #tell(name, value) {
+    if (this.state === "joined") this._emit(name, value);
+  }
+
   /** A message with a number. Delivers each once and in order. */
   _numbered(frame) {
     const { epoch, seq } = frame;
     if (epoch !== this.#epoch) {
       // The numbers began anew and nobody said so.
       this.#base(epoch, seq - 1);
-      this._emit("continuity", { continuity: false, epoch, seq: seq - 1 });
+      this.#tell("continuity", { continuity: false, epoch, seq: seq - 1 });
     }
     if (seq <= this.#seq) return;
     const from = Math.max(this.#seq, this.#toldTo) + 1;
+    if (seq > from) {
+      this.#seq = seq - 1;
+      this.#tell("gap", { epoch, from, to: seq - 1 });
+    }
+    // Who has left meanwhile may come back by its position, and gets this message then.
+    if (this.state !== "joined") return;
     this.#seq = seq;
-    if (seq > from) this._emit("gap", { epoch, from, to: seq - 1 });
     this._emit("message", frame);
   }
 
@@ -257,7 +272,6 @@ export class Client extends Emitter {
 
   /** Ends it for good. What waits is rejected. */
   close(code = 1000, reason = "") {
-    if (this.state === "closed") return;
     this.#finish(code, reason, true);
   }
 
@@ -277,7 +291,7 @@ export class Client extends Emitter {
       this.#asked.set(id, {
         text,
         room,
-        lane: room ? "room" : frame.type,
+        lane: room ? ROOMS : frame.type,
         isSent: false,
         isHeld: false,
         resends: 0,
@@ -302,7 +316,7 @@ export class Client extends Emitter {
   _leave(room) {
     if (this.#rooms.get(room.name) !== room) return Promise.resolve();
     this.#rooms.delete(room.name);
-    const isKnown = this.state === "open" && room._isAsking;
+    const isKnown = this.state === "open" && room._isAsked;
     this.#failWhere((entry) => entry.room === room && !entry.isSent, "left", "the room was left", false);
     room._end();
     if (!isKnown) return Promise.resolve();
@@ -314,17 +328,23 @@ export class Client extends Emitter {
         this.#leaving.delete(room.name);
         resolve();
       };
-      this.#sendNow(frame, left, left);
+      this.#askOwn(frame, left, left);
+      this.#flush();
     });
   }
 
-  /** Asks at once and before all that waits, over this connection only. */
-  #sendNow(frame, answer, fail) {
+  /** Asks before all that waits, over this connection only. */
+  #askOwn(frame, answer, fail) {
     const id = this.#newId();
-    const text = JSON.stringify({ ...frame, id });
     const isJoin = frame.type === "join_room";
-    this.#asked.set(id, { text, lane: "own", isSent: true, isJoin, timer: null, answer, fail });
-    this.#put(text);
+    const entry = { text: JSON.stringify({ ...frame, id }), lane: OWN, isSent: false, isJoin, timer: null, answer, fail };
+    this.#asked.set(id, entry);
+    return entry;
+  }
+
+  #sendEntry(entry) {
+    entry.isSent = true;
+    this.#put(entry.text);
   }
 
   /** Hands a frame to the socket; all that it takes counts for the pace, as it does with the hub. */
@@ -347,7 +367,7 @@ export class Client extends Emitter {
   }
 
   #sendJoin(room) {
-    room._isAsking = true;
+    room._isAsked = true;
     const frame = { type: "join_room", room: room.name, payload: room._joinPayload() };
     const isCurrent = () => this.#rooms.get(room.name) === room;
     const fail = (code, message, more) => {
@@ -355,14 +375,16 @@ export class Client extends Emitter {
       if (!isCurrent() || code === "unacked") return;
       const error = new HubError(code, message, { ...more, room: room.name });
       if (!error.retryable) return this.#endRoom(room, error);
+      // Others have their turn meanwhile.
+      room._isPutOff = true;
       room._emit("error", error);
       const again = () => {
-        room._isAsking = false;
+        [room._isAsked, room._isPutOff] = [false, false];
         this.#flush();
       };
       this.#arm(`join ${room.name}`, error.retryAfterMs ?? backoff(0, this.#options), again);
     };
-    this.#sendNow(frame, (answer) => isCurrent() && room._joined(answer), fail);
+    this.#sendEntry(this.#askOwn(frame, (answer) => isCurrent() && room._joined(answer), fail));
   }
 
   #endRoom(room, error) {
@@ -380,37 +402,42 @@ export class Client extends Emitter {
     return text.length * 3 <= max || new TextEncoder().encode(text).length <= max;
   }
 
-  /** Hands what waits to the socket: joins first, then messages, as far as it takes them and rooms are joined. */
+  /** Hands what waits to the socket, as far as it may go: joins first, then messages of rooms that are joined and of services. */
   #flush() {
     if (this.state !== "open" || this.#isPaused) return undefined;
     const later = (ms) => this.#arm("flush", ms, () => this.#flush());
-    const isOwnAgain = (entry) => entry.lane === "own" && !entry.isSent;
-    for (const entry of [...this.#asked.values()].filter(isOwnAgain)) {
-      if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
-      entry.isSent = true;
-      this.#put(entry.text);
+    let all = [...this.#asked.values()].filter((entry) => entry.isSent).length;
+    const mayGo = () => {
+      // An answer makes room.
+      if (all >= UNANSWERED_MAX) return false;
+      const tooEarlyMs = this.#tooEarlyMs();
+      if (tooEarlyMs > 0) later(tooEarlyMs);
+      else all += 1;
+      return tooEarlyMs === 0;
+    };
+    for (const entry of [...this.#asked.values()].filter(({ lane, isSent }) => lane === OWN && !isSent)) {
+      if (!mayGo()) return undefined;
+      this.#sendEntry(entry);
     }
     let joins = 0;
     for (const room of this.#rooms.values()) {
-      if (room.state !== "joining" || joins >= JOINS_AT_ONCE || this.#leaving.has(room.name)) continue;
+      if (room.state !== "joining" || room._isPutOff || this.#leaving.has(room.name)) continue;
       joins += 1;
-      if (room._isAsking) continue;
-      if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
+      if (joins > JOINS_AT_ONCE) break;
+      if (room._isAsked) continue;
+      if (!mayGo()) return undefined;
       this.#sendJoin(room);
     }
     const [unanswered, held] = [new Map(), new Set()];
-    let all = [...this.#asked.values()].filter((entry) => entry.isSent).length;
     for (const entry of this.#asked.values()) {
       const [count, line] = [unanswered.get(entry.lane) ?? 0, entry.room ?? entry.lane];
       // What waits to be sent again is not overtaken by what is behind it.
       if (entry.isHeld) held.add(line);
       const isFree = count < MESSAGES_AT_ONCE && !held.has(line) && (!entry.room || entry.room.state === "joined");
-      if (!entry.isSent && isFree && all < UNANSWERED_MAX) {
+      if (!entry.isSent && isFree) {
         if (!this.#canSend()) return later(FULL_MS);
-        if (this.#tooEarlyMs() > 0) return later(this.#tooEarlyMs());
-        entry.isSent = true;
-        all += 1;
-        this.#put(entry.text);
+        if (!mayGo()) return undefined;
+        this.#sendEntry(entry);
       }
       if (entry.isSent) unanswered.set(entry.lane, count + 1);
     }
@@ -432,9 +459,10 @@ export class Client extends Emitter {
   }
 
   /** Puts what was refused for now back into its place in the queue, if it is to be sent again. */
-  #isAgain(id, entry, { code, retryable, retryAfterMs }) {
-    if (!entry || entry.isJoin || !retryable) return false;
-    if (code === "rate_limited") {
+  #isAgain(id, entry, { code, retryable, retryAfterMs, isForAll }) {
+    // To a room that was left nothing goes any more.
+    if (!entry || entry.isJoin || !retryable || entry.room?.state === "left") return false;
+    if (isForAll) {
       // It waits with all others.
       entry.isSent = false;
       return true;
@@ -455,7 +483,9 @@ export class Client extends Emitter {
   #giveUp(id) {
     const entry = this.#asked.get(id);
     const retry = entry.isSent ? "it may have arrived: try again with the same id" : "it was not sent";
-    this.#settle(id)?.fail("timeout", `no answer in time; ${retry}`, { retryable: true });
+    this.#settle(id).fail("timeout", `no answer in time; ${retry}`, { retryable: true });
+    // What is behind it has its turn.
+    this.#flush();
   }
 
   /** Takes a question off the list. */
@@ -486,6 +516,7 @@ export class Client extends Emitter {
     const reason = this.#isExpired ? "expired" : "connect";
     const isCurrent = () => round === this.#round;
     this.#setState("connecting");
+    if (!isCurrent()) return;
     this.#arm("connect", this.#options.connectTimeoutMs, () => this.#lost(LOST, "no welcome in time"));
     let token;
     try {
@@ -518,11 +549,12 @@ export class Client extends Emitter {
 
   /** The connection is over: decides what comes next. */
   #lost(code, why) {
+    // Whoever heard why may have ended the client.
+    if (this.state === "closed") return undefined;
     const reason = why || (this.state === "connecting" ? this.#whyFailed : "");
     if (!why && reason) {
       const status = Number(/response: (\d{3})$/.exec(reason)?.[1]) || undefined;
       this._emit("error", new HubError("connect_failed", reason, { retryable: true, status, closeCode: code }));
-      // Whoever heard it may have ended the client.
       if (this.state === "closed") return undefined;
     }
     const [after, welcomedAt] = [this.#reconnectAfterMs, this.#welcomedAt];
@@ -551,8 +583,8 @@ export class Client extends Emitter {
     [this.#socket, this.#reconnectAfterMs, this.#welcomedAt, this.#isPaused] = [null, null, null, false];
     // The hub counts each connection's messages for themselves.
     [this.#paidUntil, this.#messagesPerS, this.#whyFailed] = [0, this.#options.messagesPerS, ""];
-    for (const room of this.#rooms.values()) [room.state, room._isAsking] = ["joining", false];
-    this.#failWhere((entry) => entry.isSent || entry.lane === "own", "unacked", why, true);
+    for (const room of this.#rooms.values()) [room.state, room._isAsked, room._isPutOff] = ["joining", false, false];
+    this.#failWhere((entry) => entry.isSent || entry.lane === OWN, "unacked", why, true);
     for (const entry of this.#asked.values()) entry.isHeld = false;
     // One that does not answer any more would take long to close: nobody waits for it.
     if (socket && socket.readyState < 2) socket.close(code, reason);
@@ -560,6 +592,7 @@ export class Client extends Emitter {
 
   /** Nothing comes after this. */
   #finish(code, reason, isOwn = false) {
+    if (this.state === "closed") return;
     this.#setState("closed", { code, reason });
     this.#drop("the client has ended, and no answer came before", ...(isOwn ? [code, reason] : []));
     this.#failWhere(() => true, "closed", "the client has ended; this was not sent", false);
@@ -576,8 +609,9 @@ export class Client extends Emitter {
     this._emit("state", { state, ...more });
   }
 
-  /** Sets the timer of this name; there is one of each, and none outlives its connection. */
+  /** Sets the timer of this name; there is one of each, and none outlives its connection or the client. */
   #arm(name, ms, callback) {
+    if (this.state === "closed") return;
     this.#disarm(name);
     const timer = this.#clock.setTimeout(() => {
       this.#timers.delete(name);
@@ -616,8 +650,10 @@ export class Client extends Emitter {
 
   #refused({ id, room, payload }) {
     const { code, message, retryable = false, retryAfterMs } = payload ?? {};
-    if (code === "rate_limited") this.#pause(retryAfterMs ?? backoff(0, this.#options));
-    if (this.#isAgain(id, this.#asked.get(id), { code, retryable, retryAfterMs })) return undefined;
+    const isService = typeof this.#asked.get(id)?.lane === "string";
+    const isForAll = code === "rate_limited" && (!isService || retryAfterMs <= RATE_WAIT_MAX_MS);
+    if (isForAll) this.#pause(retryAfterMs ?? backoff(0, this.#options));
+    if (this.#isAgain(id, this.#asked.get(id), { code, retryable, retryAfterMs, isForAll })) return undefined;
     const entry = this.#settle(id);
     if (entry) return entry.fail(code, message, { retryable, retryAfterMs });
     const error = new HubError(code, message, { retryable, retryAfterMs, room });
@@ -647,6 +683,7 @@ export class Client extends Emitter {
     this.#setState("open");
     this.#listen();
     this.#planRenewal(expiryOf(this.#token));
+    if (this.state !== "open") return;
     this._emit("welcome", { ...payload, userId, sessionId });
     this.#flush();
   }
@@ -696,7 +733,7 @@ export class Client extends Emitter {
     }
     if (round !== this.#round || this.state !== "open") return;
     if (typeof token !== "string") return this.#renewLater(expiresAt);
-    this.#sendNow(
+    this.#askOwn(
       { type: "auth", payload: { token } },
       ({ payload, sessionId }) => {
         this.#token = token;
@@ -710,6 +747,7 @@ export class Client extends Emitter {
         this.#renewLater(expiresAt);
       },
     );
+    this.#flush();
   }
 
   /** Tries again while the token still lives; after that the hub closes with 4101. */

@@ -5,7 +5,7 @@ import { test } from "node:test";
 import { WebSocket } from "ws";
 import { connect } from "../shardgate.js";
 import { tokenUntil } from "./mock-hub.js";
-import { event, heard, log, start, state, welcomed } from "./support.js";
+import { event, heard, log, reconnected, start, state, welcomed } from "./support.js";
 
 /** For tests of what has another time: the hub may be silent. */
 const QUIET = { heartbeatMs: 1e9 };
@@ -146,6 +146,63 @@ test("all that is unanswered at once is less than the mistakes for which the hub
   assert.equal((await connection.next()).type, "cart_event");
 });
 
+test("joins and leaves count among what is unanswered", async (t) => {
+  const { client, connection } = await welcomed(t);
+  const rooms = ["public.a", "public.b"].map((name) => client.join(name));
+  for (const room of rooms) {
+    await connection.joined();
+    await room.joined;
+  }
+  for (const type of ["cart_event", "prediction_request", "view_event"]) {
+    for (let index = 0; index < 6; index += 1) client.send(type, index).catch(() => {});
+  }
+  const sent = [];
+  for (let index = 0; index < 18; index += 1) sent.push(await connection.next());
+  const left = rooms[0].leave();
+  client.join("public.c");
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(connection.inbox.length, 0);
+  connection.send({ type: "ack", id: sent[0].id, payload: {} });
+  const { id, type } = await connection.next();
+  assert.equal(type, "leave_room", "before whoever comes");
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(connection.inbox.length, 0);
+  connection.send({ type: "left", id, room: "public.a", payload: {} });
+  await left;
+  assert.equal((await connection.next()).type, "join_room");
+});
+
+test("rooms that are refused for now hold up no others", async (t) => {
+  const { clock, client, connection } = await welcomed(t, {}, QUIET);
+  const rooms = Array.from({ length: 8 }, (_, index) => client.join(`public.${index}`));
+  for (let index = 0; index < 6; index += 1) {
+    connection.error((await connection.next()).id, "overloaded", { retryable: true, retryAfterMs: 60_000 });
+  }
+  for (const room of rooms.slice(6)) {
+    await connection.joined();
+    await room.joined;
+  }
+  clock.advance(60_000);
+  assert.equal((await connection.next()).room, "public.0");
+});
+
+test("a message whose room was left before it was taken is told so", async (t) => {
+  const { client, connection } = await welcomed(t);
+  for (const code of ["overloaded", "rate_limited"]) {
+    const room = client.join("public.a");
+    await connection.joined();
+    await room.joined;
+    const sent = room.send("hello");
+    const { id } = await connection.next();
+    const left = room.leave();
+    const leave = await connection.next();
+    connection.error(id, code, { retryable: true, retryAfterMs: 0 });
+    connection.send({ type: "left", id: leave.id, room: "public.a", payload: {} });
+    await assert.rejects(sent, { code, retryable: true });
+    await left;
+  }
+});
+
 test("joins are paced, and a refusal for the rate stops them all for as long as it says", async (t) => {
   const { clock, client, connection } = await welcomed(t);
   const rooms = Array.from({ length: 20 }, (_, index) => client.join(`public.${index}`));
@@ -186,6 +243,15 @@ test("a message that nobody answers in its time is given up", async (t) => {
   connection.send({ type: "prediction_response", id, payload: {} });
   await heard(client, connection);
   assert.deepEqual(seen.map(([name, { code }]) => [name, code]), [["error", "upstream_timeout"]]);
+  // What is behind those that are given up has its turn.
+  for (let index = 0; index < 6; index += 1) client.send("cart_event", index, { timeoutMs: 1000 }).catch(() => {});
+  const behind = client.send("cart_event", "behind");
+  for (let index = 0; index < 6; index += 1) await connection.next();
+  clock.advance(1000);
+  const frame = await connection.next();
+  assert.equal(frame.payload, "behind");
+  connection.send({ type: "ack", id: frame.id, payload: {} });
+  await behind;
 });
 
 test("a hub that is silent is asked, and any frame shows that it is there", async (t) => {
@@ -297,18 +363,15 @@ test("a join that is refused for now is tried again", async (t) => {
 });
 
 test("a room that the hub ends is not joined again", async (t) => {
-  const { hub, clock, client, connection } = await welcomed(t);
+  const all = await welcomed(t);
+  const { client, connection } = all;
   const room = client.join("public.a");
   await connection.joined();
   await room.joined;
   const left = event(room, "left");
   connection.send({ type: "left", room: "public.a", payload: {} });
   assert.equal((await left).error.code, "forbidden");
-  const waiting = state(client, "waiting");
-  connection.cut();
-  await waiting;
-  clock.advance(500);
-  const second = await hub.connection();
+  const second = await reconnected(all, connection);
   const open = state(client, "open");
   second.welcome();
   await open;

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { backoff, comesBack } from "../shardgate.js";
-import { event, heard, log, start, state, welcomed } from "./support.js";
+import { event, heard, log, reconnected, start, state, welcomed } from "./support.js";
 
 test("the token goes as a subprotocol, and welcome opens", async (t) => {
   const { client, connection } = await welcomed(t);
@@ -163,7 +163,8 @@ test("it comes back when the hub said, counted from the close", async (t) => {
 });
 
 test("every room is joined again from where it was", async (t) => {
-  const { hub, clock, client, connection } = await welcomed(t);
+  const all = await welcomed(t);
+  const { client, connection } = all;
   const [first, quiet] = [client.join("public.a"), client.join("public.b")];
   assert.equal(client.join("public.a"), first, "a room is joined once");
   assert.deepEqual((await connection.joined({ seq: 17 })).payload, {}, "there is nothing to recover yet");
@@ -172,12 +173,8 @@ test("every room is joined again from where it was", async (t) => {
   const seen = log(first, "message", "joined", "continuity", "gap");
   connection.message("public.a", 18, "one");
   await heard(client, connection);
-  const waiting = state(client, "waiting");
-  connection.cut();
-  await waiting;
-  clock.advance(500);
 
-  const second = await hub.connection();
+  const second = await reconnected(all, connection);
   second.welcome();
   const missed = [19, 20].map((seq) => ({ type: "room_message", room: "public.a", seq, epoch: "k1", payload: `${seq}` }));
   const again = await second.joined({ seq: 20, recovered: true, messages: missed });
@@ -202,15 +199,12 @@ test("a position that was kept is recovered by a new client", async (t) => {
 });
 
 test("what could not be recovered is told once, and the new position holds", async (t) => {
-  const { hub, clock, client, connection } = await welcomed(t);
+  const all = await welcomed(t);
+  const { client, connection } = all;
   const room = client.join("public.a");
   await connection.joined({ seq: 17 });
   await room.joined;
-  const waiting = state(client, "waiting");
-  connection.cut();
-  await waiting;
-  clock.advance(500);
-  const second = await hub.connection();
+  const second = await reconnected(all, connection);
   second.welcome();
   const seen = log(room, "continuity", "message", "gap");
   await second.joined({ seq: 4, epoch: "k2", recovered: false });
@@ -294,4 +288,48 @@ test("a message resolves to its ack, and a refusal rejects with what the hub sai
   const who = room.presence();
   connection.send({ type: "presence", id: (await connection.next()).id, room: "public.a", payload: { users: [], total: 0 } });
   assert.deepEqual(await who, { users: [], total: 0 });
+});
+
+test("a client that is ended by whoever hears of something stays ended", async (t) => {
+  const when = [
+    ["state", ({ state }) => state === "open"],
+    ["welcome", () => true],
+    ["state", ({ state }) => state === "waiting"],
+    ["state", ({ state }) => state === "connecting"],
+    ["error", ({ code }) => code === "no_token"],
+  ];
+  for (const [name, isTime] of when) {
+    // Welcomed, sent away, and then without a token for a moment.
+    const tokens = ["token"];
+    const getToken = () => tokens.pop() ?? assert.fail("away");
+    const { hub, clock, client } = await start(t, { getToken });
+    const ends = log(client, "closed");
+    client.on("state", ({ state }) => state === "waiting" && setImmediate(() => clock.advance(500)));
+    client.on(name, (value) => isTime(value) && client.close());
+    const closed = event(client, "closed");
+    const connection = await hub.connection();
+    connection.welcome();
+    connection.close(1012);
+    assert.equal((await closed).error, undefined);
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual([client.state, ends.length, clock.waits()], ["closed", 1, []], `${name}: ${isTime}`);
+  }
+});
+
+test("who leaves on hearing a message hears no further one, and its position is that message's", async (t) => {
+  const all = await welcomed(t);
+  const { client, connection } = all;
+  const room = client.join("public.a");
+  await connection.joined({ seq: 17 });
+  await room.joined;
+  const seen = log(room, "message", "joined", "gap");
+  const off = room.on("message", ({ seq }) => seq === 19 && room.leave());
+  const second = await reconnected(all, connection);
+  second.welcome();
+  const missed = [18, 19, 20].map((seq) => ({ type: "room_message", room: "public.a", seq, epoch: "k1", payload: seq }));
+  await second.joined({ seq: 20, recovered: true, messages: missed });
+  assert.equal((await second.next()).type, "leave_room");
+  assert.deepEqual(seen.map(([name, { seq }]) => [name, seq]), [["message", 18], ["message", 19]]);
+  assert.deepEqual(room.position, { epoch: "k1", seq: 19 });
+  off();
 });

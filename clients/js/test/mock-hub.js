@@ -79,15 +79,6 @@ class Connection {
   cut() {
     this.#socket.terminate();
   }
-
-  /** Reads nothing any more. */
-  stall() {
-    this.#socket.pause();
-  }
-
-  resume() {
-    this.#socket.resume();
-  }
 }
 
 export class MockHub {

@@ -166,6 +166,20 @@ test("what is refused for now is sent again with its id, before what is behind i
   assert.deepEqual([await sent, await behind], [{ epoch: "k1", seq: 1 }, { epoch: "k1", seq: 2 }]);
 });
 
+test("a service that takes no more for now holds up nothing else", async (t) => {
+  const { clock, client, connection } = await welcomed(t, { resendsMax: 1 }, QUIET);
+  for (const more of [{ retryAfterMs: 2000 }, {}]) {
+    const sent = client.send("cart_event", 1);
+    const frame = await connection.next();
+    connection.error(frame.id, "rate_limited", { retryable: true, ...more });
+    await heard(client, connection);
+    clock.advance(more.retryAfterMs ?? 500);
+    assert.deepEqual(await connection.next(), frame, "once more");
+    connection.error(frame.id, "rate_limited", { retryable: true, ...more });
+    await assert.rejects(sent, { code: "rate_limited", retryAfterMs: more.retryAfterMs });
+  }
+});
+
 test("sending again ends, and one may ask for none", async (t) => {
   const { clock, client, connection } = await welcomed(t, { resendsMax: 2 }, QUIET);
   const sent = client.send("cart_event", 1);

@@ -52,6 +52,15 @@ export const state = (client, name) =>
     });
   });
 
+/** Cuts the connection, and returns the client's next one. */
+export async function reconnected({ hub, clock, client }, connection) {
+  const waiting = state(client, "waiting");
+  connection.cut();
+  await waiting;
+  clock.advance(500);
+  return hub.connection();
+}
+
 /** Notes all events of these names as they come. */
 export function log(emitter, ...names) {
   const seen = [];
