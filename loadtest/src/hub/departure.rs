@@ -3,7 +3,7 @@
 
 use crate::hub::options::{HubCommon, HubMassDisconnect, HubReconnectStorm, Others};
 use crate::hub::order::{Group, Order, When};
-use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
+use crate::hub::outcome::{Part, put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::tally::Why;
 use crate::hub::traffic::{LEAD, send};
 use crate::hub::workers::{Workers, setup, shares};
@@ -55,8 +55,11 @@ fn run(common: &HubCommon, crowd: usize, others: &Others, returns: Option<u64>) 
     let tally = workers.finish()?;
 
     report.put_count("dropped", crowd as u64);
-    put_deliveries(&mut report, "before_", &tally, 0, others.count, duration_ns as f64 / 1e9);
-    put_deliveries(&mut report, "after_", &tally, 1, others.count, cost.seconds);
+    // However long the crowd takes to come back.
+    let seconds = duration_ns as f64 / 1e9;
+    for (phase, prefix) in [(0, "before_"), (1, "after_")] {
+        put_deliveries(&mut report, &tally, &Part { prefix, phase, members: others.count, seconds });
+    }
     report.put("longest_wait_ms", tally.latency[1].max() as f64 / 1e6);
     if let Some(back) = back {
         if let Err(error) = back {

@@ -8,6 +8,18 @@ use crate::hub::message::{Position, Stamp};
 /// A member that is told of more losses than this has the rest counted as one.
 const TELLS_MAX: usize = 256;
 
+/// What a message takes in each thread that hears of it, and where all threads' are put together.
+const MESSAGE_BYTES: u64 = 64;
+const MESSAGE_TOGETHER_BYTES: u64 = 256;
+
+/// What is noted of so many messages to members of so many rooms, at most; of what each has heard there are two bits, while
+/// the threads' are put together in two places.
+pub(crate) fn bytes(members: u64, messages: u64, rooms: u64, threads: u64) -> u64 {
+    let heard = members.saturating_mul(messages / rooms.max(1)) / 8 * 4;
+    let said = messages.saturating_mul(threads * MESSAGE_BYTES + MESSAGE_TOGETHER_BYTES);
+    heard.saturating_add(said)
+}
+
 /// A member was told that what stands between two positions may be missing.
 #[derive(Clone, Copy, Debug)]
 struct Tell {

@@ -4,6 +4,7 @@
 use crate::hub::options::HubIdle;
 use crate::hub::order::{Group, Order};
 use crate::hub::outcome::{put_memory, put_sockets};
+use crate::hub::tally::Counts;
 use crate::hub::workers::{Workers, setup, shares};
 use crate::process::Memory;
 use crate::report::Report;
@@ -40,7 +41,9 @@ pub(crate) fn measure(options: &HubIdle) -> anyhow::Result<Report> {
     if options.burst_bytes > 0 {
         let payload_bytes = usize::try_from(options.burst_bytes)?;
         workers.order(&Order::Burst { group: 0, payload_bytes });
-        workers.wait_for("the large message for all", |counts| counts.bursts + counts.lost >= to as u64)?;
+        // Those that are not there, for whatever reason, get none, and fail the run all the same.
+        let have_all = |counts: &Counts| counts.bursts + counts.lost + counts.failed >= to as u64;
+        workers.wait_for("the large message for all", have_all)?;
         workers.wait_until(socket::now() + nanoseconds(options.burst_hold))?;
         let after = workers.memory();
         report.put_count("burst_deliveries", workers.counts().bursts);

@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use anyhow::Context;
 use rustix::process::Signal;
 
-use crate::hub::follow::Verdict;
+use crate::hub::follow::{self, Verdict};
 use crate::hub::options::HubInstances;
-use crate::hub::outcome::{put_cost, put_endings, put_latencies, put_memory, put_own, put_sockets};
+use crate::hub::outcome::{Part, put_cost, put_endings, put_latencies, put_memory, put_own, put_sockets};
 use crate::hub::readiness::Readiness;
 use crate::hub::tally::{Counts, Why};
 use crate::hub::traffic::{rooms, send};
@@ -16,9 +16,13 @@ use crate::hub::workers::{Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, process, socket};
 
+/// What may be noted of messages in all.
+const FOLLOWED_BYTES_MAX: u64 = 1 << 30;
+
 pub(crate) fn measure(options: &HubInstances) -> anyhow::Result<Report> {
     let common = &options.common;
     let (group, places) = rooms(common, &options.fan_out)?;
+    check_memory(options, places)?;
     let mut setup = setup(common, vec![group], 0..0)?;
     setup.follows = true;
     setup.returns_within = Some(nanoseconds(options.jitter));
@@ -58,8 +62,11 @@ pub(crate) fn measure(options: &HubInstances) -> anyhow::Result<Report> {
     let mut tally = workers.finish()?;
 
     report.put_count("sockets", counts.ready);
-    for (phase, prefix, seconds) in [(0, "before_", common.duration), (1, "after_", common.duration)] {
-        put_latencies(&mut report, prefix, &tally, phase, options.fan_out.members, seconds.as_secs_f64());
+    let (members, seconds) = (options.fan_out.members, common.duration.as_secs_f64());
+    for (phase, prefix) in [(0, "before_"), (1, "after_")] {
+        let missing = put_latencies(&mut report, &tally, &Part { prefix, phase, members, seconds });
+        // What came when its member was back, and what did not: no figure of latency has it.
+        report.put_count(&format!("{prefix}not_timed"), missing);
     }
     put_verdict(&mut report, tally.followed.verdict(options.fan_out.rooms.into()));
     let refused = tally.refused.iter().map(|(code, count)| (code.clone(), *count)).collect::<Vec<_>>();
@@ -81,6 +88,21 @@ pub(crate) fn measure(options: &HubInstances) -> anyhow::Result<Report> {
     Ok(report)
 }
 
+/// That there is memory for what is noted of each message.
+fn check_memory(options: &HubInstances, places: usize) -> anyhow::Result<()> {
+    let HubInstances { common, fan_out, .. } = options;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rate is positive")]
+    let messages = (fan_out.rate * (common.warm_up + 2 * common.duration).as_secs_f64()) as u64;
+    let bytes = follow::bytes(places as u64, messages, fan_out.rooms.into(), common.threads.into());
+    anyhow::ensure!(
+        bytes <= FOLLOWED_BYTES_MAX,
+        "following {messages} messages of {places} members takes {} MiB, and {} are allowed: less of --duration, --rate or --members",
+        bytes >> 20,
+        FOLLOWED_BYTES_MAX >> 20
+    );
+    Ok(())
+}
+
 /// Does what is to be done half way; what takes its time goes on beside.
 fn begin_half_way(options: &HubInstances) -> anyhow::Result<Option<Child>> {
     if let Some(pid) = options.kill_pid {
@@ -98,7 +120,7 @@ fn put_verdict(report: &mut Report, verdict: Verdict) {
     for (name, count) in [
         ("expected", expected),
         ("delivered", delivered),
-        ("  recovered", recovered),
+        ("recovered", recovered),
         ("told_missing", told),
         ("missing_untold", missing),
         ("doubled", doubled),

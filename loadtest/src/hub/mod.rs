@@ -1,10 +1,11 @@
 //! The load test of the hub: options → sockets on threads → scenario → report. It speaks the gateway's own dialect of
 //! WebSocket messages; scenarios for HTTP are `crate::scenario`'s.
 //!
-//! `idle`, `traffic`, `departure`, `instances`, `knee`, `log_out` and `targets` are the scenarios, written as what happens one after the other. `workers` are
-//! the threads, which are told what to do by an `order`; `worker` is one of them, `state` what it knows and `sockets` its sockets,
-//! over the pure `frame` and `message`. `following` is what it does where each message is followed, and `follow` says whether each
-//! came; `readiness` asks instances how they are. `token` makes tokens, `tally` counts, `outcome` is what all report alike.
+//! `idle`, `traffic`, `departure`, `instances`, `knee`, `log_out` and `targets` are the scenarios, written as what happens one
+//! after the other. `workers` are the threads, which are told what to do by an `order`; `worker` is one of them, `state` what it
+//! knows and `sockets` its sockets, over the pure `frame` and `message`. `following` is what it does where each message is
+//! followed, and `follow` says whether each came; `readiness` asks instances how they are. `token` makes tokens, `tally` counts,
+//! `outcome` is what all report alike.
 
 mod departure;
 mod follow;

@@ -7,33 +7,29 @@ use crate::hub::tally::{Tally, Why};
 use crate::hub::workers::{Cost, Workers};
 use crate::report::Report;
 
-/// How messages of one part of the measured time were delivered, and whether all were. `members` is how many should get
-/// each; one in an echo, where each goes to one.
-pub(crate) fn put_deliveries(
-    report: &mut Report,
-    prefix: &str,
-    tally: &Tally,
-    phase: usize,
-    members: u32,
-    seconds: f64,
-) {
-    let missing = put_latencies(report, prefix, tally, phase, members, seconds);
-    report.put_count(&format!("{prefix}missing"), missing);
+/// A part of the measured time.
+pub(crate) struct Part<'a> {
+    /// What the names of its figures begin with.
+    pub(crate) prefix: &'a str,
+    pub(crate) phase: usize,
+    /// How many should get each message; one in an echo, where each goes to one.
+    pub(crate) members: u32,
+    pub(crate) seconds: f64,
+}
+
+/// How messages were delivered, and whether all were.
+pub(crate) fn put_deliveries(report: &mut Report, tally: &Tally, part: &Part<'_>) {
+    let missing = put_latencies(report, tally, part);
+    report.put_count(&format!("{}missing", part.prefix), missing);
     if missing > 0 {
-        let expected = tally.sent[phase] * u64::from(members);
+        let expected = tally.sent[part.phase] * u64::from(part.members);
         report.fail(format!("{missing} of {expected} deliveries did not come"));
     }
 }
 
-/// How fast messages of one part of the measured time were delivered; returns how many deliveries are missing.
-pub(crate) fn put_latencies(
-    report: &mut Report,
-    prefix: &str,
-    tally: &Tally,
-    phase: usize,
-    members: u32,
-    seconds: f64,
-) -> u64 {
+/// How fast messages were delivered; returns how many deliveries are missing.
+pub(crate) fn put_latencies(report: &mut Report, tally: &Tally, part: &Part<'_>) -> u64 {
+    let Part { prefix, phase, members, seconds } = *part;
     report.put_count(&format!("{prefix}sent"), tally.sent[phase]);
     report.put_count(&format!("{prefix}deliveries"), tally.latency[phase].len());
     report.put(&format!("{prefix}deliveries_per_s"), tally.arrived[phase] as f64 / seconds.max(1e-9));

@@ -190,16 +190,20 @@ impl Tally {
         self.publications.get_mut(nth)
     }
 
-    /// How long each publication of a part took until the last of so many had it, and how many deliveries are missing.
+    /// How long each publication of a part took until the last of so many had it, and how many deliveries are missing. Of
+    /// those that are not followed one by one, what came twice makes up for what is missing.
     pub(crate) fn to_the_last(&self, phase: usize, deliveries: u32) -> (Histogram<u64>, u64) {
         let (mut last, mut missing) = (histogram(), 0);
+        let (mut sent, mut delivered) = (self.sent[phase], self.latency[phase].len());
         for publication in self.publications.iter().filter(|one| usize::from(one.phase) == phase + 1) {
+            sent = sent.saturating_sub(1);
+            delivered = delivered.saturating_sub(publication.deliveries.into());
             missing += u64::from(deliveries.saturating_sub(publication.deliveries));
             if publication.deliveries >= deliveries {
                 last.saturating_record(publication.last_ns);
             }
         }
-        (last, missing)
+        (last, missing + (sent * u64::from(deliveries)).saturating_sub(delivered))
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
@@ -289,6 +293,18 @@ mod tests {
         );
         assert!((50_000..50_100).contains(&last.max()), "{}", last.max());
         assert_eq!(one.to_the_last(1, 2).1, 0);
+    }
+
+    #[test]
+    fn what_is_missing_of_later_messages_counts_too() {
+        let mut tally = Tally::new();
+        for number in [FOLLOWED_MAX - 1, FOLLOWED_MAX, FOLLOWED_MAX + 1] {
+            tally.publish(&PARTS, stamp(100_000, number), 0);
+            tally.deliver(&PARTS, stamp(100_000, number), 101_000);
+        }
+        tally.deliver(&PARTS, stamp(100_000, FOLLOWED_MAX), 101_000);
+        let (last, missing) = tally.to_the_last(0, 2);
+        assert_eq!((last.len(), missing), (0, 2), "one of the last that is followed, and one of those behind it");
     }
 
     #[test]

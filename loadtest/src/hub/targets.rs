@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::http::Requests;
 use crate::hub::options::{HubCommon, Targets};
-use crate::hub::outcome::{put_cost, put_deliveries, put_memory, put_own, put_sockets};
+use crate::hub::outcome::{Part, put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::token::Tokens;
 use crate::hub::traffic::{rooms, send};
 use crate::hub::workers::{Workers, setup, shares};
@@ -47,7 +47,8 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
 
     report.put("seconds", cost.seconds);
     put_requests(&mut report, "http_", &beside);
-    put_deliveries(&mut report, "", &tally, 0, options.fan_out.members, cost.seconds);
+    let part = Part { prefix: "", phase: 0, members: options.fan_out.members, seconds: cost.seconds };
+    put_deliveries(&mut report, &tally, &part);
     put_cost(&mut report, &cost, "delivery_and_request", tally.arrived[0] + beside.tally.answered_meanwhile);
     put_own(&mut report, &tally, cost.seconds);
     put_sockets(&mut report, &tally);

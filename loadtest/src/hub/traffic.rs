@@ -5,7 +5,7 @@ use rustix::process::Signal;
 
 use crate::hub::options::{FanOut, HubCommon, HubEcho, HubFanOut, HubSlowReaders};
 use crate::hub::order::{Group, Order, Traffic};
-use crate::hub::outcome::{put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
+use crate::hub::outcome::{Part, put_cost, put_deliveries, put_endings, put_memory, put_own, put_sockets};
 use crate::hub::workers::{SECOND, Workers, setup, shares};
 use crate::report::Report;
 use crate::{nanoseconds, socket};
@@ -87,7 +87,7 @@ fn measure(
     let tally = workers.finish()?;
     report.put("seconds", cost.seconds);
     report.put("intended_per_s", rate);
-    put_deliveries(&mut report, "", &tally, 0, members, cost.seconds);
+    put_deliveries(&mut report, &tally, &Part { prefix: "", phase: 0, members, seconds: cost.seconds });
     put_cost(&mut report, &cost, unit, tally.arrived[0]);
     put_own(&mut report, &tally, cost.seconds);
     put_sockets(&mut report, &tally);
@@ -143,8 +143,9 @@ pub(crate) fn slow_readers(options: &HubSlowReaders) -> anyhow::Result<Report> {
     put_memory(&mut report, &workers);
     let tally = workers.finish()?;
 
-    put_deliveries(&mut report, "before_", &tally, 0, members, (turn - from) as f64 / 1e9);
-    put_deliveries(&mut report, "beside_", &tally, 1, members, cost.seconds);
+    for (phase, prefix, seconds) in [(0, "before_", (turn - from) as f64 / 1e9), (1, "beside_", cost.seconds)] {
+        put_deliveries(&mut report, &tally, &Part { prefix, phase, members, seconds });
+    }
     let p99 = |phase: usize| tally.latency[phase].value_at_quantile(0.99) as f64;
     report.put("p99_ratio", p99(1) / p99(0).max(1.0));
     if let Some(before) = rss_kib {
