@@ -164,6 +164,17 @@ fn end_sessions(gateway: &Gateway, token: &str, reason: &str) -> Value {
     })
 }
 
+/// Begins to send a body of 1,000 bytes, of which 300 go; returns the token that came with it, too.
+fn begin_upload(gateway: &Gateway) -> (String, Client) {
+    let token = token(&json!({ "sid": "s_1" }));
+    let mut client = gateway.connect();
+    client.send(format!(
+        "POST /guarded HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n{}",
+        "x".repeat(300)
+    ));
+    (token, client)
+}
+
 #[test]
 fn an_answer_that_is_cut_in_the_middle_is_logged_with_what_was_sent_of_it() {
     const SENT: usize = 61_440;
@@ -175,12 +186,7 @@ fn an_answer_that_is_cut_in_the_middle_is_logged_with_what_was_sent_of_it() {
         Ok(())
     });
     let gateway = guarded(&backend);
-    let token = token(&json!({ "sid": "s_1" }));
-    let mut client = gateway.connect();
-    client.send(format!(
-        "POST /guarded HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n{}",
-        "x".repeat(300)
-    ));
+    let (token, mut client) = begin_upload(&gateway);
     assert_eq!(client.read_response_head().status, 200);
     read_exactly(&mut client, SENT);
     let line = end_sessions(&gateway, &token, "revoked");
@@ -198,12 +204,7 @@ fn an_upload_that_ends_in_the_middle_is_logged_with_what_came_of_it() {
         Ok(())
     });
     let gateway = guarded(&backend);
-    let token = token(&json!({ "sid": "s_1" }));
-    let mut client = gateway.connect();
-    client.send(format!(
-        "POST /guarded HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n{}",
-        "x".repeat(300)
-    ));
+    let (token, _client) = begin_upload(&gateway);
     until(SOON, "the upload is under way", || {
         (gateway.metrics().value("shardgate_upstream_uploads_in_flight{upstream=\"back\"}") == 1
             && backend.opened() == 1)

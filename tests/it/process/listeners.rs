@@ -10,6 +10,7 @@ use std::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::shards::with_shards;
 use crate::{
     harness::{Client, Gateway, shardgate, until},
     service::Service,
@@ -36,19 +37,9 @@ fn addresses(gateway: &Gateway) -> Vec<SocketAddr> {
 /// Connects to one listener after the other and asks each connection once; returns listener, shard and connection, as the
 /// access log has them.
 fn connect(gateway: &Gateway, listeners: &[SocketAddr], count: usize) -> Vec<(usize, u64, Client)> {
-    let mut clients: Vec<_> = (0..count).map(|index| Client::connect(listeners[index % listeners.len()])).collect();
-    for (index, client) in clients.iter_mut().enumerate() {
-        client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-request-id: connection-{index}\r\n\r\n"));
-        assert_eq!(client.read_response().status, 200);
-    }
-    let lines = gateway.access_lines(count);
-    let shard_of = |index: usize| {
-        let id = format!("connection-{index}");
-        let line = lines.iter().find(|line| line["request_id"] == id.as_str()).expect("its request is in the log");
-        line["shard"].as_u64().expect("a number")
-    };
-    let clients = clients.into_iter().enumerate();
-    clients.map(|(index, client)| (index % listeners.len(), shard_of(index), client)).collect()
+    let clients = (0..count).map(|index| Client::connect(listeners[index % listeners.len()])).collect();
+    let clients = with_shards(gateway, clients).into_iter().enumerate();
+    clients.map(|(index, (shard, client))| (index % listeners.len(), shard, client)).collect()
 }
 
 #[test]

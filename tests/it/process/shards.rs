@@ -41,12 +41,16 @@ fn connections_land_on_every_shard_with_both_drivers() {
 
 /// Connects and asks once, and learns from the access log which shard has the connection.
 fn connect_to_shards(gateway: &Gateway, count: usize) -> Vec<(u64, Client)> {
-    let mut clients: Vec<_> = (0..count).map(|_| gateway.connect()).collect();
+    with_shards(gateway, (0..count).map(|_| gateway.connect()).collect())
+}
+
+/// Asks each of these connections once, and returns them with the shard that has each, as the access log tells.
+pub(super) fn with_shards(gateway: &Gateway, mut clients: Vec<Client>) -> Vec<(u64, Client)> {
     for (index, client) in clients.iter_mut().enumerate() {
         client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nx-request-id: connection-{index}\r\n\r\n"));
         assert_eq!(client.read_response().status, 200);
     }
-    let lines = gateway.access_lines(count);
+    let lines = gateway.access_lines(clients.len());
     let shard_of = |index: usize| {
         let id = format!("connection-{index}");
         let line = lines.iter().find(|line| line["request_id"] == id.as_str()).expect("its request is in the log");
