@@ -33,7 +33,8 @@ export class Browser {
       env: { ...process.env, HOME: profile },
       stdio: ["ignore", "ignore", "ignore", "pipe", "pipe"],
     });
-    this.ended = new Promise((resolve) => this.#child.once("exit", resolve));
+    // One that cannot be started has ended too.
+    this.ended = new Promise((resolve) => this.#child.once("exit", resolve).once("error", resolve));
     this.#child.once("error", (error) => this.#fail(error));
     this.#child.once("exit", (code) => this.#fail(new Error(`chromium ended with ${code}`)));
     this.#child.stdio[3].on("error", (error) => this.#fail(error));

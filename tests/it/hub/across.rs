@@ -32,10 +32,14 @@ const SAY: &str = "/hub/users/ann/publish";
 
 /// The configuration of an instance on this Redis, with these lines more.
 pub(super) fn config(redis: &RedisServer, more: &str) -> String {
+    config_of(&format!("urls = [\"{}\"]", redis.url()), more)
+}
+
+/// The same with these lines of `[redis]`.
+pub(super) fn config_of(redis: &str, more: &str) -> String {
     format!(
-        "{KEYS}[runtime]\nshards = 4\n[redis]\nurls = [\"{}\"]\ntimeout = \"500ms\"\n\
-         [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}",
-        redis.url()
+        "{KEYS}[runtime]\nshards = 4\n[redis]\n{redis}\ntimeout = \"500ms\"\n\
+         [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}"
     )
 }
 
@@ -74,8 +78,9 @@ pub(super) fn cluster() -> Option<[RedisServer; 3]> {
     Some(nodes)
 }
 
+/// Two instances on a Redis.
 #[track_caller]
-fn pair() -> Option<(RedisServer, [Gateway; 2])> {
+pub(super) fn pair() -> Option<(RedisServer, [Gateway; 2])> {
     let redis = RedisServer::start()?;
     let gateways = [instance(&redis, ""), instance(&redis, "")];
     Some((redis, gateways))

@@ -45,7 +45,7 @@ fn nodes_ws_speaks_with_the_hub() {
 #[test]
 fn the_client_of_the_repository_keeps_the_pace_that_the_hub_takes() {
     let Some(packages) = npm::packages(&["ws@8.23.0"]) else { return };
-    let gateway = start("[hub]\nmessages_per_s = 100\n");
+    let gateway = start("[hub]\nmessages_per_s = 50\n");
     let url = format!("ws://{}/ws", gateway.address());
     let client = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/js/shardgate.js");
     run(Command::new("node").arg(script("node/pace.mjs")).args([url, user("pace")]).arg(packages).arg(client));

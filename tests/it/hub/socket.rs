@@ -171,6 +171,17 @@ impl Socket {
         }
     }
 
+    /// The answer to what had this id; what comes before is passed over.
+    #[track_caller]
+    pub(super) fn hear_answer(&mut self, id: &str) -> Value {
+        loop {
+            let heard = self.hear();
+            if heard["id"] == id {
+                return heard;
+            }
+        }
+    }
+
     /// The next messages, so many.
     #[track_caller]
     pub(super) fn hear_all(&mut self, count: usize) -> Vec<Value> {

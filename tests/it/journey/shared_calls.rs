@@ -153,6 +153,7 @@ fn who_leaves_takes_the_call_along_only_as_the_last() {
     two.say(&ask("3"));
     let last = backend.request();
     two.cut();
+    gateway.metrics_until("nobody is left", |metrics| metrics.sum("shardgate_sockets_open") == 0);
     go.send(()).expect("the backend waits");
     backend.wait_ended(last.connection);
     assert!(backend.requests().is_empty());

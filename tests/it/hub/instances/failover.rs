@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     ROOM, checker::under_load, instance_in, join_room_soon, pair, publish_in_until_taken, publish_until_taken,
+    writer_and_reader,
 };
 use crate::{
     harness::{Gateway, now, pause, until},
@@ -16,9 +17,7 @@ use crate::{
 #[test]
 fn a_redis_that_goes_back_to_an_old_state_begins_a_new_epoch_that_is_told() {
     let Some((mut redis, [one, two])) = pair() else { return };
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    let before = writer.join(ROOM)["epoch"].clone();
-    reader.join(ROOM);
+    let (mut writer, mut reader, before) = writer_and_reader(&one, &two);
     let mut heard = Vec::new();
     for n in 0..8 {
         publish_until_taken(&mut writer, &format!("m{n}"), &json!(n), &mut heard);
@@ -46,10 +45,7 @@ fn a_redis_that_goes_back_to_an_old_state_begins_a_new_epoch_that_is_told() {
 fn a_slot_that_moves_to_another_node_takes_its_rooms_along() {
     let Some(nodes) = cluster() else { return };
     let gateways = [instance_in(&nodes[0], "cluster", ""), instance_in(&nodes[1], "cluster", "")];
-    let (mut writer, mut reader) =
-        (Socket::open(&gateways[0], &user("writer")), Socket::open(&gateways[1], &user("reader")));
-    writer.join(ROOM);
-    reader.join(ROOM);
+    let (mut writer, mut reader, _) = writer_and_reader(&gateways[0], &gateways[1]);
     let mut heard = Vec::new();
     publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
     assert_eq!(reader.hear()["payload"], "a");
@@ -188,6 +184,10 @@ fn numbers_that_a_stale_replica_gives_again_are_taken_for_what_they_are() {
     for socket in [&mut writer, &mut reader] {
         socket.say(&json!({ "type": "leave_room", "id": "leave", "room": left, "payload": {} }));
         assert_eq!(socket.hear_type("left")["room"], left);
+    }
+    for gateway in [&one, &two] {
+        gateway
+            .metrics_until("nobody knows the room any more", |metrics| metrics.sum("shardgate_hub_rooms_at_home") == 1);
     }
     redis.fail_over();
     let told = reader.hear();

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::json;
 
-use super::{ROOM, instance, join_soon, pair, publish_in_until_taken, publish_until_taken};
+use super::{ROOM, instance, join_soon, pair, publish_in_until_taken, publish_until_taken, writer_and_reader};
 use crate::{
     harness::{Gateway, now, pause, until},
     hub::{socket::Socket, user},
@@ -14,9 +14,7 @@ use crate::{
 #[test]
 fn a_cut_connection_loses_nothing_and_tells_nothing() {
     let Some((redis, [one, two])) = pair() else { return };
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    writer.join(ROOM);
-    reader.join(ROOM);
+    let (mut writer, mut reader, _) = writer_and_reader(&one, &two);
     let mut heard = Vec::new();
     for n in 0..40 {
         if n % 10 == 5 {
@@ -47,9 +45,7 @@ fn connections_that_do_not_last_are_made_less_and_less_often() {
 #[test]
 fn a_redis_that_comes_back_empty_begins_a_new_epoch_that_is_told() {
     let Some((mut redis, [one, two])) = pair() else { return };
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    let before = writer.join(ROOM)["epoch"].clone();
-    reader.join(ROOM);
+    let (mut writer, mut reader, before) = writer_and_reader(&one, &two);
     let mut heard = Vec::new();
     publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
     assert_eq!(reader.hear()["payload"], "a");
@@ -74,9 +70,7 @@ fn a_redis_that_comes_back_empty_begins_a_new_epoch_that_is_told() {
 #[test]
 fn a_redis_that_hangs_holds_up_nobody_and_loses_nothing() {
     let Some((redis, [one, two])) = pair() else { return };
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    writer.join(ROOM);
-    reader.join(ROOM);
+    let (mut writer, mut reader, _) = writer_and_reader(&one, &two);
     let mut heard = Vec::new();
     publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
     redis.pause();
@@ -136,9 +130,7 @@ fn the_hub_is_not_ready_without_its_redis_and_takes_no_sockets() {
 #[test]
 fn a_redis_that_takes_no_changes_is_none() {
     let Some((redis, [one, two])) = pair() else { return };
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    writer.join(ROOM);
-    reader.join(ROOM);
+    let (mut writer, mut reader, _) = writer_and_reader(&one, &two);
     let mut heard = Vec::new();
     publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
     let is = |status: u16| {
@@ -162,9 +154,7 @@ fn a_redis_that_takes_no_changes_is_none() {
 #[test]
 fn a_redis_that_forgets_the_scripts_changes_no_order() {
     let Some((redis, [one, two])) = pair() else { return };
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    writer.join(ROOM);
-    reader.join(ROOM);
+    let (mut writer, mut reader, _) = writer_and_reader(&one, &two);
     redis.ask(&["SCRIPT", "FLUSH"]);
     for n in 0..20 {
         writer.publish(ROOM, &format!("m{n}"), &json!(n));
@@ -193,9 +183,8 @@ fn whoever_says_rubbish_on_the_channels_and_in_the_keys_is_passed_over() {
     for gateway in [&mut one, &mut two] {
         gateway.expect_error("WRONGTYPE");
     }
-    let (mut writer, mut reader) = (Socket::open(&one, &user("writer")), Socket::open(&two, &user("reader")));
-    let epoch = writer.join(ROOM)["epoch"].as_str().expect("an epoch").to_owned();
-    reader.join(ROOM);
+    let (mut writer, mut reader, epoch) = writer_and_reader(&one, &two);
+    let epoch = epoch.as_str().expect("an epoch");
     let mut heard = Vec::new();
     publish_until_taken(&mut writer, "a", &json!("a"), &mut heard);
     let digest = "00000000000000aa";
@@ -222,7 +211,8 @@ fn whoever_says_rubbish_on_the_channels_and_in_the_keys_is_passed_over() {
     reader.expect_nothing();
     // A key of another kind: that room is refused, and others go on.
     redis.ask(&["SET", "shardgate:room:public.other:meta", "x"]);
-    let answer = writer.ask(&json!({ "type": "join_room", "id": "1", "room": "public.other", "payload": {} }));
+    writer.say(&json!({ "type": "join_room", "id": "other", "room": "public.other", "payload": {} }));
+    let answer = writer.hear_answer("other");
     assert_eq!(answer["payload"]["code"], "dependency_unavailable", "{answer}");
     publish_until_taken(&mut writer, "c", &json!("c"), &mut heard);
     assert_eq!(reader.hear()["payload"], "c");

@@ -11,10 +11,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{SOON, across::until_rooms_span, socket::Socket, user, with_role};
+use super::{
+    SOON,
+    across::{config_of, instance, pair, until_rooms_span},
+    socket::Socket,
+    user, with_role,
+};
 use crate::{
     harness::{Gateway, pause, until},
-    journey::access::KEYS,
     servers::redis::RedisServer,
 };
 
@@ -22,12 +26,6 @@ const ROOM: &str = "public.sale";
 
 /// How often something is asked again, within what a socket may ask.
 const AGAIN: Duration = Duration::from_millis(50);
-
-/// An instance on this Redis.
-#[track_caller]
-fn instance(redis: &RedisServer, more: &str) -> Gateway {
-    instance_in(redis, "single", more)
-}
 
 #[track_caller]
 fn instance_in(redis: &RedisServer, mode: &str, more: &str) -> Gateway {
@@ -39,18 +37,16 @@ fn instance_in(redis: &RedisServer, mode: &str, more: &str) -> Gateway {
 /// An instance with this URL, whatever comes of it.
 #[track_caller]
 fn instance_of(url: &str, mode: &str, more: &str) -> Gateway {
-    Gateway::start(&format!(
-        "{KEYS}[runtime]\nshards = 4\n[redis]\nurls = [\"{url}\"]\nmode = \"{mode}\"\ntimeout = \"500ms\"\n\
-         [sessions]\nsecret = \"a secret of the tests, as long as it has to be\"\n{more}"
-    ))
+    Gateway::start(&config_of(&format!("urls = [\"{url}\"]\nmode = \"{mode}\""), more))
 }
 
-/// Two instances.
+/// A writer on the one and a reader on the other instance, both in the room, and the room's epoch.
 #[track_caller]
-fn pair() -> Option<(RedisServer, [Gateway; 2])> {
-    let redis = RedisServer::start()?;
-    let gateways = [instance(&redis, ""), instance(&redis, "")];
-    Some((redis, gateways))
+fn writer_and_reader(one: &Gateway, two: &Gateway) -> (Socket, Socket, Value) {
+    let (mut writer, mut reader) = (Socket::open(one, &user("writer")), Socket::open(two, &user("reader")));
+    let epoch = writer.join(ROOM)["epoch"].take();
+    reader.join(ROOM);
+    (writer, reader, epoch)
 }
 
 /// Joins as soon as the room can be joined.
@@ -59,10 +55,12 @@ fn join_soon(socket: &mut Socket, payload: &Value) -> Value {
     join_room_soon(socket, ROOM, payload)
 }
 
+/// The same in this room; what comes meanwhile of others is passed over.
 #[track_caller]
 fn join_room_soon(socket: &mut Socket, room: &str, payload: &Value) -> Value {
     until(SOON, "the room can be joined", || {
-        let answer = socket.ask(&json!({ "type": "join_room", "id": "join", "room": room, "payload": payload }));
+        socket.say(&json!({ "type": "join_room", "id": "join", "room": room, "payload": payload }));
+        let answer = socket.hear_answer("join");
         if answer["type"] == "joined" {
             return Some(answer);
         }
