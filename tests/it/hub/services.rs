@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{SOON, Socket, on_each_shard, services, socket::timeless, start, user};
 use crate::{
     backend::{Backend, Received, Refusing},
-    harness::{Gateway, until},
+    harness::Gateway,
 };
 
 /// A service that answers the event with this `n` once that is let go, with the `status` that it asks for.
