@@ -290,6 +290,22 @@ fn presence_counts_users_and_lists_their_sockets() {
     assert_eq!(*none, super::super::letter::Look::default());
 }
 
+/// Carries what two shards have written, but for what is lost of the first one's.
+fn carry([one, other]: [&mut super::Hub<()>; 2], now: super::Instant, is_lost: impl Fn(&RoomLetter) -> bool) {
+    while let Some(effect) = one.poll_effect() {
+        match effect {
+            Effect::Letter(to, letter) if is_lost(&letter) => one.letter_dropped(now, to, letter),
+            Effect::Letter(_, letter) => other.handle_letter(now, 0, letter),
+            _ => {}
+        }
+    }
+    while let Some(effect) = other.poll_effect() {
+        if let Effect::Letter(_, letter) = effect {
+            one.handle_letter(now, 1, letter);
+        }
+    }
+}
+
 #[test]
 fn a_lost_message_without_a_past_is_told() {
     let policy = Policy {
@@ -314,20 +330,7 @@ fn a_lost_message_without_a_past_is_told() {
         now += Duration::from_millis(50);
         home.handle_timeout(now);
         other.handle_timeout(now);
-        while let Some(effect) = home.poll_effect() {
-            match effect {
-                Effect::Letter(to, letter @ RoomLetter::Deliver(_)) if is_losing => {
-                    home.letter_dropped(now, to, letter);
-                }
-                Effect::Letter(_, letter) => other.handle_letter(now, 0, letter),
-                _ => {}
-            }
-        }
-        while let Some(effect) = other.poll_effect() {
-            if let Effect::Letter(_, letter) = effect {
-                home.handle_letter(now, 1, letter);
-            }
-        }
+        carry([&mut home, &mut other], now, |letter| is_losing && matches!(letter, RoomLetter::Deliver(_)));
     }
     let told = read(&mut other, a).join("\n");
     has(&told, &[r#"{"type":"continuity""#, r#""seq":1,"payload":{"continuity":false}}"#]);
@@ -361,20 +364,7 @@ fn a_lost_coming_or_going_is_told_again_as_it_is_then() {
             }
             _ => {}
         }
-        while let Some(effect) = home.poll_effect() {
-            match effect {
-                Effect::Letter(to, letter @ RoomLetter::Tell(_)) if (4..6).contains(&step) => {
-                    home.letter_dropped(now, to, letter);
-                }
-                Effect::Letter(_, letter) => other.handle_letter(now, 0, letter),
-                _ => {}
-            }
-        }
-        while let Some(effect) = other.poll_effect() {
-            if let Effect::Letter(_, letter) = effect {
-                home.handle_letter(now, 1, letter);
-            }
-        }
+        carry([&mut home, &mut other], now, |letter| (4..6).contains(&step) && matches!(letter, RoomLetter::Tell(_)));
         now += Duration::from_millis(50);
         home.handle_timeout(now);
         other.handle_timeout(now);

@@ -51,6 +51,18 @@ fn turns(one: &mut One, mut done: impl FnMut(&mut One) -> usize) -> Vec<usize> {
     }
 }
 
+/// The same of sockets that are told that something is due earlier.
+fn dues(one: &mut One) -> Vec<usize> {
+    let mut told = BTreeSet::new();
+    turns(one, |one| {
+        told.extend(one.effects().into_iter().filter_map(|effect| match effect {
+            Effect::Due(key) => Some(key),
+            _ => None,
+        }));
+        told.len()
+    })
+}
+
 fn are_slices(turns: &[usize], of: usize) {
     let places = PLACES_PER_TURN as usize;
     let wanted: Vec<usize> = (0..of).step_by(places).map(|from| places.min(of - from)).collect();
@@ -125,15 +137,7 @@ fn times_that_have_become_earlier_are_told_in_slices() {
     let sooner = Limits { ping_every: Duration::from_secs(5), ..limits() };
     one.hub.adopt(one.now, Plan { limits: Rc::new(sooner), ..plan() });
     assert!(one.hub.socket_due(sockets[0]) < due);
-    let mut told = BTreeSet::new();
-    let done = |one: &mut One| {
-        told.extend(one.effects().into_iter().filter_map(|effect| match effect {
-            Effect::Due(key) => Some(key),
-            _ => None,
-        }));
-        told.len()
-    };
-    are_slices(&turns(&mut one, done), MANY);
+    are_slices(&dues(&mut one), MANY);
     one.hub.adopt(one.now, plan());
     assert!(one.effects().is_empty(), "later they see by themselves");
 }
@@ -146,15 +150,7 @@ fn a_drain_tells_sockets_in_slices() {
     }
     let window = Duration::from_secs(70);
     one.hub.drain(one.now, window);
-    let mut told = BTreeSet::new();
-    let done = |one: &mut One| {
-        told.extend(one.effects().into_iter().filter_map(|effect| match effect {
-            Effect::Due(key) => Some(key),
-            _ => None,
-        }));
-        told.len()
-    };
-    are_slices(&turns(&mut one, done), MANY);
+    are_slices(&dues(&mut one), MANY);
     let slots = sockets.iter().map(|&socket| one.hub.sockets.all.get(socket).expect("open").slot);
     let slots: Vec<u64> = slots.map(|slot| slot.since(one.now).as_millis().try_into().expect("soon")).collect();
     assert_eq!(slots, (1..=MANY as u64).map(|turn| turn * 100).collect::<Vec<_>>());
