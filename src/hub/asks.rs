@@ -168,7 +168,7 @@ mod tests {
         first.for_each(|first| drop(asks.remove(first)));
         while waiting > 0 {
             let left = asks.due.len();
-            assert!(waiting.saturating_sub(left) <= PASSED_OVER_MAX, "{waiting} {left}");
+            assert!(waiting.saturating_sub(left) <= 64, "{waiting} {left}");
             waiting = left;
             let key = ask(&mut asks).into_iter();
             key.for_each(|key| drop(asks.remove(key)));
