@@ -90,7 +90,7 @@ pub(super) fn string(json: &str) -> Option<Cow<'_, str>> {
 }
 
 /// Whether this JSON is nested deeper than may be.
-pub(super) fn is_too_deep(json: &str) -> bool {
+pub fn is_too_deep(json: &str) -> bool {
     let opens = |byte: &u8| matches!(byte, b'[' | b'{');
     // Hardly any payload has so many brackets at all.
     if json.len() <= DEPTH_MAX || json.as_bytes().iter().filter(|byte| opens(byte)).count() <= DEPTH_MAX {

@@ -76,6 +76,7 @@ use frame::Frame;
 pub use history::Secret;
 use history::Window;
 use home::Home;
+pub use json::is_too_deep;
 use letter::{Look, RoomLetter};
 use limits::Limits;
 use name::RoomName;

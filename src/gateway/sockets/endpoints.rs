@@ -21,6 +21,7 @@ use crate::{
     hub::{
         Answer, ServiceMessage,
         code::Code as HubCode,
+        is_too_deep,
         name::RoomName,
         position::Epoch,
         rules::{may_push, may_push_to_users},
@@ -303,6 +304,9 @@ fn parse<'b>(live: &Live, bytes: &'b [u8]) -> Result<Published<'b>, Reject> {
             Code::ValidationFailed,
             "services push types of their own: not the hub's, nor those of messages for services and of their answers",
         ));
+    }
+    if is_too_deep(published.payload.get()) {
+        return Err(Reject::because(Code::ValidationFailed, "the payload is nested deeper than 100 levels"));
     }
     if published.id.as_deref().is_some_and(|id| !(1..=64).contains(&id.chars().count())) {
         return Err(Reject::because(Code::ValidationFailed, "an id is a text of 1 to 64 characters"));

@@ -263,7 +263,7 @@ impl Sockets {
             client: Ipv4Addr::LOCALHOST.into(),
             scheme: Scheme::Http,
             payload: event.json.as_bytes().to_vec(),
-            answer_bytes_max: service::ANSWER_BYTES_MAX,
+            answer_bytes_max: None,
         };
         let answered = service::post(&gateway, upstream, labels, message).await;
         let status = answered.ok().map(|answered| answered.status);

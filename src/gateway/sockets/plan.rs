@@ -67,6 +67,8 @@ pub(in crate::gateway) struct Service {
     pub(super) path: Box<str>,
     pub(super) timeout: Duration,
     pub(super) share: HubShare,
+    /// Whether the sender is told what it answers, and not only that it took the message.
+    pub(super) has_answer: bool,
 }
 
 impl HubPlan {
@@ -81,6 +83,7 @@ impl HubPlan {
                 path: service.path.as_str().into(),
                 timeout: service.timeout,
                 share: service.share,
+                has_answer: service.answer.is_some(),
             })
         });
         let services: Vec<Service> = services.collect();
@@ -94,6 +97,7 @@ impl HubPlan {
                     path: hub.events_path.as_str().into(),
                     timeout: hub.events_timeout,
                     share: HubShare::Nobody,
+                    has_answer: false,
                 },
                 kinds: hub.events.clone(),
                 waiting_max: hub.events_waiting_max as usize,

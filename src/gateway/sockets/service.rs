@@ -24,7 +24,7 @@ use crate::{
         fields::{self, FieldRules, RequestContext},
         live::Live,
     },
-    hub::{ServiceOutcome, SocketKey, Ticket, code::Code},
+    hub::{ServiceOutcome, SocketKey, Ticket, code::Code, is_too_deep},
     net::{AnswerBody as _, Cut, Finish as _, OwnedBody, Peer, Scheme, Sent},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
     shard::{Instant, clock, task, timer},
@@ -33,7 +33,7 @@ use crate::{
 };
 
 /// Bytes of a service's answer that a message can carry, however large an outbox may be.
-pub(super) const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// Sockets that are told of the answer they share before the shard's other tasks get their turn.
 const ANSWERS_PER_TURN: usize = 256;
@@ -48,7 +48,8 @@ struct Sender {
 /// What a service made of a message.
 pub(super) struct Answered {
     pub(super) status: u16,
-    body: Vec<u8>,
+    /// None where nobody reads it.
+    body: Option<Vec<u8>>,
     retry_after_ms: Option<u64>,
 }
 
@@ -123,10 +124,13 @@ impl Drop for Promise {
 fn outcome(answered: &Result<Answered, Code>) -> ServiceOutcome<'_> {
     let refused = |code, retry_after_ms| ServiceOutcome::Refused { code, retry_after_ms };
     match answered {
-        Ok(Answered { status: status @ 200..=299, body, .. }) => match std::str::from_utf8(body) {
+        Ok(Answered { status: status @ 200..=299, body: None, .. }) => {
+            ServiceOutcome::Taken { status: *status, json: "null" }
+        }
+        Ok(Answered { status: status @ 200..=299, body: Some(body), .. }) => match std::str::from_utf8(body) {
             Ok("") => ServiceOutcome::Taken { status: *status, json: "null" },
             // It becomes a part of what the client is sent.
-            Ok(json) if serde_json::from_str::<&RawValue>(json).is_ok() => {
+            Ok(json) if serde_json::from_str::<&RawValue>(json).is_ok() && !is_too_deep(json) => {
                 ServiceOutcome::Taken { status: *status, json: json.trim() }
             }
             _ => refused(Code::UpstreamBadResponse, None),
@@ -168,7 +172,7 @@ async fn call(
         client: sender.client,
         scheme: sender.scheme,
         payload: payload.into_string().into_bytes(),
-        answer_bytes_max,
+        answer_bytes_max: service.has_answer.then_some(answer_bytes_max),
     };
     post(gateway, upstream, labels, message).await
 }
@@ -185,8 +189,8 @@ pub(super) struct Message<'a> {
     pub(super) client: IpAddr,
     pub(super) scheme: Scheme,
     pub(super) payload: Vec<u8>,
-    /// A longer answer is none.
-    pub(super) answer_bytes_max: usize,
+    /// A longer answer is none. Without a bound nobody reads it: its status says all, whatever becomes of its body.
+    pub(super) answer_bytes_max: Option<usize>,
 }
 
 /// One request to a service, from its head to the end of its answer.
@@ -228,7 +232,11 @@ pub(super) async fn post(
     let (answered, cut, body_bytes) = match answered {
         Ok((head, Ok(body))) => {
             let body_bytes = body.len() as u64;
+            let body = answer_bytes_max.map(|_| body);
             (Ok(Answered { status, body, retry_after_ms: retry_after_ms(&head) }), None, body_bytes)
+        }
+        Ok((head, Err(cut))) if answer_bytes_max.is_none() => {
+            (Ok(Answered { status, body: None, retry_after_ms: retry_after_ms(&head) }), Some(cut), 0)
         }
         Ok((_, Err(cut))) => {
             let code = if cut == Cut::UpstreamStalled { Code::UpstreamTimeout } else { Code::UpstreamBadResponse };
@@ -265,7 +273,7 @@ async fn send(
     body: &mut OwnedBody,
     call: &Call,
     due: Instant,
-    bytes_max: usize,
+    bytes_max: Option<usize>,
 ) -> Result<(ResponseHead, Result<Vec<u8>, Cut>), Reject> {
     let (head, trail, _) = exchange.to_send();
     let (answer, streaming) = upstream.send(head, body, call, trail, &Hub).await?;
@@ -273,19 +281,23 @@ async fn send(
     Ok((answer, whole.unwrap_or(Err(Cut::UpstreamStalled))))
 }
 
-async fn whole(mut streaming: Streaming, request: &mut OwnedBody, bytes_max: usize) -> Result<Vec<u8>, Cut> {
-    let mut bytes = Vec::new();
+/// Its body; where nobody reads it, nothing, once it has come as far as a body may that somebody reads.
+async fn whole(mut streaming: Streaming, request: &mut OwnedBody, bytes_max: Option<usize>) -> Result<Vec<u8>, Cut> {
+    let (mut bytes, mut length) = (Vec::new(), 0_usize);
     poll_fn(|cx| {
         loop {
             match streaming.poll_fill(cx, request) {
                 Poll::Ready(Ok(true)) => {
                     let chunk = streaming.chunk();
-                    if bytes.len() + chunk.len() > bytes_max {
-                        return Poll::Ready(Err(Cut::UpstreamMalformed));
+                    let more = chunk.len();
+                    length = length.saturating_add(more);
+                    match bytes_max {
+                        Some(max) if length > max => return Poll::Ready(Err(Cut::UpstreamMalformed)),
+                        Some(_) => bytes.extend_from_slice(chunk),
+                        None if length > ANSWER_BYTES_MAX => return Poll::Ready(Ok(())),
+                        None => {}
                     }
-                    bytes.extend_from_slice(chunk);
-                    let length = chunk.len();
-                    streaming.consume(length);
+                    streaming.consume(more);
                 }
                 Poll::Ready(Ok(false)) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(cut)) => return Poll::Ready(Err(cut)),

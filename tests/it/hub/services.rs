@@ -219,6 +219,31 @@ fn an_answer_that_is_no_json_is_not_passed_on() {
     }
 }
 
+#[test]
+fn a_2xx_is_an_ack_whatever_its_body_is() {
+    let backend = Backend::start(|conversation| {
+        loop {
+            let request = conversation.read_request()?;
+            let body = match &request.body[..] {
+                b"\"text\"" => "Content-Length: 8\r\n\r\naccepted".to_owned(),
+                b"\"long\"" => format!("Content-Length: 2000000\r\n\r\n{}", "x".repeat(2_000_000)),
+                _ => "Transfer-Encoding: chunked\r\n\r\n3\r\n".to_owned(),
+            };
+            conversation.send(format!("HTTP/1.1 202 S\r\n{body}"))?;
+            if request.body == b"\"cut\"" {
+                return Ok(());
+            }
+        }
+    });
+    let gateway = start(&services(backend.address()));
+    for mut socket in on_each_shard(&gateway) {
+        for body in ["text", "long", "cut", "text"] {
+            socket.say(&event(body, &json!(body)));
+            socket.expect(&ack(body));
+        }
+    }
+}
+
 /// One that an outbox has no room for would close a socket that reads as fast as it can.
 #[test]
 fn an_answer_that_is_too_long_for_an_outbox_is_refused() {
