@@ -13,7 +13,7 @@ use super::{
     message::{ClientMessage, Request},
     name::RoomName,
     rules::Action,
-    socket::{Busy, WAITING_MAX, is_mistake},
+    socket::{AwaitedAck, Busy, WAITING_MAX, is_mistake},
 };
 use crate::shard::Instant;
 
@@ -145,7 +145,11 @@ impl<W> Hub<W> {
         self.refuse(now, key, &Refusal::new(id, code));
         let is_anonymous = self.sockets.all.get(key).is_some_and(|socket| socket.state == State::Anonymous);
         if is_anonymous && !code.is_retryable() {
-            let close = if code == Code::TokenExpired { Close::TokenExpired } else { Close::Unauthenticated };
+            let close = match code {
+                Code::TokenExpired => Close::TokenExpired,
+                Code::TokenRevoked => Close::Revoked,
+                _ => Close::Unauthenticated,
+            };
             self.end(now, key, Some(close));
         }
     }
@@ -214,7 +218,9 @@ impl<W> Hub<W> {
         let ask = Ask { asker: Asker::Socket(key), question, id: id.map(Into::into), is_given_up: false };
         let noted = if waiting < WAITING_MAX { self.asks.insert(ask, due) } else { Err(Code::Overloaded) };
         match noted {
-            Ok(ticket) if is_acknowledged => socket.busy().acks.push_back((ticket, None)),
+            Ok(ticket) if is_acknowledged => {
+                socket.busy().acks.push_back(AwaitedAck { ticket, frame: None, is_of_service: false });
+            }
             Ok(ticket) => socket.busy().asks.push(ticket),
             Err(code) => self.refuse_in(now, key, id, room, code),
         }

@@ -309,7 +309,7 @@ impl<W> Hub<W> {
     /// The socket's questions are nobody's any more.
     pub(super) fn forget_waiting(&mut self, key: SocketKey) {
         let Some(busy) = self.sockets.all.get_mut(key).and_then(|socket| socket.busy.take()) else { return };
-        for ticket in busy.acks.iter().map(|&(ticket, _)| ticket).chain(busy.asks.iter().copied()) {
+        for ticket in busy.acks.iter().map(|ack| ack.ticket).chain(busy.asks.iter().copied()) {
             if let Some(ask) = self.asks.get_mut(ticket) {
                 ask.is_given_up = true;
             }

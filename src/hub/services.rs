@@ -1,5 +1,5 @@
-//! Messages for services: in order for each socket and type, one under way. So are their answers, which wait for nothing else: a
-//! service that is slow holds up its own types only.
+//! Messages for services: in order for each socket and type, one under way. Their acks are in the order of all acks of the
+//! socket; what else they answer waits for nothing.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -9,7 +9,7 @@ use super::{
     arena::Key,
     asks::{Ask, Question},
     encode::Refusal,
-    socket::Service,
+    socket::{AwaitedAck, Service},
     types::{ServiceAnswer, ServiceTypes},
 };
 use crate::shard::Instant;
@@ -44,7 +44,8 @@ pub enum ServiceOutcome<'a> {
 
 impl<W> Hub<W> {
     pub(super) fn forward(&mut self, now: Instant, key: SocketKey, id: Option<&str>, index: usize, payload: &str) {
-        let Some(waiting_max) = self.plan.types.at(index).map(|kind| kind.waiting_max) else { return };
+        let Some(kind) = self.plan.types.at(index) else { return };
+        let (waiting_max, is_acknowledged) = (kind.waiting_max, kind.answer == ServiceAnswer::Ack);
         let Some(socket) = self.sockets.all.get_mut(key) else { return };
         let queue = socket.busy.as_ref().and_then(|busy| busy.services.iter().find(|queue| queue.index == index));
         let is_full = queue.is_some_and(|queue| queue.waiting.len() >= waiting_max)
@@ -62,6 +63,9 @@ impl<W> Hub<W> {
             Err(code) => return self.refuse(now, key, &Refusal::new(id, code)),
         };
         let busy = socket.busy();
+        if is_acknowledged {
+            busy.acks.push_back(AwaitedAck { ticket, frame: None, is_of_service: true });
+        }
         if let Some(queue) = busy.services.iter_mut().find(|queue| queue.index == index) {
             queue.waiting.push_back((ticket, payload.into()));
             self.service_bytes = self.service_bytes.saturating_add(payload.len());
@@ -87,7 +91,10 @@ impl<W> Hub<W> {
         let id = id.as_deref();
         self.forward_next(key, ticket);
         let frame = match (*outcome, self.plan.types.at(index).map(|kind| &kind.answer)) {
-            (ServiceOutcome::Taken { status, .. }, Some(ServiceAnswer::Ack)) => self.encoder.service_ack(id, status),
+            (ServiceOutcome::Taken { status, .. }, Some(ServiceAnswer::Ack)) => {
+                let frame = self.encoder.service_ack(id, status);
+                return self.acknowledge(key, ticket, frame);
+            }
             (ServiceOutcome::Taken { json, .. }, Some(ServiceAnswer::Response(kind))) => {
                 self.encoder.service_answer(id, kind, json)
             }
@@ -98,6 +105,7 @@ impl<W> Hub<W> {
             // The type has gone with a reload: what became of it cannot be said.
             (ServiceOutcome::Taken { .. }, None) => self.encoder.error(&Refusal::new(id, Code::UpstreamBadResponse)),
         };
+        self.forget_ask(key, ticket);
         self.sockets.push(key, frame);
     }
 

@@ -224,9 +224,8 @@ impl<W> Socket<W> {
     /// Bytes that wait for it, acks included that wait for those before them.
     pub(super) fn queued_bytes(&self) -> usize {
         let acks = self.busy.iter().flat_map(|busy| &busy.acks);
-        let acks = acks
-            .filter_map(|(_, frame)| frame.as_ref())
-            .map(|frame| frame.bytes().len().saturating_add(REFERENCE_BYTES));
+        let acks =
+            acks.filter_map(|ack| ack.frame.as_ref()).map(|frame| frame.bytes().len().saturating_add(REFERENCE_BYTES));
         acks.fold(self.outbox.bytes(), usize::saturating_add)
     }
 
@@ -246,18 +245,29 @@ pub(super) fn is_mistake(code: Code) -> bool {
     }
 }
 
-/// Answers of rooms that one socket may wait for. What it waits for from services is bounded by their types.
+/// Answers of rooms that one socket may wait for. What it waits for from services is bounded by their types, and acks that
+/// have come and wait for others by the bytes of an outbox.
 pub(super) const WAITING_MAX: usize = 256;
 
 /// What a socket waits for.
 #[derive(Debug, Default)]
 pub(super) struct Busy {
-    /// Messages to rooms whose `ack` is to come, in order; one that came too early waits for those before it.
-    pub(super) acks: VecDeque<(Key, Option<Frame>)>,
+    /// Messages whose `ack` is to come, in order, whoever they are for; one that came too early waits for those before it.
+    pub(super) acks: VecDeque<AwaitedAck>,
     /// Other questions to rooms that are under way.
     pub(super) asks: Vec<Key>,
     /// Messages for services, by their type.
     pub(super) services: Vec<Service>,
+}
+
+/// The ack of a message.
+#[derive(Debug)]
+pub(super) struct AwaitedAck {
+    pub(super) ticket: Key,
+    /// There once it has come.
+    pub(super) frame: Option<Frame>,
+    /// The message is for a service, which has a bound of its own.
+    pub(super) is_of_service: bool,
 }
 
 /// Messages of one type for a service: one is under way, the others wait.
@@ -275,25 +285,26 @@ impl Busy {
 
     /// How many answers of rooms are to come.
     pub(super) fn waiting(&self) -> usize {
-        self.acks.len().saturating_add(self.asks.len())
+        let unanswered = self.acks.iter().filter(|ack| ack.frame.is_none() && !ack.is_of_service).count();
+        unanswered.saturating_add(self.asks.len())
     }
 
     /// Drops a question that is not to be answered any more.
     pub(super) fn forget(&mut self, ticket: Key) {
         self.asks.retain(|&ask| ask != ticket);
-        self.acks.retain(|&(ask, _)| ask != ticket);
+        self.acks.retain(|ack| ack.ticket != ticket);
     }
 
     /// The ack of a message is here.
     pub(super) fn acknowledge(&mut self, ticket: Key, frame: Frame) {
-        if let Some((_, ready)) = self.acks.iter_mut().find(|(ask, _)| *ask == ticket) {
-            *ready = Some(frame);
+        if let Some(ack) = self.acks.iter_mut().find(|ack| ack.ticket == ticket) {
+            ack.frame = Some(frame);
         }
     }
 
     /// The next ack, if it is its turn.
     pub(super) fn next_ack(&mut self) -> Option<Frame> {
-        self.acks.front()?.1.as_ref()?;
-        self.acks.pop_front()?.1
+        self.acks.front()?.frame.as_ref()?;
+        self.acks.pop_front()?.frame
     }
 }

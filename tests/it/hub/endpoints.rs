@@ -167,8 +167,11 @@ fn what_cannot_be_published_is_refused() {
             assert_eq!((answer.status, &answer.json()["code"]), (422, &json!("validation_failed")), "{own}");
         }
     }
+    let deep = |levels: usize| format!("{{\"payload\":{}1{}}}", "[".repeat(levels), "]".repeat(levels));
+    assert_eq!(send(&gateway, "POST", path, &service(), "application/json", deep(100).as_bytes()).status, 202);
     for (kind, body, status, code) in [
-        ("application/json", &b"{\"payload\":"[..], 400, "invalid_json"),
+        ("application/json", deep(101).as_bytes(), 422, "validation_failed"),
+        ("application/json", b"{\"payload\":", 400, "invalid_json"),
         ("application/json", b"\xff", 400, "invalid_json"),
         ("application/json", b"{}", 422, "validation_failed"),
         ("application/json", b"[]", 422, "validation_failed"),
@@ -268,5 +271,9 @@ fn a_kick_that_revokes_ends_the_sessions_too() {
     assert_eq!((refused.status, &refused.json()["code"]), (401, &json!("token_revoked")));
     let fields = format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{}\r\n", user("42"));
     let (mut socket, _) = Socket::on(gateway.connect(), &fields).expect("it opens");
+    assert_eq!(socket.hear_close(), (vec![], 4102));
+    let mut socket = Socket::bare(&gateway, "");
+    socket.say(&json!({ "type": "auth", "id": "1", "payload": { "token": user("42") } }));
+    socket.expect_error(&json!("1"), "token_revoked");
     assert_eq!(socket.hear_close(), (vec![], 4102));
 }

@@ -101,8 +101,7 @@ pub(super) struct Client {
     /// The order in which the messages with an ack were sent.
     order: BTreeMap<String, usize>,
     said: usize,
-    /// Of rooms, and of services.
-    last_acks: [Option<usize>; 2],
+    last_ack: Option<usize>,
 }
 
 /// Rooms that only the first token of a user allows.
@@ -124,7 +123,7 @@ impl Client {
             sent: BTreeMap::new(),
             order: BTreeMap::new(),
             said: 0,
-            last_acks: [None; 2],
+            last_ack: None,
         }
     }
 
@@ -238,10 +237,10 @@ impl Client {
                 let (acked, epoch, seq) = place(message);
                 assert_eq!(acked, room);
                 truth.number(now, number, acked, epoch, seq);
-                self.acked(message, 0);
+                self.acked(message);
                 seen.acks += 1;
             }
-            ("ack", Some(Sent::Cart)) => self.acked(message, 1),
+            ("ack", Some(Sent::Cart)) => self.acked(message),
             ("presence", Some(Sent::Presence))
             | ("heartbeat", Some(Sent::Heartbeat))
             | ("prediction_response", Some(Sent::Prediction)) => {}
@@ -302,9 +301,9 @@ impl Client {
         self.views.get_mut(room).unwrap_or_else(|| panic!("not in that room: {message}"))
     }
 
-    fn acked(&mut self, message: &Value, of: usize) {
+    fn acked(&mut self, message: &Value) {
         let place = self.order[message["id"].as_str().expect("an id")];
-        let last = self.last_acks[of].replace(place);
+        let last = self.last_ack.replace(place);
         assert!(last.is_none_or(|last| last < place), "acks are out of order: {message}");
     }
 }
