@@ -427,19 +427,16 @@ impl Rooms {
                 };
                 let is_given = self.lifecycle.state.with(|state| state.sending.given.contains(&seq));
                 if !is_given {
-                    match kept_event(Position { epoch, seq }, &fields) {
-                        Some(event) => {
-                            let shard = event.subject.home(self.way.1);
-                            let answer = BusAnswer::Events(Box::new(EventsAnswer::Event(event)));
-                            if self.offer(shard, answer).is_err() {
-                                // At the next look.
-                                return Ok(());
-                            }
+                    if let Some(event) = kept_event(Position { epoch, seq }, &fields) {
+                        let shard = event.subject.home(self.way.1);
+                        let answer = BusAnswer::Events(Box::new(EventsAnswer::Event(event)));
+                        if self.offer(shard, answer).is_err() {
+                            // At the next look.
+                            return Ok(());
                         }
-                        None => {
-                            tracing::warn!(id, "nobody can read this lifecycle event in Redis, and so it is not sent");
-                            self.lifecycle.state.with(|state| state.sending.taken.insert(seq));
-                        }
+                    } else {
+                        tracing::warn!(id, "nobody can read this lifecycle event in Redis, and so it is not sent");
+                        self.lifecycle.state.with(|state| state.sending.taken.insert(seq));
                     }
                 }
                 self.lifecycle.state.with(|state| {

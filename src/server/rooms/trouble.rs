@@ -145,7 +145,7 @@ impl Rooms {
                      seen; its user lacks a command of those that docs/sessions.md lists"
                 ),
                 Need::Events => {
-                    tracing::error!(what, %error, count, "Redis refuses what lifecycle events need; {ADVICE}")
+                    tracing::error!(what, %error, count, "Redis refuses what lifecycle events need; {ADVICE}");
                 }
                 _ => tracing::error!(
                     what,
