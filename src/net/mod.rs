@@ -20,7 +20,6 @@ mod websocket;
 mod writer;
 
 use std::{
-    io::Write as _,
     net::{IpAddr, SocketAddr},
     num::NonZero,
     pin::Pin,
@@ -48,6 +47,7 @@ use crate::{
         http1::RequestError,
     },
     shard::{Instant, Pipe},
+    telemetry::record::write_address,
 };
 
 /// Who is at the other end of a client's connection.
@@ -101,7 +101,7 @@ impl Peer {
         let ip = address.ip().to_canonical();
         let mut text = [0; IP_TEXT_MAX];
         let mut rest = &mut text[..];
-        let _ = write!(rest, "{ip}");
+        write_address(&mut rest, ip);
         let left = rest.len();
         let length = u8::try_from(IP_TEXT_MAX - left).unwrap_or(0);
         Self { address: SocketAddr::new(ip, address.port()), scheme, text: (text, length) }

@@ -405,39 +405,21 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::telemetry::record::RouteNames;
 
     /// Long enough for any machine: reached only by a test that fails.
     const PATIENCE: Duration = Duration::from_mins(1);
 
     fn record(path: &[u8]) -> Record<'_> {
         Record {
-            unix_ms: 0,
             request_id: b"req-00000001",
-            trace_id: [0; 16],
             client: IpAddr::V4(Ipv4Addr::LOCALHOST),
             client_text: b"127.0.0.1",
-            user: "",
             method: b"GET",
             host: b"localhost",
             path,
-            place: RouteNames::NONE,
-            instance: b"",
             protocol: "HTTP/1.1",
             status: 200,
-            request_bytes: 0,
-            response_bytes: 0,
-            total_us: 0,
-            gateway_us: 0,
-            upstream_us: 0,
-            connect_us: None,
-            attempts: 0,
-            reused: false,
-            reason: "",
-            reason_detail: "",
-            shard: 0,
-            user_agent: b"",
-            socket: None,
+            ..Record::BLANK
         }
     }
 

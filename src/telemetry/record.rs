@@ -3,7 +3,7 @@
 //! It writes bytes into the caller's buffer; where lines go is `access_log`'s business. `docs/access-log.md` explains
 //! each field to readers of the log.
 
-use std::io::Write as _;
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::escape::{is_plain, push_json_bounded};
@@ -122,6 +122,38 @@ impl RouteNames {
     }
 }
 
+impl Record<'static> {
+    /// A line of which nothing is known yet.
+    pub const BLANK: Self = Self {
+        unix_ms: 0,
+        request_id: b"",
+        trace_id: [0; 16],
+        client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        client_text: b"",
+        user: "",
+        method: b"",
+        host: b"",
+        path: b"",
+        place: RouteNames::NONE,
+        instance: b"",
+        protocol: "",
+        status: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        total_us: 0,
+        gateway_us: 0,
+        upstream_us: 0,
+        connect_us: None,
+        attempts: 0,
+        reused: false,
+        reason: "",
+        reason_detail: "",
+        shard: 0,
+        user_agent: b"",
+        socket: None,
+    };
+}
+
 impl Record<'_> {
     /// Appends the record as one line, its newline included.
     ///
@@ -168,7 +200,7 @@ impl Record<'_> {
             let _ = write!(out, ": {}", self.reason);
         }
         out.extend_from_slice(b", ");
-        push_address(out, self.client);
+        write_address(out, self.client);
         if !self.user.is_empty() {
             out.extend_from_slice(b" as ");
             push_json_bounded(out, self.user.as_bytes(), NAME_MAX);
@@ -193,7 +225,7 @@ impl Record<'_> {
         }
         out.extend_from_slice(b"\",\"client\":\"");
         if self.client_text.is_empty() {
-            push_address(out, self.client);
+            write_address(out, self.client);
         } else {
             out.extend_from_slice(self.client_text);
         }
@@ -336,24 +368,26 @@ fn digits<const N: usize>(mut value: u64) -> [u8; N] {
     text
 }
 
-/// Appends an address as RFC 5952 writes it; an IPv4 address that came through an IPv6 socket is shown as IPv4.
-fn push_address(out: &mut Vec<u8>, address: IpAddr) {
-    match address.to_canonical() {
-        IpAddr::V4(address) => push_ipv4(out, address),
+/// Writes an address as RFC 5952 has it; an IPv4 address that came through an IPv6 socket is shown as IPv4. What has no room is
+/// left out.
+pub fn write_address(out: &mut impl Write, address: IpAddr) {
+    let _ = match address.to_canonical() {
+        IpAddr::V4(address) => write_ipv4(out, address),
         // Written by `core`, which has no allocator.
-        IpAddr::V6(address) => _ = write!(out, "{address}"),
-    }
+        IpAddr::V6(address) => write!(out, "{address}"),
+    };
 }
 
 /// Most clients are IPv4's, and this takes less than half of what a formatter does.
-fn push_ipv4(out: &mut Vec<u8>, address: Ipv4Addr) {
+fn write_ipv4(out: &mut impl Write, address: Ipv4Addr) -> io::Result<()> {
     let mut number = itoa::Buffer::new();
     for (index, octet) in address.octets().into_iter().enumerate() {
         if index > 0 {
-            out.push(b'.');
+            out.write_all(b".")?;
         }
-        out.extend_from_slice(number.format(octet).as_bytes());
+        out.write_all(number.format(octet).as_bytes())?;
     }
+    Ok(())
 }
 
 #[cfg(test)]
