@@ -47,7 +47,7 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: Stream, peer: 
     let mut inbound = Inbound::new(Rc::clone(&io));
     let mut served = 0_u32;
     // A new connection gets the time of a head, not that of a pause between two.
-    let mut due = clock::now() + service.limits().header_timeout;
+    let mut due = clock::turn() + service.limits().header_timeout;
     loop {
         inbound.deadline().set(due);
         if poll_fn(|cx| poll_request(cx, slot, &mut inbound, served == 0)).await != First::Bytes {

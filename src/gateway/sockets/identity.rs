@@ -67,6 +67,7 @@ impl Sockets {
 
 /// When a token counts no longer.
 fn expires(exp_s: u64, leeway: Duration) -> Instant {
-    let left = Duration::from_secs(exp_s).saturating_add(leeway).saturating_sub(clock::unix_now());
-    clock::now() + left.min(LIFETIME_MAX)
+    let now = clock::now();
+    let left = Duration::from_secs(exp_s).saturating_add(leeway).saturating_sub(clock::to_unix(now));
+    now + left.min(LIFETIME_MAX)
 }
