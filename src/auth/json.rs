@@ -28,7 +28,9 @@ impl<'a> Json<'a> {
     /// Reads one value and nothing after it. `otherwise` is the flaw of what is no JSON.
     pub(super) fn parse(bytes: &'a [u8], otherwise: Flaw) -> Result<Self, Flaw> {
         let flaw = Cell::new(otherwise);
-        let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+        // Looked through once, and not text by text.
+        let text = str::from_utf8(bytes).map_err(|_| otherwise)?;
+        let mut deserializer = serde_json::Deserializer::from_str(text);
         let reader = ValueReader { depth: DEPTH_MAX, flaw: &flaw };
         let value = reader.deserialize(&mut deserializer).map_err(|_| flaw.get())?;
         deserializer.end().map_err(|_| otherwise)?;
