@@ -24,7 +24,7 @@ const TIMING: Timing = Timing {
 
 /// Answers a handshake.
 pub(super) fn answer(exchange: &Exchange) -> Result<(ResponseHead, Body), Reject> {
-    let handshake = Handshake::read(&exchange.head).map_err(sockets::refused)?;
+    let handshake = Handshake::read(&exchange.head, "").map_err(sockets::refused)?;
     let mut head = ResponseHead::new(101, buffers::take(), buffers::take_fields());
     handshake.answer(&mut head, None, handshake.deflate);
     Ok((head, Body::Echo(handshake.deflate)))

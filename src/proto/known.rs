@@ -81,6 +81,10 @@ fields! {
     ContentLocation: 16 b'c' is b"content-location";
     ContentType: 12 b'c' is b"content-type";
     UserAgent: 10 b'u' is b"user-agent";
+    WebSocketKey: 17 b's' is b"sec-websocket-key";
+    WebSocketVersion: 21 b's' is b"sec-websocket-version";
+    WebSocketProtocol: 22 b's' is b"sec-websocket-protocol";
+    WebSocketExtensions: 24 b's' is b"sec-websocket-extensions";
     /// Reads like a claim about the hop before, or like `X-Request-Id`, to servers that take another sign for `-`. Nobody
     /// honest sends it, not even a trusted peer.
     LookAlike: ;

@@ -9,8 +9,8 @@ use crate::{
     gateway::{Gateway, access::bearer, body::Body, cors, live::Live, token_query},
     hub::{Identity, code::Close},
     proto::{
-        head::{Known, RequestHead, ResponseHead},
-        websocket::{DeflateOffer, Handshake, HandshakeError, bearer as offered_token, protocols},
+        head::{Known, RequestHead, ResponseHead, Span},
+        websocket::{DeflateOffer, Handshake, HandshakeError},
     },
     shard::buffers,
 };
@@ -36,7 +36,7 @@ pub(in crate::gateway) struct Opener {
 impl Opener {
     /// Reads a request for a socket: the exchange has its caller from then on, if that is known already. Or it is refused.
     pub(in crate::gateway) fn admit(live: &Live, gateway: &Gateway, exchange: &mut Exchange) -> Result<Self, Reject> {
-        let handshake = Handshake::read(&exchange.head).map_err(refused)?;
+        let handshake = Handshake::read(&exchange.head, PROTOCOL).map_err(refused)?;
         admit_origin(live, &exchange.head)?;
         if !live.plan.hub.opens_without_bus && !gateway.sockets.has_bus() {
             return Err(Reject::because(
@@ -44,7 +44,7 @@ impl Opener {
                 "the bus between instances is away; try again shortly, perhaps at another instance",
             ));
         }
-        let entrance = who(live, gateway, exchange)?;
+        let entrance = who(live, gateway, exchange, handshake.bearer)?;
         Ok(Self { deflate: handshake.deflate.filter(|_| live.plan.hub.deflates), handshake, entrance })
     }
 
@@ -52,8 +52,7 @@ impl Opener {
     pub(in crate::gateway) fn open(self, gateway: &Gateway, exchange: &Exchange) -> (ResponseHead, Body) {
         let Self { handshake, deflate, entrance } = self;
         let mut head = ResponseHead::new(101, buffers::take(), buffers::take_fields());
-        let speaks = protocols(&exchange.head).any(|protocol| protocol == PROTOCOL.as_bytes());
-        handshake.answer(&mut head, speaks.then_some(PROTOCOL), deflate);
+        handshake.answer(&mut head, handshake.speaks.then_some(PROTOCOL), deflate);
         let opening = Opening {
             sockets: Rc::clone(&gateway.sockets),
             entrance,
@@ -96,17 +95,22 @@ fn admit_origin(live: &Live, head: &RequestHead) -> Result<(), Reject> {
 
 /// Who the socket speaks for. A token that is not good is refused where whoever sent it can see that: not in a browser, which
 /// sends it as a subprotocol, and is told by a close code.
-fn who(live: &Live, gateway: &Gateway, exchange: &mut Exchange) -> Result<Result<Option<LoggedIn>, Close>, Reject> {
+fn who(
+    live: &Live,
+    gateway: &Gateway,
+    exchange: &mut Exchange,
+    offered: Option<Span>,
+) -> Result<Result<Option<LoggedIn>, Close>, Reject> {
     let in_query = match live.plan.hub.token_query.as_deref() {
         Some(name) => token_query::take(&mut exchange.head, name)?,
         None => None,
     };
     let head = &exchange.head;
-    let (token, is_of_browser) = match (head.value(Known::Authorization), in_query, offered_token(head)) {
+    let (token, is_of_browser) = match (head.value(Known::Authorization), in_query, offered) {
         (None, None, None) => return Ok(Ok(None)),
         (Some(_), None, None) => (bearer(head)?, false),
         (None, Some(span), None) => (head.text(span), false),
-        (None, None, Some(token)) => (token, true),
+        (None, None, Some(span)) => (head.text(span), true),
         _ => return Err(Reject::because(Code::BadRequest, "there is more than one token")),
     };
     // Keys that a token names and nobody knows are fetched, whichever way it came.

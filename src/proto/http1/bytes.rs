@@ -13,10 +13,26 @@ pub(in crate::proto) const HOST: u8 = 1 << 4;
 
 static CLASSES: [u8; 256] = classes();
 
+/// All classes of a byte.
+#[inline]
+fn classes_of(byte: u8) -> u8 {
+    CLASSES.get(usize::from(byte)).copied().unwrap_or_default()
+}
+
 /// Whether the byte is of this class.
 #[inline]
 pub(in crate::proto) fn is(byte: u8, class: u8) -> bool {
-    CLASSES.get(usize::from(byte)).is_some_and(|classes| classes & class != 0)
+    classes_of(byte) & class != 0
+}
+
+/// How many bytes at the beginning are of this class.
+pub(in crate::proto) fn prefix_length(bytes: &[u8], class: u8) -> usize {
+    // Sixteen at once take a branch and not sixteen.
+    let (chunks, _) = bytes.as_chunks::<16>();
+    let are_all = |chunk: &&[u8; 16]| chunk.iter().fold(class, |all, byte| all & classes_of(*byte)) == class;
+    let whole = chunks.iter().take_while(are_all).count().saturating_mul(16);
+    let rest = bytes.get(whole..).unwrap_or_default();
+    whole.saturating_add(rest.iter().take_while(|byte| is(**byte, class)).count())
 }
 
 /// Whether all bytes are of this class.
@@ -57,5 +73,23 @@ const fn class_of(byte: u8) -> u8 {
         b'?' | b'\\' | b'{' | b'}' => QUERY | VALUE,
         b'"' | b'<' | b'>' | b' ' | b'\t' | 0x80..=0xff => VALUE,
         _ => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_first_byte_of_another_class() {
+        for length in 0..50 {
+            let mut bytes = vec![b'a'; length];
+            assert_eq!(prefix_length(&bytes, TOKEN), length);
+            for place in 0..length {
+                bytes.splice(place.., vec![b'/'; length - place]);
+                assert_eq!((prefix_length(&bytes, TOKEN), prefix_length(&bytes, PATH)), (place, length));
+                bytes.splice(place.., vec![b'a'; length - place]);
+            }
+        }
     }
 }

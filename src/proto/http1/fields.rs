@@ -193,7 +193,7 @@ fn require_chunked(codings: &[u8]) -> Result<(), HeadError> {
 
 /// Where a slice lies within the head that it was cut out of.
 #[inline]
-pub(super) fn span_in(head: &[u8], part: &[u8]) -> Span {
+pub(in crate::proto) fn span_in(head: &[u8], part: &[u8]) -> Span {
     let start = part.as_ptr().addr().wrapping_sub(head.as_ptr().addr());
     let end = start.saturating_add(part.len());
     Span { start: u32::try_from(start).unwrap_or(u32::MAX), end: u32::try_from(end).unwrap_or(u32::MAX) }

@@ -31,6 +31,7 @@ pub use encode::{
     CHUNK_END, ConnectionToken, LAST_CHUNK, encode_chunk_header, encode_last_chunk, encode_request, encode_response,
 };
 pub use error::{BodyError, HeadError, RequestError, ResponseError};
+pub(super) use fields::span_in;
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_request, fuzz_response};
 pub use request::{WholeRequest, parse_request};

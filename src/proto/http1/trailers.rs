@@ -89,7 +89,7 @@ fn may_trail(name: &[u8]) -> bool {
         && !NEVER_TRAILING.iter().any(|never| name.eq_ignore_ascii_case(never))
 }
 
-const NEVER_TRAILING: [&[u8]; 23] = [
+const NEVER_TRAILING: [&[u8]; 22] = [
     b"age",
     b"accept-encoding",
     b"allow",
@@ -110,7 +110,6 @@ const NEVER_TRAILING: [&[u8]; 23] = [
     b"max-forwards",
     b"pragma",
     b"range",
-    b"sec-websocket-protocol",
     b"warning",
     b"www-authenticate",
 ];

@@ -4,7 +4,7 @@
 //! doubled, out of range or cannot be kept is declined, and the next one is looked at.
 
 use super::handshake::HandshakeError;
-use crate::proto::http1::bytes::{TOKEN, is, trim};
+use crate::proto::http1::bytes::{TOKEN, is, prefix_length, trim};
 
 /// Offers that are looked at. Browsers make one, libraries up to four.
 const OFFERS_MAX: usize = 16;
@@ -34,16 +34,12 @@ pub(super) fn deflate_offer<'h>(
     let mut taken = None;
     let mut offers: usize = 0;
     for value in values {
-        let mut list = Cursor { rest: value };
-        loop {
-            while list.skip(b',') {}
-            if list.rest.is_empty() {
-                break;
-            }
+        let mut list = Cursor::new(value);
+        while list.has_more() {
             offers = offers.saturating_add(1);
             let offer = list.extension().filter(|_| offers <= OFFERS_MAX).ok_or(HandshakeError::Extensions)?;
             taken = taken.or(offer);
-            if !list.rest.is_empty() && !list.skip(b',') {
+            if !list.ends_element() {
                 return Err(HandshakeError::Extensions);
             }
         }
@@ -52,7 +48,7 @@ pub(super) fn deflate_offer<'h>(
 }
 
 /// What is left of a field's value.
-struct Cursor<'h> {
+pub(super) struct Cursor<'h> {
     rest: &'h [u8],
 }
 
@@ -66,6 +62,21 @@ enum Parameter {
 }
 
 impl<'h> Cursor<'h> {
+    pub(super) const fn new(value: &'h [u8]) -> Self {
+        Self { rest: value }
+    }
+
+    /// Whether another element of a list comes; empty ones are passed over (RFC 9110 §5.6.1.2).
+    pub(super) fn has_more(&mut self) -> bool {
+        while self.skip(b',') {}
+        !self.rest.is_empty()
+    }
+
+    /// Whether the element that was read is all that stands before the next comma or the end.
+    pub(super) fn ends_element(&mut self) -> bool {
+        self.skip(b',') || self.rest.is_empty()
+    }
+
     /// One extension with its parameters: `None` when it is malformed, `Some(None)` when it is another one, or an offer
     /// that is declined.
     #[expect(clippy::option_option, reason = "the outer one is the grammar, the inner one the answer")]
@@ -117,9 +128,8 @@ impl<'h> Cursor<'h> {
         true
     }
 
-    fn token(&mut self) -> Option<&'h [u8]> {
-        let end = self.rest.iter().position(|byte| !is(*byte, TOKEN)).unwrap_or(self.rest.len());
-        let (token, rest) = self.rest.split_at_checked(end)?;
+    pub(super) fn token(&mut self) -> Option<&'h [u8]> {
+        let (token, rest) = self.rest.split_at_checked(prefix_length(self.rest, TOKEN))?;
         self.rest = rest;
         (!token.is_empty()).then_some(token)
     }

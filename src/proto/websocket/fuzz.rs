@@ -4,13 +4,10 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::{
-    Borders, DeflateOffer, Event, Handshake, Inflater, Limits, Opcode, Reader, bearer, client_frame, close_frame,
-    protocols,
-};
+use super::{Borders, DeflateOffer, Event, Handshake, Inflater, Limits, Opcode, Reader, client_frame, close_frame};
 use crate::proto::{
     head::{Framing, Method, RequestHead, ResponseHead},
-    http1::{ConnectionToken, HeadLimits, encode_response, parse_request, parse_response},
+    http1::{ConnectionToken, HeadLimits, elements, encode_response, parse_request, parse_response},
 };
 
 /// Small, so that short inputs reach them.
@@ -18,6 +15,8 @@ const LIMITS: Limits = Limits { message_bytes_max: 512, fragments_max: 5 };
 
 /// What a message that is stored rather than compressed may have, see the reader.
 const KEPT_BYTES_MAX: usize = 512 + 512 / 16 + 64 + 125;
+
+const SPOKEN: &str = "shardgate.v1";
 
 const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
@@ -122,17 +121,17 @@ fn require_same_when_written(told: &Told) {
 pub fn fuzz_handshake(data: &[u8]) {
     let limits = HeadLimits { head_bytes_max: 4096, fields_max: 64, target_bytes_max: 512 };
     let Ok(head) = parse_request(data.to_vec(), data.len(), Vec::new(), &limits) else { return };
-    // What is not asked for has these too: they are read before.
-    let offered: Vec<&[u8]> = protocols(&head).collect();
-    let token = bearer(&head);
-    assert!(token.is_none_or(|token| offered.iter().any(|one| one.ends_with(token))), "a token from nowhere");
-    let Ok(handshake) = Handshake::read(&head) else { return };
+    let Ok(handshake) = Handshake::read(&head, SPOKEN) else { return };
 
     assert!(head.method == Method::Get && matches!(head.framing, Framing::None | Framing::Length(0)));
     assert_eq!(values(&head, "sec-websocket-version"), [b"13"]);
     let [key] = values(&head, "sec-websocket-key")[..] else { panic!("one key") };
     assert_eq!(STANDARD.decode(key).map(|nonce| nonce.len()), Ok(16));
     assert_eq!(STANDARD.decode(handshake.accept()).map(|hash| hash.len()), Ok(20));
+    let offered: Vec<&[u8]> = values(&head, "sec-websocket-protocol").into_iter().flat_map(elements).collect();
+    assert_eq!(handshake.speaks, offered.contains(&SPOKEN.as_bytes()));
+    let token = offered.iter().find_map(|one| one.strip_prefix(b"bearer."));
+    assert_eq!(handshake.bearer.map(|token| head.text(token)), token);
     let mut distinct = offered.clone();
     distinct.sort_unstable();
     distinct.dedup();

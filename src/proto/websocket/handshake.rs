@@ -3,10 +3,9 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::extensions::{self, DeflateOffer};
-use crate::proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Version};
-use crate::proto::http1::bytes::{self, TOKEN};
-use crate::proto::http1::{connection_names, elements};
+use super::extensions::{self, Cursor, DeflateOffer};
+use crate::proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version};
+use crate::proto::http1::{connection_names, elements, span_in};
 
 /// Subprotocols that a client may offer. Honest clients offer one to three.
 const PROTOCOLS_MAX: usize = 16;
@@ -18,6 +17,10 @@ const BEARER: &[u8] = b"bearer.";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handshake {
     accept: [u8; 28],
+    /// Whether the client offers the subprotocol that is spoken here.
+    pub speaks: bool,
+    /// Where the token lies that is offered as the subprotocol `bearer.<token>`.
+    pub bearer: Option<Span>,
     /// The first offer of permessage-deflate that can be taken.
     pub deflate: Option<DeflateOffer>,
 }
@@ -52,8 +55,8 @@ pub enum HandshakeError {
 }
 
 impl Handshake {
-    /// Reads a client's handshake.
-    pub fn read(head: &RequestHead) -> Result<Self, HandshakeError> {
+    /// Reads a client's handshake, where this subprotocol is spoken.
+    pub fn read(head: &RequestHead, spoken: &str) -> Result<Self, HandshakeError> {
         if head.method != Method::Get {
             return Err(HandshakeError::Method);
         }
@@ -66,18 +69,18 @@ impl Handshake {
         if !matches!(head.framing, Framing::None | Framing::Length(0)) {
             return Err(HandshakeError::Body);
         }
-        if only(head, b"sec-websocket-version") != Some(b"13") {
+        if only(head, Known::WebSocketVersion) != Some(b"13") {
             return Err(HandshakeError::Version);
         }
-        let key = only(head, b"sec-websocket-key").ok_or(HandshakeError::Key)?;
+        let key = only(head, Known::WebSocketKey).ok_or(HandshakeError::Key)?;
         let accept = accept(key).ok_or(HandshakeError::Key)?;
-        check_protocols(head)?;
-        let deflate = extensions::deflate_offer(values(head, b"sec-websocket-extensions"))?;
-        Ok(Self { accept, deflate })
+        let Protocols { speaks, bearer } = read_protocols(head, spoken)?;
+        let deflate = extensions::deflate_offer(values(head, Known::WebSocketExtensions))?;
+        Ok(Self { accept, speaks, bearer, deflate })
     }
 
-    /// Writes the fields of the 101, without `Connection`, which who writes the answer adds: the upgrade itself, the subprotocol that was chosen among those offered, and
-    /// permessage-deflate where it is agreed.
+    /// Writes the fields of the 101: the upgrade itself, the subprotocol that was chosen among those offered, and
+    /// permessage-deflate where it is agreed. `Connection` is for whoever writes the answer.
     pub fn answer(&self, head: &mut ResponseHead, protocol: Option<&str>, deflate: Option<DeflateOffer>) {
         head.push(Known::Upgrade, b"Upgrade", b"websocket");
         head.push(Known::Other, b"Sec-WebSocket-Accept", &self.accept);
@@ -95,31 +98,20 @@ impl Handshake {
     }
 }
 
-/// The subprotocols that a client offers, in its order.
-pub fn protocols(head: &RequestHead) -> impl Iterator<Item = &[u8]> {
-    values(head, b"sec-websocket-protocol").flat_map(elements)
-}
-
-/// The token that is offered as the subprotocol `bearer.<token>`.
-pub fn bearer(head: &RequestHead) -> Option<&[u8]> {
-    protocols(head).find_map(|protocol| protocol.strip_prefix(BEARER))
-}
-
 fn is_asked(head: &RequestHead) -> bool {
     let mut protocols = head.fields.iter().filter(|field| field.known == Known::Upgrade);
     connection_names(&head.bytes, &head.fields).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
         && protocols.any(|field| elements(head.text(field.value)).any(|name| name.eq_ignore_ascii_case(b"websocket")))
 }
 
-/// The values of all fields of this name.
-fn values<'h>(head: &'h RequestHead, name: &'static [u8]) -> impl Iterator<Item = &'h [u8]> {
-    let named = head.fields.iter().filter(|field| head.text(field.name).eq_ignore_ascii_case(name));
-    named.map(|field| head.text(field.value))
+/// The values of all these fields.
+fn values(head: &RequestHead, known: Known) -> impl Iterator<Item = &[u8]> {
+    head.fields.iter().filter(move |field| field.known == known).map(|field| head.text(field.value))
 }
 
 /// The value of a field that stands there once.
-fn only<'h>(head: &'h RequestHead, name: &'static [u8]) -> Option<&'h [u8]> {
-    let mut values = values(head, name);
+fn only(head: &RequestHead, known: Known) -> Option<&[u8]> {
+    let mut values = values(head, known);
     let first = values.next()?;
     values.next().is_none().then_some(first)
 }
@@ -138,15 +130,32 @@ fn accept(key: &[u8]) -> Option<[u8; 28]> {
     Some(accept)
 }
 
-fn check_protocols(head: &RequestHead) -> Result<(), HandshakeError> {
+/// What is told by the subprotocols that a client offers.
+struct Protocols {
+    speaks: bool,
+    bearer: Option<Span>,
+}
+
+/// Reads them once: with a token among them they are most of a head.
+fn read_protocols(head: &RequestHead, spoken: &str) -> Result<Protocols, HandshakeError> {
     let mut seen: [&[u8]; PROTOCOLS_MAX] = [&[]; PROTOCOLS_MAX];
-    for (place, protocol) in protocols(head).enumerate() {
-        if !bytes::all(protocol, TOKEN) || seen.iter().take(place).any(|other| *other == protocol) {
-            return Err(HandshakeError::Protocols);
+    let mut count = 0_usize;
+    let mut told = Protocols { speaks: false, bearer: None };
+    for value in values(head, Known::WebSocketProtocol) {
+        let mut list = Cursor::new(value);
+        while list.has_more() {
+            let protocol = list.token().filter(|_| list.ends_element()).ok_or(HandshakeError::Protocols)?;
+            if seen.iter().take(count).any(|other| *other == protocol) {
+                return Err(HandshakeError::Protocols);
+            }
+            *seen.get_mut(count).ok_or(HandshakeError::Protocols)? = protocol;
+            count = count.saturating_add(1);
+            told.speaks |= protocol == spoken.as_bytes();
+            let token = protocol.strip_prefix(BEARER).map(|token| span_in(&head.bytes, token));
+            told.bearer = told.bearer.or(token);
         }
-        *seen.get_mut(place).ok_or(HandshakeError::Protocols)? = protocol;
     }
-    Ok(())
+    Ok(told)
 }
 
 #[cfg(test)]
@@ -168,7 +177,7 @@ mod tests {
 
     #[test]
     fn an_answer_proves_that_the_key_was_read() {
-        let handshake = Handshake::read(&head(WHOLE)).expect("it is in order");
+        let handshake = Handshake::read(&head(WHOLE), "").expect("it is in order");
         assert_eq!(handshake.accept(), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", "RFC 6455 §1.3");
     }
 
@@ -203,7 +212,8 @@ mod tests {
                 let lines = if what.is_empty() { WHOLE.to_owned() } else { WHOLE.replacen(what, instead, 1) };
                 format!(
                     "{name}: {}",
-                    Handshake::read(&head(&lines)).map_or_else(|error| format!("{error:?}"), |_| "in order".to_owned())
+                    Handshake::read(&head(&lines), "")
+                        .map_or_else(|error| format!("{error:?}"), |_| "in order".to_owned())
                 )
             })
             .collect();
@@ -243,26 +253,36 @@ mod tests {
             "a, a",
             "a b",
             "a/b",
+            "a, shardgate.v1 ,, bearer.long-enough-for-two-steps_of_sixteen.and~more",
+            "bearer.a-token-with-an-e\u{e9}-far-behind",
+            "bearer.one, bearer.two",
             "bearer.",
             &many.join(","),
         ]
         .iter()
         .map(|list| {
             let head = head(&format!("{WHOLE}|Sec-WebSocket-Protocol: {list}"));
-            let names: Vec<_> = protocols(&head).map(|name| name.escape_ascii().to_string()).collect();
-            let token = bearer(&head).map(|token| token.escape_ascii().to_string());
-            Handshake::read(&head).map_or_else(|error| format!("{error:?}"), |_| format!("{names:?} {token:?}"))
+            Handshake::read(&head, "shardgate.v1").map_or_else(
+                |error| format!("{error:?}"),
+                |handshake| {
+                    let token = handshake.bearer.map(|token| head.text(token).escape_ascii().to_string());
+                    format!("{} {token:?}", if handshake.speaks { "speaks" } else { "does not" })
+                },
+            )
         })
         .collect();
         expect![[r#"
-            [] None
-            ["shardgate.v1"] None
-            ["shardgate.v1", "bearer.a.b-c_d"] Some("a.b-c_d")
-            ["a", "b", "c"] None
+            does not None
+            speaks None
+            speaks Some("a.b-c_d")
+            does not None
             Protocols
             Protocols
             Protocols
-            ["bearer."] Some("")
+            speaks Some("long-enough-for-two-steps_of_sixteen.and~more")
+            Protocols
+            does not Some("one")
+            does not Some("")
             Protocols"#]]
         .assert_eq(&told.join("\n"));
     }
@@ -304,7 +324,7 @@ mod tests {
         let told: Vec<String> = offers
             .iter()
             .map(|offer| {
-                let told = match Handshake::read(&head(&format!("{WHOLE}|Sec-WebSocket-Extensions: {offer}"))) {
+                let told = match Handshake::read(&head(&format!("{WHOLE}|Sec-WebSocket-Extensions: {offer}")), "") {
                     Ok(Handshake { deflate: Some(offer), .. }) => format!("taken {}", offer.server_window_bits),
                     Ok(_) => "declined".to_owned(),
                     Err(error) => format!("{error:?}"),
@@ -347,10 +367,9 @@ mod tests {
 
     #[test]
     fn an_answer_has_what_was_agreed() {
-        let handshake = Handshake::read(&head(&format!(
-            "{WHOLE}|Sec-WebSocket-Extensions: permessage-deflate; server_max_window_bits=10"
-        )))
-        .expect("it is in order");
+        let offer = "permessage-deflate; server_max_window_bits=10";
+        let handshake =
+            Handshake::read(&head(&format!("{WHOLE}|Sec-WebSocket-Extensions: {offer}")), "").expect("it is in order");
         let mut answer = ResponseHead::new(101, Vec::new(), Vec::new());
         handshake.answer(&mut answer, Some("shardgate.v1"), handshake.deflate);
         expect![[r"

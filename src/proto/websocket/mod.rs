@@ -24,7 +24,7 @@ pub use extensions::DeflateOffer;
 pub use frame::{FrameError, Opcode};
 #[cfg(any(test, fuzzing))]
 pub use fuzz::{fuzz_frames, fuzz_handshake};
-pub use handshake::{Handshake, HandshakeError, bearer, protocols};
+pub use handshake::{Handshake, HandshakeError};
 pub use mask::unmask;
 pub use reader::{Event, Limits, Reader};
 pub use writer::{
