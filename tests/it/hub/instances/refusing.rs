@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{ROOM, instance_of};
+use super::{ROOM, instance_of, with_bus};
 use crate::{
     backend::Backend,
     harness::{Client, Gateway, until},
@@ -47,11 +47,8 @@ fn a_redis_user_with_the_rights_that_are_documented_suffices_and_each_is_needed(
         redis.ask(&[&["ACL", "SETUSER", name, "reset", "on", ">pass", "resetchannels"], rights].concat());
     };
     set("gate", &rights);
-    let gateways =
-        [(); 2].map(|()| instance_of(&redis.url().replacen("redis://", "redis://gate:pass@", 1), "single", ""));
-    for gateway in &gateways {
-        gateway.log_until("rooms span instances: Redis is there", SOON);
-    }
+    let url = redis.url().replacen("redis://", "redis://gate:pass@", 1);
+    let gateways = [(); 2].map(|()| with_bus(instance_of(&url, "single", "")));
     let mut members = [0, 1].map(|n| Socket::open(&gateways[n], &user(&format!("u{n}"))));
     for member in &mut members {
         member.join(ROOM);
