@@ -99,7 +99,7 @@ fn a_log_in_is_answered_or_not_like_everything_else() {
     // A password takes its time, so that the end is seen before the answer.
     for (on_close, is_answered) in [("cancel", false), ("finish", true)] {
         let gateway = Gateway::start(&format!(
-            "routes = []\n[http]\non_client_close = \"{on_close}\"\n[accounts]\npassword_passes = 10\n"
+            "routes = []\n[http]\non_client_close = \"{on_close}\"\n[accounts]\npassword_passes = 4\n"
         ));
         for number in 0..4 {
             let mut client = gateway.connect();

@@ -133,10 +133,12 @@ fn connections_that_say_nothing_are_closed() {
     let gateway =
         Gateway::start(&service.config("[http]\nheader_timeout = \"500ms\"\nkeep_alive_timeout = \"500ms\"\n"));
     let mut silent: Vec<_> = (0..CONNECTIONS).map(|_| gateway.connect()).collect();
-    let mut idle: Vec<_> = (0..CONNECTIONS).map(|_| gateway.connect()).collect();
-    for client in &mut idle {
+    let ask = |_| {
+        let mut client = gateway.connect();
         assert_eq!(client.get("/").status, 200);
-    }
+        client
+    };
+    let mut idle: Vec<_> = (0..CONNECTIONS).map(ask).collect();
     for client in silent.iter_mut().chain(&mut idle) {
         assert_eq!(client.read_to_end().expect("it is closed in order"), b"", "there is nothing to say");
     }
