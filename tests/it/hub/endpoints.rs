@@ -263,17 +263,19 @@ fn a_kick_closes_a_users_sockets_on_every_shard() {
 fn a_kick_that_revokes_ends_the_sessions_too() {
     let gateway = start("");
     let mut sockets = on_each_shard_of(&gateway, |_| user("42"));
+    // Made before it is kicked: one of a later second would be another log-in's.
+    let token = user("42");
     let kicked =
         ask(&gateway, "DELETE", "/hub/users/42/connections?revoke=true", &with_role("root", "admin"), &json!({}));
     assert_eq!(kicked.status, 200, "{}", kicked.text());
     for socket in &mut sockets {
         assert_eq!(socket.hear_close(), (vec![], 4102));
     }
-    let bearer = format!("Authorization: Bearer {}\r\n", user("42"));
+    let bearer = format!("Authorization: Bearer {token}\r\n");
     // The answer waits a quarter of a second at most until all shards have been told.
     let refused = until(SOON, "the session has ended", || Socket::on(gateway.connect(), &bearer).err());
     assert_eq!((refused.status, &refused.json()["code"]), (401, &json!("token_revoked")));
-    let fields = format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{}\r\n", user("42"));
+    let fields = format!("Sec-WebSocket-Protocol: shardgate.v1, bearer.{token}\r\n");
     until(SOON, "a browser is told by a close", || {
         let (mut socket, _) = Socket::on(gateway.connect(), &fields).expect("it opens");
         (socket.hear_close() == (vec![], 4102)).then_some(())
