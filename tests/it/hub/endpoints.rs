@@ -280,4 +280,9 @@ fn a_kick_that_revokes_ends_the_sessions_too() {
         let (mut socket, _) = Socket::on(gateway.connect(), &fields).expect("it opens");
         (socket.hear_close() == (vec![], 4102)).then_some(())
     });
+    until(SOON, "whoever logs in first is told, too", || {
+        let mut socket = Socket::bare(&gateway, "");
+        let answer = socket.ask(&json!({ "type": "auth", "id": "1", "payload": { "token": token } }));
+        (answer["payload"]["code"] == "token_revoked" && socket.hear_close() == (vec![], 4102)).then_some(())
+    });
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{ROOM, instance_of, with_bus};
+use super::{ROOM, instance_of, until_rooms_span};
 use crate::{
     backend::Backend,
     harness::{Client, Gateway, until},
@@ -48,7 +48,8 @@ fn a_redis_user_with_the_rights_that_are_documented_suffices_and_each_is_needed(
     };
     set("gate", &rights);
     let url = redis.url().replacen("redis://", "redis://gate:pass@", 1);
-    let gateways = [(); 2].map(|()| with_bus(instance_of(&url, "single", "")));
+    let gateways = [(); 2].map(|()| instance_of(&url, "single", ""));
+    gateways.iter().for_each(until_rooms_span);
     let mut members = [0, 1].map(|n| Socket::open(&gateways[n], &user(&format!("u{n}"))));
     for member in &mut members {
         member.join(ROOM);
