@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::{
+    drain::{Drain, FAREWELL},
     files,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::Lookups,
@@ -42,8 +43,6 @@ use crate::{
 
 /// How often the shards are asked how they are, and the configuration file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// So long before the end of a drain requests without an answer are refused, so that clients read why.
-const FAREWELL: Duration = Duration::from_millis(250);
 /// A scrape is answered without the shards that have not told by then.
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -143,33 +142,6 @@ impl Shard {
     /// Whether it has told all that it was asked for.
     fn is_heard(&self) -> bool {
         self.told >= self.asked
-    }
-}
-
-/// An end that is under way.
-#[derive(Clone, Copy)]
-struct Drain {
-    closes_at: Instant,
-    refuses_at: Instant,
-    cut_at: Instant,
-    has_closed: bool,
-    has_refused: bool,
-}
-
-impl Drain {
-    fn begin(now: Instant, config: &config::Drain) -> Self {
-        let (closes_at, cut_at) = (now + config.notice, now + config.max);
-        let refuses_at = (now + config.max.saturating_sub(FAREWELL)).max(closes_at);
-        Self { closes_at, refuses_at, cut_at, has_closed: false, has_refused: false }
-    }
-
-    /// When its next step is due.
-    fn due(&self) -> Instant {
-        match self {
-            Self { has_closed: false, .. } => self.closes_at,
-            Self { has_refused: false, .. } => self.refuses_at,
-            _ => self.cut_at,
-        }
     }
 }
 

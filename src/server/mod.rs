@@ -2,6 +2,7 @@
 
 mod bridge;
 mod control;
+mod drain;
 mod files;
 mod knowledge;
 mod letter;
