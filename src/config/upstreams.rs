@@ -6,13 +6,56 @@ use super::names::is_token;
 use super::raw::{Table, Value, quoted};
 use super::read::Fields;
 use super::report::Report;
-use super::{Instance, Upstream};
+use super::values::texts;
+use super::{Balance, Instance, Upstream};
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 /// As many as one shard's snapshot of an upstream should ever hold.
 pub const INSTANCES_MAX: usize = 1024;
 
 const HTTPS_PORT: u16 = 443;
+
+/// What keeps a request with one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashKey {
+    /// The client's address.
+    Address,
+    /// The caller.
+    User,
+    /// The value of the first field of this name.
+    Header(Box<str>),
+    /// The value of the first cookie of this name.
+    Cookie(Box<str>),
+}
+
+impl FromStr for HashKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "address" => Ok(Self::Address),
+            None if text == "user" => Ok(Self::User),
+            Some(("header", name)) if is_token(name) => Ok(Self::Header(name.into())),
+            Some(("cookie", name)) if is_token(name) => Ok(Self::Cookie(name.into())),
+            _ => Err("it is \"address\", \"user\", \"header:NAME\" or \"cookie:NAME\"".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address => f.write_str("address"),
+            Self::User => f.write_str("user"),
+            Self::Header(name) => write!(f, "header:{name}"),
+            Self::Cookie(name) => write!(f, "cookie:{name}"),
+        }
+    }
+}
+
+texts! { HashKey: "`address`, `user`, `header:NAME` or `cookie:NAME`"; }
 
 impl Upstream {
     /// An upstream of these instances with everything else as by default.
@@ -28,6 +71,11 @@ pub(super) fn read_upstreams(root: &Table, report: &mut Report) -> BTreeMap<Stri
         let upstream = Upstream::from_fields(&fields, report);
         check_body_methods(&upstream.body_methods, &fields, report);
         check_instances(&upstream.instances, &fields, report);
+        if upstream.hash_key != HashKey::Address && upstream.balance != Balance::ConsistentHash {
+            let path = &fields.path;
+            let warning = format!("{path}.hash_key is given, and {path}.balance is not \"consistent_hash\"");
+            report.warn(&fields.place_of("hash_key"), &warning);
+        }
         upstreams.insert(name.to_owned(), upstream);
     }
     upstreams

@@ -115,7 +115,7 @@ impl Live {
             let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
             let seed = || ledger.with(|ledger| ledger.rng.u64(..));
             let upstream = known.unwrap_or_else(|| Rc::new(Upstream::new(wanted.settings.clone(), seed())));
-            upstream.update(wanted.settings.clone(), &wanted.backends);
+            upstream.update(wanted.settings.clone(), &wanted.backends, wanted.table.clone());
             upstream
         });
         let upstreams: Vec<_> = upstreams.collect();

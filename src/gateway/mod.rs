@@ -3,6 +3,7 @@
 mod access;
 mod account;
 mod addresses;
+mod affinity;
 mod body;
 mod cors;
 mod echo;
@@ -21,6 +22,7 @@ mod routing;
 mod sockets;
 mod token_query;
 mod tunnel;
+mod upstreams;
 
 use std::{cell::Cell, fmt, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 

@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, Drain, ECHO_PATH, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
-    net::{AnswerLimits, HttpLimits},
+    config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
+    net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
-    upstream::{BackendAddress, OutlierPolicy, Settings},
+    upstream::{BackendAddress, Settings, balance::Table},
 };
 
 /// How long before the end of a drain the last tunnel begins to end.
@@ -76,6 +76,10 @@ pub struct UpstreamPlan {
     pub settings: Settings,
     /// Its backends.
     pub backends: Vec<BackendAddress>,
+    /// Which of them has which key, where they are chosen so.
+    pub table: Option<Arc<Table>>,
+    /// What the key is there.
+    pub(super) hash_key: Option<HashKey>,
 }
 
 /// A route, compiled.
@@ -390,50 +394,6 @@ fn backends(config: &Config, addresses: &Addresses) -> Result<Vec<Vec<BackendAdd
     }
     if wrong.is_empty() { Ok(backends) } else { Err(PlanError::Addresses(wrong)) }
 }
-
-impl UpstreamPlan {
-    fn compile(
-        name: &str,
-        upstream: &crate::config::Upstream,
-        backends: Vec<BackendAddress>,
-        shards: usize,
-        names: &mut Names,
-    ) -> Self {
-        // A limit of the process is shared out; rounding up, so that each shard may do something.
-        let share = |limit: u32| limit.div_ceil(u32::try_from(shards).unwrap_or(1));
-        Self {
-            name: name.to_owned(),
-            slot: names.upstreams.claim(name),
-            settings: Settings {
-                connect_timeout: upstream.connect_timeout,
-                idle_timeout: upstream.idle_timeout,
-                idle_max: upstream.idle_max,
-                answers: AnswerLimits {
-                    head: HeadLimits {
-                        head_bytes_max: upstream.head_bytes_max,
-                        fields_max: upstream.fields_max,
-                        target_bytes_max: 0,
-                    },
-                    interim_max: upstream.interim_answers_max,
-                },
-                requests_max: share(upstream.requests_max),
-                uploads_max: share(upstream.uploads_max.unwrap_or_else(|| upstream.requests_max.div_ceil(2))),
-                retries_at_once_max: RETRIES_AT_ONCE_MAX,
-                retry_percent: upstream.retry_budget_percent,
-                retry_min_per_s: share(upstream.retry_budget_min_per_s),
-                outlier: OutlierPolicy {
-                    failures: upstream.outlier_failures,
-                    ejection: upstream.outlier_ejection,
-                    percent_max: upstream.outlier_percent_max,
-                },
-            },
-            backends,
-        }
-    }
-}
-
-/// Retries under way at once, for each upstream and shard: as many as Envoy's breaker has.
-const RETRIES_AT_ONCE_MAX: u32 = 3;
 
 impl ProxyRoute {
     fn compile(config: &Config, route: &crate::config::Route, upstreams: &[UpstreamPlan]) -> Self {

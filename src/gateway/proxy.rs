@@ -1,7 +1,7 @@
 //! Forwarding: a request on its way to its upstream, step by step. The fields are `fields`' work.
 
 use super::{
-    Live,
+    Live, affinity,
     body::Body,
     fields::{self, RequestContext},
     pages::answer_options,
@@ -56,6 +56,8 @@ pub(super) async fn forward(
     // Protocols that nobody expects there would be a way around what is checked of requests.
     exchange.head.upgrade = exchange.head.upgrade && fields::keep_upgrades(&mut exchange.head, &route.upgrades);
     let asks_upgrade = exchange.head.upgrade;
+    let hash_by = live.plan.upstreams[route.upstream].hash_key.as_ref();
+    let hash_key = hash_by.and_then(|by| affinity::key_of(by, exchange));
     let path = exchange.head.path;
     let stripped = match route.rewrite {
         Rewrite::Strip(prefix) => Some(part(path, 0, prefix)),
@@ -86,6 +88,7 @@ pub(super) async fn forward(
         is_last: route.body_methods.may_leave_body(&exchange.head),
         drops_trailers: route.response_headers.removes_any(),
         cancels_on_close: route.cancels_on_close,
+        hash_key,
     };
     let (head, trail, has_ended) = exchange.to_send();
     let client = Client { has_ended, route };

@@ -3,7 +3,7 @@
 //! Everything here belongs to one shard. What was decided about a request is told by its [`Trail`]; counting and logging
 //! are left to the floors above.
 
-mod balance;
+pub mod balance;
 mod outlier;
 mod permit;
 mod pool;
@@ -11,9 +11,9 @@ mod retry;
 mod send;
 mod streaming;
 
-use std::{io, net::SocketAddr, rc::Rc, time::Duration};
+use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
-use balance::Candidate;
+use balance::{Balancer, Latency, Load, Rules, Standing, Table};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
 use permit::RequestPermit;
@@ -52,6 +52,8 @@ pub struct Settings {
     pub retry_min_per_s: u32,
     /// When a failing backend is left out.
     pub outlier: OutlierPolicy,
+    /// How a backend is chosen.
+    pub balance: Rules,
 }
 
 /// One server of an upstream.
@@ -78,7 +80,10 @@ struct UpstreamState {
     uploading: u32,
     retrying: u32,
     latency_us: u32,
-    rng: fastrand::Rng,
+    /// Whose places are those of `backends`.
+    balancer: Balancer,
+    /// When the next backend that was left out comes back.
+    returns_at: Instant,
 }
 
 /// One server of an upstream, as this shard knows it. Kept across a reload that keeps its address.
@@ -92,6 +97,9 @@ pub struct Backend {
 struct BackendState {
     pool: ConnectionPool,
     outlier: Outlier,
+    latency: Latency,
+    /// When it came to an upstream that had others.
+    came_at: Option<Instant>,
     in_flight: u32,
     last_error: Option<&'static str>,
 }
@@ -233,7 +241,7 @@ impl Upstream {
     /// An upstream without backends; `update` gives them. The seed makes the balancer's choices repeatable.
     pub fn new(settings: Settings, seed: u64) -> Self {
         let budget = RetryBudget::new(settings.retry_percent, settings.retry_min_per_s, clock::now());
-        let rng = fastrand::Rng::with_seed(seed);
+        let balancer = Balancer::new(settings.balance, seed);
         let state = UpstreamState {
             settings,
             backends: Vec::new(),
@@ -242,22 +250,32 @@ impl Upstream {
             uploading: 0,
             retrying: 0,
             latency_us: 0,
-            rng,
+            balancer,
+            returns_at: Instant::NEVER,
         };
         Self { state: Local::new(state) }
     }
 
-    /// Takes a new configuration. Backends that stay keep their connections and what is known of their health.
-    pub fn update(&self, settings: Settings, backends: &[BackendAddress]) {
+    /// Takes a new configuration. Backends that stay keep their connections and what is known of their health. `table` is
+    /// that of these backends, where they are chosen by key.
+    pub fn update(&self, settings: Settings, backends: &[BackendAddress], table: Option<Arc<Table>>) {
+        let now = clock::now();
         let replaced = self.state.with(|state| {
+            // What comes with the upstream has nobody to come behind.
+            let came_at = (!state.backends.is_empty()).then_some(now);
+            let new = |at: &BackendAddress| {
+                let state = BackendState { came_at, ..BackendState::default() };
+                Rc::new(Backend { at: at.clone(), state: Local::new(state) })
+            };
             let kept = |at: &BackendAddress| state.backends.iter().find(|backend| backend.at == *at).map(Rc::clone);
-            let backends = backends
-                .iter()
-                .map(|at| kept(at).unwrap_or_else(|| Rc::new(Backend { at: at.clone(), state: Local::default() })))
-                .collect();
+            let backends: Vec<_> = backends.iter().map(|at| kept(at).unwrap_or_else(|| new(at))).collect();
+            let standings = backends.iter().map(|backend| backend.standing(now));
+            state.balancer.set(settings.balance, standings, table);
             state.budget.set(settings.retry_percent, settings.retry_min_per_s);
             state.settings = settings;
-            std::mem::replace(&mut state.backends, backends)
+            let replaced = std::mem::replace(&mut state.backends, backends);
+            state.renew(now);
+            replaced
         });
         drop(replaced);
     }
@@ -305,45 +323,65 @@ impl Upstream {
         })
     }
 
-    /// Chooses a backend, other than those that failed if there is a choice.
-    fn choose(&self, now: Instant, failed: &[Rc<Backend>]) -> Option<Rc<Backend>> {
+    /// Chooses a backend, other than those that failed if there is a choice. `key` is what stays with one.
+    fn choose(&self, now: Instant, key: Option<u64>, failed: &[Rc<Backend>]) -> Option<Rc<Backend>> {
         let is_fresh = |backend: &Rc<Backend>| !failed.iter().any(|failed| Rc::ptr_eq(failed, backend));
-        self.choose_among(now, is_fresh).or_else(|| self.choose_among(now, |_| true))
+        self.choose_among(now, key, is_fresh).or_else(|| self.choose_among(now, key, |_| true))
     }
 
     /// Chooses one of these backends.
-    fn choose_among(&self, now: Instant, is_meant: impl Fn(&Rc<Backend>) -> bool) -> Option<Rc<Backend>> {
+    fn choose_among(
+        &self,
+        now: Instant,
+        key: Option<u64>,
+        is_meant: impl Fn(&Rc<Backend>) -> bool,
+    ) -> Option<Rc<Backend>> {
         self.state.with(|state| {
-            let UpstreamState { backends, rng, .. } = state;
-            let place = balance::choose(rng, backends.len(), |place| {
-                let backend = &backends[place];
-                let is_meant = is_meant(backend);
-                backend.state.with(|state| Candidate {
-                    in_flight: state.in_flight,
-                    is_usable: is_meant && !state.outlier.is_out(now),
-                })
-            })?;
+            if now >= state.returns_at {
+                state.renew(now);
+            }
+            let UpstreamState { backends, balancer, in_flight, .. } = state;
+            let load = |place: usize| {
+                let load =
+                    |state: &mut BackendState| Load { in_flight: state.in_flight, latency_us: state.latency.us(now) };
+                backends[place].state.with(load)
+            };
+            let place = balancer.choose(now, key, *in_flight, load, |place| is_meant(&backends[place]))?;
             Some(Rc::clone(&backends[place]))
         })
     }
 
-    /// Counts a failure of a backend; says whether it is left out from now on.
-    fn failed(&self, backend: &Backend, failure: &Failure, now: Instant) -> bool {
+    /// Counts a failure of a backend, after this long; says whether it is left out from now on.
+    fn failed(&self, backend: &Backend, failure: &Failure, waited: Duration, now: Instant) -> bool {
         self.state.with(|state| {
             let is_out = |backend: &Rc<Backend>| backend.state.with(|backend| backend.outlier.is_out(now));
             let out = state.backends.iter().filter(|backend| is_out(backend)).count();
             let policy = state.settings.outlier;
             let may_eject = outlier::may_eject(&policy, state.backends.len(), out);
-            backend.state.with(|backend| {
+            let is_ejected = backend.state.with(|backend| {
                 backend.last_error = failure.class();
+                if backend.last_error == Some("timeout") {
+                    backend.latency.tell(now, waited);
+                }
                 backend.outlier.failed(now, &policy, may_eject)
-            })
+            });
+            if is_ejected {
+                state.renew(now);
+            }
+            is_ejected
         })
     }
 
     /// Counts an answer of a backend.
     fn succeeded(&self, backend: &Backend, waited: Duration) {
-        backend.state.with(|backend| backend.outlier.succeeded());
+        let now = clock::turn();
+        let was_out = backend.state.with(|backend| {
+            backend.latency.tell(now, waited);
+            backend.outlier.succeeded(now)
+        });
+        if was_out {
+            self.state.with(|state| state.renew(now));
+        }
         let waited_us = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
         self.state.with(|state| {
             // The first answer is all that is known; an average that began at nothing would call a slow upstream quick.
@@ -355,10 +393,29 @@ impl Upstream {
     }
 }
 
+impl UpstreamState {
+    /// Takes over who is left out now, and until when.
+    fn renew(&mut self, now: Instant) {
+        let Self { backends, balancer, returns_at, .. } = self;
+        let out_until = |backend: &Rc<Backend>| backend.state.with(|state| state.outlier.out_until(now));
+        *returns_at = backends.iter().filter_map(out_until).min().unwrap_or(Instant::NEVER);
+        balancer.stand(backends.iter().map(|backend| backend.standing(now)));
+    }
+}
+
 impl Backend {
     /// `host:port`, as configured.
     pub fn authority(&self) -> &str {
         &self.at.authority
+    }
+
+    fn standing(&self, now: Instant) -> Standing {
+        self.state.with(|state| {
+            if state.outlier.is_out(now) {
+                return Standing::Unusable;
+            }
+            Standing::Usable { since: state.came_at.max(state.outlier.back_since()) }
+        })
     }
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Outlier {
     failures: u32,
     ejections: u32,
     until: Option<Instant>,
+    /// When it answered before its time was over.
+    back_at: Option<Instant>,
 }
 
 impl Outlier {
@@ -34,18 +36,29 @@ impl Outlier {
         self.until.is_some_and(|until| now < until)
     }
 
+    /// Until when it is left out, if it is now.
+    pub(super) fn out_until(&self, now: Instant) -> Option<Instant> {
+        self.until.filter(|until| now < *until)
+    }
+
+    /// Since when it is back, if it was left out and is no more.
+    pub(super) fn back_since(&self) -> Option<Instant> {
+        self.until.or(self.back_at)
+    }
+
     /// Whether it has failed so often in a row that only the share of others that are out keeps it in.
     pub(super) fn is_failing(&self, policy: &OutlierPolicy) -> bool {
         self.failures >= policy.failures.max(1)
     }
 
-    /// An answer came.
-    pub(super) fn succeeded(&mut self) {
+    /// An answer came; says whether it was left out until then.
+    pub(super) fn succeeded(&mut self, now: Instant) -> bool {
         self.failures = 0;
-        if self.until.take().is_some() {
-            // It is back: the next ejection is a little shorter again.
-            self.ejections = self.ejections.saturating_sub(1);
-        }
+        let Some(until) = self.until.take() else { return false };
+        // It is back: the next ejection is a little shorter again.
+        self.ejections = self.ejections.saturating_sub(1);
+        self.back_at = Some(until.min(now));
+        now < until
     }
 
     /// It failed. `may_eject`: few enough others are out. Returns whether it is ejected by this failure.
@@ -81,7 +94,7 @@ mod tests {
         let mut outlier = Outlier::default();
         let now = Instant::START;
         assert!(!fail(&mut outlier, now, 4));
-        outlier.succeeded();
+        outlier.succeeded(now);
         assert!(!fail(&mut outlier, now, 4), "a success starts the count anew");
         assert!(fail(&mut outlier, now, 1));
         assert!(outlier.is_out(now + Duration::from_secs(29)));

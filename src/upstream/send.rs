@@ -38,6 +38,8 @@ pub struct Call {
     pub drops_trailers: bool,
     /// Whether a client that leaves, or whose session ends, takes its request with it.
     pub cancels_on_close: bool,
+    /// What keeps it with one backend, where those are chosen by key.
+    pub hash_key: Option<u64>,
 }
 
 /// Who waits for the answer.
@@ -91,7 +93,7 @@ impl Upstream {
                 return Err(Failure::Ended);
             }
             let mut attempt = Attempt { began: clock::now(), place: &mut place, writer: None, has_answered: false };
-            let backend = next.take().or_else(|| self.choose(attempt.began, &failed));
+            let backend = next.take().or_else(|| self.choose(attempt.began, call.hash_key, &failed));
             let failure = match self.attempt(&mut attempt, backend, head, body, call, trail, asker).await {
                 Ok((answer, lease, upload)) => {
                     let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
@@ -100,7 +102,8 @@ impl Upstream {
                 Err(failure) => failure,
             };
             let now = clock::now();
-            trail.waited += now.since(attempt.began);
+            let waited = now.since(attempt.began);
+            trail.waited += waited;
             if let Some(outcome) = failure.outcome() {
                 trail.failed[outcome.index()] += 1;
             }
@@ -108,7 +111,7 @@ impl Upstream {
             let was_stale = trail.reused && !attempt.has_answered && matches!(failure, Failure::Broken(_));
             let is_its_fault = failure.class().is_some() && !was_stale;
             if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
-                trail.ejected += u32::from(self.failed(backend, &failure, now));
+                trail.ejected += u32::from(self.failed(backend, &failure, waited, now));
             }
             let is_safe = matches!(failure, Failure::Connect(_) | Failure::Broken(_))
                 && attempt.is_repeatable(head.method)
@@ -128,7 +131,7 @@ impl Upstream {
             if is_unasked && addresses < ADDRESSES_TRIED_MAX {
                 let authority = trail.backend.as_ref().map(|backend| backend.authority());
                 let is_the_same = |backend: &Rc<Backend>| is_fresh(backend) && Some(backend.authority()) == authority;
-                next = self.choose_among(now, is_the_same);
+                next = self.choose_among(now, call.hash_key, is_the_same);
             }
             if next.is_some() {
                 addresses += 1;
@@ -137,7 +140,7 @@ impl Upstream {
                     return Err(failure);
                 }
                 if is_unasked {
-                    next = self.choose_among(now, is_fresh);
+                    next = self.choose_among(now, call.hash_key, is_fresh);
                 }
                 if next.is_none() && !place.may_retry(now) {
                     return Err(failure);

@@ -4,6 +4,7 @@ use std::{io::Write as _, net::TcpListener};
 
 use super::*;
 use crate::{
+    config::Balance,
     net::{AnswerBody as _, OwnedBody, RequestBody as _},
     proto::{
         head::{Framing, RequestHead, ResponseHead},
@@ -26,6 +27,7 @@ fn settings() -> Settings {
         retry_percent: 20,
         retry_min_per_s: 3,
         outlier: OutlierPolicy { failures: 5, ejection: Duration::from_secs(1), percent_max: 50 },
+        balance: Rules { policy: Balance::LeastLatency, panic_percent: 50, slow_start: Duration::ZERO },
     }
 }
 
@@ -83,7 +85,7 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
         let address = listener.local_addr().expect("an address");
         let backend = std::thread::spawn(move || echo(&listener));
         let upstream = Rc::new(Upstream::new(settings(), 1));
-        upstream.update(settings(), &[BackendAddress { authority: "a.example".into(), address }]);
+        upstream.update(settings(), &[BackendAddress { authority: "a.example".into(), address }], None);
         // The second one is larger than a buffer, and than what one write takes.
         for (n, bytes) in [0, 3_000_000, 5].into_iter().enumerate() {
             let sent: Vec<u8> = (0..bytes).map(|at: u32| at.to_le_bytes()[0]).collect();
@@ -97,6 +99,7 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
                 is_last: false,
                 drops_trailers: false,
                 cancels_on_close: true,
+                hash_key: None,
             };
             let mut body = OwnedBody::new(sent.clone(), clock::now() + Duration::from_secs(30));
             let mut trail = Trail::default();

@@ -51,8 +51,8 @@ pub use process::{
     AccessLog, Admin, Data, Drain, Driver, FurtherListener, Listener, ListenerKind, Log, LogFormat, Metrics, Runtime,
 };
 pub use requests::{
-    Access, ClientClose, Cors, HeaderRules, Http, Limit, LimitApplies, LimitKey, LimitScope, Route, RouteCors, Trace,
-    Trust, Upstream,
+    Access, Balance, ClientClose, Cors, HeaderRules, Http, Limit, LimitApplies, LimitKey, LimitScope, Route, RouteCors,
+    Trace, Trust, Upstream,
 };
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
 

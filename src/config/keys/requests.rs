@@ -1,11 +1,12 @@
 //! The part of the table that is about requests: their bounds, where they come from and where they go.
 
 use super::section::{section, words};
-use super::{DAY, KIB, MIB, TIB};
+use super::{DAY, HOUR, KIB, MIB, TIB};
 use crate::config::address::{HostPattern, Instance, IpNet};
 use crate::config::key::Kind;
 use crate::config::origin::OriginPattern;
 use crate::config::path::PathPattern;
+use crate::config::upstreams::HashKey;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -214,8 +215,38 @@ section! {
         outlier_failures: u32 = 5, e.g. 10, per Shard;
         /// How long an ejected instance stays out, times how often it was ejected.
         outlier_ejection: Duration = "30s", e.g. "10s", per Shard;
-        /// At most this share of the instances is out at once, in percent.
+        /// At most this share of the instances is ejected at once, in percent.
         outlier_percent_max: u32 as PERCENT = 50, e.g. 30, per Shard;
+        /// How an instance is chosen. `least_latency`: the one of two drawn at random whose requests in flight times its
+        /// latency of late are less. `least_requests`: by requests in flight alone, where requests differ widely in
+        /// time. `round_robin`: each in its turn. `consistent_hash`: the same one for the same `hash_key`, unless it
+        /// has far more to do than the others.
+        balance: Balance = "least_latency", e.g. "consistent_hash", per Shard;
+        /// What stays with one instance with `consistent_hash`: requests of a client's address (`trust.proxies` decides
+        /// whose it is), of a caller with a valid token, or with the same value of a field or cookie. Requests that
+        /// have none, and those of the hub, go by `least_latency`.
+        hash_key: HashKey = "address", e.g. "cookie:session";
+        /// How long an instance that has come by a reload, or is back, takes until it gets its full share; not with
+        /// `consistent_hash`. 0 gives it at once.
+        slow_start: Duration as Duration(0, HOUR) = "0s", e.g. "30s", per Shard;
+        /// When less than this share of the instances is usable, in percent, all are used as if none was out: a few
+        /// would not bear what is meant for all. 0: never; when none is left, requests are refused
+        /// (`503 no_healthy_upstream`).
+        panic_percent: u32 as PERCENT = 50, e.g. 0, per Shard;
+    }
+}
+
+words! {
+    /// How an instance is chosen.
+    Balance {
+        /// Of two, the one with less requests times latency.
+        LeastLatency = "least_latency",
+        /// Of two, the one with less requests.
+        LeastRequests = "least_requests",
+        /// Each in its turn.
+        RoundRobin = "round_robin",
+        /// By a key of the request.
+        ConsistentHash = "consistent_hash",
     }
 }
 

@@ -139,6 +139,8 @@ instances = ["h:1"]
 requests_max = 0
 retries_max = 11
 outlier_percent_max = 101
+balance = "fastest"
+hash_key = "header:no name"
 [[routes]]
 path = "/"
 upstream = "numbers"
@@ -151,7 +153,9 @@ upstream = "numbers"
             shardgate.toml:9: "a.b" is no name of an upstream; a name is a letter, then up to 63 of a-z, 0-9, - and _
             shardgate.toml:13: upstreams.numbers.requests_max is 0; it is a whole number from 1 to 4294967295
             shardgate.toml:14: upstreams.numbers.retries_max is 11; it is a whole number from 0 to 10
-            shardgate.toml:15: upstreams.numbers.outlier_percent_max is 101; it is a whole number from 0 to 100"#]],
+            shardgate.toml:15: upstreams.numbers.outlier_percent_max is 101; it is a whole number from 0 to 100
+            shardgate.toml:16: upstreams.numbers.balance is "fastest"; it is one of "least_latency", "least_requests", "round_robin", "consistent_hash"
+            shardgate.toml:17: upstreams.numbers.hash_key is "header:no name"; it is "address", "user", "header:NAME" or "cookie:NAME""#]],
     );
 }
 

@@ -206,6 +206,10 @@ fn the_defaults_are_those_that_were_promised() {
         outlier_failures = 5
         outlier_ejection = "30s"
         outlier_percent_max = 50
+        balance = "least_latency"
+        hash_key = "address"
+        slow_start = "0s"
+        panic_percent = 50
 
         [upstreams.ingestion]
         instances = ["127.0.0.1:4001"]
@@ -224,6 +228,10 @@ fn the_defaults_are_those_that_were_promised() {
         outlier_failures = 5
         outlier_ejection = "30s"
         outlier_percent_max = 50
+        balance = "least_latency"
+        hash_key = "address"
+        slow_start = "0s"
+        panic_percent = 50
 
         [upstreams.prediction]
         instances = ["127.0.0.1:4002"]
@@ -242,6 +250,10 @@ fn the_defaults_are_those_that_were_promised() {
         outlier_failures = 5
         outlier_ejection = "30s"
         outlier_percent_max = 50
+        balance = "least_latency"
+        hash_key = "address"
+        slow_start = "0s"
+        panic_percent = 50
 
         [[routes]]
         name = "ingestion"

@@ -218,6 +218,8 @@ pub(super) async fn post(
         is_last: false,
         drops_trailers: true,
         cancels_on_close: true,
+        // The hub's own connections are of nobody who should stay with one instance.
+        hash_key: None,
     };
     let sending = send(upstream, &mut exchange, &mut body, &call, due, answer_bytes_max);
     let answered = sending.await;

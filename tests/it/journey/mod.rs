@@ -3,6 +3,7 @@
 
 pub(crate) mod access;
 mod answer_heads;
+mod balance;
 mod between;
 mod bodies;
 mod cors;
@@ -57,6 +58,10 @@ impl Setup<'_> {
     /// Starts a gateway in front of these instances of one upstream, `back`.
     #[track_caller]
     fn start(&self, instances: &[SocketAddr]) -> Gateway {
+        Gateway::start(&self.config(instances))
+    }
+
+    fn config(&self, instances: &[SocketAddr]) -> String {
         let Self { http, upstream, route, rest } = self;
         let mut config = format!("[http]\n{http}\n[upstreams.back]\n{upstream}\ninstances = [");
         for instance in instances {
@@ -67,7 +72,7 @@ impl Setup<'_> {
             "]\n{rest}\n[[routes]]\naccess = \"public\"\nname = \"all\"\npath = \"/*\"\nupstream = \"back\"\n{route}\n"
         )
         .expect("strings take everything");
-        Gateway::start(&config)
+        config
     }
 }
 

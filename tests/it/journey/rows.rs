@@ -232,7 +232,7 @@ fn config(backend: &Backend) -> String {
              [limits.wide]\nquota = 100000\nwindow = \"1s\"\napplies = \"named\"\nkeys_max = 8\n\
              [upstreams.back]\ninstances = [\"{back}\"]\nretries_max = 0\noutlier_failures = 0\nresponse_timeout = \"200ms\"\n\
              [upstreams.narrow]\ninstances = [\"{back}\"]\nrequests_max = 1\n\
-             [upstreams.away]\ninstances = [\"{away}\"]\nretries_max = 1\noutlier_failures = 2\noutlier_percent_max = 100\n\
+             [upstreams.away]\ninstances = [\"{away}\"]\nretries_max = 1\noutlier_failures = 2\noutlier_percent_max = 100\npanic_percent = 0\n\
              [[routes]]\npath = \"/me\"\nupstream = \"back\"\n\
              [[routes]]\npath = \"/stream\"\nupstream = \"back\"\n\
              [[routes]]\npath = \"/admin\"\nupstream = \"back\"\nroles = [\"admin\"]\n"

@@ -276,7 +276,7 @@ fn who_fails_in_a_row_is_left_out() {
 #[test]
 fn with_nobody_left_the_client_is_told_to_come_back() {
     let mut backend = Backend::start(breaking_at_first(2));
-    let upstream = "outlier_failures = 2\noutlier_ejection = \"300ms\"\noutlier_percent_max = 100\nretries_max = 0";
+    let upstream = "outlier_failures = 2\noutlier_ejection = \"300ms\"\noutlier_percent_max = 100\npanic_percent = 0\nretries_max = 0";
     let gateway = Setup { upstream, ..Setup::default() }.start(&[backend.address()]);
     let mut client = gateway.connect();
     for _ in 0..2 {

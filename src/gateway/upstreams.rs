@@ -1,0 +1,77 @@
+//! An upstream's part of the plan, out of its configuration: limits of the process divided among the shards, and who has which
+//! key. Where its instances are is for `addresses`.
+
+use std::sync::Arc;
+
+use super::plan::UpstreamPlan;
+use crate::{
+    config::{Balance, Upstream},
+    net::AnswerLimits,
+    proto::http1::HeadLimits,
+    telemetry::metrics::Names,
+    upstream::{
+        BackendAddress, OutlierPolicy, Settings,
+        balance::{Rules, Table},
+    },
+};
+
+impl UpstreamPlan {
+    pub(super) fn compile(
+        name: &str,
+        upstream: &Upstream,
+        backends: Vec<BackendAddress>,
+        shards: usize,
+        names: &mut Names,
+    ) -> Self {
+        // A limit of the process is shared out; rounding up, so that each shard may do something.
+        let share = |limit: u32| limit.div_ceil(u32::try_from(shards).unwrap_or(1));
+        Self {
+            name: name.to_owned(),
+            slot: names.upstreams.claim(name),
+            settings: Settings {
+                connect_timeout: upstream.connect_timeout,
+                idle_timeout: upstream.idle_timeout,
+                idle_max: upstream.idle_max,
+                answers: AnswerLimits {
+                    head: HeadLimits {
+                        head_bytes_max: upstream.head_bytes_max,
+                        fields_max: upstream.fields_max,
+                        target_bytes_max: 0,
+                    },
+                    interim_max: upstream.interim_answers_max,
+                },
+                requests_max: share(upstream.requests_max),
+                uploads_max: share(upstream.uploads_max.unwrap_or_else(|| upstream.requests_max.div_ceil(2))),
+                retries_at_once_max: RETRIES_AT_ONCE_MAX,
+                retry_percent: upstream.retry_budget_percent,
+                retry_min_per_s: share(upstream.retry_budget_min_per_s),
+                outlier: OutlierPolicy {
+                    failures: upstream.outlier_failures,
+                    ejection: upstream.outlier_ejection,
+                    percent_max: upstream.outlier_percent_max,
+                },
+                balance: Rules {
+                    policy: upstream.balance,
+                    panic_percent: upstream.panic_percent,
+                    slow_start: upstream.slow_start,
+                },
+            },
+            table: table_of(upstream.balance, &backends),
+            hash_key: Some(&upstream.hash_key).filter(|_| upstream.balance == Balance::ConsistentHash).cloned(),
+            backends,
+        }
+    }
+}
+
+/// Which of these backends has which key, where they are chosen so. Made here, since it takes longer than a request.
+fn table_of(policy: Balance, backends: &[BackendAddress]) -> Option<Arc<Table>> {
+    if policy != Balance::ConsistentHash {
+        return None;
+    }
+    // Two names may be at one address, and one name at several.
+    let names: Vec<_> = backends.iter().map(|backend| format!("{} {}", backend.authority, backend.address)).collect();
+    Table::new(&names).map(Arc::new)
+}
+
+/// Retries under way at once, for each upstream and shard: as many as Envoy's breaker has.
+const RETRIES_AT_ONCE_MAX: u32 = 3;

@@ -1,0 +1,215 @@
+//! Who gets how much, as others come, go and are slow.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const NOW: Instant = Instant::START;
+const IDLE: Load = Load { in_flight: 0, latency_us: 0 };
+const USABLE: Standing = Standing::Usable { since: None };
+
+fn rules(policy: Balance) -> Rules {
+    Rules { policy, panic_percent: 0, slow_start: Duration::ZERO }
+}
+
+fn balancer(rules: Rules, standings: &[Standing]) -> Balancer {
+    let names: Vec<_> = (0..standings.len()).map(|at| format!("instance-{at}")).collect();
+    let mut balancer = Balancer::new(rules, 7);
+    balancer.set(rules, standings.iter().copied(), Table::new(&names).map(Arc::new));
+    balancer
+}
+
+/// One of so many stands otherwise.
+fn change(balancer: &mut Balancer, at: usize, standing: Standing) {
+    let mut standings = balancer.standings.clone();
+    standings[at] = standing;
+    balancer.stand(standings.into_iter());
+}
+
+fn choose(balancer: &mut Balancer, key: u64, under_way: u32, load: impl Fn(usize) -> Load) -> usize {
+    balancer.choose(NOW, Some(key), under_way, load, |_| true).expect("one is ready")
+}
+
+/// How many of so many requests each gets.
+fn shares(balancer: &mut Balancer, now: Instant, requests: usize, load: impl Fn(usize) -> Load) -> Vec<usize> {
+    let mut taken = vec![0; balancer.standings.len()];
+    for _ in 0..requests {
+        taken[balancer.choose(now, None, 1, &load, |_| true).expect("one is ready")] += 1;
+    }
+    taken
+}
+
+/// So many requests that stay under way.
+fn assigned(balancer: &mut Balancer, now: Instant, requests: usize) -> Vec<u32> {
+    let mut in_flight = vec![0; balancer.standings.len()];
+    for under_way in 1..=u32::try_from(requests).expect("few") {
+        let load = |at: usize| Load { in_flight: in_flight[at], latency_us: 0 };
+        let at = balancer.choose(now, None, under_way, load, |_| true).expect("one is ready");
+        in_flight[at] += 1;
+    }
+    in_flight
+}
+
+#[test]
+fn of_two_the_one_with_less_to_do_is_taken() {
+    let load = |at| Load { in_flight: [5, 4][at], latency_us: 0 };
+    for policy in [Balance::LeastLatency, Balance::LeastRequests] {
+        assert_eq!(shares(&mut balancer(rules(policy), &[USABLE; 2]), NOW, 100, load), [0, 100]);
+    }
+    let slow = |at| Load { in_flight: [5, 4][at], latency_us: [1000, 1500][at] };
+    assert_eq!(shares(&mut balancer(rules(Balance::LeastLatency), &[USABLE; 2]), NOW, 100, slow), [100, 0]);
+    assert_eq!(shares(&mut balancer(rules(Balance::LeastRequests), &[USABLE; 2]), NOW, 100, slow), [0, 100]);
+}
+
+#[test]
+fn equals_share_evenly() {
+    for policy in [Balance::LeastLatency, Balance::LeastRequests, Balance::RoundRobin, Balance::ConsistentHash] {
+        let even = shares(&mut balancer(rules(policy), &[USABLE; 4]), NOW, 4000, |_| IDLE);
+        assert!(even.iter().all(|count| (850..1150).contains(count)), "{policy:?}: {even:?}");
+    }
+    let two_choices = assigned(&mut balancer(rules(Balance::LeastLatency), &[USABLE; 10]), NOW, 1000);
+    assert!(two_choices.iter().all(|count| (97..=103).contains(count)), "{two_choices:?}");
+}
+
+#[test]
+fn who_is_ten_times_slower_gets_next_to_nothing_and_noise_counts_for_nothing() {
+    let shares = |load: &dyn Fn(usize) -> Load| {
+        shares(&mut balancer(rules(Balance::LeastLatency), &[USABLE; 3]), NOW, 3000, load)
+    };
+    let slow = |at| Load { in_flight: 1, latency_us: [10_000, 10_000, 100_000][at] };
+    assert_eq!(shares(&slow)[2], 0);
+    let noisy = |at| Load { in_flight: 1, latency_us: [10_000, 12_000, 14_000][at] };
+    let unknown = |at| Load { in_flight: 3, latency_us: [0, 10_000, 10_000][at] };
+    for taken in [shares(&noisy), shares(&unknown)] {
+        assert!(taken.iter().all(|count| (850..1150).contains(count)), "{taken:?}");
+    }
+}
+
+#[test]
+fn turns_are_taken_in_order_and_not_the_same_first_on_every_shard() {
+    let mut firsts = std::collections::BTreeSet::new();
+    for seed in 0..50 {
+        let rules = rules(Balance::RoundRobin);
+        let mut balancer = Balancer::new(rules, seed);
+        balancer.set(rules, [USABLE; 3].into_iter(), None);
+        let order: Vec<_> = (0..6).filter_map(|_| balancer.choose(NOW, None, 1, |_| IDLE, |_| true)).collect();
+        assert!(order.windows(2).all(|pair| pair[1] == (pair[0] + 1) % 3), "{order:?}");
+        firsts.insert(order[0]);
+    }
+    assert_eq!(firsts.len(), 3);
+}
+
+#[test]
+fn who_comes_gets_its_share_slowly() {
+    let came = NOW + Duration::from_hours(1);
+    for policy in [Balance::LeastLatency, Balance::LeastRequests, Balance::RoundRobin] {
+        let rules = Rules { slow_start: Duration::from_secs(10), ..rules(policy) };
+        for count in [2, 3] {
+            let mut standings = vec![USABLE; count];
+            standings[0] = Standing::Usable { since: Some(came) };
+            let mut balancer = balancer(rules, &standings);
+            // It has nothing to do yet, and the others have: two choices must not fill it all the same.
+            let busy = |at| Load { in_flight: if at == 0 { 0 } else { 10 }, latency_us: 0 };
+            let mut share_at = |seconds: u64| {
+                shares(&mut balancer, came + Duration::from_secs(seconds), 3000, busy)[0] * count * 100 / 3000
+            };
+            let (first, half, whole) = (share_at(0), share_at(5), share_at(10));
+            assert!((5..50).contains(&first), "{policy:?} of {count}: {first} % of its share");
+            assert!((first..180).contains(&half), "{policy:?} of {count}: {half} % of its share");
+            assert!((90..=300).contains(&whole), "{policy:?} of {count}: {whole} % of its share");
+        }
+    }
+}
+
+#[test]
+fn one_alone_is_taken_however_slowly_it_comes() {
+    let rules = Rules { slow_start: Duration::from_secs(10), ..rules(Balance::LeastLatency) };
+    let comes = Standing::Usable { since: Some(NOW) };
+    assert_eq!(shares(&mut balancer(rules, &[comes]), NOW, 10, |_| IDLE), [10]);
+    assert_eq!(shares(&mut balancer(rules, &[comes; 2]), NOW, 10, |_| IDLE).iter().sum::<usize>(), 10);
+    let rules = Rules { policy: Balance::RoundRobin, ..rules };
+    assert_eq!(shares(&mut balancer(rules, &[comes; 2]), NOW, 10, |_| IDLE).iter().sum::<usize>(), 10);
+}
+
+#[test]
+fn a_key_stays_where_it_is_when_others_come_and_go() {
+    let mut balancer = balancer(rules(Balance::ConsistentHash), &[USABLE; 10]);
+    let homes = |balancer: &mut Balancer| -> BTreeMap<u64, usize> {
+        let keys = (0..1000_u64).map(|key| key.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        keys.map(|key| (key, choose(balancer, key, 1, |_| IDLE))).collect()
+    };
+    let before = homes(&mut balancer);
+    change(&mut balancer, 4, Standing::Unusable);
+    let without = homes(&mut balancer);
+    let mut heirs = std::collections::BTreeSet::new();
+    for (key, home) in &before {
+        if *home == 4 {
+            heirs.insert(without[key]);
+        } else {
+            assert_eq!(without[key], *home, "only those of the one that went move");
+        }
+    }
+    assert!(heirs.len() >= 8, "they are spread: {heirs:?}");
+    change(&mut balancer, 4, USABLE);
+    assert_eq!(homes(&mut balancer), before, "and they come back");
+}
+
+#[test]
+fn a_key_that_is_too_much_for_one_goes_to_another_and_always_to_the_same() {
+    let mut balancer = balancer(rules(Balance::ConsistentHash), &[USABLE; 4]);
+    let home = choose(&mut balancer, 1, 1, |_| IDLE);
+    let busy = move |at| Load { in_flight: if at == home { 50 } else { 10 }, latency_us: 0 };
+    let other = choose(&mut balancer, 1, 80, busy);
+    assert_ne!(other, home);
+    assert_eq!(choose(&mut balancer, 1, 80, busy), other);
+    let all_busy = |_| Load { in_flight: 50, latency_us: 0 };
+    assert_eq!(choose(&mut balancer, 1, 200, all_busy), home, "that is no more than the others have");
+    let few = move |at| Load { in_flight: u32::from(at == home), latency_us: 0 };
+    assert_eq!(choose(&mut balancer, 1, 2, few), home, "two at once are borne");
+}
+
+#[test]
+fn too_few_are_left_and_all_are_used() {
+    let rules = Rules { panic_percent: 50, ..rules(Balance::LeastLatency) };
+    let mut balancer = balancer(rules, &[USABLE; 4]);
+    for (out, ready) in [(0, vec![1, 2, 3]), (1, vec![2, 3]), (2, vec![0, 1, 2, 3]), (3, vec![0, 1, 2, 3])] {
+        change(&mut balancer, out, Standing::Unusable);
+        assert_eq!(balancer.ready, ready, "{out}");
+        assert_eq!(balancer.is_panicking(), out >= 2);
+    }
+    for at in 0..4 {
+        change(&mut balancer, at, USABLE);
+    }
+    assert!(!balancer.is_panicking());
+}
+
+proptest! {
+    /// Whatever comes and goes: one is chosen if there is one, and never one that must not be.
+    #[test]
+    fn the_choice_is_always_one_that_may_be(
+        count in 1_usize..20,
+        policy in proptest::sample::select(Balance::ALL.to_vec()),
+        panic_percent in prop_oneof![Just(0_u32), Just(50)],
+        slow_start in prop_oneof![Just(Duration::ZERO), Just(Duration::from_secs(5))],
+        steps in proptest::collection::vec((any::<usize>(), any::<bool>(), any::<Option<u64>>(), any::<usize>()), 1..60),
+    ) {
+        let mut balancer = balancer(Rules { policy, panic_percent, slow_start }, &vec![USABLE; count]);
+        let mut now = NOW;
+        for (at, is_usable, key, tried) in steps {
+            now += Duration::from_millis(700);
+            let standing = if is_usable { Standing::Usable { since: Some(now) } } else { Standing::Unusable };
+            change(&mut balancer, at % count, standing);
+            let tried = tried % count;
+            let load = |at: usize| {
+                let at = u32::try_from(at).expect("few");
+                Load { in_flight: at, latency_us: 100 * at }
+            };
+            let chosen = balancer.choose(now, key, 1, load, |at| at != tried);
+            let may_be = |at: &usize| *at != tried && (balancer.is_panicking() || balancer.standings[*at] != Standing::Unusable);
+            prop_assert_eq!(chosen.is_some(), (0..count).any(|at| may_be(&at)));
+            prop_assert!(chosen.iter().all(may_be), "{:?} of {:?}", chosen, balancer.standings);
+        }
+    }
+}
