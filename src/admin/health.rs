@@ -1,19 +1,26 @@
-//! Many parts, one answer: what `/health` and `/health/ready` say, from what is known already. It probes nothing.
+//! Many parts, one answer: what `/health` and `/health/ready` say, from what is known already: docs/health.md.
 
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
 use crate::{
-    telemetry::dependency::{Databases, Dependency},
-    upstream::Report,
+    shard::Instant,
+    telemetry::{
+        dependency::{Databases, Dependency},
+        metrics::ProbeResult,
+    },
+    upstream::{
+        Report,
+        probe::{LastProbe, Verdict},
+    },
 };
 
 /// What the control thread knows when it is asked.
 #[derive(Clone, Debug)]
 pub struct HealthInputs {
-    /// Each upstream's name, and how it stands on each shard that has told.
-    pub upstreams: Vec<(String, Vec<Report>)>,
+    /// What is known of each upstream.
+    pub upstreams: Vec<UpstreamHealth>,
     /// How the stores are.
     pub databases: Databases,
     /// What was revoked lately is not known, so that `revocation.fail` decides.
@@ -22,8 +29,8 @@ pub struct HealthInputs {
     pub uptime_s: u64,
     /// Now, as RFC 3339 has it.
     pub timestamp: String,
-    /// When the shards last told.
-    pub checked_at: String,
+    /// The same by the clock of what is known.
+    pub now: Instant,
     /// Shards that run the current configuration.
     pub shards_ready: usize,
     /// All shards.
@@ -34,6 +41,19 @@ pub struct HealthInputs {
     pub has_hub: bool,
     /// How the bus between instances is.
     pub bus_health: BusHealth,
+}
+
+/// What is known of one upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamHealth {
+    /// Its name.
+    pub name: String,
+    /// How many instances it has.
+    pub instances: usize,
+    /// How it stands on each shard that has told.
+    pub reports: Vec<Report>,
+    /// What probes say of each instance; `None` where there are none.
+    pub probes: Option<Vec<(Verdict, Option<LastProbe>)>>,
 }
 
 /// How the bus between instances is.
@@ -54,13 +74,13 @@ pub enum BusHealth {
 /// `GET /health`: 503 only when no route can be served.
 pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
     let mut services = Map::new();
-    let mut up = 0;
+    let mut well = 0;
     let mut down = 0;
-    for (name, reports) in &known.upstreams {
-        let entry = entry(reports, &known.checked_at);
-        up += usize::from(entry["status"] == "up");
-        down += usize::from(entry["status"] == "down");
-        services.insert(camel_case(name), entry);
+    for upstream in &known.upstreams {
+        let (status, entry) = entry(upstream, known);
+        well += usize::from(matches!(status, "up" | "disabled"));
+        down += usize::from(status == "down");
+        services.insert(camel_case(&upstream.name), entry);
     }
     let Databases { redis, postgres, .. } = &known.databases;
     let databases =
@@ -70,7 +90,7 @@ pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
     let total = known.upstreams.len();
     let (status, word) = match () {
         () if total > 0 && down == total => (503, "unhealthy"),
-        () if up == total && are_stores_up && !known.is_revocation_stale && known.shards_ready == known.shards => {
+        () if well == total && are_stores_up && !known.is_revocation_stale && known.shards_ready == known.shards => {
             (200, "healthy")
         }
         () => (200, "degraded"),
@@ -115,28 +135,74 @@ pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
     (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
 }
 
-/// One upstream: the worst that any shard sees of it.
-fn entry(reports: &[Report], checked_at: &str) -> Value {
-    let worst = |value: fn(&Report) -> usize| reports.iter().map(value).min().unwrap_or(0);
-    let (healthy, total) = (worst(|report| report.healthy), worst(|report| report.total));
-    let is_open = reports.iter().any(|report| report.is_open);
-    let latency_us = reports.iter().map(|report| report.latency_us).max().unwrap_or(0);
-    let status = match healthy {
-        0 => "down",
-        _ if healthy < total || is_open => "degraded",
-        _ => "up",
+/// One upstream's status, and its entry.
+fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Value) {
+    let seen = Seen::of(upstream);
+    let is_open = upstream.reports.iter().any(|report| report.is_open);
+    let status = match (seen.at, seen.healthy) {
+        // The first probes are under way.
+        (None, _) if upstream.probes.is_some() => "degraded",
+        (None, _) => "disabled",
+        (Some(_), 0) => "down",
+        (Some(_), healthy) if healthy < upstream.instances || is_open => "degraded",
+        (Some(_), _) => "up",
     };
+    let unix = |at: Instant| crate::shard::clock::unix_now().saturating_sub(known.now.since(at));
     let mut entry = json!({
         "status": status,
-        "latencyMs": f64::from(latency_us) / 1000.0,
-        "instances": {"healthy": healthy, "total": total},
+        "latencyMs": seen.at.map(|_| f64::from(seen.latency_us) / 1000.0),
+        "instances": {"healthy": seen.healthy, "total": upstream.instances},
         "circuit": if is_open { "open" } else { "closed" },
-        "checkedAt": checked_at,
+        "checkedAt": seen.at.map(|at| rfc3339(unix(at))),
     });
-    if let Some(error) = reports.iter().find_map(|report| report.error) {
+    if let Some(error) = seen.error {
         entry["error"] = Value::from(error);
     }
-    entry
+    (status, entry)
+}
+
+/// What is known of an upstream's instances.
+#[derive(Debug, Default)]
+struct Seen {
+    healthy: usize,
+    latency_us: u32,
+    /// When something was found out last; `None` while nothing is known.
+    at: Option<Instant>,
+    error: Option<&'static str>,
+}
+
+impl Seen {
+    /// The worse of what probes and requests say.
+    fn of(upstream: &UpstreamHealth) -> Self {
+        let by_requests = Self::by_requests(&upstream.reports);
+        let Some(probes) = &upstream.probes else { return by_requests };
+        let by_probes = Self::by_probes(probes);
+        let healthy = if by_requests.at.is_some() { by_requests.healthy } else { usize::MAX };
+        Self { healthy: by_probes.healthy.min(healthy), error: by_probes.error.or(by_requests.error), ..by_probes }
+    }
+
+    /// The worst that any shard sees which has asked an instance for something.
+    fn by_requests(reports: &[Report]) -> Self {
+        let asked = || reports.iter().filter(|report| report.tried_at.is_some());
+        Self {
+            healthy: asked().map(|report| report.healthy).min().unwrap_or(0),
+            latency_us: asked().map(|report| report.latency_us).max().unwrap_or(0),
+            at: asked().filter_map(|report| report.tried_at).max(),
+            error: asked().find_map(|report| report.error),
+        }
+    }
+
+    fn by_probes(probes: &[(Verdict, Option<LastProbe>)]) -> Self {
+        let last = || probes.iter().filter_map(|(_, last)| last.as_ref());
+        let latency = last().map(|last| last.took).max().unwrap_or_default();
+        let error = |last: &LastProbe| ProbeResult::VALUES[last.result.index()];
+        Self {
+            healthy: probes.iter().filter(|(verdict, _)| *verdict == Verdict::Up).count(),
+            latency_us: u32::try_from(latency.as_micros()).unwrap_or(u32::MAX),
+            at: last().map(|last| last.at).max(),
+            error: last().find(|last| last.result != ProbeResult::Good).map(error),
+        }
+    }
 }
 
 /// One store.
@@ -192,12 +258,15 @@ mod tests {
 
     fn report(healthy: usize, total: usize) -> Report {
         let error = (healthy < total).then_some("refused");
-        Report { healthy, total, error, ..Report::default() }
+        Report { healthy, total, error, latency_us: 1500, tried_at: Some(Instant::START), ..Report::default() }
     }
 
     fn known(upstreams: &[(&str, &[(usize, usize)])]) -> HealthInputs {
-        let upstream = |(name, reports): &(&str, &[(usize, usize)])| {
-            ((*name).to_owned(), reports.iter().map(|(healthy, total)| report(*healthy, *total)).collect())
+        let upstream = |(name, reports): &(&str, &[(usize, usize)])| UpstreamHealth {
+            name: (*name).to_owned(),
+            instances: reports[0].1,
+            reports: reports.iter().map(|(healthy, total)| report(*healthy, *total)).collect(),
+            probes: None,
         };
         HealthInputs {
             upstreams: upstreams.iter().map(upstream).collect(),
@@ -205,7 +274,7 @@ mod tests {
             is_revocation_stale: false,
             uptime_s: 5,
             timestamp: "2026-11-24T10:00:00Z".to_owned(),
-            checked_at: "2026-11-24T09:59:59Z".to_owned(),
+            now: Instant::START,
             shards_ready: 2,
             shards: 2,
             is_accepting: true,
@@ -239,6 +308,61 @@ mod tests {
         assert_eq!(entry["status"], "degraded");
         assert_eq!(entry["instances"], json!({"healthy": 1, "total": 2}));
         assert_eq!(entry["error"], "refused");
+    }
+
+    /// What `/health` says of an upstream of two instances, without the time.
+    fn told(reports: Vec<Report>, probes: Option<Vec<(Verdict, Option<LastProbe>)>>) -> String {
+        let mut known = known(&[]);
+        known.upstreams = vec![UpstreamHealth { name: "a".to_owned(), instances: 2, reports, probes }];
+        let (status, mut document) = outcome(&known);
+        let mut entry = document["services"]["a"].take();
+        if let Some(at) = entry["checkedAt"].as_str() {
+            assert!(at.ends_with('Z') && at.len() == 24, "{at}");
+            entry["checkedAt"] = Value::from("then");
+        }
+        format!("{status} {}: {entry}", document["status"])
+    }
+
+    #[test]
+    fn what_nobody_has_asked_is_not_called_well() {
+        let unasked = Report { healthy: 2, total: 2, ..Report::default() };
+        let nothing = "200 \"healthy\": {\"checkedAt\":null,\"circuit\":\"closed\",\
+                       \"instances\":{\"healthy\":0,\"total\":2},\"latencyMs\":null,\"status\":\"disabled\"}";
+        assert_eq!(told(vec![unasked.clone(); 2], None), nothing);
+        assert_eq!(told(vec![], None), nothing);
+        let asked = "200 \"healthy\": {\"checkedAt\":\"then\",\"circuit\":\"closed\",\
+                     \"instances\":{\"healthy\":2,\"total\":2},\"latencyMs\":1.5,\"status\":\"up\"}";
+        assert_eq!(told(vec![unasked, report(2, 2)], None), asked);
+    }
+
+    #[test]
+    fn probes_say_how_their_instances_are() {
+        let last = |result| {
+            let took = Duration::from_micros(2500);
+            Some(LastProbe { at: Instant::START, took, result })
+        };
+        let (up, down) = ((Verdict::Up, last(ProbeResult::Good)), (Verdict::Down, last(ProbeResult::TimedOut)));
+        let (untold, fails) = ((Verdict::Unknown, None), (Verdict::Unknown, last(ProbeResult::Refused)));
+        let entry = |checked: &str, healthy: u8, latency: &str, status: &str, error: &str| {
+            let error = if error.is_empty() { String::new() } else { format!("\"error\":\"{error}\",") };
+            format!(
+                "{{\"checkedAt\":{checked},\"circuit\":\"closed\",{error}\"instances\":{{\"healthy\":{healthy},\"total\":2}},\
+                 \"latencyMs\":{latency},\"status\":\"{status}\"}}"
+            )
+        };
+        let unasked = || vec![Report { total: 2, ..Report::default() }];
+        for (reports, probes, document, of_upstream) in [
+            (unasked(), [up, up], "200 \"healthy\"", entry("\"then\"", 2, "2.5", "up", "")),
+            (unasked(), [up, down], "200 \"degraded\"", entry("\"then\"", 1, "2.5", "degraded", "timeout")),
+            (unasked(), [down, down], "503 \"unhealthy\"", entry("\"then\"", 0, "2.5", "down", "timeout")),
+            (unasked(), [untold, untold], "200 \"degraded\"", entry("null", 0, "null", "degraded", "")),
+            (unasked(), [fails, untold], "503 \"unhealthy\"", entry("\"then\"", 0, "2.5", "down", "refused")),
+            (unasked(), [up, untold], "200 \"degraded\"", entry("\"then\"", 1, "2.5", "degraded", "")),
+            (vec![report(1, 2)], [up, up], "200 \"degraded\"", entry("\"then\"", 1, "2.5", "degraded", "refused")),
+            (vec![report(2, 2)], [up, up], "200 \"healthy\"", entry("\"then\"", 2, "2.5", "up", "")),
+        ] {
+            assert_eq!(told(reports, Some(probes.to_vec())), format!("{document}: {of_upstream}"));
+        }
     }
 
     #[test]

@@ -47,8 +47,8 @@ pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use keys::{
     Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Drain, Driver,
-    FurtherListener, HeaderRules, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
-    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, Redis, RedisMode, Revocation,
+    FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
+    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, Revocation,
     RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, SlowConsumer, TokenIssuer, TokenKey,
     Trace, Trust, Upstream, WithoutRedis,
 };
@@ -64,4 +64,4 @@ pub use routes::{ACCOUNT_PATHS, ECHO_PATH, HUB_PATHS, OWN_PATHS};
 pub use secret::{HIDDEN, Secret, trimmed};
 pub use secret_file::{SecretFile, open_regular};
 pub use units::{parse_duration, parse_size, written_duration, written_size};
-pub use upstreams::{HashKey, INSTANCES_MAX};
+pub use upstreams::{HashKey, INSTANCES_MAX, StatusRange};

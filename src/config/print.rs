@@ -28,12 +28,13 @@ impl Config {
                 (Shape::Named, Some(Value::Table(tables))) => {
                     for (name, table) in tables.iter().filter_map(|(name, table)| Some((name, table.as_table()?))) {
                         print(&mut text, section, &format!("[{}]", section.name.replace("<name>", name)), table);
+                        print_inside(&mut text, section, name, table);
                     }
                 }
                 (Shape::Listed, Some(Value::Array(tables))) => {
                     for table in tables.iter().filter_map(Value::as_table) {
                         print(&mut text, section, &format!("[[{}]]", section.name), table);
-                        print_inside(&mut text, section, table);
+                        print_inside(&mut text, section, "", table);
                     }
                 }
                 // Inside ones are printed with what they are in.
@@ -58,12 +59,13 @@ fn print(text: &mut String, section: &Section, header: &str, table: &Table) {
     text.push('\n');
 }
 
-fn print_inside(text: &mut String, listed: &Section, table: &Table) {
-    for name in listed.inside {
-        let path = format!("{}.{name}", listed.name);
+/// The sections inside an entry of another, which has this name.
+fn print_inside(text: &mut String, outer: &Section, name: &str, table: &Table) {
+    for inside in outer.inside {
+        let path = format!("{}.{inside}", outer.name);
         let section = SECTIONS.iter().find(|section| section.name == path);
-        if let (Some(section), Some(Value::Table(inside))) = (section, table.get(*name)) {
-            print(text, section, &format!("[{path}]"), inside);
+        if let (Some(section), Some(Value::Table(table))) = (section, table.get(*inside)) {
+            print(text, section, &format!("[{}]", path.replace("<name>", name)), table);
         }
     }
 }

@@ -7,7 +7,7 @@ use super::raw::{Table, Value, quoted};
 use super::read::Fields;
 use super::report::Report;
 use super::values::texts;
-use super::{Balance, Instance, Upstream};
+use super::{Balance, Health, Instance, ProbeKind, Upstream, written_duration};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -55,7 +55,88 @@ impl fmt::Display for HashKey {
     }
 }
 
-texts! { HashKey: "`address`, `user`, `header:NAME` or `cookie:NAME`"; }
+/// Statuses of answers, from a first to a last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StatusRange {
+    first: u16,
+    last: u16,
+}
+
+impl StatusRange {
+    /// Whether it is one of them.
+    pub fn contains(self, status: u16) -> bool {
+        (self.first..=self.last).contains(&status)
+    }
+}
+
+impl FromStr for StatusRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let status = |text: &str| text.parse().ok().filter(|status| (100..=999).contains(status));
+        match (status(first), status(last)) {
+            (Some(first), Some(last)) if first <= last => Ok(Self { first, last }),
+            _ => Err("it is a status, like \"200\", or two with a dash between them, like \"200-399\"".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for StatusRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = self;
+        if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
+    }
+}
+
+texts! {
+    HashKey: "`address`, `user`, `header:NAME` or `cookie:NAME`";
+    StatusRange: "status, or two with a dash between them";
+}
+
+impl Health {
+    /// What a probe is; `None` where there are no probes.
+    pub fn kind(&self) -> Option<ProbeKind> {
+        self.kind.or(self.path.as_ref().map(|_| ProbeKind::Http))
+    }
+}
+
+/// Reads `[upstreams.<name>.health]`.
+fn read_health(upstream: &Fields<'_>, report: &mut Report) -> Health {
+    let (health, fields) = Health::inside(upstream, "health", report);
+    if let Some(path) = &health.path {
+        let is_sound = path.starts_with('/') && path.len() <= 2048 && path.bytes().all(|byte| byte.is_ascii_graphic());
+        if !is_sound || path.parse::<hyper::Uri>().is_err() || path.contains('#') {
+            let right = "it is a path as it stands in a request, like \"/health\"";
+            fields.wrong(report, "path", format_args!("is {}", quoted(path)), right);
+        }
+    }
+    if let Some(host) = &health.host {
+        let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+        if host.is_empty() || host.len() > 255 || !host.bytes().all(is_sound) {
+            fields.wrong(report, "host", format_args!("is {}", quoted(host)), "it is a host, like \"shop.internal\"");
+        }
+    }
+    match (health.kind(), &health.path) {
+        (Some(ProbeKind::Http), None) => {
+            fields.wrong(report, "kind", "is \"http\", and there is no path", "write path = \"/health\"");
+        }
+        (Some(ProbeKind::Tcp), Some(_)) => {
+            fields.wrong(report, "kind", "is \"tcp\", and there is a path", "leave one of them out");
+        }
+        (None, _) if upstream.node("health").is_some() => {
+            let warning = format!("{} has neither path nor kind, so that nothing is probed", fields.path);
+            report.warn(&fields.place(), &warning);
+        }
+        _ => {}
+    }
+    if health.timeout > health.interval {
+        let [timeout, interval] = [health.timeout, health.interval].map(written_duration);
+        let right = format!("it is not more than interval, which is \"{interval}\"");
+        fields.wrong_pair(report, ["timeout", "interval"], format_args!("is \"{timeout}\""), &right);
+    }
+    health
+}
 
 impl Upstream {
     /// An upstream of these instances with everything else as by default.
@@ -68,7 +149,8 @@ impl Upstream {
 pub(super) fn read_upstreams(root: &Table, report: &mut Report) -> BTreeMap<String, Upstream> {
     let mut upstreams = BTreeMap::new();
     for (name, fields) in Fields::named(Upstream::SECTION, root.get("upstreams"), ["an upstream", "shop"], report) {
-        let upstream = Upstream::from_fields(&fields, report);
+        let mut upstream = Upstream::from_fields(&fields, report);
+        upstream.health = read_health(&fields, report);
         check_body_methods(&upstream.body_methods, &fields, report);
         check_instances(&upstream.instances, &fields, report);
         if upstream.hash_key != HashKey::Address && upstream.balance != Balance::ConsistentHash {

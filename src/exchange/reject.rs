@@ -99,7 +99,7 @@ codes! {
     UpstreamBadResponse = "upstream_bad_response", 502, "Bad response from upstream", "the service answered with something that is not valid HTTP";
     /// No connection to the backend, or it closed before it answered.
     UpstreamUnreachable = "upstream_unreachable", 502, "Upstream unreachable", "the service could not be reached, or closed before it answered";
-    /// Every backend is ejected.
+    /// Every backend is ejected or down.
     NoHealthyUpstream = "no_healthy_upstream", 503, "No healthy upstream", "no instance of the service is healthy; try again shortly";
     /// The upstream has as many requests under way as it may.
     CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";

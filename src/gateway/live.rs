@@ -16,9 +16,9 @@ use crate::{
     exchange::{Labels, Ledger},
     net::{HttpLimits, Peer},
     proto::head::{Known, RequestHead},
-    shard::{Instant, Local},
+    shard::{Instant, Local, clock},
     telemetry::{record::RouteNames, slots::OTHER},
-    upstream::{Report, Upstream},
+    upstream::{BackendAddress, Report, Upstream},
 };
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -57,6 +57,16 @@ impl Gateway {
             upstream.sweep(now);
         }
         self.note_unasked();
+    }
+
+    /// Probes find a backend of the upstream at this place well, or not any more, by this generation of the plan.
+    pub fn probed(&self, generation: u64, upstream: usize, at: &BackendAddress, is_up: bool) {
+        let live = self.live();
+        if live.plan.generation == generation
+            && let Some(upstream) = live.upstreams.get(upstream)
+        {
+            upstream.probed(at, is_up, clock::now());
+        }
     }
 
     /// How each upstream stands on this shard, in the order of the plan's.

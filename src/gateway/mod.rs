@@ -34,7 +34,7 @@ pub use neighbours::unguarded_neighbours;
 use pages::own_method;
 pub use pages::{Page, Pages};
 use plan::{OwnPage, Route, Target};
-pub use plan::{Plan, PlanError};
+pub use plan::{Plan, PlanError, UpstreamPlan};
 use rate_limit::{Limits, Statement, cells::CellKey};
 use sockets::Sockets;
 pub use sockets::{AskBus, Seat, SendLetter};

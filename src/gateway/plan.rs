@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, Health, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
@@ -78,6 +78,8 @@ pub struct UpstreamPlan {
     pub backends: Vec<BackendAddress>,
     /// Which of them has which key, where they are chosen so.
     pub table: Option<Arc<Table>>,
+    /// How they are probed; `None` if they are not.
+    pub health: Option<Health>,
     /// What the key is there.
     pub(super) hash_key: Option<HashKey>,
 }

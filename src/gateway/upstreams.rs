@@ -55,9 +55,11 @@ impl UpstreamPlan {
                     panic_percent: upstream.panic_percent,
                     slow_start: upstream.slow_start,
                 },
+                is_probed: upstream.health.kind().is_some(),
             },
             table: table_of(upstream.balance, &backends),
             hash_key: Some(&upstream.hash_key).filter(|_| upstream.balance == Balance::ConsistentHash).cloned(),
+            health: Some(&upstream.health).filter(|health| health.kind().is_some()).cloned(),
             backends,
         }
     }

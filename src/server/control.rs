@@ -1,7 +1,10 @@
 //! The control thread: signals, reloads, health, the operator's listener. It builds plans and pages and sends them to the
 //! shards; nothing here is on a request's path.
 
-use std::{fmt::Display, future::poll_fn, net::SocketAddr, path::PathBuf, sync::Arc, task::Poll, time::Duration};
+use std::{
+    collections::BTreeMap, fmt::Display, future::poll_fn, net::SocketAddr, path::PathBuf, sync::Arc, task::Poll,
+    time::Duration,
+};
 
 use tokio::{
     net::TcpListener,
@@ -14,13 +17,14 @@ use super::{
     files,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::Lookups,
+    probes::Probes,
     rooms,
     signals::{Signalled, Signals},
 };
 use crate::{
     admin::{
         self, HealthPage, Question, asyncapi,
-        health::{self, BusHealth},
+        health::{self, BusHealth, UpstreamHealth},
     },
     auth::Keychain,
     bus::{
@@ -93,6 +97,9 @@ struct Control {
     shards: Vec<Shard>,
     descriptors: u64,
     bus: Bus<AllLetters>,
+    probes: Probes,
+    /// How upstreams stood by the plan before, for as long as no shard has told of the one in force.
+    stood: BTreeMap<String, Vec<Report>>,
     databases: Databases,
     /// Whether rooms span instances now.
     bus_health: BusHealth,
@@ -169,6 +176,8 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
         descriptors,
         bus,
+        probes: Probes::new(),
+        stood: BTreeMap::new(),
         databases: Databases::default(),
         bus_health,
         are_events_refused: false,
@@ -194,6 +203,7 @@ impl Control {
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
+        self.probes.set(&self.plan);
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();
@@ -208,6 +218,9 @@ impl Control {
                     return Ok(self.end(ProcessEnd::Cut));
                 },
                 addresses = self.lookups.done(), if self.candidate.is_some() => self.take_candidate(&addresses),
+                changed = self.probes.changed() => if let Some(probed) = changed.letter(&self.plan) {
+                    self.bus.broadcast(|| ToShard::Probed(Box::new(probed.clone())));
+                },
                 keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
                 () = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -338,10 +351,11 @@ impl Control {
         let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
         let generation = self.plan.generation + 1;
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
+        let stood = self.known().upstreams.into_iter().map(|upstream| (upstream.name, upstream.reports)).collect();
         match Plan::compile(&config, addresses, generation, shards, descriptors, &mut self.names) {
             // Once the keys are taken nothing can fail any more.
             Ok(plan) => match files::reload_keys(&mut self.keychain, &config) {
-                Ok(()) => self.plan = Arc::new(plan),
+                Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
                 Err(error) => return self.refuse_reload(&error),
             },
             Err(error) => {
@@ -365,6 +379,7 @@ impl Control {
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
+        self.probes.set(&self.plan);
         self.bus.send(to::Bridge, ToBridge::Plan(plan));
         self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
     }
@@ -488,6 +503,7 @@ impl Control {
         let fetched = self.keychain.fetch_counts();
         self.process.key_fetches[KeyFetch::Good.index()] = fetched.good;
         self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
+        self.process.probes = self.probes.counters();
         let mut text = String::with_capacity(64 * 1024);
         write_prometheus(&shards, &self.process, &self.names, &mut text);
         let mut shared: Option<Arc<str>> = None;
@@ -521,11 +537,11 @@ impl Control {
         let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
             let mut reports: Vec<_> = current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect();
             if reports.is_empty() {
-                // No shard has told yet: a configuration that is just being taken is no outage.
-                let total = upstream.backends.len();
-                reports.push(Report { healthy: total, total, ..Report::default() });
+                // A configuration that is just being taken is no outage.
+                reports = self.stood.get(&upstream.name).cloned().unwrap_or_default();
             }
-            (upstream.name.clone(), reports)
+            let probes = self.probes.report(&upstream.name);
+            UpstreamHealth { name: upstream.name.clone(), instances: upstream.backends.len(), reports, probes }
         });
         let now = jiff::Timestamp::now();
         health::HealthInputs {
@@ -534,7 +550,7 @@ impl Control {
             is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
             uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
             timestamp: format!("{now:.3}"),
-            checked_at: format!("{now:.3}"),
+            now: clock::now(),
             shards_ready: self.shards.iter().filter(|shard| shard.applied == generation).count(),
             shards: self.shards.len(),
             is_accepting: self.drain.is_none(),

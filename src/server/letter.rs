@@ -13,6 +13,7 @@
 //! | `Scrape`, and `Scraped`, `Applied` in return | 64, and one for each reload |
 //! | `WantKeys` | one each second for each issuer |
 //! | `Counted` | 1,024: so many hits a shard tells a home without an answer |
+//! | `Probed` | one for each instance whose probes change their verdict, which takes two probes at the least |
 //! | `Load`, `Databases`, `BusHeard`, `BusRefusals`, `Drained` | one or two each second; one |
 //! | `Bus`, `BusRefused`, `EventsRefused` | one for each change of Redis |
 //!
@@ -44,7 +45,7 @@ use crate::{
     sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, metrics::Counters},
-    upstream::Report,
+    upstream::{BackendAddress, Report},
 };
 
 /// Which lists the threads of the process read.
@@ -80,6 +81,8 @@ pub(super) enum ToShard {
     Stop,
     /// By control: this is what all shards have counted, for all who waited when it was asked.
     Metrics(Arc<str>),
+    /// By control: the probes of an instance have changed their verdict.
+    Probed(Box<Probed>),
     /// By the bridge: look whether the client still waits for this.
     Doubted(Ticket),
     /// By the bridge: what came of an operation.
@@ -193,6 +196,17 @@ pub(super) struct Load {
     pub(super) under_way: usize,
     /// Those that wait for their turn.
     pub(super) waiting: usize,
+}
+
+/// What probes say of an instance from now on. Moves to every shard.
+#[derive(Clone, Debug)]
+pub(super) struct Probed {
+    /// Of the plan that the upstream's place is of. A shard that runs another one is told by what follows that one.
+    pub(super) generation: u64,
+    /// The upstream's place in the plan.
+    pub(super) upstream: usize,
+    pub(super) at: BackendAddress,
+    pub(super) is_up: bool,
 }
 
 /// What was revoked lately.

@@ -8,6 +8,7 @@ mod knowledge;
 mod letter;
 mod lookup;
 mod operations;
+mod probes;
 mod revoking;
 mod rooms;
 mod scrapes;

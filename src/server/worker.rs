@@ -325,6 +325,9 @@ impl Worker {
             ToShard::Bus(is_up) => self.gateway.bus_is_up(is_up),
             ToShard::Stop => self.is_stopping.set(true),
             ToShard::Connection(accepted) => self.serve(accepted),
+            ToShard::Probed(probed) => {
+                self.gateway.probed(probed.generation, probed.upstream, &probed.at, probed.is_up);
+            }
             ToShard::Metrics(text) => self.answer_scrapes(&text),
         }
     }

@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 
 use super::histogram::{Histogram, Ladder};
-use super::metrics::{Counters, LimitCounters, Names, ProcessCounters, RouteCounters, UpstreamCounters};
+use super::metrics::{Counters, LimitCounters, Names, ProbeCounters, ProcessCounters, RouteCounters, UpstreamCounters};
 use super::table::{Metric, MetricKind, Per, Value, Values};
 
 /// The `Content-Type` of the text.
@@ -44,6 +44,14 @@ pub fn write_prometheus(shards: &[ShardCounters], process: &ProcessCounters, nam
     write_named(RouteCounters::METRICS, names.routes.names(), &routes, names, out);
     let upstreams: Vec<_> = sum.upstreams().iter().map(UpstreamCounters::values).collect();
     write_named(UpstreamCounters::METRICS, names.upstreams.names(), &upstreams, names, out);
+    for (index, metric) in ProbeCounters::METRICS.iter().enumerate() {
+        let mut family = Family::begin(out, metric, names);
+        for (upstream, counters) in names.upstreams.names().iter().zip(&process.probes) {
+            if let Some(counters) = counters {
+                family.series(upstream, counters.values()[index]);
+            }
+        }
+    }
     let limits: Vec<_> = sum.limits().iter().map(LimitCounters::values).collect();
     write_named(LimitCounters::METRICS, names.limits.names(), &limits, names, out);
 }

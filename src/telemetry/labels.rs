@@ -33,6 +33,26 @@ label! {
 }
 
 label! {
+    /// How a probe of an instance ended.
+    ProbeResult {
+        /// As it should.
+        Good = "good",
+        /// No connection came about.
+        Refused = "refused",
+        /// It took longer than it may.
+        TimedOut = "timeout",
+        /// The answer's status is none of those that are good.
+        Status = "status",
+        /// The connection ended before the answer's head was complete.
+        Closed = "closed",
+        /// What came was no HTTP.
+        Malformed = "malformed",
+        /// The gateway itself had no descriptor, port or memory left to ask with. It says nothing of the instance.
+        NotAsked = "not_asked",
+    }
+}
+
+label! {
     /// What a limit did with a request.
     LimitOutcome {
         /// It passed.

@@ -6,8 +6,8 @@
 
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
-    BusLoss, BusRefusal, HubEvent, KeyFetch, LimitOutcome, Outcome, Refusal, Reload, SocketClosed, Stale, TokenCheck,
-    TunnelEnded,
+    BusLoss, BusRefusal, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, Refusal, Reload, SocketClosed, Stale,
+    TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
@@ -192,6 +192,18 @@ table! {
 }
 
 table! {
+    /// What the control thread counts of the probes of one upstream.
+    #[derive(Default)]
+    ProbeCounters {
+        /// Probes of its instances that ended, by result.
+        probes: [u64; ProbeResult::COUNT] = Counter "shardgate_upstream_probes_total" per Upstream
+            by "result" in Values::Fixed(ProbeResult::VALUES);
+        /// Instances of it that are up by their probes. Upstreams without probes have neither series.
+        instances_up: i64 = Gauge "shardgate_upstream_instances_up" per Upstream;
+    }
+}
+
+table! {
     /// What one shard counts of one limit.
     #[derive(Default)]
     LimitCounters {
@@ -237,6 +249,10 @@ table! {
         shards: i64 = Gauge "shardgate_shards" per Process;
         /// Shards that answered this scrape in time.
         shards_answered: i64 = Gauge "shardgate_shards_answered" per Process;
+    }
+    also {
+        /// What was counted of probes, by the upstreams' slots; `None` for those without.
+        pub probes: Vec<Option<ProbeCounters>>,
     }
 }
 
@@ -436,11 +452,12 @@ mod tests {
     use super::*;
     use crate::telemetry::slots::OTHER;
 
-    fn tables() -> [(&'static str, &'static [Metric]); 5] {
+    fn tables() -> [(&'static str, &'static [Metric]); 6] {
         [
             ("Connections, requests, shards", Counters::METRICS),
             ("Routes", RouteCounters::METRICS),
             ("Upstreams", UpstreamCounters::METRICS),
+            ("Probes", ProbeCounters::METRICS),
             ("Limits", LimitCounters::METRICS),
             ("The process", ProcessCounters::METRICS),
         ]
@@ -516,6 +533,7 @@ mod tests {
         check(Counters::METRICS, Counters::default().values());
         check(RouteCounters::METRICS, RouteCounters::default().values());
         check(UpstreamCounters::METRICS, UpstreamCounters::default().values());
+        check(ProbeCounters::METRICS, ProbeCounters::default().values());
         check(LimitCounters::METRICS, LimitCounters::default().values());
         check(ProcessCounters::METRICS, ProcessCounters::default().values());
     }

@@ -192,13 +192,13 @@ macro_rules! table {
             $(#[doc = $help:literal]
               $field:ident: $type:ty = $kind:ident $name:literal per $per:ident $(by $label:literal in $values:expr)?;)*
         }
-        $(also { $($(#[$also_meta:meta])* $also:ident: $also_type:ty,)* })?
+        $(also { $($(#[$also_meta:meta])* $also_vis:vis $also:ident: $also_type:ty,)* })?
     ) => {
         $(#[$meta])*
         #[derive(Clone, Debug)]
         pub struct $Counters {
             $(#[doc = $help] pub $field: $type,)*
-            $($($(#[$also_meta])* $also: $also_type,)*)?
+            $($($(#[$also_meta])* $also_vis $also: $also_type,)*)?
         }
 
         impl $Counters {

@@ -7,6 +7,7 @@ pub mod balance;
 mod outlier;
 mod permit;
 mod pool;
+pub mod probe;
 mod retry;
 mod send;
 mod streaming;
@@ -54,6 +55,8 @@ pub struct Settings {
     pub outlier: OutlierPolicy,
     /// How a backend is chosen.
     pub balance: Rules,
+    /// Whether backends are used only while probes find them well.
+    pub is_probed: bool,
 }
 
 /// One server of an upstream.
@@ -80,6 +83,7 @@ struct UpstreamState {
     uploading: u32,
     retrying: u32,
     latency_us: u32,
+    tried_at: Option<Instant>,
     /// Whose places are those of `backends`.
     balancer: Balancer,
     /// When the next backend that was left out comes back.
@@ -98,10 +102,23 @@ struct BackendState {
     pool: ConnectionPool,
     outlier: Outlier,
     latency: Latency,
+    probed: Probed,
     /// When it came to an upstream that had others.
     came_at: Option<Instant>,
     in_flight: u32,
     last_error: Option<&'static str>,
+}
+
+/// What probes have found of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Probed {
+    /// Nothing yet.
+    #[default]
+    Untested,
+    /// It is well; since when, if it was not, or came to an upstream that had others.
+    Up { since: Option<Instant> },
+    /// It is not.
+    Down,
 }
 
 /// What happened to a request on its way to a backend.
@@ -134,7 +151,7 @@ pub struct Trail {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Every backend is ejected, or there is none.
+    /// Every backend is ejected or down, or there is none.
     #[error("no backend is healthy")]
     NoBackend,
     /// As many requests are under way as the upstream may have.
@@ -215,7 +232,7 @@ impl Failure {
 /// What an operator sees of an upstream on one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Backends that are neither ejected nor failing in a row.
+    /// Backends that are neither ejected nor failing in a row, nor down by their probes or untested.
     pub healthy: usize,
     /// All backends.
     pub total: usize,
@@ -233,6 +250,8 @@ pub struct Report {
     pub is_open: bool,
     /// How long answers took of late: a moving average, in microseconds.
     pub latency_us: u32,
+    /// When an attempt ended last, well or not; `None` while nobody has asked for anything.
+    pub tried_at: Option<Instant>,
     /// The class of the last failure, while a backend fails: `refused`, `timeout`, `closed` or `malformed`.
     pub error: Option<&'static str>,
 }
@@ -250,6 +269,7 @@ impl Upstream {
             uploading: 0,
             retrying: 0,
             latency_us: 0,
+            tried_at: None,
             balancer,
             returns_at: Instant::NEVER,
         };
@@ -269,7 +289,13 @@ impl Upstream {
             };
             let kept = |at: &BackendAddress| state.backends.iter().find(|backend| backend.at == *at).map(Rc::clone);
             let backends: Vec<_> = backends.iter().map(|at| kept(at).unwrap_or_else(|| new(at))).collect();
-            let standings = backends.iter().map(|backend| backend.standing(now));
+            if !settings.is_probed {
+                // Probes that begin later begin with nothing.
+                for backend in &backends {
+                    backend.state.with(|state| state.probed = Probed::Untested);
+                }
+            }
+            let standings = backends.iter().map(|backend| backend.standing(settings.is_probed, now));
             state.balancer.set(settings.balance, standings, table);
             state.budget.set(settings.retry_percent, settings.retry_min_per_s);
             state.settings = settings;
@@ -278,6 +304,26 @@ impl Upstream {
             replaced
         });
         drop(replaced);
+    }
+
+    /// Probes find a backend well, or not any more. One that is well again is let in whatever it was ejected for.
+    pub fn probed(&self, at: &BackendAddress, is_up: bool, now: Instant) {
+        self.state.with(|state| {
+            let Some(backend) = state.backends.iter().find(|backend| backend.at == *at) else { return };
+            backend.state.with(|backend| {
+                backend.probed = match backend.probed {
+                    _ if !is_up => Probed::Down,
+                    Probed::Untested => Probed::Up { since: backend.came_at.map(|_| now) },
+                    Probed::Down => Probed::Up { since: Some(now) },
+                    up @ Probed::Up { .. } => up,
+                };
+                if is_up {
+                    backend.outlier.readmit();
+                    backend.latency = Latency::default();
+                }
+            });
+            state.renew(now);
+        });
     }
 
     /// Closes connections that have been idle for too long, or that their backends have closed or sent something on.
@@ -306,12 +352,14 @@ impl Upstream {
                 uploading: state.uploading,
                 is_open: state.in_flight >= state.settings.requests_max,
                 latency_us: state.latency_us,
+                tried_at: state.tried_at,
                 ..Report::default()
             };
             let policy = state.settings.outlier;
             for backend in &state.backends {
+                let is_usable = matches!(backend.standing(state.settings.is_probed, now), Standing::Usable { .. });
                 backend.state.with(|backend| {
-                    let is_healthy = !backend.outlier.is_out(now) && !backend.outlier.is_failing(&policy);
+                    let is_healthy = is_usable && !backend.outlier.is_failing(&policy);
                     report.healthy += usize::from(is_healthy);
                     report.idle += backend.pool.len();
                     report.held += backend.pool.held();
@@ -356,14 +404,20 @@ impl Upstream {
         self.state.with(|state| {
             let is_out = |backend: &Rc<Backend>| backend.state.with(|backend| backend.outlier.is_out(now));
             let out = state.backends.iter().filter(|backend| is_out(backend)).count();
+            state.tried_at = Some(now);
             let policy = state.settings.outlier;
             let may_eject = outlier::may_eject(&policy, state.backends.len(), out);
             let is_ejected = backend.state.with(|backend| {
                 backend.last_error = failure.class();
-                if backend.last_error == Some("timeout") {
+                if backend.last_error == Some("timeout") && !backend.outlier.is_out(now) {
                     backend.latency.tell(now, waited);
                 }
-                backend.outlier.failed(now, &policy, may_eject)
+                let is_ejected = backend.outlier.failed(now, &policy, may_eject);
+                if is_ejected {
+                    // When it is back, it is to be used.
+                    backend.latency = Latency::default();
+                }
+                is_ejected
             });
             if is_ejected {
                 state.renew(now);
@@ -384,6 +438,7 @@ impl Upstream {
         }
         let waited_us = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
         self.state.with(|state| {
+            state.tried_at = Some(now);
             // The first answer is all that is known; an average that began at nothing would call a slow upstream quick.
             state.latency_us = match state.latency_us {
                 0 => waited_us,
@@ -396,10 +451,10 @@ impl Upstream {
 impl UpstreamState {
     /// Takes over who is left out now, and until when.
     fn renew(&mut self, now: Instant) {
-        let Self { backends, balancer, returns_at, .. } = self;
+        let Self { backends, balancer, returns_at, settings, .. } = self;
         let out_until = |backend: &Rc<Backend>| backend.state.with(|state| state.outlier.out_until(now));
         *returns_at = backends.iter().filter_map(out_until).min().unwrap_or(Instant::NEVER);
-        balancer.stand(backends.iter().map(|backend| backend.standing(now)));
+        balancer.stand(backends.iter().map(|backend| backend.standing(settings.is_probed, now)));
     }
 }
 
@@ -409,12 +464,18 @@ impl Backend {
         &self.at.authority
     }
 
-    fn standing(&self, now: Instant) -> Standing {
+    fn standing(&self, is_probed: bool, now: Instant) -> Standing {
         self.state.with(|state| {
             if state.outlier.is_out(now) {
                 return Standing::Unusable;
             }
-            Standing::Usable { since: state.came_at.max(state.outlier.back_since()) }
+            let since = match state.probed {
+                _ if !is_probed => state.came_at,
+                Probed::Untested => return Standing::Untested,
+                Probed::Down => return Standing::Unusable,
+                Probed::Up { since } => since,
+            };
+            Standing::Usable { since: since.max(state.outlier.back_since()) }
         })
     }
 }

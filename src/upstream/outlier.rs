@@ -61,6 +61,11 @@ impl Outlier {
         now < until
     }
 
+    /// It is known to be well by other means.
+    pub(super) fn readmit(&mut self) {
+        (self.failures, self.until) = (0, None);
+    }
+
     /// It failed. `may_eject`: few enough others are out. Returns whether it is ejected by this failure.
     pub(super) fn failed(&mut self, now: Instant, policy: &OutlierPolicy, may_eject: bool) -> bool {
         self.failures = self.failures.saturating_add(1);

@@ -28,6 +28,7 @@ fn settings() -> Settings {
         retry_min_per_s: 3,
         outlier: OutlierPolicy { failures: 5, ejection: Duration::from_secs(1), percent_max: 50 },
         balance: Rules { policy: Balance::LeastLatency, panic_percent: 50, slow_start: Duration::ZERO },
+        is_probed: false,
     }
 }
 
@@ -125,4 +126,52 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
         }
         backend.join().expect("the backend was asked well");
     });
+}
+
+/// Which of the backends may be chosen now, by their ports.
+fn chosen(upstream: &Upstream, now: Instant) -> std::collections::BTreeSet<u16> {
+    let port = |_| upstream.choose(now, None, &[]).map(|backend| backend.at.address.port());
+    (0..60).filter_map(port).collect()
+}
+
+#[test]
+fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
+    let backends = [1, 2].map(|port| BackendAddress {
+        authority: format!("a.example:{port}").into(),
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+    });
+    let settings = |is_probed| Settings { is_probed, ..settings() };
+    let upstream = Upstream::new(settings(true), 1);
+    upstream.update(settings(true), &backends, None);
+    let now = clock::now();
+    let healthy = || upstream.report(now).healthy;
+    assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 0), "nothing is known of either");
+    upstream.probed(&backends[0], true, now);
+    assert_eq!((chosen(&upstream, now), healthy()), ([1].into(), 1));
+    upstream.probed(&backends[1], true, now);
+    assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2));
+
+    let first = upstream.state.with(|state| Rc::clone(&state.backends[0]));
+    let failures = (0..5).filter(|_| upstream.failed(&first, &Failure::TimedOut, Duration::from_secs(15), now));
+    assert_eq!(failures.count(), 1, "the fifth ejects it");
+    assert_eq!((chosen(&upstream, now), healthy()), ([2].into(), 1));
+    upstream.probed(&backends[0], false, now);
+    upstream.probed(&backends[0], true, now);
+    assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "what is newer holds");
+    // Fifteen seconds in vain are no reason to pass it over.
+    upstream.succeeded(&first, Duration::from_millis(2));
+    let second = upstream.state.with(|state| Rc::clone(&state.backends[1]));
+    upstream.succeeded(&second, Duration::from_millis(2));
+    assert_eq!(chosen(&upstream, now), [1, 2].into());
+
+    upstream.probed(&backends[0], false, now);
+    assert_eq!((chosen(&upstream, now), healthy()), ([2].into(), 1));
+    upstream.update(settings(true), &backends, None);
+    assert_eq!(chosen(&upstream, now), [2].into(), "a reload changes nothing");
+    upstream.update(settings(false), &backends, None);
+    assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "without probes nothing that they said holds");
+    upstream.update(settings(true), &backends, None);
+    assert_eq!(chosen(&upstream, now), [1, 2].into());
+    upstream.probed(&backends[1], true, now);
+    assert_eq!(chosen(&upstream, now), [2].into());
 }

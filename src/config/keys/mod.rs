@@ -51,8 +51,8 @@ pub use process::{
     AccessLog, Admin, Data, Drain, Driver, FurtherListener, Listener, ListenerKind, Log, LogFormat, Metrics, Runtime,
 };
 pub use requests::{
-    Access, Balance, ClientClose, Cors, HeaderRules, Http, Limit, LimitApplies, LimitKey, LimitScope, Route, RouteCors,
-    Trace, Trust, Upstream,
+    Access, Balance, ClientClose, Cors, HeaderRules, Health, Http, Limit, LimitApplies, LimitKey, LimitScope,
+    ProbeKind, Route, RouteCors, Trace, Trust, Upstream,
 };
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
 
@@ -103,6 +103,7 @@ pub const SECTIONS: &[&Section] = &[
     HubRoom::SECTION,
     HubService::SECTION,
     Upstream::SECTION,
+    Health::SECTION,
     Route::SECTION,
     RouteCors::SECTION,
     &Section {

@@ -6,7 +6,7 @@ use crate::config::address::{HostPattern, Instance, IpNet};
 use crate::config::key::Kind;
 use crate::config::origin::OriginPattern;
 use crate::config::path::PathPattern;
-use crate::config::upstreams::HashKey;
+use crate::config::upstreams::{HashKey, StatusRange};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -233,6 +233,44 @@ section! {
         /// would not bear what is meant for all. 0: never; when none is left, requests are refused
         /// (`503 no_healthy_upstream`).
         panic_percent: u32 as PERCENT = 50, e.g. 0, per Shard;
+    } with {
+        /// How its instances are probed.
+        health: Health,
+    }
+}
+
+section! {
+    /// Probes of an upstream's instances, by the process and not by each shard: [health.md](health.md). Without `path` and
+    /// `kind` there are none, and instances are judged by requests alone. An instance is used after its first good
+    /// probe, unless no instance has had one.
+    Health = Inside "upstreams.<name>.health", per Process, by Reload {
+        /// What a probe is: a GET whose status counts, or a connection that is opened, which a process that stands still
+        /// takes too.
+        kind: Option<ProbeKind> = unset "`http` with a `path`, otherwise none", e.g. "tcp";
+        /// The path of the GET, with a query if need be.
+        path: Option<String> as Text("path") = unset "no GET", e.g. "/healthz";
+        /// Its `Host`.
+        host: Option<String> as Text("host, or host:port") = unset "the instance's own authority", e.g. "shop.internal";
+        /// Statuses that are good: a first and a last one, or one.
+        statuses: StatusRange = "200-399", e.g. "200-299";
+        /// From one probe of an instance to the next, less up to a fifth, by chance. The first is at once.
+        interval: Duration as Duration(100, HOUR) = "5s", e.g. "2s";
+        /// From the connection to the end of the answer's head; not more than `interval`.
+        timeout: Duration as Duration(1, HOUR) = "2s", e.g. "500ms";
+        /// Failures in a row that take an instance out.
+        down_after: u32 as Number(1, 100) = 3, e.g. 2;
+        /// Good probes in a row that bring it back.
+        up_after: u32 as Number(1, 100) = 2, e.g. 1;
+    }
+}
+
+words! {
+    /// What a probe is.
+    ProbeKind {
+        /// A GET.
+        Http = "http",
+        /// A connection.
+        Tcp = "tcp",
     }
 }
 

@@ -372,6 +372,10 @@ fn file_with(section: &Section, key: &Key) -> String {
             format!("[[hub.services]]\n{type_name}{upstream}{path}{answer}{line}")
         }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
+        Shape::Inside if section.name.starts_with("upstreams.") => {
+            let path = if matches!(key.name, "path" | "kind") { "" } else { "path = \"/\"\n" };
+            format!("{ONE_ROUTE}[upstreams.a.health]\n{path}{line}")
+        }
         Shape::Inside => format!("{shop}[[routes]]\n{path}{upstream}[{}]\n{line}", section.name),
     }
 }
@@ -393,6 +397,7 @@ fn every_key_of_the_table_acts_and_is_written_back() {
                 let top = &written[names.next().expect("a name")];
                 names.fold(top, |table, name| &table[name])[0].clone()
             }
+            Shape::Inside if section.name.starts_with("upstreams.") => written["upstreams"]["a"]["health"].clone(),
             Shape::Inside => written["routes"][0][section.name.trim_start_matches("routes.")].clone(),
         };
         let shown = if matches!(key.kind, Kind::Secret(_)) { "\"***\"" } else { key.example };
@@ -502,6 +507,9 @@ fn the_example_shows_every_key() {
             // Whoever starts from the example gets no further port by it.
             Shape::Listed if section.name == "listeners" => is_comment && example().contains("# [[listeners]]"),
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
+            Shape::Inside if section.name.starts_with("upstreams.") => {
+                has(written["upstreams"]["orders"].get("health"), key.name)
+            }
             Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
         };
         assert!(shown, "the example does not show {} of {}", key.name, section.name);

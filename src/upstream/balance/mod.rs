@@ -34,6 +34,8 @@ pub enum Standing {
         /// Since when, if it has come or come back: the first requests come slowly.
         since: Option<Instant>,
     },
+    /// Nothing is known of it yet: not while another one is usable.
+    Untested,
     /// Not, as far as is known; but it may be when there are too few others.
     Unusable,
 }
@@ -95,7 +97,7 @@ impl Balancer {
         }
     }
 
-    /// Other backends. `table` is theirs; without it keys go to whoever has less to do.
+    /// Other backends. `table` is theirs, where they are chosen by key.
     pub fn set(&mut self, rules: Rules, standings: impl Iterator<Item = Standing>, table: Option<Arc<Table>>) {
         (self.rules, self.table) = (rules, table);
         self.standings.clear();
@@ -115,18 +117,20 @@ impl Balancer {
         }
     }
 
-    /// Whether so few are usable that all are used.
-    pub fn is_panicking(&self) -> bool {
-        self.is_panicking
-    }
-
     /// Which are ready, when something has changed.
     fn renew(&mut self) {
         let is_usable = |standing: &Standing| matches!(standing, Standing::Usable { .. });
-        let (all, usable) = (self.standings.len(), self.standings.iter().filter(|one| is_usable(one)).count());
-        self.is_panicking = usable < all && usable * 100 < all * self.rules.panic_percent as usize;
+        let count = |is_one: &dyn Fn(&Standing) -> bool| self.standings.iter().filter(|one| is_one(one)).count();
+        let (known, usable) = (count(&|one| *one != Standing::Untested), count(&is_usable));
+        // Those that have just come are no sign of trouble.
+        self.is_panicking = usable < known && usable * 100 < known * self.rules.panic_percent as usize;
+        let may_serve = |standing: &Standing| match standing {
+            Standing::Usable { .. } => true,
+            Standing::Untested => self.is_panicking || usable == 0,
+            Standing::Unusable => self.is_panicking,
+        };
         self.is_ready.clear();
-        self.is_ready.extend(self.standings.iter().map(|standing| self.is_panicking || is_usable(standing)));
+        self.is_ready.extend(self.standings.iter().map(may_serve));
         self.ready.clear();
         self.ready.extend((0_u32..).zip(&self.is_ready).filter(|(_, is_ready)| **is_ready).map(|(at, _)| at));
         let ramp_end = |standing: &Standing| match standing {

@@ -177,12 +177,30 @@ fn too_few_are_left_and_all_are_used() {
     for (out, ready) in [(0, vec![1, 2, 3]), (1, vec![2, 3]), (2, vec![0, 1, 2, 3]), (3, vec![0, 1, 2, 3])] {
         change(&mut balancer, out, Standing::Unusable);
         assert_eq!(balancer.ready, ready, "{out}");
-        assert_eq!(balancer.is_panicking(), out >= 2);
+        assert_eq!(balancer.is_panicking, out >= 2);
     }
     for at in 0..4 {
         change(&mut balancer, at, USABLE);
     }
-    assert!(!balancer.is_panicking());
+    assert!(!balancer.is_panicking);
+}
+
+#[test]
+fn who_was_never_tested_is_used_only_while_nobody_else_is_there() {
+    use Standing::{Untested, Unusable};
+    for (panic_percent, standings, ready) in [
+        (50, [Untested, Untested, Untested, Untested], vec![0, 1, 2, 3]),
+        (50, [Untested, USABLE, Untested, Untested], vec![1]),
+        (50, [Untested, USABLE, Unusable, Untested], vec![1]),
+        (50, [Untested, USABLE, Unusable, Unusable], vec![0, 1, 2, 3]),
+        (50, [Untested, Unusable, Unusable, Untested], vec![0, 1, 2, 3]),
+        (0, [Untested, Unusable, Unusable, Untested], vec![0, 3]),
+        (0, [Untested, USABLE, Unusable, Unusable], vec![1]),
+        (0, [Unusable, Unusable, Unusable, Unusable], vec![]),
+    ] {
+        let rules = Rules { panic_percent, ..rules(Balance::LeastLatency) };
+        assert_eq!(balancer(rules, &standings).ready, ready, "{panic_percent} %: {standings:?}");
+    }
 }
 
 proptest! {
@@ -193,13 +211,13 @@ proptest! {
         policy in proptest::sample::select(Balance::ALL.to_vec()),
         panic_percent in prop_oneof![Just(0_u32), Just(50)],
         slow_start in prop_oneof![Just(Duration::ZERO), Just(Duration::from_secs(5))],
-        steps in proptest::collection::vec((any::<usize>(), any::<bool>(), any::<Option<u64>>(), any::<usize>()), 1..60),
+        steps in proptest::collection::vec((any::<usize>(), 0_u8..3, any::<Option<u64>>(), any::<usize>()), 1..60),
     ) {
         let mut balancer = balancer(Rules { policy, panic_percent, slow_start }, &vec![USABLE; count]);
         let mut now = NOW;
-        for (at, is_usable, key, tried) in steps {
+        for (at, how, key, tried) in steps {
             now += Duration::from_millis(700);
-            let standing = if is_usable { Standing::Usable { since: Some(now) } } else { Standing::Unusable };
+            let standing = [Standing::Usable { since: Some(now) }, Standing::Untested, Standing::Unusable][usize::from(how)];
             change(&mut balancer, at % count, standing);
             let tried = tried % count;
             let load = |at: usize| {
@@ -207,7 +225,11 @@ proptest! {
                 Load { in_flight: at, latency_us: 100 * at }
             };
             let chosen = balancer.choose(now, key, 1, load, |at| at != tried);
-            let may_be = |at: &usize| *at != tried && (balancer.is_panicking() || balancer.standings[*at] != Standing::Unusable);
+            let is_usable = |at: &usize| matches!(balancer.standings[*at], Standing::Usable { .. });
+            let nobody_is = !(0..count).any(|at| is_usable(&at));
+            let is_tried_first = |at: &usize| balancer.standings[*at] == Standing::Untested && nobody_is;
+            let may_be =
+                |at: &usize| *at != tried && (balancer.is_panicking || is_usable(at) || is_tried_first(at));
             prop_assert_eq!(chosen.is_some(), (0..count).any(|at| may_be(&at)));
             prop_assert!(chosen.iter().all(may_be), "{:?} of {:?}", chosen, balancer.standings);
         }

@@ -18,6 +18,7 @@ mod limits;
 mod limits_reach;
 mod log;
 mod outcomes;
+mod probes;
 mod rate_limits;
 mod raw;
 mod redirects;

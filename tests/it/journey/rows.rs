@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
+    net::SocketAddr,
     path::Path,
     process::Stdio,
     time::Duration,
@@ -44,6 +45,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("upstream_connections_unasked_total", "tests/it/journey/reuse.rs", "\"connections_unasked_total\") == 1"),
     ("upstream_instances_distrusted", "tests/it/journey/reuse.rs", "\"instances_distrusted\"), 1"),
     ("access_log_dropped_total", "src/telemetry/access_log.rs", "what_the_system_refuses_is_counted"),
+    ("upstream_probes_total result=not_asked", "src/upstream/probe.rs", "NotAsked, Refused"),
     ("panics_total", "src/shard/task.rs", "a_panic_ends_its_task_and_no_other"),
     ("hub_fan_out_backlog", "src/hub/tests/limits.rs", "a_message_is_timed_until_the_last_who_reads_has_it"),
     ("hub_written_bytes_total", "tests/it/journey/shared_calls.rs", "hub_publish_to_write_seconds_count"),
@@ -221,6 +223,12 @@ fn config(backend: &Backend) -> String {
     let public = |path: &str, upstream: &str, more: &str| {
         format!("[[routes]]\npath = \"{path}\"\nupstream = \"{upstream}\"\naccess = \"public\"\n{more}\n")
     };
+    let probed = |path: &str, instance: SocketAddr| {
+        format!(
+            "[upstreams.probed-{path}]\ninstances = [\"{instance}\"]\n\
+             [upstreams.probed-{path}.health]\npath = \"/{path}\"\ninterval = \"300ms\"\ntimeout = \"200ms\"\n"
+        )
+    };
     [
         format!(
             "[runtime]\nshards = 1\n[http]\nheader_timeout = \"300ms\"\ntarget_bytes_max = \"512B\"\n\
@@ -237,6 +245,12 @@ fn config(backend: &Backend) -> String {
              [[routes]]\npath = \"/stream\"\nupstream = \"back\"\n\
              [[routes]]\npath = \"/admin\"\nupstream = \"back\"\nroles = [\"admin\"]\n"
         ),
+        probed("x", backend.address()),
+        probed("closed", backend.address()),
+        probed("malformed", backend.address()),
+        probed("late", backend.address()),
+        probed("500", backend.address()),
+        probed("away", away),
         public("/*", "back", ""),
         public("/small", "back", "body_bytes_max = \"10B\""),
         public("/narrow", "narrow", ""),

@@ -80,6 +80,12 @@ fn instances(gateway: &Gateway) -> (u64, u64) {
     (of("healthy"), of("total"))
 }
 
+/// Shards tell once a second what they know.
+#[track_caller]
+fn wait_healthy(gateway: &Gateway, count: u64) {
+    until(SOON, "all are known to be healthy", || (instances(gateway) == (count, count)).then_some(()));
+}
+
 #[test]
 fn every_address_of_a_name_is_an_instance() {
     let hosts =
@@ -98,7 +104,7 @@ fn every_address_of_a_name_is_an_instance() {
     };
     let all: BTreeSet<String> = ["127.0.0.2", "127.0.0.3", "127.0.0.4"].map(str::to_owned).into();
     assert_eq!(answered(&gateway, 100), all);
-    assert_eq!(instances(&gateway), (3, 3));
+    wait_healthy(&gateway, 3);
     // The name is what the service sees, whichever address it has.
     assert!(gateway.access_lines(100).iter().all(|line| line["instance"] == format!("many.test:{port}")));
 
@@ -107,7 +113,7 @@ fn every_address_of_a_name_is_an_instance() {
     gateway.log_until_nth("every shard runs the configuration", 2, SOON);
     let all: BTreeSet<String> = ["127.0.0.3", "127.0.0.4", "127.0.0.5"].map(str::to_owned).into();
     assert_eq!(answered(&gateway, 100), all);
-    assert_eq!(instances(&gateway), (3, 3));
+    wait_healthy(&gateway, 3);
 }
 
 #[test]

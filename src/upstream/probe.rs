@@ -1,0 +1,340 @@
+//! Active probes of one upstream: which instance is asked when, and what follows from the answers. A pure core: time and
+//! chance are arguments, and whoever drives it does the asking.
+//!
+//! An instance's first good answer makes it up. From then on so many failures in a row make it down, and so many good answers
+//! in a row up again.
+
+use std::time::Duration;
+
+use super::BackendAddress;
+use crate::{shard::Instant, telemetry::metrics::ProbeResult};
+
+/// As many probes of an upstream are under way at once.
+pub const UNDER_WAY_MAX: usize = 64;
+
+/// Waits are shorter by up to this part, by chance, so that instances are not asked in step; never longer, so that so many
+/// intervals are so long at most.
+const JITTER_PART: u32 = 5;
+
+/// The numbers of [`Prober`]. From the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeRules {
+    /// From the beginning of one probe to that of the next, at most.
+    pub interval: Duration,
+    /// Failures in a row that make an instance down.
+    pub down_after: u32,
+    /// Good answers in a row that make it up again.
+    pub up_after: u32,
+}
+
+/// What probes say of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has given no good answer yet, and has not failed often enough.
+    Unknown,
+    /// It is well.
+    Up,
+    /// It is not.
+    Down,
+}
+
+/// One probe that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Who is asked.
+    pub at: BackendAddress,
+    /// An instance that went and came again is another one.
+    number: u64,
+    began: Instant,
+}
+
+/// What came of the last probe of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastProbe {
+    /// When it ended.
+    pub at: Instant,
+    /// How long it took.
+    pub took: Duration,
+    /// How it ended.
+    pub result: ProbeResult,
+}
+
+/// The probes of one upstream. On the control thread.
+#[derive(Debug)]
+pub struct Prober {
+    rules: ProbeRules,
+    instances: Vec<Instance>,
+    /// Those of instances that have gone too.
+    under_way: usize,
+    numbers: u64,
+    rng: fastrand::Rng,
+}
+
+#[derive(Debug)]
+struct Instance {
+    at: BackendAddress,
+    verdict: Verdict,
+    /// Good answers, or failures, in a row.
+    in_a_row: u32,
+    was_good: bool,
+    due: Instant,
+    /// The number of the probe that is under way.
+    asked: Option<u64>,
+    last: Option<LastProbe>,
+}
+
+impl Prober {
+    /// Probes of nobody yet.
+    pub fn new(rules: ProbeRules, seed: u64) -> Self {
+        let rng = fastrand::Rng::with_seed(seed);
+        Self { rules, instances: Vec::new(), under_way: 0, numbers: 0, rng }
+    }
+
+    /// Takes other instances or rules. What is known of instances that stay is kept; new ones are asked at once, and all are
+    /// when the rules change.
+    pub fn set(&mut self, now: Instant, rules: ProbeRules, instances: &[BackendAddress]) {
+        let mut known = std::mem::take(&mut self.instances);
+        let fresh = |at: &BackendAddress| Instance {
+            at: at.clone(),
+            verdict: Verdict::Unknown,
+            in_a_row: 0,
+            was_good: false,
+            due: now,
+            asked: None,
+            last: None,
+        };
+        for at in instances {
+            let place = known.iter().position(|instance| instance.at == *at);
+            self.instances.push(place.map_or_else(|| fresh(at), |place| known.swap_remove(place)));
+        }
+        if std::mem::replace(&mut self.rules, rules) != rules {
+            self.ask_all(now);
+        }
+    }
+
+    /// All are asked as soon as may be.
+    pub fn ask_all(&mut self, now: Instant) {
+        self.instances.iter_mut().for_each(|instance| instance.due = instance.due.min(now));
+    }
+
+    /// A probe that is to begin now; it is under way until [`Self::handle_result`] is told of it.
+    pub fn poll_probe(&mut self, now: Instant) -> Option<Probe> {
+        if self.under_way >= UNDER_WAY_MAX {
+            return None;
+        }
+        let waiting = self.instances.iter_mut().filter(|instance| instance.asked.is_none() && instance.due <= now);
+        let next = waiting.min_by_key(|instance| instance.due)?;
+        self.numbers += 1;
+        next.asked = Some(self.numbers);
+        self.under_way += 1;
+        Some(Probe { at: next.at.clone(), number: self.numbers, began: now })
+    }
+
+    /// When the next probe is to begin, if nothing is told before.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.under_way >= UNDER_WAY_MAX {
+            return None;
+        }
+        self.instances.iter().filter(|instance| instance.asked.is_none()).map(|instance| instance.due).min()
+    }
+
+    /// A probe has ended so. Returns the instance's verdict before and now, if it is another one.
+    pub fn handle_result(&mut self, now: Instant, probe: &Probe, result: ProbeResult) -> Option<(Verdict, Verdict)> {
+        self.under_way = self.under_way.saturating_sub(1);
+        let instance = self.instances.iter_mut().find(|instance| instance.asked == Some(probe.number))?;
+        instance.asked = None;
+        let jitter = self.rules.interval / JITTER_PART;
+        let jitter = jitter.mul_f64(self.rng.f64());
+        instance.due = now.max(probe.began + self.rules.interval.saturating_sub(jitter));
+        if result == ProbeResult::NotAsked {
+            return None;
+        }
+        instance.last = Some(LastProbe { at: now, took: now.since(probe.began), result });
+        let is_good = result == ProbeResult::Good;
+        instance.in_a_row = if is_good == instance.was_good { instance.in_a_row.saturating_add(1) } else { 1 };
+        instance.was_good = is_good;
+        let verdict = match (instance.verdict, is_good) {
+            (Verdict::Unknown, true) => Verdict::Up,
+            (Verdict::Down, true) if instance.in_a_row >= self.rules.up_after => Verdict::Up,
+            (Verdict::Unknown | Verdict::Up, false) if instance.in_a_row >= self.rules.down_after => Verdict::Down,
+            (verdict, _) => verdict,
+        };
+        let before = std::mem::replace(&mut instance.verdict, verdict);
+        (before != verdict).then_some((before, verdict))
+    }
+
+    /// What is known of each instance.
+    pub fn report(&self) -> impl Iterator<Item = (&BackendAddress, Verdict, Option<LastProbe>)> {
+        self.instances.iter().map(|instance| (&instance.at, instance.verdict, instance.last))
+    }
+
+    /// How many are up.
+    pub fn up(&self) -> usize {
+        self.instances.iter().filter(|instance| instance.verdict == Verdict::Up).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RULES: ProbeRules = ProbeRules { interval: Duration::from_secs(5), down_after: 3, up_after: 2 };
+    const NOW: Instant = Instant::START;
+
+    fn instance(port: u16) -> BackendAddress {
+        let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+        BackendAddress { authority: address.to_string().into(), address }
+    }
+
+    fn instances(count: u16) -> Vec<BackendAddress> {
+        (1..=count).map(instance).collect()
+    }
+
+    fn prober(count: u16) -> Prober {
+        let mut prober = Prober::new(RULES, 7);
+        prober.set(NOW, RULES, &instances(count));
+        prober
+    }
+
+    /// Waits for the one instance's next probe and ends it so, after a millisecond; what changed.
+    fn answer(prober: &mut Prober, now: &mut Instant, result: ProbeResult) -> Option<Verdict> {
+        *now = prober.poll_timeout().expect("one is next").max(*now);
+        let probe = prober.poll_probe(*now).expect("it is due");
+        assert_eq!(prober.poll_probe(*now), None, "an instance is asked once at a time");
+        *now += Duration::from_millis(1);
+        prober.handle_result(*now, &probe, result).map(|(_, verdict)| verdict)
+    }
+
+    #[test]
+    fn so_many_in_a_row_change_a_verdict() {
+        use ProbeResult::{Good, NotAsked, Refused, Status, TimedOut};
+        use Verdict::{Down, Up};
+        for (results, verdicts) in [
+            (vec![Good], vec![Some(Up)]),
+            (vec![Refused, Good], vec![None, Some(Up)]),
+            (vec![Refused, TimedOut, Status], vec![None, None, Some(Down)]),
+            (
+                vec![Good, Status, Status, Good, Status, Status, Status],
+                vec![Some(Up), None, None, None, None, None, Some(Down)],
+            ),
+            (
+                vec![Refused, Refused, Refused, Good, Refused, Good, Good],
+                vec![None, None, Some(Down), None, None, None, Some(Up)],
+            ),
+            (vec![Good, Refused, Refused, NotAsked, Refused], vec![Some(Up), None, None, None, Some(Down)]),
+        ] {
+            let (mut prober, mut now) = (prober(1), NOW);
+            let found: Vec<_> = results.iter().map(|result| answer(&mut prober, &mut now, *result)).collect();
+            assert_eq!(found, verdicts, "{results:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_probe_is_at_once_and_the_next_within_the_interval() {
+        let mut prober = prober(1);
+        let mut begun = Vec::new();
+        for _ in 0..200 {
+            let now = prober.poll_timeout().expect("one is next");
+            begun.push(now);
+            let probe = prober.poll_probe(now).expect("it is due");
+            prober.handle_result(now + Duration::from_secs(1), &probe, ProbeResult::TimedOut);
+        }
+        assert_eq!(begun[0], NOW);
+        let waits: Vec<_> = begun.windows(2).map(|pair| pair[1].since(pair[0])).collect();
+        assert!(waits.iter().all(|wait| *wait <= RULES.interval && *wait >= RULES.interval * 4 / 5), "{waits:?}");
+        assert!(waits.iter().any(|wait| *wait < RULES.interval * 9 / 10), "and not all alike: {waits:?}");
+    }
+
+    #[test]
+    fn one_that_dies_is_down_within_three_intervals_and_a_timeout() {
+        let timeout = Duration::from_secs(2);
+        let (mut prober, mut now) = (prober(1), NOW);
+        answer(&mut prober, &mut now, ProbeResult::Good);
+        let died = now;
+        loop {
+            now = prober.poll_timeout().expect("one is next");
+            let probe = prober.poll_probe(now).expect("it is due");
+            now += timeout;
+            if prober.handle_result(now, &probe, ProbeResult::TimedOut) == Some((Verdict::Up, Verdict::Down)) {
+                break;
+            }
+        }
+        assert!(now.since(died) <= RULES.interval * 3 + timeout, "{:?}", now.since(died));
+    }
+
+    #[test]
+    fn no_more_are_under_way_than_may_be_and_those_who_wait_longest_are_next() {
+        let mut prober = prober(200);
+        let first: Vec<_> = std::iter::from_fn(|| prober.poll_probe(NOW)).collect();
+        assert_eq!((first.len(), prober.poll_timeout()), (UNDER_WAY_MAX, None));
+        prober.handle_result(NOW, &first[0], ProbeResult::Good);
+        let next = prober.poll_probe(NOW).expect("a place is free");
+        assert!(first.iter().all(|probe| probe.at != next.at));
+        assert_eq!(prober.poll_probe(NOW), None);
+    }
+
+    #[test]
+    fn what_is_known_of_those_who_stay_is_kept() {
+        let (mut prober, mut now) = (prober(1), NOW);
+        answer(&mut prober, &mut now, ProbeResult::Good);
+        prober.set(now, RULES, &instances(2));
+        assert_eq!(prober.up(), 1);
+        let probe = prober.poll_probe(now).expect("the new one is asked at once");
+        assert_eq!(probe.at, instance(2));
+        // It goes and comes again while it is being asked: what comes of that is not about the one that is there now.
+        prober.set(now, RULES, &instances(1));
+        prober.set(now, RULES, &instances(2));
+        assert_eq!(prober.handle_result(now, &probe, ProbeResult::Good), None);
+        assert_eq!(prober.up(), 1);
+        let rules = ProbeRules { interval: Duration::from_secs(50), ..RULES };
+        prober.set(now, rules, &instances(2));
+        assert_eq!(std::iter::from_fn(|| prober.poll_probe(now)).count(), 2, "other rules hold at once");
+    }
+
+    proptest! {
+        /// Whatever comes back when: nobody is asked twice at once, bounds hold, and a verdict has as many in a row behind
+        /// it as the rules say.
+        #[test]
+        fn verdicts_follow_from_what_came_in_a_row(
+            count in 1_u16..80,
+            steps in proptest::collection::vec((0_u64..4000, any::<usize>(), 0_usize..4), 1..300),
+        ) {
+            let mut prober = prober(count);
+            let mut now = NOW;
+            let mut under_way: Vec<Probe> = Vec::new();
+            let mut history: BTreeMap<Box<str>, (Verdict, Vec<bool>)> = BTreeMap::new();
+            for (wait_ms, which, how) in steps {
+                now += Duration::from_millis(wait_ms);
+                while let Some(probe) = prober.poll_probe(now) {
+                    prop_assert!(under_way.iter().all(|other| other.at != probe.at));
+                    under_way.push(probe);
+                }
+                prop_assert!(under_way.len() <= UNDER_WAY_MAX);
+                if under_way.is_empty() {
+                    continue;
+                }
+                let probe = under_way.swap_remove(which % under_way.len());
+                let result = [ProbeResult::Good, ProbeResult::Refused, ProbeResult::Status, ProbeResult::NotAsked][how];
+                let changed = prober.handle_result(now, &probe, result);
+                let (verdict, seen) =
+                    history.entry(probe.at.authority.clone()).or_insert((Verdict::Unknown, Vec::new()));
+                if result != ProbeResult::NotAsked {
+                    seen.push(result == ProbeResult::Good);
+                }
+                let last = |good: bool, count: usize| seen.len() >= count && seen.iter().rev().take(count).all(|one| *one == good);
+                let expected = match *verdict {
+                    Verdict::Unknown if last(true, 1) => Verdict::Up,
+                    Verdict::Down if last(true, 2) => Verdict::Up,
+                    Verdict::Unknown | Verdict::Up if last(false, 3) => Verdict::Down,
+                    known => known,
+                };
+                prop_assert_eq!(changed, (expected != *verdict).then_some((*verdict, expected)));
+                *verdict = expected;
+            }
+        }
+    }
+}
