@@ -26,13 +26,15 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
-    config::{Access, Config, Instance, LogFormat, Route, Upstream},
+    config::{Access, Config, Health, Instance, LogFormat, Route, Upstream},
     server::{self, ProcessEnd},
     telemetry::log,
 };
 
 /// How long a sample service pauses between two words of its answer.
 const WORD_INTERVAL: Duration = Duration::from_millis(300);
+/// Where sample services say that they are well.
+const HEALTH_PATH: &str = "/healthz";
 /// What a sample service reads of a request at most.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
@@ -52,6 +54,9 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
             .get_mut(name)
             .with_context(|| format!("the configuration has no upstream {name}; run the demo without one"))?;
         upstream.instances = vec![instance(address)];
+        if upstream.health == Health::default() {
+            upstream.health = probes();
+        }
     }
     add_pages(&mut config)?;
     // Who comes and goes is worth seeing.
@@ -67,6 +72,16 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
     let ended = server::run(config, None, Box::new(hints));
     drop(data);
     ended
+}
+
+/// How the demo's services are probed: often, for who looks at it.
+fn probes() -> Health {
+    Health {
+        path: Some(HEALTH_PATH.to_owned()),
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(1),
+        ..Health::default()
+    }
 }
 
 fn instance(address: SocketAddr) -> Instance {
@@ -89,7 +104,8 @@ fn add_pages(config: &mut Config) -> anyhow::Result<()> {
         return Ok(());
     }
     let address = start("pages", Service::Pages)?;
-    config.upstreams.insert(route.upstream.clone(), Upstream::new(vec![instance(address)]));
+    let upstream = Upstream { health: probes(), ..Upstream::new(vec![instance(address)]) };
+    config.upstreams.insert(route.upstream.clone(), upstream);
     config.routes.push(route);
     Ok(())
 }
@@ -173,6 +189,9 @@ async fn answer(service: Service, request: Request<Incoming>) -> Answer {
     let Ok(body) = body.map(http_body_util::Collected::to_bytes) else {
         return document(StatusCode::PAYLOAD_TOO_LARGE, &json!({"error": "the body is too large"}));
     };
+    if path == HEALTH_PATH {
+        return document(StatusCode::OK, &json!({"status": "up"}));
+    }
     match service {
         Service::Ingestion => {
             let accepted = json!({"accepted": true, "path": path, "bytes": body.len(), "requestId": request_id});

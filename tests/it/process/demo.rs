@@ -1,11 +1,11 @@
 //! The demo's page, as a browser asks for it, and as people use it in one.
 
-use std::{path::Path, process::Command};
+use std::{path::Path, process::Command, time::Duration};
 
 use tempfile::TempDir;
 
 use super::has_tool;
-use crate::harness::{Client, Gateway};
+use crate::harness::{Client, Gateway, until};
 
 #[test]
 fn the_demo_serves_its_page_under_a_strict_policy() {
@@ -32,6 +32,22 @@ fn the_demo_serves_its_page_under_a_strict_policy() {
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
         assert_eq!(client.read_response().status, 404, "{path}");
     }
+}
+
+#[test]
+fn the_demo_knows_how_its_services_are() {
+    let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "4")];
+    let demo = Gateway::start_command(&["demo"], &any_port);
+    // Nobody asks the services for anything but the probes.
+    let document = until(Duration::from_secs(10), "all are up", || {
+        let document = demo.get("/health").json();
+        let up = |name: &str| document["services"][name]["status"] == "up";
+        ["ingestion", "prediction", "aiEngine", "pages"].into_iter().all(up).then_some(document)
+    });
+    assert_eq!(document["status"], "healthy", "{document}");
+    let entry = &document["services"]["prediction"];
+    assert_eq!(entry["instances"], serde_json::json!({"healthy": 1, "total": 1}), "{entry}");
+    assert!(entry["latencyMs"].as_f64().is_some_and(|ms| ms > 0.0) && entry["checkedAt"].is_string(), "{entry}");
 }
 
 #[test]
