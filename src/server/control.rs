@@ -98,7 +98,7 @@ struct Control {
     descriptors: u64,
     bus: Bus<AllLetters>,
     probes: Probes,
-    /// How upstreams stood by the plan before, for as long as no shard has told of the one in force.
+    /// How upstreams stood by the plan before, until all shards have told of the one in force.
     stood: BTreeMap<String, Vec<Report>>,
     databases: Databases,
     /// Whether rooms span instances now.
@@ -534,11 +534,12 @@ impl Control {
         let generation = self.plan.generation;
         let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
         let current = || told().filter(|scraped| scraped.generation == generation);
+        let have_all_told = current().count() == self.shards.len();
         let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
             let mut reports: Vec<_> = current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect();
-            if reports.is_empty() {
+            if !have_all_told {
                 // A configuration that is just being taken is no outage.
-                reports = self.stood.get(&upstream.name).cloned().unwrap_or_default();
+                reports.extend(self.stood.get(&upstream.name).into_iter().flatten().cloned());
             }
             let probes = self.probes.report(&upstream.name);
             UpstreamHealth { name: upstream.name.clone(), instances: upstream.backends.len(), reports, probes }
