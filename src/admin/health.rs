@@ -1,6 +1,6 @@
 //! Many parts, one answer: what `/health` and `/health/ready` say, from what is known already: docs/health.md.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Map, Value, json};
 
@@ -21,6 +21,8 @@ use crate::{
 pub struct HealthInputs {
     /// What is known of each upstream.
     pub upstreams: Vec<UpstreamHealth>,
+    /// Upstreams with a name whose look-ups fail, whether it has addresses from before or not.
+    pub unresolved: BTreeSet<String>,
     /// How the stores are.
     pub databases: Databases,
     /// What was revoked lately is not known, so that `revocation.fail` decides.
@@ -139,12 +141,14 @@ pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
 fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Value) {
     let seen = Seen::of(upstream);
     let is_open = upstream.reports.iter().any(|report| report.is_open);
+    let is_unresolved = known.unresolved.contains(&upstream.name);
     let status = match (seen.at, seen.healthy) {
+        (_, _) if upstream.instances == 0 => "down",
         // The first probes are under way.
-        (None, _) if upstream.probes.is_some() => "degraded",
+        (None, _) if upstream.probes.is_some() || is_unresolved => "degraded",
         (None, _) => "disabled",
         (Some(_), 0) => "down",
-        (Some(_), healthy) if healthy < upstream.instances || is_open => "degraded",
+        (Some(_), healthy) if healthy < upstream.instances || is_open || is_unresolved => "degraded",
         (Some(_), _) => "up",
     };
     let unix = |at: Instant| crate::shard::clock::unix_now().saturating_sub(known.now.since(at));
@@ -155,7 +159,8 @@ fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Valu
         "circuit": if is_open { "open" } else { "closed" },
         "checkedAt": seen.at.map(|at| rfc3339(unix(at))),
     });
-    if let Some(error) = seen.error {
+    let error = seen.error.or(is_unresolved.then_some("unresolved"));
+    if let Some(error) = error {
         entry["error"] = Value::from(error);
     }
     (status, entry)
@@ -270,6 +275,7 @@ mod tests {
         };
         HealthInputs {
             upstreams: upstreams.iter().map(upstream).collect(),
+            unresolved: BTreeSet::new(),
             databases: Databases::default(),
             is_revocation_stale: false,
             uptime_s: 5,
@@ -362,6 +368,18 @@ mod tests {
             (vec![report(2, 2)], [up, up], "200 \"healthy\"", entry("\"then\"", 2, "2.5", "up", "")),
         ] {
             assert_eq!(told(reports, Some(probes.to_vec())), format!("{document}: {of_upstream}"));
+        }
+    }
+
+    #[test]
+    fn a_name_whose_look_ups_fail_is_told_whether_it_has_addresses_or_not() {
+        let mut known = known(&[("old", &[(2, 2)]), ("new", &[(0, 0)])]);
+        known.unresolved = ["old", "new"].map(str::to_owned).into();
+        let (status, document) = outcome(&known);
+        assert_eq!((status, &document["status"]), (200, &Value::from("degraded")));
+        for (name, status) in [("old", "degraded"), ("new", "down")] {
+            let entry = &document["services"][name];
+            assert_eq!([&entry["status"], &entry["error"]], [status, "unresolved"]);
         }
     }
 

@@ -1,9 +1,9 @@
-//! Who and where: networks, instances and host patterns. Each is read from text that says what is wrong with itself and is
-//! written back as it was. Looking names up is for `server`.
+//! Who and where: networks, instances, servers of DNS and host patterns. Each is read from text that says what is wrong
+//! with itself and is written back as it was. Looking names up is for `server`.
 
 use super::values::texts;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 /// A network in CIDR form: `10.0.0.0/8`, `fd00::/8`; a bare address is a network of one.
@@ -160,6 +160,30 @@ impl fmt::Display for HostPattern {
     }
 }
 
+/// A server that answers for DNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nameserver(pub SocketAddr);
+
+impl FromStr for Nameserver {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let address = text.parse().or_else(|_| text.parse().map(|address| SocketAddr::new(address, DNS_PORT)));
+        match address {
+            Ok(address) if address.port() != 0 => Ok(Self(address)),
+            _ => Err("write an address and a port, like \"10.0.0.2:53\" or \"[fd00::2]:53\"".to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Nameserver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+const DNS_PORT: u16 = 53;
+
 /// A host name (RFC 1123, and `_` as service names of container networks have it) or an IPv4 address, in lower case.
 fn host_name(text: &str) -> Option<String> {
     let label = |label: &str| {
@@ -182,6 +206,7 @@ fn plain_number(text: &str) -> Option<u32> {
 texts! {
     IpNet: "network, as `10.0.0.0/8` or `::1`";
     Instance: "`host:port`";
+    Nameserver: "`address:port`";
     HostPattern: "host, as `shop.example.com` or `*.example.com`";
 }
 
@@ -289,6 +314,22 @@ mod tests {
                 "1.2.3:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
                 ":80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
                 "" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+            "#]],
+        );
+    }
+
+    #[test]
+    fn nameservers() {
+        check::<Nameserver>(
+            &["10.0.0.2:53", "10.0.0.2", "[fd00::2]:5353", "fd00::2", "10.0.0.2:0", "dns.internal:53", ""],
+            &expect![[r#"
+                "10.0.0.2:53" -> 10.0.0.2:53
+                "10.0.0.2" -> 10.0.0.2:53
+                "[fd00::2]:5353" -> [fd00::2]:5353
+                "fd00::2" -> [fd00::2]:53
+                "10.0.0.2:0" -> ! write an address and a port, like "10.0.0.2:53" or "[fd00::2]:53"
+                "dns.internal:53" -> ! write an address and a port, like "10.0.0.2:53" or "[fd00::2]:53"
+                "" -> ! write an address and a port, like "10.0.0.2:53" or "[fd00::2]:53"
             "#]],
         );
     }

@@ -42,15 +42,15 @@ mod values;
 pub mod watch;
 
 pub use accounts::postgres_url;
-pub use address::{HostPattern, Instance, IpNet};
+pub use address::{HostPattern, Instance, IpNet, Nameserver};
 pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use keys::{
-    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Drain, Driver,
-    FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
-    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, Revocation,
-    RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, SlowConsumer, TokenIssuer, TokenKey,
-    Trace, Trust, Upstream, WithoutRedis,
+    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Discovery,
+    DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService,
+    HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind,
+    Redis, RedisMode, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions,
+    SlowConsumer, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

@@ -18,7 +18,8 @@ use super::routes::{read_routes, warn_about_idle_upstreams, warn_about_own_paths
 use super::sessions::check_sessions;
 use super::upstreams::read_upstreams;
 use super::{
-    Accounts, Auth, Config, Cors, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis, Sessions, Trust, env,
+    Accounts, Auth, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis, Sessions, Trust,
+    env,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -169,6 +170,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     warn_about_own_paths(&config, report);
     config.listeners = read_listeners(root, &config, report);
     check_target(&config.http, &Http::fields(root), report);
+    check_intervals(&config.discovery, &Discovery::fields(root), report);
     check_drain(&config, &Drain::fields(root), report);
     check_log_level(&config.log.level, &Log::fields(root), report);
     if config.metrics.allow.iter().any(IpNet::is_everybody) {
@@ -218,6 +220,14 @@ fn check_target(&Http { head_bytes_max, target_bytes_max, .. }: &Http, http: &Fi
         let [target, head] = [target_bytes_max, head_bytes_max].map(|bytes| super::written_size(bytes as u64));
         let right = format!("a target is part of a head, and http.head_bytes_max is \"{head}\"");
         http.wrong_pair(report, ["target_bytes_max", "head_bytes_max"], format_args!("is \"{target}\""), &right);
+    }
+}
+
+fn check_intervals(discovery: &Discovery, fields: &Fields<'_>, report: &mut Report) {
+    if discovery.interval_max < discovery.interval_min {
+        let [min, max] = [discovery.interval_min, discovery.interval_max].map(super::written_duration);
+        let right = format!("it is not less than discovery.interval_min, which is \"{min}\"");
+        fields.wrong_pair(report, ["interval_max", "interval_min"], format_args!("is \"{max}\""), &right);
     }
 }
 

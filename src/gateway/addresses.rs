@@ -1,56 +1,119 @@
-//! The addresses of instances that a configuration gives by name: which names it has, and what became of each. Looking
-//! them up is for whoever compiles the plan: it may take as long as the resolver likes.
+//! The addresses of instances that a configuration gives by name: which names it has, and what backends come of what is
+//! known of them. Following the names is for whoever compiles the plan.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    time::Duration,
+    sync::Arc,
 };
 
-use crate::config::{Config, Instance, written_duration};
+use super::upstreams::table_of;
+use crate::{
+    config::{Config, DnsAddress, INSTANCES_MAX, Instance, Upstream, written_duration},
+    upstream::{BackendAddress, NoAddress, balance::Table},
+};
 
-/// What is known of names. Each is asked for once, however many instances have it.
+/// What is known of names.
 #[derive(Clone, Debug, Default)]
-pub struct Addresses(BTreeMap<Box<str>, Result<Box<[SocketAddr]>, NoAddress>>);
+pub struct Addresses(BTreeMap<Box<str>, Result<Box<[IpAddr]>, NoAddress>>);
 
-/// Why a name has no address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoAddress {
-    /// There is none, or the resolver cannot tell; in its words.
-    Unknown(String),
-    /// The resolver had not answered after this long.
-    Late(Duration),
+/// The backends of upstreams whose names have other addresses than before. Crosses to each shard as one `Arc`.
+#[derive(Debug)]
+pub struct Instances {
+    /// The plan that they belong to.
+    pub generation: u64,
+    /// Each upstream that has other backends.
+    pub changed: Vec<Moved>,
+}
+
+/// An upstream's other backends.
+#[derive(Debug)]
+pub struct Moved {
+    /// The upstream's place in the plan.
+    pub upstream: usize,
+    /// All that it has now.
+    pub backends: Box<[BackendAddress]>,
+    /// Which of them has which key, where they are chosen so.
+    pub(super) table: Option<Arc<Table>>,
+}
+
+impl Moved {
+    /// The upstream at this place has these.
+    pub fn new(place: usize, upstream: &Upstream, backends: &[BackendAddress]) -> Self {
+        Self { upstream: place, backends: backends.into(), table: table_of(upstream.balance, backends) }
+    }
 }
 
 impl Addresses {
-    /// What became of these names. A name that was found has an address or several.
-    pub fn new(found: BTreeMap<Box<str>, Result<Box<[SocketAddr]>, NoAddress>>) -> Self {
-        Self(found)
+    /// What is known of these names. One that is there has an address or several.
+    pub fn new(known: BTreeMap<Box<str>, Result<Box<[IpAddr]>, NoAddress>>) -> Self {
+        Self(known)
     }
 
     /// What everybody knows without asking.
     pub fn of_this_machine() -> Self {
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        Self([("localhost".into(), Ok(loopback.map(|address| SocketAddr::new(address, 0)).into()))].into())
+        Self([("localhost".into(), Ok(loopback.into()))].into())
     }
 
     /// The names that a configuration needs the addresses of.
     pub fn wanted(config: &Config) -> BTreeSet<Box<str>> {
-        let instances = config.upstreams.values().flat_map(|upstream| &upstream.instances);
-        let names = instances.filter(|instance| instance.host.parse::<IpAddr>().is_err());
-        names.map(|instance| instance.host.as_str().into()).collect()
+        config.upstreams.values().flat_map(names).map(Box::from).collect()
     }
 
     /// Where an instance is: every address of its name.
-    pub(super) fn of(&self, instance: &Instance) -> Result<Box<[SocketAddr]>, NoAddress> {
+    fn of(&self, instance: &Instance) -> Result<Box<[SocketAddr]>, NoAddress> {
         if let Ok(address) = instance.host.parse::<IpAddr>() {
             return Ok([SocketAddr::new(address, instance.port)].into());
         }
-        let found = self.0.get(&*instance.host).cloned();
-        let mut addresses = found.unwrap_or_else(|| Err(NoAddress::Unknown("nobody looked it up".to_owned())))?;
-        addresses.iter_mut().for_each(|address| address.set_port(instance.port));
-        Ok(addresses)
+        let unknown = || NoAddress::Unknown("nobody looked it up".to_owned());
+        let found = self.0.get(&*instance.host).map_or_else(|| Err(unknown()), Clone::clone)?;
+        Ok(found.iter().map(|address| SocketAddr::new(*address, instance.port)).collect())
     }
+}
+
+/// The names among an upstream's instances.
+pub fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
+    let hosts = upstream.instances.iter().map(|instance| instance.host.as_str());
+    hosts.filter(|host| host.parse::<IpAddr>().is_err())
+}
+
+/// The backends of each upstream, in the order of the plan's. Each address of a name is a backend of its own; an address
+/// that two instances lead to is one for each of them, as their requests carry different `Host` fields. A name without an
+/// address gives none.
+pub fn backends(config: &Config, addresses: &Addresses) -> Vec<Box<[BackendAddress]>> {
+    let of_upstream = |upstream: &Upstream| {
+        let mut backends = Vec::with_capacity(upstream.instances.len());
+        for instance in &upstream.instances {
+            let authority: Box<str> = instance.to_string().into();
+            let found = addresses.of(instance).unwrap_or_default();
+            backends.extend(found.into_iter().map(|address| BackendAddress { authority: authority.clone(), address }));
+        }
+        backends.truncate(INSTANCES_MAX);
+        backends.into()
+    };
+    config.upstreams.values().map(of_upstream).collect()
+}
+
+/// Warnings of instances that have no address, or of which not all addresses are used.
+pub fn unresolved_instances(config: &Config, addresses: &Addresses) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for (name, upstream) in &config.upstreams {
+        let mut count = 0;
+        for (index, instance) in upstream.instances.iter().enumerate() {
+            match addresses.of(instance) {
+                Ok(found) => count += found.len(),
+                Err(why) => warnings.push(told_of(&why, name, index, instance)),
+            }
+        }
+        if count > INSTANCES_MAX {
+            warnings.push(format!(
+                "upstreams.{name}.instances have {count} addresses; the first {INSTANCES_MAX} are used, as an upstream has \
+                 no more"
+            ));
+        }
+    }
+    warnings
 }
 
 /// Warnings of instances that are one of the gateway's own listeners: whoever asks for one asks until no connection is
@@ -97,20 +160,124 @@ fn is_of_this_machine(address: IpAddr) -> bool {
     address.is_loopback() || UdpSocket::bind((address, 0)).is_ok()
 }
 
-impl NoAddress {
-    /// The sentence for an instance of an upstream.
-    pub(super) fn of(&self, upstream: &str, index: usize, instance: &Instance) -> String {
-        let host = &instance.host;
-        let key = format!("upstreams.{upstream}.instances[{index}] is \"{instance}\"");
-        match self {
-            Self::Unknown(why) => {
-                format!("{key}, and {host} does not resolve ({why}); give an address, or a name that DNS knows")
-            }
-            Self::Late(time) => format!(
-                "{key}, and {host} was not resolved within {}; see whether DNS answers, give an address, or raise \
-                 runtime.lookup_timeout",
-                written_duration(*time)
-            ),
+/// The sentence for an instance without an address.
+fn told_of(why: &NoAddress, upstream: &str, index: usize, instance: &Instance) -> String {
+    let host = &instance.host;
+    let (why, remedy) = match why {
+        NoAddress::Unknown(why) => {
+            (format!("does not resolve ({why})"), "give an address, or a name that DNS knows".to_owned())
+        }
+        NoAddress::Late(time) => {
+            (format!("was not resolved within {}", written_duration(*time)), "see whether DNS answers".to_owned())
+        }
+        NoAddress::Refused(address) => (
+            format!("resolves to {address}, which is not taken from DNS"),
+            match kind(*address) {
+                Some(kind) => format!("if that is meant, discovery.allow = [\"{}\"] takes it", kind.name()),
+                None => "no service can be there".to_owned(),
+            },
+        ),
+    };
+    format!(
+        "upstreams.{upstream}.instances[{index}] is \"{instance}\", and {host} {why}; {remedy}. It is asked for again, and \
+         used when it has an address"
+    )
+}
+
+/// What would have to be allowed.
+fn kind(address: IpAddr) -> Option<DnsAddress> {
+    match address.to_canonical() {
+        address if address.is_loopback() => Some(DnsAddress::Loopback),
+        IpAddr::V4(address) => address.is_link_local().then_some(DnsAddress::LinkLocal),
+        IpAddr::V6(address) => address.is_unicast_link_local().then_some(DnsAddress::LinkLocal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn instances_are_where_their_names_are_and_each_name_is_wanted_once() {
+        let mut config = Config::default();
+        config.upstreams.clear();
+        let instances = |list: &[&str]| list.iter().map(|text| text.parse().expect("an instance")).collect();
+        let shop = Upstream::new(instances(&["shop.test:80", "127.0.0.9:81", "[::1]:82", "shop.test:83"]));
+        config.upstreams.insert("shop".to_owned(), shop);
+        config.upstreams.insert("till".to_owned(), Upstream::new(instances(&["shop.test:84", "late.test:85"])));
+        assert_eq!(
+            Addresses::wanted(&config).iter().map(|name| &**name).collect::<Vec<_>>(),
+            ["late.test", "shop.test"]
+        );
+
+        let found = |list: &[&str]| Ok(list.iter().map(|text| text.parse().expect("an address")).collect());
+        let known = |list: [(&str, _); 2]| Addresses::new(list.map(|(name, found)| (name.into(), found)).into());
+        let text = |addresses: &Addresses| {
+            let text = |backend: &BackendAddress| format!("{} {}", backend.authority, backend.address);
+            let all = backends(&config, addresses);
+            all.iter().map(|backends| backends.iter().map(text).collect::<Vec<_>>()).collect::<Vec<_>>()
+        };
+        let all = known([("shop.test", found(&["192.0.2.1"])), ("late.test", found(&["192.0.2.2", "2001:db8::1"]))]);
+        let [shop, till]: [Vec<String>; 2] = text(&all).try_into().expect("two upstreams");
+        assert_eq!(
+            shop,
+            [
+                "shop.test:80 192.0.2.1:80",
+                "127.0.0.9:81 127.0.0.9:81",
+                "[::1]:82 [::1]:82",
+                "shop.test:83 192.0.2.1:83"
+            ]
+        );
+        assert_eq!(till, ["shop.test:84 192.0.2.1:84", "late.test:85 192.0.2.2:85", "late.test:85 [2001:db8::1]:85"]);
+        assert!(unresolved_instances(&config, &all).is_empty());
+
+        let unknown = Err(NoAddress::Unknown("no such name".to_owned()));
+        let none = known([("shop.test", unknown), ("late.test", Err(NoAddress::Late(Duration::from_secs(10))))]);
+        let [shop, till]: [Vec<String>; 2] = text(&none).try_into().expect("two upstreams");
+        assert_eq!((shop.len(), till.len()), (2, 0), "what is there serves");
+        let told = unresolved_instances(&config, &none);
+        assert_eq!(told.len(), 4, "{told:?}");
+        assert_eq!(
+            told[1],
+            "upstreams.shop.instances[3] is \"shop.test:83\", and shop.test does not resolve (no such name); give an \
+             address, or a name that DNS knows. It is asked for again, and used when it has an address"
+        );
+        assert_eq!(
+            told[3],
+            "upstreams.till.instances[1] is \"late.test:85\", and late.test was not resolved within 10s; see whether DNS \
+             answers. It is asked for again, and used when it has an address"
+        );
+
+        let many = vec![IpAddr::V4(Ipv4Addr::LOCALHOST); INSTANCES_MAX].into();
+        let many = known([("shop.test", Ok(many)), ("late.test", found(&["192.0.2.2"]))]);
+        assert!(text(&many).iter().all(|backends| backends.len() == INSTANCES_MAX));
+        assert_eq!(
+            unresolved_instances(&config, &many),
+            [2050, 1025].map(|count| {
+                let name = if count == 2050 { "shop" } else { "till" };
+                format!(
+                    "upstreams.{name}.instances have {count} addresses; the first 1024 are used, as an upstream has no more"
+                )
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_not_taken_from_dns_is_told_with_what_would_take_it() {
+        let instance = "a.test:80".parse().expect("an instance");
+        for (address, remedy) in [
+            ("127.0.0.5", "discovery.allow = [\"loopback\"] takes it"),
+            ("::1", "discovery.allow = [\"loopback\"] takes it"),
+            ("169.254.169.254", "discovery.allow = [\"link_local\"] takes it"),
+            ("fe80::1", "discovery.allow = [\"link_local\"] takes it"),
+            ("0.0.0.0", "no service can be there"),
+        ] {
+            let why = NoAddress::Refused(address.parse().expect("an address"));
+            let told = told_of(&why, "back", 0, &instance);
+            assert!(told.contains(&format!("a.test resolves to {address}, which is not taken")), "{told}");
+            assert!(told.contains(remedy), "{told}");
         }
     }
 }

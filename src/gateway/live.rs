@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Gateway,
+    Gateway, Instances,
     plan::{Plan, Target},
     rate_limit::Limits,
     sockets,
@@ -48,6 +48,20 @@ impl Gateway {
         drop(replaced);
         // What the hub sends to services goes by the new plan from here on.
         self.sockets.adopt(&self.live().plan);
+    }
+
+    /// Names of instances have other addresses. Instances that stay keep their connections.
+    pub fn follow(&self, instances: &Instances) {
+        let live = self.live();
+        // What belongs to an older plan is in the newer one already.
+        if instances.generation != live.plan.generation {
+            return;
+        }
+        for moved in &instances.changed {
+            if let Some(upstream) = live.upstreams.get(moved.upstream) {
+                upstream.replace_backends(&moved.backends, moved.table.clone());
+            }
+        }
     }
 
     /// Closes connections to backends that have been idle for too long.

@@ -27,14 +27,14 @@ mod upstreams;
 use std::{cell::Cell, fmt, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
 use access::{Admitted, Identity, Standing};
-pub use addresses::{Addresses, NoAddress, own_listener_loops};
+pub use addresses::{Addresses, Instances, Moved, backends, names, own_listener_loops, unresolved_instances};
 use body::Body;
 use live::Live;
 pub use neighbours::unguarded_neighbours;
 use pages::own_method;
 pub use pages::{Page, Pages};
 use plan::{OwnPage, Route, Target};
-pub use plan::{Plan, PlanError, UpstreamPlan};
+pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
 use sockets::Sockets;
 pub use sockets::{AskBus, Seat, SendLetter};

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     access::{Access, Tokens},
     account::AccountEndpoint,
-    addresses::Addresses,
+    addresses::{Addresses, backends},
     cors,
     fields::FieldRules,
     proxy::BodyMethods,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, Health, INSTANCES_MAX, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, Health, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
@@ -74,8 +74,8 @@ pub struct UpstreamPlan {
     pub slot: MetricSlot,
     /// How it is used.
     pub settings: Settings,
-    /// Its backends.
-    pub backends: Vec<BackendAddress>,
+    /// Its backends, as its names were when the plan was compiled.
+    pub backends: Box<[BackendAddress]>,
     /// Which of them has which key, where they are chosen so.
     pub table: Option<Arc<Table>>,
     /// How they are probed; `None` if they are not.
@@ -178,9 +178,6 @@ pub(super) enum Piece {
 /// Why a checked configuration cannot be put to work.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// Instances have names without an address; one line for each.
-    #[error("{}", .0.join("\n"))]
-    Addresses(Vec<String>),
     /// More limits were named since the process began than there are places for.
     #[error("limits: more names were used since the process began than it has room for; restart it")]
     Limits,
@@ -230,7 +227,7 @@ impl Plan {
         self.hub.events.as_ref().map(|events| events.waiting_max)
     }
 
-    /// Compiles a configuration for this many shards. `addresses` has what [`Addresses::wanted`] asks for.
+    /// Compiles a configuration for this many shards, with the instances that there are by these addresses.
     pub fn compile(
         config: &Config,
         addresses: &Addresses,
@@ -239,7 +236,7 @@ impl Plan {
         descriptors: u64,
         names: &mut Names,
     ) -> Result<Self, PlanError> {
-        let backends = backends(config, addresses)?;
+        let backends = backends(config, addresses);
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
@@ -371,32 +368,6 @@ fn http_limits(config: &Config) -> HttpLimits {
     }
 }
 
-/// The backends of each upstream, or all that is wrong with their names. Each address of a name is a backend of its own; an
-/// address that two instances lead to is one for each of them, as their requests carry different `Host` fields.
-fn backends(config: &Config, addresses: &Addresses) -> Result<Vec<Vec<BackendAddress>>, PlanError> {
-    let mut wrong = Vec::new();
-    let mut backends = Vec::with_capacity(config.upstreams.len());
-    for (name, upstream) in &config.upstreams {
-        let mut of_upstream = Vec::with_capacity(upstream.instances.len());
-        for (index, instance) in upstream.instances.iter().enumerate() {
-            let authority: Box<str> = instance.to_string().into();
-            match addresses.of(instance) {
-                Ok(found) => of_upstream
-                    .extend(found.into_iter().map(|address| BackendAddress { authority: authority.clone(), address })),
-                Err(why) => wrong.push(why.of(name, index, instance)),
-            }
-        }
-        if of_upstream.len() > INSTANCES_MAX {
-            wrong.push(format!(
-                "upstreams.{name}.instances have {} addresses; an upstream has at most {INSTANCES_MAX}",
-                of_upstream.len()
-            ));
-        }
-        backends.push(of_upstream);
-    }
-    if wrong.is_empty() { Ok(backends) } else { Err(PlanError::Addresses(wrong)) }
-}
-
 impl ProxyRoute {
     fn compile(config: &Config, route: &crate::config::Route, upstreams: &[UpstreamPlan]) -> Self {
         let upstream = &config.upstreams[&route.upstream];
@@ -462,10 +433,7 @@ fn template_pieces(template: &str, path: &PathPattern) -> Vec<Piece> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, SocketAddr};
-
     use super::*;
-    use crate::{config::Upstream, gateway::NoAddress};
 
     #[test]
     fn the_configuration_knows_which_paths_are_our_own() {
@@ -483,67 +451,5 @@ mod tests {
             [text("/v2/"), Piece::Capture(0), text("/x/"), Piece::Capture(1), text("")]
         );
         assert_eq!(template_pieces("/fixed", &path), [text("/fixed")]);
-    }
-
-    fn compile(config: &Config, addresses: &Addresses) -> Result<Plan, PlanError> {
-        Plan::compile(config, addresses, 1, 1, 1024, &mut Names::default())
-    }
-
-    #[test]
-    fn instances_are_where_their_names_are_and_each_name_is_wanted_once() {
-        let mut config = Config::default();
-        let instances = |list: &[&str]| list.iter().map(|text| text.parse().expect("an instance")).collect();
-        let shop = Upstream::new(instances(&["shop.test:80", "127.0.0.9:81", "[::1]:82", "shop.test:83"]));
-        config.upstreams.insert("shop".to_owned(), shop);
-        config.upstreams.insert("till".to_owned(), Upstream::new(instances(&["shop.test:84", "late.test:85"])));
-        assert_eq!(
-            Addresses::wanted(&config).iter().map(|name| &**name).collect::<Vec<_>>(),
-            ["late.test", "shop.test"]
-        );
-
-        let found = |list: &[&str]| Ok(list.iter().map(|text| text.parse().expect("an address")).collect());
-        let late = || Err(NoAddress::Late(Duration::from_secs(10)));
-        let shop = [("shop.test", found(&["192.0.2.1:0"])), ("late.test", found(&["192.0.2.2:0", "[2001:db8::1]:0"]))];
-        let known = |list: [(&str, _); 2]| Addresses::new(list.map(|(name, found)| (name.into(), found)).into());
-        let plan = compile(&config, &known(shop)).expect("all is known");
-        let of = |name: &str| plan.upstreams.iter().find(|upstream| upstream.name == name).expect("it is there");
-        let text = |name| of(name).backends.iter().map(|backend| format!("{} {}", backend.authority, backend.address));
-        assert_eq!(
-            text("shop").collect::<Vec<_>>(),
-            [
-                "shop.test:80 192.0.2.1:80",
-                "127.0.0.9:81 127.0.0.9:81",
-                "[::1]:82 [::1]:82",
-                "shop.test:83 192.0.2.1:83"
-            ]
-        );
-        assert_eq!(
-            text("till").collect::<Vec<_>>(),
-            ["shop.test:84 192.0.2.1:84", "late.test:85 192.0.2.2:85", "late.test:85 [2001:db8::1]:85"]
-        );
-
-        let unknown = Err(NoAddress::Unknown("no such name".to_owned()));
-        let error =
-            compile(&config, &known([("shop.test", unknown), ("late.test", late())])).expect_err("refused whole");
-        let told = error.to_string();
-        let lines: Vec<_> = told.lines().collect();
-        assert_eq!(lines.len(), 4, "{told}");
-        assert_eq!(
-            lines[1],
-            "upstreams.shop.instances[3] is \"shop.test:83\", and shop.test does not resolve (no such name); \
-             give an address, or a name that DNS knows"
-        );
-        assert_eq!(
-            lines[3],
-            "upstreams.till.instances[1] is \"late.test:85\", and late.test was not resolved within 10s; \
-             see whether DNS answers, give an address, or raise runtime.lookup_timeout"
-        );
-
-        let many = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); INSTANCES_MAX].into();
-        let error = compile(&config, &known([("shop.test", Ok(many)), ("late.test", found(&["192.0.2.2:0"]))]));
-        let told = error.expect_err("too many").to_string();
-        let (shop, till) = told.split_once('\n').expect("two lines");
-        assert_eq!(shop, "upstreams.shop.instances have 2050 addresses; an upstream has at most 1024");
-        assert!(till.starts_with("upstreams.till.instances have 1025"), "{till}");
     }
 }

@@ -19,7 +19,7 @@ impl UpstreamPlan {
     pub(super) fn compile(
         name: &str,
         upstream: &Upstream,
-        backends: Vec<BackendAddress>,
+        backends: Box<[BackendAddress]>,
         shards: usize,
         names: &mut Names,
     ) -> Self {
@@ -66,7 +66,7 @@ impl UpstreamPlan {
 }
 
 /// Which of these backends has which key, where they are chosen so. Made here, since it takes longer than a request.
-fn table_of(policy: Balance, backends: &[BackendAddress]) -> Option<Arc<Table>> {
+pub(super) fn table_of(policy: Balance, backends: &[BackendAddress]) -> Option<Arc<Table>> {
     if policy != Balance::ConsistentHash {
         return None;
     }

@@ -16,7 +16,7 @@ use super::{
     drain::{Drain, FAREWELL},
     files,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
-    lookup::Lookups,
+    lookup::{Lookups, News},
     probes::Probes,
     rooms,
     signals::{Signalled, Signals},
@@ -33,7 +33,7 @@ use crate::{
         to,
     },
     config::{self, Config, watch::Watch},
-    gateway::{Addresses, Page, Pages, Plan},
+    gateway::{Page, Pages, Plan},
     shard::{clock, ticks::Ticks},
     telemetry::{
         access_log,
@@ -203,7 +203,7 @@ impl Control {
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
-        self.probes.set(&self.plan);
+        self.probes.set(&self.plan, self.lookups.backends());
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();
@@ -217,7 +217,10 @@ impl Control {
                 signal = signals.next() => if self.signalled(signal) {
                     return Ok(self.end(ProcessEnd::Cut));
                 },
-                addresses = self.lookups.done(), if self.candidate.is_some() => self.take_candidate(&addresses),
+                news = self.lookups.next() => match news {
+                    News::Ready => self.take_candidate(),
+                    News::Changed => self.tell_instances(),
+                },
                 changed = self.probes.changed() => if let Some(probed) = changed.letter(&self.plan) {
                     self.bus.broadcast(|| ToShard::Probed(Box::new(probed.clone())));
                 },
@@ -303,6 +306,7 @@ impl Control {
     fn look(&mut self) {
         // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
         self.ask_shards(Shard::is_heard);
+        self.lookups.look();
         let changed = match self.watch.as_mut().map(Watch::changed) {
             Some(Ok(changed)) => changed,
             Some(Err(error)) => {
@@ -334,25 +338,24 @@ impl Control {
             Ok(config) => config,
             Err(mistakes) => return self.refuse_reload(&mistakes),
         };
-        let names = Addresses::wanted(&config);
         if self.candidate.is_some() {
             tracing::info!("the configuration whose names are being looked up is left for a newer one");
         }
         let candidate = self.candidate.insert(NewConfig { config, why, path });
-        if names.is_empty() {
-            return self.take_candidate(&Addresses::default());
+        let names = self.lookups.begin(&candidate.config);
+        if names > 0 {
+            tracing::info!(names, why, "looking up the names of instances for a new configuration");
         }
-        tracing::info!(names = names.len(), why, "looking up the names of instances for a new configuration");
-        self.lookups.begin(names, candidate.config.runtime.lookup_timeout);
     }
 
     /// Puts a new configuration in force: whole, or not at all.
-    fn take_candidate(&mut self, addresses: &Addresses) {
+    fn take_candidate(&mut self) {
         let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
+        let addresses = self.lookups.addresses(&config);
         let generation = self.plan.generation + 1;
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
         let stood = self.known().upstreams.into_iter().map(|upstream| (upstream.name, upstream.reports)).collect();
-        match Plan::compile(&config, addresses, generation, shards, descriptors, &mut self.names) {
+        match Plan::compile(&config, &addresses, generation, shards, descriptors, &mut self.names) {
             // Once the keys are taken nothing can fail any more.
             Ok(plan) => match files::reload_keys(&mut self.keychain, &config) {
                 Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
@@ -365,7 +368,7 @@ impl Control {
             }
         }
         super::warn(&config);
-        super::warn_of_loops(&config, addresses, &self.listeners);
+        super::warn_of_names(&config, &addresses, &self.listeners);
         let restart_needed = self.config.restart_needed(&config);
         if !restart_needed.is_empty() {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
@@ -373,20 +376,37 @@ impl Control {
         config.keep_until_restart(&self.config);
         log::set_level(&config.log.level);
         self.config = config;
+        self.lookups.settle(&self.config);
+        self.lookups.told(&self.config, &self.listeners);
         self.process.config_reloads[Reload::Applied.index()] += 1;
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
         let keys = self.keychain.keys();
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
-        self.probes.set(&self.plan);
+        self.probes.set(&self.plan, self.lookups.backends());
         self.bus.send(to::Bridge, ToBridge::Plan(plan));
         self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
+    }
+
+    /// Tells the shards of other addresses of names.
+    fn tell_instances(&mut self) {
+        let generation = self.plan.generation;
+        if let Some(instances) = self.lookups.instances(&self.config, &self.listeners, generation) {
+            let instances = Arc::new(instances);
+            self.bus.broadcast(|| ToShard::Instances(Arc::clone(&instances)));
+            // After that letter, so that shards know whom probes speak of.
+            self.probes.set(&self.plan, self.lookups.backends());
+            self.process.discovery_changes += 1;
+        }
     }
 
     fn refuse_reload(&mut self, mistakes: &dyn Display) {
         self.process.config_reloads[Reload::Refused.index()] += 1;
         tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
+        if self.candidate.is_none() {
+            self.lookups.settle(&self.config);
+        }
     }
 
     /// Whether the signal ends the process at once.
@@ -505,7 +525,7 @@ impl Control {
         self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
         self.process.probes = self.probes.counters();
         let mut text = String::with_capacity(64 * 1024);
-        write_prometheus(&shards, &self.process, &self.names, &mut text);
+        write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
         let mut shared: Option<Arc<str>> = None;
         for scraper in std::mem::take(&mut self.scrapes) {
             match scraper {
@@ -542,11 +562,13 @@ impl Control {
                 reports.extend(self.stood.get(&upstream.name).into_iter().flatten().cloned());
             }
             let probes = self.probes.report(&upstream.name);
-            UpstreamHealth { name: upstream.name.clone(), instances: upstream.backends.len(), reports, probes }
+            let instances = self.lookups.backends().get(place).map_or(0, |backends| backends.len());
+            UpstreamHealth { name: upstream.name.clone(), instances, reports, probes }
         });
         let now = jiff::Timestamp::now();
         health::HealthInputs {
             upstreams: upstreams.collect(),
+            unresolved: self.lookups.unresolved(&self.config),
             databases: self.databases.clone(),
             is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
             uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),

@@ -6,6 +6,7 @@
 //! | letters | as many wait for one reader, at most |
 //! | --- | --- |
 //! | snapshots (`Plan`, `Keys`, `Configuration`), `Pages`, what a drain says | one for each reload or change; pages only when every shard has told |
+//! | `Instances` | one each second, when names of instances have other addresses |
 //! | `Revoked`, `KnownUntil`, `RevocationsLost`, `LimitsAlone`, `Bus` | some each second: one for each look at the log, one for each change of Redis |
 //! | `Connection` | as many as may be open; a shard that is handed one counts as more loaded |
 //! | `Account`, and `Told`, `Doubted` in return | 4,096 operations that are waited for, each with a withdrawal; when so many wait for the bridge, the next is refused |
@@ -17,8 +18,8 @@
 //! | `Load`, `Databases`, `BusHeard`, `BusRefusals`, `Drained` | one or two each second; one |
 //! | `Bus`, `BusRefused`, `EventsRefused` | one for each change of Redis |
 //!
-//! Of these the abort is right for the first three rows: without a revocation a session lives on, without a snapshot a
-//! shard is of another configuration, without its letter a socket is lost. What may be lost goes over the droppable lane, is
+//! Of these the abort is right for the first four rows: without a revocation a session lives on, without a snapshot a
+//! shard is of another configuration or asks who is gone, without its letter a socket is lost. What may be lost goes over the droppable lane, is
 //! counted, and has at its definition what repairs the loss.
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
@@ -32,7 +33,7 @@ use crate::{
     },
     config::Config,
     gateway::{
-        Pages, Plan,
+        Instances, Pages, Plan,
         rate_limit::{
             To,
             counter::{Counted, Hits, Owed},
@@ -65,6 +66,8 @@ impl Letters for AllLetters {
 pub(super) enum ToShard {
     /// By control: work by this plan from now on.
     Plan(Arc<Plan>),
+    /// By control: these upstreams of the plan have other backends from now on.
+    Instances(Arc<Instances>),
     /// By control: check tokens with these keys from now on.
     Keys(Arc<KeySet>),
     /// By control: say this of the gateway's health.

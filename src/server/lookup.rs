@@ -1,367 +1,589 @@
-//! Names become addresses without anybody waiting who has other things to do: the system's resolver blocks for as long as
-//! DNS is silent and cannot be called off, so each name is asked for on a thread of its own.
+//! The names of instances, followed: what is known of them is in [`Discovery`]; here it is asked for, and told to whoever
+//! compiles plans.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, io,
-    net::{SocketAddr, ToSocketAddrs as _},
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-    thread,
-    time::Duration,
+    net::{IpAddr, SocketAddr},
 };
 
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep_until},
+    task::{self, AbortHandle},
+    time::sleep,
 };
 
-use crate::gateway::{Addresses, NoAddress};
+use super::resolver::{Asked, Resolve, Resolver};
+use crate::{
+    config::{self, Config, DnsAddress},
+    gateway::{self, Addresses, Instances, Moved},
+    shard::{Instant, clock},
+    telemetry::metrics::{NAMES_MAX, NameCounters},
+    upstream::{BackendAddress, Discovery, DiscoverySettings, Heard, Known, NameAnswer, NoAddress},
+};
 
-/// Names that are asked for at once, those included that nobody waits for any more. A resolver that answers at all takes
-/// far more in a second; one that does not is not given more threads than this.
-const AT_ONCE_MAX: usize = 32;
-
-/// Addresses of one name that are instances. Whoever answers for DNS decides how many come; more than these are no service
-/// of anybody's, and each is a pool on each shard.
-const ADDRESSES_MAX: usize = 256;
-
-/// What tells where a name is, and may block.
-type Resolve = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
-
-/// One per process, on the control thread. Looks up the names of one configuration at a time; a newer one takes its place.
-pub(super) struct Lookups {
-    resolve: Arc<Resolve>,
-    /// Names whose threads have not told yet, and for which configuration they began.
-    under_way: BTreeMap<Box<str>, u64>,
-    /// Counts configurations.
-    round: u64,
-    due: Instant,
-    timeout: Duration,
-    /// Names of this configuration that nobody has told of.
-    missing: BTreeSet<Box<str>>,
-    /// Those of them that no thread asks for yet.
-    waiting: Vec<Box<str>>,
-    found: BTreeMap<Box<str>, Result<Box<[SocketAddr]>, NoAddress>>,
+/// One per process, on the control thread.
+#[derive(Debug)]
+pub(super) struct Lookups<R = Resolver> {
+    discovery: Discovery,
+    resolver: R,
+    /// The names of the configuration in force.
+    in_force: BTreeSet<Box<str>>,
+    /// Questions that are not answered yet, by their names.
+    under_way: BTreeMap<Box<str>, Question>,
+    /// Counts questions.
+    asked: u64,
+    /// What a start or a reload waits for.
+    wait: Option<Wait>,
+    /// The backends that the shards have, in the order of the plan's upstreams.
+    backends: Vec<Box<[BackendAddress]>>,
+    /// What was told of instances that are the gateway's own listeners.
+    loops: Vec<String>,
     tell: mpsc::UnboundedSender<Told>,
     told: mpsc::UnboundedReceiver<Told>,
 }
 
-/// What a thread has to say of its name.
-type Told = (Box<str>, io::Result<Vec<SocketAddr>>);
+#[derive(Debug)]
+struct Question {
+    number: u64,
+    task: AbortHandle,
+}
 
-impl fmt::Debug for Lookups {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lookups")
-            .field("under_way", &self.under_way)
-            .field("missing", &self.missing)
-            .finish_non_exhaustive()
+#[derive(Debug)]
+struct Wait {
+    names: BTreeSet<Box<str>>,
+    due: Instant,
+}
+
+/// What has come of names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// What a start or a reload waited for is known, or the time is up.
+    Ready,
+    /// Names have other addresses.
+    Changed,
+}
+
+/// The answer to a question, or that its task has ended without one.
+#[derive(Debug)]
+struct Told {
+    name: Box<str>,
+    number: u64,
+    answer: Result<NameAnswer, NoAddress>,
+}
+
+/// Tells what came of a question, whatever ends its task.
+struct Telling {
+    told: Option<Told>,
+    tell: mpsc::UnboundedSender<Told>,
+}
+
+impl Telling {
+    async fn wait_for(mut self, asked: Asked) {
+        let answer = asked.await;
+        if let Some(told) = &mut self.told {
+            told.answer = answer;
+        }
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            // Nobody listens any more when the process ends.
+            let _ = self.tell.send(told);
+        }
     }
 }
 
 impl Lookups {
-    /// By the system's resolver.
-    pub(super) fn new() -> Self {
-        Self::by(|name| Ok((name, 0).to_socket_addrs()?.collect()))
+    /// Follows no name yet.
+    pub(super) fn new(config: &Config) -> Self {
+        Self::by(Resolver::new(&config.discovery.nameservers), settings(&config.discovery))
     }
 
-    /// By this. It runs on many threads at once.
-    fn by(resolve: impl Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
+    /// Begins to follow the names of a configuration that is to be taken, beside those of the one in force; says how many
+    /// are waited for. Those are they that nobody has asked for before; the others are asked for again, too.
+    pub(super) fn begin(&mut self, config: &Config) -> usize {
+        // What was changed together with the configuration counts from here on.
+        self.resolver = Resolver::new(&config.discovery.nameservers);
+        self.discovery.ask_all(clock::now());
+        self.wait_for(config)
+    }
+
+    /// A configuration is in force, or stays so: no other names are followed.
+    pub(super) fn settle(&mut self, config: &Config) {
+        if self.resolver.ask_servers(&config.discovery.nameservers) {
+            self.discovery.ask_all(clock::now());
+        }
+        self.keep(config);
+    }
+
+    /// What is done every second: other files of the system have the names asked for anew.
+    pub(super) fn look(&mut self) {
+        if !self.in_force.is_empty() && self.resolver.look() {
+            self.discovery.ask_all(clock::now());
+        }
+    }
+}
+
+impl<R: Resolve> Lookups<R> {
+    fn by(resolver: R, settings: DiscoverySettings) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
         Self {
-            resolve: Arc::new(resolve),
+            discovery: Discovery::new(settings),
+            resolver,
+            in_force: BTreeSet::new(),
             under_way: BTreeMap::new(),
-            round: 0,
-            due: Instant::now(),
-            timeout: Duration::ZERO,
-            missing: BTreeSet::new(),
-            waiting: Vec::new(),
-            found: BTreeMap::new(),
+            asked: 0,
+            wait: None,
+            backends: Vec::new(),
+            loops: Vec::new(),
             tell,
             told,
         }
     }
 
-    /// Begins to look these up, and forgets what was asked before; what its threads still bring serves, if it is wanted.
-    pub(super) fn begin(&mut self, names: BTreeSet<Box<str>>, timeout: Duration) {
-        self.round += 1;
-        self.timeout = timeout;
-        self.due = Instant::now() + timeout;
-        self.found.clear();
-        self.waiting = names.iter().filter(|name| !self.under_way.contains_key(*name)).cloned().collect();
-        self.missing = names;
-        self.ask();
+    fn wait_for(&mut self, config: &Config) -> usize {
+        let now = clock::now();
+        let wanted = Addresses::wanted(config);
+        let names = wanted.difference(&self.in_force).cloned().collect();
+        self.follow(&(&wanted | &self.in_force), config, now);
+        let wait = self.wait.insert(Wait { names, due: now + config.runtime.lookup_timeout });
+        wait.names.len()
     }
 
-    /// What became of all of them, when that is known or the time is up. Dropping the future loses nothing.
-    pub(super) async fn done(&mut self) -> Addresses {
-        while !self.missing.is_empty() {
+    fn keep(&mut self, config: &Config) {
+        self.wait = None;
+        self.in_force = Addresses::wanted(config);
+        self.follow(&self.in_force.clone(), config, clock::now());
+    }
+
+    fn follow(&mut self, names: &BTreeSet<Box<str>>, config: &Config, now: Instant) {
+        self.discovery.follow(names, settings(&config.discovery), now);
+        self.under_way.retain(|name, question| {
+            let is_followed = names.contains(name);
+            if !is_followed {
+                question.task.abort();
+            }
+            is_followed
+        });
+    }
+
+    /// Asks for what is due and takes answers until there is news. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> News {
+        loop {
+            let now = clock::now();
+            for name in self.discovery.take_due(now) {
+                self.ask(name);
+            }
+            if self.wait.take_if(|wait| is_over(wait, &self.discovery, now)).is_some() {
+                return News::Ready;
+            }
+            if self.discovery.take_changed(now) && !self.in_force.is_empty() {
+                return News::Changed;
+            }
+            let due = self.wait.as_ref().map_or(Instant::NEVER, |wait| wait.due).min(self.discovery.due());
             tokio::select! {
                 Some(told) = self.told.recv() => self.take(told),
-                () = sleep_until(self.due) => {
-                    let late = std::mem::take(&mut self.missing).into_iter();
-                    self.found.extend(late.map(|name| (name, Err(NoAddress::Late(self.timeout)))));
-                    self.waiting.clear();
-                }
+                () = sleep(due.since(now)), if due != Instant::NEVER => {}
             }
         }
-        Addresses::new(std::mem::take(&mut self.found))
     }
 
-    fn take(&mut self, (name, found): Told) {
-        let began = self.under_way.remove(&name);
-        if self.missing.contains(&name) {
-            match found {
-                // It failed for an earlier configuration, and much of that may have been before this one.
-                Err(_) if began.is_some_and(|round| round < self.round) => self.waiting.push(name),
-                found => self.end(name, found),
-            }
+    /// Waits until what was begun can be taken.
+    pub(super) async fn ready(&mut self) {
+        while self.next().await != News::Ready {}
+    }
+
+    fn ask(&mut self, name: Box<str>) {
+        self.asked += 1;
+        let number = self.asked;
+        let found_as = self.discovery.known(&name).and_then(|known| known.found_as.as_deref());
+        let asked = self.resolver.ask(&name, found_as);
+        let ended = Err(NoAddress::Unknown("the resolver panicked".to_owned()));
+        let told = Told { name: name.clone(), number, answer: ended };
+        let telling = Telling { told: Some(told), tell: self.tell.clone() };
+        let task = task::spawn(telling.wait_for(asked));
+        self.under_way.insert(name, Question { number, task: task.abort_handle() });
+    }
+
+    fn take(&mut self, Told { name, number, answer }: Told) {
+        // Of a name that was forgotten meanwhile.
+        if self.under_way.get(&name).is_none_or(|question| question.number != number) {
+            return;
         }
-        self.ask();
+        self.under_way.remove(&name);
+        let known = |discovery: &Discovery| discovery.known(&name).cloned().unwrap_or_default();
+        let before = known(&self.discovery);
+        let heard = self.discovery.answered(&name, answer, clock::now());
+        log(&name, heard, &before, &known(&self.discovery));
     }
 
-    fn end(&mut self, name: Box<str>, found: io::Result<Vec<SocketAddr>>) {
-        self.missing.remove(&name);
-        let found = match found.map(|addresses| in_order(&name, addresses)) {
-            Ok(addresses) if addresses.is_empty() => Err(NoAddress::Unknown("it has no address".to_owned())),
-            Ok(addresses) => Ok(addresses),
-            Err(error) => Err(NoAddress::Unknown(error.to_string())),
+    /// What is known of all names; the shards are told with the plan that is made of it.
+    pub(super) fn addresses(&self, config: &Config) -> Addresses {
+        let of = |known: &Known| {
+            if !known.addresses.is_empty() {
+                return Ok(known.addresses.clone());
+            }
+            let late = NoAddress::Late(config.runtime.lookup_timeout);
+            Err(known.error.clone().filter(|error| !matches!(error, NoAddress::Late(_))).unwrap_or(late))
         };
-        self.found.insert(name, found);
+        Addresses::new(self.discovery.names().map(|(name, known)| (name.into(), of(known))).collect())
     }
 
-    /// Starts as many threads as may run.
-    fn ask(&mut self) {
-        while self.under_way.len() < AT_ONCE_MAX
-            && let Some(name) = self.waiting.pop()
-        {
-            let (resolve, tell, asked) = (Arc::clone(&self.resolve), self.tell.clone(), name.clone());
-            let ask = move || {
-                let found = catch_unwind(AssertUnwindSafe(|| resolve(&asked)));
-                let found = found.unwrap_or_else(|_| Err(io::Error::other("the resolver panicked")));
-                // Nobody listens any more when the process ends.
-                let _ = tell.send((asked, found));
+    /// The shards have all that is known now, with the plan of this configuration.
+    pub(super) fn told(&mut self, config: &Config, listeners: &[SocketAddr]) {
+        let addresses = self.addresses(config);
+        self.backends = gateway::backends(config, &addresses);
+        self.loops = gateway::own_listener_loops(config, &addresses, listeners);
+        self.discovery.told(clock::now());
+    }
+
+    /// The backends that the shards have, in the order of the plan's upstreams.
+    pub(super) fn backends(&self) -> &[Box<[BackendAddress]>] {
+        &self.backends
+    }
+
+    /// What the shards are to be told of the names of the configuration in force, if it is anything.
+    pub(super) fn instances(
+        &mut self,
+        config: &Config,
+        listeners: &[SocketAddr],
+        generation: u64,
+    ) -> Option<Instances> {
+        let addresses = self.addresses(config);
+        let loops = gateway::own_listener_loops(config, &addresses, listeners);
+        loops.iter().filter(|warning| !self.loops.contains(warning)).for_each(|warning| tracing::warn!("{warning}"));
+        self.loops = loops;
+        let backends = gateway::backends(config, &addresses);
+        let places = backends.iter().zip(&self.backends).enumerate().zip(config.upstreams.values());
+        let changed = places.filter(|((_, (new, old)), _)| new != old);
+        let changed: Vec<_> = changed.map(|((place, (new, _)), upstream)| Moved::new(place, upstream, new)).collect();
+        self.backends = backends;
+        (!changed.is_empty()).then_some(Instances { generation, changed })
+    }
+
+    /// The upstreams with a name whose look-ups fail.
+    pub(super) fn unresolved(&self, config: &Config) -> BTreeSet<String> {
+        let is_failing = |name: &str| self.discovery.known(name).is_none_or(Known::is_failing);
+        let failing = config.upstreams.iter().filter(|(_, upstream)| gateway::names(upstream).any(is_failing));
+        failing.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// What a scrape tells of each name.
+    pub(super) fn counters(&self) -> Vec<(String, NameCounters)> {
+        let now = clock::now();
+        let mut counters = Vec::new();
+        let mut others = NameCounters::default();
+        for (place, (name, known)) in self.discovery.names().enumerate() {
+            let of_name = NameCounters {
+                addresses: i64::try_from(known.addresses.len()).unwrap_or(i64::MAX),
+                age: i64::try_from(now.since(known.since).as_secs()).unwrap_or(i64::MAX),
+                failures: known.failures_total,
             };
-            // It is never joined: the process ends without it.
-            match thread::Builder::new().name("lookup".to_owned()).spawn(ask) {
-                Ok(_) => drop(self.under_way.insert(name, self.round)),
-                Err(error) => self.end(name, Err(error)),
+            if place < NAMES_MAX && name != OTHERS {
+                counters.push((name.to_owned(), of_name));
+            } else {
+                others.join(&of_name);
             }
         }
+        counters.push((OTHERS.to_owned(), others));
+        counters
     }
 }
 
-/// Each address once, in an order that does not depend on the resolver's: it turns them from answer to answer.
-fn in_order(name: &str, mut addresses: Vec<SocketAddr>) -> Box<[SocketAddr]> {
-    addresses.sort_unstable();
-    addresses.dedup();
-    if addresses.len() > ADDRESSES_MAX {
+/// Names without a series of their own.
+const OTHERS: &str = "other";
+
+fn is_over(wait: &Wait, discovery: &Discovery, now: Instant) -> bool {
+    let is_heard = |name: &str| discovery.known(name).is_none_or(Known::is_heard);
+    now >= wait.due || wait.names.iter().all(|name| is_heard(name))
+}
+
+fn settings(discovery: &config::Discovery) -> DiscoverySettings {
+    DiscoverySettings {
+        interval_min: discovery.interval_min,
+        interval_max: discovery.interval_max,
+        shrink_percent_max: discovery.max_shrink,
+        takes_loopback: discovery.allow.contains(&DnsAddress::Loopback),
+        takes_link_local: discovery.allow.contains(&DnsAddress::LinkLocal),
+    }
+}
+
+/// Tells what is new of a name, once.
+fn log(name: &str, heard: Heard, before: &Known, now: &Known) {
+    match heard {
+        Heard::Changed { added, .. } if before.addresses.is_empty() => {
+            tracing::info!(name, addresses = listed(&added), "a name of instances is resolved");
+        }
+        Heard::Changed { added, gone } => {
+            let addresses = now.addresses.len();
+            tracing::info!(
+                name,
+                addresses,
+                added = listed(&added),
+                gone = listed(&gone),
+                "a name of instances has moved"
+            );
+        }
+        Heard::Doubted => {
+            tracing::warn!(name, "more of a name's addresses are gone than may be; the next answer decides");
+        }
+        // Twice, as one question may be lost; a name that has never had an address is told of when the plan is made.
+        Heard::Failed if now.failures == 2 && !now.addresses.is_empty() => {
+            let why = match &now.error {
+                Some(NoAddress::Unknown(why)) => why.clone(),
+                Some(NoAddress::Refused(address)) => format!("{address} is not taken from DNS"),
+                Some(NoAddress::Late(_)) | None => "nobody answers".to_owned(),
+            };
+            let addresses = listed(&now.addresses);
+            tracing::warn!(
+                name,
+                why,
+                addresses,
+                "a name of instances is not resolved any more; its last addresses stay"
+            );
+        }
+        Heard::Failed | Heard::Same => {}
+    }
+    if before.failures > 1 && now.failures == 0 && !before.addresses.is_empty() {
+        tracing::info!(name, failures = before.failures, "a name of instances is resolved again");
+    }
+    let none_is_taken = match &now.error {
+        Some(NoAddress::Refused(address)) if now.error != before.error => vec![*address],
+        _ => Vec::new(),
+    };
+    let refused = if now.refused == before.refused { &none_is_taken[..] } else { &now.refused };
+    if !refused.is_empty() {
+        let refused = listed(refused);
         tracing::warn!(
             name,
-            addresses = addresses.len(),
-            "a name of instances has more addresses than are used; the first {ADDRESSES_MAX} in order are"
+            refused,
+            "addresses of a name of instances are not taken from DNS; discovery.allow says which are"
         );
-        addresses.truncate(ADDRESSES_MAX);
     }
-    addresses.into()
+    if now.left_out > 0 && before.left_out == 0 {
+        let (used, left_out) = (now.addresses.len(), now.left_out);
+        tracing::warn!(
+            name,
+            left_out,
+            "a name of instances has more addresses than are used; the first {used} in order are"
+        );
+    }
 }
+
+/// Addresses in a line of the log; whoever answers for DNS decides how many there are.
+fn listed(addresses: &[IpAddr]) -> String {
+    let mut words: Vec<_> = addresses.iter().take(LISTED_MAX).map(ToString::to_string).collect();
+    if addresses.len() > LISTED_MAX {
+        words.push(format!("and {} more", addresses.len() - LISTED_MAX));
+    }
+    words.join(" ")
+}
+
+const LISTED_MAX: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc as std_mpsc;
+    use std::{net::Ipv4Addr, time::Duration};
 
-    use tokio::time::timeout;
+    use tokio::{sync::oneshot, time::timeout};
 
     use super::*;
 
     const LONG: Duration = Duration::from_hours(1);
 
     /// A name that was asked for, and where its answer goes.
-    struct Asked {
+    struct Question {
         name: String,
-        answer: std_mpsc::Sender<io::Result<Vec<SocketAddr>>>,
+        answer: oneshot::Sender<Result<NameAnswer, NoAddress>>,
     }
 
-    impl Asked {
-        fn answer(self, found: io::Result<&str>) {
-            let found = found.map(|text| text.split(' ').map(|address| address.parse().expect("an address")).collect());
-            self.answer.send(found).expect("its thread waits");
+    impl Question {
+        fn answer(self, address: Option<[u8; 4]>) {
+            let found = |address: [u8; 4]| NameAnswer {
+                addresses: vec![Ipv4Addr::from(address).into()],
+                time_to_live: LONG,
+                untold: None,
+                is_own: false,
+                found_as: self.name.as_str().into(),
+            };
+            let answer = address.map(found).ok_or_else(|| NoAddress::Unknown("no such name".to_owned()));
+            self.answer.send(answer).expect("somebody waits");
         }
     }
 
-    fn no() -> io::Result<&'static str> {
-        Err(io::Error::other("no such name"))
+    /// A resolver that answers when the test does.
+    #[derive(Debug)]
+    struct Scripted(mpsc::UnboundedSender<Question>);
+
+    impl Resolve for Scripted {
+        fn ask(&self, name: &str, _: Option<&str>) -> Asked {
+            let (answer, answered) = oneshot::channel();
+            self.0.send(Question { name: name.to_owned(), answer }).expect("the test runs");
+            Box::pin(async move { answered.await.expect("the test left a question, and so its task panics") })
+        }
     }
 
-    /// Look-ups that block until the test answers them.
-    fn blocking() -> (Lookups, std_mpsc::Receiver<Asked>) {
-        let (ask, asked) = std_mpsc::channel();
-        let lookups = Lookups::by(move |name| {
-            let (answer, answered) = std_mpsc::channel();
-            ask.send(Asked { name: name.to_owned(), answer }).expect("the test runs");
-            answered.recv().unwrap_or_else(|_| Err(io::Error::other("the test left")))
-        });
-        (lookups, asked)
+    struct Scene {
+        lookups: Lookups<Scripted>,
+        questions: mpsc::UnboundedReceiver<Question>,
     }
 
-    fn names<const N: usize>(names: [&str; N]) -> BTreeSet<Box<str>> {
-        names.into_iter().map(Box::from).collect()
-    }
+    impl Scene {
+        fn new() -> Self {
+            let (ask, questions) = mpsc::unbounded_channel();
+            let lookups = Lookups::by(Scripted(ask), settings(&Config::default().discovery));
+            Self { lookups, questions }
+        }
 
-    fn run<T>(work: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(work)
-    }
-
-    /// The next so many that are asked for, by name.
-    fn next<const N: usize>(asked: &std_mpsc::Receiver<Asked>) -> [Asked; N] {
-        let mut all = [(); N].map(|()| asked.recv().expect("it is asked for"));
-        all.sort_by(|one, two| one.name.cmp(&two.name));
-        all
-    }
-
-    fn addresses(text: &str) -> Box<[SocketAddr]> {
-        text.split(' ').map(|address| address.parse().expect("an address")).collect()
-    }
-
-    fn shown(addresses: &Addresses) -> String {
-        format!("{addresses:?}")
-    }
-
-    /// Waits a little for what is not to come yet, and so cannot be waited for.
-    async fn is_pending(lookups: &mut Lookups) -> bool {
-        timeout(Duration::from_millis(20), lookups.done()).await.is_err()
-    }
-
-    /// The next that is asked for while the rest is waited for.
-    async fn meanwhile(lookups: &mut Lookups, asked: &std_mpsc::Receiver<Asked>) -> Asked {
-        loop {
-            if let Ok(asked) = asked.try_recv() {
-                return asked;
+        /// A configuration with these names is to be taken.
+        fn begin(&mut self, names: &[&str], lookup_timeout: Duration) -> Config {
+            let mut config = Config::default();
+            config.upstreams.clear();
+            for name in names {
+                let instance = format!("{name}:80").parse().expect("an instance");
+                config.upstreams.insert((*name).to_owned(), config::Upstream::new(vec![instance]));
             }
-            let _ = timeout(Duration::from_millis(1), lookups.done()).await.expect_err("one is missing");
+            config.runtime.lookup_timeout = lookup_timeout;
+            self.lookups.wait_for(&config);
+            config
+        }
+
+        /// It is taken.
+        fn take(&mut self, config: &Config) {
+            self.lookups.keep(config);
+            self.lookups.told(config, &[]);
+        }
+
+        /// The next question, while news is waited for that does not come.
+        async fn question(&mut self) -> Question {
+            tokio::select! {
+                question = self.questions.recv() => question.expect("the resolver is there"),
+                news = self.lookups.next() => panic!("{news:?}"),
+            }
+        }
+
+        async fn news(&mut self) -> News {
+            timeout(Duration::from_secs(10), self.lookups.next()).await.expect("there is news")
+        }
+
+        /// Waits a little for what is not to come yet, and so cannot be waited for.
+        async fn is_quiet(&mut self) -> bool {
+            timeout(Duration::from_millis(20), self.lookups.next()).await.is_err()
         }
     }
 
+    fn run(work: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(work);
+    }
+
+    fn shown(scene: &Scene, config: &Config) -> String {
+        let backends = gateway::backends(config, &scene.lookups.addresses(config));
+        let all = backends.iter().flatten().map(|backend| format!("{} {}", backend.authority, backend.address));
+        all.collect::<Vec<_>>().join(", ")
+    }
+
     #[test]
-    fn names_are_asked_for_at_the_same_time_and_each_failure_is_told() {
+    fn a_start_waits_for_all_names_at_once_and_is_taken_without_those_that_are_not() {
         run(async {
-            let (mut lookups, asked) = blocking();
-            lookups.begin(names(["a", "b", "c"]), LONG);
-            let [a, b, c] = next(&asked);
+            let mut scene = Scene::new();
+            let config = scene.begin(&["a", "b", "c"], LONG);
+            let questions = [scene.question().await, scene.question().await, scene.question().await];
+            let [a, b, c] = questions;
             assert_eq!([&*a.name, &*b.name, &*c.name], ["a", "b", "c"], "none waits for another");
-            c.answer(Ok("192.0.2.3:0"));
-            a.answer(no());
-            assert!(is_pending(&mut lookups).await, "one is missing");
-            b.answer(no());
-            let expected = Addresses::new(BTreeMap::from([
-                ("a".into(), Err(NoAddress::Unknown("no such name".to_owned()))),
-                ("b".into(), Err(NoAddress::Unknown("no such name".to_owned()))),
-                ("c".into(), Ok(addresses("192.0.2.3:0"))),
-            ]));
-            assert_eq!(shown(&lookups.done().await), shown(&expected));
+            c.answer(Some([192, 0, 2, 3]));
+            a.answer(None);
+            assert!(scene.is_quiet().await, "one is missing");
+            b.answer(None);
+            assert_eq!(scene.news().await, News::Ready);
+            assert_eq!(shown(&scene, &config), "c:80 192.0.2.3:80");
+            assert_eq!(gateway::unresolved_instances(&config, &scene.lookups.addresses(&config)).len(), 2);
+            let unresolved: Vec<_> = scene.lookups.unresolved(&config).into_iter().collect();
+            assert_eq!(unresolved, ["a", "b"]);
         });
     }
 
     #[test]
-    fn every_address_counts_once_in_an_order_of_its_own_and_so_many_at_most() {
+    fn nobody_waits_longer_than_is_said_and_what_comes_later_is_told() {
         run(async {
-            let (mut lookups, asked) = blocking();
-            lookups.begin(names(["both", "many"]), LONG);
-            let [both, many] = next(&asked);
-            both.answer(Ok("[::1]:0 127.0.0.1:0 [::1]:0"));
-            let all: Vec<String> =
-                (0..ADDRESSES_MAX + 9).rev().map(|host| format!("10.0.{}.{}:0", host / 256, host % 256)).collect();
-            many.answer(Ok(&all.join(" ")));
-            let expected = Addresses::new(BTreeMap::from([
-                ("both".into(), Ok(addresses("127.0.0.1:0 [::1]:0"))),
-                ("many".into(), Ok(addresses(&all[9..].iter().rev().cloned().collect::<Vec<_>>().join(" ")))),
-            ]));
-            assert_eq!(shown(&lookups.done().await), shown(&expected));
+            let mut scene = Scene::new();
+            let config = scene.begin(&["a"], Duration::from_millis(1));
+            let a = scene.question().await;
+            assert_eq!(scene.news().await, News::Ready);
+            let told = gateway::unresolved_instances(&config, &scene.lookups.addresses(&config)).concat();
+            assert!(told.contains("a was not resolved within 1ms"), "{told}");
+            scene.take(&config);
+            a.answer(Some([192, 0, 2, 1]));
+            assert_eq!(scene.news().await, News::Changed);
+            let instances = scene.lookups.instances(&config, &[], 7).expect("they have changed");
+            assert_eq!(instances.generation, 7);
+            assert_eq!(
+                instances.changed.iter().map(|moved| (moved.upstream, moved.backends.len())).collect::<Vec<_>>(),
+                [(0, 1)]
+            );
+            assert!(scene.lookups.instances(&config, &[], 7).is_none(), "it is told once");
         });
     }
 
     #[test]
-    fn who_does_not_answer_in_time_is_given_up_and_not_asked_twice_at_once() {
+    fn a_reload_waits_for_new_names_only_and_those_that_went_are_forgotten() {
         run(async {
-            let (mut lookups, asked) = blocking();
-            let short = Duration::from_millis(1);
-            lookups.begin(names(["a"]), short);
-            let [a] = next(&asked);
-            let late = Addresses::new(BTreeMap::from([("a".into(), Err(NoAddress::Late(short)))]));
-            assert_eq!(shown(&lookups.done().await), shown(&late));
-            lookups.begin(names(["a", "b"]), LONG);
-            let [b] = next(&asked);
-            assert_eq!(b.name, "b", "the other is still being asked for");
-            b.answer(Ok("192.0.2.2:0"));
-            a.answer(Ok("192.0.2.1:0"));
-            let both = [("a", "192.0.2.1:0"), ("b", "192.0.2.2:0")];
-            let both = both.map(|(name, address)| (Box::from(name), Ok(addresses(address))));
-            assert_eq!(shown(&lookups.done().await), shown(&Addresses::new(both.into())));
-        });
-    }
-
-    #[test]
-    fn what_failed_for_an_earlier_configuration_is_asked_again() {
-        run(async {
-            let (mut lookups, asked) = blocking();
-            lookups.begin(names(["a", "gone"]), LONG);
-            let [a, gone] = next(&asked);
-            lookups.begin(names(["a"]), LONG);
-            gone.answer(Ok("192.0.2.9:0"));
-            a.answer(no());
-            let again = meanwhile(&mut lookups, &asked).await;
-            assert_eq!(again.name, "a");
-            again.answer(Ok("192.0.2.1:0"));
-            let found = BTreeMap::from([("a".into(), Ok(addresses("192.0.2.1:0")))]);
-            assert_eq!(shown(&lookups.done().await), shown(&Addresses::new(found)), "and no more than was wanted");
-        });
-    }
-
-    #[test]
-    fn there_are_never_more_threads_than_may_be() {
-        run(async {
-            let (mut lookups, asked) = blocking();
-            let all: BTreeSet<Box<str>> = (0..=AT_ONCE_MAX).map(|index| format!("n{index}").into()).collect();
-            lookups.begin(all, Duration::from_millis(1));
-            let held = next::<AT_ONCE_MAX>(&asked);
-            let _ = lookups.done().await;
-            assert_eq!(lookups.under_way.len(), AT_ONCE_MAX);
-            lookups.begin(names(["fresh"]), LONG);
-            assert!(is_pending(&mut lookups).await);
-            assert!(asked.try_recv().is_err(), "there is no place");
-            held.into_iter().next().expect("one of them").answer(no());
-            let fresh = meanwhile(&mut lookups, &asked).await;
-            assert_eq!(fresh.name, "fresh", "what nobody wants any more is not asked for");
-            fresh.answer(Ok("192.0.2.1:0"));
-            let _ = lookups.done().await;
+            let mut scene = Scene::new();
+            let config = scene.begin(&["a", "gone"], LONG);
+            scene.question().await.answer(Some([192, 0, 2, 1]));
+            scene.question().await.answer(Some([192, 0, 2, 9]));
+            assert_eq!(scene.news().await, News::Ready);
+            scene.take(&config);
+            let config = scene.begin(&["a"], LONG);
+            assert_eq!(scene.news().await, News::Ready, "it is known");
+            scene.take(&config);
+            scene.begin(&["a", "b", "gone"], LONG);
+            let b = scene.question().await;
+            let gone = scene.question().await;
+            assert_eq!([&*b.name, &*gone.name], ["b", "gone"]);
+            // A newer configuration does not want it, and the one after that asks anew.
+            scene.begin(&["a", "b"], LONG);
+            let config = scene.begin(&["a", "b", "gone"], LONG);
+            let again = scene.question().await;
+            assert_eq!(again.name, "gone");
+            drop(gone);
+            again.answer(Some([192, 0, 2, 8]));
+            b.answer(Some([192, 0, 2, 2]));
+            assert_eq!(scene.news().await, News::Ready);
+            assert_eq!(shown(&scene, &config), "a:80 192.0.2.1:80, b:80 192.0.2.2:80, gone:80 192.0.2.8:80");
         });
     }
 
     #[test]
     fn a_resolver_that_panics_is_one_that_failed() {
         run(async {
-            let mut lookups = Lookups::by(|_| panic!("as the test wants"));
-            lookups.begin(names(["a"]), LONG);
-            assert!(shown(&lookups.done().await).contains("panicked"));
+            let mut scene = Scene::new();
+            let config = scene.begin(&["a"], LONG);
+            drop(scene.question().await);
+            assert_eq!(scene.news().await, News::Ready);
+            let told = gateway::unresolved_instances(&config, &scene.lookups.addresses(&config)).concat();
+            assert!(told.contains("the resolver panicked"), "{told}");
         });
+    }
+
+    #[test]
+    fn a_line_of_the_log_stays_short() {
+        let all: Vec<IpAddr> = (0..20).map(|host| IpAddr::from([10, 0, 0, host])).collect();
+        assert!(listed(&all).ends_with("10.0.0.15 and 4 more"));
+        assert_eq!(listed(&all[..2]), "10.0.0.0 10.0.0.1");
     }
 
     #[test]
     fn without_names_nothing_is_waited_for() {
         run(async {
-            let (mut lookups, _asked) = blocking();
-            lookups.begin(BTreeSet::new(), LONG);
-            let _ = lookups.done().await;
-        });
-    }
-
-    #[test]
-    fn the_systems_resolver_knows_this_machine() {
-        run(async {
-            let mut lookups = Lookups::new();
-            lookups.begin(names(["localhost"]), LONG);
-            assert!(shown(&lookups.done().await).contains("localhost\": Ok(["));
+            let mut scene = Scene::new();
+            scene.begin(&[], LONG);
+            assert_eq!(scene.news().await, News::Ready);
+            assert!(scene.is_quiet().await);
+            let counters = scene.lookups.counters();
+            assert_eq!(counters.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), [OTHERS]);
         });
     }
 }

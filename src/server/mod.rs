@@ -9,6 +9,7 @@ mod letter;
 mod lookup;
 mod operations;
 mod probes;
+mod resolver;
 mod revoking;
 mod rooms;
 mod scrapes;
@@ -76,15 +77,15 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         config::Driver::IoUring => Driver::IoUring,
     });
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
-    let mut lookups = Lookups::new();
-    lookups.begin(Addresses::wanted(&config), config.runtime.lookup_timeout);
-    let addresses = unless_ended(&runtime, &mut signals, lookups.done(), "names were still being looked up");
-    let Some(addresses) = addresses else { return Ok(ProcessEnd::Drained) };
+    let Some((mut lookups, addresses)) = look_up(&config, &runtime, &mut signals) else {
+        return Ok(ProcessEnd::Drained);
+    };
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = files::load_keys(&config).context("the keys of tokens cannot be used")?;
     let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
-    warn_of_loops(&config, &addresses, &listeners);
+    warn_of_names(&config, &addresses, &listeners);
+    lookups.told(&config, &listeners);
     let admin = bind_admin(&config)?;
     let (writer, access_logs) = open_access_log(&config.log, shards)?;
 
@@ -195,11 +196,22 @@ fn warn(config: &Config) {
     }
 }
 
-/// Tells the log of instances that are one of these public listeners, once all addresses are known.
-fn warn_of_loops(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) {
-    for warning in gateway::own_listener_loops(config, addresses, listeners) {
+/// Tells the log of instances that are one of these public listeners, or have no address.
+fn warn_of_names(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) {
+    let unresolved = gateway::unresolved_instances(config, addresses);
+    for warning in unresolved.into_iter().chain(gateway::own_listener_loops(config, addresses, listeners)) {
         tracing::warn!("{warning}");
     }
+}
+
+/// Looks the names of instances up, unless the process is to end before that is done.
+fn look_up(config: &Config, runtime: &tokio::runtime::Runtime, signals: &mut Signals) -> Option<(Lookups, Addresses)> {
+    let mut lookups = Lookups::new(config);
+    lookups.begin(config);
+    unless_ended(runtime, signals, lookups.ready(), "names were still being looked up")?;
+    lookups.settle(config);
+    let addresses = lookups.addresses(config);
+    Some((lookups, addresses))
 }
 
 /// What comes of the work, unless the process is to end before it is done.

@@ -15,7 +15,7 @@ use tokio::{
 use super::letter;
 use crate::{
     config::{Health, ProbeKind},
-    gateway::{Plan, UpstreamPlan},
+    gateway::Plan,
     shard::{Instant, clock},
     telemetry::{
         metrics::{ProbeCounters, ProbeResult},
@@ -92,11 +92,12 @@ impl Probes {
         Self { upstreams: BTreeMap::new(), tell, told }
     }
 
-    /// Takes other upstreams or instances. What is known of those that stay is kept, new ones are asked at once.
-    pub(super) fn set(&mut self, plan: &Plan) {
+    /// Takes other upstreams, or other instances of them, in the plan's order. What is known of those that stay is kept, new
+    /// ones are asked at once.
+    pub(super) fn set(&mut self, plan: &Plan, instances: &[Box<[BackendAddress]>]) {
         let now = clock::now();
         let mut known = std::mem::take(&mut self.upstreams);
-        for upstream in &plan.upstreams {
+        for (upstream, instances) in plan.upstreams.iter().zip(instances) {
             let Some(health) = upstream.health.as_ref().filter(|health| health.kind().is_some()) else { continue };
             let rules =
                 ProbeRules { interval: health.interval, down_after: health.down_after, up_after: health.up_after };
@@ -106,7 +107,7 @@ impl Probes {
                 slot: upstream.slot,
                 counts: [0; ProbeResult::COUNT],
             });
-            probed.prober.set(now, rules, instances_of(upstream));
+            probed.prober.set(now, rules, instances);
             if *probed.health != *health {
                 probed.health = Rc::new(health.clone());
                 probed.prober.ask_all(now);
@@ -174,11 +175,6 @@ impl Probes {
         }
         counters
     }
-}
-
-/// Whom an upstream has to be asked.
-fn instances_of(upstream: &UpstreamPlan) -> &[BackendAddress] {
-    &upstream.backends
 }
 
 /// Asks an instance whether it is well.

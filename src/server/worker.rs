@@ -307,6 +307,7 @@ impl Worker {
                 self.gateway.adopt(plan);
                 self.tell_applied();
             }
+            ToShard::Instances(instances) => self.gateway.follow(&instances),
             ToShard::Pages(pages) => self.gateway.show(*pages),
             ToShard::Keys(keys) => self.gateway.adopt_keys(keys),
             ToShard::Told(ticket, outcome) => self.accounts.told(ticket, outcome),

@@ -5,7 +5,9 @@
 use std::fmt::Write as _;
 
 use super::histogram::{Histogram, Ladder};
-use super::metrics::{Counters, LimitCounters, Names, ProbeCounters, ProcessCounters, RouteCounters, UpstreamCounters};
+use super::metrics::{
+    Counters, LimitCounters, NameCounters, Names, ProbeCounters, ProcessCounters, RouteCounters, UpstreamCounters,
+};
 use super::table::{Metric, MetricKind, Per, Value, Values};
 
 /// The `Content-Type` of the text.
@@ -20,8 +22,14 @@ pub struct ShardCounters {
     pub counters: Counters,
 }
 
-/// Appends all metrics.
-pub fn write_prometheus(shards: &[ShardCounters], process: &ProcessCounters, names: &Names, out: &mut String) {
+/// Appends all metrics. `followed` are the names of instances, each once.
+pub fn write_prometheus(
+    shards: &[ShardCounters],
+    process: &ProcessCounters,
+    followed: &[(String, NameCounters)],
+    names: &Names,
+    out: &mut String,
+) {
     let mut sum = Counters::default();
     for shard in shards {
         sum.merge(&shard.counters);
@@ -54,6 +62,9 @@ pub fn write_prometheus(shards: &[ShardCounters], process: &ProcessCounters, nam
     }
     let limits: Vec<_> = sum.limits().iter().map(LimitCounters::values).collect();
     write_named(LimitCounters::METRICS, names.limits.names(), &limits, names, out);
+    let (owners, values): (Vec<_>, Vec<_>) =
+        followed.iter().map(|(name, counters)| (name.clone(), counters.values())).unzip();
+    write_named(NameCounters::METRICS, &owners, &values, names, out);
 }
 
 /// Metrics of which each name has a series of its own.
@@ -203,7 +214,8 @@ mod tests {
         let mut process = ProcessCounters::default();
         process.config_reloads[Reload::Refused.index()] = 2;
         let mut out = String::new();
-        write_prometheus(&shards, &process, &names, &mut out);
+        let followed = [("a.test".to_owned(), NameCounters { addresses: 3, age: 7, failures: 2 })];
+        write_prometheus(&shards, &process, &followed, &names, &mut out);
         out
     }
 
@@ -376,7 +388,8 @@ mod tests {
             let mut counters = Counters::default();
             counters.make_room(2, 1);
             let mut out = String::new();
-            write_prometheus(&[ShardCounters { shard: 0, counters }], &ProcessCounters::default(), &names, &mut out);
+            let shards = [ShardCounters { shard: 0, counters }];
+            write_prometheus(&shards, &ProcessCounters::default(), &[], &names, &mut out);
             let line = out.split('\n').rfind(|line| line.starts_with("shardgate_request_body_bytes_total"));
             let (_, written, _) = sample(line.expect("a series"));
             prop_assert_eq!(labels(written), [("route".to_owned(), names.routes.names().last().cloned().expect("one"))]);

@@ -96,9 +96,10 @@ fn filter(level: &str) -> Result<Targets, InitError> {
     if !level.split(',').any(|part| means_a_level(part.trim())) {
         return Err(refused(None));
     }
-    // The pool of connections tells of each that breaks; the store of users tells of the server, once. Whoever names the
-    // pool's target, or another that begins so, hears it.
-    format!("deadpool=off,{level}").parse().map_err(|source| refused(Some(source)))
+    // The pool of connections tells of each that breaks; the store of users tells of the server, once. The resolver tells of
+    // every answer that is no good; whoever follows names tells of the name. Whoever names such a target, or another that
+    // begins so, hears it.
+    format!("deadpool=off,hickory=off,{level}").parse().map_err(|source| refused(Some(source)))
 }
 
 fn json<S, W>(output: W) -> impl tracing_subscriber::Layer<S>

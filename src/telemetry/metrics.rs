@@ -222,6 +222,31 @@ table! {
 }
 
 table! {
+    /// What the control thread knows of one name of instances.
+    #[derive(Default)]
+    NameCounters {
+        /// Addresses of the name that are instances.
+        addresses: i64 = Gauge "shardgate_discovery_addresses" per Name;
+        /// Seconds since the name was looked up with success; since it is followed, if it never was.
+        age: i64 = Gauge "shardgate_discovery_age_seconds" per Name;
+        /// Look-ups of the name that failed or had no address.
+        failures: u64 = Counter "shardgate_discovery_failures_total" per Name;
+    }
+}
+
+/// Names that have series of their own; the others are one, as in [`SLOTS_MAX`].
+pub const NAMES_MAX: usize = SLOTS_MAX - 1;
+
+impl NameCounters {
+    /// Adds another name, where names share a series: their addresses, the worst age, all failures.
+    pub fn join(&mut self, other: &Self) {
+        let age = self.age.max(other.age);
+        self.merge_fields(other);
+        self.age = age;
+    }
+}
+
+table! {
     /// What the control thread counts. One per process.
     #[derive(Default)]
     ProcessCounters {
@@ -231,6 +256,8 @@ table! {
         /// Fetches of other issuers' key sets, by result.
         key_fetches: [u64; KeyFetch::COUNT] = Counter "shardgate_key_fetches_total" per Process
             by "result" in Values::Fixed(KeyFetch::VALUES);
+        /// Times that shards were told that names of instances have other addresses.
+        discovery_changes: u64 = Counter "shardgate_discovery_changes_total" per Process;
         /// Times that entries were missing in the log of revocations. What this instance knew was written back.
         revocation_log_losses: u64 = Counter "shardgate_revocation_log_losses_total" per Process;
         /// Operations on accounts that have begun, log-ins left out: at most 512 renewals, and 512 endings and lists.
@@ -452,13 +479,14 @@ mod tests {
     use super::*;
     use crate::telemetry::slots::OTHER;
 
-    fn tables() -> [(&'static str, &'static [Metric]); 6] {
+    fn tables() -> [(&'static str, &'static [Metric]); 7] {
         [
             ("Connections, requests, shards", Counters::METRICS),
             ("Routes", RouteCounters::METRICS),
             ("Upstreams", UpstreamCounters::METRICS),
             ("Probes", ProbeCounters::METRICS),
             ("Limits", LimitCounters::METRICS),
+            ("Names of instances", NameCounters::METRICS),
             ("The process", ProcessCounters::METRICS),
         ]
     }
@@ -535,6 +563,7 @@ mod tests {
         check(UpstreamCounters::METRICS, UpstreamCounters::default().values());
         check(ProbeCounters::METRICS, ProbeCounters::default().values());
         check(LimitCounters::METRICS, LimitCounters::default().values());
+        check(NameCounters::METRICS, NameCounters::default().values());
         check(ProcessCounters::METRICS, ProcessCounters::default().values());
     }
 

@@ -39,6 +39,8 @@ pub enum Per {
     Limit,
     /// One for each upstream, label `upstream`, the shards added up.
     Upstream,
+    /// One for each name of instances, label `name`.
+    Name,
 }
 
 impl Per {
@@ -50,6 +52,7 @@ impl Per {
             Self::Route => Some("route"),
             Self::Limit => Some("limit"),
             Self::Upstream => Some("upstream"),
+            Self::Name => Some("name"),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! are left to the floors above.
 
 pub mod balance;
+mod discovery;
 mod outlier;
 mod permit;
 mod pool;
@@ -12,9 +13,10 @@ mod retry;
 mod send;
 mod streaming;
 
-use std::{io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use balance::{Balancer, Latency, Load, Rules, Standing, Table};
+pub use discovery::{Discovery, DiscoverySettings, Family, Heard, Known, NameAnswer, NoAddress};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
 use permit::RequestPermit;
@@ -60,7 +62,7 @@ pub struct Settings {
 }
 
 /// One server of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BackendAddress {
     /// As configured, `host:port`: what its requests carry as `Host`.
     pub authority: Box<str>,
@@ -78,6 +80,8 @@ pub struct Upstream {
 struct UpstreamState {
     settings: Settings,
     backends: Vec<Rc<Backend>>,
+    /// Those that are no instances any more, while requests are under way on them.
+    leaving: Vec<Rc<Backend>>,
     budget: RetryBudget,
     in_flight: u32,
     uploading: u32,
@@ -264,6 +268,7 @@ impl Upstream {
         let state = UpstreamState {
             settings,
             backends: Vec::new(),
+            leaving: Vec::new(),
             budget,
             in_flight: 0,
             uploading: 0,
@@ -279,31 +284,45 @@ impl Upstream {
     /// Takes a new configuration. Backends that stay keep their connections and what is known of their health. `table` is
     /// that of these backends, where they are chosen by key.
     pub fn update(&self, settings: Settings, backends: &[BackendAddress], table: Option<Arc<Table>>) {
-        let now = clock::now();
-        let replaced = self.state.with(|state| {
-            // What comes with the upstream has nobody to come behind.
-            let came_at = (!state.backends.is_empty()).then_some(now);
-            let new = |at: &BackendAddress| {
-                let state = BackendState { came_at, ..BackendState::default() };
-                Rc::new(Backend { at: at.clone(), state: Local::new(state) })
-            };
-            let kept = |at: &BackendAddress| state.backends.iter().find(|backend| backend.at == *at).map(Rc::clone);
-            let backends: Vec<_> = backends.iter().map(|at| kept(at).unwrap_or_else(|| new(at))).collect();
+        self.state.with(|state| {
             if !settings.is_probed {
                 // Probes that begin later begin with nothing.
-                for backend in &backends {
+                for backend in state.backends.iter().chain(&state.leaving) {
                     backend.state.with(|state| state.probed = Probed::Untested);
                 }
             }
-            let standings = backends.iter().map(|backend| backend.standing(settings.is_probed, now));
-            state.balancer.set(settings.balance, standings, table);
             state.budget.set(settings.retry_percent, settings.retry_min_per_s);
             state.settings = settings;
-            let replaced = std::mem::replace(&mut state.backends, backends);
-            state.renew(now);
-            replaced
         });
-        drop(replaced);
+        self.replace_backends(backends, table);
+    }
+
+    /// Takes these backends in the place of those that it has. Those that stay keep their connections and what is known of
+    /// their health; those that go get no new request and finish what they have, and their idle connections close.
+    pub fn replace_backends(&self, backends: &[BackendAddress], table: Option<Arc<Table>>) {
+        let now = clock::now();
+        let gone = self.state.with(|state| {
+            // What comes with the upstream has nobody to come behind.
+            let came_at = (!state.backends.is_empty()).then_some(now);
+            let mut known: BTreeMap<_, _> = (state.backends.drain(..).chain(state.leaving.drain(..)))
+                .map(|backend| (backend.at.clone(), backend))
+                .collect();
+            let fresh = |at: &BackendAddress| {
+                let state = BackendState { came_at, ..BackendState::default() };
+                Rc::new(Backend { at: at.clone(), state: Local::new(state) })
+            };
+            state.backends = backends.iter().map(|at| known.remove(at).unwrap_or_else(|| fresh(at))).collect();
+            let gone: Vec<_> = known.into_values().collect();
+            state.leaving = gone.iter().filter(|backend| backend.is_busy()).map(Rc::clone).collect();
+            let is_probed = state.settings.is_probed;
+            let standings = state.backends.iter().map(|backend| backend.standing(is_probed, now));
+            state.balancer.set(state.settings.balance, standings, table);
+            state.renew(now);
+            gone
+        });
+        for backend in gone {
+            backend.close_idle();
+        }
     }
 
     /// Probes find a backend well, or not any more. One that is well again is let in whatever it was ejected for.
@@ -331,6 +350,19 @@ impl Upstream {
         let (backends, idle_max) = self.state.with(|state| (state.backends.clone(), state.settings.idle_max));
         for backend in backends {
             backend.state.with(|backend| backend.pool.sweep(now, idle_max));
+        }
+        self.close_leaving();
+    }
+
+    /// Closes what is idle of backends that are leaving, and forgets those on which nothing is under way any more.
+    fn close_leaving(&self) {
+        let leaving = self.state.with(|state| {
+            let leaving = state.leaving.clone();
+            state.leaving.retain(|backend| backend.is_busy());
+            leaving
+        });
+        for backend in leaving {
+            backend.close_idle();
         }
     }
 
@@ -477,6 +509,16 @@ impl Backend {
             };
             Standing::Usable { since: since.max(state.outlier.back_since()) }
         })
+    }
+
+    fn close_idle(&self) {
+        let pool = self.state.with(|state| std::mem::take(&mut state.pool));
+        drop(pool);
+    }
+
+    /// Whether a request is under way on it.
+    fn is_busy(&self) -> bool {
+        self.state.with(|state| state.in_flight > 0)
     }
 }
 

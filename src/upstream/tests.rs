@@ -175,3 +175,31 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     upstream.probed(&backends[1], true, now);
     assert_eq!(chosen(&upstream, now), [2].into());
 }
+
+#[test]
+fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_on_it() {
+    testing::on_both_drivers(|| async {
+        let at = |host: u8| BackendAddress { authority: "a:80".into(), address: ([127, 0, 0, host], 80).into() };
+        let upstream = Upstream::new(settings(), 1);
+        upstream.update(settings(), &[at(1), at(2), at(3)], None);
+        let all = || upstream.state.with(|state| state.backends.clone());
+        let leaving = || upstream.state.with(|state| state.leaving.len());
+        let old = all();
+        let busy = |count| old[0].state.with(|state| state.in_flight = count);
+        busy(1);
+        upstream.replace_backends(&[at(4), at(3)], None);
+        let new = all();
+        assert_eq!(new.iter().map(|backend| backend.at.clone()).collect::<Vec<_>>(), [at(4), at(3)]);
+        assert!(Rc::ptr_eq(&new[1], &old[2]), "it keeps what is known of it");
+        assert_eq!((leaving(), upstream.report(clock::now()).total), (1, 2));
+        // It comes back as it left.
+        upstream.replace_backends(&[at(1)], None);
+        assert!(Rc::ptr_eq(&all()[0], &old[0]));
+        assert_eq!(leaving(), 0);
+        upstream.replace_backends(&[], None);
+        assert!(upstream.choose(clock::now(), None, &[]).is_none());
+        busy(0);
+        upstream.sweep(clock::now());
+        assert_eq!(leaving(), 0);
+    });
+}

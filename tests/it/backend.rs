@@ -144,6 +144,14 @@ impl Backend {
         self.opened
     }
 
+    /// How many connections have ended so far.
+    pub(crate) fn ended(&mut self) -> usize {
+        while let Ok(event) = self.events.try_recv() {
+            self.take(event);
+        }
+        self.ended.len()
+    }
+
     /// Waits until so many connections were opened.
     #[track_caller]
     pub(crate) fn wait_opened(&mut self, count: usize) {

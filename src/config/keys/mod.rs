@@ -48,7 +48,8 @@ mod tokens;
 pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer, WithoutRedis};
 pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role, SessionStore, Sessions};
 pub use process::{
-    AccessLog, Admin, Data, Drain, Driver, FurtherListener, Listener, ListenerKind, Log, LogFormat, Metrics, Runtime,
+    AccessLog, Admin, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener, ListenerKind, Log,
+    LogFormat, Metrics, Runtime,
 };
 pub use requests::{
     Access, Balance, ClientClose, Cors, HeaderRules, Health, Http, Limit, LimitApplies, LimitKey, LimitScope,
@@ -79,6 +80,7 @@ impl Kind {
 /// All sections, in the order in which they are documented and printed.
 pub const SECTIONS: &[&Section] = &[
     Runtime::SECTION,
+    Discovery::SECTION,
     Listener::SECTION,
     FurtherListener::SECTION,
     Admin::SECTION,
@@ -121,8 +123,10 @@ pub const SECTIONS: &[&Section] = &[
 config! {
     /// Everything that can be configured. One per process; a reload builds a new one.
     Config {
-        /// Threads, how they wait for I/O, and how names are looked up.
+        /// Threads, how they wait for I/O, and how long names are waited for.
         runtime: Runtime,
+        /// How the names of instances are followed.
+        discovery: Discovery,
         /// The public listener.
         listener: Listener,
         /// Public listeners beside that one.

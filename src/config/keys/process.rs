@@ -1,8 +1,8 @@
-//! The part of the table that is about the process: its threads, listeners, files, and how it stops.
+//! The part of the table that is about the process: its threads, how it finds services, listeners, files, and how it stops.
 
 use super::section::{section, words};
 use super::{DAY, GIB, HOUR, KIB, MINUTE};
-use crate::config::address::IpNet;
+use crate::config::address::{IpNet, Nameserver};
 use crate::config::key::Kind;
 use crate::config::values::AsText;
 use std::net::IpAddr;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 section! {
-    /// Threads, how they wait for I/O, and how names are looked up.
+    /// Threads, how they wait for I/O, and how long names are waited for.
     Runtime = Once "runtime", per Process, by Restart {
         /// How many shards, each with a thread of its own. 0: one per core that the process may use (the least of
         /// cgroup quota, affinity and cores).
@@ -19,9 +19,38 @@ section! {
         driver: Driver = "epoll", e.g. "io_uring";
         /// Whether each shard's thread stays on its core.
         pin: bool = true, e.g. false, per Shard;
-        /// How long the names of instances may take to be looked up, all of them together: at the start, which fails
-        /// then, and at a reload, which is refused then.
+        /// How long a start or a reload waits for the names of instances that were never looked up, all of them together.
+        /// Then it goes on without those that have no address yet.
         lookup_timeout: Duration as Duration(1, HOUR) = "10s", e.g. "30s", by Reload;
+    }
+}
+
+section! {
+    /// How the names of instances are followed while the gateway runs.
+    Discovery = Once "discovery", per Process, by Reload {
+        /// Whom to ask, in this order: the next one when one fails or does not answer. The domains and `ndots` of
+        /// `/etc/resolv.conf` count in any case, and what `/etc/hosts` says goes before all of them.
+        nameservers: Vec<Nameserver> = [], e.g. ["10.0.0.2:53"];
+        /// A name is asked for again when its time to live is over, but not sooner than this. So are names whose look-up
+        /// failed, and then ever more rarely.
+        interval_min: Duration as Duration(100, HOUR) = "1s", e.g. "5s";
+        /// And not later than this.
+        interval_max: Duration as Duration(100, DAY) = "5m", e.g. "1m";
+        /// Percent of a name's addresses that may be gone from one answer; when more are, a second answer decides.
+        max_shrink: u32 as Number(0, 100) = 50, e.g. 30;
+        /// Addresses that DNS may give besides those of networks: of this machine, or of one link (`169.254.0.0/16`,
+        /// `fe80::/10`). The hosts file may give any.
+        allow: Vec<DnsAddress> as List("`loopback` or `link_local`") = [], e.g. ["loopback"];
+    }
+}
+
+words! {
+    /// What DNS may give only where it is allowed.
+    DnsAddress {
+        /// An address of this machine.
+        Loopback = "loopback",
+        /// An address of one link.
+        LinkLocal = "link_local",
     }
 }
 

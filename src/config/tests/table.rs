@@ -17,6 +17,13 @@ fn the_defaults_are_those_that_were_promised() {
         pin = true
         lookup_timeout = "10s"
 
+        [discovery]
+        nameservers = []
+        interval_min = "1s"
+        interval_max = "5m"
+        max_shrink = 50
+        allow = []
+
         [listener]
         address = "0.0.0.0"
         port = 3000

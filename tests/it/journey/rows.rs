@@ -72,6 +72,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("limit_shared_total", "tests/it/journey/rate_limits.rs", "a_flood_of_addresses_stays_within_its_bound"),
     ("limit_shards_alone", "tests/it/journey/rate_limits.rs", "instances_count_together_in_redis_and_alone"),
     ("key_fetches_total result=good", "tests/it/journey/tokens.rs", "another_issuers_keys_are_fetched_and_followed"),
+    ("discovery_changes_total", "tests/it/process/followed.rs", "shardgate_discovery_changes_total"),
+    ("discovery_age_seconds", "tests/it/process/followed.rs", "of_name(\"age_seconds\")) >="),
+    ("discovery_failures_total", "tests/it/process/followed.rs", "of_name(\"failures_total\")) >="),
     ("revocation_log_losses_total", "tests/it/sessions/mod.rs", "revocation_log_losses_total"),
     ("rejects_total code=upgrade_required", "tests/it/hub/opening.rs", "what_is_no_handshake_is_refused"),
     ("sockets_open", "tests/it/hub/counted.rs", "what_is_there_is_counted_where_it_is"),
@@ -149,7 +152,7 @@ fn moved(scrape: &str) -> BTreeSet<String> {
             None => name.strip_suffix("_count").filter(|name| kinds.get(name) == Some(&"histogram"))?,
         };
         let mut labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
-        let by = labels.find(|(label, _)| !["", "shard", "route", "upstream", "limit"].contains(label));
+        let by = labels.find(|(label, _)| !["", "shard", "route", "upstream", "limit", "name"].contains(label));
         Some(row(name, by.map(|(label, value)| (label, value.trim_matches('"')))))
     });
     moved.collect()
@@ -239,6 +242,7 @@ fn config(backend: &Backend) -> String {
              [limits.watch]\nquota = 1\nwindow = \"1d\"\napplies = \"named\"\ndry_run = true\n\
              [limits.wide]\nquota = 100000\nwindow = \"1s\"\napplies = \"named\"\nkeys_max = 8\n\
              [upstreams.back]\ninstances = [\"{back}\"]\nretries_max = 0\noutlier_failures = 0\nresponse_timeout = \"200ms\"\n\
+             [upstreams.named]\ninstances = [\"localhost:9\"]\n\
              [upstreams.narrow]\ninstances = [\"{back}\"]\nrequests_max = 1\n\
              [upstreams.away]\ninstances = [\"{away}\"]\nretries_max = 1\noutlier_failures = 2\noutlier_percent_max = 100\npanic_percent = 0\n\
              [[routes]]\npath = \"/me\"\nupstream = \"back\"\n\

@@ -8,6 +8,7 @@ mod clients;
 mod demo;
 mod drain;
 mod endings;
+mod followed;
 mod health;
 mod hostile;
 mod listeners;

@@ -1,5 +1,6 @@
 //! Real servers that tests start for themselves.
 
+pub(crate) mod dns;
 pub(crate) mod npm;
 pub(crate) mod postgres;
 pub(crate) mod python;

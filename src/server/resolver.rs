@@ -1,0 +1,333 @@
+//! Asks where a name is: the hosts file, then the servers of DNS, by the rules of `/etc/resolv.conf`. When it is asked, and
+//! what comes of the answer, is for `lookup`.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use hickory_resolver::{
+    TokioResolver,
+    config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
+    lookup::Lookup,
+    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    proto::rr::{Name, RecordType},
+    system_conf::parse_resolv_conf,
+};
+use tokio::time::timeout;
+
+use crate::{
+    config::{Nameserver, watch::Watch},
+    upstream::{Family, NameAnswer, NoAddress},
+};
+
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// As much of these files as is read.
+const FILE_BYTES_MAX: u64 = 2 << 20;
+/// How long a server may take; less where `/etc/resolv.conf` says so. The question is sent again meanwhile.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a question may take, whatever there is of servers and domains.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// What the hosts file says holds until it changes, which is looked for each second.
+const OWN_TIME_TO_LIVE: Duration = Duration::MAX;
+
+/// A look-up under way.
+pub(super) type Asked = Pin<Box<dyn Future<Output = Result<NameAnswer, NoAddress>> + Send>>;
+
+/// Who tells where names are.
+pub(super) trait Resolve {
+    /// Looks a name up; `found_as` is the whole name that it was found as before.
+    fn ask(&self, name: &str, found_as: Option<&str>) -> Asked;
+}
+
+/// The system's files and the servers of DNS. One per process, on the control thread.
+#[derive(Debug)]
+pub(super) struct Resolver {
+    nameservers: Vec<Nameserver>,
+    hosts: Watch,
+    resolv_conf: Watch,
+    view: Arc<View>,
+}
+
+/// What the system's files say. Questions under way keep the one that they began with.
+#[derive(Debug, Default)]
+struct View {
+    hosts: BTreeMap<Box<str>, Vec<IpAddr>>,
+    search: Vec<Name>,
+    /// A name with so many dots is looked up as it is before it is with a domain.
+    dots: usize,
+    /// In the order in which they are asked.
+    servers: Vec<TokioResolver>,
+}
+
+impl Resolver {
+    /// By the system's files.
+    pub(super) fn new(nameservers: &[Nameserver]) -> Self {
+        // Before they are read, so that no change is missed.
+        let (hosts, resolv_conf) = (Watch::new(HOSTS), Watch::new(RESOLV_CONF));
+        Self { nameservers: nameservers.to_vec(), hosts, resolv_conf, view: Arc::new(View::new(nameservers)) }
+    }
+
+    /// Asks these servers from now on; says whether they are others.
+    pub(super) fn ask_servers(&mut self, nameservers: &[Nameserver]) -> bool {
+        let are_others = self.nameservers != nameservers;
+        if are_others {
+            *self = Self::new(nameservers);
+        }
+        are_others
+    }
+
+    /// Looks whether the system's files have changed; says whether they have.
+    pub(super) fn look(&mut self) -> bool {
+        // One that is not there says nothing, as before.
+        let has_changed = |watch: &mut Watch| watch.changed().unwrap_or(false);
+        let have_changed = has_changed(&mut self.hosts) | has_changed(&mut self.resolv_conf);
+        if have_changed {
+            tracing::info!("{HOSTS} or {RESOLV_CONF} has changed; the names of instances are looked up anew");
+            self.view = Arc::new(View::new(&self.nameservers));
+        }
+        have_changed
+    }
+}
+
+impl Resolve for Resolver {
+    fn ask(&self, name: &str, found_as: Option<&str>) -> Asked {
+        let (view, name, found_as) = (Arc::clone(&self.view), name.to_owned(), found_as.map(str::to_owned));
+        Box::pin(async move { view.ask(&name, found_as.as_deref()).await })
+    }
+}
+
+impl View {
+    fn new(nameservers: &[Nameserver]) -> Self {
+        let hosts = read(Path::new(HOSTS)).map(|text| parse_hosts(&text)).unwrap_or_default();
+        let text = read(Path::new(RESOLV_CONF)).unwrap_or_default();
+        Self { hosts, ..Self::of_resolv_conf(&text, nameservers) }
+    }
+
+    fn of_resolv_conf(text: &str, nameservers: &[Nameserver]) -> Self {
+        // It is refused without a server, which may be configured elsewhere.
+        let parsed = parse_resolv_conf(text).or_else(|_| parse_resolv_conf(format!("{text}\nnameserver 127.0.0.1\n")));
+        let (config, mut options) = parsed.unwrap_or_else(|_| (ResolverConfig::default(), ResolverOpts::default()));
+        let own = text.lines().any(|line| line.trim_start().starts_with("nameserver"));
+        let servers: Vec<SocketAddr> = match nameservers {
+            [] if own => config.name_servers().iter().map(|server| SocketAddr::new(server.ip, 53)).collect(),
+            [] => Vec::new(),
+            nameservers => nameservers.iter().map(|server| server.0).collect(),
+        };
+        let search = match (config.search(), config.domain()) {
+            ([], domain) => domain.cloned().into_iter().collect(),
+            (search, _) => search.to_vec(),
+        };
+        let dots = options.ndots;
+        options.timeout = options.timeout.clamp(Duration::from_secs(1), SERVER_TIMEOUT);
+        // Each server is asked by itself, and what fails is asked again by whoever follows the name.
+        options.attempts = 0;
+        // No answer is older than its time to live.
+        options.cache_size = 0;
+        options.use_hosts_file = ResolveHosts::Never;
+        let servers = servers.into_iter().filter_map(|server| resolver(server, options.clone())).collect();
+        Self { hosts: BTreeMap::new(), search, dots, servers }
+    }
+
+    async fn ask(&self, name: &str, found_as: Option<&str>) -> Result<NameAnswer, NoAddress> {
+        let own = |addresses: Vec<IpAddr>| NameAnswer {
+            addresses,
+            time_to_live: OWN_TIME_TO_LIVE,
+            untold: None,
+            is_own: true,
+            found_as: name.into(),
+        };
+        if let Some(addresses) = self.hosts.get(name) {
+            return Ok(own(addresses.clone()));
+        }
+        // RFC 6761 §6.3: nobody else is asked.
+        if name == "localhost" || name.ends_with(".localhost") {
+            return Ok(own(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]));
+        }
+        let answered = timeout(QUESTION_TIMEOUT, self.ask_dns(name, found_as)).await;
+        answered.unwrap_or(Err(NoAddress::Late(QUESTION_TIMEOUT)))
+    }
+
+    async fn ask_dns(&self, name: &str, found_as: Option<&str>) -> Result<NameAnswer, NoAddress> {
+        if self.servers.is_empty() {
+            return Err(unknown("no server of DNS is known, in /etc/resolv.conf or by discovery.nameservers"));
+        }
+        let mut failure = None;
+        for whole in self.whole_names(name)? {
+            match self.ask_for(&whole).await {
+                Ok(Some(answer)) => return Ok(answer),
+                Ok(None) => {}
+                // Whoever has the name in the next domain is somebody else.
+                Err(error) if found_as == Some(whole.to_string().as_str()) => return Err(error),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        Err(failure.unwrap_or_else(|| unknown("there is no such name")))
+    }
+
+    /// The name with each domain that may be meant (resolv.conf(5)), in order.
+    fn whole_names(&self, name: &str) -> Result<Vec<Name>, NoAddress> {
+        let mut plain = Name::from_ascii(name).map_err(|error| unknown(&error.to_string()))?;
+        // A domain may make it too long.
+        let mut names: Vec<_> =
+            self.search.iter().filter_map(|domain| plain.clone().append_domain(domain).ok()).collect();
+        plain.set_fqdn(true);
+        let is_first = name.matches('.').count() >= self.dots;
+        names.insert(if is_first { 0 } else { names.len() }, plain);
+        Ok(names)
+    }
+
+    /// Asks one server after the other. `None`: there is no such name, or it has no address.
+    async fn ask_for(&self, name: &Name) -> Result<Option<NameAnswer>, NoAddress> {
+        let mut failure = None;
+        for server in &self.servers {
+            let (v4, v6) =
+                tokio::join!(server.lookup(name.clone(), RecordType::A), server.lookup(name.clone(), RecordType::AAAA));
+            let late = server.options().timeout;
+            let (untold, told, failed) = match (Told::of(v4, late), Told::of(v6, late)) {
+                (Ok(v4), Ok(v6)) => (None, v4.and(v6), None),
+                (Ok(v4), Err(error)) => (Some(Family::V6), v4, Some(error)),
+                (Err(error), Ok(v6)) => (Some(Family::V4), v6, Some(error)),
+                (Err(error), Err(_)) => (None, Told::default(), Some(error)),
+            };
+            match (told.addresses.is_empty(), failed) {
+                (false, _) => {
+                    let Told { addresses, time_to_live } = told;
+                    let found_as = name.to_string().into();
+                    return Ok(Some(NameAnswer { addresses, time_to_live, untold, is_own: false, found_as }));
+                }
+                (true, None) => return Ok(None),
+                (true, Some(error)) => failure = failure.or(Some(error)),
+            }
+        }
+        Err(failure.unwrap_or_else(|| unknown("nobody was asked")))
+    }
+}
+
+/// What a server says of one family of addresses.
+#[derive(Default)]
+struct Told {
+    addresses: Vec<IpAddr>,
+    time_to_live: Duration,
+}
+
+impl Told {
+    fn of(found: Result<Lookup, NetError>, late: Duration) -> Result<Self, NoAddress> {
+        match found {
+            Ok(found) => {
+                let records = found.answers();
+                let seconds = records.iter().map(|record| record.ttl).min().unwrap_or(0);
+                let addresses = records.iter().filter_map(|record| record.data.ip_addr()).collect();
+                Ok(Self { addresses, time_to_live: Duration::from_secs(seconds.into()) })
+            }
+            Err(NetError::Dns(DnsError::NoRecordsFound(_))) => Ok(Self::default()),
+            Err(NetError::Timeout) => Err(NoAddress::Late(late)),
+            Err(error) => Err(unknown(&error.to_string())),
+        }
+    }
+
+    /// What is said of both families holds for as long as each part does.
+    fn and(mut self, mut other: Self) -> Self {
+        if self.addresses.is_empty() {
+            return other;
+        }
+        if !other.addresses.is_empty() {
+            self.addresses.append(&mut other.addresses);
+            self.time_to_live = self.time_to_live.min(other.time_to_live);
+        }
+        self
+    }
+}
+
+fn unknown(why: &str) -> NoAddress {
+    NoAddress::Unknown(why.to_owned())
+}
+
+/// What asks one server: by UDP, and by TCP for an answer that is too long for that.
+fn resolver(server: SocketAddr, options: ResolverOpts) -> Option<TokioResolver> {
+    let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+        connection.port = server.port();
+        connection
+    });
+    let server = NameServerConfig::new(server.ip(), true, connections.into());
+    let config = ResolverConfig::from_parts(None, Vec::new(), vec![server]);
+    let built =
+        TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options).build();
+    built.inspect_err(|error| tracing::error!(%error, "a server of DNS cannot be asked")).ok()
+}
+
+fn read(path: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The addresses by name (hosts(5)).
+fn parse_hosts(text: &str) -> BTreeMap<Box<str>, Vec<IpAddr>> {
+    let mut hosts = BTreeMap::<Box<str>, Vec<IpAddr>>::new();
+    for line in text.lines() {
+        let line = line.split_once('#').map_or(line, |(line, _)| line);
+        let mut words = line.split_whitespace();
+        let Some(address) = words.next().and_then(|word| word.parse::<IpAddr>().ok()) else { continue };
+        for name in words {
+            hosts.entry(name.to_ascii_lowercase().into()).or_default().push(address);
+        }
+    }
+    hosts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_file_gives_all_addresses_of_a_name() {
+        let text = "# comment\n127.0.0.1 localhost Local.test # and more\n::1\tlocalhost\n\nnonsense x\nfe80::1%lo x\n192.0.2.1\n";
+        let hosts = parse_hosts(text);
+        let of = |name| hosts.get(name).map(|addresses| format!("{addresses:?}")).unwrap_or_default();
+        assert_eq!([of("localhost"), of("local.test")], ["[127.0.0.1, ::1]", "[127.0.0.1]"]);
+        assert_eq!(hosts.len(), 2, "{hosts:?}");
+    }
+
+    #[test]
+    fn names_are_looked_up_with_domains_as_the_system_does() {
+        let view = |text| View::of_resolv_conf(text, &[]);
+        let whole = |text, name| {
+            let names = view(text).whole_names(name).expect("a name");
+            names.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let cluster = "nameserver 10.0.0.2\nsearch ns.svc.local svc.local\noptions ndots:5\n";
+        assert_eq!(whole(cluster, "shop"), "shop.ns.svc.local. shop.svc.local. shop.");
+        assert_eq!(whole(cluster, "a.b.c.d.e.f"), "a.b.c.d.e.f. a.b.c.d.e.f.ns.svc.local. a.b.c.d.e.f.svc.local.");
+        let plain = "nameserver 10.0.0.2\nsearch corp.example\n";
+        assert_eq!(whole(plain, "my_shop.test"), "my_shop.test. my_shop.test.corp.example.");
+        assert_eq!(
+            whole("nameserver 10.0.0.2\nsearch corp.example\noptions ndots:0\n", "shop"),
+            "shop. shop.corp.example."
+        );
+        assert_eq!(view(cluster).servers.len(), 1);
+        assert_eq!(view("search x\n").servers.len(), 0, "nobody is asked whom nobody has named");
+        let named = ["127.0.0.1:5353".parse().expect("a server"), "127.0.0.2:53".parse().expect("a server")];
+        assert_eq!(View::of_resolv_conf("", &named).servers.len(), 2);
+        assert_eq!(View::of_resolv_conf(plain, &named).search.len(), 1, "domains count in any case");
+    }
+
+    #[test]
+    fn this_machine_is_known_without_asking() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let answer = runtime.block_on(Resolver::new(&[]).ask("localhost", None)).expect("it is known");
+        assert!(answer.is_own && answer.addresses.iter().all(IpAddr::is_loopback), "{answer:?}");
+        let view = View::default();
+        let answer = runtime.block_on(view.ask("a.localhost", None)).expect("it is known");
+        assert_eq!(answer.addresses.len(), 2);
+        let error = runtime.block_on(view.ask("a.test", None)).expect_err("nobody is there to ask");
+        assert!(format!("{error:?}").contains("no server of DNS is known"), "{error:?}");
+    }
+}

@@ -1,0 +1,348 @@
+//! Where the instances of names are, followed while the gateway runs: when each name is asked for again, what an answer
+//! changes, and what stays while the resolver fails ([decision 21](../../docs/decisions/0021-names-are-followed.md)).
+//!
+//! Nothing here asks anybody. The control thread does, by what is [due](Discovery::take_due), tells [what came of
+//! it](Discovery::answered), and takes [what changed](Discovery::take_changed) to the shards.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use crate::shard::Instant;
+
+/// Addresses of one name that are instances. Whoever answers for DNS decides how many come; more than these are no service
+/// of anybody's, and each is a pool on each shard.
+const ADDRESSES_MAX: usize = 256;
+/// Names that are asked for at once.
+const AT_ONCE_MAX: usize = 32;
+/// Changes are told at most this often, whatever DNS says meanwhile: each makes every shard look at its pools.
+const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
+/// A name that fails is asked for again at least this often; one without an address, whose service may only be starting,
+/// more often.
+const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
+/// See [`RETRY_INTERVAL_MAX`].
+const RETRY_INTERVAL_MAX_WITHOUT: Duration = Duration::from_secs(5);
+
+/// How names are followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiscoverySettings {
+    /// An answer serves at least so long, however short its time to live, and a failure too.
+    pub interval_min: Duration,
+    /// An answer serves at most so long, however long its time to live.
+    pub interval_max: Duration,
+    /// Percent of a name's addresses that may be gone from one answer; more are believed when the next says so too.
+    pub shrink_percent_max: u32,
+    /// Whether DNS may say that an instance is this machine.
+    pub takes_loopback: bool,
+    /// Whether DNS may give addresses of one link, which machines give themselves; clouds have their secrets there.
+    pub takes_link_local: bool,
+}
+
+/// What a resolver knows of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameAnswer {
+    /// In any order, perhaps some of them twice.
+    pub addresses: Vec<IpAddr>,
+    /// How long that holds, by whoever said so.
+    pub time_to_live: Duration,
+    /// The addresses of this family are not known now.
+    pub untold: Option<Family>,
+    /// The operator says so (the hosts file), who may name any address.
+    pub is_own: bool,
+    /// The whole name that was found, with its domain.
+    pub found_as: Box<str>,
+}
+
+/// A kind of address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Why a name has no address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoAddress {
+    /// There is none, or the resolver cannot tell; in its words.
+    Unknown(String),
+    /// The resolver had not answered after this long.
+    Late(Duration),
+    /// It has addresses, but none that is taken from DNS; this is the first of them.
+    Refused(IpAddr),
+}
+
+/// What is known of a name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Known {
+    /// The last good answer, each address once and in order; none before the first.
+    pub addresses: Box<[IpAddr]>,
+    /// The whole name that it was found as.
+    pub found_as: Option<Box<str>>,
+    /// Addresses that came with it and are not taken from DNS.
+    pub refused: Box<[IpAddr]>,
+    /// How many came with it that are too many.
+    pub left_out: usize,
+    /// When that was; since when the name is followed, where there was none.
+    pub since: Instant,
+    /// Questions in a row that failed since then, and why the last of them did.
+    pub failures: u32,
+    /// See `failures`.
+    pub error: Option<NoAddress>,
+    /// All questions that failed.
+    pub failures_total: u64,
+}
+
+impl Known {
+    /// Whether somebody has said what there is: addresses, or that there are none.
+    pub fn is_heard(&self) -> bool {
+        !self.addresses.is_empty() || self.error.as_ref().is_some_and(|error| !matches!(error, NoAddress::Late(_)))
+    }
+
+    /// Whether the look-ups fail: twice in a row, as one question may be lost.
+    pub fn is_failing(&self) -> bool {
+        self.addresses.is_empty() || self.failures > 1
+    }
+}
+
+/// What an answer came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is what was known.
+    Same,
+    /// These addresses came, and these went.
+    Changed {
+        /// Those that came.
+        added: Vec<IpAddr>,
+        /// Those that went.
+        gone: Vec<IpAddr>,
+    },
+    /// So many are gone that the next answer decides.
+    Doubted,
+    /// There was none that is good.
+    Failed,
+}
+
+/// A name that is followed.
+#[derive(Debug)]
+struct Followed {
+    known: Known,
+    /// When it is asked for again, unless somebody waits for an answer.
+    due: Instant,
+    is_asked: bool,
+    /// What is being asked may be answered by what holds no more.
+    is_asked_again: bool,
+    /// The last answer lacked so many addresses that the next decides.
+    is_doubted: bool,
+}
+
+/// The names of all instances. One per process, on the control thread.
+#[derive(Debug)]
+pub struct Discovery {
+    settings: DiscoverySettings,
+    names: BTreeMap<Box<str>, Followed>,
+    /// Addresses are others than when that was asked last.
+    has_changed: bool,
+    /// Until then changes wait.
+    quiet_until: Instant,
+}
+
+impl Discovery {
+    /// Follows no name.
+    pub fn new(settings: DiscoverySettings) -> Self {
+        Self { settings, names: BTreeMap::new(), has_changed: false, quiet_until: Instant::START }
+    }
+
+    /// Follows these names from now on and forgets others. What is known of those that stay is kept.
+    pub fn follow(&mut self, names: &BTreeSet<Box<str>>, settings: DiscoverySettings, now: Instant) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.ask_all(now);
+        }
+        self.names.retain(|name, _| names.contains(name));
+        for name in names {
+            let fresh = || Followed {
+                known: Known { since: now, ..Known::default() },
+                due: now,
+                is_asked: false,
+                is_asked_again: false,
+                is_doubted: false,
+            };
+            self.names.entry(name.clone()).or_insert_with(fresh);
+        }
+    }
+
+    /// Every name is to be asked for now: whoever answers, or what is taken of it, has changed.
+    pub fn ask_all(&mut self, now: Instant) {
+        for followed in self.names.values_mut() {
+            followed.due = now;
+            followed.is_asked_again = followed.is_asked;
+        }
+    }
+
+    /// Names to ask for now; each is asked for once until it is [answered](Self::answered).
+    pub fn take_due(&mut self, now: Instant) -> Vec<Box<str>> {
+        let places = AT_ONCE_MAX.saturating_sub(self.names.values().filter(|name| name.is_asked).count());
+        let due = self.names.iter_mut().filter(|(_, followed)| !followed.is_asked && followed.due <= now);
+        due.take(places)
+            .map(|(name, followed)| {
+                followed.is_asked = true;
+                name.clone()
+            })
+            .collect()
+    }
+
+    /// When there is something to do, if nothing is told before.
+    pub fn due(&self) -> Instant {
+        let names = self.names.values().filter(|name| !name.is_asked).map(|name| name.due);
+        let change = self.has_changed.then_some(self.quiet_until);
+        let is_full = self.names.values().filter(|name| name.is_asked).count() >= AT_ONCE_MAX;
+        names.filter(|_| !is_full).chain(change).min().unwrap_or(Instant::NEVER)
+    }
+
+    /// Takes what came of a question. No address at all is a failure: an upstream does not empty because a zone was
+    /// published without its records.
+    pub fn answered(&mut self, name: &str, answer: Result<NameAnswer, NoAddress>, now: Instant) -> Heard {
+        // Nobody follows it any more.
+        let Some(followed) = self.names.get_mut(name) else { return Heard::Same };
+        let settings = self.settings;
+        let answer = answer.and_then(|answer| Taken::of(answer, &followed.known, settings));
+        let heard = followed.take(answer, settings, now);
+        self.has_changed |= matches!(heard, Heard::Changed { .. });
+        followed.is_asked = false;
+        if std::mem::take(&mut followed.is_asked_again) {
+            followed.due = now;
+        }
+        heard
+    }
+
+    /// Whether addresses have changed, and enough time has passed since they did before; once for each change.
+    pub fn take_changed(&mut self, now: Instant) -> bool {
+        let is_told = self.has_changed && now >= self.quiet_until;
+        if is_told {
+            self.told(now);
+        }
+        is_told
+    }
+
+    /// All that is known now is told.
+    pub fn told(&mut self, now: Instant) {
+        self.has_changed = false;
+        self.quiet_until = now + CHANGE_INTERVAL;
+    }
+
+    /// What is known of a name; nothing of one that is not followed.
+    pub fn known(&self, name: &str) -> Option<&Known> {
+        self.names.get(name).map(|followed| &followed.known)
+    }
+
+    /// All names and what is known of them, in order.
+    pub fn names(&self) -> impl Iterator<Item = (&str, &Known)> {
+        self.names.iter().map(|(name, followed)| (&**name, &followed.known))
+    }
+}
+
+impl Followed {
+    fn take(&mut self, answer: Result<Taken, NoAddress>, settings: DiscoverySettings, now: Instant) -> Heard {
+        let DiscoverySettings { interval_min, interval_max, shrink_percent_max, .. } = settings;
+        let known = &mut self.known;
+        match answer {
+            Ok(taken) if !self.is_doubted && shrinks(&known.addresses, &taken.addresses, shrink_percent_max) => {
+                self.is_doubted = true;
+                self.due = now + interval_min;
+                Heard::Doubted
+            }
+            Ok(Taken { addresses, refused, left_out, time_to_live, found_as }) => {
+                self.is_doubted = false;
+                self.due = now + time_to_live.clamp(interval_min, interval_max.max(interval_min));
+                let (added, gone) = (lacking(&addresses, &known.addresses), lacking(&known.addresses, &addresses));
+                *known = Known {
+                    addresses,
+                    found_as: Some(found_as),
+                    refused,
+                    left_out,
+                    since: now,
+                    failures: 0,
+                    error: None,
+                    failures_total: known.failures_total,
+                };
+                if added.is_empty() && gone.is_empty() { Heard::Same } else { Heard::Changed { added, gone } }
+            }
+            Err(error) => {
+                let longest = if known.addresses.is_empty() { RETRY_INTERVAL_MAX_WITHOUT } else { RETRY_INTERVAL_MAX };
+                let wait = interval_min.saturating_mul(1 << known.failures.min(16));
+                self.due = now + wait.min(longest.max(interval_min));
+                known.failures = known.failures.saturating_add(1);
+                known.failures_total += 1;
+                known.error = Some(error);
+                Heard::Failed
+            }
+        }
+    }
+}
+
+/// What is taken of an answer: at least one address.
+struct Taken {
+    addresses: Box<[IpAddr]>,
+    refused: Box<[IpAddr]>,
+    left_out: usize,
+    time_to_live: Duration,
+    found_as: Box<str>,
+}
+
+impl Taken {
+    fn of(answer: NameAnswer, known: &Known, settings: DiscoverySettings) -> Result<Self, NoAddress> {
+        let NameAnswer { mut addresses, time_to_live, untold, is_own, found_as } = answer;
+        let is_untold = |address: &&IpAddr| match untold {
+            Some(Family::V4) => address.is_ipv4(),
+            Some(Family::V6) => address.is_ipv6(),
+            None => false,
+        };
+        let kept: Vec<IpAddr> = known.addresses.iter().filter(is_untold).copied().collect();
+        // In an order that does not depend on the resolver's: it turns them from answer to answer.
+        addresses.sort_unstable();
+        addresses.dedup();
+        let (mut addresses, refused): (Vec<_>, Vec<_>) =
+            addresses.into_iter().partition(|address| is_own || is_taken(*address, settings));
+        addresses.extend(kept);
+        addresses.sort_unstable();
+        addresses.dedup();
+        match (addresses.is_empty(), refused.first()) {
+            (true, Some(first)) => return Err(NoAddress::Refused(*first)),
+            (true, None) => return Err(NoAddress::Unknown("it has no address".to_owned())),
+            (false, _) => {}
+        }
+        let left_out = addresses.len().saturating_sub(ADDRESSES_MAX);
+        addresses.truncate(ADDRESSES_MAX);
+        Ok(Self { addresses: addresses.into(), refused: refused.into(), left_out, time_to_live, found_as })
+    }
+}
+
+/// Whether DNS may say that an instance is there. Whoever can write into a zone would otherwise have the gateway ask what
+/// only this machine may.
+fn is_taken(address: IpAddr, settings: DiscoverySettings) -> bool {
+    match address.to_canonical() {
+        address if address.is_unspecified() || address.is_multicast() => false,
+        address if address.is_loopback() => settings.takes_loopback,
+        IpAddr::V4(Ipv4Addr::BROADCAST) => false,
+        IpAddr::V4(address) => settings.takes_link_local || !address.is_link_local(),
+        IpAddr::V6(address) => settings.takes_link_local || !address.is_unicast_link_local(),
+    }
+}
+
+/// What of these others do not have.
+fn lacking(these: &[IpAddr], others: &[IpAddr]) -> Vec<IpAddr> {
+    these.iter().filter(|address| others.binary_search(address).is_err()).copied().collect()
+}
+
+/// Whether more than this share of the old addresses is gone.
+fn shrinks(old: &[IpAddr], new: &[IpAddr], percent_max: u32) -> bool {
+    let gone = lacking(old, new).len();
+    gone.saturating_mul(100) > old.len().saturating_mul(usize::try_from(percent_max).unwrap_or(100))
+}
+
+#[cfg(test)]
+mod tests;
