@@ -42,7 +42,7 @@ fn instance(number: u8, port: u16) -> Backend {
 fn config(dns: &Dns, port: u16, more: &str) -> String {
     format!(
         "[discovery]\n{}interval_min = \"100ms\"\nallow = [\"loopback\"]\n{more}\n\
-         [upstreams.shop]\ninstances = [\"{NAME}:{port}\"]\n\
+         [upstreams.shop]\ninstances = [\"{NAME}:{port}\"]\nidle_timeout = \"10m\"\n\
          [[routes]]\naccess = \"public\"\npath = \"/*\"\nupstream = \"shop\"\n",
         dns.config()
     )
@@ -93,6 +93,8 @@ fn requests_follow_a_service_that_moves_and_none_fails() {
     let mut under_way = gateway.connect();
     under_way.send("GET /held HTTP/1.1\r\nHost: a\r\n\r\n");
     under_way.read_until("127.");
+    // Its shard has idle connections beside it.
+    until_answered_by(&gateway, &[2]);
     let _new = instance(3, port);
     dns.set(NAME, [host(3)]);
     until_answered_by(&gateway, &[3]);
@@ -138,6 +140,23 @@ fn while_dns_fails_or_says_nothing_the_last_answer_serves() {
     dns.set_mode(Mode::FailsForIpv6);
     dns.set(NAME, [host(2)]);
     until_answered_by(&gateway, &[2]);
+}
+
+#[test]
+fn the_next_server_is_asked_when_one_fails_and_not_when_it_says_no() {
+    let (first, second, port) = (Dns::start(), Dns::start(), free_port());
+    second.set(NAME, [host(2)]);
+    let _instance = instance(2, port);
+    let config = config(&second, port, "");
+    let both = config.replace("nameservers = [", &first.config().trim_end().replace(']', ", "));
+    let start = |mode| {
+        first.set_mode(mode);
+        let gateway = Gateway::start(&both);
+        gateway.log_until("every shard runs the configuration", SOON);
+        gateway.get("/x").status
+    };
+    assert_eq!([Mode::Fail, Mode::Silent].map(start), [200; 2]);
+    assert_eq!([Mode::Table, Mode::Empty].map(start), [503; 2]);
 }
 
 #[test]
