@@ -326,8 +326,9 @@ fn log(name: &str, heard: Heard, before: &Known, now: &Known) {
                 "a name of instances has moved"
             );
         }
+        // A service with one address moves like that.
         Heard::Doubted => {
-            tracing::warn!(name, "more of a name's addresses are gone than may be; the next answer decides");
+            tracing::info!(name, "more of a name's addresses are gone than may be; the next answer decides");
         }
         // Twice, as one question may be lost; a name that has never had an address is told of when the plan is made.
         Heard::Failed if now.failures == 2 && !now.addresses.is_empty() => {
