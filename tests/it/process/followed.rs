@@ -110,6 +110,48 @@ fn requests_follow_a_service_that_moves_and_none_fails() {
 }
 
 #[test]
+fn who_comes_by_its_name_is_probed_and_has_a_share_of_the_keys() {
+    let (dns, port) = (Dns::start(), free_port());
+    dns.set(NAME, [host(2)]);
+    let _first = instance(2, port);
+    let more = "balance = \"consistent_hash\"\nhash_key = \"header:X-Key\"\n\
+                [upstreams.shop.health]\npath = \"/well\"\ninterval = \"100ms\"\ntimeout = \"100ms\"\n";
+    let config = config(&dns, port, "").replace("idle_timeout = \"10m\"\n", more);
+    let gateway = Gateway::start(&config);
+    let up = || gateway.metrics().value("shardgate_upstream_instances_up{upstream=\"shop\"}");
+    until(SOON, "it is found well", || (up() == 1).then_some(()));
+    let ask = |key: usize| {
+        let mut client = gateway.connect();
+        client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\nX-Key: {key}\r\n\r\n"));
+        client.read_response().text()
+    };
+    let owners = || (0..32).map(ask).collect::<Vec<_>>();
+    let old = host(2).to_string();
+    assert_eq!(owners(), vec![old.clone(); 32]);
+
+    // One comes that nobody can reach: probes keep it out, and no request fails.
+    dns.set(NAME, [host(2), host(3)]);
+    until(SOON, "there are two", || (health(&gateway)["instances"]["total"] == 2).then_some(()));
+    assert_eq!(owners(), vec![old.clone(); 32]);
+    assert_eq!(up(), 1);
+
+    // It is well: it has about half of the keys, always the same, and the others stay where they were.
+    let second = instance(3, port);
+    until(SOON, "it is found well", || (up() == 2).then_some(()));
+    until(SOON, "it has keys", || owners().contains(&host(3).to_string()).then_some(()));
+    let shared = owners();
+    let moved = shared.iter().filter(|owner| **owner != old).count();
+    assert!((4..=28).contains(&moved), "{shared:?}");
+    assert_eq!(owners(), shared);
+
+    drop(second);
+    dns.set(NAME, [host(2)]);
+    until(SOON, "there is one", || (health(&gateway)["instances"]["total"] == 1).then_some(()));
+    assert_eq!(owners(), vec![old; 32]);
+    assert_eq!(up(), 1);
+}
+
+#[test]
 fn while_dns_fails_or_says_nothing_the_last_answer_serves() {
     let (dns, port) = (Dns::start(), free_port());
     dns.set(NAME, [host(2), host(3)]);
