@@ -21,6 +21,9 @@ use crate::shard::Instant;
 /// Places that a walk looks at in a turn: what it does at each takes a fraction of a microsecond.
 pub(super) const PLACES_PER_TURN: u32 = 256;
 
+/// Places that a walk may pass over in a turn because nobody is there any more: a few nanoseconds each.
+const EMPTY_PLACES_PER_TURN: u32 = 16_384;
+
 /// How far a walk is; none where nobody walks.
 #[derive(Debug, Default)]
 pub(super) struct Walk(Option<u32>);
@@ -33,6 +36,20 @@ impl Walk {
 
     pub(super) const fn is_under_way(&self) -> bool {
         self.0.is_some()
+    }
+
+    /// The next so many; places where nobody is are passed over, as far as a turn goes.
+    pub(super) fn next_met<T>(&mut self, of: &Arena<T>, count: u32) -> Vec<Key> {
+        let (mut met, mut looked_at) = (Vec::new(), 0);
+        while self.is_under_way() && looked_at < EMPTY_PLACES_PER_TURN {
+            let missing = count.saturating_sub(u32::try_from(met.len()).unwrap_or(u32::MAX));
+            if missing == 0 {
+                break;
+            }
+            met.extend(self.next(of, missing));
+            looked_at = looked_at.saturating_add(missing);
+        }
+        met
     }
 
     /// The next to be met, at so many places.
@@ -169,7 +186,7 @@ impl<W> Hub<W> {
     }
 
     pub(super) fn walk_bus(&mut self, now: Instant) {
-        for key in self.walks.bus.next(&self.homes, SLICE) {
+        for key in self.walks.bus.next_met(&self.homes, SLICE) {
             self.follow_at_home(now, key, Home::bus_is_up);
         }
         if let Some(bus) = &mut self.bus {
@@ -201,5 +218,35 @@ impl<W> Hub<W> {
         if !self.walks.gone_at.is_under_way() {
             self.walks.gone.pop_front();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_passes_over_places_where_nobody_is() {
+        let mut arena = Arena::default();
+        let keys: Vec<Key> = (0..40_000).map(|n| arena.insert(n)).collect();
+        let stays = |place: usize| place % 10_000 == 9_999 || place < 300;
+        for (place, key) in keys.iter().enumerate().filter(|(place, _)| !stays(*place)) {
+            assert_eq!(arena.remove(*key), Some(place));
+        }
+        let mut walk = Walk::default();
+        assert!(walk.next_met(&arena, 128).is_empty(), "nobody walks");
+        walk.begin();
+        let mut met = Vec::new();
+        let mut slices = Vec::new();
+        while walk.is_under_way() {
+            let slice = walk.next_met(&arena, 128);
+            slices.push(slice.len());
+            met.extend(slice);
+        }
+        assert_eq!(
+            met,
+            keys.iter().enumerate().filter(|(place, _)| stays(*place)).map(|(_, key)| *key).collect::<Vec<_>>()
+        );
+        assert!(slices.len() <= 6 && slices.iter().all(|met| *met <= 128), "{slices:?}");
     }
 }

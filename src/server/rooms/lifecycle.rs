@@ -277,7 +277,15 @@ impl Rooms {
                 self.events_are_refused(false);
                 false
             } else {
-                match self.tell_changes(&mut link, number, is_look && now >= sweeps_from).await {
+                let told = match self.tell_taken(&mut link).await {
+                    Err(failure) if failure.is_away() => Err(failure),
+                    // What is refused of the one is no reason to be silent of the other.
+                    taken => {
+                        let told = self.tell_changes(&mut link, number, is_look && now >= sweeps_from).await;
+                        told.and_then(|has_more| taken.map(|()| has_more))
+                    }
+                };
+                match told {
                     Ok(has_more) => {
                         self.events_are_refused(false);
                         has_more
@@ -305,7 +313,6 @@ impl Rooms {
 
     /// Tells Redis what has changed, and gives to the shards what it has to send. Says whether there is more to do.
     async fn tell_changes(&self, link: &mut Link, number: u64, sweeps: bool) -> Result<bool, RedisFailure> {
-        self.tell_taken(link).await?;
         let asked = self.lifecycle.state.with(|state| {
             let sends = state.waiting_max.is_some() && state.sending.is_able(Instant::now());
             (!state.is_leaving).then(|| (state.register.take(), state.seen, state.waiting_max, sends))

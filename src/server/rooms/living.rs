@@ -54,7 +54,11 @@ impl Rooms {
             return Ok(());
         }
         let number = self.state.with(|state| state.told_as).to_string();
-        let before: Option<String> = link.ask(lease(&self.names.node, &number).arg("GET")).await?;
+        let before: Option<String> = match link.ask(lease(&self.names.node, &number).arg("GET")).await {
+            // Something else was put there; the next number takes its place.
+            Err(RedisFailure::Refused(error)) if error.code() == Some("WRONGTYPE") => None,
+            before => before?,
+        };
         if before.is_some_and(|before| before == number) {
             return Ok(());
         }

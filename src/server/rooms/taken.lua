@@ -5,5 +5,8 @@ if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then
     return 0
 end
 local count = redis.call('XDEL', KEYS[2], unpack(ARGV, 2))
-redis.call('HINCRBY', KEYS[1], 'waiting', -count)
+-- Another instance may have told of all of them before; and Redis takes no negative zero.
+if count > 0 then
+    redis.call('HINCRBY', KEYS[1], 'waiting', -count)
+end
 return count
