@@ -163,9 +163,14 @@ impl View {
         for whole in self.whole_names(name)? {
             match self.ask_for(&whole).await {
                 Ok(Some(answer)) => return Ok(answer),
-                Ok(None) => {}
                 // Whoever has the name in the next domain is somebody else.
+                Ok(None) if found_as == Some(whole.to_string().as_str()) => {
+                    return Err(unknown("it has no address any more where it was found"));
+                }
                 Err(error) if found_as == Some(whole.to_string().as_str()) => return Err(error),
+                // It may be there.
+                Err(error @ NoAddress::Late(_)) => return Err(error),
+                Ok(None) => {}
                 Err(error) => failure = failure.or(Some(error)),
             }
         }

@@ -459,10 +459,13 @@ impl Upstream {
     }
 
     /// Counts an answer of a backend.
-    fn succeeded(&self, backend: &Backend, waited: Duration) {
+    fn succeeded(&self, backend: &Backend, waited: Duration, status: u16) {
         let now = clock::turn();
+        let is_error = status >= 500;
+        // Whoever fails at once is not quick: it would be chosen for it.
+        let least = if is_error { self.state.with(|state| state.latency_us) } else { 0 };
         let was_out = backend.state.with(|backend| {
-            backend.latency.tell(now, waited);
+            backend.latency.tell(now, waited.max(Duration::from_micros(least.into())));
             backend.outlier.succeeded(now)
         });
         if was_out {
@@ -474,6 +477,7 @@ impl Upstream {
             // The first answer is all that is known; an average that began at nothing would call a slow upstream quick.
             state.latency_us = match state.latency_us {
                 0 => waited_us,
+                average if is_error => average,
                 average => average - average / 8 + waited_us / 8,
             };
         });

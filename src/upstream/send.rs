@@ -202,7 +202,7 @@ impl Upstream {
         trail.answered_at = Some(answered_at);
         trail.status = Some(answer.status);
         trail.mended = answer.mended;
-        self.succeeded(&backend, waited);
+        self.succeeded(&backend, waited, answer.status);
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.
         answer.keep_alive &= wait.is_uploaded && !call.is_last && (!head.upgrade || answer.status == 101);

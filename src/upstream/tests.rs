@@ -159,9 +159,9 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     upstream.probed(&backends[0], true, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "what is newer holds");
     // Fifteen seconds in vain are no reason to pass it over.
-    upstream.succeeded(&first, Duration::from_millis(2));
+    upstream.succeeded(&first, Duration::from_millis(2), 200);
     let second = upstream.state.with(|state| Rc::clone(&state.backends[1]));
-    upstream.succeeded(&second, Duration::from_millis(2));
+    upstream.succeeded(&second, Duration::from_millis(2), 200);
     assert_eq!(chosen(&upstream, now), [1, 2].into());
 
     upstream.probed(&backends[0], false, now);
@@ -202,4 +202,23 @@ fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_o
         upstream.sweep(clock::now());
         assert_eq!(leaving(), 0);
     });
+}
+
+#[test]
+fn who_fails_at_once_is_not_chosen_for_it() {
+    let backends = [1, 2].map(|port| BackendAddress {
+        authority: format!("a.example:{port}").into(),
+        address: SocketAddr::from(([127, 0, 0, 1], port)),
+    });
+    let upstream = Upstream::new(settings(), 1);
+    upstream.update(settings(), &backends, None);
+    let [first, second] = [0, 1].map(|place| upstream.state.with(|state| Rc::clone(&state.backends[place])));
+    for _ in 0..100 {
+        upstream.succeeded(&first, Duration::from_millis(10), 200);
+        upstream.succeeded(&second, Duration::from_micros(50), 503);
+    }
+    let now = clock::now();
+    let port = |_| upstream.choose(now, None, &[]).map(|backend| backend.at.address.port());
+    let of_the_failing = (0..1000).filter_map(port).filter(|port| *port == 2).count();
+    assert!((300..700).contains(&of_the_failing), "as many as of the other: {of_the_failing}");
 }

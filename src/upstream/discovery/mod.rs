@@ -80,6 +80,8 @@ pub enum NoAddress {
 pub struct Known {
     /// The last good answer, each address once and in order; none before the first.
     pub addresses: Box<[IpAddr]>,
+    /// They are the operator's own word, and not of DNS.
+    pub is_own: bool,
     /// The whole name that it was found as.
     pub found_as: Option<Box<str>>,
     /// Addresses that came with it and are not taken from DNS.
@@ -100,6 +102,20 @@ impl Known {
     /// Whether somebody has said what there is: addresses, or that there are none.
     pub fn is_heard(&self) -> bool {
         !self.addresses.is_empty() || self.error.as_ref().is_some_and(|error| !matches!(error, NoAddress::Late(_)))
+    }
+
+    /// Leaves out what may not be taken by other settings, whatever the next answer is; says whether that was anything.
+    fn leave_out(&mut self, settings: DiscoverySettings) -> bool {
+        if self.is_own {
+            return false;
+        }
+        let (stays, goes): (Vec<_>, Vec<_>) = self.addresses.iter().partition(|address| is_taken(**address, settings));
+        let Some(first) = goes.first() else { return false };
+        if stays.is_empty() {
+            self.error = Some(NoAddress::Refused(*first));
+        }
+        self.addresses = stays.into();
+        true
     }
 
     /// Whether the look-ups fail: twice in a row, as one question may be lost.
@@ -160,6 +176,9 @@ impl Discovery {
     pub fn follow(&mut self, names: &BTreeSet<Box<str>>, settings: DiscoverySettings, now: Instant) {
         if self.settings != settings {
             self.settings = settings;
+            for followed in self.names.values_mut() {
+                self.has_changed |= followed.known.leave_out(settings);
+            }
             self.ask_all(now);
         }
         self.names.retain(|name, _| names.contains(name));
@@ -180,6 +199,8 @@ impl Discovery {
         for followed in self.names.values_mut() {
             followed.due = now;
             followed.is_asked_again = followed.is_asked;
+            // It may be found elsewhere now.
+            followed.known.found_as = None;
         }
     }
 
@@ -255,12 +276,13 @@ impl Followed {
                 self.due = now + interval_min;
                 Heard::Doubted
             }
-            Ok(Taken { addresses, refused, left_out, time_to_live, found_as }) => {
+            Ok(Taken { addresses, is_own, refused, left_out, time_to_live, found_as }) => {
                 self.is_doubted = false;
                 self.due = now + time_to_live.clamp(interval_min, interval_max.max(interval_min));
                 let (added, gone) = (lacking(&addresses, &known.addresses), lacking(&known.addresses, &addresses));
                 *known = Known {
                     addresses,
+                    is_own,
                     found_as: Some(found_as),
                     refused,
                     left_out,
@@ -287,6 +309,7 @@ impl Followed {
 /// What is taken of an answer: at least one address.
 struct Taken {
     addresses: Box<[IpAddr]>,
+    is_own: bool,
     refused: Box<[IpAddr]>,
     left_out: usize,
     time_to_live: Duration,
@@ -301,7 +324,8 @@ impl Taken {
             Some(Family::V6) => address.is_ipv6(),
             None => false,
         };
-        let kept: Vec<IpAddr> = known.addresses.iter().filter(is_untold).copied().collect();
+        let may_stay = |address: &&IpAddr| known.is_own || is_taken(**address, settings);
+        let kept: Vec<IpAddr> = known.addresses.iter().filter(is_untold).filter(may_stay).copied().collect();
         // In an order that does not depend on the resolver's: it turns them from answer to answer.
         addresses.sort_unstable();
         addresses.dedup();
@@ -317,7 +341,7 @@ impl Taken {
         }
         let left_out = addresses.len().saturating_sub(ADDRESSES_MAX);
         addresses.truncate(ADDRESSES_MAX);
-        Ok(Self { addresses: addresses.into(), refused: refused.into(), left_out, time_to_live, found_as })
+        Ok(Self { addresses: addresses.into(), is_own, refused: refused.into(), left_out, time_to_live, found_as })
     }
 }
 
