@@ -335,4 +335,44 @@ mod tests {
         let error = runtime.block_on(view.ask("a.test", None)).expect_err("nobody is there to ask");
         assert!(format!("{error:?}").contains("no server of DNS is known"), "{error:?}");
     }
+
+    /// A server that has an address for names below `far.test`, none for others, and no word for `quiet.near.test`.
+    fn server() -> SocketAddr {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
+        let address = socket.local_addr().expect("it is bound");
+        std::thread::spawn(move || {
+            let mut question = [0; 512];
+            while let Ok((length, peer)) = socket.recv_from(&mut question) {
+                let name_ends = 12 + question[12..length].iter().position(|byte| *byte == 0).expect("a name");
+                let (name, kind) = (&question[12..name_ends], question[name_ends + 2]);
+                if name.starts_with(b"\x05quiet\x04near") {
+                    continue;
+                }
+                let is_there = kind == 1 && name.ends_with(b"\x03far\x04test");
+                let mut answer = question[..name_ends + 5].to_vec();
+                answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_there), 0, 0, 0, 0]);
+                if is_there {
+                    answer.extend_from_slice(&[0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 9]);
+                }
+                let _ = socket.send_to(&answer, peer);
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn whoever_has_the_name_in_another_domain_is_somebody_else() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let server = Nameserver(server());
+            let view = View::of_resolv_conf("search near.test far.test\noptions ndots:2 timeout:1\n", &[server]);
+            let found = view.ask("shop", None).await.expect("the second domain has it");
+            assert_eq!((&*found.found_as, found.addresses.len()), ("shop.far.test.", 1));
+            assert_eq!(view.ask("shop", Some("shop.far.test.")).await, Ok(found));
+            let gone = view.ask("shop", Some("shop.near.test.")).await.expect_err("it has no address there");
+            assert!(matches!(gone, NoAddress::Unknown(_)), "{gone:?}");
+            let late = view.ask("quiet", None).await.expect_err("it may be there");
+            assert!(matches!(late, NoAddress::Late(_)), "{late:?}");
+        });
+    }
 }
