@@ -36,7 +36,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("accept_errors_total", "tests/it/process/shards.rs", "running_out_of_descriptors"),
     ("rejects_total code=overloaded", "tests/it/process/shards.rs", "past_the_limit_clients_are_told"),
     ("rejects_total code=draining", "tests/it/process/drain.rs", "what_is_left_at_the_end_of_the_drain"),
-    ("requests_total status=none", "src/telemetry/metrics.rs", "a_request_is_counted_where_it_belongs"),
+    ("requests_total status=none", "src/telemetry/metrics_tests.rs", "a_request_is_counted_where_it_belongs"),
     ("revocation_stale_requests_total outcome=refused", "tests/it/sessions/mod.rs", "what_is_known_serves_while_redis"),
     ("revocation_stale_requests_total outcome=served", "tests/it/sessions/mod.rs", "what_is_known_serves_while_redis"),
     ("revocation_age_seconds", "tests/it/sessions/mod.rs", "what_is_known_serves_while_redis"),
