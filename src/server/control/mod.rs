@@ -1,20 +1,20 @@
-//! The control thread: signals, reloads, health, the operator's listener. It builds plans and pages and sends them to the
-//! shards; nothing here is on a request's path.
+//! The control thread: what it is told, and what is due. It builds plans and pages and sends them to the shards; nothing here
+//! is on a request's path.
 
-use std::{
-    collections::BTreeMap, fmt::Display, future::poll_fn, net::SocketAddr, path::PathBuf, sync::Arc, task::Poll,
-    time::Duration,
-};
+mod reload;
+mod report;
+
+use std::{collections::BTreeMap, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, sleep_until},
 };
 
+use self::{reload::NewConfig, report::Scraper};
 use super::{
     drain::{Drain, FAREWELL},
-    files,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::{Lookups, News},
     probes::Probes,
@@ -22,37 +22,26 @@ use super::{
     signals::{Signalled, Signals},
 };
 use crate::{
-    admin::{
-        self, HealthPage, Question, asyncapi,
-        health::{self, BusHealth, UpstreamHealth},
-    },
+    admin::{self, Question, health::BusHealth},
     auth::Keychain,
     bus::{
         self, Bus, Pump,
         mesh::{Port, Received},
         to,
     },
-    config::{self, Config, watch::Watch},
-    gateway::{Page, Pages, Plan},
+    config::{Config, watch::Watch},
+    gateway::Plan,
     shard::{clock, ticks::Ticks},
     telemetry::{
         access_log,
         dependency::Databases,
-        exposition::{ShardCounters, write_prometheus},
-        log,
-        metrics::{KeyFetch, Names, ProcessCounters, Reload},
+        metrics::{Names, ProcessCounters},
     },
     upstream::Report,
 };
 
 /// How often the shards are asked how they are, and the configuration file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// A scrape is answered without the shards that have not told by then.
-const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Scrapes that a shard may have to answer at once.
-const UNTOLD_MAX: u64 = 64;
-
 /// What the control thread is given.
 pub(super) struct ControlSetup {
     pub(super) config: Config,
@@ -112,22 +101,6 @@ struct Control {
     writer: access_log::AccessLogWriter,
     /// Gone once it has been called.
     ready: Option<Box<dyn FnOnce()>>,
-}
-
-/// A configuration that was read and checked, and is not in force yet.
-struct NewConfig {
-    config: Config,
-    /// Why it was read.
-    why: &'static str,
-    path: PathBuf,
-}
-
-/// Who waits for the metrics.
-enum Scraper {
-    /// A client of the operator's listener.
-    Operator(oneshot::Sender<String>),
-    /// Clients of the shard of this number.
-    Shard(usize),
 }
 
 /// What is known of a shard.
@@ -327,88 +300,6 @@ impl Control {
         }
     }
 
-    /// Reads the configuration file anew. What is right is taken once its names are looked up; a newer one takes its place
-    /// meanwhile.
-    fn reload(&mut self, why: &'static str) {
-        let Some(path) = self.watch.as_ref().map(|watch| watch.path().to_owned()) else {
-            tracing::info!("there is no configuration file to reload");
-            return;
-        };
-        let config = match config::load(Some(&path)) {
-            Ok(config) => config,
-            Err(mistakes) => return self.refuse_reload(&mistakes),
-        };
-        if self.candidate.is_some() {
-            tracing::info!("the configuration whose names are being looked up is left for a newer one");
-        }
-        let candidate = self.candidate.insert(NewConfig { config, why, path });
-        let names = self.lookups.begin(&candidate.config);
-        if names > 0 {
-            tracing::info!(names, why, "looking up the names of instances for a new configuration");
-        }
-    }
-
-    /// Puts a new configuration in force: whole, or not at all.
-    fn take_candidate(&mut self) {
-        let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
-        let addresses = self.lookups.addresses(&config);
-        let generation = self.plan.generation + 1;
-        let (shards, descriptors) = (self.shards.len(), self.descriptors);
-        let stood = self.known().upstreams.into_iter().map(|upstream| (upstream.name, upstream.reports)).collect();
-        match Plan::compile(&config, &addresses, generation, shards, descriptors, &mut self.names) {
-            // Once the keys are taken nothing can fail any more.
-            Ok(plan) => match files::reload_keys(&mut self.keychain, &config) {
-                Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
-                Err(error) => return self.refuse_reload(&error),
-            },
-            Err(error) => {
-                let error = error.to_string();
-                let lines: Vec<_> = error.lines().map(|line| format!("{}: {line}", path.display())).collect();
-                return self.refuse_reload(&lines.join("\n"));
-            }
-        }
-        super::warn(&config);
-        super::warn_of_names(&config, &addresses, &self.listeners);
-        let restart_needed = self.config.restart_needed(&config);
-        if !restart_needed.is_empty() {
-            tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
-        }
-        config.keep_until_restart(&self.config);
-        log::set_level(&config.log.level);
-        self.config = config;
-        self.lookups.settle(&self.config);
-        self.lookups.told(&self.config, &self.listeners);
-        self.process.config_reloads[Reload::Applied.index()] += 1;
-        tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
-        let keys = self.keychain.keys();
-        self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
-        let plan = Arc::clone(&self.plan);
-        self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
-        self.probes.set(&self.plan, self.lookups.backends());
-        self.bus.send(to::Bridge, ToBridge::Plan(plan));
-        self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
-    }
-
-    /// Tells the shards of other addresses of names.
-    fn tell_instances(&mut self) {
-        let generation = self.plan.generation;
-        if let Some(instances) = self.lookups.instances(&self.config, &self.listeners, generation) {
-            let instances = Arc::new(instances);
-            self.bus.broadcast(|| ToShard::Instances(Arc::clone(&instances)));
-            // After that letter, so that shards know whom probes speak of.
-            self.probes.set(&self.plan, self.lookups.backends());
-            self.process.discovery_changes += 1;
-        }
-    }
-
-    fn refuse_reload(&mut self, mistakes: &dyn Display) {
-        self.process.config_reloads[Reload::Refused.index()] += 1;
-        tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
-        if self.candidate.is_none() {
-            self.lookups.settle(&self.config);
-        }
-    }
-
     /// Whether the signal ends the process at once.
     fn signalled(&mut self, signal: Signalled) -> bool {
         match signal {
@@ -470,119 +361,6 @@ impl Control {
         self.bus.send(to::Bridge, ToBridge::Stop);
         self.bus.flush();
         (ended, self.writer)
-    }
-
-    fn answer(&mut self, question: Question) {
-        match question {
-            Question::Metrics(sender) => self.scrape(Scraper::Operator(sender)),
-            Question::Health(page, sender) => {
-                let known = self.known();
-                // Whoever asked may have left.
-                let _ = sender.send(match page {
-                    HealthPage::Whole => health::whole(&known),
-                    HealthPage::Ready => health::ready(&known),
-                    HealthPage::ReadyHub => health::ready_hub(&known),
-                });
-            }
-            Question::AsyncApi(sender) => {
-                let document = asyncapi::document(&self.config.hub, self.config.listener.port);
-                let _ = sender.send(document.to_string() + "\n");
-            }
-        }
-    }
-
-    fn scrape(&mut self, scraper: Scraper) {
-        self.scrapes.push(scraper);
-        self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
-        // All are asked anew: what is on its way was counted before. A shard that is behind by so much is not asked ever
-        // more, and its next answers do.
-        self.ask_shards(|shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
-        self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
-    }
-
-    /// Answers scrapes once every shard has told, or the time is up.
-    fn answer_scrapes(&mut self) {
-        let Some(due) = self.scrape_due else { return };
-        let has_told = |shard: &Shard| shard.told >= shard.wanted;
-        let answered = self.shards.iter().filter(|shard| has_told(shard)).count();
-        if answered < self.shards.len() && Instant::now() < due {
-            return;
-        }
-        self.scrape_due = None;
-        self.process.shards_answered = i64::try_from(answered).unwrap_or(i64::MAX);
-        let shards: Vec<_> = self
-            .shards
-            .iter()
-            .enumerate()
-            .filter(|(_, shard)| has_told(shard))
-            .filter_map(|(index, shard)| {
-                let counters = shard.scraped.as_ref()?.counters.clone();
-                Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
-            })
-            .collect();
-        let fetched = self.keychain.fetch_counts();
-        self.process.key_fetches[KeyFetch::Good.index()] = fetched.good;
-        self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
-        self.process.probes = self.probes.counters();
-        let mut text = String::with_capacity(64 * 1024);
-        write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
-        let mut shared: Option<Arc<str>> = None;
-        for scraper in std::mem::take(&mut self.scrapes) {
-            match scraper {
-                // Whoever asked may have left.
-                Scraper::Operator(sender) => drop(sender.send(text.clone())),
-                Scraper::Shard(shard) => {
-                    let text = shared.get_or_insert_with(|| text.as_str().into());
-                    self.bus.send(to::Shard(shard), ToShard::Metrics(Arc::clone(text)));
-                }
-            }
-        }
-    }
-
-    fn show_pages(&mut self) {
-        let known = self.known();
-        let page = |(status, body)| Page { status, body };
-        let pages = Pages {
-            health: page(health::whole(&known)),
-            ready: page(health::ready(&known)),
-            ready_hub: page(health::ready_hub(&known)),
-        };
-        self.bus.broadcast(|| ToShard::Pages(Box::new(pages.clone())));
-    }
-
-    fn known(&self) -> health::HealthInputs {
-        let generation = self.plan.generation;
-        let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
-        let current = || told().filter(|scraped| scraped.generation == generation);
-        let have_all_told = current().count() == self.shards.len();
-        let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
-            let mut reports: Vec<_> = current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect();
-            if !have_all_told {
-                // A configuration that is just being taken is no outage.
-                reports.extend(self.stood.get(&upstream.name).into_iter().flatten().cloned());
-            }
-            let probes = self.probes.report(&upstream.name);
-            let instances = self.lookups.backends().get(place).map_or(0, |backends| backends.len());
-            UpstreamHealth { name: upstream.name.clone(), instances, reports, probes }
-        });
-        let now = jiff::Timestamp::now();
-        health::HealthInputs {
-            upstreams: upstreams.collect(),
-            unresolved: self.lookups.unresolved(&self.config),
-            databases: self.databases.clone(),
-            is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
-            uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
-            timestamp: format!("{now:.3}"),
-            now: clock::now(),
-            shards_ready: self.shards.iter().filter(|shard| shard.applied == generation).count(),
-            shards: self.shards.len(),
-            is_accepting: self.drain.is_none(),
-            has_hub: self.config.hub.enabled,
-            bus_health: match self.bus_health {
-                BusHealth::Up if self.are_events_refused => BusHealth::EventsRefused,
-                health => health,
-            },
-        }
     }
 }
 

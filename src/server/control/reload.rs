@@ -1,0 +1,109 @@
+//! How the control thread takes another configuration: whole, or not at all.
+
+use std::{fmt::Display, path::PathBuf, sync::Arc};
+
+use super::{
+    super::{
+        files,
+        letter::{ToBridge, ToShard},
+    },
+    Control,
+};
+use crate::{
+    bus::to,
+    config::{self, Config},
+    gateway::Plan,
+    telemetry::{log, metrics::Reload},
+};
+
+/// A configuration that was read and checked, and is not in force yet.
+pub(super) struct NewConfig {
+    config: Config,
+    /// Why it was read.
+    why: &'static str,
+    path: PathBuf,
+}
+
+impl Control {
+    /// Reads the configuration file anew. What is right is taken once its names are looked up; a newer one takes its place
+    /// meanwhile.
+    pub(super) fn reload(&mut self, why: &'static str) {
+        let Some(path) = self.watch.as_ref().map(|watch| watch.path().to_owned()) else {
+            tracing::info!("there is no configuration file to reload");
+            return;
+        };
+        let config = match config::load(Some(&path)) {
+            Ok(config) => config,
+            Err(mistakes) => return self.refuse_reload(&mistakes),
+        };
+        if self.candidate.is_some() {
+            tracing::info!("the configuration whose names are being looked up is left for a newer one");
+        }
+        let candidate = self.candidate.insert(NewConfig { config, why, path });
+        let names = self.lookups.begin(&candidate.config);
+        if names > 0 {
+            tracing::info!(names, why, "looking up the names of instances for a new configuration");
+        }
+    }
+
+    /// Puts a new configuration in force: whole, or not at all.
+    pub(super) fn take_candidate(&mut self) {
+        let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
+        let addresses = self.lookups.addresses(&config);
+        let generation = self.plan.generation + 1;
+        let (shards, descriptors) = (self.shards.len(), self.descriptors);
+        let stood = self.known().upstreams.into_iter().map(|upstream| (upstream.name, upstream.reports)).collect();
+        match Plan::compile(&config, &addresses, generation, shards, descriptors, &mut self.names) {
+            // Once the keys are taken nothing can fail any more.
+            Ok(plan) => match files::reload_keys(&mut self.keychain, &config) {
+                Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
+                Err(error) => return self.refuse_reload(&error),
+            },
+            Err(error) => {
+                let error = error.to_string();
+                let lines: Vec<_> = error.lines().map(|line| format!("{}: {line}", path.display())).collect();
+                return self.refuse_reload(&lines.join("\n"));
+            }
+        }
+        super::super::warn(&config);
+        super::super::warn_of_names(&config, &addresses, &self.listeners);
+        let restart_needed = self.config.restart_needed(&config);
+        if !restart_needed.is_empty() {
+            tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
+        }
+        config.keep_until_restart(&self.config);
+        log::set_level(&config.log.level);
+        self.config = config;
+        self.lookups.settle(&self.config);
+        self.lookups.told(&self.config, &self.listeners);
+        self.process.config_reloads[Reload::Applied.index()] += 1;
+        tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
+        let keys = self.keychain.keys();
+        self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
+        let plan = Arc::clone(&self.plan);
+        self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
+        self.probes.set(&self.plan, self.lookups.backends());
+        self.bus.send(to::Bridge, ToBridge::Plan(plan));
+        self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
+    }
+
+    /// Tells the shards of other addresses of names.
+    pub(super) fn tell_instances(&mut self) {
+        let generation = self.plan.generation;
+        if let Some(instances) = self.lookups.instances(&self.config, &self.listeners, generation) {
+            let instances = Arc::new(instances);
+            self.bus.broadcast(|| ToShard::Instances(Arc::clone(&instances)));
+            // After that letter, so that shards know whom probes speak of.
+            self.probes.set(&self.plan, self.lookups.backends());
+            self.process.discovery_changes += 1;
+        }
+    }
+
+    fn refuse_reload(&mut self, mistakes: &dyn Display) {
+        self.process.config_reloads[Reload::Refused.index()] += 1;
+        tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
+        if self.candidate.is_none() {
+            self.lookups.settle(&self.config);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What the control thread tells of the process: health, metrics, and how the hub is configured.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::oneshot, time::Instant};
+
+use super::{super::letter::ToShard, Control, Shard};
+use crate::{
+    admin::{
+        HealthPage, Question, asyncapi,
+        health::{self, BusHealth, UpstreamHealth},
+    },
+    bus::to,
+    gateway::{Page, Pages},
+    shard::clock,
+    telemetry::{
+        exposition::{ShardCounters, write_prometheus},
+        metrics::KeyFetch,
+    },
+};
+
+/// A scrape is answered without the shards that have not told by then.
+const SCRAPE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Scrapes that a shard may have to answer at once.
+const UNTOLD_MAX: u64 = 64;
+
+/// Who waits for the metrics.
+pub(super) enum Scraper {
+    /// A client of the operator's listener.
+    Operator(oneshot::Sender<String>),
+    /// Clients of the shard of this number.
+    Shard(usize),
+}
+
+impl Control {
+    pub(super) fn answer(&mut self, question: Question) {
+        match question {
+            Question::Metrics(sender) => self.scrape(Scraper::Operator(sender)),
+            Question::Health(page, sender) => {
+                let known = self.known();
+                // Whoever asked may have left.
+                let _ = sender.send(match page {
+                    HealthPage::Whole => health::whole(&known),
+                    HealthPage::Ready => health::ready(&known),
+                    HealthPage::ReadyHub => health::ready_hub(&known),
+                });
+            }
+            Question::AsyncApi(sender) => {
+                let document = asyncapi::document(&self.config.hub, self.config.listener.port);
+                let _ = sender.send(document.to_string() + "\n");
+            }
+        }
+    }
+
+    pub(super) fn scrape(&mut self, scraper: Scraper) {
+        self.scrapes.push(scraper);
+        self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
+        // All are asked anew: what is on its way was counted before. A shard that is behind by so much is not asked ever
+        // more, and its next answers do.
+        self.ask_shards(|shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
+        self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
+    }
+
+    /// Answers scrapes once every shard has told, or the time is up.
+    pub(super) fn answer_scrapes(&mut self) {
+        let Some(due) = self.scrape_due else { return };
+        let has_told = |shard: &Shard| shard.told >= shard.wanted;
+        let answered = self.shards.iter().filter(|shard| has_told(shard)).count();
+        if answered < self.shards.len() && Instant::now() < due {
+            return;
+        }
+        self.scrape_due = None;
+        self.process.shards_answered = i64::try_from(answered).unwrap_or(i64::MAX);
+        let shards: Vec<_> = self
+            .shards
+            .iter()
+            .enumerate()
+            .filter(|(_, shard)| has_told(shard))
+            .filter_map(|(index, shard)| {
+                let counters = shard.scraped.as_ref()?.counters.clone();
+                Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
+            })
+            .collect();
+        let fetched = self.keychain.fetch_counts();
+        self.process.key_fetches[KeyFetch::Good.index()] = fetched.good;
+        self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
+        self.process.probes = self.probes.counters();
+        let mut text = String::with_capacity(64 * 1024);
+        write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
+        let mut shared: Option<Arc<str>> = None;
+        for scraper in std::mem::take(&mut self.scrapes) {
+            match scraper {
+                // Whoever asked may have left.
+                Scraper::Operator(sender) => drop(sender.send(text.clone())),
+                Scraper::Shard(shard) => {
+                    let text = shared.get_or_insert_with(|| text.as_str().into());
+                    self.bus.send(to::Shard(shard), ToShard::Metrics(Arc::clone(text)));
+                }
+            }
+        }
+    }
+
+    pub(super) fn show_pages(&mut self) {
+        let known = self.known();
+        let page = |(status, body)| Page { status, body };
+        let pages = Pages {
+            health: page(health::whole(&known)),
+            ready: page(health::ready(&known)),
+            ready_hub: page(health::ready_hub(&known)),
+        };
+        self.bus.broadcast(|| ToShard::Pages(Box::new(pages.clone())));
+    }
+
+    pub(super) fn known(&self) -> health::HealthInputs {
+        let generation = self.plan.generation;
+        let told = || self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
+        let current = || told().filter(|scraped| scraped.generation == generation);
+        let have_all_told = current().count() == self.shards.len();
+        let upstreams = self.plan.upstreams.iter().enumerate().map(|(place, upstream)| {
+            let mut reports: Vec<_> = current().filter_map(|scraped| scraped.reports.get(place).cloned()).collect();
+            if !have_all_told {
+                // A configuration that is just being taken is no outage.
+                reports.extend(self.stood.get(&upstream.name).into_iter().flatten().cloned());
+            }
+            let probes = self.probes.report(&upstream.name);
+            let instances = self.lookups.backends().get(place).map_or(0, |backends| backends.len());
+            UpstreamHealth { name: upstream.name.clone(), instances, reports, probes }
+        });
+        let now = jiff::Timestamp::now();
+        health::HealthInputs {
+            upstreams: upstreams.collect(),
+            unresolved: self.lookups.unresolved(&self.config),
+            databases: self.databases.clone(),
+            is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
+            uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
+            timestamp: format!("{now:.3}"),
+            now: clock::now(),
+            shards_ready: self.shards.iter().filter(|shard| shard.applied == generation).count(),
+            shards: self.shards.len(),
+            is_accepting: self.drain.is_none(),
+            has_hub: self.config.hub.enabled,
+            bus_health: match self.bus_health {
+                BusHealth::Up if self.are_events_refused => BusHealth::EventsRefused,
+                health => health,
+            },
+        }
+    }
+}
