@@ -2,8 +2,9 @@
 //! token, again and again, and streams an answer to it. Plain blocking sockets: one user at a time, and what is measured
 //! takes far longer than a wake-up.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::ExitCode;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::{socket, target};
 
 /// A kept connection to one instance.
 pub(crate) struct Caller<'url> {
-    authority: &'url str,
+    authority: Cow<'url, str>,
     stream: TcpStream,
     timeout: Duration,
 }
@@ -27,7 +28,7 @@ pub(crate) struct Caller<'url> {
 /// What an instance said.
 pub(crate) struct Said {
     pub(crate) status: u16,
-    content: Vec<u8>,
+    pub(crate) content: Vec<u8>,
 }
 
 impl<'url> Caller<'url> {
@@ -36,7 +37,15 @@ impl<'url> Caller<'url> {
         let stream = TcpStream::connect(target::resolve(authority, false)?).with_context(|| url.to_owned())?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
-        Ok(Self { authority, stream, timeout })
+        Ok(Self { authority: authority.into(), stream, timeout })
+    }
+
+    /// A connection to an address, made within the timeout.
+    pub(crate) fn at(address: SocketAddr, timeout: Duration) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect_timeout(&address, timeout)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        Ok(Self { authority: address.to_string().into(), stream, timeout })
     }
 
     fn send(&mut self, method: &str, path: &str, token: &str, body: &str) -> io::Result<()> {

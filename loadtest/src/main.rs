@@ -1,12 +1,13 @@
 //! The load test of Shardgate: arguments → job → scenario → report → exit code.
 //!
 //! `scenario` says what to do, `pace` when, `http` does it over `socket`, `answer` and `body` read what comes,
-//! `tally` counts, `process` weighs the server, `report` tells. `serve` is a sample backend to do it to. `logout`, which
-//! watches two servers at once, goes its own way, and `hub` has the scenarios for WebSockets.
+//! `tally` counts, `process` weighs the server, `report` tells. `serve` is a sample backend to do it to, and `faults` makes one
+//! of several fail. `logout`, which watches two servers at once, goes its own way, and `hub` has the scenarios for WebSockets.
 #![expect(clippy::cast_precision_loss, reason = "figures are shown with three digits")]
 
 mod answer;
 mod body;
+mod faults;
 mod http;
 mod hub;
 mod logout;
@@ -48,6 +49,9 @@ fn main() -> ExitCode {
     let run = match Cli::parse().command {
         Command::Serve(serve) => serve_until_killed(serve.port),
         Command::Logout(logout) => logout::measure(&logout),
+        Command::Faults(faults) => {
+            faults::measure(&faults).and_then(|report| tell(&report, faults.common.json.as_deref()))
+        }
         Command::Hub(command) => hub::measure(&command).and_then(|report| tell(&report, command.json())),
         command => job(command).and_then(|(common, job)| measure(&common, &job)),
     };
@@ -108,7 +112,7 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
             tokens_out = login.tokens_out;
             (common, Plan::Burst, login.connections.unwrap_or(login.count))
         }
-        Command::Serve(_) | Command::Logout(_) | Command::Hub(_) => anyhow::bail!("it is no job"),
+        Command::Serve(_) | Command::Logout(_) | Command::Faults(_) | Command::Hub(_) => anyhow::bail!("it is no job"),
     };
     if matches!(plan, Plan::Idle { .. } | Plan::Burst) {
         common.threads = 1; // one moment for all connections
@@ -131,6 +135,7 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
         expected: common.expected.clone(),
         server_pid: common.server_pid,
         tokens_out,
+        records: false,
     };
     Ok((common, job))
 }

@@ -35,6 +35,8 @@ pub(crate) enum Command {
     Login(Login),
     /// Log-outs at one instance: how long until another refuses the token and ends its stream
     Logout(Logout),
+    /// Starts sample backends behind a proxy, makes the last of them fail for a while, and tells what becomes of requests
+    Faults(Faults),
     /// One big upload or download: MB/s, and the server's peak of memory meanwhile
     Stream(Stream),
     #[command(flatten)]
@@ -127,6 +129,55 @@ pub(crate) struct Open {
     /// Connections that carry the requests
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=500_000))]
     pub(crate) connections: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Faults {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// What happens to the last instance
+    #[arg(long, value_enum)]
+    pub(crate) fault: Fault,
+    /// Ports on 127.0.0.1 where the proxy expects its instances
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub(crate) ports: Vec<u16>,
+    /// How long each instance takes for an answer; ten times as long where it is slow
+    #[arg(long, default_value = "2ms", value_parser = duration)]
+    pub(crate) delay: Duration,
+    /// How long all is well
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub(crate) before: Duration,
+    /// How long the instance fails
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub(crate) lasting: Duration,
+    /// How long all is well again
+    #[arg(long, default_value = "15s", value_parser = duration)]
+    pub(crate) after: Duration,
+    /// Requests a second, over all connections
+    #[arg(long, default_value = "2000", value_parser = rate)]
+    pub(crate) rate: f64,
+    /// How intended times are spaced
+    #[arg(long, value_enum, default_value = "constant")]
+    pub(crate) arrival: Arrival,
+    /// Replays the same Poisson arrivals
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Connections that carry the requests
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+}
+
+/// What happens to an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Fault {
+    /// It is killed, and started anew
+    Killed,
+    /// It is stopped: its connections stay open and nothing answers; then it goes on
+    Stopped,
+    /// It takes ten times as long
+    Slow,
+    /// It answers every second request with 500
+    Failing,
 }
 
 #[derive(Args, Debug)]

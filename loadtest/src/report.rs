@@ -221,7 +221,7 @@ impl Report {
         self.put("mb_per_s", (tally.traffic.bytes_in + tally.traffic.bytes_out) as f64 / 1e6 / seconds);
     }
 
-    fn put_answers(&mut self, tally: &Tally) {
+    pub(crate) fn put_answers(&mut self, tally: &Tally) {
         self.put_count("answers", tally.answers());
         self.put_count("failed", tally.failed());
         let statuses = tally.statuses().map(|(status, count)| (status.to_string(), count)).collect::<Vec<_>>();
@@ -391,6 +391,7 @@ mod tests {
             expected: Vec::new(),
             server_pid: None,
             tokens_out: None,
+            records: false,
         }
     }
 

@@ -8,6 +8,8 @@
 //! | `/echo` | the request's body, as it comes |
 //! | `/delay?ms=N` | the usual answer after N ms (100) |
 //! | `/status?code=N` | that status (200) |
+//! | `/behave?delay_us=N&failing=N` | from now on any other path is answered after N µs, and one of N with 500 (none at 0) |
+//! | `/served` | how many times any other path was |
 //! | any other | 1 KiB of JSON |
 
 use std::cmp::Reverse;
@@ -36,11 +38,22 @@ pub(crate) struct Server {
     free: Vec<usize>,
     timers: BinaryHeap<Reverse<(u64, usize, u32)>>,
     buffer: Vec<u8>,
-    usual: Vec<u8>,
+    usual: Usual,
+}
+
+/// How any other path is answered.
+struct Usual {
+    answer: Vec<u8>,
+    delay_ns: u64,
+    /// One of so many fails; none at 0.
+    failing: u64,
+    served: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Route {
+    Behave { delay_us: u64, failing: u64 },
+    Served,
     Usual,
     Big { bytes: u64 },
     Events { gap_ns: u64, left: u64 },
@@ -91,7 +104,7 @@ impl Server {
             free: Vec::new(),
             timers: BinaryHeap::new(),
             buffer: vec![0; 128 * 1024],
-            usual: usual_answer(),
+            usual: Usual { answer: usual_answer(), delay_ns: 0, failing: 0, served: 0 },
         };
         Ok((server, port))
     }
@@ -162,7 +175,7 @@ impl Server {
                 continue;
             }
             if let Some(connection) = &mut self.connections[slot] {
-                connection.on_time(now, &self.usual);
+                connection.on_time(now, &mut self.usual);
                 self.advance(slot);
             }
         }
@@ -171,7 +184,7 @@ impl Server {
     /// Lets a connection go on as far as it can.
     fn advance(&mut self, slot: usize) {
         let Some(connection) = &mut self.connections[slot] else { return };
-        if !connection.advance(&mut self.buffer, &self.usual) {
+        if !connection.advance(&mut self.buffer, &mut self.usual) {
             self.connections[slot] = None;
             self.generations[slot] = self.generations[slot].wrapping_add(1);
             self.free.push(slot);
@@ -205,7 +218,7 @@ impl Connection {
     }
 
     /// Handles what has been read, sends, reads on; false when the connection is over.
-    fn advance(&mut self, buffer: &mut [u8], usual: &[u8]) -> bool {
+    fn advance(&mut self, buffer: &mut [u8], usual: &mut Usual) -> bool {
         loop {
             let progressed = self.handle_input(usual);
             match self.flush() {
@@ -242,7 +255,7 @@ impl Connection {
     }
 
     /// Goes through the input until it ends or an answer must leave first. Says whether it took anything.
-    fn handle_input(&mut self, usual: &[u8]) -> bool {
+    fn handle_input(&mut self, usual: &mut Usual) -> bool {
         let before = self.taken;
         while self.taken < self.input.len()
             && !self.closing
@@ -266,7 +279,7 @@ impl Connection {
     }
 
     /// Reads a head; `Some(0)` when it is not complete, `None` when it is wrong.
-    fn take_head(&mut self, usual: &[u8]) -> Option<usize> {
+    fn take_head(&mut self, usual: &mut Usual) -> Option<usize> {
         let bytes = &self.input[self.taken..];
         let mut fields = [const { MaybeUninit::uninit() }; 100];
         let mut request = httparse::Request::new(&mut []);
@@ -289,7 +302,10 @@ impl Connection {
             }
         }
         self.to_head = request.method == Some("HEAD");
-        self.route = route(request.path?, &body);
+        self.route = match route(request.path?, &body) {
+            Route::Usual if usual.delay_ns > 0 => Route::Delay { ns: usual.delay_ns },
+            route => route,
+        };
         if expects && !body.is_done() {
             self.output.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
@@ -308,7 +324,7 @@ impl Connection {
         Some(length)
     }
 
-    fn take_body(&mut self, usual: &[u8]) -> Option<usize> {
+    fn take_body(&mut self, usual: &mut Usual) -> Option<usize> {
         let Some(body) = &mut self.body else { return Some(0) };
         let (route, output) = (self.route, &mut self.output);
         let taken = body.take(&self.input[self.taken..], &mut |part| match route {
@@ -324,15 +340,28 @@ impl Connection {
     }
 
     /// The request is complete.
-    fn answer(&mut self, usual: &[u8]) {
+    fn answer(&mut self, usual: &mut Usual) {
         // A delayed answer or a stream comes back here, or to `on_time`, when it ends.
         self.closing |= self.last && !matches!(self.route, Route::Delay { .. } | Route::Events { .. });
         match self.route {
-            Route::Usual if self.to_head => {
-                let head = usual.len() - USUAL_BODY_BYTES;
-                self.output.extend_from_slice(&usual[..head]);
+            Route::Usual => {
+                usual.served += 1;
+                if usual.failing > 0 && usual.served.is_multiple_of(usual.failing) {
+                    self.put_head(500, "text/plain", "Content-Length: 0");
+                } else {
+                    let length = usual.answer.len() - if self.to_head { USUAL_BODY_BYTES } else { 0 };
+                    self.output.extend_from_slice(&usual.answer[..length]);
+                }
             }
-            Route::Usual => self.output.extend_from_slice(usual),
+            Route::Behave { delay_us, failing } => {
+                (usual.delay_ns, usual.failing) = (delay_us * 1000, failing);
+                self.put_head(200, "text/plain", "Content-Length: 0");
+            }
+            Route::Served => {
+                let count = usual.served.to_string();
+                self.put_head(200, "text/plain", &format!("Content-Length: {}", count.len()));
+                self.output.extend_from_slice(count.as_bytes());
+            }
             Route::Echo { chunked: true } => self.output.extend_from_slice(b"0\r\n\r\n"),
             Route::Echo { chunked: false } => {}
             Route::Big { bytes } => {
@@ -352,7 +381,7 @@ impl Connection {
     }
 
     /// Its timer has fired.
-    fn on_time(&mut self, now: u64, usual: &[u8]) {
+    fn on_time(&mut self, now: u64, usual: &mut Usual) {
         self.armed = false;
         let due = self.due.take().unwrap_or(now);
         if let Route::Events { gap_ns, left } = self.route {
@@ -432,6 +461,10 @@ fn route(target: &str, body: &Body) -> Route {
             left: parameter("count", 0), // 0 counts down no further: for ever
         },
         "/echo" => Route::Echo { chunked: !matches!(body, Body::Length(_)) },
+        "/behave" => {
+            Route::Behave { delay_us: parameter("delay_us", 0).min(3_600_000_000), failing: parameter("failing", 0) }
+        }
+        "/served" => Route::Served,
         "/delay" => Route::Delay { ns: parameter("ms", 100).min(3_600_000) * 1_000_000 },
         "/status" => {
             let code = u16::try_from(parameter("code", 200)).ok().filter(|code| (200..=599).contains(code));

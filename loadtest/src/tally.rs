@@ -2,6 +2,7 @@
 
 use hdrhistogram::Histogram;
 
+use crate::faults::Record;
 use crate::http::{Failure, Outcome, Traffic};
 use crate::process::Memory;
 
@@ -49,6 +50,8 @@ pub(crate) struct Tally {
     pub(crate) told_when: u64,
     /// What those of a burst were told that were served.
     pub(crate) contents: Vec<Vec<u8>>,
+    /// Each request, where the job asks for it.
+    pub(crate) records: Vec<Record>,
     /// Connections open when the server was weighed, and its weight before and then.
     pub(crate) held: Option<Held>,
 }
@@ -84,6 +87,7 @@ impl Tally {
             took_ns: 0,
             told_when: 0,
             contents: Vec::new(),
+            records: Vec::new(),
             held: None,
         }
     }
@@ -93,8 +97,7 @@ impl Tally {
         match outcome {
             Outcome::Answered { status } => {
                 self.statuses[usize::from(status).min(999)] += 1;
-                let is_expected = if expected.is_empty() { status < 400 } else { expected.contains(&status) };
-                if is_expected {
+                if is_expected(status, expected) {
                     self.latency.saturating_record(latency_ns);
                 } else {
                     self.unexpected += 1;
@@ -147,8 +150,14 @@ impl Tally {
         self.took_ns = self.took_ns.max(other.took_ns);
         self.told_when += other.told_when;
         self.contents.extend_from_slice(&other.contents);
+        self.records.extend_from_slice(&other.records);
         self.held = self.held.or(other.held);
     }
+}
+
+/// Whether a status is success.
+pub(crate) fn is_expected(status: u16, expected: &[u16]) -> bool {
+    if expected.is_empty() { status < 400 } else { expected.contains(&status) }
 }
 
 #[cfg(test)]

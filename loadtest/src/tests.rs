@@ -231,3 +231,19 @@ fn a_job_says_what_is_wrong_with_it() {
     assert!(refusal("open --rate 1 --timeout 0").contains("over 0"));
     assert_eq!(Arc::strong_count(&crate::job(command("closed")).expect("valid").1.requests), 1);
 }
+
+#[test]
+fn a_backend_that_is_told_to_fails_and_counts_what_it_served() {
+    let port = backend();
+    let (_, failed) = run(port, "closed --connections 1 --duration 20ms", "/behave?failing=2&delay_us=100");
+    assert!(!failed);
+    let (measured, failed) = run(port, "closed --connections 1 --duration 100ms", "/");
+    let statuses = measured.tally.statuses().collect::<Vec<_>>();
+    let [(200, good), (500, bad)] = statuses[..] else { panic!("{statuses:?}") };
+    assert!(failed && good.abs_diff(bad) <= 1, "{good} and {bad}");
+    let address = ([127, 0, 0, 1], port).into();
+    let mut caller = crate::logout::Caller::at(address, std::time::Duration::from_secs(5)).expect("it listens");
+    let said = caller.ask("GET", "/served", "", "").expect("it answers");
+    let served: u64 = std::str::from_utf8(&said.content).expect("a number").parse().expect("a number");
+    assert!(served >= good + bad, "{served} of {good} and {bad}");
+}

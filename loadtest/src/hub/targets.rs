@@ -79,6 +79,7 @@ pub(crate) fn open_job(hub: &HubCommon, requests: Requests, rate: f64, connectio
         expected: Vec::new(),
         server_pid: None,
         tokens_out: None,
+        records: false,
     }
 }
 

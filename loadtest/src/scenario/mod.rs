@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::faults::Record;
 use crate::http::{Client, Outcome, Requests, Traffic};
 use crate::pace::Arrival;
 use crate::process;
 use crate::socket;
-use crate::tally::Tally;
+use crate::tally::{Tally, is_expected};
 
 const SECOND: u64 = 1_000_000_000;
 /// Requests that are too late are looked for this often.
@@ -42,6 +43,8 @@ pub(crate) struct Job {
     pub(crate) server_pid: Option<u32>,
     /// Where the access tokens go that a burst of log-ins got.
     pub(crate) tokens_out: Option<std::path::PathBuf>,
+    /// Whether each request is noted.
+    pub(crate) records: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -219,6 +222,13 @@ impl<'share> Meter<'share> {
             Outcome::Failed(_) => intended_at < self.share.end && now >= self.share.measure_from,
             _ => measured.contains(&intended_at),
         };
+        if self.share.job.records && outcome != Outcome::Closed {
+            let is_good = match outcome {
+                Outcome::Answered { status } => is_expected(status, &self.share.job.expected),
+                _ => false,
+            };
+            self.tally.records.push(Record { intended_at, latency_ns: now.saturating_sub(intended_at), is_good });
+        }
         if counts {
             self.tally.count(outcome, now.saturating_sub(intended_at), &self.share.job.expected);
         }
