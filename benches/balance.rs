@@ -6,19 +6,20 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use shardgate::{
     config::Balance,
     shard::Instant,
-    upstream::balance::{Balancer, Load, Rules, Standing, Table},
+    upstream::balance::{Balancer, Load, Rules, Share, Standing, Table},
 };
 
 fn choose(criterion: &mut Criterion) {
     for count in [3_u32, 30, 1024] {
         let mut group = criterion.benchmark_group(format!("balance/{count} instances, half of them out"));
-        let names: Vec<_> = (0..count).map(|at| format!("10.0.0.{at}:80")).collect();
-        let table = Table::new(&names).map(Arc::new);
+        let share = |_| Share { weight: 1, tier: 0 };
+        let names: Vec<_> = (0..count).map(|at| (format!("10.0.0.{at}:80"), share(at))).collect();
+        let table = Some(Arc::new(Table::new(&names)));
         for policy in Balance::ALL {
             let rules = Rules { policy, panic_percent: 0, slow_start: Duration::ZERO };
             let mut balancer = Balancer::new(rules, 1);
             let standing = |at| if at % 2 == 0 { Standing::Usable { since: None } } else { Standing::Unusable };
-            balancer.set(rules, (0..count).map(standing), table.clone());
+            balancer.set(rules, (0..count).map(|at| (share(at), standing(at))), table.clone());
             let loads: Vec<_> = (0..count).map(|at| Load { in_flight: at % 7, latency_us: 1000 + at % 900 }).collect();
             let mut key = 0_u64;
             group.bench_function(policy.name(), |bencher| {

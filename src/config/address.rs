@@ -1,4 +1,4 @@
-//! Who and where: networks, instances, servers of DNS and host patterns. Each is read from text that says what is wrong
+//! Who and where: networks, servers of DNS and host patterns. Each is read from text that says what is wrong
 //! with itself and is written back as it was. Looking names up is for `server`.
 
 use super::values::texts;
@@ -71,53 +71,9 @@ fn masked(address: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// One server of an upstream: `127.0.0.1:4001`, `[::1]:4001`, `events.internal:80`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Instance {
-    /// A name in lower case or an address; an IPv6 address stands without its brackets.
-    pub host: String,
-    /// Its port, never 0.
-    pub port: u16,
-}
-
 /// What becomes of whoever expects TLS to a service.
 pub(super) const NO_TLS: &str =
     "there is no TLS to services yet: requests and their tokens would go to it in clear text";
-
-impl FromStr for Instance {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORM: &str = "write an instance as \"host:port\", like \"127.0.0.1:4001\" or \"[::1]:4001\"";
-        if text.starts_with("https://") {
-            return Err(format!("{NO_TLS}; {FORM}, where it speaks plain HTTP on a network that you trust"));
-        }
-        if text.contains("://") {
-            return Err(format!("{FORM}, without a scheme"));
-        }
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| FORM.to_owned())?;
-        let port = plain_number(port)
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)
-            .ok_or_else(|| format!("{FORM}; ports go from 1 to 65535"))?;
-        let host = match host.strip_prefix('[') {
-            Some(rest) => rest
-                .strip_suffix(']')
-                .and_then(|address| address.parse::<Ipv6Addr>().ok())
-                .map(|address| address.to_string())
-                .ok_or_else(|| FORM.to_owned())?,
-            None => host_name(host).ok_or_else(|| FORM.to_owned())?,
-        };
-        Ok(Self { host, port })
-    }
-}
-
-impl fmt::Display for Instance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
-    }
-}
 
 /// Which hosts a route answers for. Ports are no part of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -185,7 +141,7 @@ impl fmt::Display for Nameserver {
 const DNS_PORT: u16 = 53;
 
 /// A host name (RFC 1123, and `_` as service names of container networks have it) or an IPv4 address, in lower case.
-fn host_name(text: &str) -> Option<String> {
+pub(super) fn host_name(text: &str) -> Option<String> {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -199,13 +155,12 @@ fn host_name(text: &str) -> Option<String> {
 }
 
 /// Digits only: `parse` alone would take a plus sign.
-fn plain_number(text: &str) -> Option<u32> {
+pub(super) fn plain_number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 texts! {
     IpNet: "network, as `10.0.0.0/8` or `::1`";
-    Instance: "`host:port`";
     Nameserver: "`address:port`";
     HostPattern: "host, as `shop.example.com` or `*.example.com`";
 }
@@ -274,48 +229,6 @@ mod tests {
             assert!(network.contains(inside.parse().expect("an address")), "{network} holds {inside}");
             assert!(!network.contains(outside.parse().expect("an address")), "{network} does not hold {outside}");
         }
-    }
-
-    #[test]
-    fn instances() {
-        check::<Instance>(
-            &[
-                "127.0.0.1:4001",
-                "[::1]:4001",
-                "Events.Internal:80",
-                "my_service:80",
-                "::1:80",
-                "127.0.0.1",
-                "host:0",
-                "host:65536",
-                "host:+80",
-                "http://host:80",
-                "https://host",
-                "host:80/path",
-                "bad host:80",
-                "1.2.3:80",
-                ":80",
-                "",
-            ],
-            &expect![[r#"
-                "127.0.0.1:4001" -> 127.0.0.1:4001
-                "[::1]:4001" -> [::1]:4001
-                "Events.Internal:80" -> events.internal:80
-                "my_service:80" -> my_service:80
-                "::1:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
-                "127.0.0.1" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
-                "host:0" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
-                "host:65536" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
-                "host:+80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
-                "http://host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme
-                "https://host" -> ! there is no TLS to services yet: requests and their tokens would go to it in clear text; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", where it speaks plain HTTP on a network that you trust
-                "host:80/path" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
-                "bad host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
-                "1.2.3:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
-                ":80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
-                "" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
-            "#]],
-        );
     }
 
     #[test]

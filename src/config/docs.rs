@@ -59,6 +59,9 @@ fn takes(kind: Kind) -> String {
         Kind::Text(form) => form.to_owned(),
         Kind::Secret(form) => format!("secret: {form}"),
         Kind::List(form) => format!("list: {form}"),
+        Kind::Instances => {
+            "list: `host:port`, `unix:/path`, or a table of `address`, `weight`, `priority` and `zone`".to_owned()
+        }
         Kind::Fields => "table of names and values".to_owned(),
     }
 }
@@ -142,6 +145,21 @@ fn key_schema(key: &Key) -> Value {
         Kind::Choice(words) => or_variable(json!({ "enum": words })),
         Kind::Text(_) | Kind::Secret(_) => json!({ "type": "string" }),
         Kind::List(_) => or_variable(json!({ "type": "array", "items": { "type": "string" } })),
+        Kind::Instances => {
+            let share = || or_variable(number(0, u16::MAX.into()));
+            let table = json!({
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["address"],
+                "properties": {
+                    "address": { "type": "string" },
+                    "weight": share(),
+                    "priority": share(),
+                    "zone": { "type": "string" },
+                },
+            });
+            or_variable(json!({ "type": "array", "items": { "anyOf": [{ "type": "string" }, table] } }))
+        }
         Kind::Fields => json!({ "type": "object", "additionalProperties": { "type": "string" } }),
     };
     let fallback = match key.default {

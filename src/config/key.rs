@@ -70,6 +70,8 @@ pub enum Kind {
     Secret(&'static str),
     /// A list of texts of this form.
     List(&'static str),
+    /// A list of servers: each a text, or a table.
+    Instances,
     /// A table of field names and values.
     Fields,
 }

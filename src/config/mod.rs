@@ -15,6 +15,7 @@ mod cors;
 pub mod docs;
 pub mod env;
 mod hub;
+mod instance;
 pub mod key;
 pub mod keys;
 mod limits;
@@ -42,9 +43,10 @@ mod values;
 pub mod watch;
 
 pub use accounts::postgres_url;
-pub use address::{HostPattern, Instance, IpNet, Nameserver};
+pub use address::{HostPattern, IpNet, Nameserver};
 pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
+pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
     Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Discovery,
     DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService,

@@ -7,7 +7,7 @@ use super::raw::{Table, Value, quoted};
 use super::read::Fields;
 use super::report::Report;
 use super::values::texts;
-use super::{Balance, Health, Instance, ProbeKind, Upstream, written_duration};
+use super::{Balance, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -174,11 +174,14 @@ fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Rep
         fields.wrong(report, "instances", format_args!("has {written} instances"), &right);
         return;
     }
+    if !instances.is_empty() && instances.iter().all(|instance| instance.weight == 0) {
+        fields.wrong(report, "instances", "have no weight but 0", "one instance or more gets requests");
+    }
     for (index, instance) in instances.iter().enumerate() {
-        if instances[..index].contains(instance) {
+        if instances[..index].iter().any(|other| other.address == instance.address) {
             fields.wrong(report, "instances", format_args!("has {instance} twice"), "name each instance once");
         }
-        if instance.port == HTTPS_PORT {
+        if matches!(instance.address, ServerAddress::Port { port: HTTPS_PORT, .. }) {
             let path = &fields.path;
             report.warn(&node.place, &format!("{path}.instances has {instance}, the port of HTTPS, and {NO_TLS}"));
         }

@@ -69,6 +69,7 @@ pub(super) fn right(kind: Kind) -> String {
         Kind::Text(form) => format!("it is text: {}", form.replace('`', "\"")),
         Kind::Secret(form) => format!("it is a secret text: {}", form.replace('`', "\"")),
         Kind::List(form) => format!("it is a list of texts: {}", form.replace('`', "\"")),
+        Kind::Instances => "it is a list of instances: [\"127.0.0.1:4001\"]".to_owned(),
         Kind::Fields => "it is a table of field names and values: { X-Name = \"value\" }".to_owned(),
     }
 }

@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
-    config::{Access, Config, Health, Instance, LogFormat, Route, Upstream},
+    config::{Access, Config, Health, Instance, LogFormat, Route, ServerAddress, Upstream},
     server::{self, ProcessEnd},
     telemetry::log,
 };
@@ -85,7 +85,7 @@ fn probes() -> Health {
 }
 
 fn instance(address: SocketAddr) -> Instance {
-    Instance { host: address.ip().to_string(), port: address.port() }
+    ServerAddress::Port { host: address.ip().to_string(), port: address.port() }.into()
 }
 
 /// Serves the page on a public route, unless the name or the path is taken.

@@ -9,8 +9,9 @@ use std::{
 
 use super::upstreams::table_of;
 use crate::{
-    config::{Config, DnsAddress, INSTANCES_MAX, Instance, Upstream, written_duration},
-    upstream::{BackendAddress, NoAddress, balance::Table},
+    config::{self, Config, DnsAddress, INSTANCES_MAX, ServerAddress, Upstream, written_duration},
+    shard::Address,
+    upstream::{BackendAddress, Instance, NoAddress, balance::Table},
 };
 
 /// What is known of names.
@@ -32,15 +33,15 @@ pub struct Moved {
     /// The upstream's place in the plan.
     pub upstream: usize,
     /// All that it has now.
-    pub backends: Box<[BackendAddress]>,
+    pub instances: Box<[Instance]>,
     /// Which of them has which key, where they are chosen so.
     pub(super) table: Option<Arc<Table>>,
 }
 
 impl Moved {
     /// The upstream at this place has these.
-    pub fn new(place: usize, upstream: &Upstream, backends: &[BackendAddress]) -> Self {
-        Self { upstream: place, backends: backends.into(), table: table_of(upstream.balance, backends) }
+    pub fn new(place: usize, upstream: &Upstream, instances: &[Instance], zone: Option<&str>) -> Self {
+        Self { upstream: place, instances: instances.into(), table: table_of(upstream.balance, instances, zone) }
     }
 }
 
@@ -62,35 +63,54 @@ impl Addresses {
     }
 
     /// Where an instance is: every address of its name.
-    fn of(&self, instance: &Instance) -> Result<Box<[SocketAddr]>, NoAddress> {
-        if let Ok(address) = instance.host.parse::<IpAddr>() {
-            return Ok([SocketAddr::new(address, instance.port)].into());
+    fn of(&self, instance: &config::Instance) -> Result<Box<[Address]>, NoAddress> {
+        let (host, port) = match &instance.address {
+            ServerAddress::Port { host, port } => (host.as_str(), *port),
+            ServerAddress::Unix(path) => return Ok([Address::from(path.as_path())].into()),
+        };
+        let at = |address: IpAddr| Address::from(SocketAddr::new(address, port));
+        if let Ok(address) = host.parse::<IpAddr>() {
+            return Ok([at(address)].into());
         }
         let unknown = || NoAddress::Unknown("nobody looked it up".to_owned());
-        let found = self.0.get(&*instance.host).map_or_else(|| Err(unknown()), Clone::clone)?;
-        Ok(found.iter().map(|address| SocketAddr::new(*address, instance.port)).collect())
+        let found = self.0.get(host).map_or_else(|| Err(unknown()), Clone::clone)?;
+        Ok(found.iter().copied().map(at).collect())
     }
 }
 
 /// The names among an upstream's instances.
 pub fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
-    let hosts = upstream.instances.iter().map(|instance| instance.host.as_str());
+    let hosts = upstream.instances.iter().filter_map(|instance| match &instance.address {
+        ServerAddress::Port { host, .. } => Some(host.as_str()),
+        ServerAddress::Unix(_) => None,
+    });
     hosts.filter(|host| host.parse::<IpAddr>().is_err())
 }
 
-/// The backends of each upstream, in the order of the plan's. Each address of a name is a backend of its own; an address
-/// that two instances lead to is one for each of them, as their requests carry different `Host` fields. A name without an
-/// address gives none.
-pub fn backends(config: &Config, addresses: &Addresses) -> Vec<Box<[BackendAddress]>> {
+/// The instances of each upstream, in the order of the plan's. Each address of a name is one of its own; an address that two
+/// instances lead to is one for each of them, as their requests carry different `Host` fields. A name without an address
+/// gives none.
+pub fn instances(config: &Config, addresses: &Addresses) -> Vec<Box<[Instance]>> {
     let of_upstream = |upstream: &Upstream| {
-        let mut backends = Vec::with_capacity(upstream.instances.len());
-        for instance in &upstream.instances {
-            let authority: Box<str> = instance.to_string().into();
-            let found = addresses.of(instance).unwrap_or_default();
-            backends.extend(found.into_iter().map(|address| BackendAddress { authority: authority.clone(), address }));
+        let mut instances = Vec::with_capacity(upstream.instances.len());
+        let mut known = BTreeSet::new();
+        for written in &upstream.instances {
+            let authority: Box<str> = match written.address {
+                ServerAddress::Port { .. } => written.to_string().into(),
+                // As others send it (nginx, curl): a path is no authority (RFC 3986 §3.2).
+                ServerAddress::Unix(_) => "localhost".into(),
+            };
+            for address in addresses.of(written).unwrap_or_default() {
+                let at = BackendAddress { authority: authority.clone(), address };
+                // DNS may give an IPv4 address twice, once in the form of IPv6.
+                if instances.len() < INSTANCES_MAX && known.insert(at.clone()) {
+                    let zone = written.zone.as_ref().map(|zone| Arc::from(&*zone.0));
+                    let (weight, priority) = (written.weight, written.priority);
+                    instances.push(Instance { at, weight, priority, zone });
+                }
+            }
         }
-        backends.truncate(INSTANCES_MAX);
-        backends.into()
+        instances.into()
     };
     config.upstreams.values().map(of_upstream).collect()
 }
@@ -122,13 +142,14 @@ pub fn own_listener_loops(config: &Config, addresses: &Addresses, listeners: &[S
     let mut warnings = Vec::new();
     for (name, upstream) in &config.upstreams {
         for (index, instance) in upstream.instances.iter().enumerate() {
-            let on_port = || listeners.iter().filter(|listener| listener.port() == instance.port);
+            let ServerAddress::Port { port, .. } = instance.address else { continue };
+            let on_port = || listeners.iter().filter(|listener| listener.port() == port);
             if on_port().next().is_none() {
                 continue;
             }
-            let is_own = |address: &&SocketAddr| on_port().any(|own| is_reached_at(own.ip(), address.ip()));
+            let is_own = |address: &SocketAddr| on_port().any(|own| is_reached_at(own.ip(), address.ip()));
             let found = addresses.of(instance).unwrap_or_default();
-            if let Some(address) = found.iter().find(is_own) {
+            if let Some(address) = found.iter().filter_map(Address::ip).find(is_own) {
                 warnings.push(format!(
                     "upstreams.{name}.instances[{index}] is \"{instance}\", and {address} is the gateway's own listener: \
                      its requests would come back until connections run out; name the service's address"
@@ -161,8 +182,8 @@ fn is_of_this_machine(address: IpAddr) -> bool {
 }
 
 /// The sentence for an instance without an address.
-fn told_of(why: &NoAddress, upstream: &str, index: usize, instance: &Instance) -> String {
-    let host = &instance.host;
+fn told_of(why: &NoAddress, upstream: &str, index: usize, instance: &config::Instance) -> String {
+    let ServerAddress::Port { host, .. } = &instance.address else { return String::new() };
     let (why, remedy) = match why {
         NoAddress::Unknown(why) => {
             (format!("does not resolve ({why})"), "give an address, or a name that DNS knows".to_owned())
@@ -203,10 +224,10 @@ mod tests {
     fn instances_are_where_their_names_are_and_each_name_is_wanted_once() {
         let mut config = Config::default();
         config.upstreams.clear();
-        let instances = |list: &[&str]| list.iter().map(|text| text.parse().expect("an instance")).collect();
-        let shop = Upstream::new(instances(&["shop.test:80", "127.0.0.9:81", "[::1]:82", "shop.test:83"]));
+        let written = |list: &[&str]| list.iter().map(|text| text.parse().expect("an instance")).collect();
+        let shop = Upstream::new(written(&["shop.test:80", "127.0.0.9:81", "[::1]:82", "shop.test:83"]));
         config.upstreams.insert("shop".to_owned(), shop);
-        config.upstreams.insert("till".to_owned(), Upstream::new(instances(&["shop.test:84", "late.test:85"])));
+        config.upstreams.insert("till".to_owned(), Upstream::new(written(&["shop.test:84", "late.test:85"])));
         assert_eq!(
             Addresses::wanted(&config).iter().map(|name| &**name).collect::<Vec<_>>(),
             ["late.test", "shop.test"]
@@ -215,9 +236,9 @@ mod tests {
         let found = |list: &[&str]| Ok(list.iter().map(|text| text.parse().expect("an address")).collect());
         let known = |list: [(&str, _); 2]| Addresses::new(list.map(|(name, found)| (name.into(), found)).into());
         let text = |addresses: &Addresses| {
-            let text = |backend: &BackendAddress| format!("{} {}", backend.authority, backend.address);
-            let all = backends(&config, addresses);
-            all.iter().map(|backends| backends.iter().map(text).collect::<Vec<_>>()).collect::<Vec<_>>()
+            let text = |Instance { at, .. }: &Instance| format!("{} {}", at.authority, at.address);
+            let all = instances(&config, addresses);
+            all.iter().map(|instances| instances.iter().map(text).collect::<Vec<_>>()).collect::<Vec<_>>()
         };
         let all = known([("shop.test", found(&["192.0.2.1"])), ("late.test", found(&["192.0.2.2", "2001:db8::1"]))]);
         let [shop, till]: [Vec<String>; 2] = text(&all).try_into().expect("two upstreams");
@@ -250,9 +271,9 @@ mod tests {
              answers. It is asked for again, and used when it has an address"
         );
 
-        let many = vec![IpAddr::V4(Ipv4Addr::LOCALHOST); INSTANCES_MAX].into();
+        let many = (0..1024).map(|host| IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + host))).collect();
         let many = known([("shop.test", Ok(many)), ("late.test", found(&["192.0.2.2"]))]);
-        assert!(text(&many).iter().all(|backends| backends.len() == INSTANCES_MAX));
+        assert!(text(&many).iter().all(|instances| instances.len() == INSTANCES_MAX));
         assert_eq!(
             unresolved_instances(&config, &many),
             [2050, 1025].map(|count| {

@@ -59,7 +59,7 @@ impl Gateway {
         }
         for moved in &instances.changed {
             if let Some(upstream) = live.upstreams.get(moved.upstream) {
-                upstream.replace_backends(&moved.backends, moved.table.clone());
+                upstream.replace_backends(&moved.instances, moved.table.clone());
             }
         }
     }
@@ -139,7 +139,7 @@ impl Live {
             let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
             let seed = || ledger.with(|ledger| ledger.rng.u64(..));
             let upstream = known.unwrap_or_else(|| Rc::new(Upstream::new(wanted.settings.clone(), seed())));
-            upstream.update(wanted.settings.clone(), &wanted.backends, wanted.table.clone());
+            upstream.update(wanted.settings.clone(), &wanted.instances, wanted.table.clone());
             upstream
         });
         let upstreams: Vec<_> = upstreams.collect();

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{
     access::{Access, Tokens},
     account::AccountEndpoint,
-    addresses::{Addresses, backends},
+    addresses::{Addresses, instances},
     cors,
     fields::FieldRules,
     proxy::BodyMethods,
@@ -19,7 +19,7 @@ use crate::{
     net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
-    upstream::{BackendAddress, Settings, balance::Table},
+    upstream::{Instance, Settings, balance::Table},
 };
 
 /// How long before the end of a drain the last tunnel begins to end.
@@ -74,8 +74,8 @@ pub struct UpstreamPlan {
     pub slot: MetricSlot,
     /// How it is used.
     pub settings: Settings,
-    /// Its backends, as its names were when the plan was compiled.
-    pub backends: Box<[BackendAddress]>,
+    /// Its instances, as its names were when the plan was compiled.
+    pub instances: Box<[Instance]>,
     /// Which of them has which key, where they are chosen so.
     pub table: Option<Arc<Table>>,
     /// How they are probed; `None` if they are not.
@@ -236,12 +236,13 @@ impl Plan {
         descriptors: u64,
         names: &mut Names,
     ) -> Result<Self, PlanError> {
-        let backends = backends(config, addresses);
+        let instances = instances(config, addresses);
+        let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
         let upstreams: Vec<_> = config
             .upstreams
             .iter()
-            .zip(backends)
-            .map(|((name, upstream), backends)| UpstreamPlan::compile(name, upstream, backends, shards, names))
+            .zip(instances)
+            .map(|((name, upstream), instances)| UpstreamPlan::compile(name, upstream, instances, zone, shards, names))
             .collect();
         let limits = rate_limit::compile(config, shards, &mut names.limits).ok_or(PlanError::Limits)?;
         let cors = cors::Policy::compile(&config.cors).map(Arc::new);

@@ -10,8 +10,9 @@ use crate::{
     proto::http1::HeadLimits,
     telemetry::metrics::Names,
     upstream::{
-        BackendAddress, OutlierPolicy, Settings,
+        Instance, OutlierPolicy, Settings,
         balance::{Rules, Table},
+        shares,
     },
 };
 
@@ -19,7 +20,8 @@ impl UpstreamPlan {
     pub(super) fn compile(
         name: &str,
         upstream: &Upstream,
-        backends: Box<[BackendAddress]>,
+        instances: Box<[Instance]>,
+        zone: Option<&str>,
         shards: usize,
         names: &mut Names,
     ) -> Self {
@@ -55,24 +57,26 @@ impl UpstreamPlan {
                     panic_percent: upstream.panic_percent,
                     slow_start: upstream.slow_start,
                 },
+                zone: zone.map(Arc::from),
                 is_probed: upstream.health.kind().is_some(),
             },
-            table: table_of(upstream.balance, &backends),
+            table: table_of(upstream.balance, &instances, zone),
             hash_key: Some(&upstream.hash_key).filter(|_| upstream.balance == Balance::ConsistentHash).cloned(),
             health: Some(&upstream.health).filter(|health| health.kind().is_some()).cloned(),
-            backends,
+            instances,
         }
     }
 }
 
-/// Which of these backends has which key, where they are chosen so. Made here, since it takes longer than a request.
-pub(super) fn table_of(policy: Balance, backends: &[BackendAddress]) -> Option<Arc<Table>> {
+/// Which of these has which key, where they are chosen so. Made here, since it takes longer than a request.
+pub(super) fn table_of(policy: Balance, instances: &[Instance], zone: Option<&str>) -> Option<Arc<Table>> {
     if policy != Balance::ConsistentHash {
         return None;
     }
     // Two names may be at one address, and one name at several.
-    let names: Vec<_> = backends.iter().map(|backend| format!("{} {}", backend.authority, backend.address)).collect();
-    Table::new(&names).map(Arc::new)
+    let name = |Instance { at, .. }: &Instance| format!("{} {}", at.authority, at.address);
+    let names: Vec<_> = instances.iter().map(name).zip(shares(instances, zone)).collect();
+    Some(Arc::new(Table::new(&names)))
 }
 
 /// Retries under way at once, for each upstream and shard: as many as Envoy's breaker has.

@@ -4,7 +4,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     task::{Context, Poll, ready},
 };
 
@@ -17,7 +16,7 @@ use crate::{
         head::{Method, ResponseHead},
         http1::{BodyError, HeadLimits, ResponseError, ResponseScanner, WholeResponse, parse_response},
     },
-    shard::{Heard, Instant, Pipe, TcpStream, buffers},
+    shard::{Address, Heard, Instant, Pipe, TcpStream, buffers},
 };
 
 /// Bounds of what a backend answers before the body.
@@ -63,8 +62,8 @@ impl ClientConnection {
     /// Connects before the deadline. Dropping the future closes the socket.
     ///
     /// Boxed: with every request it goes from the pool to whoever uses it and back.
-    pub async fn connect(address: SocketAddr, deadline: Instant) -> io::Result<Box<Self>> {
-        let stream = TcpStream::connect(address, deadline).await?;
+    pub async fn connect(address: &Address, deadline: Instant) -> io::Result<Box<Self>> {
+        let stream = TcpStream::connect_to(address, deadline).await?;
         Ok(Box::new(Self {
             io: Io::new(Stream::Plain(stream)),
             reader: Reader::new(),

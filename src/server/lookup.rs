@@ -18,7 +18,7 @@ use crate::{
     gateway::{self, Addresses, Instances, Moved},
     shard::{Instant, clock},
     telemetry::metrics::{NAMES_MAX, NameCounters},
-    upstream::{BackendAddress, Discovery, DiscoverySettings, Heard, Known, NameAnswer, NoAddress},
+    upstream::{Discovery, DiscoverySettings, Heard, Instance, Known, NameAnswer, NoAddress},
 };
 
 /// One per process, on the control thread.
@@ -34,8 +34,8 @@ pub(super) struct Lookups<R = Resolver> {
     asked: u64,
     /// What a start or a reload waits for.
     wait: Option<Wait>,
-    /// The backends that the shards have, in the order of the plan's upstreams.
-    backends: Vec<Box<[BackendAddress]>>,
+    /// The instances that the shards have, in the order of the plan's upstreams.
+    instances: Vec<Box<[Instance]>>,
     /// What was told of instances that are the gateway's own listeners.
     loops: Vec<String>,
     tell: mpsc::UnboundedSender<Told>,
@@ -136,7 +136,7 @@ impl<R: Resolve> Lookups<R> {
             under_way: BTreeMap::new(),
             asked: 0,
             wait: None,
-            backends: Vec::new(),
+            instances: Vec::new(),
             loops: Vec::new(),
             tell,
             told,
@@ -234,14 +234,14 @@ impl<R: Resolve> Lookups<R> {
     /// The shards have all that is known now, with the plan of this configuration.
     pub(super) fn told(&mut self, config: &Config, listeners: &[SocketAddr]) {
         let addresses = self.addresses(config);
-        self.backends = gateway::backends(config, &addresses);
+        self.instances = gateway::instances(config, &addresses);
         self.loops = gateway::own_listener_loops(config, &addresses, listeners);
         self.discovery.told(clock::now());
     }
 
-    /// The backends that the shards have, in the order of the plan's upstreams.
-    pub(super) fn backends(&self) -> &[Box<[BackendAddress]>] {
-        &self.backends
+    /// The instances that the shards have, in the order of the plan's upstreams.
+    pub(super) fn current(&self) -> &[Box<[Instance]>] {
+        &self.instances
     }
 
     /// What the shards are to be told of the names of the configuration in force, if it is anything.
@@ -255,11 +255,13 @@ impl<R: Resolve> Lookups<R> {
         let loops = gateway::own_listener_loops(config, &addresses, listeners);
         loops.iter().filter(|warning| !self.loops.contains(warning)).for_each(|warning| tracing::warn!("{warning}"));
         self.loops = loops;
-        let backends = gateway::backends(config, &addresses);
-        let places = backends.iter().zip(&self.backends).enumerate().zip(config.upstreams.values());
+        let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
+        let instances = gateway::instances(config, &addresses);
+        let places = instances.iter().zip(&self.instances).enumerate().zip(config.upstreams.values());
         let changed = places.filter(|((_, (new, old)), _)| new != old);
-        let changed: Vec<_> = changed.map(|((place, (new, _)), upstream)| Moved::new(place, upstream, new)).collect();
-        self.backends = backends;
+        let changed = changed.map(|((place, (new, _)), upstream)| Moved::new(place, upstream, new, zone));
+        let changed: Vec<_> = changed.collect();
+        self.instances = instances;
         (!changed.is_empty()).then_some(Instances { generation, changed })
     }
 
@@ -481,8 +483,8 @@ mod tests {
     }
 
     fn shown(scene: &Scene, config: &Config) -> String {
-        let backends = gateway::backends(config, &scene.lookups.addresses(config));
-        let all = backends.iter().flatten().map(|backend| format!("{} {}", backend.authority, backend.address));
+        let instances = gateway::instances(config, &scene.lookups.addresses(config));
+        let all = instances.iter().flatten().map(|Instance { at, .. }| format!("{} {}", at.authority, at.address));
         all.collect::<Vec<_>>().join(", ")
     }
 
@@ -521,7 +523,7 @@ mod tests {
             let instances = scene.lookups.instances(&config, &[], 7).expect("they have changed");
             assert_eq!(instances.generation, 7);
             assert_eq!(
-                instances.changed.iter().map(|moved| (moved.upstream, moved.backends.len())).collect::<Vec<_>>(),
+                instances.changed.iter().map(|moved| (moved.upstream, moved.instances.len())).collect::<Vec<_>>(),
                 [(0, 1)]
             );
             assert!(scene.lookups.instances(&config, &[], 7).is_none(), "it is told once");

@@ -1,13 +1,14 @@
 //! Probes at work: asks whom `upstream::probe` says, each over a connection of its own, and keeps what came of it for health
 //! and metrics. One per process, on the control thread.
 
-use std::{collections::BTreeMap, io, net::SocketAddr, rc::Rc};
+use std::{collections::BTreeMap, io, rc::Rc};
 
 use http_body_util::Empty;
 use hyper::{Request, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    net::TcpStream,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpStream, UnixStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::{sleep, timeout},
 };
@@ -16,13 +17,13 @@ use super::letter;
 use crate::{
     config::{Health, ProbeKind},
     gateway::Plan,
-    shard::{Instant, clock},
+    shard::{Address, Instant, clock, explained, is_ours},
     telemetry::{
         metrics::{ProbeCounters, ProbeResult},
         slots::MetricSlot,
     },
     upstream::{
-        BackendAddress,
+        BackendAddress, Instance,
         probe::{LastProbe, Probe, ProbeRules, Prober, Verdict},
     },
 };
@@ -73,7 +74,7 @@ impl Changed {
     /// Tells the operator.
     fn log(&self, before: Verdict) {
         let Self { upstream, at, is_up, result } = self;
-        let (instance, address) = (&*at.authority, at.address);
+        let (instance, address) = (&*at.authority, &at.address);
         if before == Verdict::Unknown && *is_up {
             // As it should be.
             tracing::debug!(upstream, instance, %address, "an instance is up: its first probe went well");
@@ -94,7 +95,7 @@ impl Probes {
 
     /// Takes other upstreams, or other instances of them, in the plan's order. What is known of those that stay is kept, new
     /// ones are asked at once.
-    pub(super) fn set(&mut self, plan: &Plan, instances: &[Box<[BackendAddress]>]) {
+    pub(super) fn set(&mut self, plan: &Plan, instances: &[Box<[Instance]>]) {
         let now = clock::now();
         let mut known = std::mem::take(&mut self.upstreams);
         for (upstream, instances) in plan.upstreams.iter().zip(instances) {
@@ -179,27 +180,41 @@ impl Probes {
 
 /// Asks an instance whether it is well.
 async fn ask(health: &Health, at: &BackendAddress) -> ProbeResult {
-    let stream = match connect(at.address).await {
-        Ok(stream) => stream,
-        Err(result) => return result,
+    let asked = match &at.address {
+        Address::Ip(address) => {
+            let stream = TcpStream::connect(address).await;
+            ask_over(health, at, stream.map_err(|error| explained(*address, error))).await
+        }
+        // Where too many wait the kernel does not say when there is room; what is asked for every so often need not know.
+        Address::Unix(path) => ask_over(health, at, UnixStream::connect(path).await).await,
     };
+    asked.unwrap_or_else(|result| result)
+}
+
+async fn ask_over<S>(health: &Health, at: &BackendAddress, stream: io::Result<S>) -> Result<ProbeResult, ProbeResult>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = stream.map_err(|error| not_connected(&error))?;
     match health.kind() {
-        Some(ProbeKind::Http) => get(health, at, stream).await.unwrap_or_else(|result| result),
-        Some(ProbeKind::Tcp) | None => ProbeResult::Good,
+        Some(ProbeKind::Http) => get(health, at, stream).await,
+        Some(ProbeKind::Tcp) | None => Ok(ProbeResult::Good),
     }
 }
 
-async fn connect(address: SocketAddr) -> Result<TcpStream, ProbeResult> {
-    TcpStream::connect(address).await.map_err(|error| match error.raw_os_error() {
-        // Ours: no descriptor, port or memory left to connect with.
-        Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM) => ProbeResult::NotAsked,
-        _ if error.kind() == io::ErrorKind::TimedOut => ProbeResult::TimedOut,
+fn not_connected(error: &io::Error) -> ProbeResult {
+    match error.kind() {
+        _ if is_ours(error) => ProbeResult::NotAsked,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => ProbeResult::TimedOut,
         _ => ProbeResult::Refused,
-    })
+    }
 }
 
 /// One GET; of the answer only the head is looked at.
-async fn get(health: &Health, at: &BackendAddress, stream: TcpStream) -> Result<ProbeResult, ProbeResult> {
+async fn get<S>(health: &Health, at: &BackendAddress, stream: S) -> Result<ProbeResult, ProbeResult>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let request = Request::get(health.path.as_deref().unwrap_or("/"))
         .header(header::HOST, health.host.as_deref().unwrap_or(&at.authority))
         .header(header::USER_AGENT, concat!("shardgate/", env!("CARGO_PKG_VERSION"), " (health)"))
@@ -254,7 +269,7 @@ mod tests {
                 }
                 String::from_utf8_lossy(&read[..bytes]).into_owned()
             });
-            let at = BackendAddress { authority: "shop.internal:80".into(), address };
+            let at = BackendAddress { authority: "shop.internal:80".into(), address: address.into() };
             let asked = timeout(health.timeout, ask(&health, &at)).await;
             (asked.unwrap_or(ProbeResult::TimedOut), service.await.expect("it ends"))
         })
@@ -303,8 +318,9 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let result = runtime.block_on(async {
             let address = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr());
-            connect(address.expect("an address")).await.map(drop)
+            let address = Address::from(address.expect("an address"));
+            ask(&health(), &BackendAddress { authority: "gone".into(), address }).await
         });
-        assert_eq!(result, Err(ProbeResult::Refused));
+        assert_eq!(result, ProbeResult::Refused);
     }
 }

@@ -3,6 +3,7 @@
 //! There are two runtimes, our own over epoll and monoio over io_uring. Nothing outside this folder knows which it is on.
 //! What a shard runs is handed in by `server/`.
 
+mod address;
 mod alarms;
 pub mod buffers;
 pub mod clock;
@@ -23,6 +24,7 @@ pub mod ticks;
 pub mod timer;
 mod turns;
 
+pub use address::{Address, explained, is_ours};
 pub use clock::Instant;
 pub use local::Local;
 pub use pipes::Pipe;

@@ -65,7 +65,7 @@ impl TcpStream {
         Self::register(fd, Fresh::Connected)
     }
 
-    fn register(fd: OwnedFd, fresh: Fresh) -> io::Result<Self> {
+    pub(super) fn register(fd: OwnedFd, fresh: Fresh) -> io::Result<Self> {
         let io = if reactor::is_here() {
             Io::Epoll(reactor::Socket::new(fd, fresh)?)
         } else {
@@ -85,7 +85,7 @@ impl TcpStream {
         match socket.connect(&address.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(Errno::INPROGRESS.raw_os_error()) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(super::explained(address, error)),
         }
         let mut stream = Self::register(socket.into(), Fresh::Unready)?;
         // An empty write is EAGAIN while the handshake runs, then its outcome; it sends nothing.

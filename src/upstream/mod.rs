@@ -5,6 +5,7 @@
 
 pub mod balance;
 mod discovery;
+mod instance;
 mod outlier;
 mod permit;
 mod pool;
@@ -13,10 +14,11 @@ mod retry;
 mod send;
 mod streaming;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, io, rc::Rc, sync::Arc, time::Duration};
 
 use balance::{Balancer, Latency, Load, Rules, Standing, Table};
 pub use discovery::{Discovery, DiscoverySettings, Family, Heard, Known, NameAnswer, NoAddress};
+pub use instance::{BackendAddress, Instance, shares};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
 use permit::RequestPermit;
@@ -28,7 +30,7 @@ pub use streaming::{Streaming, SwitchedBackend};
 
 use crate::{
     net::{AnswerLimits, BodyFailure, ClientConnection, ClientError},
-    shard::{Instant, Local, clock},
+    shard::{Instant, Local, clock, is_ours},
     telemetry::metrics::Outcome,
 };
 
@@ -57,17 +59,10 @@ pub struct Settings {
     pub outlier: OutlierPolicy,
     /// How a backend is chosen.
     pub balance: Rules,
+    /// Where the gateway stands: backends of the same zone come first.
+    pub zone: Option<Arc<str>>,
     /// Whether backends are used only while probes find them well.
     pub is_probed: bool,
-}
-
-/// One server of an upstream.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct BackendAddress {
-    /// As configured, `host:port`: what its requests carry as `Host`.
-    pub authority: Box<str>,
-    /// Where to connect to.
-    pub address: SocketAddr,
 }
 
 /// A named group of backends. One per shard; it outlives a reload that keeps its name.
@@ -211,14 +206,7 @@ impl Failure {
     fn class(&self) -> Option<&'static str> {
         match self {
             // Ours: no descriptor, port or memory left to connect with.
-            Self::Connect(error)
-                if matches!(
-                    error.raw_os_error(),
-                    Some(libc::EMFILE | libc::ENFILE | libc::EADDRNOTAVAIL | libc::ENOBUFS | libc::ENOMEM)
-                ) =>
-            {
-                None
-            }
+            Self::Connect(error) if is_ours(error) => None,
             Self::Connect(error) if error.kind() != io::ErrorKind::TimedOut => Some("refused"),
             Self::Connect(_) | Self::TimedOut => Some("timeout"),
             Self::Broken(_) => Some("closed"),
@@ -283,7 +271,7 @@ impl Upstream {
 
     /// Takes a new configuration. Backends that stay keep their connections and what is known of their health. `table` is
     /// that of these backends, where they are chosen by key.
-    pub fn update(&self, settings: Settings, backends: &[BackendAddress], table: Option<Arc<Table>>) {
+    pub fn update(&self, settings: Settings, instances: &[Instance], table: Option<Arc<Table>>) {
         self.state.with(|state| {
             if !settings.is_probed {
                 // Probes that begin later begin with nothing.
@@ -294,12 +282,12 @@ impl Upstream {
             state.budget.set(settings.retry_percent, settings.retry_min_per_s);
             state.settings = settings;
         });
-        self.replace_backends(backends, table);
+        self.replace_backends(instances, table);
     }
 
     /// Takes these backends in the place of those that it has. Those that stay keep their connections and what is known of
     /// their health; those that go get no new request and finish what they have, and their idle connections close.
-    pub fn replace_backends(&self, backends: &[BackendAddress], table: Option<Arc<Table>>) {
+    pub fn replace_backends(&self, instances: &[Instance], table: Option<Arc<Table>>) {
         let now = clock::now();
         let gone = self.state.with(|state| {
             // What comes with the upstream has nobody to come behind.
@@ -311,12 +299,14 @@ impl Upstream {
                 let state = BackendState { came_at, ..BackendState::default() };
                 Rc::new(Backend { at: at.clone(), state: Local::new(state) })
             };
-            state.backends = backends.iter().map(|at| known.remove(at).unwrap_or_else(|| fresh(at))).collect();
+            let backend = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
+            state.backends = instances.iter().map(backend).collect();
             let gone: Vec<_> = known.into_values().collect();
             state.leaving = gone.iter().filter(|backend| backend.is_busy()).map(Rc::clone).collect();
             let is_probed = state.settings.is_probed;
             let standings = state.backends.iter().map(|backend| backend.standing(is_probed, now));
-            state.balancer.set(state.settings.balance, standings, table);
+            let shares = shares(instances, state.settings.zone.as_deref());
+            state.balancer.set(state.settings.balance, shares.into_iter().zip(standings), table);
             state.renew(now);
             gone
         });
@@ -498,6 +488,11 @@ impl Backend {
     /// `host:port`, as configured.
     pub fn authority(&self) -> &str {
         &self.at.authority
+    }
+
+    /// Whether both are addresses of one name. Sockets with paths have none.
+    fn has_name_of(&self, other: &Self) -> bool {
+        self.at.address.ip().is_some() && other.at.address.ip().is_some() && self.at.authority == other.at.authority
     }
 
     fn standing(&self, is_probed: bool, now: Instant) -> Standing {

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use super::BackendAddress;
+use super::{BackendAddress, Instance};
 use crate::{shard::Instant, telemetry::metrics::ProbeResult};
 
 /// As many probes of an upstream are under way at once.
@@ -63,7 +63,7 @@ pub struct LastProbe {
 #[derive(Debug)]
 pub struct Prober {
     rules: ProbeRules,
-    instances: Vec<Instance>,
+    instances: Vec<Tested>,
     /// Those of instances that have gone too.
     under_way: usize,
     numbers: u64,
@@ -71,7 +71,7 @@ pub struct Prober {
 }
 
 #[derive(Debug)]
-struct Instance {
+struct Tested {
     at: BackendAddress,
     verdict: Verdict,
     /// Good answers, or failures, in a row.
@@ -92,9 +92,9 @@ impl Prober {
 
     /// Takes other instances or rules. What is known of instances that stay is kept; new ones are asked at once, and all are
     /// when the rules change.
-    pub fn set(&mut self, now: Instant, rules: ProbeRules, instances: &[BackendAddress]) {
+    pub fn set(&mut self, now: Instant, rules: ProbeRules, instances: &[Instance]) {
         let mut known = std::mem::take(&mut self.instances);
-        let fresh = |at: &BackendAddress| Instance {
+        let fresh = |at: &BackendAddress| Tested {
             at: at.clone(),
             verdict: Verdict::Unknown,
             in_a_row: 0,
@@ -103,7 +103,7 @@ impl Prober {
             asked: None,
             last: None,
         };
-        for at in instances {
+        for Instance { at, .. } in instances {
             let place = known.iter().position(|instance| instance.at == *at);
             self.instances.push(place.map_or_else(|| fresh(at), |place| known.swap_remove(place)));
         }
@@ -185,12 +185,12 @@ mod tests {
     const RULES: ProbeRules = ProbeRules { interval: Duration::from_secs(5), down_after: 3, up_after: 2 };
     const NOW: Instant = Instant::START;
 
-    fn instance(port: u16) -> BackendAddress {
+    fn instance(port: u16) -> Instance {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        BackendAddress { authority: address.to_string().into(), address }
+        Instance::new(BackendAddress { authority: address.to_string().into(), address: address.into() })
     }
 
-    fn instances(count: u16) -> Vec<BackendAddress> {
+    fn instances(count: u16) -> Vec<Instance> {
         (1..=count).map(instance).collect()
     }
 
@@ -284,7 +284,7 @@ mod tests {
         prober.set(now, RULES, &instances(2));
         assert_eq!(prober.up(), 1);
         let probe = prober.poll_probe(now).expect("the new one is asked at once");
-        assert_eq!(probe.at, instance(2));
+        assert_eq!(probe.at, instance(2).at);
         // It goes and comes again while it is being asked: what comes of that is not about the one that is there now.
         prober.set(now, RULES, &instances(1));
         prober.set(now, RULES, &instances(2));

@@ -129,8 +129,9 @@ impl Upstream {
             // Nobody was asked for anything, so whoever is tried next gets no more than a request.
             let is_unasked = is_its_fault && matches!(failure, Failure::Connect(_));
             if is_unasked && addresses < ADDRESSES_TRIED_MAX {
-                let authority = trail.backend.as_ref().map(|backend| backend.authority());
-                let is_the_same = |backend: &Rc<Backend>| is_fresh(backend) && Some(backend.authority()) == authority;
+                let tried = trail.backend.as_ref();
+                let is_the_same =
+                    |backend: &Rc<Backend>| is_fresh(backend) && tried.is_some_and(|tried| tried.has_name_of(backend));
                 next = self.choose_among(now, call.hash_key, is_the_same);
             }
             if next.is_some() {
@@ -234,7 +235,7 @@ impl Upstream {
         trail.reused = lease.connection.is_some();
         if lease.connection.is_none() {
             trail.opened += 1;
-            let connected = ClientConnection::connect(backend.at.address, now + connect_timeout).await;
+            let connected = ClientConnection::connect(&backend.at.address, now + connect_timeout).await;
             trail.connect += clock::now().since(now);
             lease.connection = Some(connected.map_err(Failure::Connect)?);
         }

@@ -1,6 +1,9 @@
 //! What an upstream is sent does not depend on where a request's body comes from.
 
-use std::{io::Write as _, net::TcpListener};
+use std::{
+    io::Write as _,
+    net::{SocketAddr, TcpListener},
+};
 
 use super::*;
 use crate::{
@@ -28,6 +31,7 @@ fn settings() -> Settings {
         retry_min_per_s: 3,
         outlier: OutlierPolicy { failures: 5, ejection: Duration::from_secs(1), percent_max: 50 },
         balance: Rules { policy: Balance::LeastLatency, panic_percent: 50, slow_start: Duration::ZERO },
+        zone: None,
         is_probed: false,
     }
 }
@@ -86,7 +90,8 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
         let address = listener.local_addr().expect("an address");
         let backend = std::thread::spawn(move || echo(&listener));
         let upstream = Rc::new(Upstream::new(settings(), 1));
-        upstream.update(settings(), &[BackendAddress { authority: "a.example".into(), address }], None);
+        let at = BackendAddress { authority: "a.example".into(), address: address.into() };
+        upstream.update(settings(), &[Instance::new(at)], None);
         // The second one is larger than a buffer, and than what one write takes.
         for (n, bytes) in [0, 3_000_000, 5].into_iter().enumerate() {
             let sent: Vec<u8> = (0..bytes).map(|at: u32| at.to_le_bytes()[0]).collect();
@@ -128,17 +133,21 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
     });
 }
 
+fn port_of(backend: &Backend) -> u16 {
+    backend.at.address.ip().expect("it is on a port").port()
+}
+
 /// Which of the backends may be chosen now, by their ports.
 fn chosen(upstream: &Upstream, now: Instant) -> std::collections::BTreeSet<u16> {
-    let port = |_| upstream.choose(now, None, &[]).map(|backend| backend.at.address.port());
+    let port = |_| upstream.choose(now, None, &[]).map(|backend| port_of(&backend));
     (0..60).filter_map(port).collect()
 }
 
 #[test]
 fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
-    let backends = [1, 2].map(|port| BackendAddress {
-        authority: format!("a.example:{port}").into(),
-        address: SocketAddr::from(([127, 0, 0, 1], port)),
+    let backends = [1, 2].map(|port| {
+        let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
+        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
     });
     let settings = |is_probed| Settings { is_probed, ..settings() };
     let upstream = Upstream::new(settings(true), 1);
@@ -146,17 +155,17 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     let now = clock::now();
     let healthy = || upstream.report(now).healthy;
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 0), "nothing is known of either");
-    upstream.probed(&backends[0], true, now);
+    upstream.probed(&backends[0].at, true, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1].into(), 1));
-    upstream.probed(&backends[1], true, now);
+    upstream.probed(&backends[1].at, true, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2));
 
     let first = upstream.state.with(|state| Rc::clone(&state.backends[0]));
     let failures = (0..5).filter(|_| upstream.failed(&first, &Failure::TimedOut, Duration::from_secs(15), now));
     assert_eq!(failures.count(), 1, "the fifth ejects it");
     assert_eq!((chosen(&upstream, now), healthy()), ([2].into(), 1));
-    upstream.probed(&backends[0], false, now);
-    upstream.probed(&backends[0], true, now);
+    upstream.probed(&backends[0].at, false, now);
+    upstream.probed(&backends[0].at, true, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "what is newer holds");
     // Fifteen seconds in vain are no reason to pass it over.
     upstream.succeeded(&first, Duration::from_millis(2), 200);
@@ -164,7 +173,7 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     upstream.succeeded(&second, Duration::from_millis(2), 200);
     assert_eq!(chosen(&upstream, now), [1, 2].into());
 
-    upstream.probed(&backends[0], false, now);
+    upstream.probed(&backends[0].at, false, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([2].into(), 1));
     upstream.update(settings(true), &backends, None);
     assert_eq!(chosen(&upstream, now), [2].into(), "a reload changes nothing");
@@ -172,14 +181,17 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "without probes nothing that they said holds");
     upstream.update(settings(true), &backends, None);
     assert_eq!(chosen(&upstream, now), [1, 2].into());
-    upstream.probed(&backends[1], true, now);
+    upstream.probed(&backends[1].at, true, now);
     assert_eq!(chosen(&upstream, now), [2].into());
 }
 
 #[test]
 fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_on_it() {
     testing::on_both_drivers(|| async {
-        let at = |host: u8| BackendAddress { authority: "a:80".into(), address: ([127, 0, 0, host], 80).into() };
+        let at = |host: u8| {
+            let address = SocketAddr::from(([127, 0, 0, host], 80)).into();
+            Instance::new(BackendAddress { authority: "a:80".into(), address })
+        };
         let upstream = Upstream::new(settings(), 1);
         upstream.update(settings(), &[at(1), at(2), at(3)], None);
         let all = || upstream.state.with(|state| state.backends.clone());
@@ -189,7 +201,7 @@ fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_o
         busy(1);
         upstream.replace_backends(&[at(4), at(3)], None);
         let new = all();
-        assert_eq!(new.iter().map(|backend| backend.at.clone()).collect::<Vec<_>>(), [at(4), at(3)]);
+        assert_eq!(new.iter().map(|backend| backend.at.clone()).collect::<Vec<_>>(), [at(4).at, at(3).at]);
         assert!(Rc::ptr_eq(&new[1], &old[2]), "it keeps what is known of it");
         assert_eq!((leaving(), upstream.report(clock::now()).total), (1, 2));
         // It comes back as it left.
@@ -206,9 +218,9 @@ fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_o
 
 #[test]
 fn who_fails_at_once_is_not_chosen_for_it() {
-    let backends = [1, 2].map(|port| BackendAddress {
-        authority: format!("a.example:{port}").into(),
-        address: SocketAddr::from(([127, 0, 0, 1], port)),
+    let backends = [1, 2].map(|port| {
+        let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
+        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
     });
     let upstream = Upstream::new(settings(), 1);
     upstream.update(settings(), &backends, None);
@@ -218,7 +230,7 @@ fn who_fails_at_once_is_not_chosen_for_it() {
         upstream.succeeded(&second, Duration::from_micros(50), 503);
     }
     let now = clock::now();
-    let port = |_| upstream.choose(now, None, &[]).map(|backend| backend.at.address.port());
+    let port = |_| upstream.choose(now, None, &[]).map(|backend| port_of(&backend));
     let of_the_failing = (0..1000).filter_map(port).filter(|port| *port == 2).count();
     assert!((300..700).contains(&of_the_failing), "as many as of the other: {of_the_failing}");
 }

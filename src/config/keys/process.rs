@@ -3,6 +3,7 @@
 use super::section::{section, words};
 use super::{DAY, GIB, HOUR, KIB, MINUTE};
 use crate::config::address::{IpNet, Nameserver};
+use crate::config::instance::Zone;
 use crate::config::key::Kind;
 use crate::config::values::AsText;
 use std::net::IpAddr;
@@ -22,6 +23,8 @@ section! {
         /// How long a start or a reload waits for the names of instances that were never looked up, all of them together.
         /// Then it goes on without those that have no address yet.
         lookup_timeout: Duration as Duration(1, HOUR) = "10s", e.g. "30s", by Reload;
+        /// Where the gateway stands. Instances of the same `zone` come before others of their `priority`.
+        zone: Option<Zone> = unset "nowhere: all zones are alike", e.g. "eu-1a", by Reload;
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::section::{section, words};
 use super::{DAY, HOUR, KIB, MIB, TIB};
-use crate::config::address::{HostPattern, Instance, IpNet};
+use crate::config::address::{HostPattern, IpNet};
+use crate::config::instance::Instance;
 use crate::config::key::Kind;
 use crate::config::origin::OriginPattern;
 use crate::config::path::PathPattern;
@@ -174,7 +175,10 @@ section! {
     /// with a letter.
     Upstream = Named "upstreams.<name>", per Each, by Reload {
         /// Its servers; at least one. Every address of a name is an instance: it is chosen, pooled, left out and
-        /// counted by itself, and sees the name as `Host`. Plain HTTP: there is no TLS to services yet.
+        /// counted by itself, and sees the name as `Host`; one at `unix:/path` sees `localhost`. Plain HTTP: there is no
+        /// TLS to services yet. In a table, `weight` (1 where it is not written) is an instance's share beside the
+        /// others', 0 for none; those of a higher `priority` (0) are used when too few of the lower ones are well; and
+        /// those of a `zone` that is `runtime.zone` come first ([balancing.md](balancing.md)).
         instances: Vec<Instance> = required, e.g. ["127.0.0.1:4001"], per Process;
         /// To open a connection; then the next instance is tried, and first up to four other addresses of the same name
         /// (`502 upstream_unreachable` when none is left).

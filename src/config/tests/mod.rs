@@ -4,6 +4,7 @@
 mod environment;
 mod health;
 mod hub;
+mod instances;
 mod limits;
 mod mistakes;
 mod sessions;

@@ -176,7 +176,7 @@ impl Control {
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
-        self.probes.set(&self.plan, self.lookups.backends());
+        self.probes.set(&self.plan, self.lookups.current());
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();

@@ -82,7 +82,7 @@ impl Control {
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
         let plan = Arc::clone(&self.plan);
         self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
-        self.probes.set(&self.plan, self.lookups.backends());
+        self.probes.set(&self.plan, self.lookups.current());
         self.bus.send(to::Bridge, ToBridge::Plan(plan));
         self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
     }
@@ -94,7 +94,7 @@ impl Control {
             let instances = Arc::new(instances);
             self.bus.broadcast(|| ToShard::Instances(Arc::clone(&instances)));
             // After that letter, so that shards know whom probes speak of.
-            self.probes.set(&self.plan, self.lookups.backends());
+            self.probes.set(&self.plan, self.lookups.current());
             self.process.discovery_changes += 1;
         }
     }

@@ -124,7 +124,7 @@ impl Control {
                 reports.extend(self.stood.get(&upstream.name).into_iter().flatten().cloned());
             }
             let probes = self.probes.report(&upstream.name);
-            let instances = self.lookups.backends().get(place).map_or(0, |backends| backends.len());
+            let instances = self.lookups.current().get(place).map_or(0, |instances| instances.len());
             UpstreamHealth { name: upstream.name.clone(), instances, reports, probes }
         });
         let now = jiff::Timestamp::now();

@@ -1,0 +1,59 @@
+//! What `[upstreams.<name>]` may say of its servers.
+
+use super::*;
+use expect_test::expect;
+
+fn with(instances: &str) -> String {
+    ONE_ROUTE.replace("[\"h:1\"]", instances)
+}
+
+#[test]
+fn an_instance_is_a_text_or_a_table() {
+    let config = good(&with(
+        r#"["h:1", { address = "h:2", weight = 3 }, { address = "unix:/run/a.sock", priority = 2, zone = "eu-1a" }, { address = "h:3", weight = 0 }]"#,
+    ));
+    let told = |config: &Config| {
+        let of = |instance: &Instance| {
+            let zone = instance.zone.as_ref().map_or(String::new(), |zone| format!(" in {zone}"));
+            format!("{instance} {} {}{zone}", instance.weight, instance.priority)
+        };
+        config.upstreams["a"].instances.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&config), ["h:1 1 0", "h:2 3 0", "unix:/run/a.sock 1 2 in eu-1a", "h:3 0 0"]);
+    assert_eq!(told(&good(&config.to_toml())), told(&config), "{}", config.to_toml());
+    let text = with(r#""${HOSTS}""#);
+    let found = resolve(Some((Path::new("a.toml"), &text)), &env(&[("HOSTS", "h:1, unix:/run/b.sock")]));
+    assert_eq!(told(&found.expect("good")), ["h:1 1 0", "unix:/run/b.sock 1 0"]);
+    assert_eq!(good("[runtime]\nzone = \"eu-1a\"\n").runtime.zone, Some(Zone("eu-1a".into())));
+}
+
+#[test]
+fn mistakes_of_instances_are_told() {
+    check(
+        &with(
+            r#"["h", { weight = 1 }, { address = "h:2", weigth = 3, weight = -1, priority = "x", zone = "a b" }, 7, { address = 1 }, "unix:a.sock", "h:1", { address = "h:1", weight = 2 }, "[::ffff:10.0.0.1]:1", "10.0.0.1:1"]"#,
+        ),
+        &expect![[r#"
+            shardgate.toml:2: upstreams.a.instances[0] is "h"; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+            shardgate.toml:2: upstreams.a.instances[1].address is missing; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+            shardgate.toml:2: upstreams.a.instances[2].weight is -1; it is a whole number from 0 to 65535
+            shardgate.toml:2: upstreams.a.instances[2].priority is "x"; it is a whole number from 0 to 65535
+            shardgate.toml:2: upstreams.a.instances[2].zone is "a b"; it is up to 64 of A-Za-z0-9._-
+            shardgate.toml:2: upstreams.a.instances[2].weigth is not a key; did you mean weight?
+            shardgate.toml:2: upstreams.a.instances[3] is 7; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+            shardgate.toml:2: upstreams.a.instances[4].address is 1; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
+            shardgate.toml:2: upstreams.a.instances[5] is "unix:a.sock"; write a socket as "unix:/run/shop.sock": a whole path of at most 107 bytes
+            shardgate.toml:2: upstreams.a.instances has h:1 twice; name each instance once
+            shardgate.toml:2: upstreams.a.instances has 10.0.0.1:1 twice; name each instance once"#]],
+    );
+    check(
+        &with(r#"[{ address = "h:1", weight = 0 }]"#),
+        &expect!["shardgate.toml:2: upstreams.a.instances have no weight but 0; one instance or more gets requests"],
+    );
+    check(
+        &with("7"),
+        &expect![[r#"
+        shardgate.toml:2: upstreams.a.instances is 7; it is a list of instances: ["127.0.0.1:4001"]
+        shardgate.toml:2: upstreams.a.instances is empty; an upstream has one instance or more"#]],
+    );
+}
