@@ -16,6 +16,7 @@ mod interim;
 mod large;
 mod limits;
 mod limits_reach;
+mod links;
 mod log;
 mod outcomes;
 mod probes;

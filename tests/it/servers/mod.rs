@@ -5,4 +5,5 @@ pub(crate) mod npm;
 pub(crate) mod postgres;
 pub(crate) mod python;
 pub(crate) mod redis;
+pub(crate) mod relay;
 pub(crate) mod web;
