@@ -39,6 +39,13 @@ enum Command {
     },
     /// Run the gateway on port 3000 in front of three sample services, and say what to try.
     Demo,
+    /// Serve as an instance of one of the demo's services until standard input ends.
+    #[command(hide = true)]
+    DemoService {
+        service: demo::Service,
+        #[arg(long, default_value_t = 0)]
+        port: u16,
+    },
     /// Check a configuration and report every mistake in it, and in the files of keys and certificates that it names.
     Check {
         /// The configuration file; see `run` for the one that is taken without it.
@@ -83,6 +90,7 @@ fn main() -> ExitCode {
             Ok(config) => finish(demo::run(config)),
             Err(mistakes) => wrong(&mistakes),
         },
+        Command::DemoService { service, port } => finish(demo::serve(service, port).map(|()| ProcessEnd::Drained)),
         Command::Check { file, no_files } => with_config(file, |config, watch| {
             for warning in server::warnings(&config) {
                 eprintln!("warning: {warning}");

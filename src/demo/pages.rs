@@ -11,7 +11,7 @@ use hyper::{
     },
 };
 
-use super::Answer;
+use super::service::Answer;
 use crate::accounts::cli::DEMO_USERS;
 
 /// Where it is served.

@@ -7,6 +7,8 @@ use tempfile::TempDir;
 use super::has_tool;
 use crate::harness::{Client, Gateway, until};
 
+const SOON: Duration = Duration::from_secs(10);
+
 #[test]
 fn the_demo_serves_its_page_under_a_strict_policy() {
     let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "1")];
@@ -46,8 +48,47 @@ fn the_demo_knows_how_its_services_are() {
     });
     assert_eq!(document["status"], "healthy", "{document}");
     let entry = &document["services"]["prediction"];
-    assert_eq!(entry["instances"], serde_json::json!({"healthy": 1, "total": 1}), "{entry}");
+    assert_eq!(entry["instances"], serde_json::json!({"healthy": 2, "total": 2}), "{entry}");
     assert!(entry["latencyMs"].as_f64().is_some_and(|ms| ms > 0.0) && entry["checkedAt"].is_string(), "{entry}");
+}
+
+#[test]
+fn an_instance_that_is_killed_leaves_and_returns_and_no_request_fails() {
+    let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "4")];
+    let demo = Gateway::start_command(&["demo"], &any_port);
+    let healthy = |count: u64| {
+        let entry = demo.get("/health").json()["services"]["ingestion"]["instances"].clone();
+        (entry["healthy"] == count && entry["total"] == 2).then_some(())
+    };
+    until(SOON, "both are up", || healthy(2));
+    // As the demo says it: its passwords are no secrets.
+    let output = Command::new("curl")
+        .args(["-s", &format!("http://{}/auth/login", demo.address()), "-H", "Content-Type: application/json", "-d"])
+        .arg(r#"{"email":"ada@example.com","password":"ada-demo-password"}"#)
+        .output()
+        .expect("curl runs");
+    let document: serde_json::Value = serde_json::from_slice(&output.stdout).expect("an answer");
+    let token = document["accessToken"].as_str().expect("a token").to_owned();
+    let log = demo.log();
+    let line = log.lines().find(|line| line.trim_start().starts_with("ingestion")).expect("it says what to kill");
+    let process: i32 = line.split_whitespace().last().and_then(|id| id.parse().ok()).expect("a process");
+    let process = rustix::process::Pid::from_raw(process).expect("a process");
+    let ask = || {
+        let mut client = demo.connect();
+        client.send(format!("GET /api/events HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n\r\n"));
+        assert_eq!(client.read_response().status, 202);
+    };
+    ask();
+    rustix::process::kill_process(process, rustix::process::Signal::KILL).expect("it runs");
+    until(SOON, "one has left", || {
+        ask();
+        healthy(1)
+    });
+    until(2 * SOON, "it has returned", || {
+        ask();
+        healthy(2)
+    });
+    assert!(demo.log().contains("an instance of ingestion is started again"));
 }
 
 #[test]
