@@ -209,7 +209,7 @@ fn look_up(config: &Config, runtime: &tokio::runtime::Runtime, signals: &mut Sig
     let mut lookups = Lookups::new(config);
     lookups.begin(config);
     unless_ended(runtime, signals, lookups.ready(), "names were still being looked up")?;
-    lookups.settle(config);
+    lookups.adopt();
     let addresses = lookups.addresses(config);
     Some((lookups, addresses))
 }

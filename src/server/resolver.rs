@@ -17,7 +17,10 @@ use hickory_resolver::{
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     lookup::Lookup,
     net::{DnsError, NetError, runtime::TokioRuntimeProvider},
-    proto::rr::{Name, RecordType},
+    proto::{
+        op::ResponseCode,
+        rr::{Name, RecordType},
+    },
     system_conf::parse_resolv_conf,
 };
 use tokio::time::timeout;
@@ -75,15 +78,6 @@ impl Resolver {
         Self { nameservers: nameservers.to_vec(), hosts, resolv_conf, view: Arc::new(View::new(nameservers)) }
     }
 
-    /// Asks these servers from now on; says whether they are others.
-    pub(super) fn ask_servers(&mut self, nameservers: &[Nameserver]) -> bool {
-        let are_others = self.nameservers != nameservers;
-        if are_others {
-            *self = Self::new(nameservers);
-        }
-        are_others
-    }
-
     /// Looks whether the system's files have changed; says whether they have.
     pub(super) fn look(&mut self) -> bool {
         // One that is not there says nothing, as before.
@@ -112,6 +106,7 @@ impl View {
     }
 
     fn of_resolv_conf(text: &str, nameservers: &[Nameserver]) -> Self {
+        let text = &with_sound_domains(text);
         // It is refused without a server, which may be configured elsewhere.
         let parsed = parse_resolv_conf(text).or_else(|_| parse_resolv_conf(format!("{text}\nnameserver 127.0.0.1\n")));
         let (config, mut options) = parsed.unwrap_or_else(|_| (ResolverConfig::default(), ResolverOpts::default()));
@@ -232,6 +227,12 @@ impl Told {
                 let addresses = records.iter().filter_map(|record| record.data.ip_addr()).collect();
                 Ok(Self { addresses, time_to_live: Duration::from_secs(seconds.into()) })
             }
+            // RFC 1034 §4.3.1: it names others who may know, and knows nothing itself.
+            Err(NetError::Dns(DnsError::NoRecordsFound(none)))
+                if none.response_code == ResponseCode::NoError && none.soa.is_none() && none.ns.is_some() =>
+            {
+                Err(unknown("a server refers to others, and does not ask them itself"))
+            }
             Err(NetError::Dns(DnsError::NoRecordsFound(_))) => Ok(Self::default()),
             Err(NetError::Timeout) => Err(NoAddress::Late(late)),
             Err(error) => Err(unknown(&error.to_string())),
@@ -249,6 +250,27 @@ impl Told {
         }
         self
     }
+}
+
+/// The text without domains to search that can be none: one of them would have all of the text refused.
+fn with_sound_domains(text: &str) -> String {
+    let mut sound = String::with_capacity(text.len());
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some(key @ ("search" | "domain")) => {
+                let is_domain = |word: &&str| Name::from_str_relaxed(word).is_ok();
+                let (domains, wrong): (Vec<&str>, Vec<&str>) = words.partition(is_domain);
+                if !wrong.is_empty() {
+                    tracing::warn!("{RESOLV_CONF} has {wrong:?} among its domains, which are passed over");
+                }
+                sound.extend([key, " ", &domains.join(" ")]);
+            }
+            _ => sound.push_str(line),
+        }
+        sound.push('\n');
+    }
+    sound
 }
 
 fn unknown(why: &str) -> NoAddress {
@@ -318,6 +340,9 @@ mod tests {
             "shop. shop.corp.example."
         );
         assert_eq!(view(cluster).servers.len(), 1);
+        let broken = "nameserver 10.0.0.2\nsearch a..b corp.example\ndomain .bad.\nsearch ok.example x..y\n";
+        assert_eq!(view(broken).servers.len(), 1, "what can be no domain is passed over");
+        assert_eq!(whole(broken, "shop"), "shop.ok.example. shop.");
         assert_eq!(view("search x\n").servers.len(), 0, "nobody is asked whom nobody has named");
         let named = ["127.0.0.1:5353".parse().expect("a server"), "127.0.0.2:53".parse().expect("a server")];
         assert_eq!(View::of_resolv_conf("", &named).servers.len(), 2);
@@ -336,8 +361,9 @@ mod tests {
         assert!(format!("{error:?}").contains("no server of DNS is known"), "{error:?}");
     }
 
-    /// A server that has an address for names below `far.test`, none for others, and no word for `quiet.near.test`.
-    fn server() -> SocketAddr {
+    /// A server that has an address for names below `far.test`, none for others, and no word for `quiet.near.test`; or one
+    /// that refers to others.
+    fn server(refers: bool) -> SocketAddr {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let address = socket.local_addr().expect("it is bound");
         std::thread::spawn(move || {
@@ -354,6 +380,12 @@ mod tests {
                 if is_there {
                     answer.extend_from_slice(&[0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 9]);
                 }
+                if refers {
+                    answer.truncate(name_ends + 5);
+                    answer[2..12].copy_from_slice(&[0x81, 0, 0, 1, 0, 0, 0, 1, 0, 0]);
+                    // Of the root it is said that the question's name serves it.
+                    answer.extend_from_slice(&[0, 0, 2, 0, 1, 0, 0, 0, 60, 0, 2, 0xC0, 12]);
+                }
                 let _ = socket.send_to(&answer, peer);
             }
         });
@@ -364,7 +396,7 @@ mod tests {
     fn whoever_has_the_name_in_another_domain_is_somebody_else() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let server = Nameserver(server());
+            let server = Nameserver(server(false));
             let view = View::of_resolv_conf("search near.test far.test\noptions ndots:2 timeout:1\n", &[server]);
             let found = view.ask("shop", None).await.expect("the second domain has it");
             assert_eq!((&*found.found_as, found.addresses.len()), ("shop.far.test.", 1));
@@ -373,6 +405,19 @@ mod tests {
             assert!(matches!(gone, NoAddress::Unknown(_)), "{gone:?}");
             let late = view.ask("quiet", None).await.expect_err("it may be there");
             assert!(matches!(late, NoAddress::Late(_)), "{late:?}");
+        });
+    }
+
+    #[test]
+    fn who_only_refers_to_others_has_not_answered() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let [refers, knows] = [true, false].map(|refers| Nameserver(server(refers)));
+            let found = View::of_resolv_conf("", &[refers, knows]).ask("shop.far.test", None).await;
+            assert_eq!(found.map(|answer| answer.addresses.len()), Ok(1), "the next server is asked");
+            let none = View::of_resolv_conf("", &[refers]).ask("shop.far.test", None).await;
+            let none = format!("{:?}", none.expect_err("nobody knows"));
+            assert!(none.contains("refers to others"), "{none}");
         });
     }
 }

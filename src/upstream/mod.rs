@@ -17,7 +17,7 @@ mod streaming;
 use std::{collections::BTreeMap, io, rc::Rc, sync::Arc, time::Duration};
 
 use balance::{Balancer, Latency, Load, Rules, Standing, Table};
-pub use discovery::{Discovery, DiscoverySettings, Family, Heard, Known, NameAnswer, NoAddress};
+pub use discovery::{AddressKind, Discovery, DiscoverySettings, Family, Heard, Known, NameAnswer, NoAddress};
 pub use instance::{BackendAddress, Instance, shares};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;

@@ -74,7 +74,7 @@ impl Control {
         config.keep_until_restart(&self.config);
         log::set_level(&config.log.level);
         self.config = config;
-        self.lookups.settle(&self.config);
+        self.lookups.adopt();
         self.lookups.told(&self.config, &self.listeners);
         self.process.config_reloads[Reload::Applied.index()] += 1;
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
@@ -103,7 +103,7 @@ impl Control {
         self.process.config_reloads[Reload::Refused.index()] += 1;
         tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
         if self.candidate.is_none() {
-            self.lookups.settle(&self.config);
+            self.lookups.give_up();
         }
     }
 }

@@ -4,11 +4,15 @@
 //! Nothing here asks anybody. The control thread does, by what is [due](Discovery::take_due), tells [what came of
 //! it](Discovery::answered), and takes [what changed](Discovery::take_changed) to the shards.
 
+mod kind;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::Duration,
 };
+
+pub use kind::AddressKind;
 
 use crate::shard::Instant;
 
@@ -38,6 +42,19 @@ pub struct DiscoverySettings {
     pub takes_loopback: bool,
     /// Whether DNS may give addresses of one link, which machines give themselves; clouds have their secrets there.
     pub takes_link_local: bool,
+}
+
+impl DiscoverySettings {
+    /// Whether somebody outside may say that an instance is there. Whoever can write into a zone would otherwise have the
+    /// gateway ask what only this machine may.
+    pub fn takes(&self, address: IpAddr) -> bool {
+        match AddressKind::of(address) {
+            AddressKind::Network => true,
+            AddressKind::Loopback => self.takes_loopback,
+            AddressKind::LinkLocal => self.takes_link_local,
+            AddressKind::Nowhere => false,
+        }
+    }
 }
 
 /// What a resolver knows of a name.
@@ -104,18 +121,17 @@ impl Known {
         !self.addresses.is_empty() || self.error.as_ref().is_some_and(|error| !matches!(error, NoAddress::Late(_)))
     }
 
-    /// Leaves out what may not be taken by other settings, whatever the next answer is; says whether that was anything.
-    fn leave_out(&mut self, settings: DiscoverySettings) -> bool {
+    /// Leaves out what may not be taken by other settings, whatever the next answer is.
+    fn leave_out(&mut self, settings: DiscoverySettings) {
         if self.is_own {
-            return false;
+            return;
         }
-        let (stays, goes): (Vec<_>, Vec<_>) = self.addresses.iter().partition(|address| is_taken(**address, settings));
-        let Some(first) = goes.first() else { return false };
+        let (stays, goes): (Vec<_>, Vec<_>) = self.addresses.iter().partition(|address| settings.takes(**address));
+        let Some(first) = goes.first() else { return };
         if stays.is_empty() {
             self.error = Some(NoAddress::Refused(*first));
         }
         self.addresses = stays.into();
-        true
     }
 
     /// Whether the look-ups fail: twice in a row, as one question may be lost.
@@ -143,9 +159,11 @@ pub enum Heard {
 }
 
 /// A name that is followed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Followed {
     known: Known,
+    /// When it was last told which addresses of IPv4 it has, and which of IPv6.
+    told_at: [Instant; 2],
     /// When it is asked for again, unless somebody waits for an answer.
     due: Instant,
     is_asked: bool,
@@ -155,7 +173,7 @@ struct Followed {
     is_doubted: bool,
 }
 
-/// The names of all instances. One per process, on the control thread.
+/// The names of all instances of a configuration. Lives on the control thread.
 #[derive(Debug)]
 pub struct Discovery {
     settings: DiscoverySettings,
@@ -172,19 +190,33 @@ impl Discovery {
         Self { settings, names: BTreeMap::new(), has_changed: false, quiet_until: Instant::START }
     }
 
-    /// Follows these names from now on and forgets others. What is known of those that stay is kept.
-    pub fn follow(&mut self, names: &BTreeSet<Box<str>>, settings: DiscoverySettings, now: Instant) {
-        if self.settings != settings {
-            self.settings = settings;
-            for followed in self.names.values_mut() {
-                self.has_changed |= followed.known.leave_out(settings);
-            }
-            self.ask_all(now);
+    /// The same with other settings, for a configuration that may yet be refused: what is known is taken along as far as
+    /// they let it, and every name is asked for anew.
+    pub fn fork(&self, settings: DiscoverySettings, now: Instant) -> Self {
+        let mut fork = Self { settings, names: self.names.clone(), has_changed: false, quiet_until: self.quiet_until };
+        for followed in fork.names.values_mut() {
+            followed.known.leave_out(settings);
+            followed.is_asked = false;
         }
+        fork.ask_all(now);
+        fork
+    }
+
+    /// Counts what failed where this was forked from meanwhile, too.
+    pub fn join(&mut self, origin: &Self) {
+        for (name, followed) in &mut self.names {
+            let total = origin.names.get(name).map_or(0, |origin| origin.known.failures_total);
+            followed.known.failures_total = followed.known.failures_total.max(total);
+        }
+    }
+
+    /// Follows these names from now on and forgets others. What is known of those that stay is kept.
+    pub fn follow(&mut self, names: &BTreeSet<Box<str>>, now: Instant) {
         self.names.retain(|name, _| names.contains(name));
         for name in names {
             let fresh = || Followed {
                 known: Known { since: now, ..Known::default() },
+                told_at: [now; 2],
                 due: now,
                 is_asked: false,
                 is_asked_again: false,
@@ -218,10 +250,14 @@ impl Discovery {
 
     /// When there is something to do, if nothing is told before.
     pub fn due(&self) -> Instant {
-        let names = self.names.values().filter(|name| !name.is_asked).map(|name| name.due);
-        let change = self.has_changed.then_some(self.quiet_until);
+        if self.has_changed { self.asks_at().min(self.quiet_until) } else { self.asks_at() }
+    }
+
+    /// When there is something to ask for.
+    pub fn asks_at(&self) -> Instant {
         let is_full = self.names.values().filter(|name| name.is_asked).count() >= AT_ONCE_MAX;
-        names.filter(|_| !is_full).chain(change).min().unwrap_or(Instant::NEVER)
+        let names = self.names.values().filter(|name| !name.is_asked && !is_full).map(|name| name.due);
+        names.min().unwrap_or(Instant::NEVER)
     }
 
     /// Takes what came of a question. No address at all is a failure: an upstream does not empty because a zone was
@@ -230,7 +266,7 @@ impl Discovery {
         // Nobody follows it any more.
         let Some(followed) = self.names.get_mut(name) else { return Heard::Same };
         let settings = self.settings;
-        let answer = answer.and_then(|answer| Taken::of(answer, &followed.known, settings));
+        let answer = answer.and_then(|answer| followed.taken(answer, settings, now));
         let heard = followed.take(answer, settings, now);
         self.has_changed |= matches!(heard, Heard::Changed { .. });
         followed.is_asked = false;
@@ -267,6 +303,21 @@ impl Discovery {
 }
 
 impl Followed {
+    /// What is taken of an answer. A family of addresses that nobody can tell of stays as it was, but not for ever: some
+    /// servers never answer for one.
+    fn taken(&mut self, answer: NameAnswer, settings: DiscoverySettings, now: Instant) -> Result<Taken, NoAddress> {
+        for (family, told_at) in [Family::V4, Family::V6].into_iter().zip(&mut self.told_at) {
+            if answer.untold != Some(family) {
+                *told_at = now;
+            }
+        }
+        let may_stay = answer.untold.is_some_and(|family| {
+            let told_at = self.told_at[usize::from(family == Family::V6)];
+            now.since(told_at) <= settings.interval_max.max(settings.interval_min)
+        });
+        Taken::of(answer, &self.known, may_stay, settings)
+    }
+
     fn take(&mut self, answer: Result<Taken, NoAddress>, settings: DiscoverySettings, now: Instant) -> Heard {
         let DiscoverySettings { interval_min, interval_max, shrink_percent_max, .. } = settings;
         let known = &mut self.known;
@@ -317,20 +368,25 @@ struct Taken {
 }
 
 impl Taken {
-    fn of(answer: NameAnswer, known: &Known, settings: DiscoverySettings) -> Result<Self, NoAddress> {
+    fn of(
+        answer: NameAnswer,
+        known: &Known,
+        does_untold_stay: bool,
+        settings: DiscoverySettings,
+    ) -> Result<Self, NoAddress> {
         let NameAnswer { mut addresses, time_to_live, untold, is_own, found_as } = answer;
-        let is_untold = |address: &&IpAddr| match untold {
+        let stays = |address: &&IpAddr| match untold.filter(|_| does_untold_stay) {
             Some(Family::V4) => address.is_ipv4(),
             Some(Family::V6) => address.is_ipv6(),
             None => false,
         };
-        let may_stay = |address: &&IpAddr| known.is_own || is_taken(**address, settings);
-        let kept: Vec<IpAddr> = known.addresses.iter().filter(is_untold).filter(may_stay).copied().collect();
+        let may_stay = |address: &&IpAddr| known.is_own || settings.takes(**address);
+        let kept: Vec<IpAddr> = known.addresses.iter().filter(stays).filter(may_stay).copied().collect();
         // In an order that does not depend on the resolver's: it turns them from answer to answer.
         addresses.sort_unstable();
         addresses.dedup();
         let (mut addresses, refused): (Vec<_>, Vec<_>) =
-            addresses.into_iter().partition(|address| is_own || is_taken(*address, settings));
+            addresses.into_iter().partition(|address| is_own || settings.takes(*address));
         addresses.extend(kept);
         addresses.sort_unstable();
         addresses.dedup();
@@ -342,18 +398,6 @@ impl Taken {
         let left_out = addresses.len().saturating_sub(ADDRESSES_MAX);
         addresses.truncate(ADDRESSES_MAX);
         Ok(Self { addresses: addresses.into(), is_own, refused: refused.into(), left_out, time_to_live, found_as })
-    }
-}
-
-/// Whether DNS may say that an instance is there. Whoever can write into a zone would otherwise have the gateway ask what
-/// only this machine may.
-fn is_taken(address: IpAddr, settings: DiscoverySettings) -> bool {
-    match address.to_canonical() {
-        address if address.is_unspecified() || address.is_multicast() => false,
-        address if address.is_loopback() => settings.takes_loopback,
-        IpAddr::V4(Ipv4Addr::BROADCAST) => false,
-        IpAddr::V4(address) => settings.takes_link_local || !address.is_link_local(),
-        IpAddr::V6(address) => settings.takes_link_local || !address.is_unicast_link_local(),
     }
 }
 

@@ -1,0 +1,180 @@
+//! What the log is told of the names of instances: each thing that is new once, and of one name not more than a line of each
+//! kind a second, however often whoever answers for it changes their mind.
+
+use std::{net::IpAddr, time::Duration};
+
+use crate::{
+    shard::Instant,
+    upstream::{Heard, Known, NoAddress},
+};
+
+/// The least time between two lines of a kind.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+/// As many addresses, and other things of which outsiders decide how many there are, as one line shows.
+const LISTED_MAX: usize = 16;
+
+/// Lets a line pass now and then, and counts those that were left out.
+#[derive(Debug, Default)]
+pub(super) struct Gate {
+    closed_until: Instant,
+    left_out: u64,
+}
+
+impl Gate {
+    /// Whether a line may be said now, and then how many were not since the last one.
+    pub(super) fn pass(&mut self, now: Instant) -> Option<u64> {
+        if now < self.closed_until {
+            self.left_out += 1;
+            return None;
+        }
+        self.closed_until = now + LINE_INTERVAL;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+/// What the log was told of one name.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    moves: Gate,
+    refusals: Gate,
+    failures: Gate,
+    /// That its look-ups fail, and not yet that they do no more.
+    is_failing: bool,
+}
+
+impl Said {
+    /// Tells what is new of the name.
+    pub(super) fn tell(&mut self, name: &str, heard: &Heard, before: &Known, known: &Known, now: Instant) {
+        match heard {
+            Heard::Changed { added, gone } => self.tell_move(name, added, gone, before, known, now),
+            // A service with one address moves like that.
+            Heard::Doubted => {
+                if let Some(unsaid) = self.moves.pass(now) {
+                    tracing::info!(
+                        name,
+                        unsaid,
+                        "more of a name's addresses are gone than may be; the next answer decides"
+                    );
+                }
+            }
+            Heard::Failed | Heard::Same => {}
+        }
+        self.tell_failure(name, known, now);
+        let none_is_taken = match &known.error {
+            Some(NoAddress::Refused(address)) if known.error != before.error => vec![*address],
+            _ => Vec::new(),
+        };
+        let refused = if known.refused == before.refused { &none_is_taken[..] } else { &known.refused };
+        if !refused.is_empty()
+            && let Some(unsaid) = self.refusals.pass(now)
+        {
+            let refused = listed(refused);
+            tracing::warn!(
+                name,
+                refused,
+                unsaid,
+                "addresses of a name of instances are not taken from DNS; discovery.allow says which are"
+            );
+        }
+        if known.left_out > 0 && before.left_out == 0 {
+            let (used, left_out) = (known.addresses.len(), known.left_out);
+            tracing::warn!(
+                name,
+                left_out,
+                "a name of instances has more addresses than are used; the first {used} in order are"
+            );
+        }
+    }
+
+    fn tell_move(
+        &mut self,
+        name: &str,
+        added: &[IpAddr],
+        gone: &[IpAddr],
+        before: &Known,
+        known: &Known,
+        now: Instant,
+    ) {
+        let Some(unsaid) = self.moves.pass(now) else { return };
+        let (addresses, added, gone) = (known.addresses.len(), listed(added), listed(gone));
+        if before.addresses.is_empty() {
+            tracing::info!(name, addresses = added, "a name of instances is resolved");
+        } else {
+            tracing::info!(name, addresses, added, gone, unsaid, "a name of instances has moved");
+        }
+    }
+
+    /// Twice, as one question may be lost; a name that has never had an address is told of when the plan is made.
+    fn tell_failure(&mut self, name: &str, known: &Known, now: Instant) {
+        let is_failing = known.failures > 1 && !known.addresses.is_empty();
+        if is_failing == self.is_failing || known.failures == 1 {
+            return;
+        }
+        let Some(unsaid) = self.failures.pass(now) else { return };
+        self.is_failing = is_failing;
+        if is_failing {
+            let why = match &known.error {
+                Some(NoAddress::Unknown(why)) => why.clone(),
+                Some(NoAddress::Refused(address)) => format!("{address} is not taken from DNS"),
+                Some(NoAddress::Late(_)) | None => "nobody answers".to_owned(),
+            };
+            let addresses = listed(&known.addresses);
+            tracing::warn!(
+                name,
+                why,
+                addresses,
+                unsaid,
+                "a name of instances is not resolved any more; its last addresses stay"
+            );
+        } else {
+            tracing::info!(name, unsaid, "a name of instances is resolved again");
+        }
+    }
+}
+
+/// What a line shows of a list.
+pub(super) fn listed<T: ToString>(all: &[T]) -> String {
+    let mut words: Vec<_> = all.iter().take(LISTED_MAX).map(ToString::to_string).collect();
+    if all.len() > LISTED_MAX {
+        words.push(format!("and {} more", all.len() - LISTED_MAX));
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_log_stays_short() {
+        let all: Vec<IpAddr> = (0..20).map(|host| IpAddr::from([10, 0, 0, host])).collect();
+        assert!(listed(&all).ends_with("10.0.0.15 and 4 more"));
+        assert_eq!(listed(&all[..2]), "10.0.0.0 10.0.0.1");
+    }
+
+    #[test]
+    fn a_name_that_flaps_is_told_of_once_a_second_with_a_count() {
+        let mut gate = Gate::default();
+        let at = |ms| Instant::START + Duration::from_millis(ms);
+        let passed: Vec<_> = (0..25).map(|tick| gate.pass(at(tick * 100))).collect();
+        let said: Vec<_> = passed.iter().enumerate().filter_map(|(tick, unsaid)| Some((tick, (*unsaid)?))).collect();
+        assert_eq!(said, [(0, 0), (10, 9), (20, 9)]);
+    }
+
+    #[test]
+    fn that_a_name_fails_is_told_even_if_it_flapped_just_before() {
+        let mut said = Said::default();
+        let address = IpAddr::from([192, 0, 2, 1]);
+        let known = |failures| Known { addresses: [address].into(), failures, ..Known::default() };
+        let mut tell = |failures, ms| {
+            let now = Instant::START + Duration::from_millis(ms);
+            said.tell("a", &Heard::Same, &known(0), &known(failures), now);
+            said.is_failing
+        };
+        assert_eq!(
+            [(1, 0), (2, 10), (0, 20), (3, 30), (0, 1100)].map(|(failures, ms)| tell(failures, ms)),
+            [false, true, true, true, false]
+        );
+        assert_eq!([(2, 1200), (3, 1300), (4, 2200)].map(|(failures, ms)| tell(failures, ms)), [false, false, true]);
+    }
+}
