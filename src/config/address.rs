@@ -140,6 +140,26 @@ impl fmt::Display for Nameserver {
 
 const DNS_PORT: u16 = 53;
 
+/// A name with SRV records, in lower case and without a dot at its end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ServiceName(pub Box<str>);
+
+impl FromStr for ServiceName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let name = host_name(text.strip_suffix('.').unwrap_or(text)).filter(|name| name.parse::<IpAddr>().is_err());
+        let right = || "write a name with SRV records, like \"_http._tcp.shop.internal\"".to_owned();
+        name.map(|name| Self(name.into())).ok_or_else(right)
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// A host name (RFC 1123, and `_` as service names of container networks have it) or an IPv4 address, in lower case.
 pub(super) fn host_name(text: &str) -> Option<String> {
     let label = |label: &str| {
@@ -162,6 +182,7 @@ pub(super) fn plain_number(text: &str) -> Option<u32> {
 texts! {
     IpNet: "network, as `10.0.0.0/8` or `::1`";
     Nameserver: "`address:port`";
+    ServiceName: "name with SRV records";
     HostPattern: "host, as `shop.example.com` or `*.example.com`";
 }
 

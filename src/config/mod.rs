@@ -20,6 +20,7 @@ pub mod key;
 pub mod keys;
 mod limits;
 mod listeners;
+mod listing;
 mod names;
 mod origin;
 mod path;
@@ -43,12 +44,12 @@ mod values;
 pub mod watch;
 
 pub use accounts::postgres_url;
-pub use address::{HostPattern, IpNet, Nameserver};
+pub use address::{HostPattern, IpNet, Nameserver, ServiceName};
 pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
-    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Discovery,
+    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Discover, Discovery,
     DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService,
     HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind,
     Redis, RedisMode, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions,
@@ -56,6 +57,9 @@ pub use keys::{
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;
+#[cfg(any(test, fuzzing))]
+pub use listing::fuzz_listing;
+pub use listing::{LISTING_BYTES_MAX, ListingFormat, parse_listing};
 pub use names::{PERMISSION_FORM, is_permission, is_role};
 pub use origin::{ORIGIN_BYTES_MAX, OriginPattern, PortPattern};
 pub use path::{PathPattern, Segment};

@@ -153,7 +153,7 @@ fn fill_in_built_in(root: &mut Table, report: &mut Report) {
 
 fn read_config(root: &Table, report: &mut Report) -> Config {
     let mut config = Config::read_once(root, report);
-    config.upstreams = read_upstreams(root, report);
+    config.upstreams = read_upstreams(root, config.redis.is_given(), report);
     config.roles = read_roles(root, report);
     config.limits = read_limits(root, report);
     check_cors(&config.cors, &Cors::fields(root), report);

@@ -2,12 +2,13 @@
 
 use super::address::NO_TLS;
 use super::keys::section::FromFields as _;
+use super::listing::ListingFormat;
 use super::names::is_token;
 use super::raw::{Table, Value, quoted};
 use super::read::Fields;
 use super::report::Report;
 use super::values::texts;
-use super::{Balance, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
+use super::{Balance, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -101,6 +102,31 @@ impl Health {
     }
 }
 
+impl Discover {
+    /// Whether any is looked for.
+    pub fn is_given(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// Reads `[upstreams.<name>.discover]`.
+fn read_discover(upstream: &Fields<'_>, has_redis: bool, report: &mut Report) -> Discover {
+    let (discover, fields) = Discover::inside(upstream, "discover", report);
+    if let Some(file) = discover.file.as_deref().filter(|file| ListingFormat::of(file).is_none()) {
+        let what = format_args!("is {}", quoted(&file.display().to_string()));
+        fields.wrong(report, "file", what, "its name ends in \".toml\" or \".json\"");
+    }
+    if discover.redis && !has_redis {
+        fields.wrong(report, "redis", "is true, and there is no Redis", "name it in redis.urls");
+    }
+    let is_sound = ["file", "srv", "redis"].iter().all(|key| fields.is_sound(key, report));
+    if upstream.node("instances").is_none() && upstream.node("discover").is_some() && is_sound && !discover.is_given() {
+        let right = "write a file or a name with SRV records, or redis = true, or name the upstream's instances";
+        report.push(fields.place(), format!("{} finds nothing", fields.path), right);
+    }
+    discover
+}
+
 /// Reads `[upstreams.<name>.health]`.
 fn read_health(upstream: &Fields<'_>, report: &mut Report) -> Health {
     let (health, fields) = Health::inside(upstream, "health", report);
@@ -146,13 +172,14 @@ impl Upstream {
 }
 
 /// Reads `[upstreams.<name>]`.
-pub(super) fn read_upstreams(root: &Table, report: &mut Report) -> BTreeMap<String, Upstream> {
+pub(super) fn read_upstreams(root: &Table, has_redis: bool, report: &mut Report) -> BTreeMap<String, Upstream> {
     let mut upstreams = BTreeMap::new();
     for (name, fields) in Fields::named(Upstream::SECTION, root.get("upstreams"), ["an upstream", "shop"], report) {
         let mut upstream = Upstream::from_fields(&fields, report);
+        upstream.discover = read_discover(&fields, has_redis, report);
         upstream.health = read_health(&fields, report);
         check_body_methods(&upstream.body_methods, &fields, report);
-        check_instances(&upstream.instances, &fields, report);
+        check_instances(&upstream, &fields, report);
         if upstream.hash_key != HashKey::Address && upstream.balance != Balance::ConsistentHash {
             let path = &fields.path;
             let warning = format!("{path}.hash_key is given, and {path}.balance is not \"consistent_hash\"");
@@ -163,10 +190,21 @@ pub(super) fn read_upstreams(root: &Table, report: &mut Report) -> BTreeMap<Stri
     upstreams
 }
 
-fn check_instances(instances: &[Instance], fields: &Fields<'_>, report: &mut Report) {
-    let Some(node) = fields.node("instances") else { return };
+fn check_instances(upstream: &Upstream, fields: &Fields<'_>, report: &mut Report) {
+    let instances = &upstream.instances;
+    // Whether they are found elsewhere, or are meant to be, which is told there.
+    let are_found = fields.node("discover").is_some();
+    let Some(node) = fields.node("instances") else {
+        if !are_found {
+            let path = &fields.path;
+            let right =
+                format!("name one or more: [\"127.0.0.1:4001\"], or say in [{path}.discover] where they are found");
+            report.push(fields.place(), format!("{path}.instances is missing"), &right);
+        }
+        return;
+    };
     let written = if let Value::List(list) = &node.value { list.len() } else { instances.len() };
-    if written == 0 && !matches!(node.value, Value::Broken) {
+    if written == 0 && !are_found && !matches!(node.value, Value::Broken) {
         fields.wrong(report, "instances", "is empty", "an upstream has one instance or more");
     }
     if written > INSTANCES_MAX {

@@ -1,5 +1,5 @@
-//! The addresses of instances that a configuration gives by name: which names it has, and what backends come of what is
-//! known of them. Following the names is for whoever compiles the plan.
+//! The addresses of instances that a configuration gives by name, or has found elsewhere: which names and sources it has, and
+//! what instances come of what is known of them. Following them is for whoever compiles the plan.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,14 +9,27 @@ use std::{
 
 use super::upstreams::table_of;
 use crate::{
-    config::{self, Config, DnsAddress, INSTANCES_MAX, ServerAddress, Upstream, written_duration},
+    config::{self, Config, Discover, DnsAddress, INSTANCES_MAX, ServerAddress, Upstream, written_duration},
     shard::Address,
-    upstream::{BackendAddress, Instance, NoAddress, balance::Table},
+    upstream::{AddressKind, BackendAddress, DiscoverySettings, Instance, NoAddress, Source, balance::Table, names_in},
 };
 
-/// What is known of names.
+/// What is known of names and of lists.
 #[derive(Clone, Debug, Default)]
-pub struct Addresses(BTreeMap<Box<str>, Result<Box<[IpAddr]>, NoAddress>>);
+pub struct Addresses {
+    names: BTreeMap<Box<str>, Result<Box<[IpAddr]>, NoAddress>>,
+    lists: BTreeMap<Source, Result<Box<[config::Instance]>, Box<str>>>,
+    settings: DiscoverySettings,
+}
+
+/// What a configuration needs to have looked up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// Names of instances.
+    pub names: BTreeSet<Box<str>>,
+    /// Sources of lists of instances.
+    pub sources: BTreeSet<Source>,
+}
 
 /// The backends of upstreams whose names have other addresses than before. Crosses to each shard as one `Arc`.
 #[derive(Debug)]
@@ -46,24 +59,43 @@ impl Moved {
 }
 
 impl Addresses {
-    /// What is known of these names. One that is there has an address or several.
-    pub fn new(known: BTreeMap<Box<str>, Result<Box<[IpAddr]>, NoAddress>>) -> Self {
-        Self(known)
+    /// What is known of these names and lists. A name that is there has an address or several, and a list an instance.
+    /// `settings` say where the names in lists from outside may lead.
+    pub fn new(
+        names: BTreeMap<Box<str>, Result<Box<[IpAddr]>, NoAddress>>,
+        lists: BTreeMap<Source, Result<Box<[config::Instance]>, Box<str>>>,
+        settings: DiscoverySettings,
+    ) -> Self {
+        Self { names, lists, settings }
     }
 
     /// What everybody knows without asking.
     pub fn of_this_machine() -> Self {
         let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        Self([("localhost".into(), Ok(loopback.into()))].into())
+        Self { names: [("localhost".into(), Ok(loopback.into()))].into(), ..Self::default() }
     }
 
-    /// The names that a configuration needs the addresses of.
-    pub fn wanted(config: &Config) -> BTreeSet<Box<str>> {
-        config.upstreams.values().flat_map(names).map(Box::from).collect()
+    /// What a configuration needs to have looked up.
+    pub fn wanted(config: &Config) -> Wanted {
+        let upstreams = &config.upstreams;
+        let sources = upstreams.iter().flat_map(|(name, upstream)| sources(name, upstream)).collect();
+        Wanted { names: upstreams.values().flat_map(names).map(Box::from).collect(), sources }
+    }
+
+    /// All that is known of where an upstream's instances are: those that are written, and those that were found.
+    fn candidates<'a>(&'a self, name: &str, upstream: &'a Upstream) -> impl Iterator<Item = Candidate<'a>> {
+        let written = upstream.instances.iter().enumerate();
+        let written = written.map(|(index, instance)| Candidate { instance, whence: Whence::Written(index) });
+        let lists = sources(name, upstream).filter_map(|source| self.lists.get_key_value(&source));
+        let found = lists.flat_map(|(source, list)| {
+            let instances = list.as_deref().unwrap_or_default().iter();
+            instances.map(move |instance| Candidate { instance, whence: Whence::Found(source) })
+        });
+        written.chain(found)
     }
 
     /// Where an instance is: every address of its name.
-    fn of(&self, instance: &config::Instance) -> Result<Box<[Address]>, NoAddress> {
+    fn of(&self, Candidate { instance, whence }: Candidate<'_>) -> Result<Box<[Address]>, NoAddress> {
         let (host, port) = match &instance.address {
             ServerAddress::Port { host, port } => (host.as_str(), *port),
             ServerAddress::Unix(path) => return Ok([Address::from(path.as_path())].into()),
@@ -73,34 +105,72 @@ impl Addresses {
             return Ok([at(address)].into());
         }
         let unknown = || NoAddress::Unknown("nobody looked it up".to_owned());
-        let found = self.0.get(host).map_or_else(|| Err(unknown()), Clone::clone)?;
-        Ok(found.iter().copied().map(at).collect())
+        let found = self.names.get(host).map_or_else(|| Err(unknown()), Clone::clone)?;
+        // The hosts file may lead anywhere, but it is not for outsiders to name what is in it.
+        let is_outside = matches!(whence, Whence::Found(source) if !source.is_own());
+        let is_taken = |address: &&IpAddr| !is_outside || self.settings.takes(**address);
+        let taken: Box<[Address]> = found.iter().filter(is_taken).copied().map(at).collect();
+        match found.first() {
+            Some(first) if taken.is_empty() => Err(NoAddress::Refused(*first)),
+            _ => Ok(taken),
+        }
     }
 }
 
-/// The names among an upstream's instances.
+/// An instance, and who says that it is one.
+#[derive(Clone, Copy)]
+struct Candidate<'a> {
+    instance: &'a config::Instance,
+    whence: Whence<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Whence<'a> {
+    /// The configuration, at this place.
+    Written(usize),
+    Found(&'a Source),
+}
+
+impl Candidate<'_> {
+    /// How messages call it.
+    fn named(&self, upstream: &str) -> String {
+        let Self { instance, whence } = self;
+        match whence {
+            Whence::Written(index) => format!("upstreams.{upstream}.instances[{index}] is \"{instance}\""),
+            Whence::Found(source) => format!("upstreams.{upstream}.discover found \"{instance}\" in {source}"),
+        }
+    }
+}
+
+/// Where further instances of an upstream are found.
+pub fn sources(name: &str, upstream: &Upstream) -> impl Iterator<Item = Source> {
+    let Discover { file, srv, redis } = &upstream.discover;
+    let file = file.as_deref().map(|path| Source::File(path.into()));
+    let registry = redis.then(|| Source::Registry(name.into()));
+    let srv = srv.as_ref().map(|name| Source::Srv(name.0.clone()));
+    [file, registry, srv].into_iter().flatten()
+}
+
+/// The names among an upstream's instances, as they are written.
 pub fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
-    let hosts = upstream.instances.iter().filter_map(|instance| match &instance.address {
-        ServerAddress::Port { host, .. } => Some(host.as_str()),
-        ServerAddress::Unix(_) => None,
-    });
-    hosts.filter(|host| host.parse::<IpAddr>().is_err())
+    names_in(&upstream.instances)
 }
 
 /// The instances of each upstream, in the order of the plan's. Each address of a name is one of its own; an address that two
 /// instances lead to is one for each of them, as their requests carry different `Host` fields. A name without an address
 /// gives none.
 pub fn instances(config: &Config, addresses: &Addresses) -> Vec<Box<[Instance]>> {
-    let of_upstream = |upstream: &Upstream| {
+    let of_upstream = |(name, upstream): (&String, &Upstream)| {
         let mut instances = Vec::with_capacity(upstream.instances.len());
         let mut known = BTreeSet::new();
-        for written in &upstream.instances {
+        for candidate in addresses.candidates(name, upstream) {
+            let written = candidate.instance;
             let authority: Box<str> = match written.address {
                 ServerAddress::Port { .. } => written.to_string().into(),
                 // As others send it (nginx, curl): a path is no authority (RFC 3986 §3.2).
                 ServerAddress::Unix(_) => "localhost".into(),
             };
-            for address in addresses.of(written).unwrap_or_default() {
+            for address in addresses.of(candidate).unwrap_or_default() {
                 let at = BackendAddress { authority: authority.clone(), address };
                 // DNS may give an IPv4 address twice, once in the form of IPv6.
                 if instances.len() < INSTANCES_MAX && known.insert(at.clone()) {
@@ -112,7 +182,7 @@ pub fn instances(config: &Config, addresses: &Addresses) -> Vec<Box<[Instance]>>
         }
         instances.into()
     };
-    config.upstreams.values().map(of_upstream).collect()
+    config.upstreams.iter().map(of_upstream).collect()
 }
 
 /// Warnings of instances that have no address, or of which not all addresses are used.
@@ -120,10 +190,17 @@ pub fn unresolved_instances(config: &Config, addresses: &Addresses) -> Vec<Strin
     let mut warnings = Vec::new();
     for (name, upstream) in &config.upstreams {
         let mut count = 0;
-        for (index, instance) in upstream.instances.iter().enumerate() {
-            match addresses.of(instance) {
+        for candidate in addresses.candidates(name, upstream) {
+            match addresses.of(candidate) {
                 Ok(found) => count += found.len(),
-                Err(why) => warnings.push(told_of(&why, name, index, instance)),
+                Err(why) => warnings.push(told_of(&why, name, candidate)),
+            }
+        }
+        for source in sources(name, upstream) {
+            if let Some(Err(why)) = addresses.lists.get(&source) {
+                warnings.push(format!(
+                    "upstreams.{name}.discover has no instance from {source}: {why}. It is asked again, and used when it has one"
+                ));
             }
         }
         if count > INSTANCES_MAX {
@@ -141,18 +218,19 @@ pub fn unresolved_instances(config: &Config, addresses: &Addresses) -> Vec<Strin
 pub fn own_listener_loops(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) -> Vec<String> {
     let mut warnings = Vec::new();
     for (name, upstream) in &config.upstreams {
-        for (index, instance) in upstream.instances.iter().enumerate() {
-            let ServerAddress::Port { port, .. } = instance.address else { continue };
+        for candidate in addresses.candidates(name, upstream) {
+            let ServerAddress::Port { port, .. } = candidate.instance.address else { continue };
             let on_port = || listeners.iter().filter(|listener| listener.port() == port);
             if on_port().next().is_none() {
                 continue;
             }
             let is_own = |address: &SocketAddr| on_port().any(|own| is_reached_at(own.ip(), address.ip()));
-            let found = addresses.of(instance).unwrap_or_default();
+            let found = addresses.of(candidate).unwrap_or_default();
             if let Some(address) = found.iter().filter_map(Address::ip).find(is_own) {
                 warnings.push(format!(
-                    "upstreams.{name}.instances[{index}] is \"{instance}\", and {address} is the gateway's own listener: \
-                     its requests would come back until connections run out; name the service's address"
+                    "{}, and {address} is the gateway's own listener: its requests would come back until connections \
+                     run out; name the service's address",
+                    candidate.named(name)
                 ));
             }
         }
@@ -182,8 +260,8 @@ fn is_of_this_machine(address: IpAddr) -> bool {
 }
 
 /// The sentence for an instance without an address.
-fn told_of(why: &NoAddress, upstream: &str, index: usize, instance: &config::Instance) -> String {
-    let ServerAddress::Port { host, .. } = &instance.address else { return String::new() };
+fn told_of(why: &NoAddress, upstream: &str, candidate: Candidate<'_>) -> String {
+    let ServerAddress::Port { host, .. } = &candidate.instance.address else { return String::new() };
     let (why, remedy) = match why {
         NoAddress::Unknown(why) => {
             (format!("does not resolve ({why})"), "give an address, or a name that DNS knows".to_owned())
@@ -199,18 +277,16 @@ fn told_of(why: &NoAddress, upstream: &str, index: usize, instance: &config::Ins
             },
         ),
     };
-    format!(
-        "upstreams.{upstream}.instances[{index}] is \"{instance}\", and {host} {why}; {remedy}. It is asked for again, and \
-         used when it has an address"
-    )
+    let named = candidate.named(upstream);
+    format!("{named}, and {host} {why}; {remedy}. It is asked for again, and used when it has an address")
 }
 
 /// What would have to be allowed.
 fn kind(address: IpAddr) -> Option<DnsAddress> {
-    match address.to_canonical() {
-        address if address.is_loopback() => Some(DnsAddress::Loopback),
-        IpAddr::V4(address) => address.is_link_local().then_some(DnsAddress::LinkLocal),
-        IpAddr::V6(address) => address.is_unicast_link_local().then_some(DnsAddress::LinkLocal),
+    match AddressKind::of(address) {
+        AddressKind::Loopback => Some(DnsAddress::Loopback),
+        AddressKind::LinkLocal => Some(DnsAddress::LinkLocal),
+        AddressKind::Network | AddressKind::Nowhere => None,
     }
 }
 
@@ -229,12 +305,15 @@ mod tests {
         config.upstreams.insert("shop".to_owned(), shop);
         config.upstreams.insert("till".to_owned(), Upstream::new(written(&["shop.test:84", "late.test:85"])));
         assert_eq!(
-            Addresses::wanted(&config).iter().map(|name| &**name).collect::<Vec<_>>(),
+            Addresses::wanted(&config).names.iter().map(|name| &**name).collect::<Vec<_>>(),
             ["late.test", "shop.test"]
         );
 
         let found = |list: &[&str]| Ok(list.iter().map(|text| text.parse().expect("an address")).collect());
-        let known = |list: [(&str, _); 2]| Addresses::new(list.map(|(name, found)| (name.into(), found)).into());
+        let known = |list: [(&str, _); 2]| {
+            let names = list.map(|(name, found)| (name.into(), found)).into();
+            Addresses { names, ..Addresses::default() }
+        };
         let text = |addresses: &Addresses| {
             let text = |Instance { at, .. }: &Instance| format!("{} {}", at.authority, at.address);
             let all = instances(&config, addresses);
@@ -296,9 +375,69 @@ mod tests {
             ("0.0.0.0", "no service can be there"),
         ] {
             let why = NoAddress::Refused(address.parse().expect("an address"));
-            let told = told_of(&why, "back", 0, &instance);
+            let told = told_of(&why, "back", Candidate { instance: &instance, whence: Whence::Written(0) });
             assert!(told.contains(&format!("a.test resolves to {address}, which is not taken")), "{told}");
             assert!(told.contains(remedy), "{told}");
         }
+    }
+
+    #[test]
+    fn what_is_found_is_used_beside_what_is_written() {
+        let mut config = Config::default();
+        config.upstreams.clear();
+        let list = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("an instance")).collect::<Vec<_>>();
+        let mut shop = Upstream::new(list(&["10.0.0.1:80"]));
+        shop.discover.file = Some("shop.toml".into());
+        shop.discover.redis = true;
+        shop.discover.srv = Some("_http._tcp.shop.test".parse().expect("a name"));
+        config.upstreams.insert("shop".to_owned(), shop);
+        let wanted = Addresses::wanted(&config);
+        let sources: Vec<_> = wanted.sources.iter().map(ToString::to_string).collect();
+        assert_eq!(sources, ["file:shop.toml", "redis:shop", "srv:_http._tcp.shop.test"]);
+        let [file, registry, srv]: [Source; 3] =
+            wanted.sources.into_iter().collect::<Vec<_>>().try_into().expect("three");
+
+        let mut found = list(&["10.0.0.1:80", "10.0.0.2:80", "localhost:81", "unix:/run/shop.sock"]);
+        found[0].weight = 9;
+        found[1].weight = 5;
+        let lists = [
+            (file, Ok(found.into())),
+            (registry, Err("Redis is away".into())),
+            (srv, Ok(list(&["a.test:82", "localhost:82", "10.0.0.2:80"]).into())),
+        ];
+        let mut addresses = Addresses::of_this_machine();
+        addresses.lists = lists.into();
+        addresses
+            .names
+            .insert("a.test".into(), Ok(["192.0.2.1", "127.0.0.9"].map(|text| text.parse().expect("one")).into()));
+        let shown = |Instance { at, weight, .. }: &Instance| format!("{} {} {weight}", at.authority, at.address);
+        let all: Vec<_> = instances(&config, &addresses)[0].iter().map(shown).collect();
+        // What is written counts first, then the file; who is outside leads to this machine by no name.
+        assert_eq!(
+            all,
+            [
+                "10.0.0.1:80 10.0.0.1:80 1",
+                "10.0.0.2:80 10.0.0.2:80 5",
+                "localhost:81 127.0.0.1:81 1",
+                "localhost:81 [::1]:81 1",
+                "localhost unix:/run/shop.sock 1",
+                "a.test:82 192.0.2.1:82 1"
+            ]
+        );
+        assert_eq!(
+            unresolved_instances(&config, &addresses),
+            [
+                "upstreams.shop.discover found \"localhost:82\" in srv:_http._tcp.shop.test, and localhost resolves to \
+                 127.0.0.1, which is not taken from DNS; if that is meant, discovery.allow = [\"loopback\"] takes it. It is \
+                 asked for again, and used when it has an address",
+                "upstreams.shop.discover has no instance from redis:shop: Redis is away. It is asked again, and used when it \
+                 has one"
+            ]
+        );
+        let loops = own_listener_loops(&config, &addresses, &["127.0.0.1:81".parse().expect("an address")]);
+        assert_eq!(loops.len(), 1);
+        assert!(
+            loops[0].starts_with("upstreams.shop.discover found \"localhost:81\" in file:shop.toml, and 127.0.0.1:81")
+        );
     }
 }

@@ -27,7 +27,9 @@ mod upstreams;
 use std::{cell::Cell, fmt, future::poll_fn, pin::pin, rc::Rc, sync::Arc, task::Poll};
 
 use access::{Admitted, Identity, Standing};
-pub use addresses::{Addresses, Instances, Moved, instances, names, own_listener_loops, unresolved_instances};
+pub use addresses::{
+    Addresses, Instances, Moved, Wanted, instances, names, own_listener_loops, sources, unresolved_instances,
+};
 use body::Body;
 use live::Live;
 pub use neighbours::unguarded_neighbours;

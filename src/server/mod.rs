@@ -29,6 +29,8 @@ pub use control::ProcessEnd;
 pub use files::{check_files, file_warnings};
 use letter::AllLetters;
 use lookup::Lookups;
+#[cfg(any(test, fuzzing))]
+pub use resolver::fuzz_dns_answer;
 pub use signals::CUT;
 use signals::Signals;
 

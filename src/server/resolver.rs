@@ -16,10 +16,10 @@ use hickory_resolver::{
     TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
     lookup::Lookup,
-    net::{DnsError, NetError, runtime::TokioRuntimeProvider},
+    net::{DnsError, NetError, NoRecords, runtime::TokioRuntimeProvider},
     proto::{
         op::ResponseCode,
-        rr::{Name, RecordType},
+        rr::{Name, RData, Record, RecordType, rdata::SRV},
     },
     system_conf::parse_resolv_conf,
 };
@@ -27,7 +27,7 @@ use tokio::time::timeout;
 
 use crate::{
     config::{Nameserver, watch::Watch},
-    upstream::{Family, NameAnswer, NoAddress},
+    upstream::{Family, ListAnswer, ListResult, Listed, NameAnswer, NoAddress, SrvRecord, srv_instances},
 };
 
 const HOSTS: &str = "/etc/hosts";
@@ -44,11 +44,8 @@ const OWN_TIME_TO_LIVE: Duration = Duration::MAX;
 /// A look-up under way.
 pub(super) type Asked = Pin<Box<dyn Future<Output = Result<NameAnswer, NoAddress>> + Send>>;
 
-/// Who tells where names are.
-pub(super) trait Resolve {
-    /// Looks a name up; `found_as` is the whole name that it was found as before.
-    fn ask(&self, name: &str, found_as: Option<&str>) -> Asked;
-}
+/// A question for a list of instances under way.
+pub(super) type AskedList = Pin<Box<dyn Future<Output = ListResult> + Send>>;
 
 /// The system's files and the servers of DNS. One per process, on the control thread.
 #[derive(Debug)]
@@ -91,10 +88,20 @@ impl Resolver {
     }
 }
 
-impl Resolve for Resolver {
-    fn ask(&self, name: &str, found_as: Option<&str>) -> Asked {
+impl Resolver {
+    /// Looks a name up; `found_as` is the whole name that it was found as before.
+    pub(super) fn ask(&self, name: &str, found_as: Option<&str>) -> Asked {
         let (view, name, found_as) = (Arc::clone(&self.view), name.to_owned(), found_as.map(str::to_owned));
         Box::pin(async move { view.ask(&name, found_as.as_deref()).await })
+    }
+
+    /// Asks for the SRV records of a name.
+    pub(super) fn ask_srv(&self, name: &str) -> AskedList {
+        let (view, name) = (Arc::clone(&self.view), name.to_owned());
+        Box::pin(async move {
+            let answered = timeout(QUESTION_TIMEOUT, view.ask_srv(&name)).await;
+            answered.unwrap_or_else(|_| Err("no server of DNS answers".to_owned()))
+        })
     }
 }
 
@@ -172,6 +179,27 @@ impl View {
         Err(failure.unwrap_or_else(|| unknown("there is no such name")))
     }
 
+    /// The instances that the SRV records of a name tell. The name is whole: no domains are tried.
+    async fn ask_srv(&self, name: &str) -> ListResult {
+        if self.servers.is_empty() {
+            return Err("no server of DNS is known, in /etc/resolv.conf or by discovery.nameservers".to_owned());
+        }
+        let mut name = Name::from_ascii(name).map_err(|error| error.to_string())?;
+        name.set_fqdn(true);
+        let mut failure = None;
+        for server in &self.servers {
+            match server.lookup(name.clone(), RecordType::SRV).await {
+                Ok(found) => return Ok(ListAnswer::Listed(instances_of(found.answers()))),
+                Err(NetError::Dns(DnsError::NoRecordsFound(none))) if !refers(&none) => {
+                    return Err("it has no SRV records".to_owned());
+                }
+                Err(NetError::Dns(DnsError::NoRecordsFound(_))) => failure = failure.or(Some(REFERS.to_owned())),
+                Err(error) => failure = failure.or(Some(error.to_string())),
+            }
+        }
+        Err(failure.unwrap_or_else(|| "nobody was asked".to_owned()))
+    }
+
     /// The name with each domain that may be meant (resolv.conf(5)), in order.
     fn whole_names(&self, name: &str) -> Result<Vec<Name>, NoAddress> {
         let mut plain = Name::from_ascii(name).map_err(|error| unknown(&error.to_string()))?;
@@ -221,22 +249,17 @@ struct Told {
 impl Told {
     fn of(found: Result<Lookup, NetError>, late: Duration) -> Result<Self, NoAddress> {
         match found {
-            Ok(found) => {
-                let records = found.answers();
-                let seconds = records.iter().map(|record| record.ttl).min().unwrap_or(0);
-                let addresses = records.iter().filter_map(|record| record.data.ip_addr()).collect();
-                Ok(Self { addresses, time_to_live: Duration::from_secs(seconds.into()) })
-            }
-            // RFC 1034 §4.3.1: it names others who may know, and knows nothing itself.
-            Err(NetError::Dns(DnsError::NoRecordsFound(none)))
-                if none.response_code == ResponseCode::NoError && none.soa.is_none() && none.ns.is_some() =>
-            {
-                Err(unknown("a server refers to others, and does not ask them itself"))
-            }
+            Ok(found) => Ok(Self::in_records(found.answers())),
+            Err(NetError::Dns(DnsError::NoRecordsFound(none))) if refers(&none) => Err(unknown(REFERS)),
             Err(NetError::Dns(DnsError::NoRecordsFound(_))) => Ok(Self::default()),
             Err(NetError::Timeout) => Err(NoAddress::Late(late)),
             Err(error) => Err(unknown(&error.to_string())),
         }
+    }
+
+    fn in_records(records: &[Record]) -> Self {
+        let addresses = records.iter().filter_map(|record| record.data.ip_addr()).collect();
+        Self { addresses, time_to_live: shortest(records) }
     }
 
     /// What is said of both families holds for as long as each part does.
@@ -250,6 +273,57 @@ impl Told {
         }
         self
     }
+}
+
+/// Whether a server has named others who may know, and knows nothing itself (RFC 1034 §4.3.1).
+fn refers(none: &NoRecords) -> bool {
+    none.response_code == ResponseCode::NoError && none.soa.is_none() && none.ns.is_some()
+}
+
+const REFERS: &str = "a server refers to others, and does not ask them itself";
+
+/// How long records hold together.
+fn shortest(records: &[Record]) -> Duration {
+    Duration::from_secs(records.iter().map(|record| record.ttl).min().unwrap_or(0).into())
+}
+
+/// The instances that the SRV records among these tell.
+fn instances_of(records: &[Record]) -> Listed {
+    let of_srv = |record: &Record| {
+        let RData::SRV(SRV { priority, weight, port, target, .. }) = &record.data else { return None };
+        let target = target.to_ascii().to_ascii_lowercase();
+        Some(SrvRecord { priority: *priority, weight: *weight, port: *port, target })
+    };
+    Listed { time_to_live: shortest(records), ..srv_instances(records.iter().filter_map(of_srv)) }
+}
+
+/// Any bytes as the answer of a server: what is taken of it leads nowhere that it may not.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz_dns_answer(bytes: &[u8]) {
+    use hickory_resolver::proto::op::Message;
+
+    use crate::{
+        shard::Instant,
+        upstream::{Discovery, DiscoverySettings, Lists, Source},
+    };
+    let Ok(message) = Message::from_vec(bytes) else { return };
+    let settings = DiscoverySettings { shrink_percent_max: 100, ..DiscoverySettings::default() };
+    let (mut discovery, mut lists) = (Discovery::new(settings), Lists::new(settings));
+    let source = Source::Srv("a.test".into());
+    discovery.follow(&["a".into()].into(), Instant::START);
+    lists.follow(&[source.clone()].into(), Instant::START);
+
+    let Told { addresses, time_to_live } = Told::in_records(&message.answers);
+    let answer = NameAnswer { addresses, time_to_live, untold: None, is_own: false, found_as: "a.test.".into() };
+    discovery.answered("a", Ok(answer), Instant::START);
+    let known = discovery.known("a").expect("it is followed");
+    assert!(known.addresses.iter().all(|address| settings.takes(*address)), "{known:?}");
+    assert!(!known.addresses.is_empty() || known.error.is_some());
+
+    lists.answered(&source, Ok(ListAnswer::Listed(instances_of(&message.answers))), Instant::START);
+    let known = lists.known(&source).expect("it is followed");
+    assert!(known.instances.iter().all(|instance| instance.weight > 0), "{known:?}");
+    assert!(!known.instances.is_empty() || known.error.is_some());
 }
 
 /// The text without domains to search that can be none: one of them would have all of the text refused.
@@ -419,5 +493,16 @@ mod tests {
             let none = format!("{:?}", none.expect_err("nobody knows"));
             assert!(none.contains("refers to others"), "{none}");
         });
+    }
+
+    proptest::proptest! {
+        /// Nothing that is fuzzed panics with bytes that begin like an answer.
+        #[test]
+        fn chance_bytes_are_an_answer_or_none(rest in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            // One answer, whose name is the root, and which may be an SRV record.
+            let head = [0, 1, 0x81, 0x80, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 33, 0, 1, 0, 0, 0, 9, 0, 9];
+            fuzz_dns_answer(&[&head[..], &rest].concat());
+            fuzz_dns_answer(&rest);
+        }
     }
 }

@@ -222,14 +222,14 @@ table! {
 }
 
 table! {
-    /// What the control thread knows of one name of instances.
+    /// What the control thread knows of one name of instances, or of one list of them.
     #[derive(Default)]
     NameCounters {
-        /// Addresses of the name that are instances.
+        /// Addresses of the name that are instances, or instances that are listed.
         addresses: i64 = Gauge "shardgate_discovery_addresses" per Name;
-        /// Seconds since the name was looked up with success; since it is followed, if it never was.
+        /// Seconds since the name was looked up, or the list had, with success; since it is followed, if it never was.
         age: i64 = Gauge "shardgate_discovery_age_seconds" per Name;
-        /// Look-ups of the name that failed or had no address.
+        /// Questions for the name or the list that failed or brought nothing.
         failures: u64 = Counter "shardgate_discovery_failures_total" per Name;
     }
 }

@@ -17,7 +17,12 @@ mod streaming;
 use std::{collections::BTreeMap, io, rc::Rc, sync::Arc, time::Duration};
 
 use balance::{Balancer, Latency, Load, Rules, Standing, Table};
-pub use discovery::{AddressKind, Discovery, DiscoverySettings, Family, Heard, Known, NameAnswer, NoAddress};
+#[cfg(any(test, fuzzing))]
+pub use discovery::fuzz_registered;
+pub use discovery::{
+    AddressKind, Discovery, DiscoverySettings, Family, Heard, HeardList, Known, KnownList, LeftOut, ListAnswer,
+    ListResult, Listed, Lists, NameAnswer, NoAddress, Source, SrvRecord, names_in, registered, srv_instances,
+};
 pub use instance::{BackendAddress, Instance, shares};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;

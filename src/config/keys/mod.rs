@@ -52,7 +52,7 @@ pub use process::{
     LogFormat, Metrics, Runtime,
 };
 pub use requests::{
-    Access, Balance, ClientClose, Cors, HeaderRules, Health, Http, Limit, LimitApplies, LimitKey, LimitScope,
+    Access, Balance, ClientClose, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies, LimitKey, LimitScope,
     ProbeKind, Route, RouteCors, Trace, Trust, Upstream,
 };
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
@@ -105,6 +105,7 @@ pub const SECTIONS: &[&Section] = &[
     HubRoom::SECTION,
     HubService::SECTION,
     Upstream::SECTION,
+    Discover::SECTION,
     Health::SECTION,
     Route::SECTION,
     RouteCors::SECTION,

@@ -2,13 +2,14 @@
 
 use super::section::{section, words};
 use super::{DAY, HOUR, KIB, MIB, TIB};
-use crate::config::address::{HostPattern, IpNet};
+use crate::config::address::{HostPattern, IpNet, ServiceName};
 use crate::config::instance::Instance;
 use crate::config::key::Kind;
 use crate::config::origin::OriginPattern;
 use crate::config::path::PathPattern;
 use crate::config::upstreams::{HashKey, StatusRange};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 impl Kind {
@@ -174,12 +175,12 @@ section! {
     /// A group of servers that answer the same requests. Its name is up to 64 of `a-z`, `0-9`, `-` and `_`, and begins
     /// with a letter.
     Upstream = Named "upstreams.<name>", per Each, by Reload {
-        /// Its servers; at least one. Every address of a name is an instance: it is chosen, pooled, left out and
+        /// Its servers; at least one, unless `discover` finds some. Every address of a name is an instance: it is chosen, pooled, left out and
         /// counted by itself, and sees the name as `Host`; one at `unix:/path` sees `localhost`. Plain HTTP: there is no
         /// TLS to services yet. In a table, `weight` (1 where it is not written) is an instance's share beside the
         /// others', 0 for none; those of a higher `priority` (0) are used when too few of the lower ones are well; and
         /// those of a `zone` that is `runtime.zone` come first ([balancing.md](balancing.md)).
-        instances: Vec<Instance> = required, e.g. ["127.0.0.1:4001"], per Process;
+        instances: Vec<Instance> = [], e.g. ["127.0.0.1:4001"], per Process;
         /// To open a connection; then the next instance is tried, and first up to four other addresses of the same name
         /// (`502 upstream_unreachable` when none is left).
         connect_timeout: Duration = "1s", e.g. "250ms";
@@ -238,8 +239,25 @@ section! {
         /// (`503 no_healthy_upstream`).
         panic_percent: u32 as PERCENT = 50, e.g. 0, per Shard;
     } with {
+        /// Where further instances are found.
+        discover: Discover,
         /// How its instances are probed.
         health: Health,
+    }
+}
+
+section! {
+    /// Where instances of an upstream are found besides `instances`, while the gateway runs: [discovery.md](discovery.md).
+    /// What each of these keys finds is used together.
+    Discover = Inside "upstreams.<name>.discover", per Process, by Reload {
+        /// A file that lists them as `instances`, in TOML (`.toml`) or JSON (`.json`). It is looked at every second, and
+        /// taken whole or not at all.
+        file: Option<PathBuf> as Text("path ending in `.toml` or `.json`") = unset "none", e.g. "./shop.toml";
+        /// A name with SRV records, in full. Each is an instance, and its target's addresses are followed.
+        srv: Option<ServiceName> = unset "none", e.g. "_http._tcp.shop.internal";
+        /// Whether services register themselves in Redis, in the sorted set `shardgate:services:<name>`. `redis.urls`
+        /// says which.
+        redis: bool = false, e.g. true;
     }
 }
 

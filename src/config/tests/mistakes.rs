@@ -146,7 +146,7 @@ path = "/"
 upstream = "numbers"
 "#,
         &expect![[r#"
-            shardgate.toml:2: upstreams.none.instances is missing; it is a list of instances: ["127.0.0.1:4001"]
+            shardgate.toml:2: upstreams.none.instances is missing; name one or more: ["127.0.0.1:4001"], or say in [upstreams.none.discover] where they are found
             shardgate.toml:4: upstreams.empty.instances is empty; an upstream has one instance or more
             shardgate.toml:6: upstreams.twice.instances has h:1 twice; name each instance once
             shardgate.toml:7: "Shop" is no name of an upstream; a name is a letter, then up to 63 of a-z, 0-9, - and _

@@ -379,6 +379,12 @@ fn file_with(section: &Section, key: &Key) -> String {
             format!("[[hub.services]]\n{type_name}{upstream}{path}{answer}{line}")
         }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
+        // A registry needs the Redis that it is in.
+        Shape::Inside if section.name == "upstreams.<name>.discover" => {
+            let redis =
+                "[redis]\nurls = [\"redis://r\"]\n[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n";
+            format!("{redis}{ONE_ROUTE}[upstreams.a.discover]\n{line}")
+        }
         Shape::Inside if section.name.starts_with("upstreams.") => {
             let path = if matches!(key.name, "path" | "kind") { "" } else { "path = \"/\"\n" };
             format!("{ONE_ROUTE}[upstreams.a.health]\n{path}{line}")
@@ -404,7 +410,10 @@ fn every_key_of_the_table_acts_and_is_written_back() {
                 let top = &written[names.next().expect("a name")];
                 names.fold(top, |table, name| &table[name])[0].clone()
             }
-            Shape::Inside if section.name.starts_with("upstreams.") => written["upstreams"]["a"]["health"].clone(),
+            Shape::Inside if section.name.starts_with("upstreams.") => {
+                let name = section.name.rsplit('.').next().expect("a name");
+                written["upstreams"]["a"][name].clone()
+            }
             Shape::Inside => written["routes"][0][section.name.trim_start_matches("routes.")].clone(),
         };
         let shown = if matches!(key.kind, Kind::Secret(_)) { "\"***\"" } else { key.example };
@@ -418,9 +427,15 @@ fn every_key_of_the_table_acts_and_is_written_back() {
 
 #[test]
 fn a_reload_names_the_keys_that_need_a_new_process() {
-    let old = Config::default();
     for (section, key) in every_key() {
-        let mut next = good(&file_with(section, key));
+        let text = file_with(section, key);
+        let old = match section.name {
+            "upstreams.<name>.discover" => good(
+                &text.replace("[upstreams.a.discover]\n", "").replace(&format!("{} = {}\n", key.name, key.example), ""),
+            ),
+            _ => Config::default(),
+        };
+        let mut next = good(&text);
         let expected = match key.change {
             Change::Restart if key.name == "urls" => vec!["redis.urls".to_owned(), "sessions.secret".to_owned()],
             Change::Restart if section.shape == Shape::Listed => vec![section.name.to_owned()],
@@ -515,7 +530,8 @@ fn the_example_shows_every_key() {
             Shape::Listed if section.name == "listeners" => is_comment && example().contains("# [[listeners]]"),
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
             Shape::Inside if section.name.starts_with("upstreams.") => {
-                has(written["upstreams"]["orders"].get("health"), key.name)
+                let name = section.name.rsplit('.').next().expect("a name");
+                has(written["upstreams"]["orders"].get(name), key.name)
             }
             Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
         };

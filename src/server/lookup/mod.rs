@@ -1,33 +1,35 @@
-//! The names of instances, followed: what is known of them is in [`Discovery`]; here it is asked for, and told to whoever
-//! compiles plans.
+//! The names and lists of instances, followed: what is known of them is in [`Discovery`] and [`Lists`]; here it is asked for,
+//! and told to whoever compiles plans.
 //!
 //! A configuration that is to be taken has its names followed by itself, as it says, beside the one in force: nothing of it
 //! acts before it is taken, and when it is refused nothing is left of it.
 
 mod following;
+mod registry;
 mod said;
+mod sources;
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
 use tokio::time::sleep;
 
-use super::resolver::{Resolve, Resolver};
 use crate::{
     config::{self, Config, DnsAddress},
-    gateway::{self, Addresses, Instances, Moved},
+    gateway::{self, Addresses, Instances, Moved, Wanted},
     shard::{Instant, clock},
     telemetry::metrics::{NAMES_MAX, NameCounters},
-    upstream::{DiscoverySettings, Instance, Known, NoAddress},
+    upstream::{DiscoverySettings, Instance, Known, NoAddress, Source},
 };
 use following::Following;
+use sources::{Ask, Sources};
 
 /// One per process, on the control thread.
 #[derive(Debug)]
-pub(super) struct Lookups<R = Resolver> {
+pub(super) struct Lookups<A = Sources> {
     /// What the configuration in force names.
-    in_force: Following<R>,
+    in_force: Following<A>,
     /// What one names that is to be taken.
-    candidate: Option<Candidate<R>>,
+    candidate: Option<Candidate<A>>,
     /// The instances that the shards have, in the order of the plan's upstreams.
     instances: Vec<Box<[Instance]>>,
     /// What was told of instances that are the gateway's own listeners.
@@ -35,15 +37,15 @@ pub(super) struct Lookups<R = Resolver> {
 }
 
 #[derive(Debug)]
-struct Candidate<R> {
-    following: Following<R>,
+struct Candidate<A> {
+    following: Following<A>,
     /// What is waited for; nothing once that was told.
     wait: Option<Wait>,
 }
 
 #[derive(Debug)]
 struct Wait {
-    names: BTreeSet<Box<str>>,
+    wanted: Wanted,
     due: Instant,
 }
 
@@ -59,38 +61,40 @@ pub(super) enum News {
 impl Lookups {
     /// Follows no name yet.
     pub(super) fn new(config: &Config) -> Self {
-        Self::by(Resolver::new(&config.discovery.nameservers), settings(&config.discovery))
+        Self::by(Sources::new(config), settings(&config.discovery))
     }
 
     /// Begins to follow the names of a configuration that is to be taken, beside those of the one in force, and as it says;
     /// says how many are waited for. Those are they that nobody has asked for before.
     pub(super) fn begin(&mut self, config: &Config) -> usize {
-        self.begin_by(Resolver::new(&config.discovery.nameservers), config)
+        self.begin_by(self.in_force.sources.fork(config), config)
     }
 
     /// What is done every second: other files of the system have the names asked for anew.
     pub(super) fn look(&mut self) {
         let candidate = self.candidate.as_mut().map(|candidate| &mut candidate.following);
         for following in [Some(&mut self.in_force), candidate].into_iter().flatten() {
-            if following.discovery.names().next().is_some() && following.resolver.look() {
+            if following.asks_dns() && following.sources.resolver.look() {
                 following.discovery.ask_all(clock::now());
+                following.lists.ask_all(clock::now());
             }
         }
     }
 }
 
-impl<R: Resolve> Lookups<R> {
-    fn by(resolver: R, settings: DiscoverySettings) -> Self {
-        let in_force = Following::new(resolver, settings);
+impl<A: Ask> Lookups<A> {
+    fn by(sources: A, settings: DiscoverySettings) -> Self {
+        let in_force = Following::new(sources, settings);
         Self { in_force, candidate: None, instances: Vec::new(), loops: Vec::new() }
     }
 
-    fn begin_by(&mut self, resolver: R, config: &Config) -> usize {
-        let names = Addresses::wanted(config);
-        let following = self.in_force.fork(resolver, settings(&config.discovery), &names);
-        let new = names.into_iter().filter(|name| self.in_force.discovery.known(name).is_none()).collect();
-        let wait = Wait { names: new, due: clock::now() + config.runtime.lookup_timeout };
-        let count = wait.names.len();
+    fn begin_by(&mut self, sources: A, config: &Config) -> usize {
+        let mut wanted = Addresses::wanted(config);
+        let following = self.in_force.fork(sources, settings(&config.discovery), wanted.clone());
+        wanted.names.retain(|name| self.in_force.discovery.known(name).is_none());
+        wanted.sources.retain(|source| self.in_force.lists.known(source).is_none());
+        let count = wanted.names.len() + wanted.sources.len();
+        let wait = Wait { wanted, due: clock::now() + config.runtime.lookup_timeout };
         self.candidate = Some(Candidate { following, wait: Some(wait) });
         count
     }
@@ -98,7 +102,7 @@ impl<R: Resolve> Lookups<R> {
     /// What was begun is in force from now on.
     pub(super) fn adopt(&mut self) {
         if let Some(Candidate { mut following, .. }) = self.candidate.take() {
-            following.discovery.join(&self.in_force.discovery);
+            following.join(&self.in_force);
             self.in_force = following;
         }
     }
@@ -114,15 +118,17 @@ impl<R: Resolve> Lookups<R> {
             let now = clock::now();
             let Self { in_force, candidate, .. } = self;
             in_force.ask_due(now);
-            let mut due = in_force.discovery.due();
+            in_force.serve(now);
+            let mut due = in_force.discovery.changes_at().min(in_force.asks_at());
             if let Some(Candidate { following, wait }) = candidate {
                 following.ask_due(now);
+                following.serve(now);
                 if wait.take_if(|wait| wait.is_over(following, now)).is_some() {
                     return News::Ready;
                 }
                 let wait = wait.as_ref().map_or(Instant::NEVER, |wait| wait.due);
                 // Whether anything has changed is asked when it is in force.
-                due = due.min(wait).min(following.discovery.asks_at());
+                due = due.min(wait).min(following.asks_at());
             }
             if in_force.discovery.take_changed(now) {
                 return News::Changed;
@@ -134,10 +140,8 @@ impl<R: Resolve> Lookups<R> {
                 }
             };
             tokio::select! {
-                told = in_force.answer() => in_force.take(told, |_| false),
-                (told, following) = of_candidate => {
-                    following.take(told, |name| in_force.discovery.known(name).is_some());
-                }
+                told = in_force.answer() => in_force.take(told, None),
+                (told, following) = of_candidate => following.take(told, Some(in_force)),
                 () = sleep(due.since(now)), if due != Instant::NEVER => {}
             }
         }
@@ -155,7 +159,7 @@ impl<R: Resolve> Lookups<R> {
         Self::known(following, config)
     }
 
-    fn known(following: &Following<R>, config: &Config) -> Addresses {
+    fn known(following: &Following<A>, config: &Config) -> Addresses {
         let of = |known: &Known| {
             if !known.addresses.is_empty() {
                 return Ok(known.addresses.clone());
@@ -163,7 +167,8 @@ impl<R: Resolve> Lookups<R> {
             let late = NoAddress::Late(config.runtime.lookup_timeout);
             Err(known.error.clone().filter(|error| !matches!(error, NoAddress::Late(_))).unwrap_or(late))
         };
-        Addresses::new(following.discovery.names().map(|(name, known)| (name.into(), of(known))).collect())
+        let names = following.discovery.names().map(|(name, known)| (name.into(), of(known))).collect();
+        Addresses::new(names, following.serving(), settings(&config.discovery))
     }
 
     /// The shards have all that is known now, with the plan of this configuration.
@@ -200,28 +205,43 @@ impl<R: Resolve> Lookups<R> {
         (!changed.is_empty()).then_some(Instances { generation, changed })
     }
 
-    /// The upstreams with a name whose look-ups fail.
+    /// The upstreams with a name or a list that fails.
     pub(super) fn unresolved(&self, config: &Config) -> BTreeSet<String> {
-        let is_failing = |name: &str| self.in_force.discovery.known(name).is_none_or(Known::is_failing);
-        let failing = config.upstreams.iter().filter(|(_, upstream)| gateway::names(upstream).any(is_failing));
-        failing.map(|(name, _)| name.clone()).collect()
+        let Following { discovery, lists, .. } = &self.in_force;
+        let is_name_failing = |name: &str| discovery.known(name).is_none_or(Known::is_failing);
+        let is_list_failing = |source: &Source| {
+            lists.known(source).is_none_or(|known| known.is_failing() || known.names().any(is_name_failing))
+        };
+        let is_failing = |(name, upstream): &(&String, &config::Upstream)| {
+            gateway::names(upstream).any(is_name_failing)
+                || gateway::sources(name, upstream).any(|source| is_list_failing(&source))
+        };
+        config.upstreams.iter().filter(is_failing).map(|(name, _)| name.clone()).collect()
     }
 
-    /// What a scrape tells of each name.
+    /// What a scrape tells of each name and each list.
     pub(super) fn counters(&self) -> Vec<(String, NameCounters)> {
         let now = clock::now();
+        let of = |count: usize, since: Instant, failures: u64| NameCounters {
+            addresses: i64::try_from(count).unwrap_or(i64::MAX),
+            age: i64::try_from(now.since(since).as_secs()).unwrap_or(i64::MAX),
+            failures,
+        };
+        let Following { discovery, lists, .. } = &self.in_force;
+        // Lists first: how many names there are besides may be for outsiders to say.
+        let lists = lists
+            .sources()
+            .map(|(source, known)| (source.to_string(), of(known.instances.len(), known.since, known.failures_total)));
+        let names = discovery
+            .names()
+            .map(|(name, known)| (name.to_owned(), of(known.addresses.len(), known.since, known.failures_total)));
         let mut counters = Vec::new();
         let mut others = NameCounters::default();
-        for (place, (name, known)) in self.in_force.discovery.names().enumerate() {
-            let of_name = NameCounters {
-                addresses: i64::try_from(known.addresses.len()).unwrap_or(i64::MAX),
-                age: i64::try_from(now.since(known.since).as_secs()).unwrap_or(i64::MAX),
-                failures: known.failures_total,
-            };
+        for (place, (name, counted)) in lists.chain(names).enumerate() {
             if place < NAMES_MAX && name != OTHERS {
-                counters.push((name.to_owned(), of_name));
+                counters.push((name, counted));
             } else {
-                others.join(&of_name);
+                others.join(&counted);
             }
         }
         counters.push((OTHERS.to_owned(), others));
@@ -233,8 +253,8 @@ impl<R: Resolve> Lookups<R> {
 const OTHERS: &str = "other";
 
 impl Wait {
-    fn is_over<R: Resolve>(&self, following: &Following<R>, now: Instant) -> bool {
-        now >= self.due || self.names.iter().all(|name| following.is_heard(name))
+    fn is_over<A: Ask>(&self, following: &Following<A>, now: Instant) -> bool {
+        now >= self.due || following.is_heard(&self.wanted)
     }
 }
 

@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 
 use crate::{
     shard::Instant,
-    upstream::{Heard, Known, NoAddress},
+    upstream::{Heard, HeardList, Known, KnownList, NoAddress, Source},
 };
 
 /// The least time between two lines of a kind.
@@ -36,6 +36,7 @@ impl Gate {
 #[derive(Debug, Default)]
 pub(super) struct Said {
     moves: Gate,
+    doubts: Gate,
     refusals: Gate,
     failures: Gate,
     /// That its look-ups fail, and not yet that they do no more.
@@ -49,7 +50,7 @@ impl Said {
             Heard::Changed { added, gone } => self.tell_move(name, added, gone, before, known, now),
             // A service with one address moves like that.
             Heard::Doubted => {
-                if let Some(unsaid) = self.moves.pass(now) {
+                if let Some(unsaid) = self.doubts.pass(now) {
                     tracing::info!(
                         name,
                         unsaid,
@@ -128,6 +129,68 @@ impl Said {
             );
         } else {
             tracing::info!(name, unsaid, "a name of instances is resolved again");
+        }
+    }
+}
+
+/// What the log was told of one source of lists.
+#[derive(Debug, Default)]
+pub(super) struct SaidList {
+    moves: Gate,
+    doubts: Gate,
+    left_out: Gate,
+    failures: Gate,
+    /// That it fails, and not yet that it does no more.
+    is_failing: bool,
+}
+
+impl SaidList {
+    /// Tells what is new of the source; `left_out_before` is how many entries were left out before.
+    pub(super) fn tell(
+        &mut self,
+        source: &Source,
+        heard: &HeardList,
+        left_out_before: usize,
+        known: &KnownList,
+        now: Instant,
+    ) {
+        let instances = known.instances.len();
+        match heard {
+            HeardList::Changed { added, gone } => {
+                if let Some(unsaid) = self.moves.pass(now) {
+                    let (added, gone) = (listed(added), listed(gone));
+                    tracing::info!(%source, instances, added, gone, unsaid, "a list of instances has changed");
+                }
+            }
+            HeardList::Doubted => {
+                if let Some(unsaid) = self.doubts.pass(now) {
+                    tracing::info!(
+                        %source,
+                        unsaid,
+                        "more of a list's instances are gone than may be; the next answer decides"
+                    );
+                }
+            }
+            HeardList::Failed | HeardList::Same => {}
+        }
+        if known.left_out.count != left_out_before
+            && let Some(why) = &known.left_out.why
+            && let Some(unsaid) = self.left_out.pass(now)
+        {
+            let left_out = known.left_out.count;
+            tracing::warn!(%source, left_out, why, unsaid, "entries of a list of instances are left out");
+        }
+        // Twice, as one question may be lost.
+        let is_failing = known.failures > 1;
+        if is_failing == self.is_failing || known.failures == 1 {
+            return;
+        }
+        let Some(unsaid) = self.failures.pass(now) else { return };
+        self.is_failing = is_failing;
+        if let Some(why) = &known.error {
+            tracing::warn!(%source, why, instances, unsaid, "a list of instances cannot be had; the last good one serves");
+        } else {
+            tracing::info!(%source, instances, unsaid, "a list of instances can be had again");
         }
     }
 }

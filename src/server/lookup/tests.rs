@@ -9,16 +9,36 @@ use tokio::{
 };
 
 use super::*;
-use crate::{server::resolver::Asked, upstream::NameAnswer};
+use crate::{
+    server::resolver::{Asked, AskedList},
+    upstream::{LeftOut, ListAnswer, ListResult, Listed, NameAnswer},
+};
 
 const LONG: Duration = Duration::from_hours(1);
 
 /// A name that was asked for, and where its answer goes.
 struct Question {
     name: String,
-    /// By the resolver of which configuration.
+    /// By whom: which configuration.
     by: usize,
     answer: oneshot::Sender<Result<NameAnswer, NoAddress>>,
+}
+
+/// The same of a list.
+struct ListQuestion {
+    source: Source,
+    answer: oneshot::Sender<ListResult>,
+}
+
+impl ListQuestion {
+    /// Answers with these instances, or with a failure where there are none.
+    fn answer(self, instances: &[&str]) {
+        let instances: Vec<_> = instances.iter().map(|text| text.parse().expect("an instance")).collect();
+        let listed = Listed { instances, left_out: LeftOut::default(), time_to_live: LONG };
+        let is_good = !listed.instances.is_empty();
+        let answer = if is_good { Ok(ListAnswer::Listed(listed)) } else { Err("it is away".to_owned()) };
+        let _ = self.answer.send(answer);
+    }
 }
 
 impl Question {
@@ -41,10 +61,17 @@ impl Question {
 struct Scripted {
     by: usize,
     ask: mpsc::UnboundedSender<Question>,
+    ask_list: mpsc::UnboundedSender<ListQuestion>,
 }
 
-impl Resolve for Scripted {
-    fn ask(&self, name: &str, _: Option<&str>) -> Asked {
+impl Ask for Scripted {
+    fn list(&mut self, source: &Source) -> AskedList {
+        let (answer, answered) = oneshot::channel();
+        self.ask_list.send(ListQuestion { source: source.clone(), answer }).expect("the test runs");
+        Box::pin(async move { answered.await.expect("the test left a question, and so its task panics") })
+    }
+
+    fn name(&mut self, name: &str, _: Option<&str>) -> Asked {
         let (answer, answered) = oneshot::channel();
         self.ask.send(Question { name: name.to_owned(), by: self.by, answer }).expect("the test runs");
         Box::pin(async move { answered.await.expect("the test left a question, and so its task panics") })
@@ -57,14 +84,17 @@ struct Scene {
     begun: usize,
     ask: mpsc::UnboundedSender<Question>,
     questions: mpsc::UnboundedReceiver<Question>,
+    ask_list: mpsc::UnboundedSender<ListQuestion>,
+    list_questions: mpsc::UnboundedReceiver<ListQuestion>,
 }
 
 impl Scene {
     fn new() -> Self {
         let (ask, questions) = mpsc::unbounded_channel();
-        let resolver = Scripted { by: 0, ask: ask.clone() };
-        let lookups = Lookups::by(resolver, settings(&Config::default().discovery));
-        Self { lookups, begun: 0, ask, questions }
+        let (ask_list, list_questions) = mpsc::unbounded_channel();
+        let nobody = Scripted { by: 0, ask: ask.clone(), ask_list: ask_list.clone() };
+        let lookups = Lookups::by(nobody, settings(&Config::default().discovery));
+        Self { lookups, begun: 0, ask, questions, ask_list, list_questions }
     }
 
     /// A configuration with these names is to be taken.
@@ -82,9 +112,22 @@ impl Scene {
             config.upstreams.insert((*name).to_owned(), config::Upstream::new(vec![instance]));
         }
         config.runtime.lookup_timeout = lookup_timeout;
-        self.begun += 1;
-        self.lookups.begin_by(Scripted { by: self.begun, ask: self.ask.clone() }, &config);
+        self.begin_config(&config);
         config
+    }
+
+    fn begin_config(&mut self, config: &Config) {
+        self.begun += 1;
+        let (ask, ask_list) = (self.ask.clone(), self.ask_list.clone());
+        self.lookups.begin_by(Scripted { by: self.begun, ask, ask_list }, config);
+    }
+
+    /// The next question for a list.
+    async fn list_question(&mut self) -> ListQuestion {
+        tokio::select! {
+            question = self.list_questions.recv() => question.expect("somebody asks"),
+            news = self.lookups.next() => panic!("{news:?}"),
+        }
     }
 
     /// It is taken.
@@ -264,6 +307,63 @@ fn failures_are_counted_on_when_a_configuration_is_taken() {
         let counters = scene.lookups.counters();
         let failures: Vec<_> = counters.iter().map(|(name, of)| (name.as_str(), of.failures)).collect();
         assert_eq!(failures, [("a", 1), ("b", 1), (OTHERS, 0)]);
+    });
+}
+
+/// A configuration in force with one upstream whose instances a file lists, at this address.
+async fn listed(scene: &mut Scene) -> Config {
+    let mut config = Config::default();
+    config.upstreams.clear();
+    let mut upstream = config::Upstream::new(Vec::new());
+    upstream.discover.file = Some("shop.toml".into());
+    config.upstreams.insert("shop".to_owned(), upstream);
+    scene.begin_config(&config);
+    let question = scene.list_question().await;
+    assert_eq!(question.source.to_string(), "file:shop.toml");
+    question.answer(&["10.0.0.1:80"]);
+    assert_eq!(scene.news().await, News::Ready);
+    scene.take(&config);
+    assert_eq!(shown(scene, &config), "10.0.0.1:80 10.0.0.1:80");
+    config
+}
+
+#[test]
+fn a_new_list_serves_when_its_names_are_known() {
+    run(async {
+        let mut scene = Scene::new();
+        let config = listed(&mut scene).await;
+        scene.list_question().await.answer(&["10.0.0.2:80", "new.test:81"]);
+        let name = scene.question().await;
+        assert_eq!(name.name, "new.test");
+        assert!(scene.is_quiet().await, "the old list serves");
+        assert_eq!(shown(&scene, &config), "10.0.0.1:80 10.0.0.1:80");
+        name.answer(Some([192, 0, 2, 1]));
+        assert_eq!(scene.news().await, News::Changed);
+        assert!(scene.lookups.instances(&config, &[], 7).is_some());
+        assert_eq!(shown(&scene, &config), "10.0.0.2:80 10.0.0.2:80, new.test:81 192.0.2.1:81");
+        // What nobody lists any more is not asked for.
+        scene.list_question().await.answer(&["10.0.0.2:80"]);
+        assert_eq!(scene.news().await, News::Changed);
+        let counters = scene.lookups.counters();
+        assert_eq!(counters.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["file:shop.toml", OTHERS]);
+    });
+}
+
+#[test]
+fn a_list_that_fails_is_kept_and_said() {
+    run(async {
+        let mut scene = Scene::new();
+        let config = listed(&mut scene).await;
+        for failures in 1..=2 {
+            scene.list_question().await.answer(&[]);
+            // The answer is taken while the next question is waited for.
+            let next = scene.list_question().await;
+            assert_eq!(scene.lookups.unresolved(&config).len(), usize::from(failures > 1));
+            let counters = scene.lookups.counters();
+            assert_eq!((counters[0].1.addresses, counters[0].1.failures), (1, failures * 2 - 1));
+            next.answer(&[]);
+        }
+        assert_eq!(shown(&scene, &config), "10.0.0.1:80 10.0.0.1:80");
     });
 }
 

@@ -64,17 +64,19 @@ impl AddressKind {
 
 /// The IPv4 addresses that an IPv6 address may stand for.
 fn carried(address: Ipv6Addr) -> [Option<Ipv4Addr>; 3] {
-    let [a, b, c, d, e, f, g, h] = address.segments();
-    let v4 = |high: u16, low: u16| Some(Ipv4Addr::from(u32::from(high) << 16 | u32::from(low)));
-    match [a, b, c, d, e, f] {
+    let octets = address.octets();
+    // Those at these places.
+    let v4 = |places: [usize; 4]| Some(Ipv4Addr::from(places.map(|place| octets[place])));
+    let last = v4([12, 13, 14, 15]);
+    match address.segments() {
         // RFC 4291 §2.5.5: IPv4-compatible and IPv4-mapped; RFC 2765 §2.1: translated; RFC 6052 §2.1: NAT64.
-        [0, 0, 0, 0, 0, 0 | 0xffff] | [0, 0, 0, 0, 0xffff, 0] | [0x64, 0xff9b, 0, 0, 0, 0] => [v4(g, h), None, None],
-        // RFC 8215: NAT64 of one's own, with prefixes of several lengths (RFC 6052 §2.2: /48, /64 and /96).
-        [0x64, 0xff9b, 1, ..] => {
-            [v4(d, (e & 0xff) << 8 | f >> 8), v4((e & 0xff) << 8 | f >> 8, (f & 0xff) << 8 | g >> 8), v4(g, h)]
+        [0, 0, 0, 0, 0, 0 | 0xffff, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+            [last, None, None]
         }
+        // RFC 8215: NAT64 of one's own, with prefixes of several lengths (RFC 6052 §2.2: /48, /64 and /96).
+        [0x64, 0xff9b, 1, ..] => [v4([6, 7, 9, 10]), v4([9, 10, 11, 12]), last],
         // RFC 3056 §2: 6to4.
-        [0x2002, ..] => [v4(b, c), None, None],
+        [0x2002, ..] => [v4([2, 3, 4, 5]), None, None],
         _ => [None; 3],
     }
 }

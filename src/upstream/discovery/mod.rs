@@ -5,6 +5,9 @@
 //! it](Discovery::answered), and takes [what changed](Discovery::take_changed) to the shards.
 
 mod kind;
+mod lists;
+mod registered;
+mod srv;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +16,11 @@ use std::{
 };
 
 pub use kind::AddressKind;
+pub use lists::{HeardList, KnownList, LeftOut, ListAnswer, ListResult, Listed, Lists, Source, names_in};
+#[cfg(any(test, fuzzing))]
+pub use registered::fuzz_registered;
+pub use registered::registered;
+pub use srv::{SrvRecord, srv_instances};
 
 use crate::shard::Instant;
 
@@ -30,7 +38,7 @@ const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(30);
 const RETRY_INTERVAL_MAX_WITHOUT: Duration = Duration::from_secs(5);
 
 /// How names are followed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiscoverySettings {
     /// An answer serves at least so long, however short its time to live, and a failure too.
     pub interval_min: Duration,
@@ -192,6 +200,7 @@ impl Discovery {
 
     /// The same with other settings, for a configuration that may yet be refused: what is known is taken along as far as
     /// they let it, and every name is asked for anew.
+    #[must_use]
     pub fn fork(&self, settings: DiscoverySettings, now: Instant) -> Self {
         let mut fork = Self { settings, names: self.names.clone(), has_changed: false, quiet_until: self.quiet_until };
         for followed in fork.names.values_mut() {
@@ -248,9 +257,9 @@ impl Discovery {
             .collect()
     }
 
-    /// When there is something to do, if nothing is told before.
-    pub fn due(&self) -> Instant {
-        if self.has_changed { self.asks_at().min(self.quiet_until) } else { self.asks_at() }
+    /// When a change may be told, if there is one.
+    pub fn changes_at(&self) -> Instant {
+        if self.has_changed { self.quiet_until } else { Instant::NEVER }
     }
 
     /// When there is something to ask for.
@@ -283,6 +292,11 @@ impl Discovery {
             self.told(now);
         }
         is_told
+    }
+
+    /// What is to be told has changed otherwise: a list of instances has.
+    pub fn note_change(&mut self) {
+        self.has_changed = true;
     }
 
     /// All that is known now is told.
@@ -345,9 +359,7 @@ impl Followed {
                 if added.is_empty() && gone.is_empty() { Heard::Same } else { Heard::Changed { added, gone } }
             }
             Err(error) => {
-                let longest = if known.addresses.is_empty() { RETRY_INTERVAL_MAX_WITHOUT } else { RETRY_INTERVAL_MAX };
-                let wait = interval_min.saturating_mul(1 << known.failures.min(16));
-                self.due = now + wait.min(longest.max(interval_min));
+                self.due = now + retry_wait(known.failures, known.addresses.is_empty(), settings);
                 known.failures = known.failures.saturating_add(1);
                 known.failures_total += 1;
                 known.error = Some(error);
@@ -401,13 +413,20 @@ impl Taken {
     }
 }
 
-/// What of these others do not have.
-fn lacking(these: &[IpAddr], others: &[IpAddr]) -> Vec<IpAddr> {
-    these.iter().filter(|address| others.binary_search(address).is_err()).copied().collect()
+/// How long nobody is asked again who has failed so often before.
+fn retry_wait(failures: u32, is_without: bool, settings: DiscoverySettings) -> Duration {
+    let longest = if is_without { RETRY_INTERVAL_MAX_WITHOUT } else { RETRY_INTERVAL_MAX };
+    let wait = settings.interval_min.saturating_mul(1 << failures.min(16));
+    wait.min(longest.max(settings.interval_min))
 }
 
-/// Whether more than this share of the old addresses is gone.
-fn shrinks(old: &[IpAddr], new: &[IpAddr], percent_max: u32) -> bool {
+/// What of these others do not have. Both are in order.
+fn lacking<T: Ord + Clone>(these: &[T], others: &[T]) -> Vec<T> {
+    these.iter().filter(|one| others.binary_search(one).is_err()).cloned().collect()
+}
+
+/// Whether more than this share of the old ones is gone.
+fn shrinks<T: Ord + Clone>(old: &[T], new: &[T], percent_max: u32) -> bool {
     let gone = lacking(old, new).len();
     gone.saturating_mul(100) > old.len().saturating_mul(usize::try_from(percent_max).unwrap_or(100))
 }

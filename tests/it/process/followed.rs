@@ -18,17 +18,17 @@ use crate::{
 const SOON: Duration = Duration::from_secs(15);
 const NAME: &str = "shop.test";
 
-fn host(number: u8) -> Ipv4Addr {
+pub(super) fn host(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(127, 0, 0, number)
 }
 
 /// A port that is free at all of loopback's addresses.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     TcpListener::bind("0.0.0.0:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }
 
 /// An instance that answers with its address.
-fn instance(number: u8, port: u16) -> Backend {
+pub(super) fn instance(number: u8, port: u16) -> Backend {
     let name = host(number).to_string();
     Backend::start_at(SocketAddr::from((host(number), port)), move |conversation: &mut Conversation| {
         loop {
@@ -52,20 +52,20 @@ fn of_name(metric: &str) -> String {
     format!("shardgate_discovery_{metric}{{name=\"{NAME}\"}}")
 }
 
-fn health(gateway: &Gateway) -> Value {
+pub(super) fn health(gateway: &Gateway) -> Value {
     gateway.ask_admin("/health").json()["services"]["shop"].clone()
 }
 
 /// Who answers so many requests, each on a connection of its own, and none of them badly.
 #[track_caller]
-fn answering(gateway: &Gateway, count: usize) -> BTreeSet<String> {
+pub(super) fn answering(gateway: &Gateway, count: usize) -> BTreeSet<String> {
     let answers = (0..count).map(|_| gateway.get("/x"));
     answers.inspect(|answer| assert_eq!(answer.status, 200, "{}", answer.text())).map(|answer| answer.text()).collect()
 }
 
 /// Waits until requests are answered by these alone; meanwhile none fails.
 #[track_caller]
-fn until_answered_by(gateway: &Gateway, numbers: &[u8]) {
+pub(super) fn until_answered_by(gateway: &Gateway, numbers: &[u8]) {
     let wanted: BTreeSet<String> = numbers.iter().map(|number| host(*number).to_string()).collect();
     until(SOON, "these answer", || (answering(gateway, 40) == wanted).then_some(()));
 }

@@ -6,6 +6,7 @@ mod browser;
 mod cli;
 mod clients;
 mod demo;
+mod discovered;
 mod drain;
 mod endings;
 mod followed;

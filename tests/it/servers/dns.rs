@@ -16,6 +16,10 @@ const UDP_BYTES_MAX: usize = 512;
 
 const TYPE_A: u16 = 1;
 const TYPE_AAAA: u16 = 28;
+const TYPE_SRV: u16 = 33;
+
+/// An SRV record: priority, weight, port, target.
+pub(crate) type Srv = (u16, u16, u16, &'static str);
 
 /// How it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,7 @@ enum Change {
     Mode(Mode),
     TimeToLive(u32),
     Name(String, Vec<IpAddr>),
+    Service(String, Vec<Srv>),
 }
 
 /// What one thread answers from.
@@ -55,6 +60,7 @@ struct Table {
     mode: Mode,
     time_to_live: u32,
     names: BTreeMap<String, Vec<IpAddr>>,
+    services: BTreeMap<String, Vec<Srv>>,
 }
 
 /// A question.
@@ -99,6 +105,11 @@ impl Dns {
         self.change(&Change::Name(name.to_owned(), addresses.into_iter().map(Into::into).collect()));
     }
 
+    /// From now on the name has these SRV records.
+    pub(crate) fn set_srv(&self, name: &str, records: &[Srv]) {
+        self.change(&Change::Service(name.to_owned(), records.to_vec()));
+    }
+
     fn change(&self, change: &Change) {
         for changes in &self.changes {
             changes.send(change.clone()).expect("it answers");
@@ -119,7 +130,7 @@ impl Dns {
 
 impl Table {
     fn new(changes: Receiver<Change>) -> Self {
-        Self { changes, mode: Mode::Table, time_to_live: 0, names: BTreeMap::new() }
+        Self { changes, mode: Mode::Table, time_to_live: 0, names: BTreeMap::new(), services: BTreeMap::new() }
     }
 
     /// What is asked for, and what is said; nothing to what is no question.
@@ -129,6 +140,7 @@ impl Table {
                 Change::Mode(mode) => self.mode = mode,
                 Change::TimeToLive(seconds) => self.time_to_live = seconds,
                 Change::Name(name, addresses) => drop(self.names.insert(name, addresses)),
+                Change::Service(name, records) => drop(self.services.insert(name, records)),
             }
         }
         // RFC 1035 §4.1.1 and §4.1.2: behind a head of twelve bytes stand the labels, a type and a class.
@@ -145,15 +157,14 @@ impl Table {
         }
         let name = labels.join(".");
         let kind = u16::from_be_bytes(question.get(at..at + 2)?.try_into().ok()?);
-        let known = self.names.get(&name);
-        let of_kind = |address: &&IpAddr| if kind == TYPE_A { address.is_ipv4() } else { address.is_ipv6() };
-        let records: Vec<IpAddr> = known.into_iter().flatten().filter(of_kind).copied().collect();
+        let is_known = self.names.contains_key(&name) || self.services.contains_key(&name);
+        let records = self.records(&name, kind);
         let (code, records) = match self.mode {
             Mode::Silent => return Some(Asked { name, head_bytes: 0, answer: None }),
             Mode::Fail => (2, Vec::new()),
             Mode::FailsForIpv6 if kind == TYPE_AAAA => (2, Vec::new()),
             Mode::Empty => (0, Vec::new()),
-            Mode::Table | Mode::FailsForIpv6 if known.is_none() => (3, Vec::new()),
+            Mode::Table | Mode::FailsForIpv6 if !is_known => (3, Vec::new()),
             Mode::Table | Mode::FailsForIpv6 => (0, records),
         };
         // An answer to a question that asked for recursion, which there is.
@@ -168,15 +179,35 @@ impl Table {
             answer.extend(kind.to_be_bytes());
             answer.extend([0, 1]);
             answer.extend(self.time_to_live.to_be_bytes());
-            let bytes = match record {
-                IpAddr::V4(address) => address.octets().to_vec(),
-                IpAddr::V6(address) => address.octets().to_vec(),
-            };
-            answer.extend(u16::try_from(bytes.len()).ok()?.to_be_bytes());
-            answer.extend(bytes);
+            answer.extend(u16::try_from(record.len()).ok()?.to_be_bytes());
+            answer.extend(record);
         }
         Some(Asked { name, head_bytes, answer: Some(answer) })
     }
+
+    /// What the records of a name and a kind hold.
+    fn records(&self, name: &str, kind: u16) -> Vec<Vec<u8>> {
+        if kind == TYPE_SRV {
+            return self.services.get(name).into_iter().flatten().map(srv_bytes).collect();
+        }
+        let bytes = |address: &IpAddr| match address {
+            IpAddr::V4(address) if kind == TYPE_A => Some(address.octets().to_vec()),
+            IpAddr::V6(address) if kind == TYPE_AAAA => Some(address.octets().to_vec()),
+            _ => None,
+        };
+        self.names.get(name).into_iter().flatten().filter_map(bytes).collect()
+    }
+}
+
+/// RFC 2782: priority, weight, port, and the labels of the target.
+fn srv_bytes((priority, weight, port, target): &Srv) -> Vec<u8> {
+    let mut bytes: Vec<u8> = [priority, weight, port].into_iter().flat_map(|number| number.to_be_bytes()).collect();
+    for label in target.split('.').filter(|label| !label.is_empty()) {
+        bytes.push(u8::try_from(label.len()).expect("a label"));
+        bytes.extend(label.bytes());
+    }
+    bytes.push(0);
+    bytes
 }
 
 fn serve_udp(socket: &UdpSocket, mut table: Table, tell: &Sender<String>) {
