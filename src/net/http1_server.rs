@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     proto::head::{RequestHead, Version},
-    shard::{Instant, clock, task},
+    shard::{Instant, clock, task, woken_at},
 };
 
 /// A connection that is closed while the client still writes is read on until it pauses for this long, so that the client
@@ -142,7 +142,8 @@ async fn serve_one<S: Service>(
     served: &mut u32,
 ) -> After {
     let limits = service.limits();
-    let began = clock::turn();
+    // From here on its bytes wait, for their shard too.
+    let began = woken_at();
     inbound.deadline().set(began + limits.header_timeout);
     let head = match poll_fn(|cx| inbound.poll_head(cx, &limits)).await {
         Ok(head) => head,

@@ -36,7 +36,22 @@ struct Tasks {
     slots: Vec<TaskSlot>,
     free: Vec<u32>,
     /// Those that were woken, in order.
-    woken: VecDeque<u32>,
+    woken: VecDeque<Woken>,
+}
+
+/// A task in line.
+#[derive(Clone, Copy)]
+struct Woken {
+    task: u32,
+    /// The turn in which it was woken.
+    turn: u32,
+}
+
+impl Woken {
+    #[inline]
+    fn now(task: u32) -> Self {
+        Self { task, turn: turns::number() }
+    }
 }
 
 /// A task's place. It keeps its waker for the task that comes after: one that a task left behind somewhere may then wake
@@ -86,7 +101,7 @@ impl Tasks {
             && !slot.is_woken
         {
             slot.is_woken = true;
-            self.woken.push_back(handle.task);
+            self.woken.push_back(Woken::now(handle.task));
         }
         true
     }
@@ -104,12 +119,13 @@ impl Tasks {
     /// Who runs next: its number, itself unless it is `MAIN` or has ended, and its waker.
     #[inline]
     fn next(&mut self) -> Option<(u32, Option<Task>, Waker)> {
-        while let Some(number) = self.woken.pop_front() {
+        while let Some(Woken { task: number, turn }) = self.woken.pop_front() {
             let slot = &mut self.slots[number as usize];
             slot.is_woken = false;
             if (slot.task.is_some() || number == MAIN)
                 && let Some(waker) = slot.waker.take()
             {
+                turns::run_woken_in(turn);
                 return Some((number, slot.task.take(), waker));
             }
         }
@@ -138,7 +154,7 @@ pub(super) fn spawn<F: Future<Output = ()> + 'static>(task: F) -> Result<(), F> 
             slot.task = Some(Box::pin(task));
             // It may be in line already, by a waker of the task before.
             if !std::mem::replace(&mut slot.is_woken, true) {
-                tasks.woken.push_back(number);
+                tasks.woken.push_back(Woken::now(number));
             }
             Ok(())
         })
@@ -163,14 +179,16 @@ impl Executor {
             });
         });
         timer::keep_by_turns(true);
-        clock::set_turn(clock::now());
+        let turn = clock::now();
+        clock::set_turn(turn);
+        turns::begin(turn);
         Ok(Self { poller })
     }
 
     /// Drives `main` to its end, and beside it whatever is spawned. What is left of that is dropped.
     pub(super) fn block_on<F: Future>(mut self, main: F) -> F::Output {
         let mut main = pin!(main);
-        TASKS.with(|tasks| tasks.with(|tasks| tasks.woken.push_back(MAIN)));
+        TASKS.with(|tasks| tasks.with(|tasks| tasks.woken.push_back(Woken::now(MAIN))));
         loop {
             let mut left = TASKS.with(|tasks| tasks.with(|tasks| tasks.woken.len())).min(TASKS_PER_TURN);
             while left > 0
@@ -191,7 +209,7 @@ impl Executor {
             self.poller.wait(if is_busy { Some(Duration::ZERO) } else { timer::until_next() });
             let turn = clock::now();
             clock::set_turn(turn);
-            turns::begin();
+            turns::begin(turn);
             self.poller.tell();
             timer::ring(turn);
         }
@@ -207,6 +225,7 @@ impl Drop for Executor {
         }
         timer::keep_by_turns(false);
         clock::set_turn(clock::Instant::START);
+        turns::forget();
         let tasks = TASKS.with(|tasks| tasks.with(|tasks| std::mem::replace(tasks, Tasks::new())));
         drop(tasks);
     }

@@ -31,7 +31,7 @@ pub use pipes::Pipe;
 pub use slab::Slab;
 pub use stream::{Heard, TcpStream};
 pub use timer::Deadline;
-pub use turns::Turn;
+pub use turns::{Turn, woken_at};
 
 use std::future::Future;
 use std::io;

@@ -10,14 +10,23 @@ use std::os::unix::net::UnixStream;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use super::clock::{self, Instant};
 use super::local::{AbortOnUnwind, Local};
 use super::timer;
+
+/// So many turns are remembered: a task that waits for longer was woken before all of them.
+const TURNS_KEPT: u32 = 64;
 
 thread_local! {
     /// How many turns have begun on this shard.
     static BEGUN: Cell<u64> = const { Cell::new(0) };
     /// Whether turns begin only when they are asked for.
     static ON_REQUEST: Cell<bool> = const { Cell::new(false) };
+    /// When the last turns began, by their numbers; `START` where they are not ours.
+    static BEGAN_AT: [Cell<Instant>; TURNS_KEPT as usize] =
+        const { [const { Cell::new(Instant::START) }; TURNS_KEPT as usize] };
+    /// The turn in which the task was woken that runs.
+    static WOKEN_IN: Cell<u32> = const { Cell::new(0) };
     static REQUESTS: Local<TurnRequests> =
         const { Local::new(TurnRequests { is_asked: false, task: None, waiting: Vec::new() }) };
 }
@@ -62,10 +71,48 @@ pub(super) fn wait_for_next(waker: &Waker) {
     }
 }
 
-/// Sockets and timers have been looked at.
+/// Sockets and timers have been looked at, at this time; `START` where nobody says.
 #[inline]
-pub(super) fn begin() {
-    BEGUN.set(BEGUN.get().wrapping_add(1));
+pub(super) fn begin(at: Instant) {
+    let begun = BEGUN.get().wrapping_add(1);
+    BEGUN.set(begun);
+    BEGAN_AT.with(|turns| turns[place_of(number())].set(at));
+}
+
+/// The turn that runs, as far as it tells it from those before.
+#[inline]
+#[expect(clippy::cast_possible_truncation, reason = "few are compared")]
+pub(super) fn number() -> u32 {
+    BEGUN.get() as u32
+}
+
+/// A task runs that was woken in this turn.
+#[inline]
+pub(super) fn run_woken_in(turn: u32) {
+    WOKEN_IN.set(turn);
+}
+
+/// Nobody says any more when turns begin.
+pub(super) fn forget() {
+    BEGAN_AT.with(|turns| turns.iter().for_each(|began_at| began_at.set(Instant::START)));
+}
+
+/// Where it is kept when a turn began.
+#[inline]
+const fn place_of(turn: u32) -> usize {
+    (turn % TURNS_KEPT) as usize
+}
+
+/// When what the task waited for that runs was seen: it has been in line since then. Where the runtime does not say, it is
+/// [`clock::turn`].
+#[inline]
+pub fn woken_at() -> Instant {
+    let turn = number();
+    let age = turn.wrapping_sub(WOKEN_IN.get()).min(TURNS_KEPT - 1);
+    match BEGAN_AT.with(|turns| turns[place_of(turn.wrapping_sub(age))].get()) {
+        Instant::START => clock::turn(),
+        at => at,
+    }
 }
 
 #[cold]
@@ -124,7 +171,7 @@ impl TurnTask {
                 timer::sleep(Duration::from_millis(1)).await;
             }
             let guard = AbortOnUnwind("a panic while turns were kept");
-            begin();
+            begin(Instant::START);
             let waiting = REQUESTS.with(|requests| requests.with(|requests| std::mem::take(&mut requests.waiting)));
             for waker in waiting {
                 waker.wake();
@@ -232,6 +279,55 @@ mod tests {
                 assert!(turn.is_over());
                 assert_eq!(idle.heard(), crate::shard::Heard::Bytes);
             }
+        });
+    }
+
+    #[test]
+    fn a_task_knows_since_when_it_has_been_in_line() {
+        testing::on(crate::shard::Driver::Epoll, || async {
+            let ms = Duration::from_millis;
+            let waits = Rc::new(Local::new(Vec::new()));
+            let began = clock::now();
+            // Each holds the core, and all were woken together.
+            for number in 0..20 {
+                let waits = Rc::clone(&waits);
+                task::spawn(number, async move {
+                    waits.with(|waits| waits.push(clock::now().since(woken_at())));
+                    let until = clock::now() + ms(2);
+                    while clock::now() < until {
+                        std::hint::spin_loop();
+                    }
+                });
+            }
+            testing::until(|| waits.with(|waits| waits.len() == 20)).await;
+            let all = clock::now().since(began);
+            let waits = waits.with(std::mem::take);
+            assert!(waits.is_sorted() && waits[19] >= ms(38) && waits[19] <= all * 2, "{waits:?} of {all:?}");
+            // Who was woken just now has not waited, whatever came before.
+            task::yield_now().await;
+            assert!(clock::now().since(woken_at()) < ms(38));
+        });
+    }
+
+    #[test]
+    fn more_tasks_than_run_in_a_turn_have_waited_for_longer_than_it() {
+        testing::on(crate::shard::Driver::Epoll, || async {
+            let last = Rc::new(Cell::new(Duration::ZERO));
+            let began = clock::now();
+            for number in 0..3000 {
+                let last = Rc::clone(&last);
+                task::spawn(number, async move {
+                    let until = clock::now() + Duration::from_micros(10);
+                    while clock::now() < until {
+                        std::hint::spin_loop();
+                    }
+                    last.set(clock::now().since(woken_at()));
+                });
+            }
+            // It is behind all of them.
+            task::yield_now().await;
+            let all = clock::now().since(began);
+            assert!(last.get() >= Duration::from_millis(29) && last.get() <= all * 2, "{:?} of {all:?}", last.get());
         });
     }
 
