@@ -7,6 +7,7 @@
 //! | `/sse?rate=N&count=N` | a stream of N events a second (10), each with the time it left; ends after `count`, if given |
 //! | `/echo` | the request's body, as it comes |
 //! | `/delay?ms=N` | the usual answer after N ms (100) |
+//! | `/places?n=N&ms=N` | the usual answer after N ms (20) in one of N places (16), with a queue before them that all share |
 //! | `/status?code=N` | that status (200) |
 //! | `/behave?delay_us=N&failing=N` | from now on any other path is answered after N µs, and one of N with 500 (none at 0) |
 //! | `/served` | how many times any other path was |
@@ -25,6 +26,7 @@ use crate::socket::{self, Poller};
 
 const LISTENER: u64 = u64::MAX;
 const HEAD_BYTES_MAX: usize = 64 * 1024;
+const PLACES_MAX: usize = 1024;
 /// Past this much unsent, a connection is not read on.
 const UNSENT_BYTES_MAX: usize = 256 * 1024;
 static FILL: [u8; 128 * 1024] = [b'z'; 128 * 1024];
@@ -48,6 +50,8 @@ struct Usual {
     /// One of so many fails; none at 0.
     failing: u64,
     served: u64,
+    /// When each place will be free.
+    places: Vec<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -59,6 +63,7 @@ enum Route {
     Events { gap_ns: u64, left: u64 },
     Echo { chunked: bool },
     Delay { ns: u64 },
+    Places { count: usize, ns: u64 },
     Status { code: u16 },
 }
 
@@ -104,7 +109,7 @@ impl Server {
             free: Vec::new(),
             timers: BinaryHeap::new(),
             buffer: vec![0; 128 * 1024],
-            usual: Usual { answer: usual_answer(), delay_ns: 0, failing: 0, served: 0 },
+            usual: Usual { answer: usual_answer(), delay_ns: 0, failing: 0, served: 0, places: Vec::new() },
         };
         Ok((server, port))
     }
@@ -342,7 +347,8 @@ impl Connection {
     /// The request is complete.
     fn answer(&mut self, usual: &mut Usual) {
         // A delayed answer or a stream comes back here, or to `on_time`, when it ends.
-        self.closing |= self.last && !matches!(self.route, Route::Delay { .. } | Route::Events { .. });
+        self.closing |=
+            self.last && !matches!(self.route, Route::Delay { .. } | Route::Places { .. } | Route::Events { .. });
         match self.route {
             Route::Usual => {
                 usual.served += 1;
@@ -373,6 +379,7 @@ impl Connection {
                 self.put_head(code, "text/plain", length);
             }
             Route::Delay { ns } => self.due = Some(socket::now() + ns),
+            Route::Places { count, ns } => self.due = Some(usual.serve_in_place(socket::now(), count, ns)),
             Route::Events { gap_ns, .. } => {
                 self.put_head(200, "text/event-stream", "Transfer-Encoding: chunked");
                 self.due = Some(socket::now() + gap_ns);
@@ -432,6 +439,17 @@ impl Connection {
     }
 }
 
+impl Usual {
+    /// When a request that comes now is served, by the place that is free first. It takes its place also when its client
+    /// has left by then, as it is with services that do not notice.
+    fn serve_in_place(&mut self, now: u64, count: usize, ns: u64) -> u64 {
+        self.places.resize(count, 0);
+        let place = self.places.iter_mut().min().expect("there is one at least");
+        *place = now.max(*place) + ns;
+        *place
+    }
+}
+
 const USUAL_BODY_BYTES: usize = 1024;
 
 fn usual_answer() -> Vec<u8> {
@@ -465,6 +483,10 @@ fn route(target: &str, body: &Body) -> Route {
             Route::Behave { delay_us: parameter("delay_us", 0).min(3_600_000_000), failing: parameter("failing", 0) }
         }
         "/served" => Route::Served,
+        "/places" => Route::Places {
+            count: usize::try_from(parameter("n", 16)).map_or(PLACES_MAX, |count| count.clamp(1, PLACES_MAX)),
+            ns: parameter("ms", 20).min(3_600_000) * 1_000_000,
+        },
         "/delay" => Route::Delay { ns: parameter("ms", 100).min(3_600_000) * 1_000_000 },
         "/status" => {
             let code = u16::try_from(parameter("code", 200)).ok().filter(|code| (200..=599).contains(code));

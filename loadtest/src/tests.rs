@@ -100,6 +100,13 @@ fn a_delayed_answer_comes() {
 }
 
 #[test]
+fn places_serve_no_more_than_they_can_and_the_others_wait() {
+    let (measured, failed) = run(backend(), "closed --connections 8 --duration 500ms", "/places?n=2&ms=10");
+    // 2 × 100 a second, and what was under way when the time began.
+    assert!(!failed && (8..=112).contains(&measured.tally.answers()), "{}", measured.tally.answers());
+}
+
+#[test]
 fn events_come_with_their_stamps() {
     let (measured, failed) = run(backend(), "sse --streams 5 --duration 400ms", "/sse?rate=100");
     assert!(!failed);
