@@ -7,6 +7,8 @@ pub mod demo;
 
 pub mod server;
 
+pub mod sinks;
+
 pub mod gateway;
 
 pub mod admin;

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     shard::Instant,
     telemetry::{
-        dependency::{Databases, Dependency},
+        dependency::{Databases, Dependency, ExportHealth},
         metrics::ProbeResult,
     },
     upstream::{
@@ -43,6 +43,8 @@ pub struct HealthInputs {
     pub has_hub: bool,
     /// How the bus between instances is.
     pub bus_health: BusHealth,
+    /// How the way of spans to their collector is.
+    pub traces: ExportHealth,
 }
 
 /// What is known of one upstream.
@@ -101,6 +103,7 @@ pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
         "status": word,
         "services": services,
         "revocations": {"status": if known.is_revocation_stale { "stale" } else { "current" }},
+        "traces": traces(known.traces),
         "timestamp": known.timestamp,
         "version": env!("CARGO_PKG_VERSION"),
         "uptimeSeconds": known.uptime_s,
@@ -135,6 +138,15 @@ pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
         },
     });
     (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
+}
+
+/// Spans are for operators: that they are lost makes no request fail, and the whole no worse.
+fn traces(health: ExportHealth) -> Value {
+    match health {
+        ExportHealth::Off => json!({"status": "disabled"}),
+        ExportHealth::Up => json!({"status": "up"}),
+        ExportHealth::Failing(error) => json!({"status": "down", "error": error}),
+    }
 }
 
 /// One upstream's status, and its entry.
@@ -286,6 +298,7 @@ mod tests {
             is_accepting: true,
             has_hub: true,
             bus_health: BusHealth::None,
+            traces: ExportHealth::Off,
         }
     }
 

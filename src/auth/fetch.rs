@@ -34,25 +34,7 @@ impl Fetcher {
     /// A fetcher for an issuer with a `jwks_url`; says what is wrong with its certificates.
     pub(super) fn new(issuer: &TokenIssuer, url: &str) -> Result<Self, String> {
         let uri: Uri = url.parse().map_err(|error| format!("{error}"))?;
-        let mut roots = RootCertStore::empty();
-        if let Some(file) = &issuer.ca_file {
-            roots = read_certificates(file).map_err(|wrong| format!("ca_file is {wrong}"))?;
-        } else if uri.scheme_str() == Some("https") {
-            // What cannot be read of the system's is no reason not to trust the rest.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            if roots.is_empty() {
-                return Err(
-                    "the system has no certificates to check its server with; install them or set ca_file".to_owned()
-                );
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let connector = HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build();
+        let connector = https_connector(issuer.ca_file.as_deref(), uri.scheme_str() == Some("https"))?;
         // A connection once in ten minutes is not worth keeping.
         let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build(connector);
         Ok(Self { client, uri, algorithms: issuer.algorithms.clone() })
@@ -91,6 +73,30 @@ impl Fetcher {
             }
         })
     }
+}
+
+/// Connects to an HTTP server, by TLS if it is one of those. Says what is wrong with the certificates of `ca_file`, or with
+/// the system's where it is not given.
+pub fn https_connector(ca_file: Option<&Path>, is_https: bool) -> Result<HttpsConnector<HttpConnector>, String> {
+    let mut roots = RootCertStore::empty();
+    if let Some(file) = ca_file {
+        roots = read_certificates(file).map_err(|wrong| format!("ca_file is {wrong}"))?;
+    } else if is_https {
+        // What cannot be read of the system's is no reason not to trust the rest.
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        if roots.is_empty() {
+            return Err(
+                "the system has no certificates to check its server with; install them or set ca_file".to_owned()
+            );
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
 }
 
 /// The certificates of a PEM file, or what is wrong with it: `"ca.pem": it has no certificate`.

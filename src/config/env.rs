@@ -2,6 +2,7 @@
 
 use super::key::Shape;
 use super::keys::SECTIONS;
+use super::otel;
 use super::raw::{Node, Table, Text, Value};
 use super::read::suggestion;
 use super::report::{Location, Report};
@@ -36,6 +37,7 @@ pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: 
     {
         put(root, "data", "dir", "STATE_DIRECTORY", directory);
     }
+    otel::overlay(root, &given, report);
     for section in SECTIONS {
         for key in section.keys {
             let variable = section.variable(key);
@@ -45,6 +47,7 @@ pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: 
             }
         }
     }
+    otel::check(root, &given, report);
     for (name, value) in env.iter().filter(|(name, value)| name.starts_with(PREFIX) && !value.is_empty()) {
         if !is_known(name) && !is_service_link_name(name, value) {
             let known: Vec<String> = variables().collect();
@@ -57,14 +60,14 @@ pub(super) fn overlay(root: &mut Table, env: &BTreeMap<String, String>, report: 
     }
 }
 
-fn is_written(root: &Table, section: &str, key: &str) -> bool {
+pub(super) fn is_written(root: &Table, section: &str, key: &str) -> bool {
     root.get(section).is_some_and(|node| match &node.value {
         Value::Table(table) => table.contains_key(key),
         _ => true,
     })
 }
 
-fn put(root: &mut Table, section: &str, key: &str, variable: &str, value: &str) {
+pub(super) fn put(root: &mut Table, section: &str, key: &str, variable: &str, value: &str) {
     let place = Location::Variable(variable.to_owned());
     let empty = || Node { place: place.clone(), value: Value::Table(Table::new()) };
     // A section that is no table is a mistake of its own, reported where sections are read.

@@ -23,6 +23,7 @@ mod listeners;
 mod listing;
 mod names;
 mod origin;
+mod otel;
 mod path;
 mod print;
 mod raw;
@@ -38,6 +39,7 @@ mod secret_file;
 mod sessions;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod units;
 mod upstreams;
 mod values;
@@ -49,11 +51,11 @@ pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
-    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Config, Cors, Data, Discover, Discovery,
-    DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService,
-    HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind,
-    Redis, RedisMode, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions,
-    SlowConsumer, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
+    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Compression, Config, Cors, Data,
+    Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http, Hub, HubEventType,
+    HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat,
+    Metrics, ProbeKind, Redis, RedisMode, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore,
+    Sessions, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

@@ -16,10 +16,11 @@ use super::report::{Location, Mistakes, Report};
 use super::roles::read_roles;
 use super::routes::{read_routes, warn_about_idle_upstreams, warn_about_own_paths};
 use super::sessions::check_sessions;
+use super::trace::check_trace;
 use super::upstreams::read_upstreams;
 use super::{
-    Accounts, Auth, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis, Sessions, Trust,
-    env,
+    Accounts, Auth, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis, Sessions, Trace,
+    Trust, env,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -172,6 +173,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_target(&config.http, &Http::fields(root), report);
     check_intervals(&config.discovery, &Discovery::fields(root), report);
     check_drain(&config, &Drain::fields(root), report);
+    check_trace(&config.trace, &Trace::fields(root), report);
     check_log_level(&config.log.level, &Log::fields(root), report);
     if config.metrics.allow.iter().any(IpNet::is_everybody) {
         let place = Metrics::fields(root).place_of("allow");

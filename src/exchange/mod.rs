@@ -4,6 +4,7 @@ mod client_note;
 mod open_socket;
 mod open_tunnel;
 mod reject;
+mod spans;
 mod tether;
 mod under_way;
 
@@ -12,9 +13,9 @@ pub use open_socket::OpenSocket;
 pub use open_tunnel::OpenTunnel;
 pub use reject::{Code, Reject};
 pub use tether::{Tether, Tethers};
-pub use under_way::{Exchange, Labels};
+pub use under_way::{Exchange, Labels, SpanNames};
 
-use crate::telemetry::{access_log::AccessLog, date::DateCache, ids::Sampler, metrics::Counters};
+use crate::telemetry::{access_log::AccessLog, date::DateCache, ids::Sampler, metrics::Counters, spans::SpanLog};
 
 /// A shard's books: what it counts and logs of the requests that end on it, and the ids it gives them. One per shard.
 #[derive(Debug)]
@@ -25,6 +26,8 @@ pub struct Ledger {
     pub counters: Counters,
     /// Its lines on the way to the log.
     pub access_log: AccessLog,
+    /// Its spans on the way to the exporter.
+    pub spans: SpanLog,
     /// The time of answers.
     pub dates: DateCache,
     /// Which traces are recorded.

@@ -106,7 +106,7 @@ mod tests {
             http1::{HeadLimits, WholeRequest},
         },
         shard::{Local, clock},
-        telemetry::{access_log::AccessLog, date::DateCache, ids::Sampler, metrics::Counters},
+        telemetry::{access_log::AccessLog, date::DateCache, ids::Sampler, metrics::Counters, spans::SpanLog},
     };
 
     fn switched(ledger: &Rc<Local<Ledger>>, protocol: &str) -> OpenTunnel {
@@ -128,6 +128,7 @@ mod tests {
             shard: 0,
             counters: Counters::default(),
             access_log: AccessLog::off(),
+            spans: SpanLog::default(),
             dates: DateCache::default(),
             sampler: Sampler::default(),
             rng: fastrand::Rng::with_seed(1),

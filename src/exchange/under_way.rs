@@ -14,6 +14,7 @@ use crate::{
         metrics::{Finished, Outcome, Stale},
         record::{Record, RouteNames},
         slots::{MetricSlot, OTHER},
+        spans::SpanKind,
     },
     upstream::Trail,
 };
@@ -27,6 +28,19 @@ pub struct Labels {
     pub route_slot: MetricSlot,
     /// The upstream's place in the metrics.
     pub upstream_slot: MetricSlot,
+    /// What spans call them.
+    pub names: SpanNames,
+}
+
+/// A route and its upstream, as spans have them.
+#[derive(Debug, Default)]
+pub struct SpanNames {
+    /// The route's name.
+    pub route: Box<str>,
+    /// What it takes: `/users/{id}`.
+    pub pattern: Box<str>,
+    /// The upstream's name; empty where the gateway answers itself.
+    pub upstream: Box<str>,
 }
 
 /// One request under way.
@@ -47,21 +61,25 @@ pub struct Exchange {
     pub request_id: RequestId,
     /// Its place in a trace, as the backend is told.
     pub trace: TraceContext,
+    /// The span of whoever sent it, where that trace came with it; else nought.
+    pub(super) parent_span: [u8; 8],
     /// Whether that trace came with the request; `tracestate` belongs to it, and means nothing to a new one.
     pub continues_trace: bool,
     /// What was tried at its upstream.
     pub trail: Trail,
     /// Who calls, once its token has been checked; `None` on public routes.
     pub caller: Option<Rc<Claims>>,
+    /// Whether it is a client's request or a message of the hub.
+    pub kind: SpanKind,
     /// Ends what is under way on its connection; `None` for a request that never was one.
     ender: Option<Ender>,
     tether: Option<Tether>,
     pub(super) labels: Option<Rc<Labels>>,
-    status: u16,
-    ended: Ended,
+    pub(super) status: u16,
+    pub(super) ended: Ended,
     /// Why it was refused, for the log.
     why: Cow<'static, str>,
-    request_bytes: u64,
+    pub(super) request_bytes: u64,
     answered_at: Option<Instant>,
     is_finished: bool,
 }
@@ -77,21 +95,20 @@ impl Exchange {
         is_trusted: bool,
         client: IpAddr,
     ) -> Self {
-        let (request_id, trace, continues_trace) = ledger.with(|ledger| {
+        let (request_id, trace, parent, is_recorded) = ledger.with(|ledger| {
             ledger.counters.requests_in_flight += 1;
             let rng = &mut ledger.rng;
             let request_id = head.value(Known::XRequestId).and_then(RequestId::accept);
             let parent = parent(&head);
-            let continues_trace = parent.is_some();
             let mut trace = match parent {
                 Some(parent) => parent.child(rng),
                 None => TraceContext::begin(rng),
             };
             // Strangers do not decide what is recorded, and a trace that begins here has no decision yet.
-            if !(continues_trace && is_trusted) {
-                trace.sampled = ledger.sampler.takes(&trace.trace_id);
-            }
-            (request_id.unwrap_or_else(|| RequestId::generate(rng)), trace, continues_trace)
+            let decided = parent.filter(|_| is_trusted).map(|parent| parent.sampled);
+            trace.sampled = ledger.sampler.decides(&trace.trace_id, decided);
+            let is_recorded = trace.sampled && ledger.spans.recording().is_on;
+            (request_id.unwrap_or_else(|| RequestId::generate(rng)), trace, parent, is_recorded)
         });
         Self {
             ledger: Rc::clone(ledger),
@@ -102,9 +119,11 @@ impl Exchange {
             began,
             request_id,
             trace,
-            continues_trace,
-            trail: Trail::default(),
+            parent_span: parent.map_or([0; 8], |parent| parent.parent),
+            continues_trace: parent.is_some(),
+            trail: if is_recorded { Trail::recorded(trace.parent) } else { Trail::default() },
             caller: None,
+            kind: SpanKind::Request,
             ender,
             tether: None,
             labels: None,
@@ -232,6 +251,7 @@ impl Exchange {
     /// Counts it.
     fn count(&mut self, now: Instant, response_bytes: u64) {
         self.is_finished = true;
+        self.tell(now, response_bytes);
         let Self { ledger, trail, labels, .. } = self;
         let labels = labels.as_deref();
         let upstream_us = us(trail.waited);
@@ -344,7 +364,7 @@ pub(super) enum Ended {
 
 impl Ended {
     /// What the access log calls it; nothing where nothing went wrong.
-    const fn reason(self) -> &'static str {
+    pub(super) const fn reason(self) -> &'static str {
         match self {
             Self::Served => "",
             Self::Refused(code) => code.name(),
@@ -363,7 +383,7 @@ impl Ended {
     }
 
     /// How the attempt ended that did not fail before the head of its answer, which had this status.
-    const fn of_attempt(self, status: Option<u16>) -> Outcome {
+    pub(super) const fn of_attempt(self, status: Option<u16>) -> Outcome {
         match (self, status) {
             (Self::Served, Some(..500)) => Outcome::Answered,
             (Self::Served, Some(_)) => Outcome::ServerError,

@@ -12,7 +12,10 @@ use crate::{
     exchange::{Code, Exchange, Reject, Tethers},
     proto::head::{Known, RequestHead, Span},
     shard::{Instant, Local, clock},
-    telemetry::metrics::{Counters, TokenCheck},
+    telemetry::{
+        metrics::{Counters, TokenCheck},
+        spans::SpanKind,
+    },
 };
 
 /// Who may use a route. Part of the plan.
@@ -154,6 +157,9 @@ impl Identity {
             None => bearer(&exchange.head)?,
         };
         let is_guarded = !(roles.is_empty() && permissions.is_empty());
+        // Whoever reads the clock for it pays for a span.
+        let remembered = || self.state.with(|state| state.checker.counts().remembered);
+        let recorded = exchange.is_recorded().then(|| (clock::now(), remembered()));
         let checked = self.state.with(|state| {
             let (keys, now) = (&state.keys, clock::unix_now());
             let (claims, standing) = match state.checker.check(keys, &state.revocations, token, now) {
@@ -166,6 +172,11 @@ impl Identity {
             };
             Ok::<_, Reject>((claims, standing, state.is_stale(plan.tokens.staleness_max, clock::turn())))
         });
+        if let Some((began, before)) = recorded
+            && before == remembered()
+        {
+            exchange.tell_part(SpanKind::TokenCheck, began, checked.is_err());
+        }
         if let Some(token) = in_query {
             token_query::wipe(&mut exchange.head, token);
         }

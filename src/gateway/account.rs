@@ -19,6 +19,7 @@ use crate::{
     net::{BodyFailure, RequestBody},
     proto::head::{Framing, Known, ResponseHead, Span},
     shard::{buffers, clock},
+    telemetry::spans::SpanKind,
     upstream::Failure,
 };
 
@@ -113,7 +114,9 @@ pub(super) async fn answer(
     let asked = desk
         .ask(Question { operation, came })
         .map_err(|busy| Reject { cause: Some(Box::new(busy)), ..Reject::new(Code::Overloaded) })?;
-    match outcome(asked, body, plan.cancels_on_close).await? {
+    let outcome = outcome(asked, body, plan.cancels_on_close).await;
+    exchange.tell_part(SpanKind::Account, came, outcome.is_err());
+    match outcome? {
         Outcome::Done { status, body } => Ok(done(status, &body)),
         Outcome::Refused { code, retry_after_s } => Err(Reject { retry_after_s, ..Reject::new(code) }),
     }

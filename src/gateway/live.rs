@@ -13,7 +13,7 @@ use super::{
     sockets,
 };
 use crate::{
-    exchange::{Labels, Ledger},
+    exchange::{Labels, Ledger, SpanNames},
     net::{HttpLimits, Peer},
     proto::head::{Known, RequestHead},
     shard::{Instant, Local, clock},
@@ -152,6 +152,11 @@ impl Live {
                 place: RouteNames::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
                 route_slot: route.slot,
                 upstream_slot: upstream.map_or(OTHER, |upstream| upstream.slot),
+                names: SpanNames {
+                    route: route.name.as_str().into(),
+                    pattern: route.pattern().into(),
+                    upstream: upstream.map_or("", |upstream| &upstream.name).into(),
+                },
             })
         });
         let labels = labels.collect();
@@ -163,6 +168,7 @@ impl Live {
                 slots(&mut plan.upstreams.iter().map(|upstream| upstream.slot.index())),
             );
             ledger.sampler = plan.sampler;
+            ledger.spans.set(plan.recording);
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
         Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, service_labels }

@@ -18,7 +18,7 @@ use crate::{
     config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, Health, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
-    telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot},
+    telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot, spans::Recording},
     upstream::{Instance, Settings, balance::Table},
 };
 
@@ -44,6 +44,8 @@ pub struct Plan {
     pub trusted: Vec<IpNet>,
     /// Which traces are recorded.
     pub(super) sampler: Sampler,
+    /// Which spans are told.
+    pub(super) recording: Recording,
     /// Clients that may read the metrics.
     pub(super) metrics_allowed: Vec<IpNet>,
     /// The limits of the rate of requests, in the order that routes refer to.
@@ -96,6 +98,11 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// The paths that it takes, as spans have them. The gateway's own routes are named so.
+    pub(super) fn pattern(&self) -> &str {
+        if let Target::Proxy(proxy) = &self.target { &proxy.pattern } else { &self.name }
+    }
+
     /// By what a preflight is answered; `None` for any other request.
     pub(super) fn cors_of_preflight(&self, head: &RequestHead) -> Option<&cors::Policy> {
         self.cors.as_deref().filter(|_| cors::asked_method(head).is_some())
@@ -135,6 +142,8 @@ pub(super) enum OwnPage {
 #[derive(Debug)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a key of the configuration")]
 pub(super) struct ProxyRoute {
+    /// The paths that it takes, as configured.
+    pub(super) pattern: Box<str>,
     pub(super) upstream: usize,
     pub(super) rewrite: Rewrite,
     pub(super) preserve_host: bool,
@@ -325,7 +334,8 @@ impl Plan {
             drain_window: drain_window(&config.drain),
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
-            sampler: Sampler::new(config.trace.sample_ratio),
+            sampler: Sampler::new(config.trace.sample_ratio, config.trace.heed_parents),
+            recording: Recording { is_on: config.trace.endpoint.is_some(), with_errors: config.trace.errors },
             metrics_allowed: config.metrics.allow.clone(),
             limits_without_route: RouteLimits::without_route(&limits),
             limits,
@@ -378,6 +388,7 @@ impl ProxyRoute {
             (None, None) => Rewrite::Keep,
         };
         Self {
+            pattern: route.path.to_string().into(),
             upstream: upstreams
                 .iter()
                 .position(|plan| plan.name == route.upstream)

@@ -38,7 +38,8 @@ pub fn check_files(config: &Config) -> Vec<String> {
     let postgres = accounts.postgres_ca().filter(|_| accounts.postgres_url.is_some());
     let is_in_url = accounts.postgres_ca_file.is_none();
     let postgres_key = if is_in_url { "accounts.postgres_url: sslrootcert" } else { "accounts.postgres_ca_file" };
-    for (key, file) in [("redis.ca_file", redis), (postgres_key, postgres)] {
+    let spans = config.trace.ca_file.clone().filter(|_| config.trace.endpoint.is_some());
+    for (key, file) in [("redis.ca_file", redis), (postgres_key, postgres), ("trace.ca_file", spans)] {
         let why = file.map(|file| read_certificates(&file)).and_then(Result::err);
         wrong.extend(why.map(|why| format!("{key} is {why}")));
     }

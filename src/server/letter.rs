@@ -12,6 +12,7 @@
 //! | `Account`, and `Told`, `Doubted` in return | 4,096 operations that are waited for, each with a withdrawal; when so many wait for the bridge, the next is refused |
 //! | `AskMetrics`, and `Metrics` in return | one for each shard |
 //! | `Scrape`, and `Scraped`, `Applied` in return | 64, and one for each reload |
+//! | `Spans`, and `SpansTaken` in return | 4 for each shard: it has no more batches |
 //! | `WantKeys` | one each second for each issuer |
 //! | `Counted` | 1,024: so many hits a shard tells a home without an answer |
 //! | `Probed` | one for each instance whose probes change their verdict, which takes two probes at the least |
@@ -45,7 +46,7 @@ use crate::{
     },
     sessions::LogUpdate,
     shard::Instant,
-    telemetry::{dependency::Databases, metrics::Counters},
+    telemetry::{dependency::Databases, metrics::Counters, spans::SpanBatch},
     upstream::{BackendAddress, Report},
 };
 
@@ -82,6 +83,8 @@ pub(super) enum ToShard {
     RefuseUnanswered,
     /// By control: the time is up.
     Stop,
+    /// By control: a batch for spans is empty again.
+    SpansTaken(SpanBatch),
     /// By control: this is what all shards have counted, for all who waited when it was asked.
     Metrics(Arc<str>),
     /// By control: the probes of an instance have changed their verdict.
@@ -127,6 +130,8 @@ pub(super) enum ToControl {
     Scraped(Box<Scraped>),
     /// By the shard of this number: some who may ask for the metrics. Not again before it is answered.
     AskMetrics(usize),
+    /// By a shard: spans, to be exported. The batch goes back.
+    Spans(SpanBatch),
     /// By a shard: a token of this issuer names a key that is not known.
     WantKeys(Arc<str>),
     /// By the shard of this number: the listeners are closed and no connection is left.

@@ -14,6 +14,7 @@ mod revoking;
 mod rooms;
 mod scrapes;
 mod signals;
+mod spans;
 mod waiting;
 mod worker;
 
@@ -126,19 +127,12 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
             .with_context(|| format!("shard {index} could not be started"))?;
         threads.push(thread);
     }
-    tracing::info!(
-        address = %listed(&listeners, ", "),
-        shards,
-        why = cores.why,
-        driver = driver.name(),
-        version = env!("CARGO_PKG_VERSION"),
-        "listening on {}",
-        listed(&listeners, " and ")
-    );
+    tell_listening(&listeners, &cores, driver);
     let operators = admin.as_ref().and_then(|listener| listener.local_addr().ok());
     let public = listeners.clone();
     let control = control::ControlSetup {
         config,
+        node,
         keychain,
         watch,
         plan,
@@ -172,6 +166,19 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         ProcessEnd::Cut => tracing::warn!("ended: connections that were still open were cut"),
     }
     Ok(ended)
+}
+
+/// Tells the log where clients are let in, and by how many shards.
+fn tell_listening(listeners: &[SocketAddr], cores: &cores::Cores, driver: Driver) {
+    tracing::info!(
+        address = %listed(listeners, ", "),
+        shards = cores.count,
+        why = cores.why,
+        driver = driver.name(),
+        version = env!("CARGO_PKG_VERSION"),
+        "listening on {}",
+        listed(listeners, " and ")
+    );
 }
 
 /// What the hub calls this process, and what it hashes the ids of messages with.

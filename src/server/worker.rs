@@ -18,6 +18,7 @@ use super::letter::{
     Accepted, AllLetters, DroppableToBridge, DroppableToShard, Revoked, Scraped, ToBridge, ToControl, ToShard,
 };
 use super::scrapes::Scrapes;
+use super::spans;
 use crate::{
     accounts::{Outcome, Question},
     auth::KeySet,
@@ -46,6 +47,7 @@ use crate::{
         date::{DATE_LENGTH, DateCache},
         ids::{RequestId, Sampler},
         metrics::{Counters, Refusal},
+        spans::SpanLog,
     },
 };
 
@@ -127,14 +129,7 @@ pub(super) async fn run(equipment: ShardSetup) {
         secret,
         has_bus,
     } = equipment;
-    let ledger = Rc::new(Local::new(Ledger {
-        shard: u16::try_from(index).unwrap_or(u16::MAX),
-        counters: Counters::default(),
-        access_log,
-        dates: DateCache::default(),
-        sampler: Sampler::default(),
-        rng: fastrand::Rng::with_seed(seed),
-    }));
+    let ledger = Rc::new(Local::new(books(index, access_log, seed)));
     let listener = |(socket, kind)| match Acceptor::new(socket) {
         Ok(acceptor) => {
             acceptor.set_budget(plan.accept_budget);
@@ -201,6 +196,7 @@ pub(super) async fn run(equipment: ShardSetup) {
     task::spawn("the hub", worker.gateway.run_hub());
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
+    task::spawn("spans", spans::flush(Rc::clone(&worker.ledger), worker.bus.clone()));
     let watched = Rc::clone(&worker);
     task::spawn("stall watch", stall::watch(move || watched.connections.open() == 0));
     worker.tell_applied();
@@ -211,6 +207,19 @@ pub(super) async fn run(equipment: ShardSetup) {
         task::yield_now().await;
     }
     worker.ledger.with(|ledger| ledger.access_log.flush());
+}
+
+/// A shard's books, with nothing in them.
+fn books(index: usize, access_log: AccessLog, seed: u64) -> Ledger {
+    Ledger {
+        shard: u16::try_from(index).unwrap_or(u16::MAX),
+        counters: Counters::default(),
+        access_log,
+        spans: SpanLog::default(),
+        dates: DateCache::default(),
+        sampler: Sampler::default(),
+        rng: fastrand::Rng::with_seed(seed),
+    }
 }
 
 /// Asks the bridge for operations on accounts, as long as it takes letters: clients who ask and leave, one after the other,
@@ -330,6 +339,7 @@ impl Worker {
                 self.gateway.probed(probed.generation, probed.upstream, &probed.at, probed.is_up);
             }
             ToShard::Metrics(text) => self.answer_scrapes(&text),
+            ToShard::SpansTaken(batch) => self.ledger.with(|ledger| ledger.spans.give_back(batch)),
         }
     }
 
@@ -353,6 +363,7 @@ impl Worker {
         self.gateway.note_unasked();
         let mut counters = self.ledger.with(|ledger| {
             ledger.counters.access_log_dropped = ledger.access_log.dropped();
+            ledger.counters.spans_recorded = ledger.spans.recorded();
             ledger.counters.loop_lag.observe_us(u64::try_from(stall::lag().as_micros()).unwrap_or(u64::MAX));
             ledger.counters.clone()
         });
@@ -404,6 +415,7 @@ impl Worker {
             timer::sleep(DRAIN_LOOK).await;
         }
         self.tell_last_events().await;
+        spans::hand_over(&self.ledger, &self.bus, true);
         self.bus.send(to::Control, ToControl::Drained(self.index));
         self.bus.flush();
     }

@@ -87,6 +87,18 @@ impl Databases {
     }
 }
 
+/// How the way of spans to their collector is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExportHealth {
+    /// Spans go nowhere.
+    #[default]
+    Off,
+    /// The last request was taken, or none was needed yet.
+    Up,
+    /// It was not; why.
+    Failing(&'static str),
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -136,6 +136,11 @@ impl TraceContext {
         Self { parent: span_id(rng), ..*self }
     }
 
+    /// The id of a part of this span, by its number: no two of its parts have the same.
+    pub fn part(&self, number: u32) -> [u8; 8] {
+        part_id(self.parent, number)
+    }
+
     /// Writes the `traceparent` field's value.
     #[inline]
     pub fn write(&self, out: &mut [u8; TRACEPARENT_LENGTH]) {
@@ -146,6 +151,28 @@ impl TraceContext {
     }
 }
 
+/// The id of a span's part by its number. Different numbers give different ids, random ones if the span's is: a bijection
+/// of the sum (`SplitMix64`, Steele and others 2014), which is never nought.
+pub fn part_id(span: [u8; 8], number: u32) -> [u8; 8] {
+    let step = u64::from(number).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut mixed = u64::from_be_bytes(span).wrapping_add(step);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)).max(1).to_be_bytes()
+}
+
+/// Where a `traceparent` has the id of the span.
+const SPAN_ID: std::ops::Range<usize> = 36..52;
+
+/// Writes the id of another span of the same trace over the one in a `traceparent`; one that is none stays as it is.
+pub fn replace_span_id(traceparent: &mut [u8], id: [u8; 8]) {
+    if traceparent.len() == TRACEPARENT_LENGTH
+        && let Some(digits) = traceparent.get_mut(SPAN_ID)
+    {
+        write_hex(&id, digits);
+    }
+}
+
 /// Which traces are recorded: a share of them, told by the last eight bytes of their ids, which are random. So every
 /// instance says the same of a trace, and so does a service whose own sampler goes by the same bytes (OpenTelemetry's
 /// `traceidratio`).
@@ -153,20 +180,28 @@ impl TraceContext {
 pub struct Sampler {
     /// Ids below are recorded; past 64 bits, all are.
     below: u128,
+    /// Whether what a trusted peer has decided of a trace goes before that.
+    heeds_parents: bool,
 }
 
 impl Default for Sampler {
     /// Every trace.
     fn default() -> Self {
-        Self::new(1.0)
+        Self::new(1.0, true)
     }
 }
 
 impl Sampler {
-    /// Takes this share of all traces, from 0 to 1.
+    /// Takes this share of all traces, from 0 to 1, but for those that a trusted peer has decided of, if it heeds that.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "from 0 to 2^64")]
-    pub fn new(ratio: f64) -> Self {
-        Self { below: (ratio.clamp(0.0, 1.0) * 2_f64.powi(64)) as u128 }
+    pub fn new(ratio: f64, heeds_parents: bool) -> Self {
+        Self { below: (ratio.clamp(0.0, 1.0) * 2_f64.powi(64)) as u128, heeds_parents }
+    }
+
+    /// Whether a trace is recorded, of which a trusted peer may have decided.
+    #[inline]
+    pub fn decides(self, trace_id: &[u8; 16], decided: Option<bool>) -> bool {
+        decided.filter(|_| self.heeds_parents).unwrap_or_else(|| self.takes(trace_id))
     }
 
     /// Whether a trace is recorded.
@@ -309,18 +344,25 @@ mod tests {
     fn a_share_of_the_traces_is_recorded_and_a_larger_one_takes_those_of_a_smaller() {
         let mut rng = Rng::with_seed(7);
         let ids: Vec<_> = (0..10_000).map(|_| TraceContext::begin(&mut rng).trace_id).collect();
-        let taken = |ratio| ids.iter().filter(|id| Sampler::new(ratio).takes(id)).count();
+        let taken = |ratio| ids.iter().filter(|id| Sampler::new(ratio, true).takes(id)).count();
         assert_eq!((taken(0.0), taken(1.0)), (0, ids.len()));
         assert!((900..1100).contains(&taken(0.1)), "{}", taken(0.1));
-        assert!(ids.iter().all(|id| Sampler::new(0.5).takes(id) || !Sampler::new(0.1).takes(id)));
+        assert!(ids.iter().all(|id| Sampler::new(0.5, true).takes(id) || !Sampler::new(0.1, true).takes(id)));
         // At the edges, as OpenTelemetry's samplers for Python and Go have it.
         let id = |low: u64| {
             let mut id = [0xff; 16];
             id[8..].copy_from_slice(&low.to_be_bytes());
             id
         };
-        assert!(Sampler::new(1.0).takes(&id(u64::MAX)) && !Sampler::new(0.0).takes(&id(0)));
-        assert!(Sampler::new(0.5).takes(&id((1 << 63) - 1)) && !Sampler::new(0.5).takes(&id(1 << 63)));
+        assert!(Sampler::new(1.0, true).takes(&id(u64::MAX)) && !Sampler::new(0.0, true).takes(&id(0)));
+        assert!(
+            Sampler::new(0.0, true).decides(&id(0), Some(true))
+                && !Sampler::new(1.0, true).decides(&id(0), Some(false))
+        );
+        assert!(
+            Sampler::new(1.0, false).decides(&id(0), Some(false)) && !Sampler::new(0.0, true).decides(&id(0), None)
+        );
+        assert!(Sampler::new(0.5, true).takes(&id((1 << 63) - 1)) && !Sampler::new(0.5, true).takes(&id(1 << 63)));
     }
 
     proptest! {
@@ -351,6 +393,20 @@ mod tests {
             let mut out = [0; TRACEPARENT_LENGTH];
             child.write(&mut out);
             prop_assert_eq!(TraceContext::parse_traceparent(&out), Some(child));
+        }
+
+        #[test]
+        fn parts_of_a_span_have_ids_of_their_own(seed: u64) {
+            let span = TraceContext::begin(&mut Rng::with_seed(seed));
+            let mut ids: Vec<_> = (0..100).map(|number| span.part(number)).chain([span.parent]).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            prop_assert_eq!(ids.len(), 101);
+            let mut out = [0; TRACEPARENT_LENGTH];
+            span.write(&mut out);
+            super::replace_span_id(&mut out, span.part(3));
+            let told = TraceContext { parent: span.part(3), ..span };
+            prop_assert_eq!(TraceContext::parse_traceparent(&out), Some(told));
         }
 
         #[test]

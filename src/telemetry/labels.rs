@@ -53,6 +53,36 @@ label! {
 }
 
 label! {
+    /// Why a span was dropped.
+    SpanLoss {
+        /// Its shard had no room: the control thread was behind.
+        ShardFull = "shard_full",
+        /// As many waited as may.
+        QueueFull = "queue_full",
+        /// The collector refused the request that it was in.
+        Refused = "refused",
+        /// The collector took others of that request.
+        Rejected = "rejected",
+        /// It was tried for too long, or there is no collector any more.
+        GaveUp = "gave_up",
+    }
+}
+
+label! {
+    /// Why a request with spans failed.
+    ExportFailure {
+        /// There was no answer in time.
+        Timeout = "timeout",
+        /// No connection came about, or it broke.
+        Unreachable = "unreachable",
+        /// The collector asks for patience: 429, 502, 503 or 504.
+        Busy = "busy",
+        /// It answered otherwise.
+        Refused = "refused",
+    }
+}
+
+label! {
     /// What a limit did with a request.
     LimitOutcome {
         /// It passed.

@@ -6,8 +6,8 @@
 
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
-    BusLoss, BusRefusal, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, Refusal, Reload, SocketClosed, Stale,
-    TokenCheck, TunnelEnded,
+    BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, Refusal, Reload,
+    SocketClosed, SpanLoss, Stale, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
@@ -62,6 +62,8 @@ table! {
         exchanges_revoked: u64 = Counter "shardgate_exchanges_revoked_total" per Process;
         /// Access-log lines dropped because they could not be written in time.
         access_log_dropped: u64 = Counter "shardgate_access_log_dropped_total" per Process;
+        /// Spans that were recorded, those included that were dropped later. Requests that are not recorded have none.
+        spans_recorded: u64 = Counter "shardgate_trace_spans_recorded_total" per Process;
         /// Panics caught; each closed one connection.
         panics: u64 = Counter "shardgate_panics_total" per Process;
         /// Letters to other shards that found their ring full and were kept aside.
@@ -270,6 +272,16 @@ table! {
         bus_refusals: u64 = Counter "shardgate_hub_bus_refusals_total" per Process;
         /// Time until Redis brought back what this instance said to itself, each half second.
         bus_round_trip: Histogram<Own> = Histogram "shardgate_hub_bus_round_trip_seconds" per Process;
+        /// Spans that the collector took.
+        spans_exported: u64 = Counter "shardgate_trace_spans_exported_total" per Process;
+        /// Spans that nobody has, by reason.
+        spans_dropped: [u64; SpanLoss::COUNT] = Counter "shardgate_trace_spans_dropped_total" per Process
+            by "reason" in Values::Fixed(SpanLoss::VALUES);
+        /// Spans that wait to be exported.
+        spans_waiting: i64 = Gauge "shardgate_trace_spans_waiting" per Process;
+        /// Requests with spans that failed, by reason; most are sent again.
+        span_exports_failed: [u64; ExportFailure::COUNT] = Counter "shardgate_trace_exports_failed_total" per Process
+            by "reason" in Values::Fixed(ExportFailure::VALUES);
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.
@@ -305,6 +317,7 @@ impl Default for Counters {
             exchanges_tied: 0,
             exchanges_revoked: 0,
             access_log_dropped: 0,
+            spans_recorded: 0,
             panics: 0,
             mesh_spilled: 0,
             mesh_dropped: 0,

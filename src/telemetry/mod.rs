@@ -16,4 +16,5 @@ pub mod log;
 pub mod metrics;
 pub mod record;
 pub mod slots;
+pub mod spans;
 pub mod table;

@@ -13,6 +13,7 @@ pub mod probe;
 mod retry;
 mod send;
 mod streaming;
+mod tries;
 
 use std::{collections::BTreeMap, io, rc::Rc, sync::Arc, time::Duration};
 
@@ -32,6 +33,7 @@ use pool::{ConnectionPool, Doubt};
 use retry::RetryBudget;
 pub use send::{Asker, Call};
 pub use streaming::{Streaming, SwitchedBackend};
+pub use tries::{FailedTry, Tries, UnderWay};
 
 use crate::{
     net::{AnswerLimits, BodyFailure, ClientConnection, ClientError},
@@ -150,6 +152,8 @@ pub struct Trail {
     pub mended: bool,
     /// When the head of the answer was complete.
     pub answered_at: Option<Instant>,
+    /// What its spans say of each, where its trace is recorded.
+    pub tries: Tries,
 }
 
 /// Why there is no answer.

@@ -106,6 +106,7 @@ impl Upstream {
             trail.waited += waited;
             if let Some(outcome) = failure.outcome() {
                 trail.failed[outcome.index()] += 1;
+                trail.fail_try(outcome, now);
             }
             // A backend may close a connection that has served before, and cannot know that a request is on its way.
             let was_stale = trail.reused && !attempt.has_answered && matches!(failure, Failure::Broken(_));
@@ -167,6 +168,7 @@ impl Upstream {
         let is_retry = trail.attempts > 0;
         trail.attempts += 1;
         trail.backend = Some(Rc::clone(&backend));
+        trail.begin_try(head, call.target, now);
         let mut lease = self.lease(&backend, is_retry, now, trail).await?;
 
         set_host(head, &backend, call.preserve_host);

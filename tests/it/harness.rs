@@ -354,7 +354,10 @@ fn program(name: &str, directory: &Path) -> Command {
     let mut command = Command::new(name);
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        if text.starts_with("SHARDGATE_") || text == "PORT" || text == "STATE_DIRECTORY" {
+        if ["SHARDGATE_", "OTEL_"].iter().any(|prefix| text.starts_with(prefix))
+            || text == "PORT"
+            || text == "STATE_DIRECTORY"
+        {
             command.env_remove(&name);
         }
     }

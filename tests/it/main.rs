@@ -3,6 +3,7 @@
 mod accounts;
 mod backend;
 mod client;
+mod collector;
 mod docs;
 mod harness;
 mod hub;

@@ -52,8 +52,8 @@ pub use process::{
     LogFormat, Metrics, Runtime,
 };
 pub use requests::{
-    Access, Balance, ClientClose, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies, LimitKey, LimitScope,
-    ProbeKind, Route, RouteCors, Trace, Trust, Upstream,
+    Access, Balance, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
+    LimitKey, LimitScope, ProbeKind, Route, RouteCors, Trace, Trust, Upstream,
 };
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
 
@@ -140,7 +140,7 @@ config! {
         http: Http,
         /// Whose word about a request's origin counts.
         trust: Trust,
-        /// What services are told of traces.
+        /// Which traces are recorded, and where their spans go.
         trace: Trace,
         /// How the process stops.
         drain: Drain,

@@ -7,6 +7,7 @@ use crate::config::instance::Instance;
 use crate::config::key::Kind;
 use crate::config::origin::OriginPattern;
 use crate::config::path::PathPattern;
+use crate::config::secret::Secret;
 use crate::config::upstreams::{HashKey, StatusRange};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -71,11 +72,47 @@ section! {
 }
 
 section! {
-    /// Traces (W3C Trace Context): what services behind the gateway are told of them.
+    /// Traces (W3C Trace Context): which are recorded, what services behind the gateway are told of them, and where the
+    /// gateway's own spans go; see [tracing.md](tracing.md). Variables of OpenTelemetry (`OTEL_*`) stand for these keys too.
     Trace = Once "trace", per Process, by Reload {
-        /// Which share of the traces is marked to be recorded by the services, decided by the trace's id, so that all
-        /// instances agree. A peer in `trust.proxies` that sends a `traceparent` has decided already.
+        /// Which share of the traces is recorded, by the gateway and by the services that it tells of it, decided by the
+        /// trace's id, so that all instances agree.
         sample_ratio: f64 = 1.0, e.g. 0.1;
+        /// Whether a peer in `trust.proxies` that sends a `traceparent` has decided of its trace already. Otherwise the
+        /// share decides of all.
+        heed_parents: bool = true, e.g. false;
+        /// Where spans are sent, by OTLP over HTTP: a collector, as protobuf. A URL without a path has `/v1/traces`.
+        endpoint: Option<String> as Text("http or https URL") = unset "spans go nowhere",
+            e.g. "http://localhost:4318/v1/traces";
+        /// Whether a request that fails (5xx, or an answer that its upstream broke off) has a span whatever was decided of
+        /// its trace.
+        errors: bool = false, e.g. true;
+        /// Fields that each request with spans carries, such as credentials. Never shown.
+        headers: Option<Secret> as Secret("`name=value` pairs with commas, what is special in a value as `%2C`")
+            = unset "none", e.g. "api-key=an-example";
+        /// For one request with spans, from the connection to the end of the answer.
+        timeout: Duration = "10s", e.g. "3s", per Each;
+        /// Whether requests with spans are compressed.
+        compression: Compression = "none", e.g. "gzip";
+        /// Certificates (PEM) that the endpoint's is checked with.
+        ca_file: Option<PathBuf> = unset "the system's certificates", e.g. "/etc/shardgate/otlp-ca.pem";
+        /// What spans call this gateway (`service.name`).
+        service_name: String = "shardgate", e.g. "edge";
+        /// What else they say of it.
+        attributes: String as Text("`name=value` pairs with commas, what is special in a value as `%2C`") = "",
+            e.g. "deployment.environment.name=production";
+        /// Spans that wait to be sent. When it is full, further ones are dropped and counted; no request waits.
+        queue_spans: usize as Number(1024, 1_000_000) = 8192, e.g. 65536;
+    }
+}
+
+words! {
+    /// Whether what is sent is compressed.
+    Compression {
+        /// It is not.
+        None = "none",
+        /// By gzip.
+        Gzip = "gzip",
     }
 }
 

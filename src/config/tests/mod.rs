@@ -3,12 +3,14 @@
 
 mod environment;
 mod health;
+mod hostile;
 mod hub;
 mod instances;
 mod limits;
 mod mistakes;
 mod sessions;
 mod table;
+mod traces;
 
 use super::*;
 use expect_test::Expect;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     auth::Claims,
     config::HubShare,
-    exchange::{Exchange, Labels, Reject},
+    exchange::{Exchange, Labels, Reject, SpanNames},
     gateway::{
         Gateway, Plan,
         fields::{self, FieldRules, RequestContext},
@@ -28,7 +28,7 @@ use crate::{
     net::{AnswerBody as _, Cut, Finish as _, OwnedBody, Peer, Scheme, Sent},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
     shard::{Instant, clock, task, timer},
-    telemetry::record::RouteNames,
+    telemetry::{record::RouteNames, spans::SpanKind},
     upstream::{Asker, Call, Streaming, Upstream},
 };
 
@@ -206,6 +206,7 @@ pub(super) async fn post(
     let peer = Peer::new(SocketAddr::new(message.client, 0), message.scheme);
     let mut exchange = Exchange::begin(&gateway.ledger, &peer, None, head, began, false, message.client);
     exchange.routed(labels);
+    exchange.kind = SpanKind::Message;
     exchange.caller = message.caller;
     say(&mut exchange);
     let mut body = OwnedBody::new(message.payload, due);
@@ -353,7 +354,12 @@ pub(in crate::gateway) fn label_services(plan: &Plan) -> Vec<Rc<Labels>> {
     let of = |service: &Service| {
         let upstream = &plan.upstreams[service.upstream];
         let place = RouteNames::new(&service.name, &upstream.name);
-        Rc::new(Labels { place, route_slot: service.slot, upstream_slot: upstream.slot })
+        let names = SpanNames {
+            route: service.name.as_str().into(),
+            pattern: service.path.clone(),
+            upstream: upstream.name.as_str().into(),
+        };
+        Rc::new(Labels { place, route_slot: service.slot, upstream_slot: upstream.slot, names })
     };
     plan.hub.posts().map(of).collect()
 }

@@ -32,6 +32,7 @@ use crate::{
     config::{Config, watch::Watch},
     gateway::Plan,
     shard::{clock, ticks::Ticks},
+    sinks::otlp::Exporter,
     telemetry::{
         access_log,
         dependency::Databases,
@@ -42,9 +43,14 @@ use crate::{
 
 /// How often the shards are asked how they are, and the configuration file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the last spans may hold up the end.
+const LAST_SPANS_WITHIN: Duration = Duration::from_secs(1);
+
 /// What the control thread is given.
 pub(super) struct ControlSetup {
     pub(super) config: Config,
+    /// What the hub calls this process.
+    pub(super) node: Box<str>,
     pub(super) keychain: Keychain,
     pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
@@ -87,6 +93,7 @@ struct Control {
     descriptors: u64,
     bus: Bus<AllLetters>,
     probes: Probes,
+    exporter: Exporter,
     /// How upstreams stood by the plan before, until all shards have told of the one in force.
     stood: BTreeMap<String, Vec<Report>>,
     databases: Databases,
@@ -150,6 +157,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         descriptors,
         bus,
         probes: Probes::new(),
+        exporter: Exporter::new(&equipment.node),
         stood: BTreeMap::new(),
         databases: Databases::default(),
         bus_health,
@@ -177,6 +185,7 @@ impl Control {
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
         self.probes.set(&self.plan, self.lookups.current());
+        self.exporter.set(&self.config.trace).map_err(anyhow::Error::msg)?;
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();
@@ -198,11 +207,13 @@ impl Control {
                     self.bus.broadcast(|| ToShard::Probed(Box::new(probed.clone())));
                 },
                 keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
+                () = self.exporter.turn() => {}
                 () = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
             self.answer_scrapes();
             if let Some(ended) = self.advance_drain() {
+                self.exporter.close(LAST_SPANS_WITHIN).await;
                 return Ok(self.end(ended));
             }
             self.bus.flush();
@@ -239,6 +250,10 @@ impl Control {
                 }
             }
             ToControl::AskMetrics(asker) => self.scrape(Scraper::Shard(asker)),
+            ToControl::Spans(batch) => {
+                self.exporter.take(&batch);
+                self.bus.send(to::Shard(batch.shard.into()), ToShard::SpansTaken(batch));
+            }
             ToControl::WantKeys(issuer) => self.keychain.want(&issuer),
             ToControl::Drained(shard) => self.shards[shard].has_drained = true,
             ToControl::RevocationsLost => self.process.revocation_log_losses += 1,

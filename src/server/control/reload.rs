@@ -74,6 +74,9 @@ impl Control {
         config.keep_until_restart(&self.config);
         log::set_level(&config.log.level);
         self.config = config;
+        if let Err(wrong) = self.exporter.set(&self.config.trace) {
+            tracing::error!("spans go on as before: {wrong}");
+        }
         self.lookups.adopt();
         self.lookups.told(&self.config, &self.listeners);
         self.process.config_reloads[Reload::Applied.index()] += 1;

@@ -86,6 +86,10 @@ impl Control {
         self.process.key_fetches[KeyFetch::Good.index()] = fetched.good;
         self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
         self.process.probes = self.probes.counters();
+        let spans = self.exporter.counts();
+        self.process.spans_exported = spans.exported;
+        (self.process.spans_dropped, self.process.span_exports_failed) = (spans.dropped, spans.failures);
+        self.process.spans_waiting = i64::try_from(self.exporter.waiting()).unwrap_or(i64::MAX);
         let mut text = String::with_capacity(64 * 1024);
         write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
         let mut shared: Option<Arc<str>> = None;
@@ -140,6 +144,7 @@ impl Control {
             shards: self.shards.len(),
             is_accepting: self.drain.is_none(),
             has_hub: self.config.hub.enabled,
+            traces: self.exporter.health(),
             bus_health: match self.bus_health {
                 BusHealth::Up if self.are_events_refused => BusHealth::EventsRefused,
                 health => health,

@@ -29,6 +29,8 @@ mod routing;
 pub(crate) mod rows;
 mod shared_calls;
 mod simulation;
+mod span_export;
+mod spans;
 mod spellings;
 mod token_query;
 pub(crate) mod tokens;

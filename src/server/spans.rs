@@ -1,0 +1,32 @@
+//! A shard's spans on their way to the control thread, which exports them, and the empty batches on their way back.
+
+use std::{future::poll_fn, rc::Rc, time::Duration};
+
+use super::letter::{AllLetters, ToControl};
+use crate::{
+    bus::{Bus, to},
+    exchange::Ledger,
+    shard::{Local, clock, timer},
+};
+
+/// How long a span may wait for others.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Hands over full batches at once, and others each second. Never ends; a shard without spans sleeps.
+pub(super) async fn flush(ledger: Rc<Local<Ledger>>, bus: Bus<AllLetters>) {
+    loop {
+        poll_fn(|cx| ledger.with(|ledger| ledger.spans.poll_any(cx))).await;
+        let full = poll_fn(|cx| ledger.with(|ledger| ledger.spans.poll_full(cx)));
+        let is_full = timer::within(clock::now() + FLUSH_INTERVAL, full).await.is_some();
+        hand_over(&ledger, &bus, !is_full);
+    }
+}
+
+/// Hands over full batches, or all that there is.
+pub(super) fn hand_over(ledger: &Local<Ledger>, bus: &Bus<AllLetters>, all: bool) {
+    let next = || ledger.with(|ledger| ledger.spans.take(all).map(|batch| (batch, ledger.shard)));
+    while let Some((mut batch, shard)) = next() {
+        batch.shard = shard;
+        bus.send(to::Control, ToControl::Spans(batch));
+    }
+}

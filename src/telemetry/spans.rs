@@ -1,0 +1,440 @@
+//! Spans of requests on their way out: each shard fills a batch of its own, and whole batches go to whoever exports them.
+//!
+//! A shard never waits and has few batches: while all are away its spans are dropped and counted. Nothing is told of a
+//! request that is not recorded. How spans are named and sent is for the exporter.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    task::{Context, Poll, Waker},
+};
+
+/// Spans of a batch: as many as go out in half a request of the exporter.
+pub const BATCH_SPANS: usize = 256;
+/// Batches of a shard: one is filled, the others are on their way there or back.
+const BATCHES: usize = 4;
+/// Bytes of texts in a batch; with longer ones than usual it holds fewer spans.
+const BATCH_TEXT_BYTES: usize = 48 * 1024;
+/// No text of a span is longer; what is behind is cut off.
+const TEXT_MAX: usize = 512;
+/// All texts of one span.
+const SPAN_TEXT_MAX: usize = TEXTS * TEXT_MAX;
+
+/// What a span is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SpanKind {
+    /// A client's request, from its first byte to its answer's last.
+    Request,
+    /// A message of the hub that a service is asked about.
+    Message,
+    /// One try at an instance.
+    Try,
+    /// The check of a token that was not known yet.
+    TokenCheck,
+    /// The wait for the bridge, for what a caller does with an account.
+    Account,
+}
+
+/// What is known of a span, but for its texts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanFacts {
+    /// What it is about.
+    pub kind: SpanKind,
+    /// The trace.
+    pub trace_id: [u8; 16],
+    /// Its own id.
+    pub id: [u8; 8],
+    /// That of the span that it is a part of; nought where it begins the trace.
+    pub parent: [u8; 8],
+    /// Whether the trace is recorded; one that is not is told of for its error alone.
+    pub is_sampled: bool,
+    /// When it began, in nanoseconds since 1970.
+    pub began_ns: u64,
+    /// When it ended.
+    pub ended_ns: u64,
+    /// The answer's status; 0 where there was none.
+    pub status: u16,
+    /// Whether it counts as failed.
+    pub has_failed: bool,
+    /// Why it ended otherwise than with a whole answer: a word of ours, or empty.
+    pub reason: &'static str,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    /// `1.1`, `2`.
+    pub protocol: &'static str,
+    /// Of a request how often it was sent, of a try which one it is, from 1.
+    pub attempt: u32,
+    /// Whether a try went over a connection that had been used before.
+    pub is_reused: bool,
+    /// How long a try's connect took.
+    pub connect_us: u32,
+    /// Bytes of the request's body.
+    pub request_bytes: u64,
+    /// Bytes of the answer's body.
+    pub response_bytes: u64,
+    /// Whom the request is from.
+    pub client: IpAddr,
+    /// The shard that served it.
+    pub shard: u16,
+}
+
+impl SpanFacts {
+    /// A span of which nothing is known.
+    pub const BLANK: Self = Self {
+        kind: SpanKind::Request,
+        trace_id: [0; 16],
+        id: [0; 8],
+        parent: [0; 8],
+        is_sampled: false,
+        began_ns: 0,
+        ended_ns: 0,
+        status: 0,
+        has_failed: false,
+        reason: "",
+        scheme: "",
+        protocol: "",
+        attempt: 0,
+        is_reused: false,
+        connect_us: 0,
+        request_bytes: 0,
+        response_bytes: 0,
+        client: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        shard: 0,
+    };
+}
+
+/// The texts of a span, each empty where there is none. What came from a client is as it came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpanTexts<'a> {
+    /// The method.
+    pub method: &'a [u8],
+    /// The path without its query; of a try, the one that its instance was asked for.
+    pub path: &'a [u8],
+    /// The route's name.
+    pub route: &'a [u8],
+    /// What the route takes: `/users/{id}`.
+    pub pattern: &'a [u8],
+    /// The upstream's name.
+    pub upstream: &'a [u8],
+    /// `host:port` of the instance that was asked last.
+    pub instance: &'a [u8],
+    /// The host that the client asked for.
+    pub host: &'a [u8],
+    /// The client's `User-Agent`.
+    pub user_agent: &'a [u8],
+    /// The request's id.
+    pub request_id: &'a [u8],
+}
+
+/// How many texts a span has.
+const TEXTS: usize = 9;
+
+impl<'a> SpanTexts<'a> {
+    const fn all(&self) -> [&'a [u8]; TEXTS] {
+        let Self { method, path, route, pattern, upstream, instance, host, user_agent, request_id } = *self;
+        [method, path, route, pattern, upstream, instance, host, user_agent, request_id]
+    }
+
+    const fn of(
+        [method, path, route, pattern, upstream, instance, host, user_agent, request_id]: [&'a [u8]; TEXTS],
+    ) -> Self {
+        Self { method, path, route, pattern, upstream, instance, host, user_agent, request_id }
+    }
+}
+
+/// A span, as it is told and as it is read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span<'a> {
+    /// What is known of it.
+    pub facts: SpanFacts,
+    /// Its texts.
+    pub texts: SpanTexts<'a>,
+}
+
+/// A span in a batch: its texts stand one behind the other from here on, each so long.
+#[derive(Clone, Copy, Debug)]
+struct Kept {
+    facts: SpanFacts,
+    text: u32,
+    lengths: [u16; TEXTS],
+}
+
+/// Spans of one shard. Moves to the control thread and back.
+#[derive(Debug, Default)]
+pub struct SpanBatch {
+    spans: Vec<Kept>,
+    text: Vec<u8>,
+    /// The shard that it is of.
+    pub shard: u16,
+    /// Spans that the shard dropped since the batch before.
+    pub dropped: u32,
+}
+
+impl SpanBatch {
+    /// An empty one with all of its room.
+    fn with_room() -> Self {
+        Self {
+            spans: Vec::with_capacity(BATCH_SPANS),
+            text: Vec::with_capacity(BATCH_TEXT_BYTES),
+            shard: 0,
+            dropped: 0,
+        }
+    }
+
+    /// Adds a span.
+    pub fn push(&mut self, span: &Span<'_>) {
+        let text = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
+        let lengths = span.texts.all().map(|text| {
+            let text = text.get(..TEXT_MAX).unwrap_or(text);
+            self.text.extend_from_slice(text);
+            u16::try_from(text.len()).unwrap_or(0)
+        });
+        self.spans.push(Kept { facts: span.facts, text, lengths });
+    }
+
+    /// Whether it may have no room for another.
+    pub fn is_full(&self) -> bool {
+        self.spans.len() >= BATCH_SPANS || self.text.len() + SPAN_TEXT_MAX > BATCH_TEXT_BYTES
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.spans.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.spans.is_empty()
+    }
+
+    /// The spans, in the order in which they were told.
+    pub fn iter(&self) -> impl Iterator<Item = Span<'_>> {
+        self.spans.iter().map(|kept| {
+            let mut rest = self.text.get(kept.text as usize..).unwrap_or_default();
+            let texts = kept.lengths.map(|length| {
+                let (text, behind) = rest.split_at_checked(usize::from(length)).unwrap_or_default();
+                rest = behind;
+                text
+            });
+            Span { facts: kept.facts, texts: SpanTexts::of(texts) }
+        })
+    }
+
+    /// Empties it, and keeps its room.
+    pub fn clear(&mut self) {
+        self.spans.clear();
+        self.text.clear();
+        self.dropped = 0;
+    }
+}
+
+/// Which requests a shard records, besides those that their traces say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Recording {
+    /// Whether spans go anywhere.
+    pub is_on: bool,
+    /// Whether a request that fails is told of whatever its trace says.
+    pub with_errors: bool,
+}
+
+/// One shard's spans that are not handed over yet. One per shard.
+#[derive(Debug, Default)]
+pub struct SpanLog {
+    recording: Recording,
+    /// The one that is filled.
+    current: Option<SpanBatch>,
+    /// Those that are full.
+    full: Vec<SpanBatch>,
+    empty: Vec<SpanBatch>,
+    /// How many there are, wherever they are.
+    made: usize,
+    waiting: Option<Waker>,
+    recorded: u64,
+    dropped: u32,
+}
+
+impl SpanLog {
+    /// From now on so much is recorded.
+    pub fn set(&mut self, recording: Recording) {
+        self.recording = recording;
+        if recording.is_on && self.current.is_none() {
+            self.current = self.fresh();
+        }
+    }
+
+    /// What is recorded.
+    #[inline]
+    pub const fn recording(&self) -> Recording {
+        self.recording
+    }
+
+    /// Spans that were recorded so far, those included that were dropped.
+    pub const fn recorded(&self) -> u64 {
+        self.recorded
+    }
+
+    /// Tells of a span.
+    pub fn record(&mut self, span: &Span<'_>) {
+        self.recorded += 1;
+        if self.current.is_none() {
+            self.current = self.fresh();
+        }
+        let Some(current) = &mut self.current else {
+            self.dropped = self.dropped.saturating_add(1);
+            return;
+        };
+        current.push(span);
+        let wakes = if current.is_full() {
+            self.full.extend(self.current.take());
+            true
+        } else {
+            current.len() == 1
+        };
+        if wakes && let Some(waiting) = self.waiting.take() {
+            waiting.wake();
+        }
+    }
+
+    /// A batch to be filled, if the shard may have one more.
+    fn fresh(&mut self) -> Option<SpanBatch> {
+        let fresh = self.empty.pop().or_else(|| {
+            let may = self.made < BATCHES;
+            self.made += usize::from(may);
+            may.then(SpanBatch::with_room)
+        });
+        fresh.map(|mut batch| {
+            batch.dropped = std::mem::take(&mut self.dropped);
+            batch
+        })
+    }
+
+    /// Waits until there is a span. One task waits, here or for a full batch.
+    pub fn poll_any(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let has_any = !self.full.is_empty() || self.current.as_ref().is_some_and(|batch| !batch.is_empty());
+        self.ready_if(has_any, cx)
+    }
+
+    /// Waits until a batch is full.
+    pub fn poll_full(&mut self, cx: &Context<'_>) -> Poll<()> {
+        self.ready_if(!self.full.is_empty(), cx)
+    }
+
+    fn ready_if(&mut self, is_so: bool, cx: &Context<'_>) -> Poll<()> {
+        if is_so {
+            return Poll::Ready(());
+        }
+        self.waiting = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// A batch that is to be handed over: a full one, or where `even_if_not_full` what there is.
+    pub fn take(&mut self, even_if_not_full: bool) -> Option<SpanBatch> {
+        let full = self.full.pop();
+        full.or_else(|| self.current.take_if(|batch| even_if_not_full && !batch.is_empty()))
+    }
+
+    /// A batch comes back, to be filled again.
+    pub fn give_back(&mut self, mut batch: SpanBatch) {
+        batch.clear();
+        if self.recording.is_on {
+            self.empty.push(batch);
+        } else {
+            self.made -= 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Wake;
+
+    use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    struct Bell;
+
+    impl Wake for Bell {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+
+    fn on() -> SpanLog {
+        let mut log = SpanLog::default();
+        log.set(Recording { is_on: true, with_errors: false });
+        log
+    }
+
+    fn numbered(number: u64) -> SpanFacts {
+        SpanFacts { began_ns: number, ..SpanFacts::BLANK }
+    }
+
+    #[test]
+    fn while_all_batches_are_away_spans_are_dropped_and_counted_with_the_next() {
+        let mut log = on();
+        let span = |number| Span { facts: numbered(number), texts: SpanTexts::default() };
+        let all = BATCHES * BATCH_SPANS;
+        for number in 0..all as u64 + 5 {
+            log.record(&span(number));
+        }
+        let mut away: Vec<_> = std::iter::from_fn(|| log.take(true)).collect();
+        assert_eq!((away.len(), away.iter().map(SpanBatch::len).sum::<usize>()), (BATCHES, all));
+        log.record(&span(0));
+        assert!(log.take(true).is_none(), "all of them are away");
+        log.give_back(away.pop().expect("one"));
+        log.record(&span(7));
+        let batch = log.take(true).expect("it is there again");
+        assert_eq!((batch.len(), batch.dropped), (1, 6));
+        assert_eq!(log.recorded(), all as u64 + 7);
+    }
+
+    #[test]
+    fn a_full_batch_goes_at_once_and_one_that_is_not_when_it_is_asked_for() {
+        let mut log = on();
+        let waker = std::sync::Arc::new(Bell).into();
+        let cx = Context::from_waker(&waker);
+        assert!(log.poll_any(&cx).is_pending());
+        let texts = SpanTexts { path: &[b'x'; 10_000], ..SpanTexts::default() };
+        log.record(&Span { facts: numbered(0), texts });
+        assert!(log.poll_any(&cx).is_ready() && log.poll_full(&cx).is_pending());
+        assert!(log.take(false).is_none());
+        let mut told = 1;
+        while log.poll_full(&cx).is_pending() {
+            log.record(&Span { facts: numbered(told), texts });
+            told += 1;
+        }
+        assert!(told < BATCH_SPANS as u64, "texts fill it too");
+        let batch = log.take(false).expect("it is full");
+        assert!(batch.text.len() <= BATCH_TEXT_BYTES && batch.text.capacity() == BATCH_TEXT_BYTES);
+        assert!(batch.iter().all(|span| span.texts.path.len() == TEXT_MAX));
+        assert!(log.poll_any(&cx).is_pending(), "nothing is left");
+    }
+
+    #[test]
+    fn one_that_records_nothing_keeps_no_batches() {
+        let mut log = on();
+        log.record(&Span { facts: numbered(0), texts: SpanTexts::default() });
+        log.set(Recording::default());
+        let batch = log.take(true).expect("what was told goes out");
+        log.give_back(batch);
+        assert_eq!((log.made, log.empty.len()), (0, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_is_read_again(
+            spans in prop::collection::vec(prop::array::uniform9(prop::collection::vec(any::<u8>(), 0..700)), 0..40),
+        ) {
+            let mut batch = SpanBatch::with_room();
+            for (number, texts) in spans.iter().enumerate() {
+                let texts = SpanTexts::of(std::array::from_fn(|at| texts[at].as_slice()));
+                batch.push(&Span { facts: numbered(number as u64), texts });
+            }
+            prop_assert_eq!(batch.len(), spans.len());
+            for (number, (read, told)) in batch.iter().zip(&spans).enumerate() {
+                prop_assert_eq!(read.facts, numbered(number as u64));
+                for (read, told) in read.texts.all().into_iter().zip(told) {
+                    prop_assert!(told.starts_with(read) && read.len() == told.len().min(TEXT_MAX));
+                }
+            }
+        }
+    }
+}
