@@ -245,14 +245,7 @@ impl Plan {
         descriptors: u64,
         names: &mut Names,
     ) -> Result<Self, PlanError> {
-        let instances = instances(config, addresses);
-        let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
-        let upstreams: Vec<_> = config
-            .upstreams
-            .iter()
-            .zip(instances)
-            .map(|((name, upstream), instances)| UpstreamPlan::compile(name, upstream, instances, zone, shards, names))
-            .collect();
+        let upstreams = upstreams(config, addresses, shards, names);
         let limits = rate_limit::compile(config, shards, &mut names.limits).ok_or(PlanError::Limits)?;
         let cors = cors::Policy::compile(&config.cors).map(Arc::new);
         let upstream_names: Vec<String> = config.upstreams.keys().cloned().collect();
@@ -360,6 +353,14 @@ pub(super) fn roles(config: &Config) -> Roles {
 /// which tunnels close.
 fn drain_window(drain: &Drain) -> Duration {
     drain.window.min(drain.max.saturating_sub(drain.notice).saturating_sub(FAREWELL))
+}
+
+fn upstreams(config: &Config, addresses: &Addresses, shards: usize, names: &mut Names) -> Vec<UpstreamPlan> {
+    let instances = instances(config, addresses);
+    let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
+    let each = config.upstreams.iter().zip(instances);
+    each.map(|((name, upstream), instances)| UpstreamPlan::compile(name, upstream, instances, zone, shards, names))
+        .collect()
 }
 
 fn http_limits(config: &Config) -> HttpLimits {
