@@ -8,6 +8,7 @@ use shardgate::telemetry::log::Format;
 use shardgate::telemetry::metrics::{Counters, Finished};
 use shardgate::telemetry::record::{Record, RouteNames, TimestampCache};
 use shardgate::telemetry::slots::MetricSlots;
+use shardgate::telemetry::spans::{Recording, Span, SpanFacts, SpanKind, SpanLog, SpanTexts};
 
 fn record(place: &RouteNames) -> Record<'_> {
     Record {
@@ -91,5 +92,37 @@ fn counters(criterion: &mut Criterion) {
     black_box(counters);
 }
 
-criterion_group!(benches, lines, ids, counters);
+/// The spans of one proxied request: its own, and that of its try.
+fn spans(criterion: &mut Criterion) {
+    let mut log = SpanLog::default();
+    log.set(Recording { is_on: true, with_errors: false });
+    let texts = SpanTexts {
+        method: b"GET",
+        path: b"/api/events/carts/1234567/items",
+        upstream: b"ingestion",
+        instance: b"10.0.12.7:8081",
+        ..SpanTexts::default()
+    };
+    let request = SpanTexts {
+        route: b"events",
+        pattern: b"/api/events/*",
+        host: b"api.example.com",
+        user_agent:
+            b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
+        request_id: b"4bf92f3577b34da6a3ce929d0e",
+        ..texts
+    };
+    let facts = SpanFacts { status: 200, ended_ns: 1_795_428_969_007_000_000, ..SpanFacts::BLANK };
+    criterion.bench_function("spans of a request", |bencher| {
+        bencher.iter(|| {
+            log.record(black_box(&Span { facts: SpanFacts { kind: SpanKind::Try, ..facts }, texts }));
+            log.record(black_box(&Span { facts, texts: request }));
+            while let Some(batch) = log.take(false) {
+                log.give_back(batch);
+            }
+        });
+    });
+}
+
+criterion_group!(benches, lines, ids, counters, spans);
 criterion_main!(benches);

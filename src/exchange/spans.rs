@@ -1,6 +1,8 @@
 //! What the spans of an exchange say: that of the request, one of each try at an instance, and those of what else it waited
 //! for. They are told once it has ended, where its trace is recorded; of one that fails the first may be told all the same.
 
+use std::{future::poll_fn, pin::pin};
+
 use super::{Exchange, Ledger, under_way::Ended};
 use crate::{
     net::{Cut, Scheme},
@@ -136,6 +138,24 @@ impl Exchange {
             let texts = SpanTexts { path: head.text(at.path), instance, ..texts };
             ledger.spans.record(&Span { facts, texts });
         }
+    }
+
+    /// Does this, and tells of it as a part if it was waited for. Dropping the future drops the work.
+    pub async fn wait<T, E>(&self, kind: SpanKind, work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let mut work = pin!(work);
+        let mut began = None;
+        let done = poll_fn(|cx| {
+            let polled = work.as_mut().poll(cx);
+            if polled.is_pending() && began.is_none() {
+                began = Some(clock::turn());
+            }
+            polled
+        })
+        .await;
+        if let Some(began) = began {
+            self.tell_part(kind, began, done.is_err());
+        }
+        done
     }
 
     /// Something that it waited for, from then until now; where it is recorded.

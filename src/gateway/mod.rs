@@ -51,7 +51,7 @@ use crate::{
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
     proto::head::{RequestHead, ResponseHead, Span},
     shard::{Instant, Local, clock},
-    telemetry::metrics::Counters,
+    telemetry::{metrics::Counters, spans::SpanKind},
 };
 
 /// One per shard: what it routes by, and the upstreams as it knows them.
@@ -350,7 +350,8 @@ impl Live {
         additions: &mut Additions,
     ) -> impl Future<Output = Result<(), Reject>> {
         let by_address = |_| Some(CellKey::of_address(exchange.client));
-        self.limits.pass(&self.plan.limits, &route.limits.by_address, by_address, &mut additions.limits)
+        let pass = self.limits.pass(&self.plan.limits, &route.limits.by_address, by_address, &mut additions.limits);
+        exchange.wait(SpanKind::Limit, pass)
     }
 
     fn limit_by_caller_and_route(
@@ -363,7 +364,8 @@ impl Live {
             LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
             LimitKey::Address | LimitKey::Route => Some(route.limits.key),
         };
-        self.limits.pass(&self.plan.limits, &route.limits.later, key_of, &mut additions.limits)
+        let pass = self.limits.pass(&self.plan.limits, &route.limits.later, key_of, &mut additions.limits);
+        exchange.wait(SpanKind::Limit, pass)
     }
 
     /// Its limits come when its handshake has been read: the token of a socket has places of its own.

@@ -48,6 +48,7 @@ use crate::{
         self, Driver, cores,
         listener::{self, PortClaim},
     },
+    sinks::otlp::Exporter,
     telemetry::{access_log, log::Format, metrics::Names},
 };
 
@@ -94,6 +95,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
 
     let mesh = mesh::build::<AllLetters>(shards, RINGS)?;
     let (node, secret) = hub_names();
+    let exporter = Exporter::new(&node, &config.trace).map_err(anyhow::Error::msg)?;
     let bridge = bridge::spawn(bridge::BridgeSetup {
         config: config.clone(),
         node: node.clone(),
@@ -132,7 +134,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let public = listeners.clone();
     let control = control::ControlSetup {
         config,
-        node,
+        exporter,
         keychain,
         watch,
         plan,

@@ -32,6 +32,8 @@ pub enum SpanKind {
     TokenCheck,
     /// The wait for the bridge, for what a caller does with an account.
     Account,
+    /// The wait until others have counted a request: another shard, or Redis.
+    Limit,
 }
 
 /// What is known of a span, but for its texts.

@@ -49,8 +49,7 @@ const LAST_SPANS_WITHIN: Duration = Duration::from_secs(1);
 /// What the control thread is given.
 pub(super) struct ControlSetup {
     pub(super) config: Config,
-    /// What the hub calls this process.
-    pub(super) node: Box<str>,
+    pub(super) exporter: Exporter,
     pub(super) keychain: Keychain,
     pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
@@ -157,7 +156,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         descriptors,
         bus,
         probes: Probes::new(),
-        exporter: Exporter::new(&equipment.node),
+        exporter: equipment.exporter,
         stood: BTreeMap::new(),
         databases: Databases::default(),
         bus_health,
@@ -185,7 +184,6 @@ impl Control {
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
         self.probes.set(&self.plan, self.lookups.current());
-        self.exporter.set(&self.config.trace).map_err(anyhow::Error::msg)?;
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();

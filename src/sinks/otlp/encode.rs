@@ -83,6 +83,7 @@ fn otlp(span: &Span<'_>) -> OtlpSpan {
         SpanKind::Try => (span::SpanKind::Client, describe_try(facts, texts, &mut attributes)),
         SpanKind::TokenCheck => (span::SpanKind::Internal, "token check".to_owned()),
         SpanKind::Account => (span::SpanKind::Internal, "account".to_owned()),
+        SpanKind::Limit => (span::SpanKind::Internal, "rate limit".to_owned()),
     };
     if !facts.reason.is_empty() {
         attributes.push(text("error.type", facts.reason));

@@ -73,9 +73,10 @@ pub struct ExportCounts {
 }
 
 impl Exporter {
-    /// One that sends nothing until it is told where. `node` is what the hub calls this process.
-    pub fn new(node: &str) -> Self {
-        Self {
+    /// One that sends spans as configured. `node` is what the hub calls this process. Says what is wrong with the
+    /// certificates.
+    pub fn new(node: &str, settings: &Trace) -> Result<Self, String> {
+        let mut exporter = Self {
             node: node.into(),
             target: None,
             queue: Queue::default(),
@@ -83,7 +84,9 @@ impl Exporter {
             trouble: None,
             counts: ExportCounts::default(),
             is_closing: false,
-        }
+        };
+        exporter.set(settings)?;
+        Ok(exporter)
     }
 
     /// From now on spans go there; those that wait do too. Says what is wrong with the certificates, and then nothing

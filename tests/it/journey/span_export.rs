@@ -237,6 +237,13 @@ fn the_variables_of_opentelemetry_hold() {
         ask(&gateway, 1);
         assert_eq!(gateway.metrics().value("shardgate_trace_spans_recorded_total"), 0, "{off:?}");
     }
+    let https = [
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://127.0.0.1:9/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/there/is/none.pem"),
+    ];
+    let mut gateway = Gateway::launch(&config, variables(&https));
+    assert_ne!(gateway.wait_exit(Duration::from_secs(20)), Some(0));
+    assert!(gateway.log().contains("ca_file is"), "{}", gateway.log());
     let mut gateway = Gateway::launch(&config, variables(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]));
     assert_eq!(gateway.wait_exit(Duration::from_secs(20)), Some(2));
     assert!(

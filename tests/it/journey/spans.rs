@@ -278,6 +278,36 @@ fn a_message_for_a_service_is_a_trace_of_its_own() {
 }
 
 #[test]
+fn what_waits_to_be_counted_is_a_span() {
+    let (backend, mut collector) = (Backend::ok(), Collector::start());
+    let rest = format!("[limits.api]\nquota = 64\nwindow = \"1d\"\n{}", collector.config(""));
+    let gateway = Setup { rest: &rest, ..Setup::default() }.start(&[backend.address()]);
+    let mut clients: Vec<_> = (0..128).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    for client in &mut clients {
+        client.read_response();
+    }
+    let spans = collector
+        .spans_until("all requests", |spans| spans.iter().filter(|span| span.kind == SpanKind::Server).count() == 128);
+    let waits: Vec<_> = spans.iter().filter(|span| span.name == "rate limit").collect();
+    let held = gateway.metrics().value("shardgate_limit_held_total{limit=\"api\"}");
+    assert!(
+        !waits.is_empty() && usize::try_from(held).is_ok_and(|held| waits.len() <= held),
+        "{} of {held}",
+        waits.len()
+    );
+    for wait in waits {
+        let request = spans.iter().find(|span| span.id == wait.parent).expect("it is a request's");
+        assert_eq!(
+            (&request.trace, request.get("error.type")),
+            (&wait.trace, if wait.has_failed { "rate_limited" } else { "" })
+        );
+    }
+}
+
+#[test]
 fn what_waits_for_the_bridge_is_a_span() {
     let mut collector = Collector::start();
     let config = format!("[accounts]\npassword_memory = \"64KiB\"\npassword_passes = 1\n{}", collector.config(""));
