@@ -52,10 +52,11 @@ pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
     Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Compression, Config, Cors, Data,
-    Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http, Hub, HubEventType,
-    HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat,
-    Metrics, ProbeKind, Redis, RedisMode, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore,
-    Sessions, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
+    Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http,
+    Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener,
+    ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn, Revocation, RevocationFail, Role,
+    Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust,
+    Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

@@ -103,7 +103,8 @@ codes! {
     NoHealthyUpstream = "no_healthy_upstream", 503, "No healthy upstream", "no instance of the service is healthy; try again shortly";
     /// The upstream has as many requests under way as it may.
     CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";
-    /// The gateway has as many connections as it may, or as much waits for the stores of accounts.
+    /// The gateway has as many connections as it may, as much waits for the stores of accounts, or an answer would come too
+    /// late.
     Overloaded = "overloaded", 503, "Overloaded", "the gateway has as much to do as it may; try again shortly";
     /// The gateway ends, and the time that requests under way had is up.
     Draining = "draining", 503, "Draining", "the gateway is going out of service; try again over a new connection";
@@ -225,7 +226,8 @@ impl From<Failure> for Reject {
             Failure::CircuitOpen | Failure::UploadsFull => Code::CircuitOpen,
             Failure::Connect(_) | Failure::Broken(_) => Code::UpstreamUnreachable,
             Failure::BadAnswer(_) => Code::UpstreamBadResponse,
-            Failure::TimedOut => Code::UpstreamTimeout,
+            Failure::TimedOut | Failure::DeadlineMissed => Code::UpstreamTimeout,
+            Failure::Shed(_) => Code::Overloaded,
             Failure::Request(BodyFailure::TimedOut) => Code::RequestTimeout,
             Failure::Request(BodyFailure::TooLarge) => Code::BodyTooLarge,
             // The trailer section has bounds as the head has.
@@ -235,6 +237,8 @@ impl From<Failure> for Reject {
             Failure::Ended => Code::TokenRevoked,
         };
         let detail = match &failure {
+            Failure::DeadlineMissed => Some("the service did not answer within the time that the request has"),
+            Failure::Shed(_) => Some("the answer would come too late; try again shortly"),
             Failure::UploadsFull => {
                 Some("the service has too many requests under way whose bodies are on their way; try again shortly")
             }

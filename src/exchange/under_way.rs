@@ -11,12 +11,12 @@ use crate::{
     shard::{Instant, Local, buffers, clock},
     telemetry::{
         ids::{RequestId, TraceContext},
-        metrics::{Finished, Outcome, Stale},
+        metrics::{Finished, Outcome, Stale, UpstreamCounters},
         record::{Record, RouteNames},
         slots::{MetricSlot, OTHER},
         spans::SpanKind,
     },
-    upstream::Trail,
+    upstream::{Trail, Unusual},
 };
 
 /// What logs and metrics call a route and its upstream. One per route and shard.
@@ -175,6 +175,11 @@ impl Exchange {
         !tether.has_ended()
     }
 
+    /// What it says of the time that it has means nothing.
+    pub fn has_malformed_deadline(&self) {
+        self.ledger.with(|ledger| ledger.counters.deadlines_malformed += 1);
+    }
+
     /// It came while it was not known what had been revoked lately.
     pub fn stale(&self, is_refused: bool) {
         let outcome = if is_refused { Stale::Refused } else { Stale::Served };
@@ -280,9 +285,12 @@ impl Exchange {
                 upstream.duration.observe_us(upstream_us);
                 upstream.connections_opened += u64::from(trail.opened);
                 upstream.connections_reused += u64::from(trail.reused);
-                upstream.retries += u64::from(trail.attempts - 1);
                 upstream.ejections += u64::from(trail.ejected);
                 upstream.answers_mended += u64::from(trail.mended);
+                counters.queue_duration.observe_us(trail.queued_us.into());
+            }
+            if let Some(labels) = labels.filter(|_| trail.unusual.is_any) {
+                count_unusual(counters.upstream(labels.upstream_slot), &trail.unusual);
             }
         });
     }
@@ -330,6 +338,20 @@ impl Exchange {
     }
 }
 
+#[cold]
+fn count_unusual(upstream: &mut UpstreamCounters, unusual: &Unusual) {
+    for (count, retried) in upstream.retries.iter_mut().zip(unusual.retried) {
+        *count += u64::from(retried);
+    }
+    upstream.retries_refused += u64::from(unusual.is_out_of_budget);
+    upstream.hedges += u64::from(unusual.is_hedged);
+    upstream.hedges_won += u64::from(unusual.hedge_won);
+    upstream.deadlines_missed += u64::from(unusual.missed_deadline);
+    if let Some(shed) = unusual.shed {
+        upstream.shed[shed.index()] += 1;
+    }
+}
+
 fn us(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
@@ -374,6 +396,7 @@ impl Ended {
             Self::Cut(Cut::UpstreamBroken) => "upstream_broken",
             Self::Cut(Cut::UpstreamMalformed) => "upstream_malformed",
             Self::Cut(Cut::UpstreamStalled) => "upstream_stalled",
+            Self::Cut(Cut::DeadlineMissed) => "deadline_missed",
             Self::Revoked => "revoked",
             Self::Kicked => "kicked",
             Self::Draining => "draining",
@@ -388,7 +411,7 @@ impl Ended {
             (Self::Served, Some(..500)) => Outcome::Answered,
             (Self::Served, Some(_)) => Outcome::ServerError,
             (Self::Cut(Cut::UpstreamBroken), _) => Outcome::Closed,
-            (Self::Cut(Cut::UpstreamStalled), _) => Outcome::TimedOut,
+            (Self::Cut(Cut::UpstreamStalled | Cut::DeadlineMissed), _) => Outcome::TimedOut,
             (Self::Cut(Cut::UpstreamMalformed) | Self::Refused(Code::UpstreamBadResponse), _) => Outcome::Malformed,
             _ => Outcome::Cancelled,
         }
@@ -399,6 +422,9 @@ impl Finish for Exchange {
     fn finish(mut self, sent: Sent) -> Instant {
         if let Some(cut) = sent.cut {
             self.ended = Ended::Cut(cut);
+            if cut == Cut::DeadlineMissed {
+                self.trail.missed_deadline();
+            }
         }
         self.request_bytes = sent.request_bytes;
         self.record(sent.body_bytes)

@@ -15,11 +15,11 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, Drain, ECHO_PATH, HashKey, Health, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, Deadline, Drain, ECHO_PATH, HashKey, Health, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot, spans::Recording},
-    upstream::{Instance, Settings, balance::Table},
+    upstream::{Instance, RetryRules, Settings, balance::Table},
 };
 
 /// How long before the end of a drain the last tunnel begins to end.
@@ -38,6 +38,8 @@ pub struct Plan {
     pub accept_budget: usize,
     /// In a drain: within which time tunnels end.
     pub drain_window: Duration,
+    /// Which deadlines count that requests bring along.
+    pub(super) deadline: Deadline,
     /// Whether fresh connections go to clearly less loaded shards.
     pub hands_over: bool,
     /// Peers whose word about the client counts.
@@ -160,6 +162,9 @@ pub(super) struct ProxyRoute {
     pub(super) response_timeout: Duration,
     pub(super) stream_idle_timeout: Duration,
     pub(super) retries_max: u32,
+    pub(super) retry: RetryRules,
+    pub(super) hedge_after: Option<Duration>,
+    pub(super) deadline: Option<Duration>,
     pub(super) cancels_on_close: bool,
     pub(super) passes_interim: bool,
     pub(super) request_headers: FieldRules,
@@ -297,14 +302,7 @@ impl Plan {
         }
         if config.hub.echo {
             router.add_own(routes.len(), &PathPattern::Exact(ECHO_PATH.to_owned()), "GET");
-            routes.push(Route {
-                name: ECHO_PATH.to_owned(),
-                slot: names.routes.claim(ECHO_PATH),
-                limits: RouteLimits::of_own(&limits, ECHO_PATH),
-                cors: cors.clone(),
-                access: Access::Public,
-                target: Target::Echo,
-            });
+            routes.push(echo_route(names.routes.claim(ECHO_PATH), &limits, cors.clone()));
         }
         for (method, path, endpoint) in HUB.iter().filter(|_| hub.is_enabled) {
             let pattern: PathPattern = path.parse().expect("the table's paths are right");
@@ -325,6 +323,7 @@ impl Plan {
             connections_max: config.listener.connections_allowed(descriptors),
             accept_budget: config.listener.accept_budget,
             drain_window: drain_window(&config.drain),
+            deadline: config.deadline.clone(),
             hands_over: config.listener.hand_over,
             trusted: config.trust.proxies.clone(),
             sampler: Sampler::new(config.trace.sample_ratio, config.trace.heed_parents),
@@ -344,6 +343,11 @@ impl Plan {
     }
 }
 
+fn echo_route(slot: MetricSlot, limits: &[LimitPlan], cors: Option<Arc<cors::Policy>>) -> Route {
+    let limits = RouteLimits::of_own(limits, ECHO_PATH);
+    Route { name: ECHO_PATH.to_owned(), slot, limits, cors, access: Access::Public, target: Target::Echo }
+}
+
 /// What roles permit, for whoever compares.
 pub(super) fn roles(config: &Config) -> Roles {
     Roles::new(config.roles.iter().map(|(name, role)| (name.as_str(), role.permissions.iter().map(String::as_str))))
@@ -359,8 +363,10 @@ fn upstreams(config: &Config, addresses: &Addresses, shards: usize, names: &mut 
     let instances = instances(config, addresses);
     let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
     let each = config.upstreams.iter().zip(instances);
-    each.map(|((name, upstream), instances)| UpstreamPlan::compile(name, upstream, instances, zone, shards, names))
-        .collect()
+    each.map(|((name, upstream), instances)| {
+        UpstreamPlan::compile(name, upstream, &config.shedding, instances, zone, shards, names)
+    })
+    .collect()
 }
 
 fn http_limits(config: &Config) -> HttpLimits {
@@ -408,6 +414,12 @@ impl ProxyRoute {
             response_timeout: route.response_timeout.unwrap_or(upstream.response_timeout),
             stream_idle_timeout: route.stream_idle_timeout.unwrap_or(config.http.stream_idle_timeout),
             retries_max: route.retries_max.unwrap_or(upstream.retries_max),
+            retry: RetryRules::new(
+                route.retry_on.as_deref().unwrap_or(&upstream.retry_on),
+                route.per_try_timeout.or(upstream.per_try_timeout),
+            ),
+            hedge_after: route.hedge_after,
+            deadline: route.deadline,
             cancels_on_close: route.on_client_close.unwrap_or(config.http.on_client_close) == ClientClose::Cancel,
             passes_interim: route.interim_answers.unwrap_or(config.http.interim_answers),
             request_headers: FieldRules::from(&route.request_headers),

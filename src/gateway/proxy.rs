@@ -1,5 +1,7 @@
 //! Forwarding: a request on its way to its upstream, step by step. The fields are `fields`' work.
 
+use std::time::Duration;
+
 use super::{
     Live, affinity,
     body::Body,
@@ -10,9 +12,13 @@ use super::{
     router::Captures,
 };
 use crate::{
+    config::DeadlineFrom,
     exchange::{Code, Exchange, Reject},
     net::RequestBody,
-    proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
+    proto::{
+        head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
+        time_left::TimeLeft,
+    },
     shard::Instant,
     upstream::{Asker, Call},
 };
@@ -48,7 +54,8 @@ pub(super) async fn forward(
     if exchange.head.method == Method::Options && !fields::count_hop(&mut exchange.head) {
         return Ok(answer_options(&live.methods(&exchange.head)));
     }
-    admit_body(&exchange.head, route, body, exchange.began)?;
+    let deadline = deadline(live, exchange, route.deadline);
+    admit_body(&exchange.head, route, body, exchange.began, deadline)?;
     let target = rewrite(&mut exchange.head, &route.rewrite, captures);
     // A body and a tunnel on one connection would leave it open which byte belongs to which: the body goes first, and
     // `Upgrade` may be ignored (RFC 9110 §7.8).
@@ -85,6 +92,10 @@ pub(super) async fn forward(
         response_timeout: route.response_timeout,
         stream_idle_timeout: route.stream_idle_timeout,
         retries_max: route.retries_max,
+        retry: route.retry,
+        hedge_after: route.hedge_after,
+        deadline,
+        may_be_shed: true,
         is_last: route.body_methods.may_leave_body(&exchange.head),
         drops_trailers: route.response_headers.removes_any(),
         cancels_on_close: route.cancels_on_close,
@@ -171,12 +182,42 @@ impl<E: Fn() -> bool> Asker for Client<'_, E> {
     }
 }
 
+/// When a request is to be answered: by what it says itself, if that counts, and what its route says. Longer than the
+/// route's, or than `deadline.max`, is neither.
+fn deadline(live: &Live, exchange: &mut Exchange, of_route: Option<Duration>) -> Instant {
+    let rules = &live.plan.deadline;
+    let said = match rules.from {
+        DeadlineFrom::Nobody => TimeLeft::Unsaid,
+        DeadlineFrom::Anybody | DeadlineFrom::Trusted => TimeLeft::of(&exchange.head),
+    };
+    let said = match said {
+        TimeLeft::Unsaid => None,
+        // What nobody may say goes on to nobody: what is left is said anew with each attempt.
+        _ if rules.from == DeadlineFrom::Trusted && !exchange.is_trusted => {
+            exchange.head.remove(|known| known == Known::XRequestTimeout);
+            None
+        }
+        TimeLeft::Ms(ms) => Some(Duration::from_millis(ms.into()).min(rules.max)),
+        TimeLeft::Malformed => {
+            exchange.head.remove(|known| known == Known::XRequestTimeout);
+            exchange.has_malformed_deadline();
+            None
+        }
+    };
+    let within = match (said, of_route) {
+        (Some(said), Some(of_route)) => Some(said.min(of_route)),
+        (said, of_route) => said.or(of_route),
+    };
+    within.map_or(Instant::NEVER, |within| exchange.began + within)
+}
+
 /// Sets the route's bounds for the request's body, and refuses one that is known to be too large.
 fn admit_body(
     head: &RequestHead,
     route: &ProxyRoute,
     body: &mut impl RequestBody,
     began: Instant,
+    deadline: Instant,
 ) -> Result<(), Reject> {
     if let Framing::Length(bytes) = head.framing
         && bytes > route.body_bytes_max
@@ -185,7 +226,7 @@ fn admit_body(
         return Err(Reject::caused(Code::BodyTooLarge, why));
     }
     body.set_bytes_max(route.body_bytes_max);
-    body.set_due(began + route.request_timeout);
+    body.set_due(deadline.min(began + route.request_timeout));
     Ok(())
 }
 

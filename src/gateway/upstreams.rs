@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use super::plan::UpstreamPlan;
 use crate::{
-    config::{Balance, Upstream},
+    config::{Balance, Shedding, Upstream},
     net::AnswerLimits,
     proto::http1::HeadLimits,
     telemetry::metrics::Names,
     upstream::{
-        Instance, OutlierPolicy, Settings,
+        Backoff, Instance, OutlierPolicy, Settings,
         balance::{Rules, Table},
         shares,
     },
@@ -20,6 +20,7 @@ impl UpstreamPlan {
     pub(super) fn compile(
         name: &str,
         upstream: &Upstream,
+        shedding: &Shedding,
         instances: Box<[Instance]>,
         zone: Option<&str>,
         shards: usize,
@@ -46,7 +47,11 @@ impl UpstreamPlan {
                 uploads_max: share(upstream.uploads_max.unwrap_or_else(|| upstream.requests_max.div_ceil(2))),
                 retries_at_once_max: RETRIES_AT_ONCE_MAX,
                 retry_percent: upstream.retry_budget_percent,
-                retry_min_per_s: share(upstream.retry_budget_min_per_s),
+                // A fraction for each shard: of 64 shards each would otherwise have one a second at least.
+                retry_min_milli_per_s: share(upstream.retry_budget_min_per_s.saturating_mul(1000)),
+                backoff: Backoff { first: upstream.retry_backoff, max: upstream.retry_backoff_max },
+                sheds_by_deadline: shedding.by_deadline,
+                queue_max: shedding.queue_max,
                 outlier: OutlierPolicy {
                     failures: upstream.outlier_failures,
                     ejection: upstream.outlier_ejection,
@@ -79,5 +84,6 @@ pub(super) fn table_of(policy: Balance, instances: &[Instance], zone: Option<&st
     Some(Arc::new(Table::new(&names)))
 }
 
-/// Retries under way at once, for each upstream and shard: as many as Envoy's breaker has.
-const RETRIES_AT_ONCE_MAX: u32 = 3;
+/// Retries under way at once, for each upstream and shard: more than a budget of 20 % has saved up. An instance that is
+/// killed breaks all that it has in flight at once, and none of these is to fail for that.
+const RETRIES_AT_ONCE_MAX: u32 = 32;

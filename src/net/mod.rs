@@ -237,6 +237,8 @@ pub enum Cut {
     UpstreamMalformed,
     /// The backend sent nothing for as long as the stream may be idle.
     UpstreamStalled,
+    /// The request's own deadline passed before the body was complete.
+    DeadlineMissed,
 }
 
 /// The body of an answer: chunks that are looked at where they are, so that a stream is never copied whole.

@@ -306,6 +306,14 @@ impl RequestHead {
         give(borrowed.0, borrowed.1);
     }
 
+    /// The same head once more, in memory that is empty.
+    #[must_use]
+    pub fn copy(&self, mut bytes: Vec<u8>, mut fields: Vec<Field>) -> Self {
+        bytes.extend_from_slice(&self.bytes);
+        fields.extend_from_slice(&self.fields);
+        Self { bytes, fields, ..*self }
+    }
+
     /// Stands for a head that was refused: nothing of it is known.
     pub fn unknown() -> Self {
         Self {

@@ -67,6 +67,8 @@ fields! {
         19 b'x' reads_as b"x-cluster-client-ip",
         24 b'x' reads_as b"x-original-forwarded-for";
     XRequestId: 12 b'x' reads_as b"x-request-id";
+    /// How long the client waits for its answer.
+    XRequestTimeout: 20 b'x' reads_as b"x-request-timeout-ms";
     Traceparent: 11 b't' is b"traceparent";
     Tracestate: 10 b't' is b"tracestate";
     /// Each of them also written with `_`.
@@ -85,7 +87,7 @@ fields! {
     WebSocketVersion: 21 b's' is b"sec-websocket-version";
     WebSocketProtocol: 22 b's' is b"sec-websocket-protocol";
     WebSocketExtensions: 24 b's' is b"sec-websocket-extensions";
-    /// Reads like a claim about the hop before, or like `X-Request-Id`, to servers that take another sign for `-`. Nobody
+    /// Reads like a claim about the hop before, or like `X-Request-Id` or `X-Request-Timeout-Ms`, to servers that take another sign for `-`. Nobody
     /// honest sends it, not even a trusted peer.
     LookAlike: ;
 }
@@ -102,6 +104,7 @@ pub fn known(name: &[u8]) -> Known {
         | Known::XForwardedProto
         | Known::XForwardedOther
         | Known::XRequestId
+        | Known::XRequestTimeout
             if !name.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-') =>
         {
             Known::LookAlike
@@ -195,7 +198,7 @@ mod tests {
                      Connection Keep-Alive Proxy-Connection Proxy-Authenticate Proxy-Authorization Trailer \
                      Upgrade Expect Authorization Date Forwarded X-Forwarded-For X_Forwarded_For \
                      x_forwarded-for X-Forwarded-Proto X_FORWARDED_HOST X-Forwarded-Port \
-                     X_Forwarded_Client_Cert X-Forwarded X-Forwarded- X_Real_IP X-Request-ID X_Request_Id \
+                     X_Forwarded_Client_Cert X-Forwarded X-Forwarded- X_Real_IP X-Request-ID X_Request_Id X-Request-Timeout-Ms X_Request_Timeout_Ms \
                      traceparent Tracestate X-User-Id X_User_Id x-user_role X.Session.Id XxUserxId X-User-Ids \
                      Origin Access-Control-Allow-Origin access_control_allow_origin Access-Control Vary \
                      Retry-After Set-Cookie Location Content-Location Content-Type True-Client-IP X-Original-URL X X-Custom";
@@ -233,6 +236,8 @@ mod tests {
             X_Real_IP: LookAlike
             X-Request-ID: XRequestId
             X_Request_Id: LookAlike
+            X-Request-Timeout-Ms: XRequestTimeout
+            X_Request_Timeout_Ms: LookAlike
             traceparent: Traceparent
             Tracestate: Tracestate
             X-User-Id: Identity

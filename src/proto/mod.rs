@@ -12,4 +12,5 @@
 pub mod head;
 pub mod http1;
 pub mod known;
+pub mod time_left;
 pub mod websocket;

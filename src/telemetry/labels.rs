@@ -1,6 +1,7 @@
 //! The values that labels of metrics have, each a closed list.
 
 use super::table::label;
+use crate::config::RetryOn;
 
 label! {
     /// Why a fresh connection was closed unserved.
@@ -29,6 +30,37 @@ label! {
         Malformed = "malformed",
         /// It was given up: the client left or did not send its request, its session ended, or the process did.
         Cancelled = "cancelled",
+    }
+}
+
+/// Why requests are sent again, as they are configured.
+pub const RETRY_REASONS: &[&str] = &{
+    let mut names = [""; RetryOn::ALL.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = RetryOn::ALL[at].name();
+        at += 1;
+    }
+    names
+};
+
+label! {
+    /// Why a request was refused at once instead of being answered too late.
+    Shed {
+        /// Its deadline would have been missed.
+        Deadline = "deadline",
+        /// Requests stood in line for their shard.
+        Queue = "queue",
+    }
+}
+
+impl Shed {
+    /// The same in words.
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::Deadline => "its upstream has too much to do to meet its deadline",
+            Self::Queue => "its shard is behind by more than shedding.queue_max",
+        }
     }
 }
 

@@ -6,8 +6,8 @@
 
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
-    BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, Refusal, Reload,
-    SocketClosed, SpanLoss, Stale, TokenCheck, TunnelEnded,
+    BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, RETRY_REASONS, Refusal,
+    Reload, Shed, SocketClosed, SpanLoss, Stale, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
@@ -37,6 +37,10 @@ table! {
         requests_in_flight: i64 = Gauge "shardgate_requests_in_flight" per Shard;
         /// Time that the gateway itself added to a request.
         gateway_duration: Histogram<Own> = Histogram "shardgate_gateway_duration_seconds" per Process;
+        /// Time that requests for upstreams stood in line until their shard came to them.
+        queue_duration: Histogram<Own> = Histogram "shardgate_queue_duration_seconds" per Process;
+        /// Requests whose `X-Request-Timeout-Ms` was no number of milliseconds, or stood there twice; it was left out.
+        deadlines_malformed: u64 = Counter "shardgate_deadlines_malformed_total" per Process;
         /// Requests that the gateway refused, by error code.
         rejects: [u64; REJECT_CODES_MAX] = Counter "shardgate_rejects_total" per Process
             by "code" in Values::RejectCodes;
@@ -184,8 +188,20 @@ table! {
         connections_unasked: u64 = Counter "shardgate_upstream_connections_unasked_total" per Upstream;
         /// Instances of it that sent something unasked of late, each counted by every shard that saw it.
         instances_distrusted: i64 = Gauge "shardgate_upstream_instances_distrusted" per Upstream;
-        /// Requests sent to it again.
-        retries: u64 = Counter "shardgate_upstream_retries_total" per Upstream;
+        /// Requests sent to it again, by reason.
+        retries: [u64; RETRY_REASONS.len()] = Counter "shardgate_upstream_retries_total" per Upstream
+            by "reason" in Values::Fixed(RETRY_REASONS);
+        /// Requests that were not sent to it again because the budget for that was spent.
+        retries_refused: u64 = Counter "shardgate_upstream_retries_refused_total" per Upstream;
+        /// Requests for which another instance was asked as well, for want of an answer.
+        hedges: u64 = Counter "shardgate_upstream_hedges_total" per Upstream;
+        /// Such requests whose answer that other instance gave.
+        hedges_won: u64 = Counter "shardgate_upstream_hedges_won_total" per Upstream;
+        /// Requests to it whose own deadline passed before they were answered.
+        deadlines_missed: u64 = Counter "shardgate_upstream_deadlines_missed_total" per Upstream;
+        /// Requests to it that were refused at once instead of being answered too late, by reason.
+        shed: [u64; Shed::COUNT] = Counter "shardgate_upstream_shed_total" per Upstream
+            by "reason" in Values::Fixed(Shed::VALUES);
         /// Instances of it that were taken out for failing.
         ejections: u64 = Counter "shardgate_upstream_ejections_total" per Upstream;
         /// Answers of it with white space before the colon of a field, which was taken out.
@@ -308,6 +324,8 @@ impl Default for Counters {
             requests: 0,
             requests_in_flight: 0,
             gateway_duration: Histogram::default(),
+            queue_duration: Histogram::default(),
+            deadlines_malformed: 0,
             rejects: [0; REJECT_CODES_MAX],
             stale: [0; Stale::COUNT],
             revocation_age: 0,

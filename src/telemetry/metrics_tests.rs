@@ -119,15 +119,15 @@ fn shards_that_know_different_names_add_up() {
     let mut slots = MetricSlots::default();
     let (first, second) = (slots.claim("first"), slots.claim("second"));
     let (mut one, mut other) = (Counters::default(), Counters::default());
-    one.upstream(first).retries = 1;
+    one.upstream(first).retries_refused = 1;
     one.connections_open = 4;
-    other.upstream(first).retries = 2;
-    other.upstream(second).retries = 5;
+    other.upstream(first).retries_refused = 2;
+    other.upstream(second).retries_refused = 5;
     other.connections_open = 3;
     let mut backwards = other.clone();
     backwards.merge(&one);
     one.merge(&other);
-    assert_eq!([one.upstream(first).retries, one.upstream(second).retries], [3, 5]);
+    assert_eq!([one.upstream(first).retries_refused, one.upstream(second).retries_refused], [3, 5]);
     assert_eq!(one.connections_open, 7);
     assert_eq!(format!("{one:?}"), format!("{backwards:?}"));
 }

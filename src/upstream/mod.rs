@@ -3,8 +3,11 @@
 //! Everything here belongs to one shard. What was decided about a request is told by its [`Trail`]; counting and logging
 //! are left to the floors above.
 
+mod admission;
 pub mod balance;
 mod discovery;
+mod failure;
+mod hedge;
 mod instance;
 mod outlier;
 mod permit;
@@ -13,10 +16,12 @@ pub mod probe;
 mod retry;
 mod send;
 mod streaming;
+mod trail;
 mod tries;
 
-use std::{collections::BTreeMap, io, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
+use admission::{Forecast, Queue};
 use balance::{Balancer, Latency, Load, Rules, Standing, Table};
 #[cfg(any(test, fuzzing))]
 pub use discovery::fuzz_registered;
@@ -24,6 +29,7 @@ pub use discovery::{
     AddressKind, Discovery, DiscoverySettings, Family, Heard, HeardList, Known, KnownList, LeftOut, ListAnswer,
     ListResult, Listed, Lists, NameAnswer, NoAddress, Source, SrvRecord, names_in, registered, srv_instances,
 };
+pub use failure::Failure;
 pub use instance::{BackendAddress, Instance, shares};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
@@ -31,14 +37,15 @@ use permit::RequestPermit;
 pub use pool::Caught;
 use pool::{ConnectionPool, Doubt};
 use retry::RetryBudget;
+pub use retry::{Backoff, RetryRules};
 pub use send::{Asker, Call};
 pub use streaming::{Streaming, SwitchedBackend};
+pub use trail::{Trail, Unusual};
 pub use tries::{FailedTry, Tries, UnderWay};
 
 use crate::{
-    net::{AnswerLimits, BodyFailure, ClientConnection, ClientError},
-    shard::{Instant, Local, clock, is_ours},
-    telemetry::metrics::Outcome,
+    net::{AnswerLimits, ClientConnection},
+    shard::{Instant, Local, clock},
 };
 
 /// How an upstream is used. From the configuration; limits of the process are this shard's share already.
@@ -60,8 +67,14 @@ pub struct Settings {
     pub retries_at_once_max: u32,
     /// Share of the requests that may be retried.
     pub retry_percent: u32,
-    /// Retries a second that are always allowed.
-    pub retry_min_per_s: u32,
+    /// Retries that are always allowed, in thousandths a second.
+    pub retry_min_milli_per_s: u32,
+    /// How long to wait before them.
+    pub backoff: Backoff,
+    /// Whether a request is refused whose deadline will be missed.
+    pub sheds_by_deadline: bool,
+    /// How long requests may stand in line for the shard.
+    pub queue_max: Duration,
     /// When a failing backend is left out.
     pub outlier: OutlierPolicy,
     /// How a backend is chosen.
@@ -85,7 +98,12 @@ struct UpstreamState {
     /// Those that are no instances any more, while requests are under way on them.
     leaving: Vec<Rc<Backend>>,
     budget: RetryBudget,
+    forecast: Forecast,
+    queue: Queue,
+    rng: fastrand::Rng,
     in_flight: u32,
+    /// How many of these have no answer yet.
+    waiting: u32,
     uploading: u32,
     retrying: u32,
     latency_us: u32,
@@ -127,109 +145,6 @@ enum Probed {
     Down,
 }
 
-/// What happened to a request on its way to a backend.
-#[derive(Clone, Debug, Default)]
-pub struct Trail {
-    /// The backend that was tried last.
-    pub backend: Option<Rc<Backend>>,
-    /// How often it was sent, or tried to be.
-    pub attempts: u32,
-    /// Connections that were opened for it.
-    pub opened: u32,
-    /// Whether the last attempt went over a connection that had served before.
-    pub reused: bool,
-    /// Time spent on TCP handshakes.
-    pub connect: Duration,
-    /// How the attempts ended that had no answer, each counted by its outcome. One more had an answer, or was given up.
-    pub failed: [u8; Outcome::COUNT],
-    /// The status of the answer, as the backend sent it.
-    pub status: Option<u16>,
-    /// Backends that were ejected because of it.
-    pub ejected: u32,
-    /// Time spent on attempts, until each failed or the head of its answer was complete.
-    pub waited: Duration,
-    /// Whether white space before the colons of its fields was taken out (RFC 9112 §5.1).
-    pub mended: bool,
-    /// When the head of the answer was complete.
-    pub answered_at: Option<Instant>,
-    /// What its spans say of each, where its trace is recorded.
-    pub tries: Tries,
-}
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// Every backend is ejected or down, or there is none.
-    #[error("no backend is healthy")]
-    NoBackend,
-    /// As many requests are under way as the upstream may have.
-    #[error("the upstream has as many requests under way as it may")]
-    CircuitOpen,
-    /// As many requests whose bodies are still coming in are under way as the upstream may have.
-    #[error("the upstream has as many requests with a body on its way as it may")]
-    UploadsFull,
-    /// No connection to the backend.
-    #[error("connecting to the backend failed")]
-    Connect(#[source] io::Error),
-    /// The backend did not take the request, or did not answer it, in time.
-    #[error("the backend did not answer in time")]
-    TimedOut,
-    /// The connection broke before the answer's head was complete.
-    #[error("the backend closed the connection before it answered")]
-    Broken(#[source] ClientError),
-    /// What the backend sent is no answer.
-    #[error("the backend's answer is malformed")]
-    BadAnswer(#[source] ClientError),
-    /// The client did not deliver its request.
-    #[error("the request did not arrive")]
-    Request(#[source] BodyFailure),
-    /// The client left while the backend worked.
-    #[error("the client closed before it was answered")]
-    ClientGone,
-    /// The right to an answer ended while the backend worked.
-    #[error("the caller's session ended before the backend answered")]
-    Ended,
-}
-
-impl Failure {
-    fn of(error: ClientError) -> Self {
-        match error {
-            ClientError::Broken(_) => Self::Broken(error),
-            ClientError::Head(_) | ClientError::Body(_) | ClientError::Interim => Self::BadAnswer(error),
-        }
-    }
-
-    /// How the attempt ended, as it is counted; `None` if there was no attempt.
-    fn outcome(&self) -> Option<Outcome> {
-        match self {
-            Self::Connect(_) => Some(Outcome::ConnectFailed),
-            Self::TimedOut => Some(Outcome::TimedOut),
-            Self::Broken(_) => Some(Outcome::Closed),
-            Self::BadAnswer(_) => Some(Outcome::Malformed),
-            Self::Request(_) | Self::ClientGone | Self::Ended => Some(Outcome::Cancelled),
-            Self::NoBackend | Self::CircuitOpen | Self::UploadsFull => None,
-        }
-    }
-
-    /// What the backend did wrong, in a word; `None` if it was not the backend.
-    fn class(&self) -> Option<&'static str> {
-        match self {
-            // Ours: no descriptor, port or memory left to connect with.
-            Self::Connect(error) if is_ours(error) => None,
-            Self::Connect(error) if error.kind() != io::ErrorKind::TimedOut => Some("refused"),
-            Self::Connect(_) | Self::TimedOut => Some("timeout"),
-            Self::Broken(_) => Some("closed"),
-            Self::BadAnswer(_) => Some("malformed"),
-            Self::NoBackend
-            | Self::CircuitOpen
-            | Self::UploadsFull
-            | Self::Request(_)
-            | Self::ClientGone
-            | Self::Ended => None,
-        }
-    }
-}
-
 /// What an operator sees of an upstream on one shard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
@@ -260,14 +175,18 @@ pub struct Report {
 impl Upstream {
     /// An upstream without backends; `update` gives them. The seed makes the balancer's choices repeatable.
     pub fn new(settings: Settings, seed: u64) -> Self {
-        let budget = RetryBudget::new(settings.retry_percent, settings.retry_min_per_s, clock::now());
+        let budget = RetryBudget::new(settings.retry_percent, settings.retry_min_milli_per_s, clock::now());
         let balancer = Balancer::new(settings.balance, seed);
         let state = UpstreamState {
             settings,
             backends: Vec::new(),
             leaving: Vec::new(),
             budget,
+            forecast: Forecast::default(),
+            queue: Queue::default(),
+            rng: fastrand::Rng::with_seed(seed.rotate_left(32)),
             in_flight: 0,
+            waiting: 0,
             uploading: 0,
             retrying: 0,
             latency_us: 0,
@@ -288,7 +207,7 @@ impl Upstream {
                     backend.state.with(|state| state.probed = Probed::Untested);
                 }
             }
-            state.budget.set(settings.retry_percent, settings.retry_min_per_s);
+            state.budget.set(settings.retry_percent, settings.retry_min_milli_per_s);
             state.settings = settings;
         });
         self.replace_backends(instances, table);
@@ -402,10 +321,14 @@ impl Upstream {
         })
     }
 
-    /// Chooses a backend, other than those that failed if there is a choice. `key` is what stays with one.
+    /// Chooses a backend, other than those that failed if there is a choice, and other than the last of them in any case if
+    /// there is another. `key` is what stays with one.
     fn choose(&self, now: Instant, key: Option<u64>, failed: &[Rc<Backend>]) -> Option<Rc<Backend>> {
+        let Some(last) = failed.last() else { return self.choose_among(now, key, |_| true) };
         let is_fresh = |backend: &Rc<Backend>| !failed.iter().any(|failed| Rc::ptr_eq(failed, backend));
-        self.choose_among(now, key, is_fresh).or_else(|| self.choose_among(now, key, |_| true))
+        self.choose_among(now, key, is_fresh)
+            .or_else(|| self.choose_among(now, key, |backend| !Rc::ptr_eq(last, backend)))
+            .or_else(|| self.choose_among(now, key, |_| true))
     }
 
     /// Chooses one of these backends.
@@ -455,6 +378,17 @@ impl Upstream {
             }
             is_ejected
         })
+    }
+
+    /// A request was given up before its deadline that this backend had until then.
+    fn gave_up(&self, backend: &Backend, waited: Duration, now: Instant) {
+        backend.state.with(|backend| {
+            // It took that long at least; how much longer nobody knows.
+            if waited.as_micros() > u128::from(backend.latency.us(now)) {
+                backend.latency.tell(now, waited);
+            }
+        });
+        self.state.with(|state| state.tried_at = Some(now));
     }
 
     /// Counts an answer of a backend.

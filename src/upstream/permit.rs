@@ -3,10 +3,13 @@
 //! A client decides how long its upload takes. Uploads have an allowance of their own, so that those that take long leave
 //! places for everybody else.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
-use super::{Failure, Upstream};
-use crate::shard::Instant;
+use super::{Failure, Trail, Upstream, admission::Waited};
+use crate::{
+    shard::{Instant, woken_at},
+    telemetry::metrics::Shed,
+};
 
 /// A place among an upstream's requests under way. Dropping it gives it back.
 #[derive(Debug)]
@@ -14,12 +17,43 @@ pub(super) struct RequestPermit {
     upstream: Rc<Upstream>,
     is_uploading: bool,
     is_retrying: bool,
+    /// It has no answer yet.
+    is_waiting: bool,
+    /// How many had none when it came, it included.
+    waiting: u32,
 }
 
 impl Upstream {
+    /// Refuses a request that would be answered too late.
+    pub(super) fn admit(&self, now: Instant, deadline: Instant, trail: &mut Trail) -> Result<(), Failure> {
+        let queued = now.since(woken_at());
+        trail.queued_us = u32::try_from(queued.as_micros()).unwrap_or(u32::MAX);
+        let shed = self.state.with(|state| {
+            let settings = &state.settings;
+            if !state.queue.admits(now, queued, settings.queue_max) {
+                return Some(Shed::Queue);
+            }
+            if deadline == Instant::NEVER || !settings.sheds_by_deadline {
+                return None;
+            }
+            let is_admitted = state.forecast.admits(now, deadline.since(now), state.waiting);
+            (!is_admitted).then_some(Shed::Deadline)
+        });
+        if let Some(shed) = shed {
+            trail.unusual.is_any = true;
+            trail.unusual.shed = Some(shed);
+            return Err(Failure::Shed(shed));
+        }
+        if now >= deadline {
+            trail.missed_deadline();
+            return Err(Failure::DeadlineMissed);
+        }
+        Ok(())
+    }
+
     /// Takes a place; `uploads`: the request's body is still coming in.
     pub(super) fn enter(self: &Rc<Self>, uploads: bool) -> Result<RequestPermit, Failure> {
-        self.state.with(|state| {
+        let waiting = self.state.with(|state| {
             if state.in_flight >= state.settings.requests_max {
                 return Err(Failure::CircuitOpen);
             }
@@ -28,10 +62,32 @@ impl Upstream {
             }
             state.in_flight += 1;
             state.uploading += u32::from(uploads);
+            state.waiting += 1;
             state.budget.deposit();
-            Ok(())
-        })?;
-        Ok(RequestPermit { upstream: Rc::clone(self), is_uploading: uploads, is_retrying: false })
+            Ok(state.waiting)
+        });
+        let waiting = waiting?;
+        let upstream = Rc::clone(self);
+        Ok(RequestPermit { upstream, is_uploading: uploads, is_retrying: false, is_waiting: true, waiting })
+    }
+
+    /// Takes a place for another attempt at a request that has one, if one may be made; its time goes on.
+    pub(super) fn enter_again(self: &Rc<Self>, now: Instant) -> Option<RequestPermit> {
+        let may = self.state.with(|state| {
+            let may = state.in_flight < state.settings.requests_max
+                && state.retrying < state.settings.retries_at_once_max
+                && state.budget.withdraw(now);
+            state.in_flight += u32::from(may);
+            state.retrying += u32::from(may);
+            may
+        });
+        may.then(|| RequestPermit {
+            upstream: Rc::clone(self),
+            is_uploading: false,
+            is_retrying: true,
+            is_waiting: false,
+            waiting: 0,
+        })
     }
 }
 
@@ -44,8 +100,29 @@ impl RequestPermit {
         }
     }
 
-    /// Whether the request may be sent once more.
-    pub(super) fn may_retry(&mut self, now: Instant) -> bool {
+    /// It waits no longer: the head of its answer is here, or its deadline has passed.
+    #[inline]
+    pub(super) fn answered(&mut self) {
+        if std::mem::take(&mut self.is_waiting) {
+            self.upstream.state.with(|state| state.waiting -= 1);
+        }
+    }
+
+    /// What it tells of its upstream, where it had a deadline: how long it waited of the time that it had.
+    pub(super) fn tell(&self, now: Instant, allowed: Duration, taken: Duration, is_answered: bool) {
+        let waited = Waited { allowed, taken, waiting: self.waiting, is_answered };
+        self.upstream.state.with(|state| state.forecast.tell(now, waited));
+    }
+
+    /// Takes over the place of another attempt at the same request, which has the answer.
+    pub(super) fn take_over(&mut self, other: Self) {
+        let own = std::mem::replace(self, other);
+        self.waiting = own.waiting;
+        drop(own);
+    }
+
+    /// Whether the request may be sent once more; the trail is told if it may not for want of a budget.
+    pub(super) fn may_retry(&mut self, now: Instant, trail: &mut Trail) -> bool {
         let was_retrying = self.is_retrying;
         let allowed = self.upstream.state.with(|state| {
             if !was_retrying && state.retrying >= state.settings.retries_at_once_max || !state.budget.withdraw(now) {
@@ -55,6 +132,8 @@ impl RequestPermit {
             true
         });
         self.is_retrying |= allowed;
+        trail.unusual.is_any |= !allowed;
+        trail.unusual.is_out_of_budget |= !allowed;
         allowed
     }
 }
@@ -65,6 +144,7 @@ impl Drop for RequestPermit {
             state.in_flight -= 1;
             state.uploading -= u32::from(self.is_uploading);
             state.retrying -= u32::from(self.is_retrying);
+            state.waiting -= u32::from(self.is_waiting);
         });
     }
 }

@@ -7,12 +7,19 @@ use std::{
     time::Duration,
 };
 
-use super::{Backend, Failure, Lease, RequestPermit, Streaming, Trail, Upstream, streaming::Upload};
+use super::{
+    Backend, Failure, Lease, RequestPermit, RetryRules, Streaming, Trail, Upstream,
+    hedge::may_be_hedged,
+    retry::{Tried, retry_after},
+    streaming::{Upload, set_aside},
+};
 use crate::{
+    config::RetryOn,
     net::{AnswerLimits, BodyFailure, ClientConnection, Progress, RequestBody, Writer, recycle},
     proto::{
         head::{Framing, Known, Method, RequestHead, ResponseHead, Span, Version},
         http1::encode_request,
+        time_left,
     },
     shard::{Instant, clock, task},
 };
@@ -31,6 +38,14 @@ pub struct Call {
     pub stream_idle_timeout: Duration,
     /// Attempts beyond the first.
     pub retries_max: u32,
+    /// What is tried again.
+    pub retry: RetryRules,
+    /// After how long without an answer another instance is asked as well.
+    pub hedge_after: Option<Duration>,
+    /// When it is to be answered; `NEVER` where nothing is said of that.
+    pub deadline: Instant,
+    /// Whether it is refused where it would be answered too late.
+    pub may_be_shed: bool,
     /// Whether nothing may follow it on its connection, which the backend is told: it may not read the body, and take that
     /// for the next request.
     pub is_last: bool,
@@ -40,6 +55,23 @@ pub struct Call {
     pub cancels_on_close: bool,
     /// What keeps it with one backend, where those are chosen by key.
     pub hash_key: Option<u64>,
+}
+
+impl Call {
+    /// How long one attempt may take. Where no other one may follow it, that is all the time that there is.
+    fn answer_timeout(&self, head: &RequestHead) -> Duration {
+        match self.retry.per_try_timeout {
+            Some(timeout)
+                if head.method.is_idempotent()
+                    && head.framing == Framing::None
+                    && self.retries_max > 0
+                    && self.retry.has(RetryOn::Timeout) =>
+            {
+                timeout.min(self.response_timeout)
+            }
+            _ => self.response_timeout,
+        }
+    }
 }
 
 /// Who waits for the answer.
@@ -54,6 +86,9 @@ pub trait Asker {
 /// Further addresses of a name that one request tries when no connection can be opened.
 const ADDRESSES_TRIED_MAX: u32 = 4;
 
+/// What an attempt brings: the answer's head, the connection that its body comes over, and what is left of the request.
+pub(super) type Answered = (ResponseHead, Lease, Option<Box<Upload>>);
+
 /// How the answer to one attempt stands.
 enum Waited {
     Answered(ResponseHead),
@@ -63,10 +98,10 @@ enum Waited {
 impl Upstream {
     /// Sends a request and waits for the answer's head. The trail says what was tried, also when it fails.
     ///
-    /// It is sent again only if that is safe: the method is idempotent or no byte of it was taken by a backend, no byte of
-    /// an answer has come, no byte of its body is gone, and the retry budget allows it. A connection that was not opened
-    /// cost nobody anything: for the next instance that budget is not asked, and the other addresses of one that is given
-    /// by name are part of the same attempt. Interim answers (RFC 9110 §15.2) go to the client as they come. Dropping the future closes the connection in use.
+    /// It is sent again only if that is safe ([`Tried::is_repeatable`]), for a reason that the route names, and within the
+    /// retry budget and its time. A connection that was not opened cost nobody anything: for the next instance that budget
+    /// is not asked, and the other addresses of one that is given by name are part of the same attempt. Interim answers
+    /// (RFC 9110 §15.2) go to the client as they come. Dropping the future closes the connections in use.
     pub async fn send(
         self: &Rc<Self>,
         head: &mut RequestHead,
@@ -75,14 +110,23 @@ impl Upstream {
         trail: &mut Trail,
         asker: &impl Asker,
     ) -> Result<(ResponseHead, Streaming), Failure> {
+        let admitted_at = clock::now();
+        if call.may_be_shed {
+            self.admit(admitted_at, call.deadline, trail)?;
+        }
+        let mut began = admitted_at;
         let mut place = match self.enter(!body.is_here()) {
             Err(Failure::UploadsFull) if body.is_short() => {
                 body.wait_until_due();
                 poll_fn(|cx| wait_outside(cx, body, asker)).await?;
+                began = clock::now();
                 self.enter(false)?
             }
             entered => entered?,
         };
+        // When somebody was asked first: no attempt begins later than the answer to that one would have been waited for.
+        let mut asked_at = None;
+        let mut limit = call.deadline;
         let mut earlier = None;
         let mut failed: Vec<Rc<Backend>> = Vec::new();
         let mut next = None;
@@ -92,68 +136,152 @@ impl Upstream {
             if asker.has_ended() {
                 return Err(Failure::Ended);
             }
-            let mut attempt = Attempt { began: clock::now(), place: &mut place, writer: None, has_answered: false };
-            let backend = next.take().or_else(|| self.choose(attempt.began, call.hash_key, &failed));
-            let failure = match self.attempt(&mut attempt, backend, head, body, call, trail, asker).await {
-                Ok((answer, lease, upload)) => {
-                    let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
-                    return Ok((answer, streaming));
+            let mut attempt = Attempt::new(began, limit, &mut place);
+            let backend = next.take().or_else(|| self.choose(began, call.hash_key, &failed));
+            let ended = match call.hedge_after {
+                Some(after) if trail.attempts == 0 && may_be_hedged(head) => {
+                    // Boxed, so that requests which have no such thing are not larger for it.
+                    Box::pin(self.hedged(&mut attempt, after, backend, head, body, call, trail, asker, &mut failed))
+                        .await
                 }
-                Err(failure) => failure,
+                _ => self.attempt(&mut attempt, backend, head, body, call, trail, asker).await,
+            };
+            let tried = attempt.tried(head.method, body);
+            let (ended, again) = match ended {
+                Ok(answered) => {
+                    let reason = call.retry.of_status(answered.0.status).filter(|reason| tried.is_repeatable(*reason));
+                    let Some(reason) = reason else {
+                        return Ok(stream(answered, place, call, trail, admitted_at));
+                    };
+                    (Ok(answered), Again { reason, is_unasked: false, was_stale: false })
+                }
+                Err(failure) => {
+                    let failure = self.if_late(failure, &place, began, admitted_at, call, trail);
+                    let Some(again) = self.account(&failure, tried, began, call, trail) else {
+                        return Err(match failure {
+                            // The attempts took out the last backend: what they met says more.
+                            Failure::NoBackend => earlier.unwrap_or(failure),
+                            failure => failure,
+                        });
+                    };
+                    (Err(failure), again)
+                }
             };
             let now = clock::now();
-            let waited = now.since(attempt.began);
-            trail.waited += waited;
-            if let Some(outcome) = failure.outcome() {
-                trail.failed[outcome.index()] += 1;
-                trail.fail_try(outcome, now);
+            if !again.is_unasked {
+                asked_at.get_or_insert(began);
             }
-            // A backend may close a connection that has served before, and cannot know that a request is on its way.
-            let was_stale = trail.reused && !attempt.has_answered && matches!(failure, Failure::Broken(_));
-            let is_its_fault = failure.class().is_some() && !was_stale;
-            if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
-                trail.ejected += u32::from(self.failed(backend, &failure, waited, now));
-            }
-            let is_safe = matches!(failure, Failure::Connect(_) | Failure::Broken(_))
-                && attempt.is_repeatable(head.method)
-                && body.received_bytes() == 0;
-            drop(attempt);
-            if !is_safe {
-                return Err(match failure {
-                    // The attempts took out the last backend: what they met says more.
-                    Failure::NoBackend => earlier.unwrap_or(failure),
-                    failure => failure,
-                });
-            }
+            let retries_until = call.deadline.min(asked_at.map_or(Instant::NEVER, |at| at + call.response_timeout));
             failed.extend(trail.backend.clone());
             let is_fresh = |backend: &Rc<Backend>| !failed.iter().any(|failed| Rc::ptr_eq(failed, backend));
             // Nobody was asked for anything, so whoever is tried next gets no more than a request.
-            let is_unasked = is_its_fault && matches!(failure, Failure::Connect(_));
-            if is_unasked && addresses < ADDRESSES_TRIED_MAX {
+            if again.is_unasked && addresses < ADDRESSES_TRIED_MAX {
                 let tried = trail.backend.as_ref();
                 let is_the_same =
                     |backend: &Rc<Backend>| is_fresh(backend) && tried.is_some_and(|tried| tried.has_name_of(backend));
                 next = self.choose_among(now, call.hash_key, is_the_same);
             }
+            let mut pause = Duration::ZERO;
             if next.is_some() {
                 addresses += 1;
             } else {
-                if trail.attempts - addresses > call.retries_max {
-                    return Err(failure);
-                }
-                if is_unasked {
+                let done = trail.attempts - addresses - u32::from(trail.unusual.is_hedged);
+                if again.is_unasked {
                     next = self.choose_among(now, call.hash_key, is_fresh);
                 }
-                if next.is_none() && !place.may_retry(now) {
-                    return Err(failure);
+                if next.is_none() && !again.was_stale {
+                    pause = self.pause(done, &ended);
+                }
+                let may = done <= call.retries_max
+                    && now + pause < retries_until
+                    && (next.is_some() || place.may_retry(now, trail));
+                if !may {
+                    return ended.map(|answered| stream(answered, place, call, trail, admitted_at));
                 }
             }
-            earlier = Some(failure);
+            trail.retried(again.reason);
+            match ended {
+                Ok(answered) => set_aside(answered, call, trail, now).await,
+                Err(failure) => earlier = Some(failure),
+            }
+            if call.retry.per_try_timeout.is_some() {
+                limit = retries_until;
+            }
+            if !pause.is_zero() {
+                wait_between(now + pause, body, call, asker).await?;
+            }
+            began = clock::now();
+        }
+    }
+
+    /// A failure, or that the request's own time was up. Unless its client did not send it in that time, the upstream was
+    /// too slow for it.
+    fn if_late(
+        &self,
+        failure: Failure,
+        place: &RequestPermit,
+        began: Instant,
+        admitted_at: Instant,
+        call: &Call,
+        trail: &mut Trail,
+    ) -> Failure {
+        let now = clock::now();
+        if now < call.deadline || !failure.is_of_time() {
+            return failure;
+        }
+        trail.missed_deadline();
+        if let Some(backend) = trail.backend.as_ref().filter(|_| !matches!(failure, Failure::Request(_))) {
+            self.gave_up(backend, now.since(began), now);
+            let allowed = call.deadline.since(admitted_at);
+            place.tell(now, allowed, allowed, false);
+        }
+        Failure::DeadlineMissed
+    }
+
+    /// Counts how an attempt failed, and says whether it is a reason to make another one.
+    fn account(
+        &self,
+        failure: &Failure,
+        tried: Tried,
+        began: Instant,
+        call: &Call,
+        trail: &mut Trail,
+    ) -> Option<Again> {
+        let now = clock::now();
+        let waited = now.since(began);
+        trail.waited += waited;
+        if let Some(outcome) = failure.outcome() {
+            trail.failed[outcome.index()] += 1;
+            trail.fail_try(outcome, now);
+        }
+        // A backend may close a connection that has served before, and cannot know that a request is on its way.
+        let was_stale = trail.reused && !tried.has_answered && matches!(failure, Failure::Broken(_));
+        let is_its_fault = failure.class().is_some() && !was_stale;
+        if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
+            trail.ejected += u32::from(self.failed(backend, failure, waited, now));
+        }
+        let reason = match failure {
+            Failure::Connect(_) => Some(RetryOn::Connect),
+            Failure::Broken(_) => Some(RetryOn::Reset),
+            Failure::TimedOut if call.retry.per_try_timeout.is_some() => Some(RetryOn::Timeout),
+            _ => None,
+        };
+        let reason = reason.filter(|reason| call.retry.has(*reason) && tried.is_repeatable(*reason));
+        let is_unasked = is_its_fault && matches!(failure, Failure::Connect(_));
+        reason.map(|reason| Again { reason, is_unasked, was_stale })
+    }
+
+    /// How long to wait before the request is sent again, when this has been done so often.
+    fn pause(&self, attempts: u32, ended: &Result<Answered, Failure>) -> Duration {
+        let drawn = self.state.with(|state| state.settings.backoff.pause(attempts, &mut state.rng));
+        match ended {
+            Ok((answer, ..)) if answer.status == 503 => drawn.max(retry_after(answer)),
+            _ => drawn,
         }
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a request is and what has become of it so far")]
-    async fn attempt(
+    pub(super) async fn attempt(
         &self,
         attempt: &mut Attempt<'_>,
         backend: Option<Rc<Backend>>,
@@ -162,16 +290,20 @@ impl Upstream {
         call: &Call,
         trail: &mut Trail,
         asker: &impl Asker,
-    ) -> Result<(ResponseHead, Lease, Option<Box<Upload>>), Failure> {
+    ) -> Result<Answered, Failure> {
         let now = attempt.began;
         let backend = backend.ok_or(Failure::NoBackend)?;
         let is_retry = trail.attempts > 0;
         trail.attempts += 1;
         trail.backend = Some(Rc::clone(&backend));
         trail.begin_try(head, call.target, now);
-        let mut lease = self.lease(&backend, is_retry, now, trail).await?;
+        let mut lease = self.lease(&backend, is_retry, now, attempt.limit, trail).await?;
 
         set_host(head, &backend, call.preserve_host);
+        let answer_timeout = call.answer_timeout(head);
+        if call.deadline != Instant::NEVER {
+            time_left::say(head, attempt.limit.since(now).min(answer_timeout).as_millis());
+        }
         let is_chunked = head.framing == Framing::Chunked;
         let writer = attempt.writer.insert(Writer::new(is_chunked, head.framing == Framing::None, |out| {
             encode_request(head, head.text(call.target), head.framing, call.is_last, out);
@@ -186,6 +318,8 @@ impl Upstream {
             asker,
             place: attempt.place,
             began: now,
+            limit: attempt.limit,
+            answer_timeout,
             has_waited: false,
             is_uploaded: false,
             is_broken: false,
@@ -205,6 +339,7 @@ impl Upstream {
         trail.answered_at = Some(answered_at);
         trail.status = Some(answer.status);
         trail.mended = answer.mended;
+        wait.place.answered();
         self.succeeded(&backend, waited, answer.status);
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.
@@ -223,6 +358,7 @@ impl Upstream {
         backend: &Rc<Backend>,
         is_retry: bool,
         now: Instant,
+        limit: Instant,
         trail: &mut Trail,
     ) -> Result<Lease, Failure> {
         let (connect_timeout, idle_timeout, idle_max) = self
@@ -237,7 +373,7 @@ impl Upstream {
         trail.reused = lease.connection.is_some();
         if lease.connection.is_none() {
             trail.opened += 1;
-            let connected = ClientConnection::connect(&backend.at.address, now + connect_timeout).await;
+            let connected = ClientConnection::connect(&backend.at.address, limit.min(now + connect_timeout)).await;
             trail.connect += clock::now().since(now);
             lease.connection = Some(connected.map_err(Failure::Connect)?);
         }
@@ -264,20 +400,77 @@ fn set_host(head: &mut RequestHead, backend: &Backend, is_preserved: bool) {
     }
 }
 
-/// What one attempt has done, for the decision whether there may be another.
-struct Attempt<'p> {
-    began: Instant,
-    place: &'p mut RequestPermit,
+/// An attempt that may be followed by another one.
+struct Again {
+    reason: RetryOn,
+    /// No connection could be opened: nobody was asked for anything.
+    is_unasked: bool,
+    /// It went over a connection that its backend had closed.
+    was_stale: bool,
+}
+
+/// One attempt, and what it has done.
+pub(super) struct Attempt<'p> {
+    pub(super) began: Instant,
+    /// When it is given up, whatever else.
+    pub(super) limit: Instant,
+    pub(super) place: &'p mut RequestPermit,
     writer: Option<Writer>,
     has_answered: bool,
 }
 
-impl Attempt<'_> {
-    /// RFC 9110 §9.2.2: a request that is not idempotent is never sent again once a backend may have it.
-    fn is_repeatable(&self, method: Method) -> bool {
-        let was_sent = self.writer.as_ref().is_some_and(Writer::has_written);
-        !self.has_answered && (method.is_idempotent() || !was_sent)
+impl<'p> Attempt<'p> {
+    pub(super) fn new(began: Instant, limit: Instant, place: &'p mut RequestPermit) -> Self {
+        Self { began, limit, place, writer: None, has_answered: false }
     }
+
+    /// What the decision whether there may be another one goes by.
+    pub(super) fn tried(&self, method: Method, body: &impl RequestBody) -> Tried {
+        Tried {
+            is_idempotent: method.is_idempotent(),
+            was_sent: self.writer.as_ref().is_some_and(Writer::has_written),
+            is_body_gone: body.received_bytes() > 0,
+            has_answered: self.has_answered,
+        }
+    }
+}
+
+/// The answer that counts.
+fn stream(
+    (answer, lease, upload): Answered,
+    place: RequestPermit,
+    call: &Call,
+    trail: &Trail,
+    admitted_at: Instant,
+) -> (ResponseHead, Streaming) {
+    if call.deadline != Instant::NEVER
+        && answer.status < 500
+        && let Some(answered_at) = trail.answered_at
+    {
+        place.tell(answered_at, call.deadline.since(admitted_at), answered_at.since(admitted_at), true);
+    }
+    let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
+    (answer, streaming)
+}
+
+/// Waits until the next attempt.
+async fn wait_between(
+    until: Instant,
+    body: &mut impl RequestBody,
+    call: &Call,
+    asker: &impl Asker,
+) -> Result<(), Failure> {
+    body.deadline().set(until);
+    poll_fn(|cx| {
+        if asker.has_ended() {
+            return Poll::Ready(Err(Failure::Ended));
+        }
+        if call.cancels_on_close && body.is_done() && body.poll_gone(cx).is_ready() {
+            return Poll::Ready(Err(Failure::ClientGone));
+        }
+        body.deadline().poll(cx).map(Ok)
+    })
+    .await
 }
 
 /// The wait for an answer's head while the request goes out.
@@ -290,6 +483,10 @@ struct Wait<'a, A> {
     asker: &'a A,
     place: &'a mut RequestPermit,
     began: Instant,
+    /// When it is given up.
+    limit: Instant,
+    /// From the request's last byte to the head of the answer.
+    answer_timeout: Duration,
     /// It was polled before, so that time may have passed.
     has_waited: bool,
     is_uploaded: bool,
@@ -319,15 +516,15 @@ impl<A: Asker> Wait<'_, A> {
                     self.blocked_at = None;
                     // Most requests go out whole at once; then no time has passed.
                     let sent_at = if self.has_waited { clock::now() } else { self.began };
-                    body.deadline().set(sent_at + self.call.response_timeout);
+                    body.deadline().set(self.limit.min(sent_at + self.answer_timeout));
                 }
                 Progress::Turn => has_had_its_turn = true,
                 Progress::Blocked => {
                     // A backend that reads slowly gets all of it; it has the time of an answer to take anything at all.
                     let taken = writer.taken_bytes();
                     if self.blocked_at.replace(taken) != Some(taken) {
-                        let due = clock::now() + self.call.response_timeout;
-                        let due = due.min(body.due());
+                        let due = clock::now() + self.answer_timeout;
+                        let due = due.min(body.due()).min(self.limit);
                         body.deadline().set(due);
                     }
                 }
@@ -341,7 +538,7 @@ impl<A: Asker> Wait<'_, A> {
                     // It stays an upload: if nothing of its body is gone, it may be sent again.
                     self.is_broken = true;
                     connection.write_broke();
-                    body.deadline().set_after(self.call.response_timeout);
+                    body.deadline().set(self.limit.min(clock::now() + self.answer_timeout));
                 }
             }
         }

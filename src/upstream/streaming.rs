@@ -7,18 +7,23 @@ use std::{
     time::Duration,
 };
 
-use super::{Call, Lease, RequestPermit, pool::Doubt};
+use super::{Call, Lease, RequestPermit, Trail, pool::Doubt, send::Answered};
 use crate::{
-    net::{AnswerBody, ClientError, Cut, Io, Progress, RequestBody, Writer},
+    net::{AnswerBody, ClientError, Cut, Io, Progress, RequestBody, Writer, recycle},
     proto::{
         head::{Framing, ResponseHead},
         http1::BodyError,
     },
     shard::{Deadline, Instant, Pipe, clock, task},
+    telemetry::metrics::Outcome,
 };
 
 /// Chunks of an abandoned answer that are read over before the shard's other tasks get their turn.
 const CHUNKS_PER_TURN: u32 = 64;
+
+/// So much is read of an answer that is not passed on, to keep its connection: such answers say in a few words that there
+/// is none.
+const SET_ASIDE_MAX: usize = 64 * 1024;
 
 /// How long an answer may go on for nobody: one that never ends would hold its place for ever.
 const ABANDONED_MAX: Duration = Duration::from_mins(5);
@@ -36,6 +41,8 @@ pub struct Streaming {
     idle_timeout: Duration,
     cancels_on_close: bool,
     drops_trailers: bool,
+    /// When all of it is to be here; `NEVER` for a stream, of which nobody knows how long it is.
+    due: Instant,
     /// While the backend pauses: when it will have paused for too long.
     stalls_at: Option<Instant>,
     /// When the head was complete, until the body has to be waited for.
@@ -94,6 +101,35 @@ fn doubt_about(answer: &ResponseHead) -> Option<Doubt> {
     }
 }
 
+/// An answer that is not passed on, since the request is sent again. Its connection is kept if all of it has come, and
+/// closed otherwise: what is still to come would be taken for the next answer.
+pub(super) async fn set_aside((answer, mut lease, upload): Answered, call: &Call, trail: &mut Trail, now: Instant) {
+    trail.failed[Outcome::ServerError.index()] += 1;
+    trail.fail_try(Outcome::ServerError, now);
+    (trail.status, trail.answered_at) = (None, None);
+    let mut bytes_left = SET_ASIDE_MAX;
+    let is_whole = poll_fn(|cx| {
+        if upload.is_some() || !answer.keep_alive || call.is_last {
+            return Poll::Ready(false);
+        }
+        loop {
+            match lease.connection().poll_fill(cx) {
+                Poll::Ready(Ok(true)) if lease.connection().chunk().len() <= bytes_left => {
+                    bytes_left -= lease.connection().chunk().len();
+                    lease.connection().consume(usize::MAX);
+                }
+                Poll::Ready(Ok(false)) => return Poll::Ready(true),
+                Poll::Ready(_) | Poll::Pending => return Poll::Ready(false),
+            }
+        }
+    });
+    if is_whole.await {
+        let keep_alive = answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds)));
+        lease.give_back(keep_alive, doubt_about(&answer), now);
+    }
+    recycle(answer);
+}
+
 impl Streaming {
     pub(super) fn new(
         lease: Lease,
@@ -113,6 +149,7 @@ impl Streaming {
             idle_timeout: call.stream_idle_timeout,
             cancels_on_close: call.cancels_on_close,
             drops_trailers: call.drops_trailers,
+            due: if matches!(answer.framing, Framing::Length(_)) { call.deadline } else { Instant::NEVER },
             stalls_at: None,
             answered_at,
             trailers: Vec::new(),
@@ -155,8 +192,9 @@ impl Streaming {
         let stalls_at = *self.stalls_at.get_or_insert_with(|| clock::now() + self.idle_timeout);
         // The timer is the rest of the request's too, which `poll_upload` finds overdue when it is woken.
         let due = if self.upload.is_some() { stalls_at.min(request.due()) } else { stalls_at };
-        request.deadline().set(due);
-        request.deadline().poll(cx).map(|()| Cut::UpstreamStalled)
+        request.deadline().set(due.min(self.due));
+        let cut = if self.due <= due { Cut::DeadlineMissed } else { Cut::UpstreamStalled };
+        request.deadline().poll(cx).map(|()| cut)
     }
 
     /// Moves the rest of the request on.

@@ -13,7 +13,7 @@ use crate::{
         head::{Framing, RequestHead, ResponseHead},
         http1::{HeadLimits, WholeRequest},
     },
-    shard::{testing, timer},
+    shard::{task, testing, timer},
 };
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 4096, fields_max: 32, target_bytes_max: 1024 };
@@ -28,7 +28,10 @@ fn settings() -> Settings {
         uploads_max: 4,
         retries_at_once_max: 1,
         retry_percent: 20,
-        retry_min_per_s: 3,
+        retry_min_milli_per_s: 3000,
+        backoff: Backoff { first: Duration::ZERO, max: Duration::ZERO },
+        sheds_by_deadline: true,
+        queue_max: Duration::from_mins(1),
         outlier: OutlierPolicy { failures: 5, ejection: Duration::from_secs(1), percent_max: 50 },
         balance: Rules { policy: Balance::LeastLatency, panic_percent: 50, slow_start: Duration::ZERO },
         zone: None,
@@ -102,6 +105,10 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
                 response_timeout: Duration::from_secs(30),
                 stream_idle_timeout: Duration::from_secs(30),
                 retries_max: 0,
+                retry: RetryRules::default(),
+                hedge_after: None,
+                deadline: Instant::NEVER,
+                may_be_shed: true,
                 is_last: false,
                 drops_trailers: false,
                 cancels_on_close: true,
@@ -233,4 +240,38 @@ fn who_fails_at_once_is_not_chosen_for_it() {
     let port = |_| upstream.choose(now, None, &[]).map(|backend| port_of(&backend));
     let of_the_failing = (0..1000).filter_map(port).filter(|port| *port == 2).count();
     assert!((300..700).contains(&of_the_failing), "as many as of the other: {of_the_failing}");
+}
+
+#[test]
+fn a_shard_that_is_behind_refuses_at_once() {
+    testing::on(crate::shard::Driver::Epoll, || async {
+        const QUEUE_MAX: Duration = Duration::from_millis(5);
+        let upstream = Rc::new(Upstream::new(Settings { queue_max: QUEUE_MAX, ..settings() }, 1));
+        let is_over = Rc::new(std::cell::Cell::new(false));
+        // Each turn takes four times as long as anybody may stand in line.
+        let busy = Rc::clone(&is_over);
+        task::spawn("busy", async move {
+            while !busy.get() {
+                let until = clock::now() + 4 * QUEUE_MAX;
+                while clock::now() < until {
+                    std::hint::spin_loop();
+                }
+                task::yield_now().await;
+            }
+        });
+        let mut shed = Vec::new();
+        for _ in 0..4 {
+            task::yield_now().await;
+            let mut trail = Trail::default();
+            let admitted = upstream.admit(clock::now(), Instant::NEVER, &mut trail);
+            shed.push(matches!(admitted, Err(Failure::Shed(_))));
+            assert_eq!(trail.unusual.shed, admitted.is_err().then_some(crate::telemetry::metrics::Shed::Queue));
+            assert!(trail.queued_us >= 20_000);
+        }
+        assert_eq!(shed, [false, true, true, true], "who comes first may have met a pause");
+        is_over.set(true);
+        task::yield_now().await;
+        task::yield_now().await;
+        assert!(upstream.admit(clock::now(), Instant::NEVER, &mut Trail::default()).is_ok());
+    });
 }

@@ -40,6 +40,7 @@
 
 mod hub;
 mod identity;
+mod overload;
 mod process;
 mod requests;
 pub(super) mod section;
@@ -47,13 +48,14 @@ mod tokens;
 
 pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer, WithoutRedis};
 pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role, SessionStore, Sessions};
+pub use overload::{Deadline, DeadlineFrom, Shedding};
 pub use process::{
     AccessLog, Admin, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener, ListenerKind, Log,
     LogFormat, Metrics, Runtime,
 };
 pub use requests::{
     Access, Balance, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
-    LimitKey, LimitScope, ProbeKind, Route, RouteCors, Trace, Trust, Upstream,
+    LimitKey, LimitScope, ProbeKind, RetryOn, Route, RouteCors, Trace, Trust, Upstream,
 };
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
 
@@ -88,6 +90,8 @@ pub const SECTIONS: &[&Section] = &[
     Http::SECTION,
     Trust::SECTION,
     Trace::SECTION,
+    Deadline::SECTION,
+    Shedding::SECTION,
     Drain::SECTION,
     Data::SECTION,
     Accounts::SECTION,
@@ -142,6 +146,10 @@ config! {
         trust: Trust,
         /// Which traces are recorded, and where their spans go.
         trace: Trace,
+        /// Deadlines that requests bring along.
+        deadline: Deadline,
+        /// What is refused at once instead of late.
+        shedding: Shedding,
         /// How the process stops.
         drain: Drain,
         /// What is kept on disk.

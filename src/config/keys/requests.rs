@@ -1,7 +1,7 @@
 //! The part of the table that is about requests: their bounds, where they come from and where they go.
 
 use super::section::{section, words};
-use super::{DAY, HOUR, KIB, MIB, TIB};
+use super::{DAY, HOUR, KIB, MIB, MINUTE, TIB};
 use crate::config::address::{HostPattern, IpNet, ServiceName};
 use crate::config::instance::Instance;
 use crate::config::key::Kind;
@@ -17,6 +17,7 @@ impl Kind {
     const PERCENT: Self = Self::Number(0, 100);
     const WORDS: Self = Self::List("name, or `*`");
     const METHODS: Self = Self::List("method, as `GET`; `*`");
+    const RETRY_ON: Self = Self::List("`connect`, `reset`, `timeout`, `502`, `503` or `504`");
 }
 
 section! {
@@ -251,8 +252,22 @@ section! {
         /// Retries as a share of requests, in percent; what goes beyond fails at once instead of making an outage
         /// worse. Another instance after a connection that could not be opened is not counted: nobody was asked twice.
         retry_budget_percent: u32 as PERCENT = 20, e.g. 10, per Shard;
-        /// Retries per second that are allowed whatever the share says.
+        /// Retries per second that are allowed whatever the share says. Each shard earns its part of them and may save some
+        /// up; one it always may.
         retry_budget_min_per_s: u32 = 3, e.g. 10, per Process;
+        /// What is tried again, where that is safe: `connect`, no connection could be opened; `reset`, it broke before a
+        /// byte of the answer; `timeout`, the answer took longer than `per_try_timeout`; `502`, `503`, `504`, the answer's
+        /// status. Empty: nothing. A route may say otherwise.
+        retry_on: Vec<RetryOn> as RETRY_ON = ["connect", "reset", "timeout"], e.g. ["connect", "reset", "503"];
+        /// From the request's last byte to the head of the answer, for one attempt at a request that is safe to repeat and has
+        /// no body: then another one is made. All of them together have `response_timeout`, as have other requests. A route
+        /// may say otherwise.
+        per_try_timeout: Option<Duration> = unset "`response_timeout`", e.g. "2s";
+        /// The pause before an attempt that somebody was asked before is drawn between nothing and this, twice this for the
+        /// second one, and so on. After a 503 with `Retry-After` it is that long at least.
+        retry_backoff: Duration as Duration(0, MINUTE) = "25ms", e.g. "100ms";
+        /// The longest pause that is drawn.
+        retry_backoff_max: Duration as Duration(0, MINUTE) = "250ms", e.g. "1s";
         /// Failures in a row that eject an instance. 0 ejects none.
         outlier_failures: u32 = 5, e.g. 10, per Shard;
         /// How long an ejected instance stays out, times how often it was ejected.
@@ -330,6 +345,24 @@ words! {
         Http = "http",
         /// A connection.
         Tcp = "tcp",
+    }
+}
+
+words! {
+    /// What is tried again.
+    RetryOn {
+        /// No connection could be opened.
+        Connect = "connect",
+        /// The connection broke before a byte of the answer had come.
+        Reset = "reset",
+        /// No answer came in the time of one attempt.
+        Timeout = "timeout",
+        /// The answer's status is 502.
+        BadGateway = "502",
+        /// The answer's status is 503.
+        Unavailable = "503",
+        /// The answer's status is 504.
+        GatewayTimeout = "504",
     }
 }
 
@@ -427,6 +460,16 @@ section! {
         interim_answers: Option<bool> = unset "`http.interim_answers`", e.g. false, per Each;
         /// Attempts beyond the first.
         retries_max: Option<u32> as Number(0, 10) = unset "the upstream's", e.g. 0, per Each;
+        /// What is tried again.
+        retry_on: Option<Vec<RetryOn>> as RETRY_ON = unset "the upstream's", e.g. ["connect", "503"], per Each;
+        /// How long one attempt may take.
+        per_try_timeout: Option<Duration> = unset "the upstream's", e.g. "500ms", per Each;
+        /// When no answer has come after this long, another instance is asked as well, and the first answer counts. For
+        /// requests without a body that are safe to repeat; within the budget for retries.
+        hedge_after: Option<Duration> = unset "never", e.g. "100ms", per Each;
+        /// How long a request may take until it is answered, from its first byte (`504 upstream_timeout`). A client may ask
+        /// for less with `X-Request-Timeout-Ms`; see [resilience.md](resilience.md).
+        deadline: Option<Duration> = unset "none, unless the client has one", e.g. "2s", per Each;
         /// The limits of its rate: these and no others.
         limits: Option<Vec<String>> as List("name of a limit") = unset "those that apply to all", e.g. [];
     } with {

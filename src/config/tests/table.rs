@@ -65,6 +65,14 @@ fn the_defaults_are_those_that_were_promised() {
         attributes = ""
         queue_spans = 8192
 
+        [deadline]
+        from = "anybody"
+        max = "1m"
+
+        [shedding]
+        by_deadline = true
+        queue_max = "1s"
+
         [drain]
         notice = "5s"
         window = "10s"
@@ -216,6 +224,9 @@ fn the_defaults_are_those_that_were_promised() {
         retries_max = 2
         retry_budget_percent = 20
         retry_budget_min_per_s = 3
+        retry_on = ["connect", "reset", "timeout"]
+        retry_backoff = "25ms"
+        retry_backoff_max = "250ms"
         outlier_failures = 5
         outlier_ejection = "30s"
         outlier_percent_max = 50
@@ -238,6 +249,9 @@ fn the_defaults_are_those_that_were_promised() {
         retries_max = 2
         retry_budget_percent = 20
         retry_budget_min_per_s = 3
+        retry_on = ["connect", "reset", "timeout"]
+        retry_backoff = "25ms"
+        retry_backoff_max = "250ms"
         outlier_failures = 5
         outlier_ejection = "30s"
         outlier_percent_max = 50
@@ -260,6 +274,9 @@ fn the_defaults_are_those_that_were_promised() {
         retries_max = 2
         retry_budget_percent = 20
         retry_budget_min_per_s = 3
+        retry_on = ["connect", "reset", "timeout"]
+        retry_backoff = "25ms"
+        retry_backoff_max = "250ms"
         outlier_failures = 5
         outlier_ejection = "30s"
         outlier_percent_max = 50

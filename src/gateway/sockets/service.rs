@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     auth::Claims,
-    config::HubShare,
+    config::{HubShare, RetryOn},
     exchange::{Exchange, Labels, Reject, SpanNames},
     gateway::{
         Gateway, Plan,
@@ -29,7 +29,7 @@ use crate::{
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
     shard::{Instant, clock, task, timer},
     telemetry::{record::RouteNames, spans::SpanKind},
-    upstream::{Asker, Call, Streaming, Upstream},
+    upstream::{Asker, Call, RetryRules, Streaming, Upstream},
 };
 
 /// Bytes of a service's answer that a message can carry, however large an outbox may be.
@@ -216,6 +216,10 @@ pub(super) async fn post(
         response_timeout: message.timeout,
         stream_idle_timeout: message.timeout,
         retries_max: 1,
+        retry: RetryRules::new(&[RetryOn::Connect, RetryOn::Reset], None),
+        hedge_after: None,
+        deadline: Instant::NEVER,
+        may_be_shed: false,
         is_last: false,
         drops_trailers: true,
         cancels_on_close: true,
