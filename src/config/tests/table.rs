@@ -402,12 +402,7 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
             format!("[[hub.services]]\n{type_name}{upstream}{path}{answer}{line}")
         }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
-        // A registry needs the Redis that it is in.
-        Shape::Inside if section.name == "upstreams.<name>.discover" => {
-            let redis =
-                "[redis]\nurls = [\"redis://r\"]\n[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n";
-            format!("{redis}{ONE_ROUTE}[upstreams.a.discover]\n{line}")
-        }
+        Shape::Inside if section.name == "upstreams.<name>.discover" => discover::with_redis(&line),
         Shape::Inside if section.name.starts_with("upstreams.") => {
             let path = if matches!(key.name, "path" | "kind") { "" } else { "path = \"/\"\n" };
             format!("{ONE_ROUTE}[upstreams.a.health]\n{path}{line}")
@@ -425,6 +420,7 @@ pub(super) fn every_key_of_the_table_acts_and_is_written_back() {
     for (section, key) in every_key() {
         let config = good(&file_with(section, key));
         let written: toml::Table = config.to_toml().parse().expect("TOML");
+        let last = section.name.rsplit('.').next().expect("a name");
         let table = match section.shape {
             Shape::Once => written[section.name].clone(),
             Shape::Named => written[section.name.trim_end_matches(".<name>")]["shop"].clone(),
@@ -433,11 +429,8 @@ pub(super) fn every_key_of_the_table_acts_and_is_written_back() {
                 let top = &written[names.next().expect("a name")];
                 names.fold(top, |table, name| &table[name])[0].clone()
             }
-            Shape::Inside if section.name.starts_with("upstreams.") => {
-                let name = section.name.rsplit('.').next().expect("a name");
-                written["upstreams"]["a"][name].clone()
-            }
-            Shape::Inside => written["routes"][0][section.name.trim_start_matches("routes.")].clone(),
+            Shape::Inside if section.name.starts_with("upstreams.") => written["upstreams"]["a"][last].clone(),
+            Shape::Inside => written["routes"][0][last].clone(),
         };
         let shown = if matches!(key.kind, Kind::Secret(_)) { "\"***\"" } else { key.example };
         let example: toml::Table = format!("value = {shown}").parse().expect("TOML");
@@ -451,14 +444,9 @@ pub(super) fn every_key_of_the_table_acts_and_is_written_back() {
 #[test]
 fn a_reload_names_the_keys_that_need_a_new_process() {
     for (section, key) in every_key() {
-        let text = file_with(section, key);
-        let old = match section.name {
-            "upstreams.<name>.discover" => good(
-                &text.replace("[upstreams.a.discover]\n", "").replace(&format!("{} = {}\n", key.name, key.example), ""),
-            ),
-            _ => Config::default(),
-        };
-        let mut next = good(&text);
+        let is_discover = section.name == "upstreams.<name>.discover";
+        let old = if is_discover { good(&discover::with_redis("")) } else { Config::default() };
+        let mut next = good(&file_with(section, key));
         let expected = match key.change {
             Change::Restart if key.name == "urls" => vec!["redis.urls".to_owned(), "sessions.secret".to_owned()],
             Change::Restart if section.shape == Shape::Listed => vec![section.name.to_owned()],
@@ -538,6 +526,7 @@ fn the_example_shows_every_key() {
             continue;
         }
         let routes = written["routes"].as_array().expect("routes");
+        let last = section.name.rsplit('.').next().expect("a name");
         let shown = match section.shape {
             Shape::Once => has(written.get(section.name), key.name),
             Shape::Named => {
@@ -552,11 +541,10 @@ fn the_example_shows_every_key() {
             // Whoever starts from the example gets no further port by it.
             Shape::Listed if section.name == "listeners" => is_comment && example().contains("# [[listeners]]"),
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
-            Shape::Inside if section.name.starts_with("upstreams.") => {
-                let name = section.name.rsplit('.').next().expect("a name");
-                has(written["upstreams"]["orders"].get(name), key.name)
+            Shape::Inside if section.name.starts_with("upstreams") => {
+                has(written["upstreams"]["orders"].get(last), key.name)
             }
-            Shape::Inside => routes.iter().any(|route| has(route.get(&section.name["routes.".len()..]), key.name)),
+            Shape::Inside => routes.iter().any(|route| has(route.get(last), key.name)),
         };
         assert!(shown, "the example does not show {} of {}", key.name, section.name);
     }

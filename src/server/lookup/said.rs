@@ -1,5 +1,5 @@
-//! What the log is told of the names of instances: each thing that is new once, and of one name not more than a line of each
-//! kind a second, however often whoever answers for it changes their mind.
+//! What the log is told of the names and lists of instances: each thing that is new once, and of one name a few lines of each
+//! kind at once and then one a second, however often whoever answers for it changes their mind.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -8,26 +8,29 @@ use crate::{
     upstream::{Heard, HeardList, Known, KnownList, NoAddress, Source},
 };
 
-/// The least time between two lines of a kind.
+/// The least time between two lines of a kind, when there have been some.
 const LINE_INTERVAL: Duration = Duration::from_secs(1);
+/// So many lines may come at once: a service that moves is told of at once, though its name was resolved just before.
+const LINES_AT_ONCE: u32 = 4;
 /// As many addresses, and other things of which outsiders decide how many there are, as one line shows.
 const LISTED_MAX: usize = 16;
 
 /// Lets a line pass now and then, and counts those that were left out.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
-    closed_until: Instant,
+    /// When all lines are paid for that were said, at one in each interval.
+    paid_at: Instant,
     left_out: u64,
 }
 
 impl Gate {
     /// Whether a line may be said now, and then how many were not since the last one.
     pub(super) fn pass(&mut self, now: Instant) -> Option<u64> {
-        if now < self.closed_until {
+        if self.paid_at > now + LINE_INTERVAL * (LINES_AT_ONCE - 1) {
             self.left_out += 1;
             return None;
         }
-        self.closed_until = now + LINE_INTERVAL;
+        self.paid_at = self.paid_at.max(now) + LINE_INTERVAL;
         Some(std::mem::take(&mut self.left_out))
     }
 }
@@ -221,7 +224,7 @@ mod tests {
         let at = |ms| Instant::START + Duration::from_millis(ms);
         let passed: Vec<_> = (0..25).map(|tick| gate.pass(at(tick * 100))).collect();
         let said: Vec<_> = passed.iter().enumerate().filter_map(|(tick, unsaid)| Some((tick, (*unsaid)?))).collect();
-        assert_eq!(said, [(0, 0), (10, 9), (20, 9)]);
+        assert_eq!(said, [(0, 0), (1, 0), (2, 0), (3, 0), (10, 6), (20, 9)]);
     }
 
     #[test]
@@ -234,10 +237,9 @@ mod tests {
             said.tell("a", &Heard::Same, &known(0), &known(failures), now);
             said.is_failing
         };
-        assert_eq!(
-            [(1, 0), (2, 10), (0, 20), (3, 30), (0, 1100)].map(|(failures, ms)| tell(failures, ms)),
-            [false, true, true, true, false]
-        );
-        assert_eq!([(2, 1200), (3, 1300), (4, 2200)].map(|(failures, ms)| tell(failures, ms)), [false, false, true]);
+        // It fails and does not, again and again, until no line is left; that it fails in the end is told later.
+        let flips = [(1, 0), (2, 1), (0, 2), (2, 3), (0, 4), (2, 5), (3, 6)];
+        assert_eq!(flips.map(|(failures, ms)| tell(failures, ms)), [false, true, false, true, false, false, false]);
+        assert_eq!([(4, 900), (5, 1100)].map(|(failures, ms)| tell(failures, ms)), [false, true]);
     }
 }
