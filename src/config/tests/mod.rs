@@ -1,7 +1,8 @@
 //! What the whole does: a file and an environment in, a configuration or all its mistakes out.
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
-mod any_text;discover;
+mod any_text;
+mod discover;
 mod environment;
 mod health;
 mod hostile;

@@ -173,7 +173,8 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         listener.set_nonblocking(true)?;
         tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, ask.clone()));
     }
-    control.run(pump, questions, signals).await
+    // In a box: it is large, and lives as long as the process.
+    Box::pin(control.run(pump, questions, signals)).await
 }
 
 impl Control {
