@@ -62,7 +62,7 @@ enum Command {
         #[arg(long)]
         schema: bool,
     },
-    /// Make the tables of users, or bring them up to date.
+    /// Make the tables of users and of the access log's rows, or bring them up to date.
     Migrate {
         /// The configuration file; see `run` for the one that is taken without it.
         #[arg(long, value_name = "FILE")]
@@ -118,7 +118,7 @@ fn main() -> ExitCode {
         }),
         Command::Config { schema: true, .. } => print(&format!("{:#}\n", config::docs::schema())),
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),
-        Command::Migrate { config } => change(config, cli::migrate),
+        Command::Migrate { config } => change(config, server::migrate),
         Command::User { config, command } => change(config, |config, output| cli::user(command, config, output)),
         Command::Version => print(concat!("shardgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }

@@ -86,9 +86,12 @@ pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
         down += usize::from(status == "down");
         services.insert(camel_case(&upstream.name), entry);
     }
-    let Databases { redis, postgres, .. } = &known.databases;
-    let databases =
-        json!({"redis": store(redis.as_ref()), "postgres": store(postgres.as_ref()), "clickhouse": store(None)});
+    let Databases { redis, postgres, clickhouse, .. } = &known.databases;
+    let databases = json!({
+        "redis": store(redis.as_ref()),
+        "postgres": store(postgres.as_ref()),
+        "clickhouse": store(clickhouse.as_ref()),
+    });
     services.insert("databases".to_owned(), databases);
     let are_stores_up = known.databases.all().all(|store| store.error.is_none());
     let total = known.upstreams.len();

@@ -11,6 +11,7 @@
 mod accounts;
 mod address;
 mod auth;
+mod clickhouse;
 mod cors;
 pub mod docs;
 pub mod env;
@@ -51,9 +52,9 @@ pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
-    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, ClientClose, Compression, Config, Cors, Data,
-    Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health, Http,
-    Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener,
+    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, Clickhouse, ClientClose, Compression, Config, Cors,
+    Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health,
+    Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener,
     ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn, Revocation, RevocationFail, Role,
     Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust,
     Upstream, WithoutRedis,

@@ -3,6 +3,7 @@
 
 use super::accounts::check_accounts;
 use super::auth::read_auth;
+use super::clickhouse::check_clickhouse;
 use super::cors::check_cors;
 use super::hub::{CLOSE_WITHIN, read_hub};
 use super::keys::SECTIONS;
@@ -19,8 +20,8 @@ use super::sessions::check_sessions;
 use super::trace::check_trace;
 use super::upstreams::read_upstreams;
 use super::{
-    Accounts, Auth, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis, Sessions, Trace,
-    Trust, env,
+    Accounts, Auth, Clickhouse, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis,
+    Sessions, Trace, Trust, env,
 };
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -174,6 +175,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_intervals(&config.discovery, &Discovery::fields(root), report);
     check_drain(&config, &Drain::fields(root), report);
     check_trace(&config.trace, &Trace::fields(root), report);
+    check_clickhouse(&config, &Clickhouse::fields(root), report);
     check_log_level(&config.log.level, &Log::fields(root), report);
     if config.metrics.allow.iter().any(IpNet::is_everybody) {
         let place = Metrics::fields(root).place_of("allow");

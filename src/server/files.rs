@@ -10,6 +10,7 @@ use crate::{
     accounts,
     auth::{Keychain, KeychainError, read_certificates},
     config::{self, AccessLog, Config, SessionStore},
+    sinks::clickhouse,
 };
 
 /// Loads the keys of a configuration.
@@ -43,6 +44,9 @@ pub fn check_files(config: &Config) -> Vec<String> {
         let why = file.map(|file| read_certificates(&file)).and_then(Result::err);
         wrong.extend(why.map(|why| format!("{key} is {why}")));
     }
+    if config.clickhouse.enabled {
+        wrong.extend(clickhouse::Prepared::new(&config.clickhouse).err());
+    }
     wrong
 }
 
@@ -60,6 +64,16 @@ pub fn file_warnings(config: &Config) -> Vec<String> {
                 place.display()
             ));
         }
+    }
+    if let Some(directory) = config.spill_dir()
+        && let Err((place, error)) = may_write(&directory)
+    {
+        warnings.push(format!(
+            "clickhouse.spill_dir is \"{}\", and user {user} cannot write in {} ({error}); rows are kept there while \
+             ClickHouse is away: make it and give it to the user that the gateway runs as, or name another",
+            directory.display(),
+            place.display()
+        ));
     }
     if let AccessLog::File(path) = &config.log.access {
         let place = if path.exists() { path } else { path.parent().unwrap_or(Path::new(".")) };

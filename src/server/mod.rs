@@ -7,8 +7,10 @@ mod files;
 mod knowledge;
 mod letter;
 mod lookup;
+mod migrate;
 mod operations;
 mod probes;
+mod records;
 mod resolver;
 mod revoking;
 mod rooms;
@@ -19,10 +21,9 @@ mod waiting;
 mod worker;
 
 use std::{
-    io::{self, IsTerminal as _},
+    io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -30,6 +31,8 @@ pub use control::ProcessEnd;
 pub use files::{check_files, file_warnings};
 use letter::AllLetters;
 use lookup::Lookups;
+pub use migrate::migrate;
+use records::Records;
 #[cfg(any(test, fuzzing))]
 pub use resolver::fuzz_dns_answer;
 pub use signals::CUT;
@@ -49,15 +52,12 @@ use crate::{
         listener::{self, PortClaim},
     },
     sinks::otlp::Exporter,
-    telemetry::{access_log, log::Format, metrics::Names},
+    telemetry::metrics::Names,
 };
 
 /// Letters that a ring between two threads holds. Of control letters more are kept aside by the sender. Droppable ones are
 /// looked at in each turn of their reader, 128 at a time: as many as come in a few turns.
 const RINGS: Capacity = Capacity { control: 1024, droppable: 512 };
-
-/// How long the access log may take to be written out when the process ends.
-const LOG_CLOSE_MAX: Duration = Duration::from_secs(2);
 
 /// Told the addresses of the public listeners and the operator's.
 pub type Ready = Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>;
@@ -91,10 +91,10 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     warn_of_names(&config, &addresses, &listeners);
     lookups.told(&config, &listeners);
     let admin = bind_admin(&config)?;
-    let (writer, access_logs) = open_access_log(&config.log, shards)?;
+    let (node, secret) = hub_names();
+    let (records, access_logs) = Records::open(&config, &node, shards)?;
 
     let mesh = mesh::build::<AllLetters>(shards, RINGS)?;
-    let (node, secret) = hub_names();
     let exporter = Exporter::new(&node, &config.trace).map_err(anyhow::Error::msg)?;
     let bridge = bridge::spawn(bridge::BridgeSetup {
         config: config.clone(),
@@ -145,7 +145,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         descriptors,
         port: mesh.control,
         admin,
-        writer,
+        records,
         signals,
         ready: Box::new(move || ready(&public, operators)),
     };
@@ -153,15 +153,13 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let ended = tokio::task::LocalSet::new().block_on(&runtime, control::run(control));
     // Whoever still looks up the name of an issuer is not waited for.
     runtime.shutdown_background();
-    let (ended, writer) = ended?;
+    let (ended, records) = ended?;
     for thread in threads {
         // A shard's panic has ended the process already, and so has the bridge's.
         let _ = thread.join();
     }
     let _ = bridge.thread.join();
-    if !writer.close(LOG_CLOSE_MAX) {
-        tracing::warn!("the access log could not be written out in time; its last lines are lost");
-    }
+    records.close();
     drop(claims);
     match ended {
         ProcessEnd::Drained => tracing::info!("ended: every request under way was finished"),
@@ -284,27 +282,6 @@ fn bind_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     let bound = listener.local_addr()?;
     tracing::info!(address = %bound, "operators: http://{bound}/health and /metrics");
     Ok(Some(listener))
-}
-
-/// Opens the access log: its writer, and what each shard fills.
-fn open_access_log(
-    log: &config::Log,
-    shards: usize,
-) -> anyhow::Result<(access_log::AccessLogWriter, Vec<access_log::AccessLog>)> {
-    let target = match &log.access {
-        config::AccessLog::Off => access_log::LogTarget::Off,
-        config::AccessLog::Stdout => access_log::LogTarget::Stdout,
-        config::AccessLog::File(path) => access_log::LogTarget::File(path.clone()),
-    };
-    let is_terminal = target == access_log::LogTarget::Stdout && io::stdout().is_terminal();
-    let format = Format::wanted(log.format, is_terminal);
-    access_log::spawn(&target, format, shards, log.buffer_bytes).map_err(|error| match &log.access {
-        config::AccessLog::File(path) => {
-            let remedy = access_log::remedy(path, &error);
-            anyhow::Error::new(error).context(format!("log.access is \"{}\": {remedy}", path.display()))
-        }
-        _ => anyhow::Error::new(error).context("the access log cannot be written"),
-    })
 }
 
 /// Asks the kernel for no huge pages: with them each shard's heap grows by 2 MiB at a time, and an idle gateway takes four

@@ -1,7 +1,7 @@
 //! Access-log lines on their way out: each shard fills a buffer of its own, one thread writes them.
 //!
 //! A shard never waits: a buffer is handed over whole, and when the writer is behind its lines are dropped and
-//! counted. What a line says is `record`'s business.
+//! counted. What a line says is `record`'s business, and where else lines go a [`LineSink`]'s.
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
@@ -14,9 +14,10 @@ use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::lines::{BlockingFile, LineWriter, Lost, newlines};
+use super::lines::{BlockingFile, LineWriter, Lost};
 use super::log::Format;
 use super::record::{LINE_MAX, Record, TimestampCache};
+use super::retold::write_retold;
 
 /// A buffer past this size is handed over, where the configuration has room for two: about 280 lines, so that waking the
 /// writer costs a request little. At 70 it cost 2 % of the whole (PERF.md, "Beside its peers").
@@ -33,8 +34,25 @@ pub enum LogTarget {
     Stdout,
     /// A file, appended to; [`AccessLogWriter::reopen`] follows a rotation.
     File(PathBuf),
-    /// Nowhere: [`AccessLog::line`] returns at once.
+    /// Nowhere. Without a [`LineSink`] either, [`AccessLog::line`] returns at once.
     Off,
+}
+
+/// Takes lines besides the file: JSON, whatever the file has. It is called on the writer's thread, before the file is
+/// written, and does not wait.
+pub type LineSink = Box<dyn FnMut(NumberedLines<'_>) + Send>;
+
+/// Whole lines of one shard, in order.
+#[derive(Clone, Copy, Debug)]
+pub struct NumberedLines<'a> {
+    /// Whose they are.
+    pub shard: usize,
+    /// The number of the first. A shard numbers all its lines from 1; those that it had to drop are missing.
+    pub first: u64,
+    /// How many there are.
+    pub count: u64,
+    /// The lines, each with its newline.
+    pub bytes: &'a [u8],
 }
 
 /// One shard's lines that are not written yet. One per shard; made on the main thread and moved there once.
@@ -43,6 +61,9 @@ pub struct AccessLog {
     link: Option<WriterChannel>,
     times: TimestampCache,
     buffer: Vec<u8>,
+    /// The number of the buffer's first line, and of the next one.
+    first: u64,
+    next: u64,
     /// Who waits for a first line.
     waiting: Option<Waker>,
     /// The last flush handed something over, and the next hears what became of it.
@@ -71,6 +92,9 @@ enum Message {
 #[derive(Debug)]
 struct Batch {
     shard: usize,
+    /// The number of the first line, and how many there are.
+    first: u64,
+    count: u64,
     bytes: Vec<u8>,
 }
 
@@ -93,6 +117,7 @@ impl AccessLog {
     pub fn line(&mut self, record: &Record<'_>) {
         let Some(link) = &self.link else { return };
         record.write_line(link.format, &mut self.times, &mut self.buffer);
+        self.next += 1;
         if let Some(waiting) = self.waiting.take() {
             waiting.wake();
         }
@@ -127,12 +152,13 @@ impl AccessLog {
             next.reserve_exact(link.batch_bytes + LINE_MAX);
         }
         let bytes = std::mem::replace(&mut self.buffer, next);
-        let batch = Batch { shard: link.shard, bytes };
+        let first = std::mem::replace(&mut self.first, self.next);
+        let batch = Batch { shard: link.shard, first, count: self.next - first, bytes };
         if let Err(
             TrySendError::Full(Message::Batch(mut batch)) | TrySendError::Disconnected(Message::Batch(mut batch)),
         ) = link.messages.try_send(Message::Batch(batch))
         {
-            self.dropped += newlines(&batch.bytes);
+            self.dropped += batch.count;
             batch.bytes.clear();
             self.buffer = batch.bytes;
         }
@@ -172,26 +198,29 @@ struct WriterThread {
 }
 
 /// Opens the target and starts the writer, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
-/// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second.
+/// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second. The sink, if there is one, takes the
+/// same lines.
 pub fn spawn(
     target: &LogTarget,
     format: Format,
     shards: usize,
     buffer_bytes: usize,
+    sink: Option<LineSink>,
 ) -> io::Result<(AccessLogWriter, Vec<AccessLog>)> {
-    match target {
-        LogTarget::Off => {
+    let output = match target {
+        LogTarget::Off if sink.is_none() => {
             let logs = (0..shards).map(|_| AccessLog::off()).collect();
-            Ok((AccessLogWriter { running: None }, logs))
+            return Ok((AccessLogWriter { running: None }, logs));
         }
-        LogTarget::Stdout => {
-            start(File::from(io::stdout().as_fd().try_clone_to_owned()?), None, format, shards, buffer_bytes)
-        }
-        LogTarget::File(path) => match standard(path) {
-            Some(descriptor) => start(File::from(descriptor?), None, format, shards, buffer_bytes),
-            None => start(open(path)?, Some(path.clone()), format, shards, buffer_bytes),
-        },
-    }
+        LogTarget::Off => None,
+        LogTarget::Stdout => Some((File::from(io::stdout().as_fd().try_clone_to_owned()?), None)),
+        LogTarget::File(path) => Some(match standard(path) {
+            Some(descriptor) => (File::from(descriptor?), None),
+            None => (open(path)?, Some(path.clone())),
+        }),
+    };
+    let (output, path) = output.map_or((None, None), |(file, path)| (Some(file), path));
+    start(output, path, sink, format, shards, buffer_bytes)
 }
 
 /// The descriptor that is meant by such a path: the path itself cannot be opened where it leads to a socket, as under
@@ -237,8 +266,9 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
 }
 
 fn start(
-    output: File,
+    output: Option<File>,
     path: Option<PathBuf>,
+    sink: Option<LineSink>,
     format: Format,
     shards: usize,
     buffer_bytes: usize,
@@ -249,22 +279,32 @@ fn start(
     // One that waits says all.
     let (reopen, reopen_asked) = sync_channel(1);
     let (end, ended) = sync_channel(0);
+    // A shard writes each line once. Where a sink wants JSON and the file text, the writer makes the one of the other.
+    let (written, retold) = if sink.is_some() { (Format::Json, Some(format)) } else { (format, None) };
     let mut logs = Vec::with_capacity(shards);
     let mut returns = Vec::with_capacity(shards);
     for shard in 0..shards {
         let (give_back, returned) = sync_channel(batches);
         logs.push(AccessLog::new(Some(WriterChannel {
             shard,
-            format,
+            format: written,
             batch_bytes,
             messages: messages.clone(),
             returned,
         })));
         returns.push(ReturnChannel { give_back, lost: 0 });
     }
-    let output = LineWriter::new(BlockingFile(output));
-    let mut writing =
-        Writing { output, path, messages: message_queue, reopen: reopen_asked, returns, batches, failing: None };
+    let mut writing = Writing {
+        output: output.map(|file| LineWriter::new(BlockingFile(file))),
+        path,
+        sink,
+        retold: retold.filter(|format| *format != Format::Json),
+        messages: message_queue,
+        reopen: reopen_asked,
+        returns,
+        batches,
+        failing: None,
+    };
     let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || {
         // Being refused a lower priority changes nothing that matters.
         let _ = rustix::process::nice(NICENESS);
@@ -280,6 +320,8 @@ impl AccessLog {
             link,
             times: TimestampCache::default(),
             buffer: Vec::new(),
+            first: 1,
+            next: 1,
             waiting: None,
             has_handed_over: false,
             dropped: 0,
@@ -312,8 +354,12 @@ impl AccessLogWriter {
 
 /// What the thread owns.
 struct Writing {
-    output: LineWriter<BlockingFile>,
+    /// `None` where lines are for the sink only.
+    output: Option<LineWriter<BlockingFile>>,
     path: Option<PathBuf>,
+    sink: Option<LineSink>,
+    /// What the output has instead of the JSON that comes.
+    retold: Option<Format>,
     messages: Receiver<Message>,
     reopen: Receiver<()>,
     returns: Vec<ReturnChannel>,
@@ -355,8 +401,18 @@ impl Writing {
     }
 
     fn handle(&mut self, message: Message) {
-        let Message::Batch(Batch { shard, mut bytes }) = message else { return };
-        let lost = self.write(&bytes);
+        let Message::Batch(Batch { shard, first, count, mut bytes }) = message else { return };
+        if let Some(sink) = &mut self.sink {
+            sink(NumberedLines { shard, first, count, bytes: &bytes });
+        }
+        let lost = match self.retold {
+            None => self.write(&bytes),
+            Some(format) => {
+                let mut text = Vec::with_capacity(bytes.len());
+                write_retold(&bytes, format, &mut text);
+                self.write(&text)
+            }
+        };
         bytes.clear();
         let Some(back) = self.returns.get_mut(shard) else { return };
         let lost = std::mem::take(&mut back.lost) + lost;
@@ -368,7 +424,8 @@ impl Writing {
 
     /// Writes a batch and returns how many of its lines are lost.
     fn write(&mut self, bytes: &[u8]) -> u64 {
-        let Err(Lost { lines, cause }) = self.output.write(bytes) else {
+        let Some(output) = &mut self.output else { return 0 };
+        let Err(Lost { lines, cause }) = output.write(bytes) else {
             if let Some(lost) = self.failing.take() {
                 tracing::info!(lost, "access log: writing again");
             }
@@ -386,7 +443,7 @@ impl Writing {
         let Some(path) = &self.path else { return };
         match open(path) {
             Ok(file) => {
-                self.output = LineWriter::new(BlockingFile(file));
+                self.output = Some(LineWriter::new(BlockingFile(file)));
                 tracing::info!(path = %path.display(), "access log: file reopened");
             }
             Err(error) => {
@@ -399,160 +456,5 @@ impl Writing {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::{BufRead as _, BufReader, Read as _};
-    use std::net::{IpAddr, Ipv4Addr};
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use super::*;
-
-    /// Long enough for any machine: reached only by a test that fails.
-    const PATIENCE: Duration = Duration::from_mins(1);
-
-    fn record(path: &[u8]) -> Record<'_> {
-        Record {
-            request_id: b"req-00000001",
-            client: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            client_text: b"127.0.0.1",
-            method: b"GET",
-            host: b"localhost",
-            path,
-            protocol: "HTTP/1.1",
-            status: 200,
-            ..Record::BLANK
-        }
-    }
-
-    /// The paths of the lines, each of which must be whole.
-    fn paths(lines: &str) -> Vec<String> {
-        let path = |line: &str| -> Option<String> {
-            let fields: serde_json::Value = serde_json::from_str(line).ok()?;
-            Some(fields.get("path")?.as_str()?.to_owned())
-        };
-        lines.lines().map(|line| path(line).unwrap_or_else(|| format!("no line: {line}"))).collect()
-    }
-
-    /// Hands over what there is and waits until the writer is done with it; returns the lines it lost.
-    fn flush_and_wait(log: &mut AccessLog) -> u64 {
-        log.flush();
-        log.link.as_ref().expect("on").returned.recv_timeout(PATIENCE).expect("the buffer comes back").lost
-    }
-
-    #[test]
-    fn a_writer_that_nobody_reads_from_never_blocks_a_shard() {
-        const LINES: u64 = 40_000;
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) =
-            start(File::from(OwnedFd::from(writer)), None, Format::Json, 1, 16 * BATCH_BYTES).expect("a thread");
-        let mut log = logs.pop().expect("one shard");
-        // Some 8 MiB: past what the pipe and the queue take together. That this ends is the point.
-        for number in 0..LINES {
-            log.line(&record(number.to_string().as_bytes()));
-        }
-        log.flush();
-        let dropped = log.dropped();
-        assert!(dropped > LINES / 4, "{dropped} lines dropped");
-
-        // Now somebody reads: what was not dropped is all there, in order.
-        let reading = thread::spawn(move || {
-            let mut text = String::new();
-            BufReader::new(reader).read_to_string(&mut text).map(|_| text)
-        });
-        assert!(writer.close(PATIENCE), "the writer ends once it can write");
-        let text = reading.join().expect("no panic").expect("UTF-8");
-        let numbers: Vec<u64> = paths(&text).iter().map(|path| path.parse().expect("a number")).collect();
-        assert_eq!(numbers.len() as u64, LINES - dropped);
-        assert!(numbers.is_sorted_by(|one, next| one < next));
-    }
-
-    #[test]
-    fn closing_has_a_bound() {
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) =
-            start(File::from(OwnedFd::from(writer)), None, Format::Json, 1, 64 * BATCH_BYTES).expect("a thread");
-        for _ in 0..1000 {
-            logs[0].line(&record(&[b'a'; 1000]));
-        }
-        logs[0].flush();
-        assert!(!writer.close(Duration::from_millis(1)), "1 MB does not fit into the pipe");
-        drop(reader);
-    }
-
-    #[test]
-    fn lines_of_all_shards_arrive_and_buffers_come_back() {
-        let (reader, writer) = io::pipe().expect("a pipe");
-        let (writer, mut logs) =
-            start(File::from(OwnedFd::from(writer)), None, Format::Json, 4, 64 * BATCH_BYTES).expect("a thread");
-        let mut reader = BufReader::new(reader);
-        for (shard, log) in logs.iter_mut().enumerate() {
-            log.line(&record(format!("/{shard}").as_bytes()));
-            assert_eq!(flush_and_wait(log), 0);
-            let mut line = String::new();
-            reader.read_line(&mut line).expect("a line");
-            assert_eq!(paths(&line), [format!("/{shard}")]);
-        }
-        // What is not flushed yet goes out when the shard ends.
-        logs[2].line(&record(b"/last"));
-        drop(logs);
-        assert!(writer.close(PATIENCE));
-        let mut rest = String::new();
-        reader.read_to_string(&mut rest).expect("the rest");
-        assert_eq!(paths(&rest), ["/last"]);
-    }
-
-    #[test]
-    fn a_file_is_appended_to_and_reopened_after_a_rotation() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (path, rotated) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
-        fs::write(&path, "{\"path\":\"/older\"}\n").expect("an older log");
-        let (writer, mut logs) =
-            spawn(&LogTarget::File(path.clone()), Format::Json, 1, 64 * BATCH_BYTES).expect("a file");
-        logs[0].line(&record(b"/before"));
-        flush_and_wait(&mut logs[0]);
-        fs::rename(&path, &rotated).expect("rotated");
-        writer.reopen();
-        logs[0].line(&record(b"/after"));
-        flush_and_wait(&mut logs[0]);
-        assert!(writer.close(PATIENCE));
-        let read = |path| paths(&fs::read_to_string(path).expect("a log"));
-        assert_eq!(read(&rotated), ["/older", "/before"]);
-        assert_eq!(read(&path), ["/after"]);
-        let mode = fs::metadata(&path).expect("a log").permissions().mode();
-        assert_eq!(mode & 0o007, 0, "strangers may not read it");
-    }
-
-    #[test]
-    fn what_the_system_refuses_is_counted() {
-        let (writer, mut logs) =
-            spawn(&LogTarget::File("/dev/full".into()), Format::Json, 1, 64 * BATCH_BYTES).expect("a device");
-        let log = &mut logs[0];
-        log.line(&record(b"/1"));
-        log.line(&record(b"/2"));
-        assert_eq!(flush_and_wait(log), 2);
-        // A shard learns of it with the buffer that comes back.
-        log.line(&record(b"/3"));
-        log.flush();
-        assert!(writer.close(PATIENCE));
-        log.flush();
-        assert_eq!(log.dropped(), 1);
-        log.line(&record(b"/4"));
-        log.flush();
-        assert_eq!(log.dropped(), 2, "nobody writes any more");
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_opened_is_said_at_the_start() {
-        let error = spawn(&LogTarget::File("/nowhere/access.log".into()), Format::Json, 1, 64 * BATCH_BYTES)
-            .map(drop)
-            .expect_err("no such folder");
-        assert_eq!(error.kind(), io::ErrorKind::NotFound);
-    }
-
-    #[test]
-    fn off_costs_nothing() {
-        let (writer, mut logs) = spawn(&LogTarget::Off, Format::Json, 2, 64 * BATCH_BYTES).expect("nothing to open");
-        logs[1].line(&record(b"/"));
-        assert!(logs[1].is_off() && logs[1].buffer.capacity() == 0);
-        assert!(writer.close(Duration::ZERO));
-    }
-}
+#[path = "access_log_tests.rs"]
+mod tests;

@@ -78,12 +78,14 @@ pub struct Databases {
     pub postgres: Option<Dependency>,
     /// Users and sessions, in a file. On the operator's listener only: it is no service of the platform.
     pub embedded: Option<Dependency>,
+    /// The access log's rows.
+    pub clickhouse: Option<Dependency>,
 }
 
 impl Databases {
     /// Those that there are.
     pub fn all(&self) -> impl Iterator<Item = &Dependency> {
-        [&self.redis, &self.postgres, &self.embedded].into_iter().flatten()
+        [&self.redis, &self.postgres, &self.embedded, &self.clickhouse].into_iter().flatten()
     }
 }
 

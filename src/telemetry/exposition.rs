@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use super::clickhouse::ClickhouseCounters;
 use super::histogram::{Histogram, Ladder};
 use super::metrics::{
     Counters, LimitCounters, NameCounters, Names, ProbeCounters, ProcessCounters, RouteCounters, UpstreamCounters,
@@ -47,6 +48,12 @@ pub fn write_prometheus(
     }
     for (metric, value) in ProcessCounters::METRICS.iter().zip(process.values()) {
         Family::begin(out, metric, names).series("", value);
+    }
+    for (index, metric) in ClickhouseCounters::METRICS.iter().enumerate() {
+        let mut family = Family::begin(out, metric, names);
+        if let Some(counters) = &process.clickhouse {
+            family.series("", counters.values()[index]);
+        }
     }
     let routes: Vec<_> = sum.routes().iter().map(RouteCounters::values).collect();
     write_named(RouteCounters::METRICS, names.routes.names(), &routes, names, out);

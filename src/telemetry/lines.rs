@@ -48,7 +48,7 @@ impl<W: Write> LineWriter<W> {
     }
 }
 
-pub(super) fn newlines(bytes: &[u8]) -> u64 {
+fn newlines(bytes: &[u8]) -> u64 {
     memchr::memchr_iter(b'\n', bytes).count() as u64
 }
 

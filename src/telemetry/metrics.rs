@@ -4,6 +4,7 @@
 //! and a test keeps `docs/metrics.md` true to it. Counting is adding to a field of the shard's own [`Counters`]; a
 //! scrape asks each shard for a copy.
 
+use super::clickhouse::ClickhouseCounters;
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
     BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, RETRY_REASONS, Refusal,
@@ -308,6 +309,8 @@ table! {
     also {
         /// What was counted of probes, by the upstreams' slots; `None` for those without.
         pub probes: Vec<Option<ProbeCounters>>,
+        /// What the sink of ClickHouse counted; `None` if there is no sink.
+        pub clickhouse: Option<ClickhouseCounters>,
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::telemetry::slots::OTHER;
 
-fn tables() -> [(&'static str, &'static [Metric]); 7] {
+fn tables() -> [(&'static str, &'static [Metric]); 8] {
     [
         ("Connections, requests, shards", Counters::METRICS),
         ("Routes", RouteCounters::METRICS),
@@ -15,6 +15,7 @@ fn tables() -> [(&'static str, &'static [Metric]); 7] {
         ("Limits", LimitCounters::METRICS),
         ("Names of instances", NameCounters::METRICS),
         ("The process", ProcessCounters::METRICS),
+        ("ClickHouse", ClickhouseCounters::METRICS),
     ]
 }
 
@@ -91,6 +92,7 @@ fn kinds_suit_their_fields() {
     check(LimitCounters::METRICS, LimitCounters::default().values());
     check(NameCounters::METRICS, NameCounters::default().values());
     check(ProcessCounters::METRICS, ProcessCounters::default().values());
+    check(ClickhouseCounters::METRICS, ClickhouseCounters::default().values());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! for a request. Who asks for the numbers and who ships the records are matters of the floors above.
 
 pub mod access_log;
+pub mod clickhouse;
 pub mod date;
 pub mod dependency;
 pub mod escape;
@@ -15,6 +16,7 @@ mod lines;
 pub mod log;
 pub mod metrics;
 pub mod record;
+mod retold;
 pub mod slots;
 pub mod spans;
 pub mod table;

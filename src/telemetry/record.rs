@@ -69,7 +69,7 @@ pub struct Record<'a> {
     /// Whether it went over an upstream connection that had been used before.
     pub reused: bool,
     /// Why it failed: a refusal's code, `client_closed` and the like, written as it is; empty when it did not.
-    pub reason: &'static str,
+    pub reason: &'a str,
     /// More about that: which claim, which bound, what the system said; empty when there is no more.
     pub reason_detail: &'a str,
     /// The shard that served it.

@@ -50,8 +50,8 @@ pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer, Wi
 pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role, SessionStore, Sessions};
 pub use overload::{Deadline, DeadlineFrom, Shedding};
 pub use process::{
-    AccessLog, Admin, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener, ListenerKind, Log,
-    LogFormat, Metrics, Runtime,
+    AccessLog, Admin, Clickhouse, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener, ListenerKind,
+    Log, LogFormat, Metrics, Runtime,
 };
 pub use requests::{
     Access, Balance, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
@@ -96,6 +96,7 @@ pub const SECTIONS: &[&Section] = &[
     Data::SECTION,
     Accounts::SECTION,
     Log::SECTION,
+    Clickhouse::SECTION,
     Cors::SECTION,
     Limit::SECTION,
     Auth::SECTION,
@@ -158,6 +159,8 @@ config! {
         accounts: Accounts,
         /// What is written where.
         log: Log,
+        /// The access log in ClickHouse.
+        clickhouse: Clickhouse,
         /// Who may call from a browser.
         cors: Cors,
         /// Limits of the rate of requests, by name.

@@ -1,10 +1,11 @@
 //! The part of the table that is about the process: its threads, how it finds services, listeners, files, and how it stops.
 
 use super::section::{section, words};
-use super::{DAY, GIB, HOUR, KIB, MINUTE};
+use super::{DAY, GIB, HOUR, KIB, MIB, MINUTE};
 use crate::config::address::{IpNet, Nameserver};
 use crate::config::instance::Zone;
 use crate::config::key::Kind;
+use crate::config::secret::Secret;
 use crate::config::values::AsText;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -173,6 +174,45 @@ section! {
         buffer_bytes: usize as Size(64 * KIB, GIB) = "2MiB", e.g. "1MiB", per Shard;
         /// How long an access-log line may wait.
         flush_interval: Duration as Duration(1, MINUTE) = "200ms", e.g. "1s", per Shard;
+    }
+}
+
+section! {
+    /// The access log in ClickHouse, besides or instead of what `log.access` says (docs/clickhouse.md).
+    Clickhouse = Once "clickhouse", per Process, by Reload {
+        /// Whether access-log lines are sent there. `shardgate migrate` makes the table.
+        enabled: bool = false, e.g. true, by Restart;
+        /// Its HTTP interface.
+        url: String as Text("`http://host:8123` or `https://host:8443`") = "http://127.0.0.1:8123",
+            e.g. "https://clickhouse.example:8443";
+        /// The database, which must be there.
+        database: String as Text("up to 64 of A-Z, a-z, 0-9 and _") = "default", e.g. "shop";
+        /// The table in it.
+        table: String as Text("up to 64 of A-Z, a-z, 0-9 and _") = "shardgate_access", e.g. "access_log";
+        /// Who logs in.
+        user: String as Text("up to 128 printable ASCII characters") = "default", e.g. "shardgate";
+        /// The user's password; write `"${CLICKHOUSE_PASSWORD}"`. It goes in a header and is never shown.
+        password: Option<Secret> as Secret("password") = unset "none", e.g. "an example";
+        /// The file that holds the password instead; a reload reads it again.
+        password_file: Option<PathBuf> = unset "none", e.g. "/run/secrets/clickhouse";
+        /// Certificates (PEM) that the server's is checked with.
+        ca_file: Option<PathBuf> = unset "those of the system", e.g. "/etc/shardgate/ca.pem";
+        /// How long one request may take, its connection included. Then it is sent again.
+        timeout: Duration as Duration(10, 10 * MINUTE) = "10s", e.g. "30s", per Each;
+        /// A batch of so many bytes of rows is sent at once.
+        batch_bytes: usize as Size(4 * KIB, 16 * MIB) = "4MiB", e.g. "1MiB", per Each;
+        /// And a smaller one after this time. The server merges each batch: rather one a second than ten.
+        batch_interval: Duration as Duration(10, MINUTE) = "1s", e.g. "5s";
+        /// Memory for rows that are not sent yet, most of it for compressed ones. When it is full, rows are dropped and
+        /// counted.
+        memory_max: usize as Size(8 * MIB, 16 * GIB) = "64MiB", e.g. "256MiB", by Restart;
+        /// The directory of the files that keep rows, compressed, while the server is away. For one process at a time.
+        spill_dir: Option<PathBuf> as Text("path of a directory") = unset "`clickhouse` in `data.dir`",
+            e.g. "/var/spool/shardgate", by Restart;
+        /// How large these files may become; then rows wait in memory, and are dropped when that is full. 0: no files.
+        spill_max: u64 as Size(0, 1024 * GIB) = "1GiB", e.g. "10GiB", by Restart;
+        /// Days that rows are kept, which `shardgate migrate` tells the server (20.1 or newer). 0: for ever.
+        keep_days: u32 as Number(0, 36_500) = 30, e.g. 7, per Each;
     }
 }
 

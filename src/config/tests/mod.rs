@@ -2,6 +2,7 @@
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 mod any_text;
+mod defaults;
 mod discover;
 mod environment;
 mod health;

@@ -18,6 +18,7 @@ use super::{
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::{Lookups, News},
     probes::Probes,
+    records::Records,
     rooms,
     signals::{Signalled, Signals},
 };
@@ -34,7 +35,6 @@ use crate::{
     shard::{clock, ticks::Ticks},
     sinks::otlp::Exporter,
     telemetry::{
-        access_log,
         dependency::Databases,
         metrics::{Names, ProcessCounters},
     },
@@ -61,7 +61,7 @@ pub(super) struct ControlSetup {
     pub(super) descriptors: u64,
     pub(super) port: Port<AllLetters, to::Control>,
     pub(super) admin: Option<std::net::TcpListener>,
-    pub(super) writer: access_log::AccessLogWriter,
+    pub(super) records: Records,
     pub(super) signals: Signals,
     /// Called once, when every shard runs the first configuration.
     pub(super) ready: Box<dyn FnOnce()>,
@@ -104,7 +104,7 @@ struct Control {
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
-    writer: access_log::AccessLogWriter,
+    records: Records,
     /// Gone once it has been called.
     ready: Option<Box<dyn FnOnce()>>,
 }
@@ -132,10 +132,10 @@ impl Shard {
 }
 
 /// Runs until the process is to end.
-pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
+pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, Records)> {
     let ControlSetup { config, keychain, watch, plan, names, lookups, listeners, .. } = equipment;
     let (shards, descriptors, port) = (equipment.shards, equipment.descriptors, equipment.port);
-    let (admin, writer, signals, ready) = (equipment.admin, equipment.writer, equipment.signals, equipment.ready);
+    let (admin, records, signals, ready) = (equipment.admin, equipment.records, equipment.signals, equipment.ready);
     let (bus, pump) = bus::on_tokio(port)?;
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
@@ -165,7 +165,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         drain: None,
         scrapes: Vec::new(),
         scrape_due: None,
-        writer,
+        records,
         ready: Some(ready),
     };
     let (ask, questions) = mpsc::channel(64);
@@ -183,7 +183,7 @@ impl Control {
         mut pump: Pump<AllLetters, to::Control>,
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
-    ) -> anyhow::Result<(ProcessEnd, access_log::AccessLogWriter)> {
+    ) -> anyhow::Result<(ProcessEnd, Records)> {
         self.probes.set(&self.plan, self.lookups.current());
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
@@ -318,7 +318,7 @@ impl Control {
     fn signalled(&mut self, signal: Signalled) -> bool {
         match signal {
             Signalled::Reload => {
-                self.writer.reopen();
+                self.records.reopen();
                 // What is read now is no change to be found later.
                 self.watch = self.watch.take().map(|watch| Watch::new(watch.path()));
                 self.reload("SIGHUP");
@@ -370,11 +370,11 @@ impl Control {
     }
 
     /// Stops the shards.
-    fn end(self, ended: ProcessEnd) -> (ProcessEnd, access_log::AccessLogWriter) {
+    fn end(self, ended: ProcessEnd) -> (ProcessEnd, Records) {
         self.bus.broadcast(|| ToShard::Stop);
         self.bus.send(to::Bridge, ToBridge::Stop);
         self.bus.flush();
-        (ended, self.writer)
+        (ended, self.records)
     }
 }
 

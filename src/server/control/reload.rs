@@ -49,6 +49,10 @@ impl Control {
     /// Puts a new configuration in force: whole, or not at all.
     pub(super) fn take_candidate(&mut self) {
         let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
+        let prepared = match self.records.prepare(&config) {
+            Ok(prepared) => prepared,
+            Err(wrong) => return self.refuse_reload(&wrong),
+        };
         let addresses = self.lookups.addresses(&config);
         let generation = self.plan.generation + 1;
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
@@ -77,6 +81,7 @@ impl Control {
         if let Err(wrong) = self.exporter.set(&self.config.trace) {
             tracing::error!("spans go on as before: {wrong}");
         }
+        self.records.adopt(prepared, &self.config);
         self.lookups.adopt();
         self.lookups.told(&self.config, &self.listeners);
         self.process.config_reloads[Reload::Applied.index()] += 1;

@@ -14,6 +14,7 @@ use crate::{
     gateway::{Page, Pages},
     shard::clock,
     telemetry::{
+        dependency::Databases,
         exposition::{ShardCounters, write_prometheus},
         metrics::KeyFetch,
     },
@@ -90,6 +91,7 @@ impl Control {
         self.process.spans_exported = spans.exported;
         (self.process.spans_dropped, self.process.span_exports_failed) = (spans.dropped, spans.failures);
         self.process.spans_waiting = i64::try_from(self.exporter.waiting()).unwrap_or(i64::MAX);
+        self.process.clickhouse = self.records.counters();
         let mut text = String::with_capacity(64 * 1024);
         write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
         let mut shared: Option<Arc<str>> = None;
@@ -135,7 +137,7 @@ impl Control {
         health::HealthInputs {
             upstreams: upstreams.collect(),
             unresolved: self.lookups.unresolved(&self.config),
-            databases: self.databases.clone(),
+            databases: Databases { clickhouse: self.records.clickhouse(), ..self.databases.clone() },
             is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
             uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
             timestamp: format!("{now:.3}"),

@@ -4,6 +4,7 @@ mod access_log;
 mod addresses;
 mod browser;
 mod cli;
+mod clickhouse;
 mod clients;
 mod demo;
 mod discovered;

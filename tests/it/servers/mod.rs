@@ -1,5 +1,7 @@
 //! Real servers that tests start for themselves.
 
+pub(crate) mod chdb;
+pub(crate) mod clickhouse;
 pub(crate) mod dns;
 pub(crate) mod npm;
 pub(crate) mod postgres;

@@ -23,6 +23,10 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("io_uring's", &["SINGLE_ISSUER", "DEFER_TASKRUN", "COOP_TASKRUN"]),
     ("SQLite's", &["synchronous=FULL", "synchronous=NORMAL"]),
     ("Redis's", &["min-replicas-to-write", "XREAD BLOCK"]),
+    (
+        "ClickHouse's",
+        &["ReplacingMergeTree", "date_time_input_format", "input_format_allow_errors_num", "async_insert"],
+    ),
     ("a key in Redis", &["session:<id>"]),
     ("algorithms that are not taken", &["ES384", "ES512", "RS512"]),
     ("what browsers have", &["EventSource", "WebSocket"]),
