@@ -75,6 +75,19 @@ pub enum BusHealth {
     EventsRefused,
 }
 
+impl BusHealth {
+    /// In a word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Refused => "refused",
+            Self::EventsRefused => "events_refused",
+        }
+    }
+}
+
 /// `GET /health`: 503 only when no route can be served.
 pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
     let mut services = Map::new();
@@ -93,15 +106,7 @@ pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
         "clickhouse": store(clickhouse.as_ref()),
     });
     services.insert("databases".to_owned(), databases);
-    let are_stores_up = known.databases.all().all(|store| store.error.is_none());
-    let total = known.upstreams.len();
-    let (status, word) = match () {
-        () if total > 0 && down == total => (503, "unhealthy"),
-        () if well == total && are_stores_up && !known.is_revocation_stale && known.shards_ready == known.shards => {
-            (200, "healthy")
-        }
-        () => (200, "degraded"),
-    };
+    let (status, word) = judged(known, well, down);
     let document = json!({
         "status": word,
         "services": services,
@@ -112,6 +117,26 @@ pub fn whole(known: &HealthInputs) -> (u16, Vec<u8>) {
         "uptimeSeconds": known.uptime_s,
     });
     (status, document.to_string().into_bytes())
+}
+
+/// The status of the whole, of whose upstreams so many are well, and so many down.
+fn judged(known: &HealthInputs, well: usize, down: usize) -> (u16, &'static str) {
+    let are_stores_up = known.databases.all().all(|store| store.error.is_none());
+    let total = known.upstreams.len();
+    match () {
+        () if total > 0 && down == total => (503, "unhealthy"),
+        () if well == total && are_stores_up && !known.is_revocation_stale && known.shards_ready == known.shards => {
+            (200, "healthy")
+        }
+        () => (200, "degraded"),
+    }
+}
+
+/// The status of the whole, in a word.
+pub fn word(known: &HealthInputs) -> &'static str {
+    let statuses: Vec<_> = known.upstreams.iter().map(|upstream| entry(upstream, known).0).collect();
+    let count = |is_so: fn(&str) -> bool| statuses.iter().filter(|status| is_so(status)).count();
+    judged(known, count(|status| matches!(status, "up" | "disabled")), count(|status| status == "down")).1
 }
 
 /// `GET /health/ready`: whether traffic should come here. Upstreams and databases are no part of it.
@@ -132,13 +157,7 @@ pub fn ready_hub(known: &HealthInputs) -> (u16, Vec<u8>) {
     let document = json!({
         "status": if is_ready { "ready" } else { "not ready" },
         "hub": if known.has_hub { "enabled" } else { "disabled" },
-        "bus": match known.bus_health {
-            BusHealth::None => "none",
-            BusHealth::Up => "up",
-            BusHealth::Down => "down",
-            BusHealth::Refused => "refused",
-            BusHealth::EventsRefused => "events_refused",
-        },
+        "bus": known.bus_health.name(),
     });
     (if is_ready { 200 } else { 503 }, document.to_string().into_bytes())
 }
@@ -153,7 +172,7 @@ fn traces(health: ExportHealth) -> Value {
 }
 
 /// One upstream's status, and its entry.
-fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Value) {
+pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Value) {
     let seen = Seen::of(upstream);
     let is_open = upstream.reports.iter().any(|report| report.is_open);
     let is_unresolved = known.unresolved.contains(&upstream.name);
@@ -250,7 +269,8 @@ fn store(store: Option<&Dependency>) -> Value {
     entry
 }
 
-fn rfc3339(unix: Duration) -> String {
+/// A time since 1970 as RFC 3339 has it.
+pub fn rfc3339(unix: Duration) -> String {
     let time = i64::try_from(unix.as_millis()).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     time.map_or_else(String::new, |time| format!("{time:.3}"))
 }

@@ -53,11 +53,6 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
     }
     let fields = Admin::fields(root);
     if admin.enabled {
-        if !admin.address.to_canonical().is_loopback() && fields.is_sound("address", report) {
-            let right =
-                "the operator's listener asks for no token, so it binds loopback addresses only, like \"127.0.0.1\"";
-            fields.wrong(report, "address", format_args!("is \"{}\"", admin.address), right);
-        }
         if fields.is_sound("port", report) {
             ports.push(ListenerPort::of(&fields, admin.address, admin.port));
         }

@@ -10,6 +10,7 @@
 
 mod accounts;
 mod address;
+mod admin;
 mod auth;
 mod clickhouse;
 mod cors;
@@ -48,16 +49,17 @@ pub mod watch;
 
 pub use accounts::postgres_url;
 pub use address::{HostPattern, IpNet, Nameserver, ServiceName};
+pub use admin::{ADMIN_TOKEN_BYTES_MAX, ADMIN_TOKEN_FORM, admin_token_mistake};
 pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
-    Access, AccessLog, Accounts, Admin, Algorithm, Auth, Balance, Clickhouse, ClientClose, Compression, Config, Cors,
-    Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener, HeaderRules, Health,
-    Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey, LimitScope, Listener,
-    ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn, Revocation, RevocationFail, Role,
-    Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, TokenIssuer, TokenKey, Trace, Trust,
-    Upstream, WithoutRedis,
+    Access, AccessLog, Accounts, Admin, AdminToken, Algorithm, Auth, Balance, Clickhouse, ClientClose, Compression,
+    Config, Cors, Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener,
+    HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey,
+    LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn, Revocation,
+    RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, TokenIssuer,
+    TokenKey, Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

@@ -2,6 +2,7 @@
 //! mistakes at once.
 
 use super::accounts::check_accounts;
+use super::admin::read_admin;
 use super::auth::read_auth;
 use super::clickhouse::check_clickhouse;
 use super::cors::check_cors;
@@ -20,7 +21,7 @@ use super::sessions::check_sessions;
 use super::trace::check_trace;
 use super::upstreams::read_upstreams;
 use super::{
-    Accounts, Auth, Clickhouse, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis,
+    Accounts, Admin, Auth, Clickhouse, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis,
     Sessions, Trace, Trust, env,
 };
 use std::collections::BTreeMap;
@@ -170,6 +171,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     read_hub(&mut config, &Hub::fields(root), report);
     warn_about_idle_upstreams(&config, report);
     warn_about_own_paths(&config, report);
+    read_admin(&mut config.admin, &Admin::fields(root), report);
     config.listeners = read_listeners(root, &config, report);
     check_target(&config.http, &Http::fields(root), report);
     check_intervals(&config.discovery, &Discovery::fields(root), report);

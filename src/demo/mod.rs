@@ -13,12 +13,14 @@ use std::{
 };
 
 use anyhow::Context as _;
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ring::rand::{SecureRandom as _, SystemRandom};
 
 use self::{instances::Instances, service::HEALTH_PATH};
 pub use self::{instances::serve, service::Service};
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
-    config::{Access, Config, Health, Instance, LogFormat, Route, ServerAddress, Upstream},
+    config::{Access, AdminToken, Config, Health, Instance, LogFormat, Route, Secret, ServerAddress, Upstream},
     server::{self, ProcessEnd},
     telemetry::log,
 };
@@ -55,16 +57,31 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
     let loopback = |network: &str| network.parse().expect("a network");
     config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
     config.hub.echo = true;
+    let token = add_operator(&mut config)?;
     let data = Data::prepare(&mut config)?;
     add_demo_users(&config).context("the users of the demo cannot be added")?;
     let table = instances.table();
     let watched = instances.watch()?;
     let hints = move |public: &[SocketAddr], operators: Option<SocketAddr>| {
-        print_hints(public[0].port(), operators.map(|address| address.port()), &table);
+        print_hints(public[0].port(), operators.map(|address| address.port()), &table, token.as_deref());
     };
     let ended = server::run(config, None, Box::new(hints));
     drop((watched, data));
     ended
+}
+
+/// Lets whoever started the demo change what the dashboard offers, unless the configuration says who may. The token is another
+/// one each time.
+fn add_operator(config: &mut Config) -> anyhow::Result<Option<String>> {
+    if !config.admin.tokens.is_empty() {
+        return Ok(None);
+    }
+    let mut random = [0; 18];
+    SystemRandom::new().fill(&mut random).map_err(|_| anyhow::anyhow!("the system gives no random bytes"))?;
+    let token = URL_SAFE_NO_PAD.encode(random);
+    let secret = Some(Secret::from(token.clone()));
+    config.admin.tokens.push(AdminToken { name: "demo".to_owned(), file: None, secret });
+    Ok(Some(token))
 }
 
 /// How the demo's services are probed: often, for who looks at it.
@@ -140,11 +157,15 @@ impl Drop for Data {
 }
 
 /// Lines to paste into another terminal.
-fn print_hints(port: u16, operators_port: Option<u16>, instances: &str) {
+fn print_hints(port: u16, operators_port: Option<u16>, instances: &str, token: Option<&str>) {
     let gateway = format!("http://localhost:{port}");
     let bearer = "-H \"Authorization: Bearer $TOKEN\"";
     let metrics = operators_port.map_or_else(String::new, |port| {
         format!("  curl -s http://localhost:{port}/metrics | grep shardgate_requests_total\n")
+    });
+    let dashboard = operators_port.map_or_else(String::new, |port| {
+        let changes = token.map_or_else(String::new, |token| format!("; the token for changes is {token}"));
+        format!("The dashboard: http://localhost:{port}/ (in a terminal: shardgate top --url http://localhost:{port}){changes}\n\n")
     });
     let [(email, _, password), ..] = DEMO_USERS;
     let path = pages::PATH;
@@ -155,7 +176,7 @@ fn print_hints(port: u16, operators_port: Option<u16>, instances: &str) {
 
 In a browser, in two tabs: {gateway}{path}
 
-In another terminal:\n
+{dashboard}In another terminal:\n
   TOKEN=$(curl -s {gateway}/auth/login -H 'Content-Type: application/json' -d '{{\"email\":\"{email}\",\"password\":\"{password}\"}}' | sed 's/.*\"accessToken\":\"\\([^\"]*\\)\".*/\\1/')
   curl -i {gateway}/auth/me {bearer}
   curl -i {gateway}/api/events {bearer} -d '{{\"type\":\"cart_abandoned\"}}'

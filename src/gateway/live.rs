@@ -18,7 +18,7 @@ use crate::{
     proto::head::{Known, RequestHead},
     shard::{Instant, Local, clock},
     telemetry::{record::RouteNames, slots::OTHER},
-    upstream::{BackendAddress, Report, Upstream},
+    upstream::{BackendAddress, BackendReport, Orders, Report, Upstream},
 };
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -44,6 +44,7 @@ impl Gateway {
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
         let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
+        live.operate(&self.orders.with(|orders| Arc::clone(orders)));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
         // What the hub sends to services goes by the new plan from here on.
@@ -62,6 +63,13 @@ impl Gateway {
                 upstream.replace_backends(&moved.instances, moved.table.clone());
             }
         }
+        live.operate(&self.orders.with(|orders| Arc::clone(orders)));
+    }
+
+    /// Operators want this of backends from now on, and nothing else.
+    pub fn operate(&self, orders: Arc<Orders>) {
+        self.live().operate(&orders);
+        self.orders.with(|known| *known = orders);
     }
 
     /// Closes connections to backends that have been idle for too long.
@@ -86,6 +94,11 @@ impl Gateway {
     /// How each upstream stands on this shard, in the order of the plan's.
     pub fn report(&self, now: Instant) -> Vec<Report> {
         self.live().upstreams.iter().map(|upstream| upstream.report(now)).collect()
+    }
+
+    /// How each backend of each upstream stands on this shard, in the order of the plan's.
+    pub fn backends(&self, now: Instant) -> Vec<Vec<BackendReport>> {
+        self.live().upstreams.iter().map(|upstream| upstream.backend_reports(now)).collect()
     }
 
     /// The plan in force.
@@ -172,6 +185,13 @@ impl Live {
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
         Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, service_labels }
+    }
+
+    /// Does with backends what operators want, after a change of it or of the backends.
+    fn operate(&self, orders: &Orders) {
+        for (plan, upstream) in self.plan.upstreams.iter().zip(&self.upstreams) {
+            upstream.operate(orders.get(&plan.name).map_or(&[], Vec::as_slice));
+        }
     }
 
     /// Whom a request is from, and whether the peer's word about it counts: the last address of `X-Forwarded-For` that

@@ -52,6 +52,7 @@ use crate::{
     proto::head::{RequestHead, ResponseHead, Span},
     shard::{Instant, Local, clock},
     telemetry::{metrics::Counters, spans::SpanKind},
+    upstream::Orders,
 };
 
 /// One per shard: what it routes by, and the upstreams as it knows them.
@@ -62,6 +63,8 @@ pub struct Gateway {
     /// What its requests are counted by.
     pub limits: Limits,
     live: Local<Rc<Live>>,
+    /// What operators want of backends.
+    orders: Local<Arc<Orders>>,
     /// What the control thread said last of the gateway's health.
     pages: Local<Pages>,
     identity: Identity,
@@ -101,7 +104,9 @@ impl Gateway {
         let sockets = Sockets::new(seat, &plan.hub, Rc::clone(&ledger));
         let live = Local::new(Rc::new(Live::new(plan, &[], &ledger, limits.clone())));
         let (pages, refuses_unanswered) = (Local::default(), Cell::new(false));
-        let gateway = Rc::new(Self { ledger, desks, limits, live, pages, identity, refuses_unanswered, sockets });
+        let orders = Local::default();
+        let gateway =
+            Rc::new(Self { ledger, desks, limits, live, orders, pages, identity, refuses_unanswered, sockets });
         gateway.sockets.attach(&gateway);
         gateway
     }

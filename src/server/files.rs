@@ -1,15 +1,18 @@
 //! The files that a configuration names: the keys of tokens, loaded, and a look at all of them before anything is started,
 //! which says what is wrong with them and what whoever runs this may not do there.
 
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
+use zeroize::Zeroizing;
 
 use crate::{
     accounts,
+    admin::Access as OperatorAccess,
     auth::{Keychain, KeychainError, read_certificates},
-    config::{self, AccessLog, Config, SessionStore},
+    config::{self, AccessLog, Config, SecretFile, SessionStore},
     sinks::clickhouse,
 };
 
@@ -29,11 +32,39 @@ fn made_in(config: &Config) -> Option<&Path> {
     is_asked.then_some(&*config.data.dir)
 }
 
+/// Reads the tokens of operators: who may ask the operator's listener for what.
+pub(super) fn admin_access(config: &Config) -> Result<OperatorAccess, String> {
+    let admin = &config.admin;
+    let mut tokens = Vec::with_capacity(admin.tokens.len());
+    for (index, token) in admin.tokens.iter().enumerate() {
+        let of_file =
+            |file: &PathBuf| admin_token(file).map_err(|wrong| format!("admin.tokens[{index}].file: {wrong}"));
+        let of_secret =
+            || Zeroizing::new(token.secret.as_ref().map_or("", |secret| secret.reveal()).as_bytes().to_vec());
+        tokens.push((&*token.name, token.file.as_ref().map_or_else(|| Ok(of_secret()), of_file)?));
+    }
+    let tokens = tokens.iter().map(|(name, token)| (*name, token.as_slice()));
+    Ok(OperatorAccess::new(tokens, &admin.hosts, !admin.is_on_loopback()))
+}
+
+fn admin_token(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let told = |wrong: &dyn Display| format!("{}: {wrong}", path.display());
+    let file = SecretFile::read(path, config::ADMIN_TOKEN_BYTES_MAX + 2).map_err(|error| told(&error))?;
+    let token = file.secret(path).map_err(|wrong| told(&wrong))?;
+    // What editors leave at the end is nobody's token.
+    let token = Zeroizing::new(token.trim_ascii().to_vec());
+    match config::admin_token_mistake(&token) {
+        None => Ok(token),
+        Some(wrong) => Err(told(&format_args!("it {wrong}; {}", config::ADMIN_TOKEN_FORM))),
+    }
+}
+
 /// Everything that is wrong with the files that a configuration names and the gateway reads at its start: keys, key sets
 /// and certificates. Nothing is made or fetched.
 pub fn check_files(config: &Config) -> Vec<String> {
     let mut wrong = Keychain::check_files(&config.auth, made_in(config));
     wrong.extend(accounts::check_key(config));
+    wrong.extend(admin_access(config).err());
     let accounts = &config.accounts;
     let redis = config.redis.ca_file.clone().filter(|_| config.redis.is_given());
     let postgres = accounts.postgres_ca().filter(|_| accounts.postgres_url.is_some());

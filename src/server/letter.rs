@@ -15,6 +15,7 @@
 //! | `Spans`, and `SpansTaken` in return | 4 for each shard: it has no more batches |
 //! | `WantKeys` | one each second for each issuer |
 //! | `Counted` | 1,024: so many hits a shard tells a home without an answer |
+//! | `Operated` | one for each change by an operator, and one for each reload |
 //! | `Probed` | one for each instance whose probes change their verdict, which takes two probes at the least |
 //! | `Load`, `Databases`, `BusHeard`, `BusRefusals`, `Drained` | one or two each second; one |
 //! | `Bus`, `BusRefused`, `EventsRefused` | one for each change of Redis |
@@ -47,7 +48,7 @@ use crate::{
     sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, metrics::Counters, spans::SpanBatch},
-    upstream::{BackendAddress, Report},
+    upstream::{BackendAddress, BackendReport, Orders, Report},
 };
 
 /// Which lists the threads of the process read.
@@ -89,6 +90,8 @@ pub(super) enum ToShard {
     Metrics(Arc<str>),
     /// By control: the probes of an instance have changed their verdict.
     Probed(Box<Probed>),
+    /// By control: operators want this of backends, and nothing else. It stands over plans that follow.
+    Operated(Arc<Orders>),
     /// By the bridge: look whether the client still waits for this.
     Doubted(Ticket),
     /// By the bridge: what came of an operation.
@@ -245,4 +248,10 @@ pub(super) struct Scraped {
     pub(super) generation: u64,
     /// In the order of the plan's upstreams.
     pub(super) reports: Vec<Report>,
+    /// Likewise, of each of their backends.
+    pub(super) backends: Vec<Vec<BackendReport>>,
+    /// How late its regular timer was at worst, since it told last.
+    pub(super) lag: Duration,
+    /// For how long its thread has run.
+    pub(super) cpu: Duration,
 }

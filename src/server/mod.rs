@@ -9,6 +9,7 @@ mod letter;
 mod lookup;
 mod migrate;
 mod operations;
+mod orders;
 mod probes;
 mod records;
 mod resolver;
@@ -90,6 +91,8 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
     warn_of_names(&config, &addresses, &listeners);
     lookups.told(&config, &listeners);
+    let access =
+        files::admin_access(&config).map_err(anyhow::Error::msg).context("operators' tokens cannot be used")?;
     let admin = bind_admin(&config)?;
     let (node, secret) = hub_names();
     let (records, access_logs) = Records::open(&config, &node, shards)?;
@@ -145,6 +148,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         descriptors,
         port: mesh.control,
         admin,
+        access,
         records,
         signals,
         ready: Box::new(move || ready(&public, operators)),
@@ -280,7 +284,7 @@ fn bind_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address} for operators; set admin.port to a free port"))?;
     let bound = listener.local_addr()?;
-    tracing::info!(address = %bound, "operators: http://{bound}/health and /metrics");
+    tracing::info!(address = %bound, "operators: http://{bound}/ is the dashboard, beside /health and /metrics");
     Ok(Some(listener))
 }
 

@@ -159,7 +159,13 @@ impl Probes {
         Some(changed)
     }
 
-    /// What is known of each instance of an upstream; `None` if it is not probed.
+    /// Asks all instances of an upstream as soon as may be; says whether it is probed.
+    pub(super) fn ask_now(&mut self, upstream: &str) -> bool {
+        let probed = self.upstreams.get_mut(upstream);
+        probed.map(|probed| probed.prober.ask_all(clock::now())).is_some()
+    }
+
+    /// What is known of each instance of an upstream, in the order in which it was given them; `None` if it is not probed.
     pub(super) fn report(&self, upstream: &str) -> Option<Vec<(Verdict, Option<LastProbe>)>> {
         let probed = self.upstreams.get(upstream)?;
         Some(probed.prober.report().map(|(_, verdict, last)| (verdict, last)).collect())

@@ -338,6 +338,7 @@ impl Worker {
             ToShard::Probed(probed) => {
                 self.gateway.probed(probed.generation, probed.upstream, &probed.at, probed.is_up);
             }
+            ToShard::Operated(orders) => self.gateway.operate(orders),
             ToShard::Metrics(text) => self.answer_scrapes(&text),
             ToShard::SpansTaken(batch) => self.ledger.with(|ledger| ledger.spans.give_back(batch)),
         }
@@ -361,10 +362,11 @@ impl Worker {
 
     fn scraped(&self) -> Scraped {
         self.gateway.note_unasked();
+        let lag = stall::lag();
         let mut counters = self.ledger.with(|ledger| {
             ledger.counters.access_log_dropped = ledger.access_log.dropped();
             ledger.counters.spans_recorded = ledger.spans.recorded();
-            ledger.counters.loop_lag.observe_us(u64::try_from(stall::lag().as_micros()).unwrap_or(u64::MAX));
+            ledger.counters.loop_lag.observe_us(u64::try_from(lag.as_micros()).unwrap_or(u64::MAX));
             ledger.counters.clone()
         });
         let accepts = || self.acceptors().map(Acceptor::counts);
@@ -379,7 +381,8 @@ impl Worker {
         self.gateway.limits.report(&mut counters, clock::now());
         self.gateway.count(&mut counters);
         let plan = self.gateway.plan();
-        let reports = self.gateway.report(clock::now());
+        let now = clock::now();
+        let (reports, backends) = (self.gateway.report(now), self.gateway.backends(now));
         for (upstream, report) in plan.upstreams.iter().zip(&reports) {
             let upstream = counters.upstream(upstream.slot);
             upstream.requests_in_flight = i64::from(report.in_flight);
@@ -389,7 +392,7 @@ impl Worker {
             upstream.connections_held = gauge(report.held);
             upstream.instances_distrusted = gauge(report.distrusted);
         }
-        Scraped { shard: self.index, counters, generation: plan.generation, reports }
+        Scraped { shard: self.index, counters, generation: plan.generation, reports, backends, lag, cpu: cpu_time() }
     }
 
     fn acceptors(&self) -> impl Iterator<Item = &Acceptor> {
@@ -512,6 +515,12 @@ impl Worker {
             self.ledger.with(|ledger| ledger.access_log.flush());
         }
     }
+}
+
+/// For how long this thread has run.
+fn cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// How often a draining shard looks whether its last connection is gone.

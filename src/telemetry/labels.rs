@@ -147,6 +147,44 @@ label! {
 }
 
 label! {
+    /// What an operator has changed.
+    AdminChange {
+        /// An instance was ejected.
+        Eject = "eject",
+        /// An instance was drained.
+        Drain = "drain",
+        /// An instance was let in again.
+        Return = "return",
+        /// An instance got another weight.
+        Weight = "weight",
+        /// Instances were probed.
+        Probe = "probe",
+        /// The log lets other lines through.
+        LogLevel = "log_level",
+    }
+}
+
+label! {
+    /// Why the operator's listener refused a request.
+    AdminRefusal {
+        /// Its `Host` is none of the listener's.
+        Host = "host",
+        /// A page of another origin sent it.
+        Origin = "origin",
+        /// It shows no token.
+        TokenMissing = "token_missing",
+        /// It shows a wrong one.
+        TokenWrong = "token_wrong",
+        /// Its address has shown several wrong ones.
+        TooManyGuesses = "too_many_guesses",
+        /// No token is configured.
+        NotConfigured = "not_configured",
+        /// What it wants cannot be read, or is not there.
+        Malformed = "malformed",
+    }
+}
+
+label! {
     /// How a token's check came out.
     TokenCheck {
         /// It was remembered, and is still good.

@@ -83,10 +83,17 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), InitError> {
 
 /// Changes the level of a log that was started. The configuration has checked that it means something.
 pub fn set_level(level: &str) {
-    if let (Some(handle), Ok(filter)) = (FILTER.get(), filter(level)) {
+    let _ = change_level(level);
+}
+
+/// Changes the level of a log that was started, if it means something.
+pub fn change_level(level: &str) -> Result<(), InitError> {
+    let filter = filter(level)?;
+    if let Some(handle) = FILTER.get() {
         // It fails only where the log is gone.
         let _ = handle.reload(filter);
     }
+    Ok(())
 }
 
 fn filter(level: &str) -> Result<Targets, InitError> {

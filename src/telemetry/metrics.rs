@@ -7,8 +7,8 @@
 use super::clickhouse::ClickhouseCounters;
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::labels::{
-    BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome, ProbeResult, RETRY_REASONS, Refusal,
-    Reload, Shed, SocketClosed, SpanLoss, Stale, TokenCheck, TunnelEnded,
+    AdminChange, AdminRefusal, BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome,
+    ProbeResult, RETRY_REASONS, Refusal, Reload, Shed, SocketClosed, SpanLoss, Stale, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
@@ -299,6 +299,14 @@ table! {
         /// Requests with spans that failed, by reason; most are sent again.
         span_exports_failed: [u64; ExportFailure::COUNT] = Counter "shardgate_trace_exports_failed_total" per Process
             by "reason" in Values::Fixed(ExportFailure::VALUES);
+        /// Changes by operators.
+        admin_changes: [u64; AdminChange::COUNT] = Counter "shardgate_admin_changes_total" per Process
+            by "change" in Values::Fixed(AdminChange::VALUES);
+        /// Requests to the operator's listener that were refused, by reason.
+        admin_refused: [u64; AdminRefusal::COUNT] = Counter "shardgate_admin_refused_total" per Process
+            by "reason" in Values::Fixed(AdminRefusal::VALUES);
+        /// Instances that operators hold out of use.
+        instances_held: i64 = Gauge "shardgate_instances_held" per Process;
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.

@@ -8,6 +8,7 @@ pub mod balance;
 mod discovery;
 mod failure;
 mod hedge;
+mod held;
 mod instance;
 mod outlier;
 mod permit;
@@ -30,6 +31,7 @@ pub use discovery::{
     ListResult, Listed, Lists, NameAnswer, NoAddress, Source, SrvRecord, names_in, registered, srv_instances,
 };
 pub use failure::Failure;
+pub use held::{BackendReport, Held, Order, Orders};
 pub use instance::{BackendAddress, Instance, shares};
 use outlier::Outlier;
 pub use outlier::OutlierPolicy;
@@ -127,6 +129,10 @@ struct BackendState {
     outlier: Outlier,
     latency: Latency,
     probed: Probed,
+    /// Its weight, unless an operator wants another one.
+    weight: u16,
+    /// What an operator wants of it.
+    order: Order,
     /// When it came to an upstream that had others.
     came_at: Option<Instant>,
     in_flight: u32,
@@ -229,6 +235,10 @@ impl Upstream {
             };
             let backend = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
             state.backends = instances.iter().map(backend).collect();
+            for (backend, instance) in state.backends.iter().zip(instances) {
+                // Whoever has been weighed otherwise is weighed again.
+                backend.state.with(|state| (state.weight, state.order.weight) = (instance.weight, None));
+            }
             let gone: Vec<_> = known.into_values().collect();
             state.leaving = gone.iter().filter(|backend| backend.is_busy()).map(Rc::clone).collect();
             let is_probed = state.settings.is_probed;
@@ -307,7 +317,9 @@ impl Upstream {
             };
             let policy = state.settings.outlier;
             for backend in &state.backends {
-                let is_usable = matches!(backend.standing(state.settings.is_probed, now), Standing::Usable { .. });
+                // What an operator holds out of use may be well.
+                let is_usable =
+                    matches!(backend.standing_unheld(state.settings.is_probed, now), Standing::Usable { .. });
                 backend.state.with(|backend| {
                     let is_healthy = is_usable && !backend.outlier.is_failing(&policy);
                     report.healthy += usize::from(is_healthy);
@@ -439,6 +451,10 @@ impl Backend {
     }
 
     fn standing(&self, is_probed: bool, now: Instant) -> Standing {
+        held::standing(self.state.with(|state| state.order.held), self.standing_unheld(is_probed, now))
+    }
+
+    fn standing_unheld(&self, is_probed: bool, now: Instant) -> Standing {
         self.state.with(|state| {
             if state.outlier.is_out(now) {
                 return Standing::Unusable;

@@ -50,8 +50,8 @@ pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer, Wi
 pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role, SessionStore, Sessions};
 pub use overload::{Deadline, DeadlineFrom, Shedding};
 pub use process::{
-    AccessLog, Admin, Clickhouse, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener, ListenerKind,
-    Log, LogFormat, Metrics, Runtime,
+    AccessLog, Admin, AdminToken, Clickhouse, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener,
+    ListenerKind, Log, LogFormat, Metrics, Runtime,
 };
 pub use requests::{
     Access, Balance, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
@@ -86,6 +86,7 @@ pub const SECTIONS: &[&Section] = &[
     Listener::SECTION,
     FurtherListener::SECTION,
     Admin::SECTION,
+    AdminToken::SECTION,
     Metrics::SECTION,
     Http::SECTION,
     Trust::SECTION,

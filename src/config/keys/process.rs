@@ -118,6 +118,26 @@ section! {
         address: IpAddr = "127.0.0.1", e.g. "::1";
         /// Its port. 0 takes any free port.
         port: u16 = 3001, e.g. 9000;
+        /// Names by which browsers may ask for it, besides `localhost` and its addresses: those of a tunnel or a proxy in
+        /// front of it. Any other is refused, as a page elsewhere could have its name lead here.
+        hosts: Vec<String> as List("name of a host") = [], e.g. ["gateway.internal"], by Reload;
+    } with {
+        /// Who may make changes; names are unique.
+        tokens: Vec<AdminToken>,
+    }
+}
+
+section! {
+    /// Operators who may make changes by the operator's listener, each with a token of their own (docs/dashboard.md). Without
+    /// any nobody may. Where the listener is on no loopback address, reading asks for one too.
+    AdminToken = Listed "admin.tokens", per Process, by Reload {
+        /// Whose it is: the log tells by it who changed what.
+        name: String as Text("up to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`") = required, e.g. "ann";
+        /// The file that holds it, 16 bytes or more. It may be readable by a group if it is root's or the gateway's own, and by
+        /// nobody else. A reload reads it anew.
+        file: Option<PathBuf> = unset "`secret` is given", e.g. "/etc/shardgate/admin-token";
+        /// What `file` would hold, for platforms that have variables only: write `"${ADMIN_TOKEN}"`.
+        secret: Option<Secret> as Secret("16 bytes or more") = unset "`file` is given", e.g. "an-example-that-is-no-secret";
     }
 }
 

@@ -290,8 +290,8 @@ fn what_holds_between_keys() {
     check(
         "[admin]\naddress = \"0.0.0.0\"\nport = 3000\n",
         &expect![[r#"
-        shardgate.toml:2: admin.address is "0.0.0.0"; the operator's listener asks for no token, so it binds loopback addresses only, like "127.0.0.1"
-        shardgate.toml:3: admin.port is 3000, and so is listener.port; give each listener a port of its own"#]],
+            shardgate.toml:2: admin.address is "0.0.0.0"; others can reach that address, so operators need tokens there: write [[admin.tokens]], or bind a loopback address like "127.0.0.1"
+            shardgate.toml:3: admin.port is 3000, and so is listener.port; give each listener a port of its own"#]],
     );
     check(
         "[listener]\nport = 3001\n",

@@ -1,6 +1,7 @@
 //! What the whole does: a file and an environment in, a configuration or all its mistakes out.
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
+mod admin;
 mod any_text;
 mod defaults;
 mod discover;

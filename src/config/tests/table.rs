@@ -50,6 +50,12 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
             let keys = if matches!(key.name, "jwks_url" | "jwks_file") { "" } else { "jwks_url = \"https://id\"\n" };
             format!("[[auth.issuers]]\n{issuer}{keys}{line}")
         }
+        Shape::Listed if section.name == "admin.tokens" => {
+            let missing = |name: &str, text| if key.name == name { "" } else { text };
+            let (name, file) = (missing("name", "name = \"ben\"\n"), missing("file", "file = \"t\"\n"));
+            let file = if key.name == "secret" { "" } else { file };
+            format!("[[admin.tokens]]\n{name}{file}{line}")
+        }
         Shape::Listed if section.name == "listeners" => {
             let missing = |name: &str, text| if key.name == name { "" } else { text };
             let (port, kind) = (missing("port", "port = 1\n"), missing("kind", "kind = \"plain\"\n"));
@@ -171,6 +177,7 @@ fn the_example_is_valid_and_says_the_defaults() {
     // Without keys one is made, and there are no other issuers.
     sections.auth.keys.clear();
     sections.auth.issuers.clear();
+    sections.admin.tokens.clear();
     assert_eq!(sections, default);
     let shop = &config.upstreams["shop"];
     assert_eq!(*shop, Upstream::new(shop.instances.clone()));

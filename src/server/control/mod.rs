@@ -1,10 +1,12 @@
 //! The control thread: what it is told, and what is due. It builds plans and pages and sends them to the shards; nothing here
 //! is on a request's path.
 
+mod operators;
 mod reload;
 mod report;
+mod state;
 
-use std::{collections::BTreeMap, future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Duration};
+use std::{collections::BTreeMap, future::poll_fn, net::SocketAddr, rc::Rc, sync::Arc, task::Poll, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -12,7 +14,11 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use self::{reload::NewConfig, report::Scraper};
+use self::{
+    operators::{Operators, now},
+    reload::{NewConfig, Taken},
+    report::Scraper,
+};
 use super::{
     drain::{Drain, FAREWELL},
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
@@ -23,7 +29,7 @@ use super::{
     signals::{Signalled, Signals},
 };
 use crate::{
-    admin::{self, Question, health::BusHealth},
+    admin::{self, Access, Desk, Question, health::BusHealth, history::History},
     auth::Keychain,
     bus::{
         self, Bus, Pump,
@@ -61,6 +67,8 @@ pub(super) struct ControlSetup {
     pub(super) descriptors: u64,
     pub(super) port: Port<AllLetters, to::Control>,
     pub(super) admin: Option<std::net::TcpListener>,
+    /// Who may ask for what there.
+    pub(super) access: Access,
     pub(super) records: Records,
     pub(super) signals: Signals,
     /// Called once, when every shard runs the first configuration.
@@ -101,6 +109,11 @@ struct Control {
     /// Whether Redis refuses what lifecycle events need.
     are_events_refused: bool,
     process: ProcessCounters,
+    /// What operators have done.
+    operators: Operators,
+    /// The last minutes.
+    history: History,
+    taken: Taken,
     drain: Option<Drain>,
     scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
@@ -135,7 +148,8 @@ impl Shard {
 pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, Records)> {
     let ControlSetup { config, keychain, watch, plan, names, lookups, listeners, .. } = equipment;
     let (shards, descriptors, port) = (equipment.shards, equipment.descriptors, equipment.port);
-    let (admin, records, signals, ready) = (equipment.admin, equipment.records, equipment.signals, equipment.ready);
+    let (admin, access, records) = (equipment.admin, equipment.access, equipment.records);
+    let (signals, ready) = (equipment.signals, equipment.ready);
     let (bus, pump) = bus::on_tokio(port)?;
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
@@ -162,6 +176,9 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         bus_health,
         are_events_refused: false,
         process,
+        operators: Operators::new(access),
+        history: History::default(),
+        taken: Taken { at: now(), restart_needed: Vec::new(), refusal: None },
         drain: None,
         scrapes: Vec::new(),
         scrape_due: None,
@@ -171,7 +188,12 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
     let (ask, questions) = mpsc::channel(64);
     if let Some(listener) = admin {
         listener.set_nonblocking(true)?;
-        tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, ask.clone()));
+        let desk = Desk {
+            questions: ask.clone(),
+            access: control.operators.access.subscribe(),
+            refusals: Rc::clone(&control.operators.refusals),
+        };
+        tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, desk));
     }
     // In a box: it is large, and lives as long as the process.
     Box::pin(control.run(pump, questions, signals)).await
@@ -291,6 +313,7 @@ impl Control {
 
     /// What is done every second.
     fn look(&mut self) {
+        self.note_second();
         // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
         self.ask_shards(Shard::is_heard);
         self.lookups.look();

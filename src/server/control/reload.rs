@@ -8,13 +8,25 @@ use super::{
         letter::{ToBridge, ToShard},
     },
     Control,
+    operators::now,
 };
 use crate::{
+    admin::state::{RefusalState, bounded},
     bus::to,
     config::{self, Config},
     gateway::Plan,
     telemetry::{log, metrics::Reload},
 };
+
+/// What is known of the configuration in force, besides what it says.
+pub(super) struct Taken {
+    /// When it was taken.
+    pub(super) at: String,
+    /// Keys that differ in the file and are applied by a restart only.
+    pub(super) restart_needed: Vec<String>,
+    /// Another one that was refused since.
+    pub(super) refusal: Option<RefusalState>,
+}
 
 /// A configuration that was read and checked, and is not in force yet.
 pub(super) struct NewConfig {
@@ -59,10 +71,17 @@ impl Control {
         let stood = self.known().upstreams.into_iter().map(|upstream| (upstream.name, upstream.reports)).collect();
         match Plan::compile(&config, &addresses, generation, shards, descriptors, &mut self.names) {
             // Once the keys are taken nothing can fail any more.
-            Ok(plan) => match files::reload_keys(&mut self.keychain, &config) {
-                Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
-                Err(error) => return self.refuse_reload(&error),
-            },
+            Ok(plan) => {
+                let access = match files::admin_access(&config) {
+                    Ok(access) => access,
+                    Err(error) => return self.refuse_reload(&error),
+                };
+                match files::reload_keys(&mut self.keychain, &config) {
+                    Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
+                    Err(error) => return self.refuse_reload(&error),
+                }
+                self.operators.access.send_replace(Arc::new(access));
+            }
             Err(error) => {
                 let error = error.to_string();
                 let lines: Vec<_> = error.lines().map(|line| format!("{}: {line}", path.display())).collect();
@@ -76,7 +95,12 @@ impl Control {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
         }
         config.keep_until_restart(&self.config);
-        log::set_level(&config.log.level);
+        // What an operator wants of the log stands until the file wants something else.
+        if config.log.level != self.config.log.level {
+            log::set_level(&config.log.level);
+            self.operators.level = None;
+        }
+        self.taken = Taken { at: now(), restart_needed, refusal: None };
         self.config = config;
         if let Err(wrong) = self.exporter.set(&self.config.trace) {
             tracing::error!("spans go on as before: {wrong}");
@@ -88,6 +112,9 @@ impl Control {
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
         let keys = self.keychain.keys();
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
+        if self.operators.orders.keep(|upstream| self.config.upstreams.contains_key(upstream)) {
+            self.tell_orders();
+        }
         let plan = Arc::clone(&self.plan);
         self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
         self.probes.set(&self.plan, self.lookups.current());
@@ -110,6 +137,7 @@ impl Control {
     fn refuse_reload(&mut self, mistakes: &dyn Display) {
         self.process.config_reloads[Reload::Refused.index()] += 1;
         tracing::error!("the configuration is refused and the old one stays:\n{mistakes}");
+        self.taken.refusal = Some(RefusalState { at: now(), text: bounded(&mistakes.to_string()) });
         if self.candidate.is_none() {
             self.lookups.give_up();
         }

@@ -7,7 +7,7 @@ use tokio::{sync::oneshot, time::Instant};
 use super::{super::letter::ToShard, Control, Shard};
 use crate::{
     admin::{
-        HealthPage, Question, asyncapi,
+        Done, HealthPage, Question, Unchanged, asyncapi,
         health::{self, BusHealth, UpstreamHealth},
     },
     bus::to,
@@ -32,6 +32,8 @@ pub(super) enum Scraper {
     Operator(oneshot::Sender<String>),
     /// Clients of the shard of this number.
     Shard(usize),
+    /// An operator, whose change shards act by once they have told; and what it is, in a sentence.
+    Change(oneshot::Sender<Result<Done, Unchanged>>, String),
 }
 
 impl Control {
@@ -51,6 +53,10 @@ impl Control {
                 let document = asyncapi::document(&self.config.hub, self.config.listener.port);
                 let _ = sender.send(document.to_string() + "\n");
             }
+            Question::State(sender) => {
+                let _ = sender.send(self.state_document());
+            }
+            Question::Change(change, author, sender) => self.change(change, &author, sender),
         }
     }
 
@@ -72,6 +78,15 @@ impl Control {
             return;
         }
         self.scrape_due = None;
+        let total = self.shards.len();
+        for change in self.scrapes.extract_if(.., |scraper| matches!(scraper, Scraper::Change(..))) {
+            if let Scraper::Change(told, detail) = change {
+                let _ = told.send(Ok(Done { detail, shards: Some((answered, total)) }));
+            }
+        }
+        if self.scrapes.is_empty() {
+            return;
+        }
         self.process.shards_answered = i64::try_from(answered).unwrap_or(i64::MAX);
         let shards: Vec<_> = self
             .shards
@@ -92,11 +107,13 @@ impl Control {
         (self.process.spans_dropped, self.process.span_exports_failed) = (spans.dropped, spans.failures);
         self.process.spans_waiting = i64::try_from(self.exporter.waiting()).unwrap_or(i64::MAX);
         self.process.clickhouse = self.records.counters();
+        self.process.admin_refused = self.operators.refusals.counts();
         let mut text = String::with_capacity(64 * 1024);
         write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
         let mut shared: Option<Arc<str>> = None;
         for scraper in std::mem::take(&mut self.scrapes) {
             match scraper {
+                Scraper::Change(..) => {}
                 // Whoever asked may have left.
                 Scraper::Operator(sender) => drop(sender.send(text.clone())),
                 Scraper::Shard(shard) => {

@@ -49,6 +49,11 @@ pub enum Standing {
     Unwell,
     /// It did not answer when it was asked: not unless there are no others.
     Unusable,
+    /// Not, however few others there are: an operator holds it out of use.
+    Held {
+        /// Whether requests whose key is its own still go there.
+        keeps_keys: bool,
+    },
 }
 
 /// What a backend has to do.
@@ -97,6 +102,8 @@ pub struct Balancer {
     /// Until then some of `ready` come slowly.
     ramps_until: Instant,
     is_panicking: bool,
+    /// The first tier in which one that is held keeps its keys.
+    keeps: Option<u16>,
     rng: fastrand::Rng,
 }
 
@@ -133,6 +140,7 @@ impl Balancer {
             turn: rng.u32(..1 << 16),
             ramps_until: Instant::START,
             is_panicking: false,
+            keeps: None,
             rng,
         }
     }
@@ -157,6 +165,12 @@ impl Balancer {
         }
     }
 
+    /// The same backends weigh so much from now on. Whose key is whose stays as it is.
+    pub fn weigh(&mut self, weights: impl Iterator<Item = u16>) {
+        self.backends.iter_mut().zip(weights).for_each(|((share, _), weight)| share.weight = weight);
+        self.renew();
+    }
+
     /// Whether backends are used that are not well, because too few are.
     pub fn is_panicking(&self) -> bool {
         self.is_panicking
@@ -172,6 +186,8 @@ impl Balancer {
         }
         let is_enough = |counts: &[Counts]| counts.iter().map(Counts::bears_percent).sum::<usize>() >= 100;
         let may_panic = self.rules.panic_percent > 0;
+        let keeps = |(_, standing): &&(Share, Standing)| *standing == Standing::Held { keeps_keys: true };
+        self.keeps = self.backends.iter().filter(keeps).map(|(share, _)| share.tier).min();
         self.is_panicking = false;
         if counts.iter().all(|tier| tier.usable == 0) {
             // Who is the best that there is: not tested, then not well, then not there at all.
@@ -247,6 +263,9 @@ impl Balancer {
         load: impl Fn(usize) -> Load,
         is_meant: impl Fn(usize) -> bool,
     ) -> Option<usize> {
+        if let Some(kept) = self.kept(key, &is_meant) {
+            return Some(kept);
+        }
         let chosen = match self.ready[..] {
             [] => None,
             [only] => Some(only as usize).filter(|at| is_meant(*at)),
@@ -262,6 +281,19 @@ impl Balancer {
             }
         };
         chosen.or_else(|| self.spare.iter().map(|at| *at as usize).find(|at| is_meant(*at)))
+    }
+
+    /// One that is held and keeps the key that is its own.
+    fn kept(&self, key: Option<u64>, is_meant: impl Fn(usize) -> bool) -> Option<usize> {
+        let (tier, key) = (self.keeps?, key.filter(|_| self.rules.policy == Balance::ConsistentHash)?);
+        for at in self.table.as_ref()?.from(tier.into(), key).take(HASH_LOOKS_MAX) {
+            match self.backends.get(at)?.1 {
+                Standing::Held { keeps_keys: true } => return Some(at).filter(|at| is_meant(*at)),
+                _ if self.is_ready[at] => return None,
+                _ => {}
+            }
+        }
+        None
     }
 
     /// The tier that gets a request: the same for the same key, for as long as shares stay.
@@ -436,6 +468,8 @@ impl Counts {
             Standing::Untested => &mut self.untested,
             Standing::Unwell => &mut self.unwell,
             Standing::Unusable => &mut self.unusable,
+            // It is neither well nor in trouble: it is not there.
+            Standing::Held { .. } => return,
         } += 1;
     }
 
@@ -445,6 +479,7 @@ impl Counts {
             Standing::Untested => self.takes_untested,
             Standing::Unwell => self.takes_unwell,
             Standing::Unusable => self.takes_unusable,
+            Standing::Held { .. } => false,
         }
     }
 

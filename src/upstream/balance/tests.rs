@@ -327,7 +327,7 @@ proptest! {
         shares in proptest::collection::vec((0_u16..4, 0_u16..3), 20),
         steps in proptest::collection::vec((any::<usize>(), 0_u8..4, any::<Option<u64>>(), any::<usize>()), 1..60),
     ) {
-        use Standing::{Untested, Unusable, Unwell, Usable};
+        use Standing::{Held, Untested, Unusable, Unwell, Usable};
         let shares = shares.into_iter().take(count).map(|(weight, tier)| (Share { weight, tier }, USABLE));
         let mut balancer = shared(Rules { policy, panic_percent, slow_start }, &shares.collect::<Vec<_>>());
         let mut now = NOW;
@@ -355,10 +355,45 @@ proptest! {
                 Untested => panics || !any(is_usable),
                 Unwell => panics && (any(is_usable) || !any(|standing| *standing == Untested)),
                 Unusable => panics && !any(|standing| *standing != Unusable),
+                Held { .. } => false,
             };
             prop_assert!(chosen.is_none_or(|at| at != tried && takes_part(&at) && may_be(&at)), "{:?} of {:?}", chosen, balancer.backends);
             let bounds = balancer.tiers.iter().map(|tier| tier.percent);
             prop_assert!(bounds.clone().is_sorted() && bounds.max().is_none_or(|percent| percent == 100));
         }
+    }
+}
+
+#[test]
+fn who_is_held_is_never_used_and_no_sign_of_trouble() {
+    let held = Standing::Held { keeps_keys: false };
+    for policy in [Balance::LeastLatency, Balance::LeastRequests, Balance::RoundRobin, Balance::ConsistentHash] {
+        let rules = Rules { panic_percent: 50, ..rules(policy) };
+        let taken = shares(&mut balancer(rules, &[USABLE, held, held, held]), NOW, 100, |_| IDLE);
+        assert_eq!(taken, [100, 0, 0, 0], "{policy:?}");
+        // Half of those that may be used are: nobody panics for those that are held.
+        let taken = shares(&mut balancer(rules, &[USABLE, Standing::Unusable, held, held]), NOW, 100, |_| IDLE);
+        assert_eq!(taken, [100, 0, 0, 0], "{policy:?}");
+        // And in a panic they are still held.
+        let taken = shares(&mut balancer(rules, &[Standing::Unusable, Standing::Unusable, held]), NOW, 100, |_| IDLE);
+        assert_eq!((taken[0] + taken[1], taken[2]), (100, 0), "{policy:?}");
+        let mut all = balancer(rules, &[held; 3]);
+        assert_eq!(all.choose(NOW, Some(1), 1, |_| IDLE, |_| true), None, "{policy:?}");
+        assert_eq!(all.choose(NOW, None, 1, |_| IDLE, |_| true), None, "{policy:?}");
+    }
+}
+
+#[test]
+fn who_is_drained_keeps_its_keys_and_gets_nothing_else() {
+    for others in [1, 2] {
+        let standings = vec![USABLE; others + 1];
+        let mut balancer = balancer(rules(Balance::ConsistentHash), &standings);
+        let owners: Vec<_> = (0..200).map(|key| choose(&mut balancer, key, 1, |_| IDLE)).collect();
+        change(&mut balancer, 0, Standing::Held { keeps_keys: true });
+        let drained: Vec<_> = (0..200).map(|key| choose(&mut balancer, key, 1, |_| IDLE)).collect();
+        assert_eq!(drained, owners, "keys stay where they are");
+        assert_eq!(shares(&mut balancer, NOW, 100, |_| IDLE)[0], 0, "what has no key goes elsewhere");
+        change(&mut balancer, 0, Standing::Held { keeps_keys: false });
+        assert!((0..200).all(|key| choose(&mut balancer, key, 1, |_| IDLE) != 0), "once it is not well, or ejected");
     }
 }

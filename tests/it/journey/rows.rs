@@ -157,6 +157,63 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("clickhouse_up", "tests/it/process/clickhouse.rs", "(\"shardgate_clickhouse_up\")), (41, 1)"),
     ("account_operations_under_way", "tests/it/sessions/crowd.rs", "account_operations_under_way"),
     ("account_operations_waiting", "tests/it/sessions/crowd.rs", "account_operations_waiting"),
+    (
+        "admin_changes_total change=eject",
+        "tests/it/process/operators.rs",
+        "[\"eject\", \"drain\", \"return\"].map(counted)",
+    ),
+    (
+        "admin_changes_total change=drain",
+        "tests/it/process/operators.rs",
+        "[\"eject\", \"drain\", \"return\"].map(counted)",
+    ),
+    (
+        "admin_changes_total change=return",
+        "tests/it/process/operators.rs",
+        "[\"eject\", \"drain\", \"return\"].map(counted)",
+    ),
+    (
+        "admin_changes_total change=probe",
+        "tests/it/process/operators.rs",
+        "shardgate_admin_changes_total{change=\\\"probe\\\"}",
+    ),
+    (
+        "admin_changes_total change=log_level",
+        "tests/it/process/operators.rs",
+        "shardgate_admin_changes_total{change=\\\"log_level\\\"}",
+    ),
+    (
+        "admin_refused_total reason=host",
+        "tests/it/process/operators.rs",
+        "[\"origin\", \"host\", \"malformed\"].map(refused)",
+    ),
+    (
+        "admin_refused_total reason=origin",
+        "tests/it/process/operators.rs",
+        "[\"origin\", \"host\", \"malformed\"].map(refused)",
+    ),
+    (
+        "admin_refused_total reason=malformed",
+        "tests/it/process/operators.rs",
+        "[\"origin\", \"host\", \"malformed\"].map(refused)",
+    ),
+    (
+        "admin_refused_total reason=token_missing",
+        "tests/it/process/operators.rs",
+        "[\"token_missing\", \"token_wrong\", \"too_many_guesses\"]",
+    ),
+    (
+        "admin_refused_total reason=token_wrong",
+        "tests/it/process/operators.rs",
+        "[\"token_missing\", \"token_wrong\", \"too_many_guesses\"]",
+    ),
+    (
+        "admin_refused_total reason=too_many_guesses",
+        "tests/it/process/operators.rs",
+        "[\"token_missing\", \"token_wrong\", \"too_many_guesses\"]",
+    ),
+    ("admin_refused_total reason=not_configured", "tests/it/process/operators.rs", "refused(\"not_configured\")"),
+    ("instances_held", "tests/it/process/operators.rs", "shardgate_instances_held"),
 ];
 
 /// A row: a metric's name without `shardgate_`, and the value of the label that is not its owner's.

@@ -1,0 +1,298 @@
+//! The listener itself: connections, which page a path is, and who is shown it.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, oneshot},
+    time::{sleep, timeout},
+};
+
+use super::{
+    Desk, HealthPage, Question, api,
+    guard::{Access, Denied, is_from_elsewhere},
+    pages,
+};
+use crate::{
+    shard::Local,
+    telemetry::{exposition, metrics::AdminRefusal},
+};
+
+/// The control thread answers within its turn; past this something is wrong with it.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections served at once; operators and scrapers are few.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a connection lasts, and how long its last answer may take then: whoever does not read gives its place back.
+const CONNECTION_TIME: Duration = Duration::from_mins(1);
+const LAST_ANSWER_TIME: Duration = Duration::from_secs(10);
+/// From a request's first byte to the end of its head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// So long whoever shows a wrong token waits for its answer, and so many of one address wait at once: four guesses a second.
+const GUESS_TIME: Duration = Duration::from_secs(1);
+const GUESSES_MAX: u32 = 4;
+
+pub(super) type Answer = Response<Full<Bytes>>;
+
+/// What was refused, by reason; and who guesses tokens. One per process.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    counts: [Cell<u64>; AdminRefusal::COUNT],
+    /// Wrong tokens that wait for their answer, by address; as many as there are connections.
+    guesses: Local<BTreeMap<IpAddr, u32>>,
+}
+
+impl Refusals {
+    /// How many there were of each reason.
+    pub fn counts(&self) -> [u64; AdminRefusal::COUNT] {
+        self.counts.each_ref().map(Cell::get)
+    }
+
+    pub(super) fn count(&self, reason: AdminRefusal) {
+        let count = &self.counts[reason.index()];
+        count.set(count.get() + 1);
+    }
+}
+
+/// One client.
+#[derive(Clone)]
+pub(super) struct Client {
+    pub(super) desk: Desk,
+    /// Where this listener is.
+    bound: Option<SocketAddr>,
+    pub(super) address: SocketAddr,
+}
+
+/// Serves until its thread ends.
+pub async fn serve(listener: TcpListener, desk: Desk) {
+    let bound = listener.local_addr().ok();
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, address)) => {
+                let client = Client { desk: desk.clone(), bound, address };
+                tokio::task::spawn_local(async move {
+                    serve_connection(stream, client).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the operator's listener could not accept; trying again");
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(stream: TcpStream, client: Client) {
+    let service = service_fn(|request| {
+        let client = client.clone();
+        async move { Ok::<_, Infallible>(client.answer(request).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = sleep(CONNECTION_TIME) => {
+            connection.as_mut().graceful_shutdown();
+            timeout(LAST_ANSWER_TIME, connection).await.unwrap_or(Ok(()))
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection to the operator's listener ended early");
+    }
+}
+
+impl Client {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let access = Arc::clone(&self.desk.access.borrow());
+        if !access.is_own_host(request.headers(), self.bound) {
+            self.desk.refusals.count(AdminRefusal::Host);
+            return text(
+                StatusCode::FORBIDDEN,
+                "the Host is not one of this listener's; use localhost, its address, or a name in admin.hosts\n",
+            );
+        }
+        let path = request.uri().path();
+        if let Some(name) = path.strip_prefix("/api/").filter(|name| *name != "state") {
+            let name = name.to_owned();
+            return api::change(self, &access, &name, request).await;
+        }
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "this page is read with GET\n");
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return response;
+        }
+        if let Some(file) = pages::file(path, request.headers()) {
+            return file;
+        }
+        if path == "/health/live" {
+            return page(StatusCode::OK, JSON, br#"{"status":"up"}"#.to_vec());
+        }
+        let is_about_traffic = matches!(path, "/health/ready" | "/health/ready/hub");
+        if access.are_reads_guarded() && !is_about_traffic {
+            if let Err(answer) = self.who(&access, &request).await {
+                return answer;
+            }
+        }
+        if path == "/api/state" && is_from_elsewhere(request.headers()) {
+            return self.refuse_origin();
+        }
+        self.read(path).await.unwrap_or_else(|| text(StatusCode::SERVICE_UNAVAILABLE, NO_ANSWER))
+    }
+
+    /// What is read; `None` when the control thread does not answer in time.
+    async fn read(&self, path: &str) -> Option<Answer> {
+        Some(match path {
+            "/api/state" => page(StatusCode::OK, JSON, self.ask(Question::State).await?),
+            "/metrics" => {
+                page(StatusCode::OK, exposition::CONTENT_TYPE, self.ask(Question::Metrics).await?.into_bytes())
+            }
+            "/asyncapi.json" => page(StatusCode::OK, JSON, self.ask(Question::AsyncApi).await?.into_bytes()),
+            "/health" => self.health(HealthPage::Whole).await?,
+            "/health/ready" => self.health(HealthPage::Ready).await?,
+            "/health/ready/hub" => self.health(HealthPage::ReadyHub).await?,
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "here are / (the dashboard), /api/state, /metrics, /health, /health/live, /health/ready, /health/ready/hub \
+                 and /asyncapi.json\n",
+            ),
+        })
+    }
+
+    async fn health(&self, which: HealthPage) -> Option<Answer> {
+        let (status, body) = self.ask(|answer| Question::Health(which, answer)).await?;
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        Some(page(status, JSON, body))
+    }
+
+    /// Asks the control thread; `None` when it does not answer in time.
+    pub(super) async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Option<T> {
+        let (sender, answer) = oneshot::channel();
+        self.desk.questions.try_send(question(sender)).ok()?;
+        timeout(ANSWER_TIMEOUT, answer).await.ok()?.ok()
+    }
+
+    /// Whose token the request shows, or its refusal, for which whoever guesses waits.
+    pub(super) async fn who<'a>(&self, access: &'a Access, request: &Request<Incoming>) -> Result<&'a str, Answer> {
+        let refusals = &self.desk.refusals;
+        let address = self.address.ip().to_canonical();
+        let guesses = refusals.guesses.with(|guesses| guesses.get(&address).copied().unwrap_or(0));
+        if guesses >= GUESSES_MAX {
+            // Nothing is looked at: or this would be the faster answer to a guess.
+            refusals.count(AdminRefusal::TooManyGuesses);
+            let detail = "this address has shown several wrong tokens; ask again in a second";
+            let mut answer = problem(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", detail);
+            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+            return Err(answer);
+        }
+        let denied = match access.who(request.headers()) {
+            Ok(name) => return Ok(name),
+            Err(denied) => denied,
+        };
+        let (reason, status, code, detail) = match denied {
+            Denied::NotConfigured => (
+                AdminRefusal::NotConfigured,
+                StatusCode::FORBIDDEN,
+                "changes_not_configured",
+                "no token is configured, so nothing can be changed here: write [[admin.tokens]] with a name, and the token \
+                 in a file or as secret = \"${ADMIN_TOKEN}\" (`openssl rand -base64 32` makes one), and reload",
+            ),
+            Denied::Missing => (
+                AdminRefusal::TokenMissing,
+                StatusCode::UNAUTHORIZED,
+                "token_missing",
+                "this needs an operator's token: Authorization: Bearer …",
+            ),
+            Denied::Wrong => (
+                AdminRefusal::TokenWrong,
+                StatusCode::UNAUTHORIZED,
+                "token_wrong",
+                "this token is none of those in [[admin.tokens]]",
+            ),
+        };
+        refusals.count(reason);
+        if denied == Denied::Wrong {
+            tracing::warn!(from = %self.address, "an operator's token is wrong");
+            refusals.guesses.with(|guesses| *guesses.entry(address).or_default() += 1);
+            let _guess = Guess { refusals, address };
+            sleep(GUESS_TIME).await;
+        }
+        let mut answer = problem(status, code, detail);
+        if status == StatusCode::UNAUTHORIZED {
+            answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"operators\""));
+        }
+        Err(answer)
+    }
+
+    pub(super) fn refuse_origin(&self) -> Answer {
+        self.desk.refusals.count(AdminRefusal::Origin);
+        problem(StatusCode::FORBIDDEN, "origin_refused", "pages of other origins have no say here")
+    }
+}
+
+/// A wrong token that waits for its answer, or whose sender has left.
+struct Guess<'r> {
+    refusals: &'r Rc<Refusals>,
+    address: IpAddr,
+}
+
+impl Drop for Guess<'_> {
+    fn drop(&mut self) {
+        self.refusals.guesses.with(|guesses| {
+            if let Some(count) = guesses.get_mut(&self.address) {
+                *count -= 1;
+                if *count == 0 {
+                    guesses.remove(&self.address);
+                }
+            }
+        });
+    }
+}
+
+pub(super) const JSON: &str = "application/json";
+pub(super) const NO_ANSWER: &str = "the control thread does not answer\n";
+
+fn text(status: StatusCode, body: &'static str) -> Answer {
+    page(status, "text/plain; charset=utf-8", body.as_bytes().to_vec())
+}
+
+/// A refusal, as RFC 9457 has it.
+pub(super) fn problem(status: StatusCode, code: &str, detail: &str) -> Answer {
+    let document = json!({
+        "type": "about:blank", "title": status.canonical_reason(), "status": status.as_u16(), "code": code, "detail": detail,
+    });
+    page(status, "application/problem+json", document.to_string().into_bytes())
+}
+
+pub(super) fn page(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(hyper::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
