@@ -5,6 +5,8 @@
 
 pub mod demo;
 
+pub mod top;
+
 pub mod server;
 
 pub mod sinks;

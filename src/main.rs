@@ -13,6 +13,7 @@ use shardgate::{
     demo,
     server::{self, CUT, ProcessEnd},
     telemetry::log,
+    top,
 };
 
 #[global_allocator]
@@ -76,6 +77,18 @@ enum Command {
         #[command(subcommand)]
         command: UserCommand,
     },
+    /// Show what goes on in a gateway, in a terminal: the operator's listener is asked once a second.
+    Top {
+        /// The operator's listener.
+        #[arg(long, default_value = "http://127.0.0.1:3001")]
+        url: String,
+        /// A file with an operator's token, where the listener asks for one to be read.
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+        /// Print it as plain text, once.
+        #[arg(long)]
+        once: bool,
+    },
     /// Print the version.
     Version,
 }
@@ -120,6 +133,9 @@ fn main() -> ExitCode {
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),
         Command::Migrate { config } => change(config, server::migrate),
         Command::User { config, command } => change(config, |config, output| cli::user(command, config, output)),
+        Command::Top { url, token_file, once } => {
+            finish(top::run(&top::Options { url, token_file, once }).map(|()| ProcessEnd::Drained))
+        }
         Command::Version => print(concat!("shardgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }
 }

@@ -24,6 +24,7 @@ mod reload;
 mod secret_files;
 mod shards;
 mod systemd;
+mod top;
 
 use std::{fs, net::IpAddr, process::Command};
 

@@ -1,0 +1,133 @@
+//! One GET of `/api/state`: bounded in size and time.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{
+    Request, StatusCode, Uri,
+    body::Bytes,
+    client::conn::http1,
+    header::{ACCEPT, AUTHORIZATION, CONNECTION, HOST, HeaderValue, USER_AGENT},
+};
+use hyper_util::rt::TokioIo;
+use tokio::{net::TcpStream, time::timeout};
+
+use crate::admin::state::State;
+
+/// No document of ours comes near.
+const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// For connecting and for the answer together.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PORT: u16 = 80;
+
+/// Where it is asked.
+#[derive(Debug)]
+pub(super) struct Source {
+    authority: String,
+    host: String,
+    port: u16,
+    authorization: Option<HeaderValue>,
+}
+
+impl Source {
+    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
+        let right = "write it as http://host:port, like http://127.0.0.1:3001";
+        let uri: Uri = url.parse().ok().with_context(|| format!("{url:?} is no URL; {right}"))?;
+        let Some(authority) = uri.authority().filter(|authority| !authority.as_str().contains('@')) else {
+            bail!("{url:?} names no host; {right}");
+        };
+        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            bail!("{url:?} is not the URL of an operator's listener; {right}");
+        }
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = authority.port_u16().unwrap_or(PORT);
+        Ok(Self { authority: authority.to_string(), host, port, authorization: None })
+    }
+
+    /// Shows this token from now on.
+    pub(super) fn authorise(&mut self, token: &[u8]) -> anyhow::Result<()> {
+        let field = [b"Bearer ", token.trim_ascii()].concat();
+        let mut field = HeaderValue::from_bytes(&field).context("it has characters that no token has")?;
+        field.set_sensitive(true);
+        self.authorization = Some(field);
+        Ok(())
+    }
+
+    /// Whom it asks.
+    pub(super) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// How things are.
+    pub(super) async fn ask(&self) -> anyhow::Result<State> {
+        let asked = timeout(PATIENCE, self.get()).await;
+        asked.with_context(|| format!("{} does not answer", self.authority))?
+    }
+
+    async fn get(&self) -> anyhow::Result<State> {
+        let connected = TcpStream::connect((&*self.host, self.port)).await;
+        let stream = connected.with_context(|| format!("{} cannot be reached", self.authority))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut request = Request::get("/api/state").header(HOST, &self.authority).header(ACCEPT, "application/json");
+        request = request.header(USER_AGENT, concat!("shardgate/", env!("CARGO_PKG_VERSION"), " (top)"));
+        if let Some(token) = &self.authorization {
+            request = request.header(AUTHORIZATION, token);
+        }
+        let request = request.header(CONNECTION, "close").body(Empty::<Bytes>::new())?;
+        let answered = async {
+            let answer = sender.send_request(request).await?;
+            let status = answer.status();
+            let body = Limited::new(answer.into_body(), BODY_BYTES_MAX).collect().await;
+            anyhow::Ok((status, body.map_err(anyhow::Error::from_boxed)?.to_bytes()))
+        };
+        // What ends the connection is told to who waits for the answer.
+        let (answered, _) = tokio::join!(answered, connection);
+        let (status, body) = answered.with_context(|| format!("{} gave no whole answer", self.authority))?;
+        match status {
+            StatusCode::OK => {}
+            StatusCode::UNAUTHORIZED => bail!("{} asks for a token: --token-file FILE", self.authority),
+            status => bail!("{} answers {status}", self.authority),
+        }
+        serde_json::from_slice(&body).with_context(|| format!("what {} says is no state of a gateway", self.authority))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::expect;
+
+    use super::*;
+
+    #[test]
+    fn only_the_url_of_a_listener_is_taken() {
+        let urls = [
+            "http://127.0.0.1:3001",
+            "http://localhost:3001/",
+            "http://[::1]:3001",
+            "http://gate.internal",
+            "127.0.0.1:3001",
+            "https://127.0.0.1:3001",
+            "http://a:b@127.0.0.1:3001",
+            "http://127.0.0.1:3001/api/state",
+            "http://",
+            "",
+        ];
+        let told = urls.map(|url| match Source::new(url) {
+            Ok(Source { authority, host, port, .. }) => format!("{authority}: {host} {port}\n"),
+            Err(error) => format!("{error}\n"),
+        });
+        expect![[r#"
+            127.0.0.1:3001: 127.0.0.1 3001
+            localhost:3001: localhost 3001
+            [::1]:3001: ::1 3001
+            gate.internal: gate.internal 80
+            "127.0.0.1:3001" is not the URL of an operator's listener; write it as http://host:port, like http://127.0.0.1:3001
+            "https://127.0.0.1:3001" is not the URL of an operator's listener; write it as http://host:port, like http://127.0.0.1:3001
+            "http://a:b@127.0.0.1:3001" names no host; write it as http://host:port, like http://127.0.0.1:3001
+            "http://127.0.0.1:3001/api/state" is not the URL of an operator's listener; write it as http://host:port, like http://127.0.0.1:3001
+            "http://" is no URL; write it as http://host:port, like http://127.0.0.1:3001
+            "" is no URL; write it as http://host:port, like http://127.0.0.1:3001
+        "#]].assert_eq(&told.concat());
+    }
+}
