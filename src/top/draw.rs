@@ -17,6 +17,10 @@ use super::{
 
 /// Windows with fewer rows are low.
 const LOW: u16 = 14;
+/// So wide are columns at least, and so far apart.
+const NAME_MIN: usize = 14;
+const NUMBER_MIN: usize = 7;
+const GAP: usize = 2;
 /// So wide is a name at most.
 const CELL_MAX: usize = 120;
 
@@ -102,10 +106,16 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, view: &View) {
         return;
     }
     let has_words = head.get(1) == Some(&"STATUS");
-    let widths = (0..head.len()).map(|at| match at {
-        0 => Constraint::Fill(3),
-        1 if has_words => Constraint::Fill(3),
-        _ => Constraint::Length(u16::try_from(head[at].len().max(7)).unwrap_or(12)),
+    let width_of = |at: usize| if at == 0 || at == 1 && has_words { NAME_MIN } else { head[at].len().max(NUMBER_MIN) };
+    // Where not all fit, the first say the most.
+    let mut columns = head.len();
+    while columns > 1 && (0..columns).map(|at| width_of(at) + GAP).sum::<usize>() > usize::from(area.width) + GAP {
+        columns -= 1;
+    }
+    let widths = (0..columns).map(|at| match at {
+        0 => Constraint::Fill(1),
+        1 if has_words => Constraint::Fill(1),
+        _ => Constraint::Length(u16::try_from(width_of(at)).unwrap_or(u16::MAX)),
     });
     let cell = |at: usize, text: &str| {
         let text = text::harmless(text, CELL_MAX);
@@ -117,9 +127,12 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, view: &View) {
         };
         Cell::from(Line::styled(text, style).alignment(if is_left { Alignment::Left } else { Alignment::Right }))
     };
-    let titles = Row::new(head.iter().enumerate().map(|(at, title)| cell_of(title, at == 0 || at == 1 && has_words)));
+    let titles = Row::new(
+        head.iter().enumerate().take(columns).map(|(at, title)| cell_of(title, at == 0 || at == 1 && has_words)),
+    );
     let shown = rows.iter().skip(view.top).take(usize::from(area.height));
-    let shown = shown.map(|row| Row::new(row.iter().enumerate().map(|(at, text)| cell(at, text)).collect::<Vec<_>>()));
+    let shown = shown
+        .map(|row| Row::new(row.iter().enumerate().take(columns).map(|(at, text)| cell(at, text)).collect::<Vec<_>>()));
     let titles = titles.style(Style::new().add_modifier(Modifier::BOLD));
     frame.render_widget(Table::new(shown, widths).header(titles).column_spacing(2), area);
 }

@@ -26,7 +26,7 @@ fn config(backends: &[&Backend], more: &str) -> String {
 fn routes(backends: &[&Backend]) -> String {
     let instances = backends.iter().map(|back| format!("\"{}\"", back.address())).collect::<Vec<_>>().join(", ");
     format!(
-        "[upstreams.back]\ninstances = [{instances}]\n\
+        "[upstreams.back]\ninstances = [{instances}]\nbalance = \"round_robin\"\n\
          [[routes]]\nname = \"x\"\naccess = \"public\"\npath = \"/*\"\nupstream = \"back\"\n"
     )
 }
