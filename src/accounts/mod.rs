@@ -30,6 +30,7 @@ use crate::auth::rbac::Roles;
 use crate::auth::{Grant, IssueError, Issuer};
 use crate::exchange::{ClientNote, Code};
 use crate::sessions::{self, RefreshError, RefreshToken};
+use crate::shard::complaints::complain;
 use crate::shard::offload::{Offload, Refused};
 use crate::shard::{Local, clock};
 
@@ -194,7 +195,7 @@ impl Accounts {
         drop(share);
         let (Some(user), PasswordCheck::Right(better)) = (&user, &verdict) else {
             if let (Some(user), PasswordCheck::Unusable) = (&user, &verdict) {
-                tracing::warn!(user = %user.id, "the stored hash of this user's password is not one that is checked here");
+                complain!(warn: user = %user.id, "the stored hash of this user's password is not one that is checked here");
             }
             attempt.failed();
             return Err(Refusal::new(Code::InvalidCredentials));
@@ -276,7 +277,7 @@ impl Accounts {
         let (sub, email, role) = (&user.id, &user.email, &user.role);
         let grant = Grant { sub, email, role, permissions: &permissions, sid, session_began_ms };
         how(&issuer, &grant, clock::unix_now()).map_err(|error| {
-            tracing::error!(user = %user.id, %error, "this user gets no access token; look at its row in the table users");
+            complain!(error: user = %user.id, %error, "this user gets no access token; look at its row in the table users");
             Refusal::new(Code::DependencyUnavailable)
         })
     }

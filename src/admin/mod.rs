@@ -19,11 +19,13 @@ pub use guard::Access;
 pub use server::{Refusals, serve};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::telemetry::format::Format;
+
 /// What the listener asks of the control thread. The answer goes to the sender.
 #[derive(Debug)]
 pub enum Question {
-    /// All metrics, as Prometheus reads them.
-    Metrics(oneshot::Sender<String>),
+    /// All metrics, in this format.
+    Metrics(Format, oneshot::Sender<Arc<str>>),
     /// A page about health.
     Health(HealthPage, oneshot::Sender<(u16, Vec<u8>)>),
     /// The hub as it is configured.

@@ -15,7 +15,7 @@ use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
     body::{Bytes, Incoming},
-    header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, VARY, WWW_AUTHENTICATE},
     server::conn::http1,
     service::service_fn,
 };
@@ -34,7 +34,8 @@ use super::{
 };
 use crate::{
     shard::Local,
-    telemetry::{exposition, metrics::AdminRefusal},
+    shard::complaints::complain,
+    telemetry::{format::Format, metrics::AdminRefusal},
 };
 
 /// The control thread answers within its turn; past this something is wrong with it.
@@ -96,7 +97,7 @@ pub async fn serve(listener: TcpListener, desk: Desk) {
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "the operator's listener could not accept; trying again");
+                complain!(warn: %error, "the operator's listener could not accept; trying again");
                 sleep(Duration::from_millis(100)).await;
             }
         }
@@ -160,15 +161,20 @@ impl Client {
         if path == "/api/state" && is_from_elsewhere(request.headers()) {
             return self.refuse_origin();
         }
-        self.read(path).await.unwrap_or_else(|| text(StatusCode::SERVICE_UNAVAILABLE, NO_ANSWER))
+        let format = Format::wanted(request.headers().get_all(ACCEPT).iter().map(HeaderValue::as_bytes));
+        self.read(path, format).await.unwrap_or_else(|| text(StatusCode::SERVICE_UNAVAILABLE, NO_ANSWER))
     }
 
     /// What is read; `None` when the control thread does not answer in time.
-    async fn read(&self, path: &str) -> Option<Answer> {
+    async fn read(&self, path: &str, format: Format) -> Option<Answer> {
         Some(match path {
             "/api/state" => page(StatusCode::OK, JSON, self.ask(Question::State).await?),
             "/metrics" => {
-                page(StatusCode::OK, exposition::CONTENT_TYPE, self.ask(Question::Metrics).await?.into_bytes())
+                let metrics = self.ask(|sender| Question::Metrics(format, sender)).await?;
+                let mut page = page(StatusCode::OK, format.content_type(), metrics.as_bytes().to_vec());
+                // RFC 9110 §12.5.5: which of two it is depends on what was asked for.
+                page.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+                page
             }
             "/asyncapi.json" => page(StatusCode::OK, JSON, self.ask(Question::AsyncApi).await?.into_bytes()),
             "/health" => self.health(HealthPage::Whole).await?,

@@ -106,7 +106,7 @@ mod tests {
             http1::{HeadLimits, WholeRequest},
         },
         shard::{Local, clock},
-        telemetry::{access_log::AccessLog, date::DateCache, ids::Sampler, metrics::Counters, spans::SpanLog},
+        telemetry::access_log::AccessLog,
     };
 
     fn switched(ledger: &Rc<Local<Ledger>>, protocol: &str) -> OpenTunnel {
@@ -124,15 +124,7 @@ mod tests {
 
     #[test]
     fn each_end_is_counted_and_logged_once() {
-        let ledger = Rc::new(Local::new(Ledger {
-            shard: 0,
-            counters: Counters::default(),
-            access_log: AccessLog::off(),
-            spans: SpanLog::default(),
-            dates: DateCache::default(),
-            sampler: Sampler::default(),
-            rng: fastrand::Rng::with_seed(1),
-        }));
+        let ledger = Rc::new(Local::new(Ledger::new(0, AccessLog::off(), 1)));
         let ends = [
             TunnelEnd::Closed,
             TunnelEnd::Broken,

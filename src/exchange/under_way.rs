@@ -10,6 +10,7 @@ use crate::{
     proto::head::{Known, RequestHead, ResponseHead, Version},
     shard::{Instant, Local, buffers, clock},
     telemetry::{
+        exemplars::Exemplar,
         ids::{RequestId, TraceContext},
         metrics::{Finished, Outcome, Stale, UpstreamCounters},
         record::{Record, RouteNames},
@@ -81,6 +82,7 @@ pub struct Exchange {
     why: Cow<'static, str>,
     pub(super) request_bytes: u64,
     answered_at: Option<Instant>,
+    answer_kind: AnswerKind,
     is_finished: bool,
 }
 
@@ -132,6 +134,7 @@ impl Exchange {
             why: Cow::Borrowed(""),
             request_bytes: 0,
             answered_at: None,
+            answer_kind: AnswerKind::Usual,
             is_finished: false,
         }
     }
@@ -166,6 +169,10 @@ impl Exchange {
     pub fn to_send(&mut self) -> (&mut RequestHead, &mut Trail, impl Fn() -> bool) {
         let tether = self.tether.as_ref();
         (&mut self.head, &mut self.trail, move || tether.is_some_and(Tether::has_ended))
+    }
+
+    fn route_slot(&self) -> MetricSlot {
+        self.labels.as_deref().map_or(OTHER, |labels| labels.route_slot)
     }
 
     /// An answer is about to begin: whether it may, because its caller's session goes on.
@@ -204,8 +211,20 @@ impl Exchange {
         let answered_at = self.trail.answered_at.unwrap_or_else(clock::now);
         self.answered_at = Some(answered_at);
         head.push(Known::XRequestId, b"X-Request-Id", self.request_id.as_bytes());
+        let mut has_date = false;
+        for field in &head.fields {
+            match field.known {
+                Known::Date => has_date = true,
+                Known::ContentType => self.answer_kind = AnswerKind::of(field.value.of(&head.bytes)),
+                _ => {}
+            }
+        }
+        if self.answer_kind == AnswerKind::Stream {
+            let route = self.route_slot();
+            self.ledger.with(|ledger| ledger.counters.route(route).streams_open += 1);
+        }
         // RFC 9110 §6.6.1: who forwards an answer without a date says when it came.
-        if !head.fields.iter().any(|field| field.known == Known::Date) {
+        if !has_date {
             let second = clock::to_unix(answered_at).as_secs();
             self.ledger.with(|ledger| head.push(Known::Date, b"Date", ledger.dates.at(second)));
         }
@@ -257,17 +276,29 @@ impl Exchange {
     fn count(&mut self, now: Instant, response_bytes: u64) {
         self.is_finished = true;
         self.tell(now, response_bytes);
-        let Self { ledger, trail, labels, .. } = self;
-        let labels = labels.as_deref();
+        let Self { ledger, trail, labels, answer_kind, .. } = self;
+        let (labels, kind) = (labels.as_deref(), *answer_kind);
         let upstream_us = us(trail.waited);
         let to_answer = self.answered_at.unwrap_or(now).since(self.began);
         ledger.with(|ledger| {
             let counters = &mut ledger.counters;
             counters.requests_in_flight -= 1;
+            let route = labels.map_or(OTHER, |labels| labels.route_slot);
+            // How long a stream lasts is no request's duration.
+            let total_us = us(if kind == AnswerKind::Stream { to_answer } else { now.since(self.began) });
+            if kind == AnswerKind::Stream {
+                let of_route = counters.route(route);
+                of_route.streams_open -= 1;
+                of_route.stream_lifetime.observe_us(us(now.since(self.answered_at.unwrap_or(now))));
+            }
+            if self.trace.sampled {
+                let exemplar = Exemplar { trace_id: self.trace.trace_id, took_us: total_us, at: now.as_nanos() };
+                ledger.exemplars.note(route, exemplar);
+            }
             counters.finish(&Finished {
-                route: labels.map_or(OTHER, |labels| labels.route_slot),
+                route,
                 status: self.status,
-                total_us: us(now.since(self.began)),
+                total_us,
                 gateway_us: us(to_answer).saturating_sub(upstream_us),
                 request_bytes: self.request_bytes,
                 response_bytes,
@@ -280,7 +311,11 @@ impl Exchange {
                     failed += u32::from(attempts);
                 }
                 if trail.attempts > failed {
-                    upstream.requests[self.ended.of_attempt(trail.status).index()] += 1;
+                    let outcome = self.ended.of_attempt(trail.status);
+                    upstream.requests[outcome.index()] += 1;
+                    if let Some(backend) = &trail.backend {
+                        backend.count(outcome);
+                    }
                 }
                 upstream.duration.observe_us(upstream_us);
                 upstream.connections_opened += u64::from(trail.opened);
@@ -350,6 +385,30 @@ fn count_unusual(upstream: &mut UpstreamCounters, unusual: &Unusual) {
     if let Some(shed) = unusual.shed {
         upstream.shed[shed.index()] += 1;
     }
+}
+
+/// How long an answer may be meant to last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AnswerKind {
+    /// As long as its bytes take.
+    Usual,
+    /// As long as both sides like: counted as open until it ends.
+    Stream,
+}
+
+impl AnswerKind {
+    fn of(content_type: &[u8]) -> Self {
+        if is_event_stream(content_type) { Self::Stream } else { Self::Usual }
+    }
+}
+
+/// A media type may have parameters (RFC 9110 §8.3.1).
+fn is_event_stream(content_type: &[u8]) -> bool {
+    const STREAM: &[u8] = b"text/event-stream";
+    content_type.split_at_checked(STREAM.len()).is_some_and(|(kind, rest)| {
+        kind.eq_ignore_ascii_case(STREAM)
+            && rest.iter().find(|byte| !byte.is_ascii_whitespace()).is_none_or(|byte| *byte == b';')
+    })
 }
 
 fn us(time: Duration) -> u64 {

@@ -1,6 +1,7 @@
 //! The bodies of the gateway's answers: its own few bytes, or a stream from a backend.
 
 use std::{
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -26,16 +27,43 @@ pub enum Body {
     Echo(Option<DeflateOffer>),
 }
 
-/// A few bytes that are all here. The buffer goes back to the shard.
+/// Bytes that are all here: a few in a buffer that goes back to the shard, or many that several answers share.
 #[derive(Debug)]
 pub struct OwnBytes {
     bytes: Vec<u8>,
+    shared: Option<Arc<str>>,
     consumed: usize,
 }
 
+/// As much is written at once of bytes that are shared: the metrics of many routes are megabytes, and the kernel would copy
+/// all that its buffer takes while the shard's other clients wait.
+const SHARED_AT_ONCE: usize = 256 * 1024;
+
 impl From<Vec<u8>> for OwnBytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, consumed: 0 }
+        Self { bytes, shared: None, consumed: 0 }
+    }
+}
+
+impl From<Arc<str>> for OwnBytes {
+    fn from(text: Arc<str>) -> Self {
+        Self { bytes: Vec::new(), shared: Some(text), consumed: 0 }
+    }
+}
+
+impl OwnBytes {
+    fn len(&self) -> usize {
+        self.shared.as_ref().map_or(self.bytes.len(), |shared| shared.len())
+    }
+
+    fn chunk(&self) -> &[u8] {
+        match &self.shared {
+            None => &self.bytes[self.consumed..],
+            Some(shared) => {
+                let rest = &shared.as_bytes()[self.consumed..];
+                &rest[..rest.len().min(SHARED_AT_ONCE)]
+            }
+        }
     }
 }
 
@@ -48,7 +76,7 @@ impl Drop for OwnBytes {
 impl AnswerBody for Body {
     fn poll_fill(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Result<bool, Cut>> {
         match self {
-            Self::Own(own) => Poll::Ready(Ok(own.consumed < own.bytes.len())),
+            Self::Own(own) => Poll::Ready(Ok(own.consumed < own.len())),
             Self::Upgraded(_) | Self::Echo(_) => Poll::Ready(Ok(false)),
             Self::Upstream(streaming) => streaming.poll_fill(cx, request),
         }
@@ -56,7 +84,7 @@ impl AnswerBody for Body {
 
     fn chunk(&self) -> &[u8] {
         match self {
-            Self::Own(own) => &own.bytes[own.consumed..],
+            Self::Own(own) => own.chunk(),
             Self::Upgraded(_) | Self::Echo(_) => &[],
             Self::Upstream(streaming) => streaming.chunk(),
         }
@@ -64,7 +92,7 @@ impl AnswerBody for Body {
 
     fn consume(&mut self, bytes: usize) {
         match self {
-            Self::Own(own) => own.consumed = (own.consumed + bytes).min(own.bytes.len()),
+            Self::Own(own) => own.consumed = (own.consumed + bytes).min(own.len()),
             Self::Upgraded(_) | Self::Echo(_) => {}
             Self::Upstream(streaming) => streaming.consume(bytes),
         }

@@ -16,9 +16,12 @@ use crate::{
     exchange::{Labels, Ledger, SpanNames},
     net::{HttpLimits, Peer},
     proto::head::{Known, RequestHead},
-    shard::{Instant, Local, clock},
-    telemetry::{record::RouteNames, slots::OTHER},
-    upstream::{BackendAddress, BackendReport, Orders, Report, Upstream},
+    shard::{Instant, Local, clock, complaints::complain},
+    telemetry::{
+        record::RouteNames,
+        slots::{MetricSlot, OTHER},
+    },
+    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report, Upstream},
 };
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -101,6 +104,16 @@ impl Gateway {
         self.live().upstreams.iter().map(|upstream| upstream.backend_reports(now)).collect()
     }
 
+    /// How each instance stands on this shard, with its upstream's place in the metrics.
+    pub fn report_instances(&self, now: Instant) -> Vec<(MetricSlot, InstanceReport)> {
+        let live = self.live();
+        let mut reports = Vec::with_capacity(live.plan.upstreams.iter().map(|plan| plan.instances.len()).sum());
+        for (plan, upstream) in live.plan.upstreams.iter().zip(&live.upstreams) {
+            upstream.report_instances(now, |report| reports.push((plan.slot, report)));
+        }
+        reports
+    }
+
     /// The plan in force.
     pub fn plan(&self) -> Arc<Plan> {
         Arc::clone(&self.live().plan)
@@ -121,7 +134,7 @@ impl Gateway {
                 });
                 let (upstream, instance) = (plan.name.as_str(), backend.authority());
                 if caught.newly_sends_bodies {
-                    tracing::warn!(
+                    complain!(warn:
                         upstream,
                         instance,
                         shard,
@@ -129,7 +142,7 @@ impl Gateway {
                     );
                 }
                 if caught.is_newly_distrusted {
-                    tracing::warn!(
+                    complain!(warn:
                         upstream,
                         instance,
                         shard,

@@ -33,8 +33,8 @@ pub use addresses::{
 use body::Body;
 use live::Live;
 pub use neighbours::unguarded_neighbours;
-use pages::own_method;
 pub use pages::{Page, Pages};
+use pages::{metrics_format, own_method};
 use plan::{OwnPage, Route, Target};
 pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
@@ -51,7 +51,7 @@ use crate::{
     net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
     proto::head::{RequestHead, ResponseHead, Span},
     shard::{Instant, Local, clock},
-    telemetry::{metrics::Counters, spans::SpanKind},
+    telemetry::{format::Format, metrics::Counters, spans::SpanKind},
     upstream::Orders,
 };
 
@@ -76,7 +76,7 @@ pub struct Gateway {
 /// Where a shard asks other threads what it does not know itself.
 pub struct Desks {
     /// The control thread, for what all shards have counted.
-    pub metrics: Rc<Desk<(), Arc<str>>>,
+    pub metrics: Rc<Desk<Format, Arc<str>>>,
     /// The bridge, for what callers do with their accounts.
     pub accounts: Rc<Desk<Question, Outcome>>,
     /// Tells the control thread of an issuer whose keys lack the one that a token named.
@@ -311,7 +311,10 @@ impl Live {
         match &route.target {
             Target::Proxy(target) => proxy::forward(self, exchange, target, &found.captures, body).await,
             // Boxed, so that other requests are not larger for what few of them wait for.
-            Target::Own(OwnPage::Metrics) => Box::pin(gateway.metrics(&self.plan, exchange.client)).await,
+            Target::Own(OwnPage::Metrics) => {
+                let format = metrics_format(&exchange.head);
+                Box::pin(gateway.metrics(&self.plan, exchange.client, format)).await
+            }
             Target::Own(page) => Ok(gateway.own_page(*page)),
             Target::Echo => echo::answer(exchange),
             Target::Socket => Box::pin(self.open_socket(gateway, exchange, route, additions)).await,

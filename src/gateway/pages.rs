@@ -7,7 +7,7 @@ use crate::{
     exchange::{Code, Reject},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, TargetForm},
     shard::{buffers, clock, timer},
-    telemetry::exposition,
+    telemetry::format::Format,
 };
 
 /// What the gateway says of its health on the public listener: written by the control thread, shown by every shard.
@@ -60,15 +60,30 @@ impl Gateway {
 
     /// What all shards have counted, for those who may know: the control thread asks the shards, and this one among
     /// them, while the request waits.
-    pub(super) async fn metrics(&self, plan: &Plan, client: IpAddr) -> Result<(ResponseHead, Body), Reject> {
+    pub(super) async fn metrics(
+        &self,
+        plan: &Plan,
+        client: IpAddr,
+        format: Format,
+    ) -> Result<(ResponseHead, Body), Reject> {
         if !plan.metrics_allowed.iter().any(|network| network.contains(client)) {
             return Err(Reject::new(Code::NotFound));
         }
-        let asked = self.desks.metrics.ask(()).map_err(|_| Reject::new(Code::Overloaded))?;
+        let asked = self.desks.metrics.ask(format).map_err(|_| Reject::new(Code::Overloaded))?;
         let told = timer::within(clock::now() + METRICS_TIMEOUT, asked).await;
         let text = told.ok_or_else(|| Reject::new(Code::Overloaded))?;
-        Ok(own_answer(200, exposition::CONTENT_TYPE, NOT_CACHED, text.as_bytes()))
+        let mut head = own_head(200, format.content_type(), NOT_CACHED, text.len());
+        // RFC 9110 §12.5.5: which of two it is depends on what was asked for.
+        head.push(Known::Vary, b"Vary", b"Accept");
+        Ok((head, Body::Own(text.into())))
     }
+}
+
+/// In which format a request wants the metrics.
+pub(super) fn metrics_format(head: &RequestHead) -> Format {
+    let is_accept = |name: &[u8]| name.eq_ignore_ascii_case(b"accept");
+    let fields = head.fields.iter().filter(|field| field.known == Known::Other && is_accept(head.text(field.name)));
+    Format::wanted(fields.map(|field| head.text(field.value)))
 }
 
 /// What `Cache-Control` says of pages that are of this moment, or somebody's own.
@@ -84,11 +99,15 @@ pub(super) fn json(page: &Page) -> (ResponseHead, Body) {
 
 /// An answer of the gateway's own.
 pub(super) fn own_answer(status: u16, content_type: &str, cached: &[u8], body: &[u8]) -> (ResponseHead, Body) {
+    (own_head(status, content_type, cached, body.len()), Body::Own(body.to_vec().into()))
+}
+
+fn own_head(status: u16, content_type: &str, cached: &[u8], length: usize) -> ResponseHead {
     let mut head = ResponseHead::new(status, buffers::take(), buffers::take_fields());
-    head.framing = Framing::Length(body.len() as u64);
+    head.framing = Framing::Length(length as u64);
     head.push(Known::ContentType, b"Content-Type", content_type.as_bytes());
     head.push(Known::Other, b"Cache-Control", cached);
-    (head, Body::Own(body.to_vec().into()))
+    head
 }
 
 /// What `Allow` says where any method is taken.

@@ -26,6 +26,7 @@
 
 use std::{net::SocketAddr, os::fd::OwnedFd, sync::Arc, time::Duration};
 
+use super::scrapes::{Texts, Wanted};
 use crate::{
     accounts::{Outcome, Question},
     auth::{Issuer, KeySet, Revocation},
@@ -47,8 +48,8 @@ use crate::{
     },
     sessions::LogUpdate,
     shard::Instant,
-    telemetry::{dependency::Databases, metrics::Counters, spans::SpanBatch},
-    upstream::{BackendAddress, BackendReport, Orders, Report},
+    telemetry::{dependency::Databases, exemplars::Shown, metrics::Counters, slots::MetricSlot, spans::SpanBatch},
+    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report},
 };
 
 /// Which lists the threads of the process read.
@@ -74,8 +75,8 @@ pub(super) enum ToShard {
     Keys(Arc<KeySet>),
     /// By control: say this of the gateway's health.
     Pages(Box<Pages>),
-    /// By control: send your counters.
-    Scrape,
+    /// By control: send your counters, and traces that stand for requests where those are wanted.
+    Scrape { with_exemplars: bool },
     /// By control: end connections after the answer under way.
     EndConnections,
     /// By control: empty the accept queues, close the listeners, then close what is idle.
@@ -86,8 +87,8 @@ pub(super) enum ToShard {
     Stop,
     /// By control: a batch for spans is empty again.
     SpansTaken(SpanBatch),
-    /// By control: this is what all shards have counted, for all who waited when it was asked.
-    Metrics(Arc<str>),
+    /// By control: this is what all shards have counted, for all who waited when it was asked, in the formats that they wanted.
+    Metrics(Texts),
     /// By control: the probes of an instance have changed their verdict.
     Probed(Box<Probed>),
     /// By control: operators want this of backends, and nothing else. It stands over plans that follow.
@@ -131,8 +132,8 @@ pub(super) enum ToControl {
     Applied(Box<Scraped>),
     /// By a shard: my counters, and how each upstream of that generation stands. One for each `Scrape`.
     Scraped(Box<Scraped>),
-    /// By the shard of this number: some who may ask for the metrics. Not again before it is answered.
-    AskMetrics(usize),
+    /// By the shard of this number: some who may ask for the metrics, in these formats. Not again before it is answered.
+    AskMetrics(usize, Wanted),
     /// By a shard: spans, to be exported. The batch goes back.
     Spans(SpanBatch),
     /// By a shard: a token of this issuer names a key that is not known.
@@ -254,4 +255,8 @@ pub(super) struct Scraped {
     pub(super) lag: Duration,
     /// For how long its thread has run.
     pub(super) cpu: Duration,
+    /// Each instance, with its upstream's place in the metrics.
+    pub(super) instances: Vec<(MetricSlot, InstanceReport)>,
+    /// Where they were asked for.
+    pub(super) exemplars: Vec<Shown>,
 }

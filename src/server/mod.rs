@@ -4,6 +4,7 @@ mod bridge;
 mod control;
 mod drain;
 mod files;
+mod instances;
 mod knowledge;
 mod letter;
 mod lookup;
@@ -77,10 +78,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let descriptors = raise_descriptor_limit();
     let cores = cores::shard_count(config.runtime.shards);
     let shards = cores.count;
-    let driver = shard::probe_driver(match config.runtime.driver {
-        config::Driver::Epoll => Driver::Epoll,
-        config::Driver::IoUring => Driver::IoUring,
-    });
+    let driver = shard::probe_driver(named_driver(config.runtime.driver));
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
     let Some((mut lookups, addresses)) = look_up(&config, &runtime, &mut signals) else {
         return Ok(ProcessEnd::Drained);
@@ -146,6 +144,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         listeners,
         shards,
         descriptors,
+        driver: driver.name(),
         port: mesh.control,
         admin,
         access,
@@ -183,6 +182,13 @@ fn tell_listening(listeners: &[SocketAddr], cores: &cores::Cores, driver: Driver
         "listening on {}",
         listed(listeners, " and ")
     );
+}
+
+const fn named_driver(driver: config::Driver) -> Driver {
+    match driver {
+        config::Driver::Epoll => Driver::Epoll,
+        config::Driver::IoUring => Driver::IoUring,
+    }
 }
 
 /// What the hub calls this process, and what it hashes the ids of messages with.

@@ -17,9 +17,9 @@ use super::letter;
 use crate::{
     config::{Health, ProbeKind},
     gateway::Plan,
-    shard::{Address, Instant, clock, explained, is_ours},
+    shard::{Address, Instant, clock, complaints::Complaints, explained, is_ours},
     telemetry::{
-        metrics::{ProbeCounters, ProbeResult},
+        metrics::{self, ProbeCounters, ProbeResult},
         slots::MetricSlot,
     },
     upstream::{
@@ -31,11 +31,17 @@ use crate::{
 /// An answer's head is read up to so many bytes.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
+/// Changes of instances that the log is told of one by one in a second; when a whole network flaps, the rest is counted.
+const CHANGES_TOLD: u32 = 20;
+
 /// All upstreams' probes.
 pub(super) struct Probes {
     upstreams: BTreeMap<String, Probed>,
     tell: UnboundedSender<Told>,
     told: UnboundedReceiver<Told>,
+    /// Those that ended since somebody took them, each with its upstream's place in the metrics.
+    ended: Vec<(MetricSlot, BackendAddress, metrics::Probed)>,
+    complaints: Complaints,
 }
 
 /// An upstream that is probed.
@@ -71,18 +77,18 @@ impl Changed {
         Some(letter::Probed { generation: plan.generation, upstream, at, is_up })
     }
 
-    /// Tells the operator.
-    fn log(&self, before: Verdict) {
+    /// Tells the operator; in a storm of changes, of some that stand for so many.
+    fn log(&self, before: Verdict, count: u64) {
         let Self { upstream, at, is_up, result } = self;
         let (instance, address) = (&*at.authority, &at.address);
         if before == Verdict::Unknown && *is_up {
             // As it should be.
             tracing::debug!(upstream, instance, %address, "an instance is up: its first probe went well");
         } else if *is_up {
-            tracing::info!(upstream, instance, %address, "an instance is up: its probes go well");
+            tracing::info!(upstream, instance, %address, count, "an instance is up: its probes go well");
         } else {
             let error = ProbeResult::VALUES[result.index()];
-            tracing::warn!(upstream, instance, %address, error, "an instance is down: its probes fail");
+            tracing::warn!(upstream, instance, %address, error, count, "an instance is down: its probes fail");
         }
     }
 }
@@ -90,7 +96,7 @@ impl Changed {
 impl Probes {
     pub(super) fn new() -> Self {
         let (tell, told) = unbounded_channel();
-        Self { upstreams: BTreeMap::new(), tell, told }
+        Self { upstreams: BTreeMap::new(), tell, told, ended: Vec::new(), complaints: Complaints::singly(CHANGES_TOLD) }
     }
 
     /// Takes other upstreams, or other instances of them, in the plan's order. What is known of those that stay is kept, new
@@ -153,10 +159,22 @@ impl Probes {
         let Told { upstream, probe, result } = told;
         let probed = self.upstreams.get_mut(&upstream)?;
         probed.counts[result.index()] += 1;
+        if result != ProbeResult::NotAsked {
+            let is_good = result == ProbeResult::Good;
+            let ended = if is_good { metrics::Probed::Good } else { metrics::Probed::Failed };
+            self.ended.push((probed.slot, probe.at.clone(), ended));
+        }
         let (before, verdict) = probed.prober.handle_result(clock::now(), &probe, result)?;
         let changed = Changed { upstream, at: probe.at, is_up: verdict == Verdict::Up, result };
-        changed.log(before);
+        if let Some(count) = self.complaints.add(clock::now(), 1) {
+            changed.log(before, count);
+        }
         Some(changed)
+    }
+
+    /// Those that ended since this was asked last.
+    pub(super) fn take_ended(&mut self) -> Vec<(MetricSlot, BackendAddress, metrics::Probed)> {
+        std::mem::take(&mut self.ended)
     }
 
     /// Asks all instances of an upstream as soon as may be; says whether it is probed.

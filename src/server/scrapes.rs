@@ -10,46 +10,57 @@
     clippy::arithmetic_side_effects
 )]
 
-use crate::bus::desk::Ticket;
+use std::sync::Arc;
+
+use crate::{bus::desk::Ticket, telemetry::format::Format};
+
+/// The formats that somebody waits for, by their places.
+pub(super) type Wanted = [bool; Format::ALL.len()];
+
+/// The metrics in the formats that were wanted.
+pub(super) type Texts = [Option<Arc<str>>; Format::ALL.len()];
+
+/// Who asked, and for which format.
+type Asker = (Ticket, Format);
 
 /// One per shard.
 #[derive(Debug, Default)]
 pub(super) struct Scrapes {
     /// Whom the letter under way is for; it is out even when all of them have left.
-    asked: Option<Vec<Ticket>>,
+    asked: Option<Vec<Asker>>,
     /// Who came since.
-    waiting: Vec<Ticket>,
+    waiting: Vec<Asker>,
 }
 
 impl Scrapes {
-    /// A client asks. Whether the control thread is to be asked now.
+    /// A client asks. What the control thread is to be asked for now, if it is.
     #[must_use]
-    pub(super) fn handle_ask(&mut self, ticket: Ticket) -> bool {
-        self.waiting.push(ticket);
+    pub(super) fn handle_ask(&mut self, ticket: Ticket, format: Format) -> Option<Wanted> {
+        self.waiting.push((ticket, format));
         self.begin()
     }
 
     /// A client has left.
     pub(super) fn handle_withdrawn(&mut self, ticket: Ticket) {
-        self.waiting.retain(|waiting| *waiting != ticket);
+        self.waiting.retain(|(waiting, _)| *waiting != ticket);
         if let Some(asked) = &mut self.asked {
-            asked.retain(|waiting| *waiting != ticket);
+            asked.retain(|(waiting, _)| *waiting != ticket);
         }
     }
 
-    /// The control thread has told: who is answered by it, and whether it is to be asked again.
+    /// The control thread has told: who is answered by it, and what it is to be asked for again, if it is.
     #[must_use]
-    pub(super) fn handle_told(&mut self) -> (Vec<Ticket>, bool) {
+    pub(super) fn handle_told(&mut self) -> (Vec<Asker>, Option<Wanted>) {
         let answered = self.asked.take().unwrap_or_default();
         (answered, self.begin())
     }
 
-    fn begin(&mut self) -> bool {
-        let begins = self.asked.is_none() && !self.waiting.is_empty();
-        if begins {
-            self.asked = Some(std::mem::take(&mut self.waiting));
+    fn begin(&mut self) -> Option<Wanted> {
+        if self.asked.is_some() || self.waiting.is_empty() {
+            return None;
         }
-        begins
+        let asked = self.asked.insert(std::mem::take(&mut self.waiting));
+        Some(Format::ALL.map(|wanted| asked.iter().any(|(_, format)| *format == wanted)))
     }
 }
 
@@ -68,34 +79,36 @@ mod tests {
     fn one_letter_is_under_way_however_many_come_and_go() {
         let letters = Rc::new(Local::new(Vec::new()));
         let post = Rc::clone(&letters);
-        let desk = Desk::<(), ()>::new(8, move |letter| post.with(|letters| letters.push(letter)));
+        let desk = Desk::<Format, ()>::new(8, move |letter| post.with(|letters| letters.push(letter)));
         let (mut scrapes, mut sent) = (Scrapes::default(), 0);
         let mut deliver = |scrapes: &mut Scrapes| {
             for letter in letters.with(std::mem::take) {
                 match letter {
-                    DeskLetter::Ask(ticket, ()) => sent += u32::from(scrapes.handle_ask(ticket)),
+                    DeskLetter::Ask(ticket, format) => sent += u32::from(scrapes.handle_ask(ticket, format).is_some()),
                     DeskLetter::Withdraw(ticket) => scrapes.handle_withdrawn(ticket),
                     DeskLetter::Awaited(_) => {}
                 }
             }
             sent
         };
-        let first = desk.ask(()).expect("there is room");
+        let first = desk.ask(Format::Text).expect("there is room");
         assert_eq!(deliver(&mut scrapes), 1);
         for _ in 0..1000 {
-            drop(desk.ask(()).expect("there is room"));
+            drop(desk.ask(Format::Text).expect("there is room"));
         }
-        let later = [(); 2].map(|()| desk.ask(()).expect("there is room"));
+        let later = Format::ALL.map(|format| desk.ask(format).expect("there is room"));
         assert_eq!(deliver(&mut scrapes), 1, "the first is out");
         let (answered, again) = scrapes.handle_told();
-        assert_eq!((answered.len(), again), (1, true), "those who left wait for nothing");
+        let both = Some([true; 2]);
+        assert_eq!((answered.len(), again), (1, both), "those who left wait for nothing");
         drop(first);
         let (answered, again) = scrapes.handle_told();
-        assert_eq!((answered.len(), again), (2, false));
+        assert_eq!((answered.len(), again), (2, None));
+        assert_eq!(answered.into_iter().map(|(_, format)| format).collect::<Vec<_>>(), Format::ALL);
         drop(later);
         assert_eq!(deliver(&mut scrapes), 1, "nobody waits");
-        drop(desk.ask(()).expect("there is room"));
+        drop(desk.ask(Format::Text).expect("there is room"));
         assert_eq!(deliver(&mut scrapes), 2, "it is out, though nobody waits for it");
-        assert_eq!(scrapes.handle_told(), (vec![], false));
+        assert_eq!(scrapes.handle_told(), (vec![], None));
     }
 }

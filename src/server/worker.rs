@@ -17,7 +17,7 @@ use rustix::net::SendFlags;
 use super::letter::{
     Accepted, AllLetters, DroppableToBridge, DroppableToShard, Revoked, Scraped, ToBridge, ToControl, ToShard,
 };
-use super::scrapes::Scrapes;
+use super::scrapes::{Scrapes, Texts};
 use super::spans;
 use crate::{
     accounts::{Outcome, Question},
@@ -42,13 +42,7 @@ use crate::{
         http1::{ConnectionToken, encode_response},
     },
     shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, pipes, stall, task, timer},
-    telemetry::{
-        access_log::AccessLog,
-        date::{DATE_LENGTH, DateCache},
-        ids::{RequestId, Sampler},
-        metrics::{Counters, Refusal},
-        spans::SpanLog,
-    },
+    telemetry::{access_log::AccessLog, date::DATE_LENGTH, format::Format, ids::RequestId, metrics::Refusal, usage},
 };
 
 /// How often idle connections to backends are looked through.
@@ -84,7 +78,7 @@ struct Worker {
     index: usize,
     gateway: Rc<Gateway>,
     accounts: Rc<Desk<Question, Outcome>>,
-    metrics: Rc<Desk<(), Arc<str>>>,
+    metrics: Rc<Desk<Format, Arc<str>>>,
     /// Who waits at the desk of the metrics.
     scrapes: Rc<Local<Scrapes>>,
     ledger: Rc<Local<Ledger>>,
@@ -129,7 +123,8 @@ pub(super) async fn run(equipment: ShardSetup) {
         secret,
         has_bus,
     } = equipment;
-    let ledger = Rc::new(Local::new(books(index, access_log, seed)));
+    let number = u16::try_from(index).unwrap_or(u16::MAX);
+    let ledger = Rc::new(Local::new(Ledger::new(number, access_log, seed)));
     let listener = |(socket, kind)| match Acceptor::new(socket) {
         Ok(acceptor) => {
             acceptor.set_budget(plan.accept_budget);
@@ -146,9 +141,9 @@ pub(super) async fn run(equipment: ShardSetup) {
     let metrics = Desk::new(SCRAPES_MAX, {
         let (bus, scrapes) = (bus.clone(), Rc::clone(&scrapes));
         move |letter| match letter {
-            DeskLetter::Ask(ticket, ()) => {
-                if scrapes.with(|scrapes| scrapes.handle_ask(ticket)) {
-                    bus.send(to::Control, ToControl::AskMetrics(index));
+            DeskLetter::Ask(ticket, format) => {
+                if let Some(wanted) = scrapes.with(|scrapes| scrapes.handle_ask(ticket, format)) {
+                    bus.send(to::Control, ToControl::AskMetrics(index, wanted));
                 }
             }
             DeskLetter::Withdraw(ticket) => scrapes.with(|scrapes| scrapes.handle_withdrawn(ticket)),
@@ -207,19 +202,6 @@ pub(super) async fn run(equipment: ShardSetup) {
         task::yield_now().await;
     }
     worker.ledger.with(|ledger| ledger.access_log.flush());
-}
-
-/// A shard's books, with nothing in them.
-fn books(index: usize, access_log: AccessLog, seed: u64) -> Ledger {
-    Ledger {
-        shard: u16::try_from(index).unwrap_or(u16::MAX),
-        counters: Counters::default(),
-        access_log,
-        spans: SpanLog::default(),
-        dates: DateCache::default(),
-        sampler: Sampler::default(),
-        rng: fastrand::Rng::with_seed(seed),
-    }
 }
 
 /// Asks the bridge for operations on accounts, as long as it takes letters: clients who ask and leave, one after the other,
@@ -323,7 +305,13 @@ impl Worker {
             ToShard::Doubted(ticket) => self.accounts.doubt(ticket),
             ToShard::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
             ToShard::KnownUntil(until) => self.gateway.known_until(until),
-            ToShard::Scrape => self.bus.send(to::Control, ToControl::Scraped(Box::new(self.scraped()))),
+            ToShard::Scrape { with_exemplars } => {
+                let mut scraped = self.scraped();
+                if with_exemplars {
+                    scraped.exemplars = self.ledger.with(|ledger| ledger.exemplars.shown(unix_ms));
+                }
+                self.bus.send(to::Control, ToControl::Scraped(Box::new(scraped)));
+            }
             ToShard::EndConnections => self.connections.end_after_answers(),
             ToShard::StopAccepting => self.acceptors().for_each(Acceptor::stop),
             ToShard::RefuseUnanswered => {
@@ -339,19 +327,21 @@ impl Worker {
                 self.gateway.probed(probed.generation, probed.upstream, &probed.at, probed.is_up);
             }
             ToShard::Operated(orders) => self.gateway.operate(orders),
-            ToShard::Metrics(text) => self.answer_scrapes(&text),
+            ToShard::Metrics(texts) => self.answer_scrapes(&texts),
             ToShard::SpansTaken(batch) => self.ledger.with(|ledger| ledger.spans.give_back(batch)),
         }
     }
 
     /// Answers those who waited for what all shards have counted.
-    fn answer_scrapes(&self, text: &Arc<str>) {
+    fn answer_scrapes(&self, texts: &Texts) {
         let (answered, again) = self.scrapes.with(Scrapes::handle_told);
-        for ticket in answered {
-            self.metrics.told(ticket, Arc::clone(text));
+        for (ticket, format) in answered {
+            if let Some(text) = &texts[format.index()] {
+                self.metrics.told(ticket, Arc::clone(text));
+            }
         }
-        if again {
-            self.bus.send(to::Control, ToControl::AskMetrics(self.index));
+        if let Some(wanted) = again {
+            self.bus.send(to::Control, ToControl::AskMetrics(self.index, wanted));
         }
     }
 
@@ -380,9 +370,12 @@ impl Worker {
         counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
         self.gateway.limits.report(&mut counters, clock::now());
         self.gateway.count(&mut counters);
+        counters.cpu = usage::thread_time();
+        counters.count_protocols();
         let plan = self.gateway.plan();
         let now = clock::now();
         let (reports, backends) = (self.gateway.report(now), self.gateway.backends(now));
+        let instances = self.gateway.report_instances(now);
         for (upstream, report) in plan.upstreams.iter().zip(&reports) {
             let upstream = counters.upstream(upstream.slot);
             upstream.requests_in_flight = i64::from(report.in_flight);
@@ -392,7 +385,17 @@ impl Worker {
             upstream.connections_held = gauge(report.held);
             upstream.instances_distrusted = gauge(report.distrusted);
         }
-        Scraped { shard: self.index, counters, generation: plan.generation, reports, backends, lag, cpu: cpu_time() }
+        Scraped {
+            shard: self.index,
+            counters,
+            generation: plan.generation,
+            reports,
+            backends,
+            lag,
+            cpu: cpu_time(),
+            instances,
+            exemplars: Vec::new(),
+        }
     }
 
     fn acceptors(&self) -> impl Iterator<Item = &Acceptor> {
@@ -521,6 +524,11 @@ impl Worker {
 fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
+}
+
+/// Milliseconds since 1970 of a time by the shards' clock.
+fn unix_ms(at_ns: u64) -> u64 {
+    u64::try_from(clock::to_unix(Instant::from_nanos(at_ns)).as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How often a draining shard looks whether its last connection is gone.

@@ -16,6 +16,7 @@ use crate::auth::revocation::Kind;
 use crate::embedded::{self, Component, Embedded, Fingerprint};
 use crate::exchange::ClientNote;
 use crate::shard::clock;
+use crate::shard::complaints::complain;
 
 /// Its tables. The log's numbers are never used again, so that whoever has read up to one knows what is new.
 pub const COMPONENT: Component = Component {
@@ -346,7 +347,7 @@ fn told(error: &embedded::EmbeddedFailure) -> SessionFailure {
         // Why is told once by the store itself.
         embedded::EmbeddedFailure::Away(..) | embedded::EmbeddedFailure::Slow => SessionFailure::Away,
         embedded::EmbeddedFailure::Query(_) | embedded::EmbeddedFailure::Panicked => {
-            tracing::error!(%error, "the embedded store of sessions failed");
+            complain!(error: %error, "the embedded store of sessions failed");
             SessionFailure::Away
         }
     }

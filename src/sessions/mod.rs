@@ -37,6 +37,7 @@ use crate::config::{Config, SessionStore};
 use crate::embedded::Embedded;
 use crate::exchange::ClientNote;
 use crate::shard::Instant;
+use crate::shard::complaints::complain;
 use rotation::Session;
 use token::TokenContent;
 
@@ -200,7 +201,7 @@ impl Sessions {
             }
             Renewal::Invalid => Err(RefreshError::Invalid),
             Renewal::Reused => {
-                tracing::warn!(user = %said.user, sid = %said.sid, "a spent refresh token was presented; its session ends");
+                complain!(warn: user = %said.user, sid = %said.sid, "a spent refresh token was presented; its session ends");
                 Err(RefreshError::Reused)
             }
         }

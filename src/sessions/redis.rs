@@ -22,6 +22,7 @@ use crate::auth::Revocation;
 use crate::auth::revocation::Kind;
 use crate::bus::redis::{self as bus, Link, Redis, Script};
 use crate::exchange::ClientNote;
+use crate::shard::complaints::complain;
 use crate::shard::{Instant, Local};
 
 /// The log's key.
@@ -306,7 +307,7 @@ impl RedisSessions {
             return Ok((now_ms, Vec::new()));
         }
         let record: UserRecord = serde_json::from_str(text).map_err(|error| {
-            tracing::error!(user, %error, "the sessions of a user in Redis cannot be read");
+            complain!(error: user, %error, "the sessions of a user in Redis cannot be read");
             SessionFailure::Away
         })?;
         let sessions = record.sessions.into_iter().map(Session::from);
@@ -396,7 +397,7 @@ fn number(text: &str) -> Result<u64, SessionFailure> {
 }
 
 fn odd(answer: &[String]) -> SessionFailure {
-    tracing::error!(words = answer.len(), "the script of sessions answered oddly");
+    complain!(error: words = answer.len(), "the script of sessions answered oddly");
     SessionFailure::Away
 }
 

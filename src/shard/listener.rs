@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::complaints::complain;
 use super::reactor::{self, Fresh};
 use super::{task, timer};
 
@@ -238,7 +239,7 @@ impl Acceptor {
                 AcceptEnd::Exhausted(error) => {
                     if pressure.begins() {
                         self.count(|counts| counts.exhausted += 1);
-                        tracing::warn!(%error, "cannot accept: raise the limit on open files or lower the connection limit");
+                        complain!(warn: %error, "cannot accept: raise the limit on open files or lower the connection limit");
                     }
                     self.turn_one_away();
                     self.unless_stopped(timer::sleep(pressure.pause())).await;

@@ -7,6 +7,7 @@ mod address;
 mod alarms;
 pub mod buffers;
 pub mod clock;
+pub mod complaints;
 pub mod cores;
 mod executor;
 pub mod listener;

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Once;
 use std::task::{Context, Poll};
 
+use super::complaints::complain;
 use super::executor;
 use super::turns::{self, Turn};
 
@@ -102,7 +103,7 @@ impl<F, C: Display> Contained<F, C> {
         PANICS.set(PANICS.get() + 1);
         // The hook has the place and the backtrace; without it (another hook took over) there is still the message.
         let report = take_report().unwrap_or_else(|| message(panic).to_owned());
-        tracing::error!(context = %self.context, %report, "a task panicked; its connection is closed");
+        complain!(error: context = %self.context, %report, "a task panicked; its connection is closed");
     }
 }
 

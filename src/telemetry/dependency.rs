@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use super::metrics::Store;
+use super::table::Sparse;
+
 /// How a store is, as far as the log tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
@@ -83,6 +86,16 @@ pub struct Databases {
 }
 
 impl Databases {
+    /// Whether each that there is does what it is asked, in the order of the label's values.
+    pub fn up(&self) -> Sparse<{ Store::COUNT }> {
+        let is_up = |store: &Option<Dependency>| store.as_ref().map(|store| u64::from(store.error.is_none()));
+        let mut up = Sparse::default();
+        up.0[Store::Redis.index()] = is_up(&self.redis);
+        up.0[Store::Postgres.index()] = is_up(&self.postgres);
+        up.0[Store::Embedded.index()] = is_up(&self.embedded);
+        up
+    }
+
     /// Those that there are.
     pub fn all(&self) -> impl Iterator<Item = &Dependency> {
         [&self.redis, &self.postgres, &self.embedded, &self.clickhouse].into_iter().flatten()
@@ -104,6 +117,19 @@ pub enum ExportHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_stores_that_there_are_have_series() {
+        let store = |error| {
+            let (latency, checked_at) = (Duration::ZERO, Duration::ZERO);
+            Some(Dependency { error, is_degraded: false, latency, checked_at })
+        };
+        assert_eq!(Databases::default().up(), Sparse::default());
+        let databases = Databases { redis: store(None), postgres: store(Some("timeout")), ..Databases::default() };
+        let up = databases.up().0;
+        let of = |store: Store| up[store.index()];
+        assert_eq!([of(Store::Redis), of(Store::Postgres), of(Store::Embedded)], [Some(1), Some(0), None]);
+    }
 
     #[test]
     fn one_line_for_a_change_and_none_for_what_belongs_to_it() {

@@ -41,7 +41,7 @@ impl Ladder for Lifetimes {
 }
 
 /// Buckets of the longest ladder, the one without a bound included.
-const BUCKETS: usize = 19;
+pub const BUCKETS: usize = 19;
 
 /// How often each range of durations was seen, and their sum.
 #[derive(Debug)]
@@ -70,6 +70,11 @@ impl<L: Ladder> Histogram<L> {
     pub fn observe_us(&mut self, us: u64) {
         self.buckets[bucket::<L>(us)] += 1;
         self.sum_us = self.sum_us.wrapping_add(us);
+    }
+
+    /// The place of the bucket that a duration is counted in, in the order of [`Self::cumulative`].
+    pub fn bucket(us: u64) -> usize {
+        bucket::<L>(us)
     }
 
     /// Adds what another shard counted.

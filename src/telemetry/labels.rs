@@ -101,6 +101,16 @@ label! {
 }
 
 label! {
+    /// How a probe of an instance ended, in short.
+    Probed {
+        /// As it should.
+        Good = "good",
+        /// In any other way, the gateway's own want of descriptors left out.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// Why a request with spans failed.
     ExportFailure {
         /// There was no answer in time.
@@ -111,6 +121,66 @@ label! {
         Busy = "busy",
         /// It answered otherwise.
         Refused = "refused",
+    }
+}
+
+label! {
+    /// Why a shard does not use an instance.
+    InstanceOut {
+        /// It failed, and the shard has left it out for a while.
+        Ejected = "ejected",
+        /// It has failed as often as would leave it out, and too many others are out.
+        Failing = "failing",
+        /// Its probes fail.
+        Probes = "probes",
+        /// It has had no good probe yet.
+        Untested = "untested",
+    }
+}
+
+label! {
+    /// A store that the gateway depends on.
+    Store {
+        /// Sessions, revocations, limits, rooms across instances.
+        Redis = "redis",
+        /// Users.
+        Postgres = "postgres",
+        /// Users, sessions and revocations in a file.
+        Embedded = "embedded",
+    }
+}
+
+label! {
+    /// What a thread of the process does.
+    ThreadKind {
+        /// Serves clients.
+        Shard = "shard",
+        /// Reloads, looks after instances, answers operators.
+        Control = "control",
+        /// Asks Redis and PostgreSQL.
+        Bridge = "bridge",
+        /// Reads and writes the embedded store.
+        Store = "store",
+        /// Hashes passwords.
+        Password = "password",
+        /// Writes the access log.
+        AccessLog = "access_log",
+        /// Whatever else.
+        Other = "other",
+    }
+}
+
+label! {
+    /// What a client's connection carries.
+    Carried {
+        /// HTTP/1.1 as usual, or nothing yet.
+        Http1 = "http1",
+        /// A stream of events, over HTTP/1.1.
+        Stream = "stream",
+        /// A tunnel to a service: its request has switched protocols.
+        Tunnel = "tunnel",
+        /// A socket of the hub.
+        Socket = "socket",
     }
 }
 

@@ -81,13 +81,9 @@ pub fn init(level: &str, format: LogFormat) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Changes the level of a log that was started. The configuration has checked that it means something.
-pub fn set_level(level: &str) {
-    let _ = change_level(level);
-}
-
-/// Changes the level of a log that was started, if it means something.
-pub fn change_level(level: &str) -> Result<(), InitError> {
+/// Changes what the log of this process lets through, at once and until it is changed again: a level, or a list such as
+/// `info,shardgate::upstream=debug`. A level that means nothing changes nothing.
+pub fn set_level(level: &str) -> Result<(), InitError> {
     let filter = filter(level)?;
     if let Some(handle) = FILTER.get() {
         // It fails only where the log is gone.
@@ -96,17 +92,29 @@ pub fn change_level(level: &str) -> Result<(), InitError> {
     Ok(())
 }
 
+/// What the log lets through now, as [`set_level`] takes it; nothing while it has not started.
+pub fn level() -> Option<String> {
+    let level = FILTER.get()?.with_current(ToString::to_string).ok()?;
+    let parts = level.split(',').filter(|part| !QUIET.split(',').any(|quiet| quiet == *part));
+    Some(parts.collect::<Vec<_>>().join(","))
+}
+
+/// The pool of connections tells of each that breaks; the store of users tells of the server, once. The resolver tells of
+/// every answer that is no good; whoever follows names tells of the name. Whoever names such a target, or another that begins
+/// so, hears it.
+const QUIET: &str = "deadpool=off,hickory=off";
+
+/// A longer list is nobody's.
+const LEVEL_BYTES_MAX: usize = 1024;
+
 fn filter(level: &str) -> Result<Targets, InitError> {
     let refused = |source| InitError::Level { level: level.to_owned(), source };
     // The parser takes a single word that is no level for the name of a module, and then logs nothing else.
     let means_a_level = |word: &str| ["off", "error", "warn", "info", "debug", "trace"].contains(&word);
-    if !level.split(',').any(|part| means_a_level(part.trim())) {
+    if level.len() > LEVEL_BYTES_MAX || !level.split(',').any(|part| means_a_level(part.trim())) {
         return Err(refused(None));
     }
-    // The pool of connections tells of each that breaks; the store of users tells of the server, once. The resolver tells of
-    // every answer that is no good; whoever follows names tells of the name. Whoever names such a target, or another that
-    // begins so, hears it.
-    format!("deadpool=off,hickory=off,{level}").parse().map_err(|source| refused(Some(source)))
+    format!("{QUIET},{level}").parse().map_err(|source| refused(Some(source)))
 }
 
 fn json<S, W>(output: W) -> impl tracing_subscriber::Layer<S>
@@ -317,6 +325,32 @@ mod tests {
             ^[0m ^[34mDEBUG^[0m ^[2mshardgate::telemetry::log::tests:^[0m closely^[2m^[0m
         "#]]
         .assert_eq(&shown.concat());
+    }
+
+    #[test]
+    fn what_is_let_through_changes_while_it_runs() {
+        let (output, written) = output();
+        let (layer, handle) = reload::Layer::new(filter("info").expect("a level"));
+        let subscriber = tracing_subscriber::registry().with(layer).with(json(output));
+        tracing::subscriber::with_default(subscriber, || {
+            let say = || {
+                tracing::debug!(target: "shardgate::upstream::send", "closely");
+                tracing::info!("usual");
+            };
+            say();
+            handle.reload(filter("warn,shardgate::upstream=debug").expect("a list")).expect("it is there");
+            say();
+            handle.reload(filter("off").expect("a level")).expect("it is there");
+            say();
+        });
+        let said: Vec<_> = lines(&written)
+            .iter()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["message"].to_string())
+            .collect();
+        assert_eq!(said, ["\"usual\"", "\"closely\""]);
+        assert!(set_level("loud").is_err() && set_level("warn").is_ok());
+        assert!(set_level(&format!("info,{}", "a=debug,".repeat(200))).is_err(), "too long");
+        assert_eq!(level(), None, "it was not started");
     }
 
     #[test]

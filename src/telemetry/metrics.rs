@@ -6,12 +6,14 @@
 
 use super::clickhouse::ClickhouseCounters;
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
+pub use super::instance_metrics::InstanceCounters;
 pub use super::labels::{
-    AdminChange, AdminRefusal, BusLoss, BusRefusal, ExportFailure, HubEvent, KeyFetch, LimitOutcome, Outcome,
-    ProbeResult, RETRY_REASONS, Refusal, Reload, Shed, SocketClosed, SpanLoss, Stale, TokenCheck, TunnelEnded,
+    AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, ExportFailure, HubEvent, InstanceOut, KeyFetch,
+    LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, Shed, SocketClosed, SpanLoss, Stale,
+    Store, ThreadKind, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
-use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
+use super::table::{Facts, Field as _, Merge, Metric, MetricKind, Micros, MicrosBy, Per, Sparse, Value, Values, table};
 
 /// The hundreds of an answer's status; the last is for requests that ended without an answer.
 pub const STATUS_CLASSES: &[&str] = &["1xx", "2xx", "3xx", "4xx", "5xx", "none"];
@@ -28,6 +30,9 @@ table! {
             by "reason" in Values::Fixed(Refusal::VALUES);
         /// Client connections open now.
         connections_open: i64 = Gauge "shardgate_connections_open" per Shard;
+        /// Client connections open now, by what they carry. How long tunnels and sockets last is no request's duration.
+        connections_by_protocol: Sparse<{ Carried::COUNT }> = Gauge "shardgate_connections_by_protocol" per Process
+            by "protocol" in Values::Fixed(Carried::VALUES);
         /// Fresh connections handed to a shard with fewer of them.
         connections_handed_over: u64 = Counter "shardgate_connections_handed_over_total" per Shard;
         /// Accepts that failed for want of descriptors or memory.
@@ -77,6 +82,8 @@ table! {
         mesh_dropped: u64 = Counter "shardgate_mesh_dropped_total" per Process;
         /// How much later than due a shard's regular timer ran.
         loop_lag: Histogram<Own> = Histogram "shardgate_loop_lag_seconds" per Shard;
+        /// CPU time of a shard's thread, the kernel's work for it included.
+        cpu: Micros = Counter "shardgate_shard_cpu_seconds_total" per Shard;
         /// Number of the configuration that a shard runs.
         config_generation: i64 = Gauge "shardgate_config_generation" per Shard;
         /// Buffers kept for the next connection that needs one.
@@ -144,12 +151,16 @@ table! {
         /// Requests that ended, by the class of their status.
         requests: [u64; STATUS_CLASSES.len()] = Counter "shardgate_requests_total" per Route
             by "status" in Values::Fixed(STATUS_CLASSES);
-        /// Time from a request's first byte to its answer's last.
+        /// Time from a request's first byte to its answer's last; to the end of its answer's head where that begins a stream of events, or switches protocols.
         duration: Histogram<Requests> = Histogram "shardgate_request_duration_seconds" per Route;
         /// Bytes of request bodies received.
         request_bytes: u64 = Counter "shardgate_request_body_bytes_total" per Route;
         /// Bytes of answer bodies sent.
         response_bytes: u64 = Counter "shardgate_response_body_bytes_total" per Route;
+        /// Streams of events (`text/event-stream`) open now. How long they last is no request's duration.
+        streams_open: i64 = Gauge "shardgate_streams_open" per Route;
+        /// How long streams of events lasted.
+        stream_lifetime: Histogram<Lifetimes> = Histogram "shardgate_stream_lifetime_seconds" per Route;
         /// Tunnels open now: requests that have switched to another protocol. How long they last is no request's duration.
         tunnels_open: i64 = Gauge "shardgate_tunnels_open" per Route;
         /// Tunnels that ended, by reason.
@@ -307,6 +318,26 @@ table! {
             by "reason" in Values::Fixed(AdminRefusal::VALUES);
         /// Instances that operators hold out of use.
         instances_held: i64 = Gauge "shardgate_instances_held" per Process;
+        /// Whether a store that is configured does what it is asked: 1, or 0.
+        stores_up: Sparse<{ Store::COUNT }> = Gauge "shardgate_store_up" per Process
+            by "store" in Values::Fixed(Store::VALUES);
+        /// Instances that have no series of their own, as there are too many of them.
+        instances_unlisted: i64 = Gauge "shardgate_instances_unlisted" per Process;
+        /// The program: its version, and what the shards wait for sockets with.
+        build: Facts = Info "shardgate_build_info" per Process by "version, driver" in Values::Free;
+        /// The configuration in force: the first digits of the SHA-256 of `shardgate config`. Processes with the same one run the same, secrets left out.
+        config: Facts = Info "shardgate_config_info" per Process by "hash" in Values::Free;
+        /// When the configuration in force was taken, in seconds since 1970.
+        config_applied: i64 = Gauge "shardgate_config_applied_time_seconds" per Process;
+        /// CPU time of the process, by what its threads do, the kernel's work for it included.
+        cpu: MicrosBy<{ ThreadKind::COUNT }> = Counter "shardgate_cpu_seconds_total" per Process
+            by "thread" in Values::Fixed(ThreadKind::VALUES);
+        /// Memory of the process that is in RAM.
+        resident: i64 = Gauge "shardgate_resident_memory_bytes" per Process;
+        /// Descriptors that are open: sockets, files, pipes.
+        descriptors_open: i64 = Gauge "shardgate_open_descriptors" per Process;
+        /// Descriptors that may be open.
+        descriptors_max: i64 = Gauge "shardgate_max_descriptors" per Process;
         /// When the process started, in seconds since 1970.
         start_time: i64 = Gauge "shardgate_start_time_seconds" per Process;
         /// Shards that should answer a scrape.
@@ -330,6 +361,7 @@ impl Default for Counters {
             tokens_remembered: 0,
             connections_refused: [0; Refusal::COUNT],
             connections_open: 0,
+            connections_by_protocol: Sparse::default(),
             connections_handed_over: 0,
             accept_errors: 0,
             requests: 0,
@@ -351,6 +383,7 @@ impl Default for Counters {
             mesh_spilled: 0,
             mesh_dropped: 0,
             loop_lag: Histogram::default(),
+            cpu: Micros::default(),
             config_generation: 0,
             buffers_idle: 0,
             sockets_open: 0,
@@ -428,6 +461,19 @@ impl Counters {
     #[inline]
     pub fn limit(&mut self, slot: MetricSlot) -> &mut LimitCounters {
         at(&mut self.limits, slot)
+    }
+
+    /// Sorts the open connections by what they carry, once it is known how many there are.
+    pub fn count_protocols(&mut self) {
+        let tunnels: i64 = self.routes.iter().map(|route| route.tunnels_open).sum();
+        let streams: i64 = self.routes.iter().map(|route| route.streams_open).sum();
+        let http = self.connections_open - tunnels - streams - self.sockets_open;
+        let level = |count: i64| Some(u64::try_from(count).unwrap_or(0));
+        let of = &mut self.connections_by_protocol.0;
+        of[Carried::Http1.index()] = level(http);
+        of[Carried::Stream.index()] = level(streams);
+        of[Carried::Tunnel.index()] = level(tunnels);
+        of[Carried::Socket.index()] = level(self.sockets_open);
     }
 
     /// Counts a refusal by the place of its code in [`Names::reject_codes`].

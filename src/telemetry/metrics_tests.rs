@@ -12,6 +12,7 @@ fn tables() -> [(&'static str, &'static [Metric]); 8] {
         ("Routes", RouteCounters::METRICS),
         ("Upstreams", UpstreamCounters::METRICS),
         ("Probes", ProbeCounters::METRICS),
+        ("Instances", InstanceCounters::METRICS),
         ("Limits", LimitCounters::METRICS),
         ("Names of instances", NameCounters::METRICS),
         ("The process", ProcessCounters::METRICS),
@@ -28,10 +29,10 @@ fn documentation(found: &str) -> String {
             let values = match metric.by {
                 Some((label, Values::Fixed(values))) => Some(format!("`{label}`: {}", values.join(", "))),
                 Some((label, Values::RejectCodes)) => Some(format!("`{label}`: the codes of `docs/errors.md`")),
+                Some((labels, Values::Free)) => Some(format!("`{}`", labels.replace(", ", "`; `"))),
                 None => None,
             };
-            let labels: Vec<_> =
-                metric.per.label().map(|label| format!("`{label}`")).into_iter().chain(values).collect();
+            let labels: Vec<_> = metric.per.labels().iter().map(|label| format!("`{label}`")).chain(values).collect();
             let (name, kind, help) = (metric.name, metric.kind.word(), metric.help);
             let _ = writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join("; "));
         }
@@ -61,6 +62,11 @@ fn names_keep_prometheus_conventions() {
         assert!(name.starts_with("shardgate_"), "{name} starts with shardgate_");
         assert!(name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_'), "{name}: [a-z_] only");
         assert_eq!(metric.kind == MetricKind::Counter, name.ends_with("_total"), "{name}: counters end in _total");
+        assert_eq!(
+            metric.kind == MetricKind::Info,
+            name.ends_with("_info"),
+            "{name}: what is said in labels ends in _info"
+        );
         assert!(metric.kind != MetricKind::Histogram || name.ends_with("_seconds"), "{name}: the unit is last");
         assert!(metric.help.ends_with('.'), "{name}: the help is a sentence");
     }
@@ -74,10 +80,22 @@ fn kinds_suit_their_fields() {
                 Value::Count(_) => metric.kind == MetricKind::Counter && metric.by.is_none(),
                 Value::Level(_) => metric.kind == MetricKind::Gauge && metric.by.is_none(),
                 Value::Counts(counts) => match metric.by {
-                    Some((_, Values::Fixed(values))) => counts.len() == values.len(),
+                    Some((_, Values::Fixed(values))) => {
+                        metric.kind == MetricKind::Counter && counts.len() == values.len()
+                    }
                     Some((_, Values::RejectCodes)) => counts.len() == REJECT_CODES_MAX,
-                    None => false,
+                    Some((_, Values::Free)) | None => false,
                 },
+                Value::Sparse(values) => {
+                    metric.kind == MetricKind::Gauge
+                        && matches!(metric.by, Some((_, Values::Fixed(names))) if names.len() == values.len())
+                }
+                Value::Times(values) => {
+                    metric.kind == MetricKind::Counter
+                        && matches!(metric.by, Some((_, Values::Fixed(names))) if names.len() == values.len())
+                }
+                Value::Time(_) => metric.by.is_none() && metric.kind != MetricKind::Histogram,
+                Value::Facts(_) => metric.kind == MetricKind::Info && matches!(metric.by, Some((_, Values::Free))),
                 Value::Requests(_) | Value::Own(_) | Value::Lifetimes(_) => {
                     metric.kind == MetricKind::Histogram && metric.by.is_none()
                 }
@@ -89,6 +107,7 @@ fn kinds_suit_their_fields() {
     check(RouteCounters::METRICS, RouteCounters::default().values());
     check(UpstreamCounters::METRICS, UpstreamCounters::default().values());
     check(ProbeCounters::METRICS, ProbeCounters::default().values());
+    check(InstanceCounters::METRICS, InstanceCounters::default().values());
     check(LimitCounters::METRICS, LimitCounters::default().values());
     check(NameCounters::METRICS, NameCounters::default().values());
     check(ProcessCounters::METRICS, ProcessCounters::default().values());

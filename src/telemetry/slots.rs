@@ -11,10 +11,15 @@ pub const OTHER: MetricSlot = MetricSlot(0);
 pub const SLOTS_MAX: usize = 1024;
 
 /// An index into the counters of routes or upstreams.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MetricSlot(u16);
 
 impl MetricSlot {
+    /// The slot of this index, if there may be one.
+    pub fn at(index: usize) -> Option<Self> {
+        u16::try_from(index).ok().filter(|_| index < SLOTS_MAX).map(Self)
+    }
+
     /// The slot as an index, below [`SLOTS_MAX`].
     #[inline]
     pub const fn index(self) -> usize {

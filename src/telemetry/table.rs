@@ -13,6 +13,8 @@ pub enum MetricKind {
     Gauge,
     /// Durations counted into buckets.
     Histogram,
+    /// What is said in labels; its value is 1.
+    Info,
 }
 
 impl MetricKind {
@@ -22,6 +24,7 @@ impl MetricKind {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
             Self::Histogram => "histogram",
+            Self::Info => "info",
         }
     }
 }
@@ -41,18 +44,21 @@ pub enum Per {
     Upstream,
     /// One for each name of instances, label `name`.
     Name,
+    /// One for each instance of an upstream, labels `upstream` and `address`.
+    Instance,
 }
 
 impl Per {
-    /// The label that tells one series from another.
-    pub const fn label(self) -> Option<&'static str> {
+    /// The labels that tell one series from another.
+    pub const fn labels(self) -> &'static [&'static str] {
         match self {
-            Self::Process => None,
-            Self::Shard => Some("shard"),
-            Self::Route => Some("route"),
-            Self::Limit => Some("limit"),
-            Self::Upstream => Some("upstream"),
-            Self::Name => Some("name"),
+            Self::Process => &[],
+            Self::Shard => &["shard"],
+            Self::Route => &["route"],
+            Self::Limit => &["limit"],
+            Self::Upstream => &["upstream"],
+            Self::Name => &["name"],
+            Self::Instance => &["upstream", "address"],
         }
     }
 }
@@ -64,7 +70,37 @@ pub enum Values {
     Fixed(&'static [&'static str]),
     /// The codes of refusals, which a floor above lists in [`Names::reject_codes`](super::metrics::Names::reject_codes).
     RejectCodes,
+    /// Found out when the process runs; the label is a list of labels then.
+    Free,
 }
+
+/// Microseconds, which are published as seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Micros(pub u64);
+
+/// The same for each value of a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MicrosBy<const N: usize>(pub [u64; N]);
+
+impl<const N: usize> Default for MicrosBy<N> {
+    fn default() -> Self {
+        Self([0; N])
+    }
+}
+
+/// A gauge for each value of a label, which has a series only where there is something to say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sparse<const N: usize>(pub [Option<u64>; N]);
+
+impl<const N: usize> Default for Sparse<N> {
+    fn default() -> Self {
+        Self([None; N])
+    }
+}
+
+/// What is said in labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts(pub Vec<(&'static str, String)>);
 
 /// One row of the table.
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +126,14 @@ pub enum Value<'a> {
     Level(i64),
     /// A counter for each value of a label.
     Counts(&'a [u64]),
+    /// A gauge for each value of a label, where there is one.
+    Sparse(&'a [Option<u64>]),
+    /// Microseconds.
+    Time(u64),
+    /// Microseconds for each value of a label.
+    Times(&'a [u64]),
+    /// Labels and their values.
+    Facts(&'a [(&'static str, String)]),
     /// Durations of whole requests.
     Requests(&'a Histogram<Requests>),
     /// Durations of the gateway's own work.
@@ -131,6 +175,45 @@ impl<const N: usize> Field for [u64; N] {
             *mine += theirs;
         }
     }
+}
+
+impl Field for Micros {
+    fn value(&self) -> Value<'_> {
+        Value::Time(self.0)
+    }
+    fn add(&mut self, other: &Self) {
+        self.0 += other.0;
+    }
+}
+
+impl<const N: usize> Field for MicrosBy<N> {
+    fn value(&self) -> Value<'_> {
+        Value::Times(&self.0)
+    }
+    fn add(&mut self, other: &Self) {
+        self.0.add(&other.0);
+    }
+}
+
+impl<const N: usize> Field for Sparse<N> {
+    fn value(&self) -> Value<'_> {
+        Value::Sparse(&self.0)
+    }
+    fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.0.iter_mut().zip(other.0) {
+            if let Some(theirs) = theirs {
+                *mine.get_or_insert(0) += theirs;
+            }
+        }
+    }
+}
+
+impl Field for Facts {
+    fn value(&self) -> Value<'_> {
+        Value::Facts(&self.0)
+    }
+    /// What is so for one process is said once.
+    fn add(&mut self, _: &Self) {}
 }
 
 impl Field for Histogram<Requests> {

@@ -193,6 +193,7 @@ impl Upstream {
             }
         };
         trail.failed[outcome.index()] += 1;
+        backend.count(outcome);
     }
 }
 

@@ -14,6 +14,7 @@ mod outlier;
 mod permit;
 mod pool;
 pub mod probe;
+mod reports;
 mod retry;
 mod send;
 mod streaming;
@@ -38,6 +39,7 @@ pub use outlier::OutlierPolicy;
 use permit::RequestPermit;
 pub use pool::Caught;
 use pool::{ConnectionPool, Doubt};
+pub use reports::{InstanceCounts, InstanceId, InstanceReport};
 use retry::RetryBudget;
 pub use retry::{Backoff, RetryRules};
 pub use send::{Asker, Call};
@@ -120,6 +122,7 @@ struct UpstreamState {
 #[derive(Debug)]
 pub struct Backend {
     at: BackendAddress,
+    id: InstanceId,
     state: Local<BackendState>,
 }
 
@@ -137,6 +140,7 @@ struct BackendState {
     came_at: Option<Instant>,
     in_flight: u32,
     last_error: Option<&'static str>,
+    counts: InstanceCounts,
 }
 
 /// What probes have found of a backend.
@@ -231,7 +235,7 @@ impl Upstream {
                 .collect();
             let fresh = |at: &BackendAddress| {
                 let state = BackendState { came_at, ..BackendState::default() };
-                Rc::new(Backend { at: at.clone(), state: Local::new(state) })
+                Rc::new(Backend { at: at.clone(), id: at.id(), state: Local::new(state) })
             };
             let backend = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
             state.backends = instances.iter().map(backend).collect();
@@ -380,6 +384,7 @@ impl Upstream {
                 }
                 let is_ejected = backend.outlier.failed(now, &policy, may_eject);
                 if is_ejected {
+                    backend.counts.ejections += 1;
                     // When it is back, it is to be used.
                     backend.latency = Latency::default();
                 }

@@ -253,6 +253,9 @@ impl Upstream {
         if let Some(outcome) = failure.outcome() {
             trail.failed[outcome.index()] += 1;
             trail.fail_try(outcome, now);
+            if let Some(backend) = &trail.backend {
+                backend.count(outcome);
+            }
         }
         // A backend may close a connection that has served before, and cannot know that a request is on its way.
         let was_stale = trail.reused && !tried.has_answered && matches!(failure, Failure::Broken(_));

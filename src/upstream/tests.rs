@@ -14,6 +14,7 @@ use crate::{
         http1::{HeadLimits, WholeRequest},
     },
     shard::{task, testing, timer},
+    telemetry::metrics::InstanceOut,
 };
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 4096, fields_max: 32, target_bytes_max: 1024 };
@@ -274,4 +275,41 @@ fn a_shard_that_is_behind_refuses_at_once() {
         task::yield_now().await;
         assert!(upstream.admit(clock::now(), Instant::NEVER, &mut Trail::default()).is_ok());
     });
+}
+
+#[test]
+fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
+    let backends = [1, 2, 3].map(|port| BackendAddress {
+        authority: format!("a.example:{port}").into(),
+        address: SocketAddr::from(([127, 0, 0, 1], port)).into(),
+    });
+    let settings = Settings { is_probed: true, ..settings() };
+    let upstream = Upstream::new(settings.clone(), 1);
+    upstream.update(settings, &backends.clone().map(Instance::new), None);
+    let now = clock::now();
+    let told = || {
+        let mut reports = Vec::new();
+        upstream.report_instances(now, |report| reports.push(report));
+        assert!(reports.iter().zip(&backends).all(|(report, at)| report.id == at.id()));
+        reports
+    };
+    let why = || told().iter().map(|report| report.out).collect::<Vec<_>>();
+    assert_eq!(why(), [Some(InstanceOut::Untested); 3]);
+    upstream.probed(&backends[0], true, now);
+    upstream.probed(&backends[1], true, now);
+    upstream.probed(&backends[2], false, now);
+    assert_eq!(why(), [None, None, Some(InstanceOut::Probes)]);
+    let [first, second] = [0, 1].map(|place| upstream.state.with(|state| Rc::clone(&state.backends[place])));
+    for backend in [&first, &second] {
+        (0..5).for_each(|_| _ = upstream.failed(backend, &Failure::TimedOut, Duration::from_secs(1), now));
+    }
+    let all = [Some(InstanceOut::Ejected), Some(InstanceOut::Failing), Some(InstanceOut::Probes)];
+    assert_eq!(why(), all, "half of them may be left out");
+    first.count(Outcome::TimedOut);
+    first.count(Outcome::Answered);
+    first.count(Outcome::Answered);
+    let of_first = told()[0].counts;
+    assert_eq!((of_first.ejections, of_first.requests.iter().sum::<u64>()), (1, 3));
+    assert_eq!(of_first.requests[Outcome::Answered.index()], 2);
+    assert_eq!(told()[1].counts, InstanceCounts::default());
 }

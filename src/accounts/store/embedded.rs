@@ -7,6 +7,7 @@ use crate::accounts::password::StoredHash;
 use crate::accounts::user::User;
 use crate::embedded::{self, Component, Embedded};
 use crate::shard::clock;
+use crate::shard::complaints::complain;
 
 /// Its table. Times are Unix milliseconds; permissions are a JSON list.
 pub const COMPONENT: Component = Component {
@@ -33,7 +34,7 @@ impl From<embedded::EmbeddedFailure> for StoreFailure {
             embedded::EmbeddedFailure::Away(class, _) => Self::Away(class.word()),
             _ if failure.is_conflict() => Self::Taken,
             embedded::EmbeddedFailure::Query(error) => {
-                tracing::error!(%error, "the embedded store refused a statement about users");
+                complain!(error: %error, "the embedded store refused a statement about users");
                 Self::Away("statement")
             }
             embedded::EmbeddedFailure::Panicked => Self::Away("panic"),

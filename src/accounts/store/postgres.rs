@@ -25,6 +25,7 @@ use crate::accounts::password::StoredHash;
 use crate::accounts::user::User;
 use crate::auth::read_certificates;
 use crate::config::{Secret, postgres_url};
+use crate::shard::complaints::complain;
 use crate::shard::{Instant, Local, clock};
 use crate::telemetry::dependency::{Condition, ConditionChange, LoggedCondition};
 
@@ -373,7 +374,7 @@ fn user(row: &Row) -> Result<User, StoreFailure> {
         })
     };
     read().map_err(|error| {
-        tracing::error!(%error, "a row of the table users has other types than expected; docs/accounts.md tells them");
+        complain!(error: %error, "a row of the table users has other types than expected; docs/accounts.md tells them");
         StoreFailure::Away("statement")
     })
 }

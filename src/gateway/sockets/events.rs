@@ -11,7 +11,7 @@ use super::{
 use crate::{
     hub::{events::Event, position::Epoch},
     net::Scheme,
-    shard::{Instant, Local, clock, task, timer},
+    shard::{Local, clock, complaints::Complaints, task, timer},
     telemetry::metrics::HubEvent,
 };
 
@@ -22,9 +22,6 @@ const LANES: usize = 8;
 const AGAIN_MIN: Duration = Duration::from_millis(100);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 
-/// How often the log is told of events that were dropped, refused, or not taken.
-const TELL_INTERVAL: Duration = Duration::from_secs(1);
-
 /// The events of a shard that wait. One per shard.
 #[derive(Default)]
 pub(super) struct Events(Local<Board>);
@@ -34,25 +31,9 @@ struct Board {
     lanes: [Lane; LANES],
     /// That of the bus, where it keeps the events.
     epoch: Option<Epoch>,
-    dropped: Untold,
-    refused: Untold,
-    late: Untold,
-}
-
-/// How many the log was not told of, and when it was told last.
-#[derive(Default)]
-struct Untold(u64, Option<Instant>);
-
-impl Untold {
-    /// Some more; how many the log is to be told of, once a second.
-    fn add(&mut self, now: Instant, count: u64) -> Option<u64> {
-        self.0 += count;
-        let is_due = self.1.is_none_or(|told| now.since(told) >= TELL_INTERVAL);
-        is_due.then(|| {
-            self.1 = Some(now);
-            std::mem::take(&mut self.0)
-        })
-    }
+    dropped: Complaints,
+    refused: Complaints,
+    late: Complaints,
 }
 
 #[derive(Default)]
@@ -325,14 +306,6 @@ mod tests {
         assert_eq!(events.push(event(3, "6"), max), (3, true, false), "its task is over");
         drop(Sending { events: &events, lane: 3 });
         assert_eq!(events.push(event(3, "7"), max), (3, true, false), "its task has panicked");
-    }
-
-    #[test]
-    fn the_log_is_told_once_a_second_with_a_count() {
-        let (mut untold, start) = (Untold::default(), Instant::START);
-        assert_eq!(untold.add(start, 1), Some(1));
-        assert_eq!(untold.add(start + TELL_INTERVAL / 2, 1), None);
-        assert_eq!(untold.add(start + TELL_INTERVAL, 2), Some(3));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use self::{
 };
 use super::{
     drain::{Drain, FAREWELL},
+    instances::InstanceBook,
     letter::{AllLetters, Load, Scraped, ToBridge, ToControl, ToShard},
     lookup::{Lookups, News},
     probes::Probes,
@@ -43,6 +44,7 @@ use crate::{
     telemetry::{
         dependency::Databases,
         metrics::{Names, ProcessCounters},
+        usage,
     },
     upstream::Report,
 };
@@ -65,6 +67,8 @@ pub(super) struct ControlSetup {
     pub(super) listeners: Vec<SocketAddr>,
     pub(super) shards: usize,
     pub(super) descriptors: u64,
+    /// What the shards wait for sockets with.
+    pub(super) driver: &'static str,
     pub(super) port: Port<AllLetters, to::Control>,
     pub(super) admin: Option<std::net::TcpListener>,
     /// Who may ask for what there.
@@ -101,6 +105,7 @@ struct Control {
     bus: Bus<AllLetters>,
     probes: Probes,
     exporter: Exporter,
+    instances: InstanceBook,
     /// How upstreams stood by the plan before, until all shards have told of the one in force.
     stood: BTreeMap<String, Vec<Report>>,
     databases: Databases,
@@ -118,6 +123,8 @@ struct Control {
     scrapes: Vec<Scraper>,
     scrape_due: Option<Instant>,
     records: Records,
+    /// Bytes of the metrics when they were told last.
+    metrics_length: usize,
     /// Gone once it has been called.
     ready: Option<Box<dyn FnOnce()>>,
 }
@@ -154,6 +161,10 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
     let process = ProcessCounters {
         start_time: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
         shards: i64::try_from(shards).unwrap_or(i64::MAX),
+        descriptors_max: i64::try_from(descriptors).unwrap_or(i64::MAX),
+        build: usage::build(equipment.driver),
+        config: usage::config(&config),
+        config_applied: i64::try_from(clock::unix_now().as_secs()).unwrap_or(0),
         ..ProcessCounters::default()
     };
     let bus_health = if rooms::have_bus(&config) { BusHealth::Down } else { BusHealth::None };
@@ -171,6 +182,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         bus,
         probes: Probes::new(),
         exporter: equipment.exporter,
+        instances: InstanceBook::default(),
         stood: BTreeMap::new(),
         databases: Databases::default(),
         bus_health,
@@ -182,6 +194,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         drain: None,
         scrapes: Vec::new(),
         scrape_due: None,
+        metrics_length: 0,
         records,
         ready: Some(ready),
     };
@@ -206,7 +219,7 @@ impl Control {
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, Records)> {
-        self.probes.set(&self.plan, self.lookups.current());
+        self.set_instances();
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {
             let due = self.due();
@@ -232,6 +245,9 @@ impl Control {
                 () = look.tick() => self.look(),
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
+            for (slot, at, result) in self.probes.take_ended() {
+                self.instances.probed(slot, &at, result);
+            }
             self.answer_scrapes();
             if let Some(ended) = self.advance_drain() {
                 self.exporter.close(LAST_SPANS_WITHIN).await;
@@ -251,6 +267,7 @@ impl Control {
     fn take(&mut self, letter: ToControl) {
         match letter {
             ToControl::Applied(scraped) => {
+                self.instances.told(scraped.shard, &scraped.instances);
                 let shard = &mut self.shards[scraped.shard];
                 shard.applied = scraped.generation;
                 shard.scraped = Some(scraped);
@@ -263,6 +280,7 @@ impl Control {
                 }
             }
             ToControl::Scraped(scraped) => {
+                self.instances.told(scraped.shard, &scraped.instances);
                 let shard = &mut self.shards[scraped.shard];
                 shard.scraped = Some(scraped);
                 shard.told += 1;
@@ -270,7 +288,7 @@ impl Control {
                     self.show_pages();
                 }
             }
-            ToControl::AskMetrics(asker) => self.scrape(Scraper::Shard(asker)),
+            ToControl::AskMetrics(asker, wanted) => self.scrape(Scraper::Shard(asker, wanted)),
             ToControl::Spans(batch) => {
                 self.exporter.take(&batch);
                 self.bus.send(to::Shard(batch.shard.into()), ToShard::SpansTaken(batch));
@@ -315,7 +333,7 @@ impl Control {
     fn look(&mut self) {
         self.note_second();
         // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
-        self.ask_shards(Shard::is_heard);
+        self.ask_shards(false, Shard::is_heard);
         self.lookups.look();
         let changed = match self.watch.as_mut().map(Watch::changed) {
             Some(Ok(changed)) => changed,
@@ -330,10 +348,10 @@ impl Control {
         }
     }
 
-    fn ask_shards(&mut self, whom: impl Fn(&Shard) -> bool) {
+    fn ask_shards(&mut self, with_exemplars: bool, whom: impl Fn(&Shard) -> bool) {
         for (index, shard) in self.shards.iter_mut().enumerate().filter(|(_, shard)| whom(shard)) {
             shard.asked += 1;
-            self.bus.send(to::Shard(index), ToShard::Scrape);
+            self.bus.send(to::Shard(index), ToShard::Scrape { with_exemplars });
         }
     }
 

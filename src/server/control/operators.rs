@@ -183,7 +183,7 @@ impl Control {
             return Err(Unchanged::Wrong(format!("a level has up to {LEVEL_BYTES_MAX} bytes")));
         }
         // It is told at the level that held until now, as far as that lets it be.
-        log::change_level(wanted).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
+        log::set_level(wanted).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
         let detail = match &level {
             Some(level) => format!("the log's level is {level}"),
             None => format!("the log's level is {} again, as configured", self.config.log.level),

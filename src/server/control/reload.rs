@@ -15,7 +15,8 @@ use crate::{
     bus::to,
     config::{self, Config},
     gateway::Plan,
-    telemetry::{log, metrics::Reload},
+    shard::clock,
+    telemetry::{log, metrics::Reload, usage},
 };
 
 /// What is known of the configuration in force, besides what it says.
@@ -97,7 +98,9 @@ impl Control {
         config.keep_until_restart(&self.config);
         // What an operator wants of the log stands until the file wants something else.
         if config.log.level != self.config.log.level {
-            log::set_level(&config.log.level);
+            if let Err(error) = log::set_level(&config.log.level) {
+                tracing::warn!(%error, "the level of the log stays as it is");
+            }
             self.operators.level = None;
         }
         self.taken = Taken { at: now(), restart_needed, refusal: None };
@@ -109,6 +112,8 @@ impl Control {
         self.lookups.adopt();
         self.lookups.told(&self.config, &self.listeners);
         self.process.config_reloads[Reload::Applied.index()] += 1;
+        self.process.config = usage::config(&self.config);
+        self.process.config_applied = i64::try_from(clock::unix_now().as_secs()).unwrap_or(0);
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
         let keys = self.keychain.keys();
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
@@ -117,7 +122,7 @@ impl Control {
         }
         let plan = Arc::clone(&self.plan);
         self.bus.broadcast(|| ToShard::Plan(Arc::clone(&plan)));
-        self.probes.set(&self.plan, self.lookups.current());
+        self.set_instances();
         self.bus.send(to::Bridge, ToBridge::Plan(plan));
         self.bus.send(to::Bridge, ToBridge::Configuration(Arc::new(self.config.clone()), self.keychain.issuer()));
     }
@@ -129,9 +134,15 @@ impl Control {
             let instances = Arc::new(instances);
             self.bus.broadcast(|| ToShard::Instances(Arc::clone(&instances)));
             // After that letter, so that shards know whom probes speak of.
-            self.probes.set(&self.plan, self.lookups.current());
+            self.set_instances();
             self.process.discovery_changes += 1;
         }
+    }
+
+    /// Tells all who follow the instances, here on the control thread, which they are.
+    pub(super) fn set_instances(&mut self) {
+        self.probes.set(&self.plan, self.lookups.current());
+        self.instances.set(&self.plan, self.lookups.current(), clock::now());
     }
 
     fn refuse_reload(&mut self, mistakes: &dyn Display) {

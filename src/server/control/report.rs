@@ -4,7 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::oneshot, time::Instant};
 
-use super::{super::letter::ToShard, Control, Shard};
+use super::{
+    super::{letter::ToShard, scrapes::Wanted},
+    Control, Shard,
+};
 use crate::{
     admin::{
         Done, HealthPage, Question, Unchanged, asyncapi,
@@ -15,8 +18,11 @@ use crate::{
     shard::clock,
     telemetry::{
         dependency::Databases,
-        exposition::{ShardCounters, write_prometheus},
+        exemplars::Merged,
+        exposition::{Scrape, ShardCounters},
+        format::Format,
         metrics::KeyFetch,
+        usage,
     },
 };
 
@@ -29,17 +35,27 @@ const UNTOLD_MAX: u64 = 64;
 /// Who waits for the metrics.
 pub(super) enum Scraper {
     /// A client of the operator's listener.
-    Operator(oneshot::Sender<String>),
+    Operator(Format, oneshot::Sender<Arc<str>>),
     /// Clients of the shard of this number.
-    Shard(usize),
+    Shard(usize, Wanted),
     /// An operator, whose change shards act by once they have told; and what it is, in a sentence.
     Change(oneshot::Sender<Result<Done, Unchanged>>, String),
+}
+
+impl Scraper {
+    fn wants(&self, wanted: Format) -> bool {
+        match self {
+            Self::Operator(format, _) => *format == wanted,
+            Self::Shard(_, formats) => formats[wanted.index()],
+            Self::Change(..) => false,
+        }
+    }
 }
 
 impl Control {
     pub(super) fn answer(&mut self, question: Question) {
         match question {
-            Question::Metrics(sender) => self.scrape(Scraper::Operator(sender)),
+            Question::Metrics(format, sender) => self.scrape(Scraper::Operator(format, sender)),
             Question::Health(page, sender) => {
                 let known = self.known();
                 // Whoever asked may have left.
@@ -61,11 +77,12 @@ impl Control {
     }
 
     pub(super) fn scrape(&mut self, scraper: Scraper) {
+        let with_exemplars = scraper.wants(Format::OpenMetrics);
         self.scrapes.push(scraper);
         self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
         // All are asked anew: what is on its way was counted before. A shard that is behind by so much is not asked ever
         // more, and its next answers do.
-        self.ask_shards(|shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
+        self.ask_shards(with_exemplars, |shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
         self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
     }
 
@@ -88,16 +105,6 @@ impl Control {
             return;
         }
         self.process.shards_answered = i64::try_from(answered).unwrap_or(i64::MAX);
-        let shards: Vec<_> = self
-            .shards
-            .iter()
-            .enumerate()
-            .filter(|(_, shard)| has_told(shard))
-            .filter_map(|(index, shard)| {
-                let counters = shard.scraped.as_ref()?.counters.clone();
-                Some(ShardCounters { shard: u16::try_from(index).ok()?, counters })
-            })
-            .collect();
         let fetched = self.keychain.fetch_counts();
         self.process.key_fetches[KeyFetch::Good.index()] = fetched.good;
         self.process.key_fetches[KeyFetch::Failed.index()] = fetched.failed;
@@ -108,20 +115,47 @@ impl Control {
         self.process.spans_waiting = i64::try_from(self.exporter.waiting()).unwrap_or(i64::MAX);
         self.process.clickhouse = self.records.counters();
         self.process.admin_refused = self.operators.refusals.counts();
-        let mut text = String::with_capacity(64 * 1024);
-        write_prometheus(&shards, &self.process, &self.lookups.counters(), &self.names, &mut text);
-        let mut shared: Option<Arc<str>> = None;
-        for scraper in std::mem::take(&mut self.scrapes) {
+        self.process.instances_unlisted = i64::try_from(self.instances.unlisted()).unwrap_or(i64::MAX);
+        self.process.stores_up = self.databases.up();
+        usage::read(&mut self.process);
+        let scrapers = std::mem::take(&mut self.scrapes);
+        let texts = Format::ALL.map(|format| {
+            scrapers.iter().any(|scraper| scraper.wants(format)).then(|| Arc::from(self.write_metrics(format)))
+        });
+        for scraper in scrapers {
             match scraper {
                 Scraper::Change(..) => {}
-                // Whoever asked may have left.
-                Scraper::Operator(sender) => drop(sender.send(text.clone())),
-                Scraper::Shard(shard) => {
-                    let text = shared.get_or_insert_with(|| text.as_str().into());
-                    self.bus.send(to::Shard(shard), ToShard::Metrics(Arc::clone(text)));
+                Scraper::Operator(format, sender) => {
+                    if let Some(text) = &texts[format.index()] {
+                        // Whoever asked may have left.
+                        let _ = sender.send(Arc::clone(text));
+                    }
                 }
+                Scraper::Shard(shard, _) => self.bus.send(to::Shard(shard), ToShard::Metrics(texts.clone())),
             }
         }
+    }
+
+    /// What the shards have told, and what is known here.
+    fn write_metrics(&mut self, format: Format) -> String {
+        let told = self.shards.iter().enumerate().filter(|(_, shard)| shard.told >= shard.wanted);
+        let told = told.filter_map(|(index, shard)| Some((u16::try_from(index).ok()?, shard.scraped.as_deref()?)));
+        let shards: Vec<_> =
+            told.clone().map(|(shard, scraped)| ShardCounters { shard, counters: &scraped.counters }).collect();
+        let exemplars = Merged::of(told.flat_map(|(_, scraped)| scraped.exemplars.iter().copied()));
+        let scrape = Scrape {
+            shards: &shards,
+            process: &self.process,
+            followed: &self.lookups.counters(),
+            instances: &self.instances.series(&self.names, clock::now()),
+            exemplars: &exemplars,
+            names: &self.names,
+        };
+        // As long as it was last, and a little more.
+        let mut text = String::with_capacity(self.metrics_length + self.metrics_length / 8 + 64 * 1024);
+        scrape.write(format, &mut text);
+        self.metrics_length = text.len();
+        text
     }
 
     pub(super) fn show_pages(&mut self) {

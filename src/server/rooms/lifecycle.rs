@@ -20,7 +20,7 @@ use crate::{
         events::{EventsAnswer, EventsRequest, KeptEvent, Subject},
         position::{Epoch, Position},
     },
-    shard::Local,
+    shard::{Local, complaints::complain},
 };
 
 /// How often Redis is asked whether there is something to send or an instance is dead.
@@ -442,7 +442,7 @@ impl Rooms {
                             return Ok(());
                         }
                     } else {
-                        tracing::warn!(id, "nobody can read this lifecycle event in Redis, and so it is not sent");
+                        complain!(warn: id, "nobody can read this lifecycle event in Redis, and so it is not sent");
                         self.lifecycle.state.with(|state| state.sending.taken.insert(seq));
                     }
                 }

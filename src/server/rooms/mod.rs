@@ -27,7 +27,7 @@ use tokio::{
     task::spawn_local,
     time::sleep,
 };
-use trouble::{Complaints, Need, Refusals};
+use trouble::{Need, Refusals};
 
 use super::letter::{AllLetters, DroppableToShard, ToControl, ToShard};
 use crate::{
@@ -42,7 +42,7 @@ use crate::{
         code::Code,
         name::RoomName,
     },
-    shard::{Instant, Local, clock, ticks::Ticks},
+    shard::{Instant, Local, clock, complaints::Complaints, ticks::Ticks},
 };
 
 /// Requests under way at once. They share one connection.

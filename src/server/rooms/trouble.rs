@@ -7,7 +7,7 @@ use super::{Rooms, ToControl};
 use crate::{
     bus::{redis::RedisFailure, to},
     hub::name::RoomName,
-    shard::{Instant, clock},
+    shard::{clock, complaints::Complaints},
 };
 
 /// How often the log is told that something is refused.
@@ -16,30 +16,6 @@ const REFUSAL_INTERVAL: Duration = Duration::from_mins(1);
 /// What to do about it.
 const ADVICE: &str = "NOPERM: its user lacks a key, channel or command of those that docs/sessions.md lists; WRONGTYPE: \
                       somebody else has written this key, which is to be deleted";
-
-/// Things of one kind of which the log is told once in a while.
-#[derive(Debug)]
-pub(super) struct Complaints {
-    interval: Duration,
-    untold: u64,
-    told_at: Option<Instant>,
-}
-
-impl Complaints {
-    pub(super) const fn every(interval: Duration) -> Self {
-        Self { interval, untold: 0, told_at: None }
-    }
-
-    /// Some more; how many the log is to be told of.
-    pub(super) fn add(&mut self, now: Instant, count: u64) -> Option<u64> {
-        self.untold += count;
-        let is_time = self.told_at.is_none_or(|at| now.since(at) >= self.interval);
-        (is_time && self.untold > 0).then(|| {
-            self.told_at = Some(now);
-            std::mem::take(&mut self.untold)
-        })
-    }
-}
 
 /// What is needed of Redis.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +171,7 @@ impl fmt::Display for ErrorChain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::Instant;
 
     #[test]
     fn the_log_is_told_once_in_a_while_with_a_count() {

@@ -19,7 +19,7 @@ mod limits;
 mod limits_reach;
 mod links;
 mod log;
-mod outcomes;
+pub(crate) mod outcomes;
 mod probes;
 mod rate_limits;
 mod raw;

@@ -20,7 +20,7 @@ use crate::{
 const SOON: Duration = Duration::from_secs(10);
 
 /// Where nobody listens: bound and gone.
-pub(super) fn nobody() -> SocketAddr {
+pub(crate) fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound")
 }
 

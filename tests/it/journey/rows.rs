@@ -155,6 +155,23 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("clickhouse_spill_errors_total", "src/sinks/clickhouse/sink/tests.rs", "counters.spill_errors > 0"),
     ("clickhouse_oldest_row_age_seconds", "src/sinks/clickhouse/sink/tests.rs", "contains(&counters.oldest_age)"),
     ("clickhouse_up", "tests/it/process/clickhouse.rs", "(\"shardgate_clickhouse_up\")), (41, 1)"),
+    ("connections_by_protocol protocol=tunnel", "tests/it/process/metrics.rs", "\"tunnel\", 1"),
+    ("connections_by_protocol protocol=stream", "tests/it/process/metrics.rs", "\"stream\", 1"),
+    ("streams_open", "tests/it/process/metrics.rs", "shardgate_streams_open"),
+    ("stream_lifetime_seconds", "tests/it/process/metrics.rs", "stream_lifetime_seconds_count"),
+    ("connections_by_protocol protocol=socket", "tests/it/process/metrics.rs", "\"socket\", 1"),
+    ("instance_out_shards reason=failing", "src/upstream/tests.rs", "Some(InstanceOut::Failing)"),
+    ("instance_out_shards reason=untested", "src/upstream/tests.rs", "Some(InstanceOut::Untested)"),
+    ("instances_unlisted", "src/server/instances.rs", "(INSTANCES_MAX, 4)"),
+    ("store_up store=redis", "tests/it/process/deploy.rs", "RedisServer::start"),
+    ("store_up store=postgres", "src/telemetry/dependency.rs", "only_stores_that_there_are_have_series"),
+    ("cpu_seconds_total thread=shard", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=control", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=bridge", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=store", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=password", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=access_log", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=other", "src/telemetry/usage.rs", "threads_are_known_by"),
     ("account_operations_under_way", "tests/it/sessions/crowd.rs", "account_operations_under_way"),
     ("account_operations_waiting", "tests/it/sessions/crowd.rs", "account_operations_waiting"),
     (
@@ -216,6 +233,9 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("instances_held", "tests/it/process/operators.rs", "shardgate_instances_held"),
 ];
 
+/// Labels that tell owners apart, or say what there is to say.
+const OWNERS: [&str; 10] = ["", "shard", "route", "upstream", "address", "limit", "name", "version", "driver", "hash"];
+
 /// A row: a metric's name without `shardgate_`, and the value of the label that is not its owner's.
 fn row(name: &str, label: Option<(&str, &str)>) -> String {
     let name = name.strip_prefix("shardgate_").expect("all begin so");
@@ -253,7 +273,7 @@ fn moved(scrape: &str) -> BTreeSet<String> {
             None => name.strip_suffix("_count").filter(|name| kinds.get(name) == Some(&"histogram"))?,
         };
         let mut labels = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
-        let by = labels.find(|(label, _)| !["", "shard", "route", "upstream", "limit", "name"].contains(label));
+        let by = labels.find(|(label, _)| !OWNERS.contains(label));
         Some(row(name, by.map(|(label, value)| (label, value.trim_matches('"')))))
     });
     moved.collect()

@@ -8,6 +8,7 @@ mod clickhouse;
 mod clients;
 mod dashboard;
 mod demo;
+mod deploy;
 mod discovered;
 mod drain;
 mod endings;
@@ -17,6 +18,7 @@ mod hostile;
 mod listeners;
 mod log;
 mod memory;
+mod metrics;
 mod names;
 mod namespace;
 mod operators;
@@ -38,7 +40,7 @@ fn memory_kib(gateway: &Gateway, file: &str, name: &str) -> u64 {
 }
 
 /// Whether a program is there to test with. Without it the test says so and passes, unless tools are required.
-fn has_tool(name: &str) -> bool {
+pub(crate) fn has_tool(name: &str) -> bool {
     let is_there = Command::new("sh")
         .args(["-c", &format!("command -v {name}")])
         .output()

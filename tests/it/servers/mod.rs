@@ -5,6 +5,7 @@ pub(crate) mod clickhouse;
 pub(crate) mod dns;
 pub(crate) mod npm;
 pub(crate) mod postgres;
+pub(crate) mod prometheus;
 pub(crate) mod python;
 pub(crate) mod redis;
 pub(crate) mod relay;

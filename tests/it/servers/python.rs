@@ -10,8 +10,15 @@ use std::{
 };
 
 /// What is installed; another list is another folder.
-const PACKAGES: [&str; 6] =
-    ["h11==0.16.0", "redis==8.1.0", "uvicorn==0.54.0", "waitress==3.0.2", "websockets==17.4", "wsproto==1.3.2"];
+const PACKAGES: [&str; 7] = [
+    "h11==0.16.0",
+    "prometheus_client==0.26.0",
+    "redis==8.1.0",
+    "uvicorn==0.54.0",
+    "waitress==3.0.2",
+    "websockets==17.4",
+    "wsproto==1.3.2",
+];
 
 /// Python with these packages. Without it the test is passed over, or fails if `SHARDGATE_TEST_TOOLS=required`.
 #[track_caller]

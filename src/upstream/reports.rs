@@ -1,0 +1,90 @@
+//! What a shard tells of each instance: whether it uses it, and what it counted. Adding up is for the control thread.
+
+use std::hash::Hasher as _;
+
+use siphasher::sip::SipHasher13;
+
+use super::{Backend, BackendAddress, Probed, Upstream};
+use crate::{
+    shard::Instant,
+    telemetry::metrics::{InstanceOut, Outcome},
+};
+
+/// Names an instance of an upstream to the control thread: a hash of where it is and of the name that it is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceId(u64);
+
+/// How an instance stands on one shard, and what was counted there since it came. Moves to the control thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstanceReport {
+    /// Which one.
+    pub id: InstanceId,
+    /// Why the shard does not use it; `None` if it does.
+    pub out: Option<InstanceOut>,
+    /// Requests under way.
+    pub in_flight: u32,
+    /// How long it takes to answer, in microseconds; 0 while nothing is known of late.
+    pub latency_us: u32,
+    /// What was counted.
+    pub counts: InstanceCounts,
+}
+
+/// What a shard counts of an instance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct InstanceCounts {
+    /// Attempts that ended, by outcome.
+    pub requests: [u64; Outcome::COUNT],
+    /// Times that it was left out.
+    pub ejections: u64,
+}
+
+impl BackendAddress {
+    /// What metrics call it: as configured, and behind a name the address that it stands for.
+    pub fn label(&self) -> String {
+        let address = self.address.to_string();
+        // A socket with a path has no name of its own.
+        if self.address.ip().is_none() || address == *self.authority {
+            return address;
+        }
+        format!("{} {address}", self.authority)
+    }
+
+    /// What names it to the control thread; the same on every shard.
+    pub fn id(&self) -> InstanceId {
+        let mut hasher = SipHasher13::new();
+        hasher.write(self.label().as_bytes());
+        InstanceId(hasher.finish())
+    }
+}
+
+impl Upstream {
+    /// Appends how each instance stands on this shard; those too that are leaving, while requests are under way on them.
+    pub fn report_instances(&self, now: Instant, mut tell: impl FnMut(InstanceReport)) {
+        self.state.with(|state| {
+            let settings = &state.settings;
+            for backend in state.backends.iter().chain(&state.leaving) {
+                tell(backend.state.with(|known| InstanceReport {
+                    id: backend.id,
+                    out: match known.probed {
+                        _ if known.outlier.is_out(now) => Some(InstanceOut::Ejected),
+                        Probed::Untested if settings.is_probed => Some(InstanceOut::Untested),
+                        Probed::Down if settings.is_probed => Some(InstanceOut::Probes),
+                        _ if known.outlier.is_failing(&settings.outlier) => Some(InstanceOut::Failing),
+                        _ => None,
+                    },
+                    in_flight: known.in_flight,
+                    latency_us: known.latency.us(now),
+                    counts: known.counts,
+                }));
+            }
+        });
+    }
+}
+
+impl Backend {
+    /// An attempt at it has ended.
+    #[inline]
+    pub fn count(&self, outcome: Outcome) {
+        self.state.with(|state| state.counts.requests[outcome.index()] += 1);
+    }
+}
