@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use shardgate::exchange::Code;
 use shardgate::hub::code::{Close, Code as HubCode};
+use shardgate::telemetry::metrics::{InstanceOut, ProbeResult};
 
 use crate::harness::Gateway;
 
@@ -95,6 +96,54 @@ fn the_client_comes_back_after_the_codes_that_say_so() {
 }
 
 // ---- sentences go into JSON as they are ----
+
+/// A function's body, up to the brace in its column.
+fn body<'t>(text: &'t str, start: &str) -> &'t str {
+    let (_, rest) = text.split_once(start).unwrap_or_else(|| panic!("there is no {start}"));
+    rest.split_once("\n    }\n").map_or(rest, |(body, _)| body)
+}
+
+/// Words in quotes.
+fn words(text: &str) -> Vec<&str> {
+    let quoted = text.split('"').skip(1).step_by(2);
+    quoted
+        .filter(|word| !word.is_empty() && word.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase()))
+        .collect()
+}
+
+#[test]
+fn health_md_explains_every_class_and_reason() {
+    let text = read("docs/health.md");
+    let failures = read("src/upstream/mod.rs");
+    let (redis, embedded) = (read("src/bus/redis/mod.rs"), read("src/embedded/failure.rs"));
+    let (users, in_file) = (read("src/accounts/store/postgres.rs"), read("src/accounts/store/embedded.rs"));
+    let in_file: Vec<&str> = in_file.split("Away(\"").skip(1).filter_map(|call| call.split('"').next()).collect();
+    let found = [
+        words(body(&failures, "fn class(&self)")),
+        words(body(&redis, "pub const fn word(self)")),
+        words(body(&embedded, "pub const fn word(self)")),
+        words(body(&users, "fn classify(")),
+        in_file,
+    ];
+    assert!(found.iter().all(|words| words.len() > 1), "the walk finds them: {found:?}");
+    let probes = ProbeResult::VALUES.iter().filter(|word| **word != "good");
+    let all = found.iter().flatten().chain(probes).chain(InstanceOut::VALUES);
+    let unknown = all.filter(|word| !text.contains(&format!("`{word}`")));
+    none(&unknown.map(|word| format!("docs/health.md does not say what {word} means")).collect::<Vec<_>>());
+}
+
+#[test]
+fn health_md_explains_every_status() {
+    let (text, code) = (read("docs/health.md") + &read("docs/operations.md"), read("src/admin/health.rs"));
+    let code = code.split_once("#[cfg(test)]").map_or(&*code, |(code, _)| code);
+    // What is the value of something: behind an arrow or a brace, before no colon.
+    let values = ["=> \"", "{ \"", "(503, \"", "(200, \""];
+    let said = values.iter().flat_map(|start| code.split(start).skip(1)).filter_map(|rest| rest.split_once('"'));
+    let said: Vec<&str> = said.filter(|(_, rest)| !rest.starts_with(':')).map(|(word, _)| word).collect();
+    assert!(["down", "unhealthy", "stale"].iter().all(|word| said.contains(word)), "the walk finds them: {said:?}");
+    let unknown = said.iter().filter(|word| !text.contains(&format!("`{word}`")));
+    none(&unknown.map(|word| format!("docs/health.md does not say what {word} means")).collect::<Vec<_>>());
+}
 
 /// Files with a table of sentences for clients, and what stands before each of them.
 const TABLES: [(&str, &str); 2] = [("src/proto/http1/error.rs", ""), ("src/gateway/path.rs", "=> ")];
