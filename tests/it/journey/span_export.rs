@@ -4,7 +4,10 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::Path,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -207,7 +210,7 @@ fn the_variables_of_opentelemetry_hold() {
     let variables = |more: &[(&'static str, &'static str)]| {
         let endpoint = format!("http://{address}/base/");
         let more: Vec<_> = more.to_vec();
-        move |command: &mut std::process::Command| {
+        move |command: &mut Command| {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).envs(more);
         }
     };
@@ -252,4 +255,89 @@ fn the_variables_of_opentelemetry_hold() {
         "{}",
         gateway.log()
     );
+}
+
+/// A certificate of this machine's loopback, by `openssl`; `None` where there is no such program.
+fn certificate(directory: &Path, name: &str) -> Option<()> {
+    let made = Command::new("openssl")
+        .current_dir(directory)
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")])
+        .output()
+        .ok()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some(())
+}
+
+/// Takes TLS connections with the certificate of this name, and passes each request on to a collector in clear text.
+fn terminate(directory: &Path, name: &str, collector: SocketAddr) -> SocketAddr {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+    let file = |kind: &str| directory.join(format!("{name}.{kind}"));
+    let certificate = CertificateDer::from_pem_file(file("crt")).expect("it was made");
+    let key = PrivateKeyDer::from_pem_file(file("key")).expect("it was made");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring has them")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .expect("they belong together");
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let config = Arc::clone(&config);
+            std::thread::spawn(move || pass_on(stream, config, collector));
+        }
+    });
+    address
+}
+
+/// One connection, request by request; each answer of the collector is a head without a body.
+fn pass_on(stream: TcpStream, config: Arc<rustls::ServerConfig>, collector: SocketAddr) -> io::Result<()> {
+    let session = rustls::ServerConnection::new(config).map_err(io::Error::other)?;
+    let (mut client, mut server) = (rustls::StreamOwned::new(session, stream), TcpStream::connect(collector)?);
+    let mut buffer = vec![0; 64 * 1024];
+    server.set_read_timeout(Some(Duration::from_millis(20)))?;
+    loop {
+        let read = client.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        server.write_all(&buffer[..read])?;
+        match server.read(&mut buffer) {
+            Ok(answered) => client.write_all(&buffer[..answered])?,
+            // The request is not whole yet.
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[test]
+fn a_collector_over_tls_is_known_by_its_certificate() {
+    let directory = tempfile::tempdir().expect("a folder");
+    for name in ["right", "other"] {
+        if certificate(directory.path(), name).is_none() {
+            return;
+        }
+    }
+    let (backend, mut collector) = (Backend::ok(), Collector::start());
+    let address = terminate(directory.path(), "right", collector.address());
+    let trusting = |name: &str| {
+        let file = directory.path().join(format!("{name}.crt"));
+        start(&backend, &format!("[trace]\nendpoint = \"https://{address}\"\nca_file = \"{}\"\n", file.display()))
+    };
+    let gateway = trusting("other");
+    ask(&gateway, 1);
+    gateway.metrics_until("it is not trusted", |metrics| failures(metrics, "unreachable") > 0);
+    gateway.log_until("certificate", Duration::from_secs(5));
+    drop(gateway);
+    let gateway = trusting("right");
+    ask(&gateway, 1);
+    assert_eq!(collector.spans_until("two spans", |spans| spans.len() >= 2).len(), 2);
+    gateway.metrics_until("they are taken", |metrics| metrics.value("shardgate_trace_spans_exported_total") == 2);
 }
