@@ -110,7 +110,7 @@ impl Exchange {
                 ended_ns: frame.ns(failed.ended),
                 has_failed: failed.outcome != Outcome::Cancelled,
                 reason: word(failed.outcome),
-                attempt: failed.number,
+                attempt: failed.at.number,
                 is_reused: failed.is_reused,
                 connect_us: us(failed.connect),
                 ..facts
@@ -129,7 +129,7 @@ impl Exchange {
                 status,
                 has_failed: status >= 400 || !matches!(outcome, Outcome::Answered | Outcome::Cancelled),
                 reason: word(outcome),
-                attempt: trail.attempts,
+                attempt: at.number,
                 is_reused: trail.reused,
                 connect_us: us(Trail::connect_of(trail, at)),
                 ..facts

@@ -85,7 +85,7 @@ impl Upstream {
         let Some(asked) = backend else { return Err(Failure::NoBackend) };
         let mut copy = head.copy(buffers::take(), buffers::take_fields());
         let mut other = None;
-        let mut trail2 = Trail::default();
+        let mut trail2 = trail.beside();
         let began2;
         let ends = {
             let first = self.attempt(attempt, Some(Rc::clone(&asked)), head, body, call, trail, asker);
@@ -134,15 +134,13 @@ impl Upstream {
         };
         trail.unusual.is_any = true;
         trail.unusual.is_hedged = true;
-        trail.attempts += trail2.attempts;
-        trail.opened += trail2.opened;
-        trail.connect += trail2.connect;
         let now = clock::now();
         let counts = if ends.is_second() {
-            self.lost(ends.first, &asked, now.since(began), now, trail);
+            let outcome = self.lost(ends.first, &asked, now.since(began), now, trail);
+            trail.replace_try(&mut trail2, outcome, now);
             trail.unusual.hedge_won = true;
             // As if it had been the only one, but for the time: that is from the first one on.
-            (trail.backend, trail.reused) = (trail2.backend, trail2.reused);
+            (trail.backend, trail.reused) = (trail2.backend.take(), trail2.reused);
             (trail.status, trail.answered_at, trail.mended) = (trail2.status, trail2.answered_at, trail2.mended);
             trail.waited = trail2.answered_at.unwrap_or(now).since(began);
             std::mem::swap(head, &mut copy);
@@ -155,10 +153,15 @@ impl Upstream {
                 if ends.second.is_some() {
                     failed.push(Rc::clone(backend));
                 }
-                self.lost(ends.second, backend, now.since(began2), now, trail);
+                let backend = Rc::clone(backend);
+                let outcome = self.lost(ends.second, &backend, now.since(began2), now, trail);
+                trail.fail_other_try(&mut trail2, outcome, now);
             }
             ends.first
         };
+        trail.attempts += trail2.attempts;
+        trail.opened += trail2.opened;
+        trail.connect += trail2.connect;
         give(copy);
         counts.unwrap_or(Err(Failure::Ended))
     }
@@ -177,7 +180,7 @@ impl Upstream {
         waited: Duration,
         now: Instant,
         trail: &mut Trail,
-    ) {
+    ) -> Outcome {
         let outcome = match end {
             None => {
                 self.gave_up(backend, waited, now);
@@ -194,6 +197,7 @@ impl Upstream {
         };
         trail.failed[outcome.index()] += 1;
         backend.count(outcome);
+        outcome
     }
 }
 

@@ -21,6 +21,8 @@ const FAILED_MAX: usize = 16;
 pub struct Tries {
     /// The id of the request's span, which those of its tries follow from; nought where nothing is recorded.
     request: [u8; 8],
+    /// Tries that are told of elsewhere, before these.
+    earlier: u32,
     under_way: Option<UnderWay>,
     failed: Vec<FailedTry>,
 }
@@ -30,6 +32,8 @@ pub struct Tries {
 pub struct UnderWay {
     /// The id of its span.
     pub id: [u8; 8],
+    /// Which one it is, from 1.
+    pub number: u32,
     /// When it began.
     pub began: Instant,
     /// The path that the instance is asked for, without its query: a span of the head's bytes.
@@ -43,8 +47,6 @@ pub struct UnderWay {
 pub struct FailedTry {
     /// The try.
     pub at: UnderWay,
-    /// Which one it was, from 1.
-    pub number: u32,
     /// When it failed.
     pub ended: Instant,
     /// Who was asked; `None` if nobody was found.
@@ -63,6 +65,25 @@ impl Trail {
         Self { tries: Tries { request, ..Tries::default() }, ..Self::default() }
     }
 
+    /// One for another try at the same request, beside the next one.
+    pub(super) fn beside(&self) -> Self {
+        let tries = Tries { request: self.tries.request, earlier: self.attempts + 1, ..Tries::default() };
+        Self { tries, ..Self::default() }
+    }
+
+    /// The try beside this one has brought the answer: this one is told of as failed, and that one as under way.
+    pub(super) fn replace_try(&mut self, other: &mut Self, outcome: Outcome, now: Instant) {
+        self.fail_try(outcome, now);
+        self.tries.under_way = other.tries.under_way.take();
+    }
+
+    /// The try beside this one has not.
+    pub(super) fn fail_other_try(&mut self, other: &mut Self, outcome: Outcome, now: Instant) {
+        other.fail_try(outcome, now);
+        let room = FAILED_MAX.saturating_sub(self.tries.failed.len());
+        self.tries.failed.extend(other.tries.failed.drain(..).take(room));
+    }
+
     /// A try begins, with which the instance is told its span.
     #[inline]
     pub(super) fn begin_try(&mut self, head: &mut RequestHead, target: Span, now: Instant) {
@@ -73,11 +94,12 @@ impl Trail {
 
     #[inline(never)]
     fn begin_recorded(&mut self, head: &mut RequestHead, target: Span, now: Instant) {
-        let id = part_id(self.tries.request, self.attempts);
+        let number = self.tries.earlier + self.attempts;
+        let id = part_id(self.tries.request, number);
         let path_length = head.text(target).iter().position(|byte| *byte == b'?');
         let end = path_length.and_then(|length| target.start.checked_add(u32::try_from(length).ok()?));
         let path = Span { end: end.unwrap_or(target.end), ..target };
-        self.tries.under_way = Some(UnderWay { id, began: now, path, connect_before: self.connect });
+        self.tries.under_way = Some(UnderWay { id, number, began: now, path, connect_before: self.connect });
         // A route's rules may have taken it out, or written another.
         let traceparent = head.fields.iter().find(|field| field.known == Known::Traceparent).map(|field| field.value);
         if let Some(Span { start, end }) = traceparent
@@ -95,7 +117,6 @@ impl Trail {
             let connect = self.connect_of(&at);
             self.tries.failed.push(FailedTry {
                 at,
-                number: self.attempts,
                 ended: now,
                 backend: self.backend.clone(),
                 is_reused: self.reused,
