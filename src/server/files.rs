@@ -8,6 +8,7 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
+use super::lookup::read_listing;
 use crate::{
     accounts,
     admin::Access as OperatorAccess,
@@ -81,9 +82,17 @@ pub fn check_files(config: &Config) -> Vec<String> {
     wrong
 }
 
-/// Where the gateway would write and whoever runs this may not. No mistakes: it may be run as somebody else.
+/// Where the gateway would write and whoever runs this may not, and files of instances that list none now. No mistakes: it may
+/// be run as somebody else, and later.
 pub fn file_warnings(config: &Config) -> Vec<String> {
     let mut warnings = Vec::new();
+    for (name, upstream) in &config.upstreams {
+        if let Some(file) = &upstream.discover.file
+            && let Err(why) = read_listing(file)
+        {
+            warnings.push(format!("upstreams.{name}.discover.file is \"{}\": {why}", file.display()));
+        }
+    }
     let user = rustix::process::geteuid().as_raw();
     if keeps_something(config) {
         let directory = &config.data.dir;

@@ -21,6 +21,7 @@ use crate::{
     upstream::{DiscoverySettings, Instance, Known, NoAddress, Source},
 };
 use following::Following;
+pub(super) use sources::read_listing;
 use sources::{Ask, Sources};
 
 /// One per process, on the control thread.

@@ -96,7 +96,7 @@ fn is_empty(path: &Path) -> bool {
 }
 
 /// Reads a file of instances.
-fn read_listing(path: &Path) -> ListResult {
+pub(in crate::server) fn read_listing(path: &Path) -> ListResult {
     let format = ListingFormat::of(path).ok_or("its name ends in neither .json nor .toml")?;
     let cannot = |error: std::io::Error| format!("it cannot be read: {error}");
     // A pipe could be read only once, or would be waited for.

@@ -257,6 +257,9 @@ impl Lists {
                 (count, _) if count > INSTANCES_MAX => {
                     Err(format!("it lists {count} instances, and an upstream has at most {INSTANCES_MAX}"))
                 }
+                _ if listed.instances.iter().all(|instance| instance.weight == 0) => {
+                    Err("its instances have no weight but 0".to_owned())
+                }
                 (_, why) => {
                     listed.left_out.why = why;
                     Ok(ListAnswer::Listed(listed))

@@ -164,6 +164,10 @@ fn another_weight_is_a_change_of_nobody() {
     one.answer(Ok(ListAnswer::Listed(Listed { instances: listed, ..Listed::default() })));
     assert_eq!(one.heard, HeardList::Changed { added: vec![], gone: vec![] });
     assert_eq!(one.known().changed_at, one.now);
+    let mut listed = instances("10.0.0.1:80");
+    listed[0].weight = 0;
+    one.answer(Ok(ListAnswer::Listed(Listed { instances: listed, ..Listed::default() })));
+    assert_eq!((one.heard.clone(), one.known().instances[0].weight), (HeardList::Failed, 7), "somebody gets requests");
 }
 
 #[test]

@@ -61,7 +61,7 @@ pub(super) fn until_rooms_span(gateway: &Gateway) {
 
 /// A cluster of three.
 #[track_caller]
-pub(super) fn cluster() -> Option<[RedisServer; 3]> {
+pub(crate) fn cluster() -> Option<[RedisServer; 3]> {
     let node =
         || RedisServer::start_with(&["--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", "2000"]);
     let nodes = [node()?, node()?, node()?];

@@ -1,6 +1,6 @@
 //! The hub over real sockets, on 4 shards: one file for each kind of behaviour, each test an exchange of frames.
 
-mod across;
+pub(crate) mod across;
 mod bounds;
 mod clients;
 mod counted;

@@ -81,6 +81,22 @@ fn check_and_the_log_warn_of_a_path_beside_a_guarded_one() {
 }
 
 #[test]
+fn check_warns_of_a_file_of_instances_that_lists_none() {
+    let config = "[upstreams.shop]\ndiscover = { file = \"./shop.json\" }\n\
+                  [[routes]]\npath = \"/*\"\nupstream = \"shop\"\naccess = \"public\"\n";
+    for (listing, why) in [
+        (None, "it cannot be read"),
+        (Some("{\"instances\": []}"), "instances is empty"),
+        (Some("{\"instances\": [\"10.0.0.1:80\"]}"), ""),
+    ] {
+        let files: Vec<_> = [("a.toml", config)].into_iter().chain(listing.map(|text| ("shop.json", text))).collect();
+        let said = run(&["check", "a.toml"], &files);
+        let warning = format!("upstreams.shop.discover.file is \"./shop.json\": {why}");
+        assert_eq!((said.code, said.stderr.contains(&warning)), (Some(0), !why.is_empty()), "{said:?}");
+    }
+}
+
+#[test]
 fn check_accepts_what_is_right() {
     for (arguments, files) in [
         (&["check"][..], &[][..]),

@@ -14,7 +14,9 @@ use tempfile::TempDir;
 use super::followed::{answering, free_port, health, host, instance, until_answered_by};
 use crate::{
     harness::{Gateway, now, until},
+    hub::across::cluster,
     servers::{
+        self,
         dns::{Dns, Mode},
         npm, python,
         redis::RedisServer,
@@ -248,20 +250,24 @@ fn srv_records_lead_to_this_machine_only_where_that_is_allowed() {
     until(SOON, "it is used", || (gateway.get("/x").status == 200).then_some(()));
 }
 
-fn redis_config(redis: &RedisServer, more: &str) -> String {
+fn redis_config(redis: &RedisServer, mode: &str) -> String {
     let settings = format!(
-        "[discovery]\nallow = [\"loopback\"]\n[redis]\nurls = [\"{}\"]\ntimeout = \"500ms\"\n\
-         [accounts]\nenabled = false\n[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n{more}",
+        "[discovery]\nallow = [\"loopback\"]\n[redis]\nurls = [\"{}\"]\nmode = \"{mode}\"\ntimeout = \"500ms\"\n\
+         [accounts]\nenabled = false\n[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n",
         redis.url()
     );
     config("redis = true", &settings)
 }
 
-/// Registers these for so many seconds by the clock of Redis.
+/// The clock of Redis.
+fn time(redis: &RedisServer) -> u64 {
+    redis.ask(&["TIME"]).lines().next().and_then(|time| time.parse().ok()).expect("seconds")
+}
+
+/// Registers these for so many seconds.
 fn register(redis: &RedisServer, port: u16, numbers: &[u8], seconds: u64) {
-    let time: u64 = redis.ask(&["TIME"]).lines().next().and_then(|time| time.parse().ok()).expect("seconds");
     for number in numbers {
-        redis.ask(&["ZADD", KEY, &(time + seconds).to_string(), &format!("{}:{port}", host(*number))]);
+        redis.ask(&["ZADD", KEY, &(time(redis) + seconds).to_string(), &format!("{}:{port}", host(*number))]);
     }
 }
 
@@ -270,7 +276,7 @@ fn services_register_in_redis_until_their_leases_end() {
     let Some(redis) = RedisServer::start() else { return };
     let port = free_port();
     let _instances = [2, 3].map(|number| instance(number, port));
-    let gateway = Gateway::start(&redis_config(&redis, ""));
+    let gateway = Gateway::start(&redis_config(&redis, "single"));
     let line = gateway.log_until("nobody has registered", SOON);
     assert!(line.contains("redis:shop"), "{line}");
     assert_eq!(gateway.get("/x").status, 503);
@@ -306,7 +312,7 @@ fn while_redis_is_away_those_serve_who_were_registered() {
     let port = free_port();
     let _instances = [2, 3, 4].map(|number| instance(number, port));
     register(&redis, port, &[2, 3, 4], 3600);
-    let gateway = Gateway::start(&redis_config(&redis, ""));
+    let gateway = Gateway::start(&redis_config(&redis, "single"));
     until_answered_by(&gateway, &[2, 3, 4]);
     until_up(&gateway);
     let name = "redis:shop";
@@ -348,6 +354,53 @@ fn while_redis_is_away_those_serve_who_were_registered() {
     assert!(began.elapsed() >= Duration::from_secs(14), "{:?}", began.elapsed());
 }
 
+#[test]
+fn the_server_that_sentinels_name_has_the_registry_and_another_after_it() {
+    let Some((mut first, second)) = RedisServer::start().zip(RedisServer::start()) else { return };
+    let Some(sentinel) = RedisServer::start_sentinel("mymaster", first.port()) else { return };
+    let port = free_port();
+    let _instances = [2, 3].map(|number| instance(number, port));
+    register(&first, port, &[2], 3600);
+    let gateway = Gateway::start(&redis_config(&sentinel, "sentinel"));
+    until_answered_by(&gateway, &[2]);
+    register(&second, port, &[2, 3], 3600);
+    first.kill();
+    sentinel.ask(&["SENTINEL", "REMOVE", "mymaster"]);
+    sentinel.ask(&["SENTINEL", "MONITOR", "mymaster", "127.0.0.1", &second.port().to_string(), "1"]);
+    until_answered_by(&gateway, &[2, 3]);
+}
+
+#[test]
+fn a_cluster_has_the_registry_on_the_node_of_its_key() {
+    let Some(nodes) = cluster() else { return };
+    let port = free_port();
+    let _instances = [2, 3].map(|number| instance(number, port));
+    // Upstreams whose keys are on several nodes.
+    let names = ["shop", "orders", "till", "events"];
+    let route = |name: &&str| {
+        format!(
+            "[upstreams.{name}]\ndiscover = {{ redis = true }}\n\
+             [[routes]]\naccess = \"public\"\npath = \"/{name}\"\nupstream = \"{name}\"\n"
+        )
+    };
+    let config = redis_config(&nodes[0], "cluster");
+    let (settings, _) = config.split_once("[upstreams.shop]").expect("the upstream");
+    let gateway = Gateway::start(&(settings.to_owned() + &names.iter().map(route).collect::<Vec<_>>().concat()));
+    let mut taken_by = std::collections::BTreeSet::new();
+    for name in names {
+        let (key, member) = (format!("shardgate:services:{name}"), format!("{}:{port}", host(3)));
+        let lease_end = (time(&nodes[0]) + 3600).to_string();
+        let command = ["ZADD", key.as_str(), lease_end.as_str(), member.as_str()];
+        // Other nodes say whose the key is.
+        let has_taken = |node: &&RedisServer| servers::redis::ask(node.port(), &command).is_ok();
+        taken_by.extend(nodes.iter().filter(has_taken).map(RedisServer::port));
+    }
+    assert!(taken_by.len() > 1, "{taken_by:?}");
+    for name in names {
+        until(SOON, "it is used", || (gateway.get(&format!("/{name}")).status == 200).then_some(()));
+    }
+}
+
 /// A service's lines, which end with the test.
 struct Registering(Child);
 
@@ -377,7 +430,7 @@ fn registers_as_documented(name: &str, command: impl FnOnce(&Path) -> Command) {
     let script = directory.path().join(name);
     fs::write(&script, documented(name).replace("services:orders", "services:shop")).expect("written");
     register(&redis, port, &[2], 3600);
-    let gateway = Gateway::start(&redis_config(&redis, ""));
+    let gateway = Gateway::start(&redis_config(&redis, "single"));
     until_answered_by(&gateway, &[2]);
     let mut command = command(&script);
     command.env("REDIS_URL", redis.url()).env("ME", format!("{}:{port}", host(3)));
