@@ -95,6 +95,19 @@ fn the_defaults_are_those_that_were_promised() {
         buffer_bytes = "2MiB"
         flush_interval = "200ms"
 
+        [clickhouse]
+        enabled = false
+        url = "http://127.0.0.1:8123"
+        database = "default"
+        table = "shardgate_access"
+        user = "default"
+        timeout = "10s"
+        batch_bytes = "4MiB"
+        batch_interval = "1s"
+        memory_max = "64MiB"
+        spill_max = "1GiB"
+        keep_days = 30
+
         [cors]
         origins = []
         methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]

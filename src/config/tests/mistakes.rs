@@ -100,7 +100,7 @@ fn unknown_names() {
             shardgate.toml:3: listner is not a section; did you mean listener?
             shardgate.toml:6: drain.x is not a key; there are notice, window, max
             shardgate.toml:8: http.head_byte_max is not a key; did you mean http.head_bytes_max?
-            shardgate.toml:9: tls is not a section; there are runtime, discovery, listener, listeners, admin, metrics, http, trust, trace, deadline, shedding, drain, data, accounts, log, cors, limits, auth, redis, sessions, revocation, roles, hub, upstreams, routes"#]],
+            shardgate.toml:9: tls is not a section; there are runtime, discovery, listener, listeners, admin, metrics, http, trust, trace, deadline, shedding, drain, data, accounts, log, clickhouse, cors, limits, auth, redis, sessions, revocation, roles, hub, upstreams, routes"#]],
     );
 }
 
