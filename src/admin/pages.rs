@@ -1,5 +1,6 @@
 //! The files of the dashboard, as they are built in: what a browser may do with them, and how long it keeps them.
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http_body_util::Full;
 use hyper::{
     Response, StatusCode,
@@ -61,8 +62,7 @@ pub(super) fn file(path: &str, asked: &HeaderMap) -> Option<Response<Full<Bytes>
 
 fn tag_of(text: &str) -> String {
     let digest = digest(&SHA256, text.as_bytes());
-    let digits: String = digest.as_ref()[..12].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("\"{digits}\"")
+    format!("\"{}\"", URL_SAFE_NO_PAD.encode(&digest.as_ref()[..18]))
 }
 
 #[cfg(test)]

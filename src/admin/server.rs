@@ -153,10 +153,11 @@ impl Client {
             return page(StatusCode::OK, JSON, br#"{"status":"up"}"#.to_vec());
         }
         let is_about_traffic = matches!(path, "/health/ready" | "/health/ready/hub");
-        if access.are_reads_guarded() && !is_about_traffic {
-            if let Err(answer) = self.who(&access, &request).await {
-                return answer;
-            }
+        if access.are_reads_guarded()
+            && !is_about_traffic
+            && let Err(answer) = self.who(&access, &request).await
+        {
+            return answer;
         }
         if path == "/api/state" && is_from_elsewhere(request.headers()) {
             return self.refuse_origin();

@@ -52,10 +52,8 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
         listeners.push(listener);
     }
     let fields = Admin::fields(root);
-    if admin.enabled {
-        if fields.is_sound("port", report) {
-            ports.push(ListenerPort::of(&fields, admin.address, admin.port));
-        }
+    if admin.enabled && fields.is_sound("port", report) {
+        ports.push(ListenerPort::of(&fields, admin.address, admin.port));
     }
     for (index, port) in ports.iter().enumerate() {
         let Some(earlier) = ports[..index].iter().find(|earlier| earlier.meets(port)) else { continue };

@@ -137,7 +137,7 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, view: &View) {
     frame.render_widget(Table::new(shown, widths).header(titles).column_spacing(2), area);
 }
 
-fn cell_of<'t>(title: &'t str, is_left: bool) -> Cell<'t> {
+fn cell_of(title: &str, is_left: bool) -> Cell<'_> {
     Cell::from(Line::raw(title).alignment(if is_left { Alignment::Left } else { Alignment::Right }))
 }
 

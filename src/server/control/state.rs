@@ -16,7 +16,7 @@ use crate::{
     shard::{Instant, clock},
     telemetry::{
         dependency::Dependency,
-        metrics::{AdminRefusal, Counters, ProbeResult, Reload, STATUS_CLASSES},
+        metrics::{AdminRefusal, Counters, ProbeResult, Reload, STATUS_CLASSES, UpstreamCounters},
     },
     upstream::{
         BackendAddress, BackendReport,
@@ -45,12 +45,12 @@ impl Control {
     pub(super) fn note_second(&mut self) {
         let now = clock::now();
         let shards = self.shards.iter().map(|shard| {
-            let sample = |scraped: &Box<Scraped>| ShardSample {
+            let sample = |scraped: &Scraped| ShardSample {
                 requests: scraped.counters.requests,
                 cpu: scraped.cpu,
                 lag: scraped.lag,
             };
-            shard.scraped.as_ref().map(sample).unwrap_or_default()
+            shard.scraped.as_deref().map(sample).unwrap_or_default()
         });
         let sample = Sample::of(now, process_time(), shards.collect(), self.counted());
         self.history.note(sample);
@@ -243,7 +243,7 @@ impl Control {
         let (status, entry) = health::entry(health, known);
         let word = |name: &str| entry[name].as_str().map(str::to_owned);
         let slot = self.plan.upstreams[place].slot.index();
-        let (nothing, silence) = (Counted::default(), Default::default());
+        let (nothing, silence) = (Counted::default(), UpstreamCounters::default());
         let (older, newer) =
             (since.older.upstreams.get(slot).unwrap_or(&nothing), since.newer.upstreams.get(slot).unwrap_or(&nothing));
         let counters = sum.upstreams().get(slot).unwrap_or(&silence);
