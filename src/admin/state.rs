@@ -300,7 +300,7 @@ document! {
 
     /// One store.
     DatabaseState {
-        /// `redis`, `postgres`, `embedded`.
+        /// `redis`, `postgres`, `embedded` or `clickhouse`.
         name: String,
         /// `up`, `degraded` or `down`.
         status: String,

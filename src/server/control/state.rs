@@ -15,7 +15,7 @@ use crate::{
     },
     shard::{Instant, clock},
     telemetry::{
-        dependency::Dependency,
+        dependency::{Databases, Dependency},
         metrics::{AdminRefusal, Counters, ProbeResult, Reload, STATUS_CLASSES, UpstreamCounters},
     },
     upstream::{
@@ -98,7 +98,7 @@ impl Control {
             upstreams,
             upstreams_left_out,
             hub: self.hub_state(&known, &sum),
-            databases: self.database_states(),
+            databases: database_states(&known.databases),
             configuration: self.configuration_state(),
             log: LogState {
                 level: self.operators.level.as_ref().unwrap_or(&self.config.log.level).clone(),
@@ -325,25 +325,6 @@ impl Control {
         }
     }
 
-    fn database_states(&self) -> Vec<DatabaseState> {
-        let stores = &self.databases;
-        let named = [("redis", &stores.redis), ("postgres", &stores.postgres), ("embedded", &stores.embedded)];
-        let there = named.into_iter().filter_map(|(name, store)| Some((name, store.as_ref()?)));
-        let state = |(name, store): (&str, &Dependency)| DatabaseState {
-            name: name.to_owned(),
-            status: match store.error {
-                None => "up",
-                Some(_) if store.is_degraded => "degraded",
-                Some(_) => "down",
-            }
-            .to_owned(),
-            error: store.error.map(str::to_owned),
-            latency_ms: rounded(store.latency.as_secs_f64() * 1000.0),
-            checked_at: health::rfc3339(store.checked_at),
-        };
-        there.map(state).collect()
-    }
-
     fn configuration_state(&self) -> ConfigurationState {
         ConfigurationState {
             generation: self.plan.generation,
@@ -405,6 +386,25 @@ fn instance(
         }),
         ..InstanceState::default()
     }
+}
+
+fn database_states(stores: &Databases) -> Vec<DatabaseState> {
+    let Databases { redis, postgres, embedded, clickhouse } = stores;
+    let named = [("redis", redis), ("postgres", postgres), ("embedded", embedded), ("clickhouse", clickhouse)];
+    let there = named.into_iter().filter_map(|(name, store)| Some((name, store.as_ref()?)));
+    let state = |(name, store): (&str, &Dependency)| DatabaseState {
+        name: name.to_owned(),
+        status: match store.error {
+            None => "up",
+            Some(_) if store.is_degraded => "degraded",
+            Some(_) => "down",
+        }
+        .to_owned(),
+        error: store.error.map(str::to_owned),
+        latency_ms: rounded(store.latency.as_secs_f64() * 1000.0),
+        checked_at: health::rfc3339(store.checked_at),
+    };
+    there.map(state).collect()
 }
 
 fn history_of(history: &History) -> HistoryState {
