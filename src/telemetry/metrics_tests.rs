@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::telemetry::slots::OTHER;
 
-fn tables() -> [(&'static str, &'static [Metric]); 8] {
+fn tables() -> [(&'static str, &'static [Metric]); 9] {
     [
         ("Connections, requests, shards", Counters::METRICS),
         ("Routes", RouteCounters::METRICS),

@@ -14,7 +14,7 @@ use crate::{
         http1::{HeadLimits, WholeRequest},
     },
     shard::{task, testing, timer},
-    telemetry::metrics::InstanceOut,
+    telemetry::metrics::{InstanceOut, Outcome},
 };
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 4096, fields_max: 32, target_bytes_max: 1024 };
