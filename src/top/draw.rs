@@ -182,7 +182,7 @@ mod tests {
         check(
             &view(),
             [100, 16],
-            &expect![[r#"
+            &expect![[r"
             shardgate 127.0.0.1:3001
             degraded, up 1h 2m, configuration 0; 42 MiB resident, 0.72 cores, 24 connections, 7 sockets
             800 requests/s, 0.3 failing/s, 3 under way; p50 1.3ms, p99 31ms, p99.9 180ms
@@ -199,7 +199,7 @@ mod tests {
 
 
             q end   ←→ table   ↑↓ move   s sort   p pause
-        "#]],
+        "]],
         );
     }
 
@@ -211,7 +211,7 @@ mod tests {
         check(
             &view,
             [100, 13],
-            &expect![[r#"
+            &expect![[r"
                 shardgate 127.0.0.1:3001  no answer for 7s: it cannot be reached
                 degraded, up 1h 2m, configuration 0; 42 MiB resident, 0.72 cores, 24 connections, 7 sockets
                 800 requests/s, 0.3 failing/s, 3 under way; p50 1.3ms, p99 31ms, p99.9 180ms
@@ -225,14 +225,14 @@ mod tests {
 
 
                 q end   ←→ table   ↑↓ move   s sort   p pause
-            "#]],
+            "]],
         );
         view.press(Key::Next);
         view.press(Key::Sort);
         check(
             &view,
             [60, 14],
-            &expect![[r#"
+            &expect![[r"
                 shardgate 127.0.0.1:3001  no answer for 7s: it cannot be rea
                 degraded, up 1h 2m, configuration 0; 42 MiB resident, 0.72 c
                 800 requests/s, 0.3 failing/s, 3 under way; p50 1.3ms, p99 3
@@ -241,13 +241,13 @@ mod tests {
                    ▁▁▂▂▂▃▃▄▄▄▅▅▆▆▆▇▇████████████████████████████████████████
                  Upstreams   Shards   Routes  by errors
 
-                ROUTE  REQUESTS    REQ/S   ERRORS      P50      P99    P99.9
-                pay          10      1.0        3        -     90ms        -
-                shop         90      1.0        1        -    5.0ms        -
-                new           5      1.0        0        -        -        -
+                ROUTE           REQUESTS    REQ/S   ERRORS      P50      P99
+                pay                   10      1.0        3        -     90ms
+                shop                  90      1.0        1        -    5.0ms
+                new                    5      1.0        0        -        -
 
                 q end   ←→ table   ↑↓ move   s sort   p pause
-            "#]],
+            "]],
         );
     }
 

@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_whole_is_a_few_tables() {
-        expect![[r#"
+        expect![[r"
             degraded, up 1h 2m, configuration 0; 42 MiB resident, 0.72 cores, 24 connections, 7 sockets
             800 requests/s, 0.3 failing/s, 3 under way; p50 1.3ms, p99 31ms, p99.9 180ms
 
@@ -250,7 +250,7 @@ mod tests {
             shop         90    1.0       1    -  5.0ms      -
             pay          10    1.0       3    -   90ms      -
             new           5    1.0       0    -      -      -
-        "#]]
+        "]]
         .assert_eq(&plain(&super::super::view::tests::example()));
     }
 
