@@ -193,6 +193,9 @@ pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, 
         "circuit": if is_open { "open" } else { "closed" },
         "checkedAt": seen.at.map(|at| rfc3339(unix(at))),
     });
+    if upstream.reports.iter().any(|report| report.is_panicking) {
+        entry["panic"] = Value::from(true);
+    }
     let error = seen.error.or(is_unresolved.then_some("unresolved"));
     if let Some(error) = error {
         entry["error"] = Value::from(error);
@@ -236,7 +239,7 @@ impl Seen {
         let latency = last().map(|last| last.took).max().unwrap_or_default();
         let error = |last: &LastProbe| ProbeResult::VALUES[last.result.index()];
         Self {
-            healthy: probes.iter().filter(|(verdict, _)| *verdict == Verdict::Up).count(),
+            healthy: probes.iter().filter(|(verdict, _)| verdict.is_up()).count(),
             latency_us: u32::try_from(latency.as_micros()).unwrap_or(u32::MAX),
             at: last().map(|last| last.at).max(),
             error: last().find(|last| last.result != ProbeResult::Good).map(error),

@@ -143,6 +143,14 @@ fn read_health(upstream: &Fields<'_>, report: &mut Report) -> Health {
             fields.wrong(report, "host", format_args!("is {}", quoted(host)), "it is a host, like \"shop.internal\"");
         }
     }
+    if let Some(body) = &health.body {
+        if body.is_empty() || body.len() > 1024 {
+            fields.wrong(report, "body", format_args!("is {}", quoted(body)), "it is text of 1 to 1024 bytes");
+        }
+        if health.kind() == Some(ProbeKind::Tcp) {
+            fields.wrong(report, "body", "is given, and kind is \"tcp\"", "only a GET has an answer");
+        }
+    }
     match (health.kind(), &health.path) {
         (Some(ProbeKind::Http), None) => {
             fields.wrong(report, "kind", "is \"http\", and there is no path", "write path = \"/health\"");
@@ -180,6 +188,9 @@ pub(super) fn read_upstreams(root: &Table, has_redis: bool, report: &mut Report)
         upstream.health = read_health(&fields, report);
         check_body_methods(&upstream.body_methods, &fields, report);
         check_instances(&upstream, &fields, report);
+        if upstream.hash_secret.as_ref().is_some_and(|secret| secret.reveal().len() < 16) {
+            fields.wrong(report, "hash_secret", "is too short", "it is a secret of 16 bytes or more");
+        }
         if upstream.hash_key != HashKey::Address && upstream.balance != Balance::ConsistentHash {
             let path = &fields.path;
             let warning = format!("{path}.hash_key is given, and {path}.balance is not \"consistent_hash\"");

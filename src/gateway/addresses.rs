@@ -156,6 +156,11 @@ pub fn names(upstream: &Upstream) -> impl Iterator<Item = &str> {
     names_in(&upstream.instances)
 }
 
+/// Where the gateway stands.
+pub(super) fn own_zone(config: &Config) -> Option<&str> {
+    config.runtime.zone.as_ref().map(|zone| &*zone.0)
+}
+
 /// The instances of each upstream, in the order of the plan's. Each address of a name is one of its own; an address that two
 /// instances lead to is one for each of them, as their requests carry different `Host` fields. A name without an address
 /// gives none.

@@ -2,28 +2,57 @@
 
 use std::{hash::Hasher as _, net::IpAddr};
 
+use ring::digest::{SHA256, digest};
 use siphasher::sip::SipHasher13;
 
-use crate::{config::HashKey, exchange::Exchange, proto::head::RequestHead};
+use crate::{
+    config::{HashKey, Secret},
+    exchange::Exchange,
+    proto::head::RequestHead,
+};
 
-/// The key of a request, the same on every shard and instance; `None` if it has none.
-pub(super) fn key_of(by: &HashKey, exchange: &Exchange) -> Option<u64> {
-    match by {
-        HashKey::Address => Some(match exchange.client.to_canonical() {
-            IpAddr::V4(v4) => hash(&v4.octets()),
-            IpAddr::V6(v6) => hash(&v6.octets()),
-        }),
-        HashKey::User => exchange.caller.as_ref().map(|caller| hash(caller.sub.as_bytes())),
-        HashKey::Header(name) => exchange.head.value_of(name.as_bytes()).map(hash),
-        HashKey::Cookie(name) => cookie(&exchange.head, name.as_bytes()).map(hash),
+/// What keeps a request with one instance.
+#[derive(Debug)]
+pub(super) struct Affinity {
+    by: HashKey,
+    /// What it is hashed with.
+    hasher: SipHasher13,
+}
+
+impl Affinity {
+    /// With a secret that only the gateways know, nobody else can find values that lead to one instance.
+    pub(super) fn new(by: HashKey, secret: Option<&Secret>) -> Self {
+        let hasher = secret.map_or_else(|| SipHasher13::new_with_keys(0, 0), keyed);
+        Self { by, hasher }
+    }
+
+    /// The key of a request, the same on every shard, and on every instance with the same secret; `None` if it has none.
+    pub(super) fn key_of(&self, exchange: &Exchange) -> Option<u64> {
+        match &self.by {
+            HashKey::Address => Some(match exchange.client.to_canonical() {
+                IpAddr::V4(v4) => self.hash(&v4.octets()),
+                IpAddr::V6(v6) => self.hash(&v6.octets()),
+            }),
+            HashKey::User => exchange.caller.as_ref().map(|caller| self.hash(caller.sub.as_bytes())),
+            HashKey::Header(name) => exchange.head.value_of(name.as_bytes()).map(|value| self.hash(value)),
+            HashKey::Cookie(name) => cookie(&exchange.head, name.as_bytes()).map(|value| self.hash(value)),
+        }
+    }
+
+    /// By name, because the standard library's hash may become another one, and instances of different ages share clients.
+    fn hash(&self, key: &[u8]) -> u64 {
+        let mut hasher = self.hasher;
+        hasher.write(key);
+        hasher.finish()
     }
 }
 
-/// By name, because the standard library's hash may become another one, and instances of different ages share clients.
-fn hash(key: &[u8]) -> u64 {
-    let mut hasher = SipHasher13::new_with_keys(0, 0);
-    hasher.write(key);
-    hasher.finish()
+/// A hasher whose keys nobody knows who does not know the secret.
+fn keyed(secret: &Secret) -> SipHasher13 {
+    let digest = digest(&SHA256, secret.reveal().as_bytes());
+    let mut key = [0; 16];
+    key.copy_from_slice(&digest.as_ref()[..16]);
+    SipHasher13::new_with_key(&key)
 }
 
 /// The value of the first cookie of this name (RFC 6265 §4.2.1).
@@ -62,6 +91,13 @@ mod tests {
 
     #[test]
     fn a_key_is_the_same_everywhere_and_for_ever() {
-        assert_eq!(hash(b"42"), 0xb17d_c261_8f65_2941);
+        let hash = |secret: Option<&str>| {
+            let secret = secret.map(|secret| Secret::from(secret.to_owned()));
+            Affinity::new(HashKey::Address, secret.as_ref()).hash(b"42")
+        };
+        assert_eq!(hash(None), 0xb17d_c261_8f65_2941);
+        assert_eq!(hash(Some("a secret of ours")), hash(Some("a secret of ours")));
+        assert_ne!(hash(Some("a secret of ours")), hash(Some("another secret..")));
+        assert_ne!(hash(Some("a secret of ours")), hash(None));
     }
 }

@@ -21,7 +21,7 @@ use crate::{
         record::RouteNames,
         slots::{MetricSlot, OTHER},
     },
-    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report, Upstream},
+    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report, Upstream, probe::Verdict},
 };
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -84,13 +84,13 @@ impl Gateway {
         self.note_unasked();
     }
 
-    /// Probes find a backend of the upstream at this place well, or not any more, by this generation of the plan.
-    pub fn probed(&self, generation: u64, upstream: usize, at: &BackendAddress, is_up: bool) {
+    /// Probes have come to another verdict of a backend of the upstream at this place, by this generation of the plan.
+    pub fn probed(&self, generation: u64, upstream: usize, at: &BackendAddress, verdict: Verdict) {
         let live = self.live();
         if live.plan.generation == generation
             && let Some(upstream) = live.upstreams.get(upstream)
         {
-            upstream.probed(at, is_up, clock::now());
+            upstream.probed(at, verdict, clock::now());
         }
     }
 

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use super::{
     access::{Access, Tokens},
     account::AccountEndpoint,
-    addresses::{Addresses, instances},
+    addresses::Addresses,
+    affinity::Affinity,
     cors,
     fields::FieldRules,
     proxy::BodyMethods,
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{
     auth::rbac::Roles,
-    config::{ClientClose, Config, Deadline, Drain, ECHO_PATH, HashKey, Health, IpNet, PathPattern, RouteCors},
+    config::{ClientClose, Config, Deadline, Drain, ECHO_PATH, Health, IpNet, PathPattern, RouteCors},
     net::HttpLimits,
     proto::{head::RequestHead, http1::HeadLimits},
     telemetry::{ids::Sampler, metrics::Names, slots::MetricSlot, spans::Recording},
@@ -84,8 +85,8 @@ pub struct UpstreamPlan {
     pub table: Option<Arc<Table>>,
     /// How they are probed; `None` if they are not.
     pub health: Option<Health>,
-    /// What the key is there.
-    pub(super) hash_key: Option<HashKey>,
+    /// What keeps a request with one of them, where anything does.
+    pub(super) affinity: Option<Affinity>,
 }
 
 /// A route, compiled.
@@ -250,7 +251,7 @@ impl Plan {
         descriptors: u64,
         names: &mut Names,
     ) -> Result<Self, PlanError> {
-        let upstreams = upstreams(config, addresses, shards, names);
+        let upstreams = UpstreamPlan::all(config, addresses, shards, names);
         let limits = rate_limit::compile(config, shards, &mut names.limits).ok_or(PlanError::Limits)?;
         let cors = cors::Policy::compile(&config.cors).map(Arc::new);
         let upstream_names: Vec<String> = config.upstreams.keys().cloned().collect();
@@ -357,16 +358,6 @@ pub(super) fn roles(config: &Config) -> Roles {
 /// which tunnels close.
 fn drain_window(drain: &Drain) -> Duration {
     drain.window.min(drain.max.saturating_sub(drain.notice).saturating_sub(FAREWELL))
-}
-
-fn upstreams(config: &Config, addresses: &Addresses, shards: usize, names: &mut Names) -> Vec<UpstreamPlan> {
-    let instances = instances(config, addresses);
-    let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
-    let each = config.upstreams.iter().zip(instances);
-    each.map(|((name, upstream), instances)| {
-        UpstreamPlan::compile(name, upstream, &config.shedding, instances, zone, shards, names)
-    })
-    .collect()
 }
 
 fn http_limits(config: &Config) -> HttpLimits {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    Live, affinity,
+    Live,
     body::Body,
     fields::{self, RequestContext},
     pages::answer_options,
@@ -63,8 +63,8 @@ pub(super) async fn forward(
     // Protocols that nobody expects there would be a way around what is checked of requests.
     exchange.head.upgrade = exchange.head.upgrade && fields::keep_upgrades(&mut exchange.head, &route.upgrades);
     let asks_upgrade = exchange.head.upgrade;
-    let hash_by = live.plan.upstreams[route.upstream].hash_key.as_ref();
-    let hash_key = hash_by.and_then(|by| affinity::key_of(by, exchange));
+    let affinity = live.plan.upstreams[route.upstream].affinity.as_ref();
+    let hash_key = affinity.and_then(|affinity| affinity.key_of(exchange));
     let path = exchange.head.path;
     let stripped = match route.rewrite {
         Rewrite::Strip(prefix) => Some(part(path, 0, prefix)),

@@ -3,9 +3,13 @@
 
 use std::sync::Arc;
 
-use super::plan::UpstreamPlan;
+use super::{
+    addresses::{Addresses, instances, own_zone},
+    affinity::Affinity,
+    plan::UpstreamPlan,
+};
 use crate::{
-    config::{Balance, Shedding, Upstream},
+    config::{Balance, Config, Shedding, Upstream},
     net::AnswerLimits,
     proto::http1::HeadLimits,
     telemetry::metrics::Names,
@@ -17,7 +21,15 @@ use crate::{
 };
 
 impl UpstreamPlan {
-    pub(super) fn compile(
+    /// All of a configuration, with the instances that there are by these addresses.
+    pub(super) fn all(config: &Config, addresses: &Addresses, shards: usize, names: &mut Names) -> Vec<Self> {
+        let compiled = |((name, upstream), instances): ((&String, &Upstream), Box<[Instance]>)| {
+            Self::compile(name, upstream, &config.shedding, instances, own_zone(config), shards, names)
+        };
+        config.upstreams.iter().zip(instances(config, addresses)).map(compiled).collect()
+    }
+
+    fn compile(
         name: &str,
         upstream: &Upstream,
         shedding: &Shedding,
@@ -66,7 +78,8 @@ impl UpstreamPlan {
                 is_probed: upstream.health.kind().is_some(),
             },
             table: table_of(upstream.balance, &instances, zone),
-            hash_key: Some(&upstream.hash_key).filter(|_| upstream.balance == Balance::ConsistentHash).cloned(),
+            affinity: (upstream.balance == Balance::ConsistentHash)
+                .then(|| Affinity::new(upstream.hash_key.clone(), upstream.hash_secret.as_ref())),
             health: Some(&upstream.health).filter(|health| health.kind().is_some()).cloned(),
             instances,
         }

@@ -2,6 +2,7 @@
 //! which says what is wrong with them and what whoever runs this may not do there.
 
 use std::fmt::Display;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -13,7 +14,7 @@ use crate::{
     accounts,
     admin::Access as OperatorAccess,
     auth::{Keychain, KeychainError, read_certificates},
-    config::{self, AccessLog, Config, SecretFile, SessionStore},
+    config::{self, AccessLog, Config, SecretFile, ServerAddress, SessionStore},
     sinks::clickhouse,
 };
 
@@ -126,7 +127,31 @@ pub fn file_warnings(config: &Config) -> Vec<String> {
             ));
         }
     }
+    for (name, upstream) in &config.upstreams {
+        for (index, instance) in upstream.instances.iter().enumerate() {
+            let ServerAddress::Unix(path) = &instance.address else { continue };
+            if let Some(why) = may_not_connect(path) {
+                warnings.push(format!(
+                    "upstreams.{name}.instances[{index}] is \"{instance}\", and {why}; it is used when that is so no more"
+                ));
+            }
+        }
+    }
     warnings
+}
+
+/// Why whoever runs this cannot connect to a socket with this path, as far as files say.
+fn may_not_connect(path: &Path) -> Option<String> {
+    let user = rustix::process::geteuid().as_raw();
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Some("nothing is there".to_owned()),
+        Err(error) => Some(format!("user {user} cannot look there ({error})")),
+        Ok(found) if !found.file_type().is_socket() => Some("what is there is no socket".to_owned()),
+        Ok(_) => {
+            let error = accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS).err()?;
+            Some(format!("user {user} may not connect to it ({error})"))
+        }
+    }
 }
 
 /// Whether anything is kept in the data directory.
@@ -147,4 +172,28 @@ fn may_write(directory: &Path) -> Result<(), (PathBuf, Errno)> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_is_not_there_is_told() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| place.path().join(name);
+        std::fs::write(path("file"), "").expect("written");
+        let _listener = std::os::unix::net::UnixListener::bind(path("sock")).expect("a socket");
+        assert_eq!(may_not_connect(&path("none")).as_deref(), Some("nothing is there"));
+        assert_eq!(may_not_connect(&path("file")).as_deref(), Some("what is there is no socket"));
+        assert_eq!(may_not_connect(&path("sock")), None);
+        let mut config = Config::default();
+        let instance = format!("unix:{}", path("none").display()).parse().expect("an instance");
+        config.upstreams.insert("shop".to_owned(), config::Upstream::new(vec![instance]));
+        let warnings = file_warnings(&config);
+        assert!(
+            warnings.iter().any(|warning| warning.contains("none\", and nothing is there; it is used when")),
+            "{warnings:?}"
+        );
+    }
 }

@@ -49,7 +49,7 @@ use crate::{
     sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, exemplars::Shown, metrics::Counters, slots::MetricSlot, spans::SpanBatch},
-    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report},
+    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report, probe::Verdict},
 };
 
 /// Which lists the threads of the process read.
@@ -218,7 +218,7 @@ pub(super) struct Probed {
     /// The upstream's place in the plan.
     pub(super) upstream: usize,
     pub(super) at: BackendAddress,
-    pub(super) is_up: bool,
+    pub(super) verdict: Verdict,
 }
 
 /// What was revoked lately.

@@ -324,7 +324,7 @@ impl Worker {
             ToShard::Stop => self.is_stopping.set(true),
             ToShard::Connection(accepted) => self.serve(accepted),
             ToShard::Probed(probed) => {
-                self.gateway.probed(probed.generation, probed.upstream, &probed.at, probed.is_up);
+                self.gateway.probed(probed.generation, probed.upstream, &probed.at, probed.verdict);
             }
             ToShard::Operated(orders) => self.gateway.operate(orders),
             ToShard::Metrics(texts) => self.answer_scrapes(&texts),
@@ -384,6 +384,7 @@ impl Worker {
             upstream.connections_idle = gauge(report.idle);
             upstream.connections_held = gauge(report.held);
             upstream.instances_distrusted = gauge(report.distrusted);
+            upstream.shards_panicking = i64::from(report.is_panicking);
         }
         Scraped {
             shard: self.index,

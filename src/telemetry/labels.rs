@@ -75,7 +75,9 @@ label! {
         TimedOut = "timeout",
         /// The answer's status is none of those that are good.
         Status = "status",
-        /// The connection ended before the answer's head was complete.
+        /// The answer's body has not the text that it should have.
+        Body = "body",
+        /// The connection ended before the answer was complete.
         Closed = "closed",
         /// What came was no HTTP.
         Malformed = "malformed",

@@ -200,6 +200,8 @@ table! {
         connections_unasked: u64 = Counter "shardgate_upstream_connections_unasked_total" per Upstream;
         /// Instances of it that sent something unasked of late, each counted by every shard that saw it.
         instances_distrusted: i64 = Gauge "shardgate_upstream_instances_distrusted" per Upstream;
+        /// Shards that send requests to instances of it which are not well, because too few are (`panic_percent`).
+        shards_panicking: i64 = Gauge "shardgate_upstream_shards_panicking" per Upstream;
         /// Requests sent to it again, by reason.
         retries: [u64; RETRY_REASONS.len()] = Counter "shardgate_upstream_retries_total" per Upstream
             by "reason" in Values::Fixed(RETRY_REASONS);
@@ -230,6 +232,13 @@ table! {
             by "result" in Values::Fixed(ProbeResult::VALUES);
         /// Instances of it that are up by their probes. Upstreams without probes have neither series.
         instances_up: i64 = Gauge "shardgate_upstream_instances_up" per Upstream;
+    }
+}
+
+impl ProbeCounters {
+    /// Adds what was counted of another one.
+    pub fn join(&mut self, other: &Self) {
+        self.merge_fields(other);
     }
 }
 

@@ -39,6 +39,7 @@ pub use outlier::OutlierPolicy;
 use permit::RequestPermit;
 pub use pool::Caught;
 use pool::{ConnectionPool, Doubt};
+use probe::Verdict;
 pub use reports::{InstanceCounts, InstanceId, InstanceReport};
 use retry::RetryBudget;
 pub use retry::{Backoff, RetryRules};
@@ -99,6 +100,8 @@ pub struct Upstream {
 struct UpstreamState {
     settings: Settings,
     backends: Vec<Rc<Backend>>,
+    /// Their places, in the order of what they are known by.
+    by_address: Vec<u32>,
     /// Those that are no instances any more, while requests are under way on them.
     leaving: Vec<Rc<Backend>>,
     budget: RetryBudget,
@@ -149,9 +152,13 @@ enum Probed {
     /// Nothing yet.
     #[default]
     Untested,
+    /// Nothing yet, and it was in use before there were probes: it stays in use until they speak against it.
+    Trusted,
     /// It is well; since when, if it was not, or came to an upstream that had others.
     Up { since: Option<Instant> },
-    /// It is not.
+    /// It answers, and says that it is not.
+    Unwell,
+    /// It does not answer.
     Down,
 }
 
@@ -178,6 +185,8 @@ pub struct Report {
     pub latency_us: u32,
     /// When an attempt ended last, well or not; `None` while nobody has asked for anything.
     pub tried_at: Option<Instant>,
+    /// Whether backends are used that are not well, because too few are.
+    pub is_panicking: bool,
     /// The class of the last failure, while a backend fails: `refused`, `timeout`, `closed` or `malformed`.
     pub error: Option<&'static str>,
 }
@@ -190,6 +199,7 @@ impl Upstream {
         let state = UpstreamState {
             settings,
             backends: Vec::new(),
+            by_address: Vec::new(),
             leaving: Vec::new(),
             budget,
             forecast: Forecast::default(),
@@ -212,9 +222,9 @@ impl Upstream {
     pub fn update(&self, settings: Settings, instances: &[Instance], table: Option<Arc<Table>>) {
         self.state.with(|state| {
             if !settings.is_probed {
-                // Probes that begin later begin with nothing.
+                // Probes that begin later begin with nothing, but not with nobody: all would go to the first that answers.
                 for backend in state.backends.iter().chain(&state.leaving) {
-                    backend.state.with(|state| state.probed = Probed::Untested);
+                    backend.state.with(|state| state.probed = Probed::Trusted);
                 }
             }
             state.budget.set(settings.retry_percent, settings.retry_min_milli_per_s);
@@ -233,19 +243,23 @@ impl Upstream {
             let mut known: BTreeMap<_, _> = (state.backends.drain(..).chain(state.leaving.drain(..)))
                 .map(|backend| (backend.at.clone(), backend))
                 .collect();
+            let is_probed = state.settings.is_probed;
+            let probed = if is_probed { Probed::Untested } else { Probed::Trusted };
             let fresh = |at: &BackendAddress| {
-                let state = BackendState { came_at, ..BackendState::default() };
+                let state = BackendState { probed, came_at, ..BackendState::default() };
                 Rc::new(Backend { at: at.clone(), id: at.id(), state: Local::new(state) })
             };
             let backend = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
             state.backends = instances.iter().map(backend).collect();
+            state.by_address = (0..).take(state.backends.len()).collect();
+            let UpstreamState { backends, by_address, .. } = state;
+            by_address.sort_unstable_by(|one, other| backends[*one as usize].at.cmp(&backends[*other as usize].at));
             for (backend, instance) in state.backends.iter().zip(instances) {
                 // Whoever has been weighed otherwise is weighed again.
                 backend.state.with(|state| (state.weight, state.order.weight) = (instance.weight, None));
             }
             let gone: Vec<_> = known.into_values().collect();
             state.leaving = gone.iter().filter(|backend| backend.is_busy()).map(Rc::clone).collect();
-            let is_probed = state.settings.is_probed;
             let standings = state.backends.iter().map(|backend| backend.standing(is_probed, now));
             let shares = shares(instances, state.settings.zone.as_deref());
             state.balancer.set(state.settings.balance, shares.into_iter().zip(standings), table);
@@ -257,23 +271,28 @@ impl Upstream {
         }
     }
 
-    /// Probes find a backend well, or not any more. One that is well again is let in whatever it was ejected for.
-    pub fn probed(&self, at: &BackendAddress, is_up: bool, now: Instant) {
+    /// Probes have come to another verdict of a backend. One that is well again is let in whatever it was ejected for.
+    pub fn probed(&self, at: &BackendAddress, verdict: Verdict, now: Instant) {
         self.state.with(|state| {
-            let Some(backend) = state.backends.iter().find(|backend| backend.at == *at) else { return };
-            backend.state.with(|backend| {
-                backend.probed = match backend.probed {
-                    _ if !is_up => Probed::Down,
-                    Probed::Untested => Probed::Up { since: backend.came_at.map(|_| now) },
-                    Probed::Down => Probed::Up { since: Some(now) },
-                    up @ Probed::Up { .. } => up,
+            let UpstreamState { backends, by_address, .. } = state;
+            let Ok(found) = by_address.binary_search_by(|place| backends[*place as usize].at.cmp(at)) else { return };
+            backends[by_address[found] as usize].state.with(|backend| {
+                backend.probed = match (verdict, backend.probed) {
+                    (Verdict::Unknown, known) => known,
+                    (Verdict::Unwell, _) => Probed::Unwell,
+                    (Verdict::Down, _) => Probed::Down,
+                    (Verdict::Up, Probed::Untested) => Probed::Up { since: backend.came_at.map(|_| now) },
+                    (Verdict::Up, Probed::Trusted) => Probed::Up { since: backend.came_at },
+                    (Verdict::Up, Probed::Unwell | Probed::Down) => Probed::Up { since: Some(now) },
+                    (Verdict::Up, up @ Probed::Up { .. }) => up,
                 };
-                if is_up {
+                if verdict == Verdict::Up {
                     backend.outlier.readmit();
                     backend.latency = Latency::default();
                 }
             });
-            state.renew(now);
+            // With the next request: a thousand verdicts in one turn renew it once.
+            state.returns_at = Instant::START;
         });
     }
 
@@ -310,6 +329,9 @@ impl Upstream {
     /// How it stands on this shard.
     pub fn report(&self, now: Instant) -> Report {
         self.state.with(|state| {
+            if now >= state.returns_at {
+                state.renew(now);
+            }
             let mut report = Report {
                 total: state.backends.len(),
                 in_flight: state.in_flight,
@@ -317,6 +339,7 @@ impl Upstream {
                 is_open: state.in_flight >= state.settings.requests_max,
                 latency_us: state.latency_us,
                 tried_at: state.tried_at,
+                is_panicking: state.balancer.is_panicking(),
                 ..Report::default()
             };
             let policy = state.settings.outlier;
@@ -467,7 +490,9 @@ impl Backend {
             let since = match state.probed {
                 _ if !is_probed => state.came_at,
                 Probed::Untested => return Standing::Untested,
+                Probed::Unwell => return Standing::Unwell,
                 Probed::Down => return Standing::Unusable,
+                Probed::Trusted => state.came_at,
                 Probed::Up { since } => since,
             };
             Standing::Usable { since: since.max(state.outlier.back_since()) }
@@ -517,5 +542,7 @@ impl Drop for Lease {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -1,16 +1,21 @@
 //! Active probes of one upstream: which instance is asked when, and what follows from the answers. A pure core: time and
 //! chance are arguments, and whoever drives it does the asking.
 //!
-//! An instance's first good answer makes it up. From then on so many failures in a row make it down, and so many good answers
-//! in a row up again.
+//! An instance's first good answer makes it up. From then on so many failures in a row make it unwell or down, by the last of
+//! them, and so many good answers in a row up again.
 
-use std::time::Duration;
+use std::{
+    cell::Cell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    time::Duration,
+};
 
 use super::{BackendAddress, Instance};
 use crate::{shard::Instant, telemetry::metrics::ProbeResult};
 
 /// As many probes of an upstream are under way at once.
-pub const UNDER_WAY_MAX: usize = 64;
+const UNDER_WAY_MAX: usize = 64;
 
 /// Waits are shorter by up to this part, by chance, so that instances are not asked in step; never longer, so that so many
 /// intervals are so long at most.
@@ -34,8 +39,30 @@ pub enum Verdict {
     Unknown,
     /// It is well.
     Up,
-    /// It is not.
+    /// It is there, and says that it is not well.
+    Unwell,
+    /// Nothing that it should say comes from it.
     Down,
+}
+
+impl Verdict {
+    /// Whether it is used.
+    pub fn is_up(self) -> bool {
+        self == Self::Up
+    }
+
+    /// Whether it is not used, unless there is nobody else.
+    pub fn is_down(self) -> bool {
+        matches!(self, Self::Unwell | Self::Down)
+    }
+
+    /// By the last of enough failures.
+    fn of_failure(result: ProbeResult) -> Self {
+        match result {
+            ProbeResult::Status | ProbeResult::Body => Self::Unwell,
+            _ => Self::Down,
+        }
+    }
 }
 
 /// One probe that is to be made.
@@ -46,6 +73,14 @@ pub struct Probe {
     /// An instance that went and came again is another one.
     number: u64,
     began: Instant,
+}
+
+#[cfg(test)]
+impl Probe {
+    /// One that no prober knows.
+    pub(crate) fn for_test(at: BackendAddress, number: u64) -> Self {
+        Self { at, number, began: Instant::START }
+    }
 }
 
 /// What came of the last probe of an instance.
@@ -64,9 +99,14 @@ pub struct LastProbe {
 pub struct Prober {
     rules: ProbeRules,
     instances: Vec<Tested>,
-    /// Those of instances that have gone too.
-    under_way: usize,
-    numbers: u64,
+    /// Where each stands in `instances`.
+    places: BTreeMap<BackendAddress, usize>,
+    /// Those that nobody asks now, by when they are due.
+    waiting: BTreeSet<(Instant, usize)>,
+    /// The numbers of the probes that are under way, those of instances that have gone too.
+    under_way: BTreeSet<u64>,
+    /// The last number that a probe was given, by any prober.
+    numbers: Rc<Cell<u64>>,
     rng: fastrand::Rng,
 }
 
@@ -84,16 +124,26 @@ struct Tested {
 }
 
 impl Prober {
-    /// Probes of nobody yet.
-    pub fn new(rules: ProbeRules, seed: u64) -> Self {
+    /// Probes of nobody yet. All probers of the process share `numbers`: what comes of a probe is told later, and its upstream
+    /// may be another one by then.
+    pub fn new(rules: ProbeRules, seed: u64, numbers: Rc<Cell<u64>>) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
-        Self { rules, instances: Vec::new(), under_way: 0, numbers: 0, rng }
+        Self {
+            rules,
+            instances: Vec::new(),
+            places: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            under_way: BTreeSet::new(),
+            numbers,
+            rng,
+        }
     }
 
     /// Takes other instances or rules. What is known of instances that stay is kept; new ones are asked at once, and all are
     /// when the rules change.
     pub fn set(&mut self, now: Instant, rules: ProbeRules, instances: &[Instance]) {
-        let mut known = std::mem::take(&mut self.instances);
+        let known = std::mem::take(&mut self.instances);
+        let mut known: BTreeMap<_, _> = known.into_iter().map(|tested| (tested.at.clone(), tested)).collect();
         let fresh = |at: &BackendAddress| Tested {
             at: at.clone(),
             verdict: Verdict::Unknown,
@@ -103,10 +153,10 @@ impl Prober {
             asked: None,
             last: None,
         };
-        for Instance { at, .. } in instances {
-            let place = known.iter().position(|instance| instance.at == *at);
-            self.instances.push(place.map_or_else(|| fresh(at), |place| known.swap_remove(place)));
-        }
+        let tested = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
+        self.instances = instances.iter().map(tested).collect();
+        self.places = (self.instances.iter().enumerate()).map(|(place, tested)| (tested.at.clone(), place)).collect();
+        self.queue();
         if std::mem::replace(&mut self.rules, rules) != rules {
             self.ask_all(now);
         }
@@ -115,37 +165,48 @@ impl Prober {
     /// All are asked as soon as may be.
     pub fn ask_all(&mut self, now: Instant) {
         self.instances.iter_mut().for_each(|instance| instance.due = instance.due.min(now));
+        self.queue();
     }
 
-    /// A probe that is to begin now; it is under way until [`Self::handle_result`] is told of it.
+    fn queue(&mut self) {
+        let waiting = self.instances.iter().enumerate().filter(|(_, instance)| instance.asked.is_none());
+        self.waiting = waiting.map(|(place, instance)| (instance.due, place)).collect();
+    }
+
+    /// A probe that is to begin now, of the instance that has waited longest; it is under way until [`Self::handle_result`]
+    /// is told of it.
     pub fn poll_probe(&mut self, now: Instant) -> Option<Probe> {
-        if self.under_way >= UNDER_WAY_MAX {
+        if self.poll_timeout().is_none_or(|due| due > now) {
             return None;
         }
-        let waiting = self.instances.iter_mut().filter(|instance| instance.asked.is_none() && instance.due <= now);
-        let next = waiting.min_by_key(|instance| instance.due)?;
-        self.numbers += 1;
-        next.asked = Some(self.numbers);
-        self.under_way += 1;
-        Some(Probe { at: next.at.clone(), number: self.numbers, began: now })
+        let (_, place) = self.waiting.pop_first()?;
+        let next = &mut self.instances[place];
+        let number = self.numbers.get() + 1;
+        self.numbers.set(number);
+        next.asked = Some(number);
+        self.under_way.insert(number);
+        Some(Probe { at: next.at.clone(), number, began: now })
     }
 
     /// When the next probe is to begin, if nothing is told before.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.under_way >= UNDER_WAY_MAX {
-            return None;
-        }
-        self.instances.iter().filter(|instance| instance.asked.is_none()).map(|instance| instance.due).min()
+        let next = self.waiting.first().filter(|_| self.under_way.len() < UNDER_WAY_MAX);
+        next.map(|(due, _)| *due)
     }
 
     /// A probe has ended so. Returns the instance's verdict before and now, if it is another one.
     pub fn handle_result(&mut self, now: Instant, probe: &Probe, result: ProbeResult) -> Option<(Verdict, Verdict)> {
-        self.under_way = self.under_way.saturating_sub(1);
-        let instance = self.instances.iter_mut().find(|instance| instance.asked == Some(probe.number))?;
+        // It may be one of a prober before this one.
+        if !self.under_way.remove(&probe.number) {
+            return None;
+        }
+        let place = *self.places.get(&probe.at)?;
+        let instance = self.instances.get_mut(place).filter(|instance| instance.asked == Some(probe.number))?;
         instance.asked = None;
         let jitter = self.rules.interval / JITTER_PART;
         let jitter = jitter.mul_f64(self.rng.f64());
         instance.due = now.max(probe.began + self.rules.interval.saturating_sub(jitter));
+        self.waiting.insert((instance.due, place));
         if result == ProbeResult::NotAsked {
             return None;
         }
@@ -155,8 +216,12 @@ impl Prober {
         instance.was_good = is_good;
         let verdict = match (instance.verdict, is_good) {
             (Verdict::Unknown, true) => Verdict::Up,
-            (Verdict::Down, true) if instance.in_a_row >= self.rules.up_after => Verdict::Up,
-            (Verdict::Unknown | Verdict::Up, false) if instance.in_a_row >= self.rules.down_after => Verdict::Down,
+            (Verdict::Unwell | Verdict::Down, true) if instance.in_a_row >= self.rules.up_after => Verdict::Up,
+            (Verdict::Unknown | Verdict::Up, false) if instance.in_a_row >= self.rules.down_after => {
+                Verdict::of_failure(result)
+            }
+            // Whether anybody is there may have changed.
+            (Verdict::Unwell | Verdict::Down, false) => Verdict::of_failure(result),
             (verdict, _) => verdict,
         };
         let before = std::mem::replace(&mut instance.verdict, verdict);
@@ -170,14 +235,12 @@ impl Prober {
 
     /// How many are up.
     pub fn up(&self) -> usize {
-        self.instances.iter().filter(|instance| instance.verdict == Verdict::Up).count()
+        self.instances.iter().filter(|instance| instance.verdict.is_up()).count()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -195,7 +258,7 @@ mod tests {
     }
 
     fn prober(count: u16) -> Prober {
-        let mut prober = Prober::new(RULES, 7);
+        let mut prober = Prober::new(RULES, 7, Rc::default());
         prober.set(NOW, RULES, &instances(count));
         prober
     }
@@ -211,15 +274,19 @@ mod tests {
 
     #[test]
     fn so_many_in_a_row_change_a_verdict() {
-        use ProbeResult::{Good, NotAsked, Refused, Status, TimedOut};
-        use Verdict::{Down, Up};
+        use ProbeResult::{Body, Closed, Good, NotAsked, Refused, Status, TimedOut};
+        use Verdict::{Down, Unwell, Up};
         for (results, verdicts) in [
             (vec![Good], vec![Some(Up)]),
             (vec![Refused, Good], vec![None, Some(Up)]),
-            (vec![Refused, TimedOut, Status], vec![None, None, Some(Down)]),
+            (vec![Refused, TimedOut, Status], vec![None, None, Some(Unwell)]),
             (
-                vec![Good, Status, Status, Good, Status, Status, Status],
+                vec![Good, Status, Status, Good, Status, Body, Refused],
                 vec![Some(Up), None, None, None, None, None, Some(Down)],
+            ),
+            (
+                vec![Refused, Refused, Refused, Status, Closed, Closed, Body, Good, Good],
+                vec![None, None, Some(Down), Some(Unwell), Some(Down), None, Some(Unwell), None, Some(Up)],
             ),
             (
                 vec![Refused, Refused, Refused, Good, Refused, Good, Good],
@@ -275,6 +342,29 @@ mod tests {
         let next = prober.poll_probe(NOW).expect("a place is free");
         assert!(first.iter().all(|probe| probe.at != next.at));
         assert_eq!(prober.poll_probe(NOW), None);
+        // All but one of those that wait come after those that have waited longer, wherever they stand.
+        let later = NOW + RULES.interval;
+        let all: Vec<_> = first[1..].iter().chain([&next]).cloned().collect();
+        for probe in &all {
+            prober.handle_result(later, probe, ProbeResult::Good);
+        }
+        let then: Vec<_> = std::iter::from_fn(|| prober.poll_probe(later)).collect();
+        assert!(then.iter().all(|probe| !first.iter().any(|other| other.at == probe.at)));
+    }
+
+    #[test]
+    fn what_came_of_a_probe_of_an_earlier_prober_is_not_taken() {
+        let numbers = Rc::new(Cell::new(0));
+        let mut old = Prober::new(RULES, 7, Rc::clone(&numbers));
+        old.set(NOW, RULES, &instances(1));
+        let late = old.poll_probe(NOW).expect("it is due");
+        // The upstream went, and came again by another reload.
+        let mut new = Prober::new(RULES, 7, numbers);
+        new.set(NOW, RULES, &instances(1));
+        let own = new.poll_probe(NOW).expect("it is due");
+        assert_eq!(new.handle_result(NOW, &late, ProbeResult::Good), None);
+        assert_eq!(new.up(), 0);
+        assert_eq!(new.handle_result(NOW, &own, ProbeResult::Good), Some((Verdict::Unknown, Verdict::Up)));
     }
 
     #[test]
@@ -318,7 +408,7 @@ mod tests {
                     continue;
                 }
                 let probe = under_way.swap_remove(which % under_way.len());
-                let result = [ProbeResult::Good, ProbeResult::Refused, ProbeResult::Status, ProbeResult::NotAsked][how];
+                let result = [ProbeResult::Good, ProbeResult::Refused, ProbeResult::Closed, ProbeResult::NotAsked][how];
                 let changed = prober.handle_result(now, &probe, result);
                 let (verdict, seen) =
                     history.entry(probe.at.authority.clone()).or_insert((Verdict::Unknown, Vec::new()));

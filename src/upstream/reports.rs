@@ -68,7 +68,7 @@ impl Upstream {
                     out: match known.probed {
                         _ if known.outlier.is_out(now) => Some(InstanceOut::Ejected),
                         Probed::Untested if settings.is_probed => Some(InstanceOut::Untested),
-                        Probed::Down if settings.is_probed => Some(InstanceOut::Probes),
+                        Probed::Unwell | Probed::Down if settings.is_probed => Some(InstanceOut::Probes),
                         _ if known.outlier.is_failing(&settings.outlier) => Some(InstanceOut::Failing),
                         _ => None,
                     },

@@ -163,17 +163,17 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     let now = clock::now();
     let healthy = || upstream.report(now).healthy;
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 0), "nothing is known of either");
-    upstream.probed(&backends[0].at, true, now);
+    upstream.probed(&backends[0].at, Verdict::Up, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1].into(), 1));
-    upstream.probed(&backends[1].at, true, now);
+    upstream.probed(&backends[1].at, Verdict::Up, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2));
 
     let first = upstream.state.with(|state| Rc::clone(&state.backends[0]));
     let failures = (0..5).filter(|_| upstream.failed(&first, &Failure::TimedOut, Duration::from_secs(15), now));
     assert_eq!(failures.count(), 1, "the fifth ejects it");
     assert_eq!((chosen(&upstream, now), healthy()), ([2].into(), 1));
-    upstream.probed(&backends[0].at, false, now);
-    upstream.probed(&backends[0].at, true, now);
+    upstream.probed(&backends[0].at, Verdict::Down, now);
+    upstream.probed(&backends[0].at, Verdict::Up, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "what is newer holds");
     // Fifteen seconds in vain are no reason to pass it over.
     upstream.succeeded(&first, Duration::from_millis(2), 200);
@@ -181,16 +181,69 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     upstream.succeeded(&second, Duration::from_millis(2), 200);
     assert_eq!(chosen(&upstream, now), [1, 2].into());
 
-    upstream.probed(&backends[0].at, false, now);
+    upstream.probed(&backends[0].at, Verdict::Down, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([2].into(), 1));
     upstream.update(settings(true), &backends, None);
     assert_eq!(chosen(&upstream, now), [2].into(), "a reload changes nothing");
     upstream.update(settings(false), &backends, None);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "without probes nothing that they said holds");
+}
+
+#[test]
+fn who_was_in_use_before_probes_began_stays_so_until_they_speak_against_it() {
+    let backends = [1, 2, 3].map(|port| {
+        let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
+        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
+    });
+    let settings = |is_probed| Settings { is_probed, ..settings() };
+    let upstream = Upstream::new(settings(false), 1);
+    upstream.update(settings(false), &backends[..2], None);
+    let now = clock::now();
+    // A reload, which brings one more.
     upstream.update(settings(true), &backends, None);
     assert_eq!(chosen(&upstream, now), [1, 2].into());
-    upstream.probed(&backends[1].at, true, now);
-    assert_eq!(chosen(&upstream, now), [2].into());
+    upstream.probed(&backends[0].at, Verdict::Up, now);
+    assert_eq!(chosen(&upstream, now), [1, 2].into(), "the first that answers does not get all");
+    upstream.probed(&backends[2].at, Verdict::Up, now);
+    assert_eq!(chosen(&upstream, now), [1, 2, 3].into());
+    upstream.probed(&backends[1].at, Verdict::Down, now);
+    assert_eq!(chosen(&upstream, now), [1, 3].into());
+}
+
+#[test]
+fn when_too_few_are_well_those_are_used_that_answer_and_never_those_that_do_not() {
+    let backends = [1, 2, 3, 4].map(|port| {
+        let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
+        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
+    });
+    let outlier = OutlierPolicy { percent_max: 100, ..settings().outlier };
+    let settings = Settings { is_probed: true, outlier, ..settings() };
+    let upstream = Upstream::new(settings.clone(), 1);
+    upstream.update(settings, &backends, None);
+    let now = clock::now();
+    let is_panicking = || upstream.report(now).is_panicking;
+    for at in &backends {
+        upstream.probed(&at.at, Verdict::Up, now);
+    }
+    upstream.probed(&backends[0].at, Verdict::Down, now);
+    upstream.probed(&backends[1].at, Verdict::Down, now);
+    let third = upstream.state.with(|state| Rc::clone(&state.backends[2]));
+    for _ in 0..5 {
+        upstream.failed(&third, &Failure::TimedOut, Duration::from_secs(15), now);
+    }
+    assert_eq!((chosen(&upstream, now), is_panicking()), ([4].into(), false), "nor those that requests have ejected");
+    upstream.probed(&backends[0].at, Verdict::Unwell, now);
+    assert_eq!((chosen(&upstream, now), is_panicking()), ([1, 4].into(), true));
+    upstream.probed(&backends[3].at, Verdict::Unwell, now);
+    assert_eq!((chosen(&upstream, now), is_panicking()), ([1, 4].into(), true));
+    for at in &backends {
+        upstream.probed(&at.at, Verdict::Down, now);
+    }
+    assert_eq!((chosen(&upstream, now), is_panicking()), ([1, 2, 3, 4].into(), true), "nobody else is there");
+    for at in &backends {
+        upstream.probed(&at.at, Verdict::Up, now);
+    }
+    assert_eq!((chosen(&upstream, now), is_panicking()), ([1, 2, 3, 4].into(), false));
 }
 
 #[test]

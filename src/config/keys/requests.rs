@@ -283,12 +283,17 @@ section! {
         /// whose it is), of a caller with a valid token, or with the same value of a field or cookie. Requests that
         /// have none, and those of the hub, go by `least_latency`.
         hash_key: HashKey = "address", e.g. "cookie:session";
+        /// What the keys of `consistent_hash` are hashed with; the same in all gateways that are to agree. Without it everybody
+        /// can find values of a field or cookie that lead to one instance.
+        hash_secret: Option<Secret> as Secret("16 bytes or more") = unset "what everybody knows",
+            e.g. "a-secret-of-all-gateways";
         /// How long an instance that has come by a reload, or is back, takes until it gets its full share; not with
         /// `consistent_hash`. 0 gives it at once.
         slow_start: Duration as Duration(0, HOUR) = "0s", e.g. "30s", per Shard;
-        /// When less than this share of the instances is usable, in percent, all are used as if none was out: a few
-        /// would not bear what is meant for all. 0: never; when none is left, requests are refused
-        /// (`503 no_healthy_upstream`).
+        /// When less than this share of the instances is usable, in percent, those are used too that answer their probes
+        /// and say that they are not well: a few would not bear what is meant for all. Those that do not answer, and
+        /// those that requests have ejected, are used only when nobody else is there. 0: never; when none is left,
+        /// requests are refused (`503 no_healthy_upstream`).
         panic_percent: u32 as PERCENT = 50, e.g. 0, per Shard;
     } with {
         /// Where further instances are found.
@@ -327,9 +332,11 @@ section! {
         host: Option<String> as Text("host, or host:port") = unset "the instance's own authority", e.g. "shop.internal";
         /// Statuses that are good: a first and a last one, or one.
         statuses: StatusRange = "200-399", e.g. "200-299";
+        /// Text that the first 64 KiB of the answer's body have, as it stands there.
+        body: Option<String> as Text("up to 1024 bytes") = unset "the body is not looked at", e.g. "\"ok\"";
         /// From one probe of an instance to the next, less up to a fifth, by chance. The first is at once.
         interval: Duration as Duration(100, HOUR) = "5s", e.g. "2s";
-        /// From the connection to the end of the answer's head; not more than `interval`.
+        /// From the connection to the end of what is looked at of the answer; not more than `interval`.
         timeout: Duration as Duration(1, HOUR) = "2s", e.g. "500ms";
         /// Failures in a row that take an instance out.
         down_after: u32 as Number(1, 100) = 3, e.g. 2;

@@ -38,8 +38,7 @@ fn mistakes_of_probes_are_told() {
             shardgate.toml:8: upstreams.a.health.host is "a b"; it is a host, like "shop.internal"
             shardgate.toml:9: upstreams.a.health.statuses is "2xx"; it is a status, like "200", or two with a dash between them, like "200-399"
             shardgate.toml:10: upstreams.a.health.timeout is "2s"; it is not more than interval, which is "1s"
-            shardgate.toml:11: upstreams.a.health.down_after is 0; it is a whole number from 1 to 100
-            shardgate.toml:12: upstreams.a.health.body is not a key; there are kind, path, host, statuses, interval, timeout, down_after, up_after"#]],
+            shardgate.toml:11: upstreams.a.health.down_after is 0; it is a whole number from 1 to 100"#]],
     );
     check(
         &with("kind = \"http\"\n"),

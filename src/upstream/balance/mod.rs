@@ -65,6 +65,15 @@ pub struct Load {
     pub latency_us: u32,
 }
 
+/// What is quicker than that differs by who else wants the processor.
+const NOISE_US: u32 = 1000;
+
+impl Load {
+    fn without_noise(self) -> Self {
+        Self { latency_us: if self.latency_us > 0 { self.latency_us.max(NOISE_US) } else { 0 }, ..self }
+    }
+}
+
 /// A backend has at most this multiple of the mean of all, in percent, before a key goes to another one.
 const HASH_LOAD_PERCENT: u64 = 125;
 /// So many places of a key are looked at: of a thousand backends of which half are out, one in 2^64 keys finds none.
@@ -73,6 +82,8 @@ const HASH_LOOKS_MAX: usize = 64;
 const HASH_BUSY_MAX: u32 = 8;
 /// Latencies whose ratio is less than this are equal, in halves: what is left is noise.
 const LATENCY_RATIO_HALVES: u64 = 3;
+/// Who would take so many times as long is slow, and no noise.
+const FAR_SLOWER: u128 = 4;
 /// The share that one which has just come gets at least, in percent.
 const RAMP_PERCENT_MIN: u64 = 10;
 /// How often it is drawn anew when the drawn one was tried already; then the list is looked through.
@@ -320,13 +331,17 @@ impl Balancer {
         let second = self.draw(tier, now, Some(first), &is_meant);
         let first = self.ready[first] as usize;
         let Some(second) = second.map(|position| self.ready[position] as usize) else { return Some(first) };
-        let (one, other) = (load(first), load(second));
+        let [one, other] = [first, second].map(|at| load(at).without_noise());
         let [weight, other_weight] = [first, second].map(|at| u64::from(self.backends[at].0.weight));
         let (least, most) = (one.latency_us.min(other.latency_us), one.latency_us.max(other.latency_us));
         let differ = least > 0 && u64::from(most) * 2 >= u64::from(least) * LATENCY_RATIO_HALVES;
         let is_less = if differ && self.rules.policy != Balance::LeastRequests {
             let heavier = weight.max(other_weight);
-            cost_of(other, other_weight, heavier) < cost_of(one, weight, heavier)
+            // Drawn from all by weight the second might have been the first again: then it takes more to change one's mind,
+            // or one of a small weight would get far more than that, as the others have a bad moment more often.
+            let is_doubled = !tier.is_even && self.rng.u64(..u64::from(tier.weight)) < weight;
+            let margin = if is_doubled { FAR_SLOWER } else { 1 };
+            cost_of(other, other_weight, heavier) * margin < cost_of(one, weight, heavier)
         } else {
             // With one more it has no more to do than the first has already, for its weight: they are drawn by weight, and
             // where there is little to do that alone decides.

@@ -88,8 +88,9 @@ fn who_is_ten_times_slower_gets_next_to_nothing_and_noise_counts_for_nothing() {
     let slow = |at| Load { in_flight: 1, latency_us: [10_000, 10_000, 100_000][at] };
     assert_eq!(shares(&slow)[2], 0);
     let noisy = |at| Load { in_flight: 1, latency_us: [10_000, 12_000, 14_000][at] };
+    let quick = |at| Load { in_flight: 1, latency_us: [100, 400, 900][at] };
     let unknown = |at| Load { in_flight: 3, latency_us: [0, 10_000, 10_000][at] };
-    for taken in [shares(&noisy), shares(&unknown)] {
+    for taken in [shares(&noisy), shares(&quick), shares(&unknown)] {
         assert!(taken.iter().all(|count| (850..1150).contains(count)), "{taken:?}");
     }
 }
@@ -204,6 +205,14 @@ fn who_weighs_more_gets_more() {
         let taken = shares(&mut shared(rules(Balance::LeastLatency), &backends), NOW, 1000, slow);
         assert!(taken[1] < 100, "the slow one: {taken:?}");
     }
+    // A canary beside one that is slower than it, but not by far.
+    let canary = [share(99), share(1)];
+    let better = |at| Load { in_flight: 0, latency_us: [30_000, 10_000][at] };
+    let taken = shares(&mut shared(rules(Balance::LeastLatency), &canary), NOW, 10_000, better);
+    assert!((100..260).contains(&taken[1]), "at most twice its share: {taken:?}");
+    let far_better = |at| Load { in_flight: 0, latency_us: [90_000, 10_000][at] };
+    let taken = shares(&mut shared(rules(Balance::LeastLatency), &canary), NOW, 1000, far_better);
+    assert_eq!(taken[0], 0, "that one is ill");
     let mut turns = shared(rules(Balance::RoundRobin), &backends);
     for _ in 0..200 {
         let ten = shares(&mut turns, NOW, 10, |_| IDLE);

@@ -249,7 +249,11 @@ impl Discovery {
     pub fn take_due(&mut self, now: Instant) -> Vec<Box<str>> {
         let places = AT_ONCE_MAX.saturating_sub(self.names.values().filter(|name| name.is_asked).count());
         let due = self.names.iter_mut().filter(|(_, followed)| !followed.is_asked && followed.due <= now);
-        due.take(places)
+        let mut due: Vec<_> = due.collect();
+        // Whoever has waited longest: by name the last ones would never be asked where answers serve for a second.
+        due.sort_by_key(|(_, followed)| followed.due);
+        due.into_iter()
+            .take(places)
             .map(|(name, followed)| {
                 followed.is_asked = true;
                 name.clone()

@@ -316,3 +316,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn whoever_has_waited_longest_is_asked_for_first() {
+    let all: BTreeSet<Box<str>> = (0..=AT_ONCE_MAX).map(|number| format!("a{number:03}").into()).collect();
+    let mut discovery = Discovery::new(SETTINGS);
+    discovery.follow(&all, Instant::START);
+    let first = discovery.take_due(Instant::START);
+    assert_eq!(first.len(), AT_ONCE_MAX);
+    for name in &first {
+        discovery.answered(name, answer("192.0.2.1", 1), Instant::START);
+    }
+    let last = all.last().expect("there are some");
+    assert!(!first.contains(last) && discovery.take_due(Instant::START + Duration::from_secs(5)).contains(last));
+}

@@ -35,6 +35,7 @@ mod simulation;
 mod span_export;
 mod spans;
 mod spellings;
+mod tiers;
 mod token_query;
 pub(crate) mod tokens;
 mod traces;

@@ -21,19 +21,19 @@ use crate::{
     harness::{Gateway, now, until},
 };
 
-const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(10);
 const INTERVAL: Duration = Duration::from_millis(500);
 const TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A service in a process of its own, so that it can be killed and stopped: it answers 200 with its name.
 #[derive(Debug)]
-struct Process {
+pub(super) struct Process {
     child: Child,
     address: SocketAddr,
 }
 
 impl Process {
-    fn start(address: SocketAddr, name: &str) -> Self {
+    pub(super) fn start(address: SocketAddr, name: &str) -> Self {
         const SCRIPT: &str = r#"
 import http.server, socketserver, sys
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -61,7 +61,11 @@ Server((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
         process
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("it runs");
         kill_process(pid, signal).expect("it runs");
     }
@@ -92,7 +96,7 @@ fn healthy(gateway: &Gateway) -> Option<u64> {
 }
 
 #[track_caller]
-fn wait_healthy(gateway: &Gateway, count: u64) {
+pub(super) fn wait_healthy(gateway: &Gateway, count: u64) {
     until(SOON, &format!("{count} are healthy"), || (healthy(gateway) == Some(count)).then_some(()));
     // A scrape comes behind what the shards were told.
     gateway.metrics();
@@ -296,4 +300,48 @@ fn a_port_that_takes_connections_is_enough_for_tcp() {
     });
     assert_eq!(document["status"], "degraded");
     assert_eq!(document["services"]["gone"]["error"], "refused");
+}
+
+#[test]
+fn probes_that_begin_under_load_do_not_send_all_to_the_first_that_answers() {
+    // Its first probes take longer than the whole test, and its requests do not.
+    let slow = Backend::answering(|request| {
+        if request.head.first_line.starts_with("GET /health ") {
+            crate::harness::pause(Duration::from_secs(20));
+        }
+        "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n0"
+    });
+    let quick = Backend::answering(|_| "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1");
+    let with = config(&[slow.address(), quick.address()], "").replace("timeout = \"300ms\"", "timeout = \"15s\"");
+    let with = with.replace("interval = \"500ms\"", "interval = \"15s\"");
+    let without: String = {
+        let (before, rest) = with.split_once("[upstreams.back.health]").expect("it is there");
+        format!("{before}{}", &rest[rest.find("[[routes]]").expect("it is there")..])
+    };
+    let gateway = Gateway::start(&without);
+    assert_eq!(who_answers(&gateway, 40).len(), 2);
+    gateway.rewrite_config(&with);
+    gateway.signal(Signal::HUP);
+    gateway.log_until_nth("every shard runs the configuration", 2, SOON);
+    wait_healthy(&gateway, 1);
+    assert_eq!(who_answers(&gateway, 40).len(), 2, "nothing speaks against either");
+}
+
+#[test]
+fn a_body_has_its_text_or_the_instance_is_out() {
+    let is_ok = Arc::new(AtomicBool::new(true));
+    let said = Arc::clone(&is_ok);
+    let backend = Backend::answering(move |_| {
+        let body = if said.load(Ordering::Relaxed) { "{\"is\":\"ok\"}" } else { "{\"is\":\"ko\"}" };
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    });
+    let with = config(&[backend.address()], "").replace("path = \"/health\"", "path = \"/health\"\nbody = '\"ok\"'");
+    let gateway = Gateway::start(&with);
+    wait_healthy(&gateway, 1);
+    is_ok.store(false, Ordering::Relaxed);
+    wait_healthy(&gateway, 0);
+    assert_eq!(entry(&gateway)["error"], "body");
+    assert!(gateway.metrics().value("shardgate_upstream_probes_total{upstream=\"back\",result=\"body\"}") >= 3);
+    is_ok.store(true, Ordering::Relaxed);
+    wait_healthy(&gateway, 1);
 }

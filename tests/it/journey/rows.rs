@@ -71,6 +71,8 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("trace_exports_failed_total reason=unreachable", "tests/it/journey/span_export.rs", "\"unreachable\") > 0"),
     ("trace_exports_failed_total reason=busy", "tests/it/journey/span_export.rs", "failures(&metrics, \"busy\")"),
     ("trace_exports_failed_total reason=refused", "tests/it/journey/span_export.rs", "failures(&metrics, \"refused\")"),
+    ("upstream_shards_panicking", "tests/it/journey/tiers.rs", "every shard panics"),
+    ("upstream_probes_total result=body", "tests/it/journey/probes.rs", "result=\\\"body\\\""),
     ("upstream_probes_total result=not_asked", "src/upstream/probe.rs", "NotAsked, Refused"),
     ("panics_total", "src/shard/task.rs", "a_panic_ends_its_task_and_no_other"),
     ("hub_fan_out_backlog", "src/hub/tests/limits.rs", "a_message_is_timed_until_the_last_who_reads_has_it"),
