@@ -8,7 +8,7 @@ use crate::{
     shard::Instant,
     telemetry::{
         dependency::{Databases, Dependency, ExportHealth},
-        metrics::ProbeResult,
+        metrics::{CircuitState, ProbeResult},
     },
     upstream::{
         Report,
@@ -174,7 +174,8 @@ fn traces(health: ExportHealth) -> Value {
 /// One upstream's status, and its entry.
 pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Value) {
     let seen = Seen::of(upstream);
-    let is_open = upstream.reports.iter().any(|report| report.is_open);
+    let circuit = upstream.reports.iter().map(|report| report.circuit).max().unwrap_or_default();
+    let is_open = circuit != CircuitState::Closed;
     let is_unresolved = known.unresolved.contains(&upstream.name);
     let status = match (seen.at, seen.healthy) {
         (_, _) if upstream.instances == 0 => "down",
@@ -190,7 +191,7 @@ pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, 
         "status": status,
         "latencyMs": seen.at.map(|_| f64::from(seen.latency_us) / 1000.0),
         "instances": {"healthy": seen.healthy, "total": upstream.instances},
-        "circuit": if is_open { "open" } else { "closed" },
+        "circuit": CircuitState::VALUES[circuit.index()],
         "checkedAt": seen.at.map(|at| rfc3339(unix(at))),
     });
     if upstream.reports.iter().any(|report| report.is_panicking) {

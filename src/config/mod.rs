@@ -54,12 +54,12 @@ pub use auth::SECRET_BYTES_MIN;
 pub use hub::{CLOSE_WITHIN, HUB_TYPES};
 pub use instance::{Instance, ServerAddress, Zone};
 pub use keys::{
-    Access, AccessLog, Accounts, Admin, AdminToken, Algorithm, Auth, Balance, Clickhouse, ClientClose, Compression,
-    Config, Cors, Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver, FurtherListener,
-    HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies, LimitKey,
-    LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn, Revocation,
-    RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, TokenIssuer,
-    TokenKey, Trace, Trust, Upstream, WithoutRedis,
+    Access, AccessLog, Accounts, Admin, AdminToken, Algorithm, Auth, Balance, Breaker, Clickhouse, ClientClose,
+    Compression, Config, Cors, Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver,
+    FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
+    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn,
+    Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer,
+    TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;
@@ -76,4 +76,4 @@ pub use routes::{ACCOUNT_PATHS, ECHO_PATH, HUB_PATHS, OWN_PATHS};
 pub use secret::{HIDDEN, Secret, trimmed};
 pub use secret_file::{SecretFile, open_regular};
 pub use units::{parse_duration, parse_size, written_duration, written_size};
-pub use upstreams::{HashKey, INSTANCES_MAX, StatusRange};
+pub use upstreams::{FailureStatuses, HashKey, INSTANCES_MAX, StatusRange};

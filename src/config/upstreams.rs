@@ -8,7 +8,7 @@ use super::raw::{Table, Value, quoted};
 use super::read::Fields;
 use super::report::Report;
 use super::values::texts;
-use super::{Balance, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
+use super::{Balance, Breaker, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -90,7 +90,47 @@ impl fmt::Display for StatusRange {
     }
 }
 
+/// Statuses of answers that count as failures, if any do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FailureStatuses(Option<StatusRange>);
+
+impl FailureStatuses {
+    /// None: an answer is no failure.
+    pub const NONE: Self = Self(None);
+
+    /// Whether this one does.
+    pub fn contains(self, status: u16) -> bool {
+        self.0.is_some_and(|range| range.contains(status))
+    }
+}
+
+impl FromStr for FailureStatuses {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<StatusRange>() {
+            _ if text == "none" => Ok(Self::NONE),
+            Ok(range) if range.first >= 400 => Ok(Self(Some(range))),
+            Ok(_) => Err("failures have a status of 400 and above".to_owned()),
+            Err(_) => {
+                Err("it is a status, like \"503\", two with a dash between them, like \"500-599\", or \"none\""
+                    .to_owned())
+            }
+        }
+    }
+}
+
+impl fmt::Display for FailureStatuses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(range) => range.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
 texts! {
+    FailureStatuses: "status, two with a dash between them, or `none`";
     HashKey: "`address`, `user`, `header:NAME` or `cookie:NAME`";
     StatusRange: "status, or two with a dash between them";
 }
@@ -186,6 +226,7 @@ pub(super) fn read_upstreams(root: &Table, has_redis: bool, report: &mut Report)
         let mut upstream = Upstream::from_fields(&fields, report);
         upstream.discover = read_discover(&fields, has_redis, report);
         upstream.health = read_health(&fields, report);
+        upstream.breaker = Breaker::inside(&fields, "breaker", report).0;
         check_body_methods(&upstream.body_methods, &fields, report);
         check_instances(&upstream, &fields, report);
         if upstream.hash_secret.as_ref().is_some_and(|secret| secret.reveal().len() < 16) {

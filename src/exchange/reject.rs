@@ -223,7 +223,7 @@ impl From<Failure> for Reject {
     fn from(failure: Failure) -> Self {
         let code = match &failure {
             Failure::NoBackend => Code::NoHealthyUpstream,
-            Failure::CircuitOpen | Failure::UploadsFull => Code::CircuitOpen,
+            Failure::Failing(_) | Failure::CircuitOpen | Failure::UploadsFull => Code::CircuitOpen,
             Failure::Connect(_) | Failure::Broken(_) => Code::UpstreamUnreachable,
             Failure::BadAnswer(_) => Code::UpstreamBadResponse,
             Failure::TimedOut | Failure::DeadlineMissed => Code::UpstreamTimeout,
@@ -239,6 +239,7 @@ impl From<Failure> for Reject {
         let detail = match &failure {
             Failure::DeadlineMissed => Some("the service did not answer within the time that the request has"),
             Failure::Shed(_) => Some("the answer would come too late; try again shortly"),
+            Failure::Failing(_) => Some("the service fails; try again after the time that Retry-After gives"),
             Failure::UploadsFull => {
                 Some("the service has too many requests under way whose bodies are on their way; try again shortly")
             }
@@ -253,7 +254,11 @@ impl From<Failure> for Reject {
             }
             _ => None,
         };
-        Self { code, detail, allow: None, retry_after_s: None, cause: Some(Box::new(failure)) }
+        let retry_after_s = match &failure {
+            Failure::Failing(after) => u32::try_from(after.as_millis().div_ceil(1000)).ok().map(|s| s.max(1)),
+            _ => None,
+        };
+        Self { code, detail, allow: None, retry_after_s, cause: Some(Box::new(failure)) }
     }
 }
 

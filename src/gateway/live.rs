@@ -21,7 +21,7 @@ use crate::{
         record::RouteNames,
         slots::{MetricSlot, OTHER},
     },
-    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report, Upstream, probe::Verdict},
+    upstream::{BackendAddress, BackendReport, InstanceReport, NoticeBell, Orders, Report, Upstream, probe::Verdict},
 };
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -46,7 +46,7 @@ impl Gateway {
         let known: Vec<_> =
             old.plan.upstreams.iter().map(|upstream| upstream.name.as_str()).zip(&old.upstreams).collect();
         self.limits.adopt(&plan.limits);
-        let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone()));
+        let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone(), &self.outages.bell));
         live.operate(&self.orders.with(|orders| Arc::clone(orders)));
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
@@ -82,6 +82,7 @@ impl Gateway {
             upstream.sweep(now);
         }
         self.note_unasked();
+        self.say_late(now);
     }
 
     /// Probes have come to another verdict of a backend of the upstream at this place, by this generation of the plan.
@@ -160,11 +161,13 @@ impl Live {
         known: &[(&str, &Rc<Upstream>)],
         ledger: &Local<Ledger>,
         limits: Limits,
+        bell: &Rc<NoticeBell>,
     ) -> Self {
         let upstreams = plan.upstreams.iter().map(|wanted| {
             let known = known.iter().find(|(name, _)| *name == wanted.name).map(|(_, upstream)| Rc::clone(upstream));
             let seed = || ledger.with(|ledger| ledger.rng.u64(..));
             let upstream = known.unwrap_or_else(|| Rc::new(Upstream::new(wanted.settings.clone(), seed())));
+            upstream.attach(bell);
             upstream.update(wanted.settings.clone(), &wanted.instances, wanted.table.clone());
             upstream
         });

@@ -10,6 +10,7 @@ mod echo;
 pub mod fields;
 mod live;
 mod neighbours;
+mod outages;
 mod pages;
 mod path;
 mod plan;
@@ -33,6 +34,8 @@ pub use addresses::{
 use body::Body;
 use live::Live;
 pub use neighbours::unguarded_neighbours;
+use outages::Outages;
+pub use outages::Suspect;
 pub use pages::{Page, Pages};
 use pages::{metrics_format, own_method};
 use plan::{OwnPage, Route, Target};
@@ -71,6 +74,7 @@ pub struct Gateway {
     /// Requests that have no answer yet are refused, for the process ends.
     refuses_unanswered: Cell<bool>,
     sockets: Rc<Sockets>,
+    outages: Outages,
 }
 
 /// Where a shard asks other threads what it does not know itself.
@@ -102,11 +106,22 @@ impl Gateway {
         limits.adopt(&plan.limits);
         let identity = Identity::new(keys, &plan.tokens);
         let sockets = Sockets::new(seat, &plan.hub, Rc::clone(&ledger));
-        let live = Local::new(Rc::new(Live::new(plan, &[], &ledger, limits.clone())));
+        let outages = Outages::default();
+        let live = Local::new(Rc::new(Live::new(plan, &[], &ledger, limits.clone(), &outages.bell)));
         let (pages, refuses_unanswered) = (Local::default(), Cell::new(false));
         let orders = Local::default();
-        let gateway =
-            Rc::new(Self { ledger, desks, limits, live, orders, pages, identity, refuses_unanswered, sockets });
+        let gateway = Rc::new(Self {
+            ledger,
+            desks,
+            limits,
+            live,
+            orders,
+            pages,
+            identity,
+            refuses_unanswered,
+            sockets,
+            outages,
+        });
         gateway.sockets.attach(&gateway);
         gateway
     }

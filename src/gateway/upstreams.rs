@@ -14,7 +14,7 @@ use crate::{
     proto::http1::HeadLimits,
     telemetry::metrics::Names,
     upstream::{
-        Backoff, Instance, OutlierPolicy, Settings,
+        Backoff, BreakerPolicy, FailureShare, Instance, OutlierPolicy, Settings,
         balance::{Rules, Table},
         shares,
     },
@@ -66,8 +66,23 @@ impl UpstreamPlan {
                 queue_max: shedding.queue_max,
                 outlier: OutlierPolicy {
                     failures: upstream.outlier_failures,
+                    share: FailureShare {
+                        percent: upstream.outlier_share_percent,
+                        requests_min: upstream.outlier_requests_min,
+                        window: upstream.outlier_window,
+                    },
+                    statuses: upstream.outlier_statuses,
                     ejection: upstream.outlier_ejection,
                     percent_max: upstream.outlier_percent_max,
+                },
+                breaker: BreakerPolicy {
+                    share: FailureShare {
+                        percent: upstream.breaker.percent,
+                        requests_min: upstream.breaker.requests_min,
+                        window: upstream.breaker.window,
+                    },
+                    statuses: upstream.breaker.statuses,
+                    open_for: upstream.breaker.open_for,
                 },
                 balance: Rules {
                     policy: upstream.balance,

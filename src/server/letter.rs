@@ -36,7 +36,7 @@ use crate::{
     },
     config::Config,
     gateway::{
-        Instances, Pages, Plan,
+        Instances, Pages, Plan, Suspect,
         rate_limit::{
             To,
             counter::{Counted, Hits, Owed},
@@ -119,6 +119,9 @@ pub(super) enum DroppableToShard {
     Hits(usize, Hits),
     /// By the hub of the shard of this number, to this one's; see [`RoomLetter`].
     Room(u16, Box<RoomLetter>),
+    /// By a shard that has ejected an instance, or opened a circuit; see [`Suspect`]. Whoever misses it finds out by itself,
+    /// with some more failures.
+    Suspect(Box<Suspect>),
     /// By the bridge: what the bus says to the hub of this shard; see [`BusAnswer`].
     Bus(Box<BusAnswer>),
     /// By a key's home, of its own accord: so much is owed. Whoever misses it is told with the next.

@@ -11,6 +11,7 @@ mod lookup;
 mod migrate;
 mod operations;
 mod orders;
+mod outages;
 mod probes;
 mod records;
 mod resolver;

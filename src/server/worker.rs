@@ -17,6 +17,7 @@ use rustix::net::SendFlags;
 use super::letter::{
     Accepted, AllLetters, DroppableToBridge, DroppableToShard, Revoked, Scraped, ToBridge, ToControl, ToShard,
 };
+use super::outages;
 use super::scrapes::{Scrapes, Texts};
 use super::spans;
 use crate::{
@@ -189,6 +190,7 @@ pub(super) async fn run(equipment: ShardSetup) {
         task::spawn("acceptor", Rc::clone(&worker).accept(listener));
     }
     task::spawn("the hub", worker.gateway.run_hub());
+    task::spawn("outages", outages::tell(Rc::clone(&worker.gateway), worker.bus.clone(), index));
     task::spawn("sweeper", Rc::clone(&worker).sweep());
     task::spawn("access log", Rc::clone(&worker).flush_log(flush_interval));
     task::spawn("spans", spans::flush(Rc::clone(&worker.ledger), worker.bus.clone()));
@@ -284,6 +286,7 @@ impl Worker {
                 Received::Droppable(DroppableToShard::Hits(from, hits)) => self.gateway.limits.count(from, hits),
                 Received::Droppable(DroppableToShard::Owed(owed)) => self.gateway.limits.hear_owed(owed),
                 Received::Droppable(DroppableToShard::Room(from, letter)) => self.gateway.hear(from.into(), *letter),
+                Received::Droppable(DroppableToShard::Suspect(suspect)) => self.gateway.suspect(&suspect),
                 Received::Droppable(DroppableToShard::Bus(answer)) => self.gateway.hear_bus(*answer),
             });
             if self.is_stopping.get() { Poll::Ready(()) } else { Poll::Pending }
@@ -352,6 +355,7 @@ impl Worker {
 
     fn scraped(&self) -> Scraped {
         self.gateway.note_unasked();
+        self.gateway.count_circuits();
         let lag = stall::lag();
         let mut counters = self.ledger.with(|ledger| {
             ledger.counters.access_log_dropped = ledger.access_log.dropped();
@@ -385,6 +389,8 @@ impl Worker {
             upstream.connections_held = gauge(report.held);
             upstream.instances_distrusted = gauge(report.distrusted);
             upstream.shards_panicking = i64::from(report.is_panicking);
+            upstream.instances_ejected = gauge(report.ejected);
+            upstream.circuit_open_shards = i64::from(report.is_failing);
         }
         Scraped {
             shard: self.index,

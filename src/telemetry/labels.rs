@@ -187,6 +187,26 @@ label! {
 }
 
 label! {
+    /// How a circuit stands: whether an upstream is asked for anything. In the order from best to worst.
+    #[derive(PartialOrd, Ord)]
+    CircuitState {
+        /// Everything is sent.
+        Closed = "closed",
+        /// A few requests are sent, to try.
+        HalfOpen = "half_open",
+        /// Nothing is sent.
+        Open = "open",
+    }
+}
+
+#[expect(clippy::derivable_impls, reason = "the table takes no attribute of a value")]
+impl Default for CircuitState {
+    fn default() -> Self {
+        Self::Closed
+    }
+}
+
+label! {
     /// What a limit did with a request.
     LimitOutcome {
         /// It passed.

@@ -8,9 +8,9 @@ use super::clickhouse::ClickhouseCounters;
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::instance_metrics::InstanceCounters;
 pub use super::labels::{
-    AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, ExportFailure, HubEvent, InstanceOut, KeyFetch,
-    LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, Shed, SocketClosed, SpanLoss, Stale,
-    Store, ThreadKind, TokenCheck, TunnelEnded,
+    AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, CircuitState, ExportFailure, HubEvent, InstanceOut,
+    KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, Shed, SocketClosed, SpanLoss,
+    Stale, Store, ThreadKind, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Facts, Field as _, Merge, Metric, MetricKind, Micros, MicrosBy, Per, Sparse, Value, Values, table};
@@ -218,6 +218,15 @@ table! {
             by "reason" in Values::Fixed(Shed::VALUES);
         /// Instances of it that were taken out for failing.
         ejections: u64 = Counter "shardgate_upstream_ejections_total" per Upstream;
+        /// Instances of it that are left out now, each counted by every shard that leaves it out.
+        instances_ejected: i64 = Gauge "shardgate_upstream_instances_ejected" per Upstream;
+        /// Shards on which its circuit is not closed: most of what they sent to it failed of late.
+        circuit_open_shards: i64 = Gauge "shardgate_upstream_circuit_open_shards" per Upstream;
+        /// Changes of its circuit on any shard, by the state that was entered.
+        circuit_changes: [u64; CircuitState::COUNT] = Counter "shardgate_upstream_circuit_changes_total" per Upstream
+            by "state" in Values::Fixed(CircuitState::VALUES);
+        /// Requests that were refused because its circuit was open.
+        circuit_refused: u64 = Counter "shardgate_upstream_circuit_refused_total" per Upstream;
         /// Answers of it with white space before the colon of a field, which was taken out.
         answers_mended: u64 = Counter "shardgate_upstream_answers_mended_total" per Upstream;
     }

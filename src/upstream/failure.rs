@@ -1,6 +1,6 @@
 //! Why a request to an upstream has no answer, and whose fault it is.
 
-use std::io;
+use std::{io, time::Duration};
 
 use crate::{
     net::{BodyFailure, ClientError},
@@ -14,6 +14,9 @@ pub enum Failure {
     /// Every backend is ejected or down, or there is none.
     #[error("no backend is healthy")]
     NoBackend,
+    /// Most requests to it failed of late; it is tried again after this long.
+    #[error("the circuit is open: most requests to the upstream failed of late")]
+    Failing(Duration),
     /// As many requests are under way as the upstream may have.
     #[error("the upstream has as many requests under way as it may")]
     CircuitOpen,
@@ -74,7 +77,7 @@ impl Failure {
             Self::Broken(_) => Some(Outcome::Closed),
             Self::BadAnswer(_) => Some(Outcome::Malformed),
             Self::Request(_) | Self::ClientGone | Self::Ended => Some(Outcome::Cancelled),
-            Self::NoBackend | Self::CircuitOpen | Self::UploadsFull | Self::Shed(_) => None,
+            Self::NoBackend | Self::Failing(_) | Self::CircuitOpen | Self::UploadsFull | Self::Shed(_) => None,
         }
     }
 
@@ -91,6 +94,7 @@ impl Failure {
             Self::DeadlineMissed
             | Self::Shed(_)
             | Self::NoBackend
+            | Self::Failing(_)
             | Self::CircuitOpen
             | Self::UploadsFull
             | Self::Request(_)

@@ -176,7 +176,7 @@ impl Upstream {
     fn lost(
         &self,
         end: Option<Result<Answered, Failure>>,
-        backend: &Backend,
+        backend: &Rc<Backend>,
         waited: Duration,
         now: Instant,
         trail: &mut Trail,

@@ -5,11 +5,14 @@
 
 mod admission;
 pub mod balance;
+mod breaker;
 mod discovery;
 mod failure;
 mod hedge;
 mod held;
 mod instance;
+mod judge;
+mod notice;
 mod outlier;
 mod permit;
 mod pool;
@@ -20,11 +23,14 @@ mod send;
 mod streaming;
 mod trail;
 mod tries;
+mod window;
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use admission::{Forecast, Queue};
 use balance::{Balancer, Latency, Load, Rules, Standing, Table};
+use breaker::Breaker;
+pub use breaker::{BreakerPolicy, CircuitCounts};
 #[cfg(any(test, fuzzing))]
 pub use discovery::fuzz_registered;
 pub use discovery::{
@@ -34,8 +40,10 @@ pub use discovery::{
 pub use failure::Failure;
 pub use held::{BackendReport, Held, Order, Orders};
 pub use instance::{BackendAddress, Instance, shares};
-use outlier::Outlier;
-pub use outlier::OutlierPolicy;
+use notice::Notices;
+pub use notice::{Notice, NoticeBell};
+pub use outlier::{Cause, OutlierPolicy};
+use outlier::{Outlier, Trial};
 use permit::RequestPermit;
 pub use pool::Caught;
 use pool::{ConnectionPool, Doubt};
@@ -47,10 +55,12 @@ pub use send::{Asker, Call};
 pub use streaming::{Streaming, SwitchedBackend};
 pub use trail::{Trail, Unusual};
 pub use tries::{FailedTry, Tries, UnderWay};
+pub use window::FailureShare;
 
 use crate::{
     net::{AnswerLimits, ClientConnection},
     shard::{Instant, Local, clock},
+    telemetry::metrics::CircuitState,
 };
 
 /// How an upstream is used. From the configuration; limits of the process are this shard's share already.
@@ -82,6 +92,8 @@ pub struct Settings {
     pub queue_max: Duration,
     /// When a failing backend is left out.
     pub outlier: OutlierPolicy,
+    /// When nothing is sent at all.
+    pub breaker: BreakerPolicy,
     /// How a backend is chosen.
     pub balance: Rules,
     /// Where the gateway stands: backends of the same zone come first.
@@ -119,6 +131,13 @@ struct UpstreamState {
     balancer: Balancer,
     /// When the next backend that was left out comes back.
     returns_at: Instant,
+    /// Whether a backend is on trial.
+    has_trials: bool,
+    breaker: Breaker,
+    /// Since when the circuit is not closed.
+    opened_at: Option<Instant>,
+    notices: Notices,
+    bell: Option<Rc<NoticeBell>>,
 }
 
 /// One server of an upstream, as this shard knows it. Kept across a reload that keeps its address.
@@ -179,15 +198,19 @@ pub struct Report {
     pub held: usize,
     /// Backends that sent something unasked of late.
     pub distrusted: usize,
-    /// Whether the circuit is open now.
-    pub is_open: bool,
+    /// How the circuit stands; open also while as many requests are under way as may be.
+    pub circuit: CircuitState,
+    /// Whether it is not closed because requests failed.
+    pub is_failing: bool,
+    /// Backends that are ejected.
+    pub ejected: usize,
     /// How long answers took of late: a moving average, in microseconds.
     pub latency_us: u32,
     /// When an attempt ended last, well or not; `None` while nobody has asked for anything.
     pub tried_at: Option<Instant>,
     /// Whether backends are used that are not well, because too few are.
     pub is_panicking: bool,
-    /// The class of the last failure, while a backend fails: `refused`, `timeout`, `closed` or `malformed`.
+    /// The class of the last failure, while a backend fails: `refused`, `timeout`, `closed`, `malformed` or `status`.
     pub error: Option<&'static str>,
 }
 
@@ -213,6 +236,11 @@ impl Upstream {
             tried_at: None,
             balancer,
             returns_at: Instant::NEVER,
+            has_trials: false,
+            breaker: Breaker::default(),
+            opened_at: None,
+            notices: Notices::default(),
+            bell: None,
         };
         Self { state: Local::new(state) }
     }
@@ -228,8 +256,18 @@ impl Upstream {
                 }
             }
             state.budget.set(settings.retry_percent, settings.retry_min_milli_per_s);
+            if settings.outlier.share != state.settings.outlier.share {
+                for backend in state.backends.iter().chain(&state.leaving) {
+                    backend.state.with(|state| state.outlier.forget_window());
+                }
+            }
+            if settings.breaker != state.settings.breaker {
+                state.breaker.update(&settings.breaker);
+                state.notice_circuit(clock::now());
+            }
             state.settings = settings;
         });
+        self.ring();
         self.replace_backends(instances, table);
     }
 
@@ -287,10 +325,13 @@ impl Upstream {
                     (Verdict::Up, up @ Probed::Up { .. }) => up,
                 };
                 if verdict == Verdict::Up {
-                    backend.outlier.readmit();
+                    backend.outlier.readmit(now);
                     backend.latency = Latency::default();
                 }
             });
+            if verdict == Verdict::Up {
+                state.breaker.hint_well(now);
+            }
             // With the next request: a thousand verdicts in one turn renew it once.
             state.returns_at = Instant::START;
         });
@@ -336,7 +377,11 @@ impl Upstream {
                 total: state.backends.len(),
                 in_flight: state.in_flight,
                 uploading: state.uploading,
-                is_open: state.in_flight >= state.settings.requests_max,
+                circuit: match state.in_flight {
+                    in_flight if in_flight >= state.settings.requests_max => CircuitState::Open,
+                    _ => state.breaker.state(now),
+                },
+                is_failing: !state.breaker.is_closed(),
                 latency_us: state.latency_us,
                 tried_at: state.tried_at,
                 is_panicking: state.balancer.is_panicking(),
@@ -350,6 +395,7 @@ impl Upstream {
                 backend.state.with(|backend| {
                     let is_healthy = is_usable && !backend.outlier.is_failing(&policy);
                     report.healthy += usize::from(is_healthy);
+                    report.ejected += usize::from(backend.outlier.is_out(now));
                     report.idle += backend.pool.len();
                     report.held += backend.pool.held();
                     report.distrusted += usize::from(backend.pool.is_distrusted(now));
@@ -381,88 +427,32 @@ impl Upstream {
             if now >= state.returns_at {
                 state.renew(now);
             }
-            let UpstreamState { backends, balancer, in_flight, .. } = state;
+            let UpstreamState { backends, balancer, in_flight, has_trials, .. } = state;
             let load = |place: usize| {
                 let load =
                     |state: &mut BackendState| Load { in_flight: state.in_flight, latency_us: state.latency.us(now) };
                 backends[place].state.with(load)
             };
-            let place = balancer.choose(now, key, *in_flight, load, |place| is_meant(&backends[place]))?;
-            Some(Rc::clone(&backends[place]))
-        })
-    }
-
-    /// Counts a failure of a backend, after this long; says whether it is left out from now on.
-    fn failed(&self, backend: &Backend, failure: &Failure, waited: Duration, now: Instant) -> bool {
-        self.state.with(|state| {
-            let is_out = |backend: &Rc<Backend>| backend.state.with(|backend| backend.outlier.is_out(now));
-            let out = state.backends.iter().filter(|backend| is_out(backend)).count();
-            state.tried_at = Some(now);
-            let policy = state.settings.outlier;
-            let may_eject = outlier::may_eject(&policy, state.backends.len(), out);
-            let is_ejected = backend.state.with(|backend| {
-                backend.last_error = failure.class();
-                if backend.last_error == Some("timeout") && !backend.outlier.is_out(now) {
-                    backend.latency.tell(now, waited);
-                }
-                let is_ejected = backend.outlier.failed(now, &policy, may_eject);
-                if is_ejected {
-                    backend.counts.ejections += 1;
-                    // When it is back, it is to be used.
-                    backend.latency = Latency::default();
-                }
-                is_ejected
-            });
-            if is_ejected {
-                state.renew(now);
-            }
-            is_ejected
-        })
-    }
-
-    /// A request was given up before its deadline that this backend had until then.
-    fn gave_up(&self, backend: &Backend, waited: Duration, now: Instant) {
-        backend.state.with(|backend| {
-            // It took that long at least; how much longer nobody knows.
-            if waited.as_micros() > u128::from(backend.latency.us(now)) {
-                backend.latency.tell(now, waited);
-            }
-        });
-        self.state.with(|state| state.tried_at = Some(now));
-    }
-
-    /// Counts an answer of a backend.
-    fn succeeded(&self, backend: &Backend, waited: Duration, status: u16) {
-        let now = clock::turn();
-        let is_error = status >= 500;
-        // Whoever fails at once is not quick: it would be chosen for it.
-        let least = if is_error { self.state.with(|state| state.latency_us) } else { 0 };
-        let was_out = backend.state.with(|backend| {
-            backend.latency.tell(now, waited.max(Duration::from_micros(least.into())));
-            backend.outlier.succeeded(now)
-        });
-        if was_out {
-            self.state.with(|state| state.renew(now));
-        }
-        let waited_us = u32::try_from(waited.as_micros()).unwrap_or(u32::MAX);
-        self.state.with(|state| {
-            state.tried_at = Some(now);
-            // The first answer is all that is known; an average that began at nothing would call a slow upstream quick.
-            state.latency_us = match state.latency_us {
-                0 => waited_us,
-                average if is_error => average,
-                average => average - average / 8 + waited_us / 8,
+            // One on trial gets a second request only where nobody else would.
+            let takes = |place: usize| backends[place].state.with(|state| state.outlier.takes(now));
+            let is_wanted = |place: usize| is_meant(&backends[place]) && (!*has_trials || takes(place));
+            let chosen = balancer.choose(now, key, *in_flight, load, is_wanted);
+            let chosen = match chosen {
+                None if *has_trials => balancer.choose(now, key, *in_flight, load, |place| is_meant(&backends[place])),
+                chosen => chosen,
             };
-        });
+            chosen.map(|place| Rc::clone(&backends[place]))
+        })
     }
 }
 
 impl UpstreamState {
     /// Takes over who is left out now, and until when.
     fn renew(&mut self, now: Instant) {
-        let Self { backends, balancer, returns_at, settings, .. } = self;
+        let Self { backends, balancer, returns_at, settings, has_trials, .. } = self;
         let out_until = |backend: &Rc<Backend>| backend.state.with(|state| state.outlier.out_until(now));
         *returns_at = backends.iter().filter_map(out_until).min().unwrap_or(Instant::NEVER);
+        *has_trials = backends.iter().any(|backend| backend.state.with(|state| state.outlier.is_on_trial(now)));
         balancer.stand(backends.iter().map(|backend| backend.standing(settings.is_probed, now)));
     }
 }
@@ -484,8 +474,11 @@ impl Backend {
 
     fn standing_unheld(&self, is_probed: bool, now: Instant) -> Standing {
         self.state.with(|state| {
-            if state.outlier.is_out(now) {
-                return Standing::Unusable;
+            match state.outlier.out_for(now) {
+                Some(Cause::InARow) => return Standing::Unusable,
+                // It answers, at times.
+                Some(Cause::Share) => return Standing::Unwell,
+                None => {}
             }
             let since = match state.probed {
                 _ if !is_probed => state.came_at,
@@ -517,6 +510,8 @@ struct Lease {
     connection: Option<Box<ClientConnection>>,
     idle_timeout: Duration,
     idle_max: usize,
+    /// What it tries of a backend that was left out.
+    trial: Option<Trial>,
 }
 
 impl Lease {
@@ -538,10 +533,18 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.backend.state.with(|state| state.in_flight -= 1);
+        let trial = self.trial;
+        self.backend.state.with(|state| {
+            state.in_flight -= 1;
+            if let Some(trial) = trial {
+                state.outlier.end(trial);
+            }
+        });
     }
 }
 
+#[cfg(test)]
+mod failure_simulation;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]

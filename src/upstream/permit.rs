@@ -5,9 +5,13 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{Failure, Trail, Upstream, admission::Waited};
+use super::{
+    Failure, Trail, Upstream,
+    admission::Waited,
+    breaker::{Found, OpenUntil, Pass},
+};
 use crate::{
-    shard::{Instant, woken_at},
+    shard::{Instant, clock, woken_at},
     telemetry::metrics::Shed,
 };
 
@@ -21,6 +25,9 @@ pub(super) struct RequestPermit {
     is_waiting: bool,
     /// How many had none when it came, it included.
     waiting: u32,
+    /// The circuit's, until it has been told what became of the request.
+    pass: Option<Pass>,
+    found: Found,
 }
 
 impl Upstream {
@@ -53,22 +60,32 @@ impl Upstream {
 
     /// Takes a place; `uploads`: the request's body is still coming in.
     pub(super) fn enter(self: &Rc<Self>, uploads: bool) -> Result<RequestPermit, Failure> {
-        let waiting = self.state.with(|state| {
+        let (waiting, pass) = self.state.with(|state| {
             if state.in_flight >= state.settings.requests_max {
                 return Err(Failure::CircuitOpen);
             }
             if uploads && state.uploading >= state.settings.uploads_max {
                 return Err(Failure::UploadsFull);
             }
+            let now = clock::turn();
+            let pass = state.breaker.admit(now, &state.settings.breaker);
+            let pass = pass.map_err(|OpenUntil(until)| Failure::Failing(until.since(now)))?;
             state.in_flight += 1;
             state.uploading += u32::from(uploads);
             state.waiting += 1;
             state.budget.deposit();
-            Ok(state.waiting)
-        });
-        let waiting = waiting?;
+            Ok((state.waiting, pass))
+        })?;
         let upstream = Rc::clone(self);
-        Ok(RequestPermit { upstream, is_uploading: uploads, is_retrying: false, is_waiting: true, waiting })
+        Ok(RequestPermit {
+            upstream,
+            is_uploading: uploads,
+            is_retrying: false,
+            is_waiting: true,
+            waiting,
+            pass: Some(pass),
+            found: Found::Nothing,
+        })
     }
 
     /// Takes a place for another attempt at a request that has one, if one may be made; its time goes on.
@@ -87,6 +104,8 @@ impl Upstream {
             is_retrying: true,
             is_waiting: false,
             waiting: 0,
+            pass: None,
+            found: Found::Nothing,
         })
     }
 }
@@ -116,9 +135,23 @@ impl RequestPermit {
 
     /// Takes over the place of another attempt at the same request, which has the answer.
     pub(super) fn take_over(&mut self, other: Self) {
-        let own = std::mem::replace(self, other);
+        let mut own = std::mem::replace(self, other);
         self.waiting = own.waiting;
+        self.pass = own.pass.take();
+        // What the other one has found of the upstream is told now.
+        self.found(self.found);
         drop(own);
+    }
+
+    /// What an attempt says of the upstream. Of several the last one counts, and at once if it went well.
+    #[inline]
+    pub(super) fn found(&mut self, found: Found) {
+        self.found = found;
+        if found == Found::Well
+            && let Some(pass) = self.pass.take()
+        {
+            self.upstream.record(pass, found, clock::turn());
+        }
     }
 
     /// Whether the request may be sent once more; the trail is told if it may not for want of a budget.
@@ -140,6 +173,10 @@ impl RequestPermit {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
+        // Whoever leaves before anything was found frees the place of a trial.
+        if let Some(pass) = self.pass.take() {
+            self.upstream.record(pass, self.found, clock::turn());
+        }
         self.upstream.state.with(|state| {
             state.in_flight -= 1;
             state.uploading -= u32::from(self.is_uploading);

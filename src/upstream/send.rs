@@ -9,6 +9,7 @@ use std::{
 
 use super::{
     Backend, Failure, Lease, RequestPermit, RetryRules, Streaming, Trail, Upstream,
+    breaker::Found,
     hedge::may_be_hedged,
     retry::{Tried, retry_after},
     streaming::{Upload, set_aside},
@@ -157,7 +158,7 @@ impl Upstream {
                 }
                 Err(failure) => {
                     let failure = self.if_late(failure, &place, began, admitted_at, call, trail);
-                    let Some(again) = self.account(&failure, tried, began, call, trail) else {
+                    let Some(again) = self.account(&failure, tried, began, &mut place, call, trail) else {
                         return Err(match failure {
                             // The attempts took out the last backend: what they met says more.
                             Failure::NoBackend => earlier.unwrap_or(failure),
@@ -244,6 +245,7 @@ impl Upstream {
         failure: &Failure,
         tried: Tried,
         began: Instant,
+        place: &mut RequestPermit,
         call: &Call,
         trail: &mut Trail,
     ) -> Option<Again> {
@@ -262,6 +264,7 @@ impl Upstream {
         let is_its_fault = failure.class().is_some() && !was_stale;
         if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
             trail.ejected += u32::from(self.failed(backend, failure, waited, now));
+            place.found(Found::Failed);
         }
         let reason = match failure {
             Failure::Connect(_) => Some(RetryOn::Connect),
@@ -343,7 +346,8 @@ impl Upstream {
         trail.status = Some(answer.status);
         trail.mended = answer.mended;
         wait.place.answered();
-        self.succeeded(&backend, waited, answer.status);
+        trail.ejected += u32::from(self.answered(&backend, waited, answer.status, answered_at));
+        wait.place.found(self.found(answer.status));
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.
         answer.keep_alive &= wait.is_uploaded && !call.is_last && (!head.upgrade || answer.status == 101);
@@ -367,12 +371,13 @@ impl Upstream {
         let (connect_timeout, idle_timeout, idle_max) = self
             .state
             .with(|state| (state.settings.connect_timeout, state.settings.idle_timeout, state.settings.idle_max));
-        let warm = backend.state.with(|state| {
+        let (warm, trial) = backend.state.with(|state| {
             state.in_flight += 1;
-            if is_retry { None } else { state.pool.take(now, idle_max) }
+            let warm = if is_retry { None } else { state.pool.take(now, idle_max) };
+            (warm, state.outlier.begin(now))
         });
         // From here on the lease counts the request off again, whatever happens.
-        let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max };
+        let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max, trial };
         trail.reused = lease.connection.is_some();
         if lease.connection.is_none() {
             trail.opened += 1;

@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    config::Balance,
+    config::{Balance, FailureStatuses},
     net::{AnswerBody as _, OwnedBody, RequestBody as _},
     proto::{
         head::{Framing, RequestHead, ResponseHead},
@@ -19,7 +19,7 @@ use crate::{
 
 const LIMITS: HeadLimits = HeadLimits { head_bytes_max: 4096, fields_max: 32, target_bytes_max: 1024 };
 
-fn settings() -> Settings {
+pub(super) fn settings() -> Settings {
     Settings {
         connect_timeout: Duration::from_secs(10),
         idle_timeout: Duration::from_secs(10),
@@ -33,7 +33,18 @@ fn settings() -> Settings {
         backoff: Backoff { first: Duration::ZERO, max: Duration::ZERO },
         sheds_by_deadline: true,
         queue_max: Duration::from_mins(1),
-        outlier: OutlierPolicy { failures: 5, ejection: Duration::from_secs(1), percent_max: 50 },
+        outlier: OutlierPolicy {
+            failures: 5,
+            share: FailureShare { percent: 40, requests_min: 20, window: Duration::from_secs(10) },
+            statuses: "502-504".parse().expect("statuses"),
+            ejection: Duration::from_secs(1),
+            percent_max: 50,
+        },
+        breaker: BreakerPolicy {
+            share: FailureShare { percent: 50, requests_min: 20, window: Duration::from_secs(10) },
+            statuses: FailureStatuses::NONE,
+            open_for: Duration::from_secs(5),
+        },
         balance: Rules { policy: Balance::LeastLatency, panic_percent: 50, slow_start: Duration::ZERO },
         zone: None,
         is_probed: false,
@@ -176,9 +187,9 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     upstream.probed(&backends[0].at, Verdict::Up, now);
     assert_eq!((chosen(&upstream, now), healthy()), ([1, 2].into(), 2), "what is newer holds");
     // Fifteen seconds in vain are no reason to pass it over.
-    upstream.succeeded(&first, Duration::from_millis(2), 200);
+    upstream.answered(&first, Duration::from_millis(2), 200, clock::now());
     let second = upstream.state.with(|state| Rc::clone(&state.backends[1]));
-    upstream.succeeded(&second, Duration::from_millis(2), 200);
+    upstream.answered(&second, Duration::from_millis(2), 200, clock::now());
     assert_eq!(chosen(&upstream, now), [1, 2].into());
 
     upstream.probed(&backends[0].at, Verdict::Down, now);
@@ -287,8 +298,8 @@ fn who_fails_at_once_is_not_chosen_for_it() {
     upstream.update(settings(), &backends, None);
     let [first, second] = [0, 1].map(|place| upstream.state.with(|state| Rc::clone(&state.backends[place])));
     for _ in 0..100 {
-        upstream.succeeded(&first, Duration::from_millis(10), 200);
-        upstream.succeeded(&second, Duration::from_micros(50), 503);
+        upstream.answered(&first, Duration::from_millis(10), 200, clock::now());
+        upstream.answered(&second, Duration::from_micros(50), 500, clock::now());
     }
     let now = clock::now();
     let port = |_| upstream.choose(now, None, &[]).map(|backend| port_of(&backend));

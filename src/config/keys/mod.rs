@@ -54,7 +54,7 @@ pub use process::{
     ListenerKind, Log, LogFormat, Metrics, Runtime,
 };
 pub use requests::{
-    Access, Balance, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
+    Access, Balance, Breaker, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
     LimitKey, LimitScope, ProbeKind, RetryOn, Route, RouteCors, Trace, Trust, Upstream,
 };
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
@@ -113,6 +113,7 @@ pub const SECTIONS: &[&Section] = &[
     Upstream::SECTION,
     Discover::SECTION,
     Health::SECTION,
+    Breaker::SECTION,
     Route::SECTION,
     RouteCors::SECTION,
     &Section {

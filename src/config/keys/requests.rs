@@ -8,7 +8,7 @@ use crate::config::key::Kind;
 use crate::config::origin::OriginPattern;
 use crate::config::path::PathPattern;
 use crate::config::secret::Secret;
-use crate::config::upstreams::{HashKey, StatusRange};
+use crate::config::upstreams::{FailureStatuses, HashKey, StatusRange};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -268,11 +268,24 @@ section! {
         retry_backoff: Duration as Duration(0, MINUTE) = "25ms", e.g. "100ms";
         /// The longest pause that is drawn.
         retry_backoff_max: Duration as Duration(0, MINUTE) = "250ms", e.g. "1s";
-        /// Failures in a row that eject an instance. 0 ejects none.
+        /// Failures in a row that eject an instance: no connection, no answer in time, or one that is none. An answer
+        /// of any status ends the row. 0 ejects none, by `outlier_share_percent` neither.
         outlier_failures: u32 = 5, e.g. 10, per Shard;
-        /// How long an ejected instance stays out, times how often it was ejected.
+        /// The share of failures, in percent, that ejects an instance which fails at least twice as often as the better
+        /// half of the others. 0: none is ejected for it.
+        outlier_share_percent: u32 as PERCENT = 40, e.g. 20, per Shard;
+        /// Answers that count as failures in that share, besides those that did not come: a status, two with a dash
+        /// between them, or `none`.
+        outlier_statuses: FailureStatuses = "502-504", e.g. "500-599", per Shard;
+        /// Of fewer requests than these within `outlier_window` the share says nothing.
+        outlier_requests_min: u32 as Number(1, 1_000_000) = 20, e.g. 100, per Shard;
+        /// How far back the share is counted.
+        outlier_window: Duration as Duration(1000, HOUR) = "10s", e.g. "1m", per Shard;
+        /// How long an ejected instance stays out, times how often it was ejected of late, up to five minutes. Then one
+        /// request tries it.
         outlier_ejection: Duration = "30s", e.g. "10s", per Shard;
-        /// At most this share of the instances is ejected at once, in percent.
+        /// At most this share of the instances is ejected at once, in percent, and below 100 never the last one that is
+        /// usable.
         outlier_percent_max: u32 as PERCENT = 50, e.g. 30, per Shard;
         /// How an instance is chosen. `least_latency`: the one of two drawn at random whose requests in flight times its
         /// latency of late are less. `least_requests`: by requests in flight alone, where requests differ widely in
@@ -300,6 +313,26 @@ section! {
         discover: Discover,
         /// How its instances are probed.
         health: Health,
+        /// When it is asked for nothing at all.
+        breaker: Breaker,
+    }
+}
+
+section! {
+    /// An upstream's circuit: [resilience.md](resilience.md). When most of what a shard has sent to it failed, the shard
+    /// sends nothing for a while (`503 circuit_open` with `Retry-After`), and then one request, whose end decides.
+    Breaker = Inside "upstreams.<name>.breaker", per Shard, by Reload {
+        /// The share of failed requests, in percent, that opens the circuit. Failed is what had no answer, tries again
+        /// included. 0: it never opens.
+        percent: u32 as PERCENT = 50, e.g. 80;
+        /// Of fewer requests than these within `window` the share says nothing.
+        requests_min: u32 as Number(1, 1_000_000) = 20, e.g. 100;
+        /// How far back the share is counted.
+        window: Duration as Duration(1000, HOUR) = "10s", e.g. "30s";
+        /// How long nothing is sent before a request tries.
+        open_for: Duration as Duration(100, HOUR) = "5s", e.g. "30s";
+        /// Answers that count as failures besides: a status, two with a dash between them, or `none`.
+        statuses: FailureStatuses = "none", e.g. "502-504";
     }
 }
 

@@ -238,6 +238,10 @@ fn the_defaults_are_those_that_were_promised() {
         retry_backoff = "25ms"
         retry_backoff_max = "250ms"
         outlier_failures = 5
+        outlier_share_percent = 40
+        outlier_statuses = "502-504"
+        outlier_requests_min = 20
+        outlier_window = "10s"
         outlier_ejection = "30s"
         outlier_percent_max = 50
         balance = "least_latency"
@@ -263,6 +267,10 @@ fn the_defaults_are_those_that_were_promised() {
         retry_backoff = "25ms"
         retry_backoff_max = "250ms"
         outlier_failures = 5
+        outlier_share_percent = 40
+        outlier_statuses = "502-504"
+        outlier_requests_min = 20
+        outlier_window = "10s"
         outlier_ejection = "30s"
         outlier_percent_max = 50
         balance = "least_latency"
@@ -288,6 +296,10 @@ fn the_defaults_are_those_that_were_promised() {
         retry_backoff = "25ms"
         retry_backoff_max = "250ms"
         outlier_failures = 5
+        outlier_share_percent = 40
+        outlier_statuses = "502-504"
+        outlier_requests_min = 20
+        outlier_window = "10s"
         outlier_ejection = "30s"
         outlier_percent_max = 50
         balance = "least_latency"

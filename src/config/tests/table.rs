@@ -75,6 +75,9 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         }
         Shape::Listed => format!("{shop}[[routes]]\n{path}{upstream}{line}"),
         Shape::Inside if section.name == "upstreams.<name>.discover" => discover::with_redis(&line),
+        Shape::Inside if section.name == "upstreams.<name>.breaker" => {
+            format!("{ONE_ROUTE}[upstreams.a.breaker]\n{line}")
+        }
         Shape::Inside if section.name.starts_with("upstreams.") => {
             let path = if matches!(key.name, "path" | "kind") { "" } else { "path = \"/\"\n" };
             format!("{ONE_ROUTE}[upstreams.a.health]\n{path}{line}")
@@ -215,7 +218,8 @@ fn the_example_shows_every_key() {
             Shape::Listed if section.name == "listeners" => is_comment && example().contains("# [[listeners]]"),
             Shape::Listed => routes.iter().any(|route| has(Some(route), key.name)),
             Shape::Inside if section.name.starts_with("upstreams") => {
-                has(written["upstreams"]["orders"].get(last), key.name)
+                let upstreams = written["upstreams"].as_table().expect("a table");
+                upstreams.values().any(|upstream| has(upstream.get(last), key.name))
             }
             Shape::Inside => routes.iter().any(|route| has(route.get(last), key.name)),
         };

@@ -6,6 +6,7 @@ mod answer_heads;
 mod balance;
 mod between;
 mod bodies;
+mod circuits;
 mod cors;
 mod deadlines;
 mod echo;

@@ -115,13 +115,13 @@ fn who_answers(gateway: &Gateway, requests: usize) -> std::collections::BTreeSet
 }
 
 /// GETs from several clients until told to stop; returns how many were answered, and how those that failed were.
-struct Crowd {
+pub(super) struct Crowd {
     stop: Arc<AtomicBool>,
     clients: Vec<std::thread::JoinHandle<(usize, Vec<u16>)>>,
 }
 
 impl Crowd {
-    fn start(gateway: &Gateway) -> Self {
+    pub(super) fn start(gateway: &Gateway) -> Self {
         let (stop, address) = (Arc::new(AtomicBool::new(false)), gateway.address());
         let client = |_| {
             let stop = Arc::clone(&stop);
@@ -140,7 +140,7 @@ impl Crowd {
         Self { clients: (0..8).map(client).collect(), stop }
     }
 
-    fn end(self) -> (usize, Vec<u16>) {
+    pub(super) fn end(self) -> (usize, Vec<u16>) {
         self.stop.store(true, Ordering::Relaxed);
         let ended = self.clients.into_iter().map(|client| client.join().expect("it ends"));
         ended.fold((0, Vec::new()), |(sum, mut all), (answered, failed)| {

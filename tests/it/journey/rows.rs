@@ -21,7 +21,7 @@ use super::{
 use crate::{
     backend::{Backend, Conversation},
     client::{Client, Response},
-    harness::{Gateway, shardgate},
+    harness::{Gateway, shardgate, until},
 };
 
 const SOON: Duration = Duration::from_secs(10);
@@ -372,6 +372,12 @@ fn config(backend: &Backend) -> String {
              [[routes]]\npath = \"/stream\"\nupstream = \"back\"\n\
              [[routes]]\npath = \"/admin\"\nupstream = \"back\"\nroles = [\"admin\"]\n"
         ),
+        format!(
+            "[upstreams.broken]\ninstances = [\"{away}\"]\nretries_max = 0\noutlier_failures = 0\n\
+             [upstreams.broken.breaker]\nrequests_min = 2\n\
+             [upstreams.mended]\ninstances = [\"{back}\"]\nretries_max = 0\noutlier_failures = 0\n\
+             [upstreams.mended.breaker]\nrequests_min = 2\nopen_for = \"100ms\"\n"
+        ),
         probed("x", backend.address()),
         probed("closed", backend.address()),
         probed("malformed", backend.address()),
@@ -382,6 +388,8 @@ fn config(backend: &Backend) -> String {
         public("/small", "back", "body_bytes_max = \"10B\""),
         public("/narrow", "narrow", ""),
         public("/away", "away", ""),
+        public("/broken", "broken", ""),
+        public("/mended/*", "mended", "strip_prefix = \"/mended\""),
         public("/one", "back", "limits = [\"one\"]"),
         public("/watch", "back", "limits = [\"watch\"]"),
         public("/wide", "back", "limits = [\"wide\"]"),
@@ -438,9 +446,18 @@ fn requests() -> Vec<(String, u16)> {
         ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(), 501),
         (get("/away", ""), 502),
         (get("/away", ""), 503),
+        (get("/broken", ""), 502),
+        (get("/broken", ""), 502),
+        (get("/broken", ""), 503),
+        (get("/mended/closed", ""), 502),
+        (get("/mended/closed", ""), 502),
         ("GET / HTTP/3.0\r\nHost: a\r\n\r\n".to_owned(), 505),
     ]
     .into()
+}
+
+fn get_mended() -> &'static str {
+    "GET /mended/x HTTP/1.1\r\nHost: a\r\n\r\n"
 }
 
 #[test]
@@ -450,6 +467,10 @@ fn every_row_moves() {
     add_ann(&gateway);
     for (request, status) in requests() {
         assert_eq!(ask(&gateway, &request).status, status, "{request}");
+    }
+    until(SOON, "the circuit tries", || (ask(&gateway, get_mended()).status == 200).then_some(()));
+    for _ in 0..8 {
+        assert_eq!(ask(&gateway, get_mended()).status, 200);
     }
     // More addresses than there are places, each of which soon owes nothing.
     for n in 0..64 {

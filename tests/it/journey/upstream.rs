@@ -291,14 +291,14 @@ fn with_nobody_left_the_client_is_told_to_come_back() {
 
 #[test]
 fn by_default_the_last_instances_are_never_left_out() {
-    let mut backend = Backend::start(breaking_at_first(20));
+    let mut backend = Backend::start(breaking_at_first(15));
     let gateway = Setup { upstream: "retries_max = 0", ..Setup::default() }.start(&[backend.address()]);
     let mut client = gateway.connect();
-    for _ in 0..20 {
+    for _ in 0..15 {
         expect_refusal(&client.get("/x"), 502, "upstream_unreachable");
     }
     assert_eq!(client.get("/x").status, 200);
-    assert_eq!(backend.opened(), 21);
+    assert_eq!(backend.opened(), 16);
 }
 
 #[test]
