@@ -32,6 +32,7 @@ fn the_defaults_are_those_that_were_promised() {
         enabled = true
         address = "127.0.0.1"
         port = 3001
+        hosts = []
 
         [metrics]
         allow = []
