@@ -137,6 +137,8 @@ label! {
         Probes = "probes",
         /// It has had no good probe yet.
         Untested = "untested",
+        /// An operator holds it out of use.
+        Held = "held",
     }
 }
 
@@ -149,6 +151,8 @@ label! {
         Postgres = "postgres",
         /// Users, sessions and revocations in a file.
         Embedded = "embedded",
+        /// The access log's rows.
+        ClickHouse = "clickhouse",
     }
 }
 

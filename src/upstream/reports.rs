@@ -66,6 +66,7 @@ impl Upstream {
                 tell(backend.state.with(|known| InstanceReport {
                     id: backend.id,
                     out: match known.probed {
+                        _ if known.order.held.is_some() => Some(InstanceOut::Held),
                         _ if known.outlier.is_out(now) => Some(InstanceOut::Ejected),
                         Probed::Untested if settings.is_probed => Some(InstanceOut::Untested),
                         Probed::Unwell | Probed::Down if settings.is_probed => Some(InstanceOut::Probes),

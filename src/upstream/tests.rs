@@ -369,6 +369,8 @@ fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
     }
     let all = [Some(InstanceOut::Ejected), Some(InstanceOut::Failing), Some(InstanceOut::Probes)];
     assert_eq!(why(), all, "half of them may be left out");
+    second.state.with(|state| state.order.held = Some(Held::Drained));
+    assert_eq!(why()[1], Some(InstanceOut::Held));
     first.count(Outcome::TimedOut);
     first.count(Outcome::Answered);
     first.count(Outcome::Answered);
