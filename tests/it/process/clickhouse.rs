@@ -104,7 +104,8 @@ fn requests_are_rows_of_a_table_that_migrate_makes() {
     assert_eq!(lines.len(), 41);
     let found = health(&gateway);
     assert_eq!((&found["status"], &found["instances"]["healthy"]), (&"up".into(), &1.into()), "{found}");
-    let metrics = gateway.metrics();
+    // The answer comes after the rows are there.
+    let metrics = gateway.metrics_until("all are counted", |metrics| metrics.value(SENT) == 41);
     assert_eq!((metrics.value(SENT), metrics.value("shardgate_clickhouse_up")), (41, 1));
     for name in ["memory_bytes", "spill_bytes", "oldest_row_age_seconds", "spill_damaged_total"] {
         assert_eq!(metrics.value(&format!("shardgate_clickhouse_{name}")), 0, "{name}");
@@ -165,7 +166,7 @@ fn a_process_that_is_killed_leaves_its_rows_to_the_next() {
     let (service, files) = (Service::start(), tempfile::TempDir::new().expect("a directory"));
     let config = config(&service, &server, files.path(), "");
     migrate(&config);
-    let gateway = Gateway::start(&config);
+    let mut gateway = Gateway::start(&config);
     send(&gateway, 50, "before");
     wait_for_rows(&server, 50);
     server.kill();
@@ -183,6 +184,7 @@ fn a_process_that_is_killed_leaves_its_rows_to_the_next() {
         is_settled.then_some(())
     });
     gateway.signal(Signal::KILL);
+    assert_eq!(gateway.wait_exit(SOON), None, "a signal ended it");
     drop(gateway);
     // As if it had been in the middle of a record.
     let last = fs::read_dir(files.path()).expect("it is there").flatten().map(|entry| entry.path());
