@@ -10,9 +10,10 @@ use std::{
 use super::{
     balance::Share,
     probe::{ProbeRules, Prober},
+    tests::settings,
     *,
 };
-use crate::{config::Balance, net::AnswerLimits, proto::http1::HeadLimits, telemetry::metrics::ProbeResult};
+use crate::{config::Balance, telemetry::metrics::ProbeResult};
 
 const PLACES: u16 = 9;
 const ROUNDS: u64 = 120;
@@ -66,21 +67,14 @@ impl World {
     fn new(seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let policy = *rng.choice(Balance::ALL.iter()).expect("there are some");
-        let head = HeadLimits { head_bytes_max: 4096, fields_max: 32, target_bytes_max: 1024 };
+        let given = settings();
+        let outlier = OutlierPolicy { failures: 3, ejection: Duration::from_secs(5), percent_max: 50, ..given.outlier };
         let settings = Settings {
-            connect_timeout: Duration::from_secs(1),
-            idle_timeout: Duration::from_secs(1),
-            idle_max: 1,
-            answers: AnswerLimits { head, interim_max: 1 },
-            requests_max: 100,
-            uploads_max: 50,
-            retries_at_once_max: 1,
-            retry_percent: 20,
-            retry_min_per_s: 3,
-            outlier: OutlierPolicy { failures: 3, ejection: Duration::from_secs(5), percent_max: 50 },
+            outlier,
             balance: Rules { policy, panic_percent: rng.u32(..2) * 50, slow_start: Duration::ZERO },
             zone: rng.bool().then(|| "a".into()),
             is_probed: true,
+            ..given
         };
         let shard = |_| Shard {
             upstream: Upstream::new(settings.clone(), rng.u64(..)),
@@ -217,7 +211,8 @@ impl World {
             self.ejections += usize::from(is_ejected);
         } else {
             // As `succeeded` does it, by this clock.
-            let was_out = chosen.state.with(|state| state.outlier.succeeded(now));
+            let policy = upstream.state.with(|state| state.settings.outlier);
+            let was_out = chosen.state.with(|state| state.outlier.succeeded(now, &policy));
             if was_out {
                 upstream.state.with(|state| state.renew(now));
             }

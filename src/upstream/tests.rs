@@ -359,9 +359,9 @@ fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
     };
     let why = || told().iter().map(|report| report.out).collect::<Vec<_>>();
     assert_eq!(why(), [Some(InstanceOut::Untested); 3]);
-    upstream.probed(&backends[0], true, now);
-    upstream.probed(&backends[1], true, now);
-    upstream.probed(&backends[2], false, now);
+    upstream.probed(&backends[0], Verdict::Up, now);
+    upstream.probed(&backends[1], Verdict::Up, now);
+    upstream.probed(&backends[2], Verdict::Down, now);
     assert_eq!(why(), [None, None, Some(InstanceOut::Probes)]);
     let [first, second] = [0, 1].map(|place| upstream.state.with(|state| Rc::clone(&state.backends[place])));
     for backend in [&first, &second] {

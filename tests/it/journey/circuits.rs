@@ -50,7 +50,7 @@ fn one_that_answers_500_to_half_is_out_by_share_on_all_shards_and_back() {
     let mut half = Backend::answering(move |_| {
         let mut count = count.lock().expect("it is whole");
         *count += 1;
-        if ill.load(Ordering::Relaxed) && *count % 2 == 0 {
+        if ill.load(Ordering::Relaxed) && (*count).is_multiple_of(2) {
             return b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n".as_slice();
         }
         OK
@@ -95,7 +95,7 @@ fn where_all_answer_alike_none_is_left_out_and_the_circuit_stays_closed() {
         Backend::answering(move |_| {
             let mut count = count.lock().expect("it is whole");
             *count += 1;
-            if *count % 2 == 0 { b"HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n".as_slice() } else { OK }
+            if (*count).is_multiple_of(2) { b"HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n".as_slice() } else { OK }
         })
     };
     let backends = [failing(), failing(), failing()];

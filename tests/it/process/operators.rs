@@ -36,7 +36,7 @@ fn send(gateway: &Gateway, path: &str, fields: &[(&str, &str)], body: &str) -> R
     let mut client = Client::connect(gateway.admin());
     let usual = [("host", "localhost"), ("content-type", "application/json")];
     let usual = usual.iter().filter(|(name, _)| !fields.iter().any(|(given, _)| given == name));
-    let fields: String = usual.chain(fields).map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    let fields = usual.chain(fields).map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
     let length = body.len();
     client.send(format!("POST {path} HTTP/1.1\r\n{fields}content-length: {length}\r\nconnection: close\r\n\r\n{body}"));
     client.read_response()
