@@ -1,7 +1,7 @@
 //! The terminal itself: keys in, screens out, while another thread asks. However it ends, the terminal is as it was.
 
 use std::{
-    sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+    sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel},
     thread,
     time::Duration,
 };
@@ -10,6 +10,10 @@ use anyhow::Context as _;
 use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
+};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    time::Timespec,
 };
 use tokio::{
     runtime::Runtime,
@@ -28,6 +32,8 @@ use crate::{admin::state::State, shard::clock};
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
 /// So long a key may wait for what has come meanwhile.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// A screen that has not ended by itself after this long cannot: a terminal that is gone answers every read at once, with nothing.
+const END_WITHIN: Duration = Duration::from_secs(1);
 /// So many rows are a page.
 const PAGE: isize = 10;
 
@@ -45,9 +51,14 @@ pub(super) fn run(runtime: Runtime, source: Source) -> anyhow::Result<()> {
     let asker = thread::Builder::new().name("asker".to_owned());
     asker.spawn(move || runtime.block_on(ask(&source, &tell))).context("the thread that asks could not be started")?;
     // From here on a panic, too, gives the terminal back.
-    let shown = ratatui::try_init()
-        .context("the terminal cannot be used")
-        .and_then(|mut terminal| show(&mut terminal, &mut view, &news));
+    let shown = ratatui::try_init().context("the terminal cannot be used").and_then(|mut terminal| {
+        let shown = show(&mut terminal, &mut view, &news);
+        if is_terminal_gone() {
+            // There is nobody to give it back to, or to tell why; whoever tries fails.
+            std::process::exit(0);
+        }
+        shown
+    });
     ratatui::restore();
     shown
 }
@@ -58,7 +69,8 @@ async fn ask(source: &Source, tell: &SyncSender<News>) {
         tokio::select! {
             answer = source.ask() => {
                 let answer = answer.map(Box::new).map_err(|error| format!("{error:#}"));
-                if tell.send(News::Answer(answer)).is_err() {
+                // A screen that stands still is told later.
+                if let Err(TrySendError::Disconnected(_)) = tell.try_send(News::Answer(answer)) {
                     return;
                 }
             }
@@ -70,9 +82,25 @@ async fn ask(source: &Source, tell: &SyncSender<News>) {
             _ = end.recv() => break,
             _ = gone.recv() => break,
         }
+        if is_terminal_gone() {
+            break;
+        }
     }
     // Whoever has ended needs not be told.
-    let _ = tell.send(News::End);
+    let _ = tell.try_send(News::End);
+    sleep(END_WITHIN).await;
+    // Nor needs one that is gone be given back.
+    let _ = ratatui::try_restore();
+    std::process::exit(0);
+}
+
+/// Whether nobody is at the other end any more. Not all who start a program in a terminal see to it that SIGHUP comes.
+fn is_terminal_gone() -> bool {
+    let input = std::io::stdin();
+    let mut look = [PollFd::new(&input, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+    poll(&mut look, Some(&now)).is_ok() && look[0].revents().intersects(gone)
 }
 
 fn show(terminal: &mut DefaultTerminal, view: &mut View, news: &Receiver<News>) -> anyhow::Result<()> {

@@ -49,18 +49,29 @@ const PERSON: &str = r#"
 import fcntl, os, pty, select, signal, struct, sys, termios, time
 pid, terminal = pty.fork()
 if pid == 0:
+    # Where the terminal goes, only the terminal tells.
+    if sys.argv[3] == "gone":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.environ["TERM"] = "xterm-256color"
     os.execv(sys.argv[1], [sys.argv[1], "top", "--url", sys.argv[2]])
+import atexit
+def end():
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+atexit.register(end)
 def size(rows, columns):
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     os.kill(pid, signal.SIGWINCH)
 size(30, 100)
 seen = b""
-def wait(part):
+def wait(part, nudge=b""):
     global seen
     due = time.monotonic() + 20
     while part not in seen:
         assert time.monotonic() < due, (part, seen[-3000:])
+        os.write(terminal, nudge)
         if select.select([terminal], [], [], 0.1)[0]:
             try:
                 seen += os.read(terminal, 65536)
@@ -75,8 +86,13 @@ wait(b"CONNECTIONS")
 os.write(terminal, b"\x1b[B\x1b[A")
 size(8, 30)
 os.write(terminal, b"\t")
-wait(b"ROUTE")
+# What is pressed while a window changes its size may be noticed with the next key only.
+wait(b"ROUTE", nudge=b"\x1b[B")
 how = sys.argv[3]
+if how == "gone":
+    os.close(terminal)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    sys.exit()
 if how == "key":
     os.write(terminal, b"q")
 else:
@@ -93,7 +109,7 @@ fn top_gives_the_terminal_back() {
     }
     let backend = Backend::ok();
     let gateway = gateway(&backend);
-    for how in ["key", "signal"] {
+    for how in ["key", "signal", "gone"] {
         let mut command = Command::new("python3");
         command.args(["-c", PERSON, env!("CARGO_BIN_EXE_shardgate"), &format!("http://{}", gateway.admin()), how]);
         let output = command.output().expect("it runs");
