@@ -114,7 +114,7 @@ fn words(text: &str) -> Vec<&str> {
 #[test]
 fn health_md_explains_every_class_and_reason() {
     let text = read("docs/health.md");
-    let failures = read("src/upstream/mod.rs");
+    let failures = read("src/upstream/failure.rs");
     let (redis, embedded) = (read("src/bus/redis/mod.rs"), read("src/embedded/failure.rs"));
     let (users, in_file) = (read("src/accounts/store/postgres.rs"), read("src/accounts/store/embedded.rs"));
     let in_file: Vec<&str> = in_file.split("Away(\"").skip(1).filter_map(|call| call.split('"').next()).collect();

@@ -194,6 +194,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "[\"eject\", \"drain\", \"return\"].map(counted)",
     ),
     (
+        "admin_changes_total change=weight",
+        "tests/it/process/operators.rs",
+        "shardgate_admin_changes_total{change=\\\"weight\\\"}",
+    ),
+    (
         "admin_changes_total change=probe",
         "tests/it/process/operators.rs",
         "shardgate_admin_changes_total{change=\\\"probe\\\"}",
