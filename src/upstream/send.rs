@@ -99,7 +99,7 @@ enum Waited {
 impl Upstream {
     /// Sends a request and waits for the answer's head. The trail says what was tried, also when it fails.
     ///
-    /// It is sent again only if that is safe ([`Tried::is_repeatable`]), for a reason that the route names, and within the
+    /// It is sent again only if that is safe (`Tried::is_repeatable`), for a reason that the route names, and within the
     /// retry budget and its time. A connection that was not opened cost nobody anything: for the next instance that budget
     /// is not asked, and the other addresses of one that is given by name are part of the same attempt. Interim answers
     /// (RFC 9110 §15.2) go to the client as they come. Dropping the future closes the connections in use.
