@@ -33,7 +33,7 @@ pub(super) struct Scrapes {
 }
 
 impl Scrapes {
-    /// A client asks. What the control thread is to be asked for now, if it is.
+    /// A client asks for the metrics. Returns what to ask the control thread for, unless a letter to it is out already.
     #[must_use]
     pub(super) fn handle_ask(&mut self, ticket: Ticket, format: Format) -> Option<Wanted> {
         self.waiting.push((ticket, format));
@@ -48,7 +48,7 @@ impl Scrapes {
         }
     }
 
-    /// The control thread has told: who is answered by it, and what it is to be asked for again, if it is.
+    /// The control thread has told. Returns who is answered by it, and what to ask it for again where others have come since.
     #[must_use]
     pub(super) fn handle_told(&mut self) -> (Vec<Asker>, Option<Wanted>) {
         let answered = self.asked.take().unwrap_or_default();

@@ -2,7 +2,6 @@
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 mod admin;
-mod any_text;
 mod defaults;
 mod discover;
 mod environment;
