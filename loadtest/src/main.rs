@@ -32,7 +32,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use clap::Parser;
 
-use crate::options::{Cli, Command, Common};
+use crate::options::{Cli, Command, Common, Serve};
 use crate::pace::Arrival;
 use crate::report::{Conditions, Report};
 use crate::scenario::{Job, Plan};
@@ -47,7 +47,7 @@ const SLOW_BODY_BYTES: u64 = 1 << 20;
 
 fn main() -> ExitCode {
     let run = match Cli::parse().command {
-        Command::Serve(serve) => serve_until_killed(serve.port),
+        Command::Serve(serve) => serve_until_killed(&serve),
         Command::Logout(logout) => logout::measure(&logout),
         Command::Faults(faults) => {
             faults::measure(&faults).and_then(|report| tell(&report, faults.common.json.as_deref()))
@@ -64,10 +64,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn serve_until_killed(port: u16) -> anyhow::Result<ExitCode> {
-    let (server, port) = serve::Server::bind(port)?;
+fn serve_until_killed(options: &Serve) -> anyhow::Result<ExitCode> {
+    let (server, port) = serve::Server::bind(options.address, options.port)?;
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "listening on 127.0.0.1:{port}")?;
+    writeln!(stdout, "listening on {}:{port}", options.address)?;
     stdout.flush()?;
     server.run()
 }

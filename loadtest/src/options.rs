@@ -1,6 +1,7 @@
 //! The command line: what may be said, checked as far as one option can be by itself. Requests are built from it by
 //! `target`.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -306,9 +307,17 @@ pub(crate) struct Stream {
 
 #[derive(Args, Debug)]
 pub(crate) struct Serve {
-    /// Port on 127.0.0.1; 0 picks a free one
+    /// Which of this machine's own addresses to listen on, so that several backends have one port
+    #[arg(long, default_value = "127.0.0.1", value_parser = loopback)]
+    pub(crate) address: Ipv4Addr,
+    /// Its port; 0 picks a free one
     #[arg(long, default_value_t = 0)]
     pub(crate) port: u16,
+}
+
+fn loopback(text: &str) -> Result<Ipv4Addr, String> {
+    let address: Ipv4Addr = text.parse().map_err(|_| "not an IPv4 address".to_owned())?;
+    if address.is_loopback() { Ok(address) } else { Err("not in 127.0.0.0/8".to_owned()) }
 }
 
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {

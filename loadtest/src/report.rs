@@ -109,6 +109,9 @@ impl Report {
         let per_s = tally.answered_meanwhile as f64 / measured.seconds.max(1e-9);
         self.put("answers_per_s", per_s);
         self.put_histogram("latency_us", &tally.latency);
+        if !tally.unexpected_latency.is_empty() {
+            self.put_histogram("unexpected_us", &tally.unexpected_latency);
+        }
         self.put_count("connects", tally.traffic.connects);
         if tally.answers() == 0 {
             self.warnings.push("no answer came".to_owned());
@@ -421,10 +424,11 @@ mod tests {
     fn a_run_that_fell_behind_warns() {
         let report = behind();
         assert!(report.failed());
-        expect![[r"
+        expect![[r#"
             seconds                    2.00
             answers_per_s              500.5
             latency_us                 p50 500.2  p90 900.1  p99 990.2  p99.9 999.4  p99.99 1000  max 1000
+            unexpected_us              p50 0.06  p90 0.06  p99 0.06  p99.9 0.06  p99.99 0.06  max 0.06
             connects                   0
             intended_per_s             505.0
             backlog                    7
@@ -445,7 +449,7 @@ mod tests {
             warning: 7 requests never left: no connection was free. The latencies are of those that did; the rate is over what server, connections or load test can do
             warning: the load test itself sent 1 % of its requests over 1 ms late: high latencies are partly its own
             warning: a thread of the load test used 95 % of a core: it, not the server, may be the limit; try --threads
-        "]].assert_eq(&report.table());
+        "#]].assert_eq(&report.table());
     }
 
     #[test]
@@ -516,6 +520,16 @@ mod tests {
               "statuses": {
                 "200": 1000,
                 "503": 1
+              },
+              "unexpected_us": {
+                "count": 1,
+                "max": 0.063,
+                "mean": 0.032,
+                "p50": 0.063,
+                "p90": 0.063,
+                "p99": 0.063,
+                "p99_9": 0.063,
+                "p99_99": 0.063
               },
               "warnings": [
                 "7 requests never left: no connection was free. The latencies are of those that did; the rate is over what server, connections or load test can do",

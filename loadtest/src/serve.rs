@@ -16,6 +16,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::mem::MaybeUninit;
+use std::net::Ipv4Addr;
 
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -95,10 +96,10 @@ struct Connection {
 }
 
 impl Server {
-    /// Listens on 127.0.0.1; port 0 picks a free one. Returns the port.
-    pub(crate) fn bind(port: u16) -> anyhow::Result<(Self, u16)> {
-        let (listener, port) =
-            socket::listen(port).map_err(|error| anyhow::anyhow!("127.0.0.1:{port} cannot be listened on: {error}"))?;
+    /// Listens on an address; port 0 picks a free one. Returns the port.
+    pub(crate) fn bind(address: Ipv4Addr, port: u16) -> anyhow::Result<(Self, u16)> {
+        let (listener, port) = socket::listen(address, port)
+            .map_err(|error| anyhow::anyhow!("{address}:{port} cannot be listened on: {error}"))?;
         let poller = Poller::new()?;
         poller.watch(&listener, LISTENER)?;
         let server = Self {

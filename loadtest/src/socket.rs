@@ -119,9 +119,9 @@ pub(crate) fn connected(socket: &OwnedFd) -> rustix::io::Result<()> {
     net::sockopt::socket_error(socket)?
 }
 
-/// Listens on a loopback port; 0 picks a free one. Returns the port.
-pub(crate) fn listen(port: u16) -> rustix::io::Result<(OwnedFd, u16)> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+/// Listens on a port of an address; 0 picks a free one. Returns the port.
+pub(crate) fn listen(address: Ipv4Addr, port: u16) -> rustix::io::Result<(OwnedFd, u16)> {
+    let address = SocketAddr::from((address, port));
     let socket = tcp(address)?;
     net::sockopt::set_socket_reuseaddr(&socket, true)?;
     net::bind(&socket, &address)?;

@@ -21,13 +21,13 @@ pub(crate) enum Ending {
 pub(crate) struct Tally {
     /// Nanoseconds from the intended time to the complete answer, of expected answers; or of events, or between them.
     pub(crate) latency: Histogram<u64>,
+    /// The same of answers with a status that was not expected: how soon who is refused is told.
+    pub(crate) unexpected_latency: Histogram<u64>,
     /// Nanoseconds by which the load test itself sent late.
     pub(crate) lag: Histogram<u64>,
     /// Answers by status.
     statuses: Vec<u64>,
     failures: [u64; Failure::ALL.len()],
-    /// Answers with a status that was not expected.
-    pub(crate) unexpected: u64,
     /// Answers that came while it was measured, whenever their requests were meant to leave: what the server's CPU of
     /// that time was spent on.
     pub(crate) answered_meanwhile: u64,
@@ -72,10 +72,10 @@ impl Tally {
     pub(crate) fn new() -> Self {
         Self {
             latency: histogram(),
+            unexpected_latency: histogram(),
             lag: histogram(),
             statuses: vec![0; 1000],
             failures: [0; Failure::ALL.len()],
-            unexpected: 0,
             answered_meanwhile: 0,
             backlog: 0,
             closed: 0,
@@ -100,7 +100,7 @@ impl Tally {
                 if is_expected(status, expected) {
                     self.latency.saturating_record(latency_ns);
                 } else {
-                    self.unexpected += 1;
+                    self.unexpected_latency.saturating_record(latency_ns);
                 }
             }
             Outcome::Failed(failure) => self.failures[failure as usize] += 1,
@@ -114,7 +114,7 @@ impl Tally {
 
     /// Requests without an answer or with one that was not expected.
     pub(crate) fn failed(&self) -> u64 {
-        self.unexpected + self.failures.iter().sum::<u64>()
+        self.unexpected_latency.len() + self.failures.iter().sum::<u64>()
     }
 
     /// Each status that came, with its count.
@@ -129,6 +129,7 @@ impl Tally {
 
     pub(crate) fn add(&mut self, other: &Self) {
         self.latency.add(&other.latency).expect("all have the same bounds");
+        self.unexpected_latency.add(&other.unexpected_latency).expect("all have the same bounds");
         self.lag.add(&other.lag).expect("all have the same bounds");
         for (sum, count) in self.statuses.iter_mut().zip(&other.statuses) {
             *sum += count;
@@ -136,7 +137,6 @@ impl Tally {
         for (sum, count) in self.failures.iter_mut().zip(&other.failures) {
             *sum += count;
         }
-        self.unexpected += other.unexpected;
         self.answered_meanwhile += other.answered_meanwhile;
         self.backlog += other.backlog;
         self.closed += other.closed;

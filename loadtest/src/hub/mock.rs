@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use ring::hmac;
 use rustix::fd::OwnedFd;
@@ -58,7 +59,7 @@ pub(super) fn hub(refuse: usize) -> u16 {
 
 /// A hub of two instances.
 pub(super) fn instances(faults: Faults) -> [u16; 2] {
-    let [one, other] = [0, 1].map(|_| socket::listen(0).expect("a free port"));
+    let [one, other] = [0, 1].map(|_| socket::listen(Ipv4Addr::LOCALHOST, 0).expect("a free port"));
     let hub = Hub { faults, listeners: vec![one.0, other.0], ..Hub::default() };
     std::thread::spawn(move || hub.run());
     [one.1, other.1]
