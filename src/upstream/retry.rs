@@ -103,8 +103,9 @@ pub(super) fn retry_after(answer: &ResponseHead) -> Duration {
 /// One per upstream and shard.
 ///
 /// The share is of the shard's own requests, so that of all shards together it is the same. The minimum of the process is
-/// divided: a shard earns its part of it, a fraction of a retry a second perhaps, but it may save up whole ones, and begins
-/// with one: one that has little to do gets its retry when it needs it.
+/// divided: a shard earns its part of it, a fraction of a retry a second perhaps, but it may save up whole ones. It begins
+/// with all that it may save up: an instance that fails costs each shard several requests until it is left out, and none of
+/// them is to fail because the shard is new, or has little to do.
 #[derive(Debug)]
 pub(super) struct RetryBudget {
     percent: u64,
@@ -120,7 +121,7 @@ impl RetryBudget {
     pub(super) fn new(percent: u32, min_milli_per_s: u32, now: Instant) -> Self {
         let (percent, min_milli_per_s) = (u64::from(percent), u64::from(min_milli_per_s));
         let mut budget = Self { percent, min_milli_per_s, balance: 0, counted_at: now };
-        budget.balance = budget.balance_max().min(RETRY.max(min_milli_per_s * RETRY / 1000));
+        budget.balance = budget.balance_max();
         budget
     }
 
@@ -248,39 +249,34 @@ mod tests {
         assert_eq!(retry_after(&ResponseHead::new(503, Vec::new(), Vec::new())), Duration::ZERO);
     }
 
-    #[test]
-    fn a_quiet_upstream_allows_its_minimum() {
-        let start = Instant::START;
-        let mut budget = RetryBudget::new(20, 3000, start);
-        let allowed = (0..10).filter(|_| budget.withdraw(start)).count();
-        assert_eq!(allowed, 3);
-        assert!(budget.withdraw(start + Duration::from_secs(1)));
+    /// How many of so many it allows at once.
+    fn allowed(budget: &mut RetryBudget, now: Instant, wanted: usize) -> usize {
+        (0..wanted).filter(|_| budget.withdraw(now)).count()
     }
 
     #[test]
-    fn a_shard_of_many_that_has_little_to_do_gets_its_retry() {
+    fn it_begins_with_what_it_may_save_up_and_earns_its_minimum_and_its_share() {
+        let start = Instant::START;
+        let s = Duration::from_secs;
+        let mut budget = RetryBudget::new(0, 3000, start);
+        assert_eq!(allowed(&mut budget, start, 100), 30, "ten seconds' minimum");
+        assert_eq!(allowed(&mut budget, start + s(1), 100), 3);
+        let mut budget = RetryBudget::new(20, 0, start);
+        assert_eq!(allowed(&mut budget, start, 100), 20, "a hundred requests' share");
+        (0..50).for_each(|_| budget.deposit());
+        assert_eq!(allowed(&mut budget, start + s(1000), 100), 10);
+        assert!(!RetryBudget::new(0, 0, start).withdraw(start + s(1000)));
+    }
+
+    #[test]
+    fn a_shard_of_many_earns_whole_ones_too() {
         let start = Instant::START;
         // 3 a second for 64 shards.
-        let mut budget = RetryBudget::new(20, 47, start);
-        assert!(budget.withdraw(start), "it begins with one");
-        assert!(!budget.withdraw(start + Duration::from_secs(10)));
-        assert!(budget.withdraw(start + Duration::from_secs(22)), "and earns the next by itself");
         let mut budget = RetryBudget::new(0, 47, start);
-        assert!(budget.withdraw(start));
-        let allowed = (0..10).filter(|_| budget.withdraw(start + Duration::from_hours(1))).count();
-        assert_eq!(allowed, 1, "and saves up one at least");
-        assert!(!RetryBudget::new(0, 0, start).withdraw(start + Duration::from_hours(1)));
-    }
-
-    #[test]
-    fn a_busy_upstream_allows_a_share() {
-        let start = Instant::START;
-        let mut budget = RetryBudget::new(20, 0, start);
-        for _ in 0..50 {
-            budget.deposit();
-        }
-        let allowed = (0..50).filter(|_| budget.withdraw(start)).count();
-        assert_eq!(allowed, 11, "the one that it begins with, and 20 %");
+        assert_eq!(allowed(&mut budget, start, 10), 1);
+        assert!(!budget.withdraw(start + Duration::from_secs(21)));
+        assert!(budget.withdraw(start + Duration::from_secs(22)));
+        assert_eq!(allowed(&mut budget, start + Duration::from_hours(1), 10), 1, "and saves up one at least");
     }
 
     #[test]
@@ -290,9 +286,7 @@ mod tests {
         for _ in 0..1_000_000 {
             budget.deposit();
         }
-        let later = start + Duration::from_hours(24);
-        let allowed = (0..1000).filter(|_| budget.withdraw(later)).count();
-        assert_eq!(allowed, 30);
+        assert_eq!(allowed(&mut budget, start + Duration::from_hours(24), 1000), 30);
     }
 
     proptest! {
@@ -315,8 +309,9 @@ mod tests {
                     retries += u64::from(budget.withdraw(now));
                 }
                 let elapsed_ms = u64::try_from(now.since(start).as_millis()).expect("short");
-                let begun = u64::from(percent > 0 || milli > 0) * 1000.max(u64::from(milli));
-                let allowed = begun * 1000 + requests * u64::from(percent) * 10_000 + elapsed_ms * u64::from(milli);
+                let begun = (u64::from(milli) * SAVED_S * 1000).max(u64::from(percent) * RETRY);
+                let begun = if begun > 0 { begun.max(RETRY) } else { 0 };
+                let allowed = begun + requests * u64::from(percent) * 10_000 + elapsed_ms * u64::from(milli);
                 prop_assert!(retries * RETRY <= allowed, "{retries} of {requests} in {elapsed_ms} ms");
             }
         }

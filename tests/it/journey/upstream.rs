@@ -192,8 +192,8 @@ fn a_request_is_sent_so_often_and_no_more() {
         ("retries_max = 4\nretry_budget_min_per_s = 100", "", 5),
         ("retries_max = 4", "retries_max = 0", 1),
         ("retry_budget_percent = 0\nretry_budget_min_per_s = 0", "", 1),
-        // What nobody asked for yet is saved up: one for each shard.
-        ("retry_budget_percent = 0\nretry_budget_min_per_s = 4", "", 2),
+        // Ten seconds of a quarter of it, on each of four shards.
+        ("retries_max = 4\nretry_budget_percent = 0\nretry_budget_min_per_s = 1", "", 3),
     ] {
         let upstream = format!("{upstream}\noutlier_failures = 0\nretry_budget_min_per_s = 1000");
         let upstream = match upstream.matches("retry_budget_min_per_s").count() {
