@@ -21,7 +21,7 @@ use crate::{
         record::RouteNames,
         slots::{MetricSlot, OTHER},
     },
-    upstream::{BackendAddress, BackendReport, InstanceReport, NoticeBell, Orders, Report, Upstream, probe::Verdict},
+    upstream::{BackendAddress, InstanceReport, NoticeBell, Orders, Report, Upstream, probe::Verdict},
 };
 
 /// The plan that is in force on a shard, and what it needs here. A request keeps the one that it began with.
@@ -100,19 +100,12 @@ impl Gateway {
         self.live().upstreams.iter().map(|upstream| upstream.report(now)).collect()
     }
 
-    /// How each backend of each upstream stands on this shard, in the order of the plan's.
-    pub fn backends(&self, now: Instant) -> Vec<Vec<BackendReport>> {
-        self.live().upstreams.iter().map(|upstream| upstream.backend_reports(now)).collect()
-    }
-
-    /// How each instance stands on this shard, with its upstream's place in the metrics.
-    pub fn report_instances(&self, now: Instant) -> Vec<(MetricSlot, InstanceReport)> {
+    /// How each instance of each upstream stands on this shard, in the order of the plan's, with the upstream's place in the
+    /// metrics.
+    pub fn report_instances(&self, now: Instant) -> Vec<(MetricSlot, Vec<InstanceReport>)> {
         let live = self.live();
-        let mut reports = Vec::with_capacity(live.plan.upstreams.iter().map(|plan| plan.instances.len()).sum());
-        for (plan, upstream) in live.plan.upstreams.iter().zip(&live.upstreams) {
-            upstream.report_instances(now, |report| reports.push((plan.slot, report)));
-        }
-        reports
+        let upstreams = live.plan.upstreams.iter().zip(&live.upstreams);
+        upstreams.map(|(plan, upstream)| (plan.slot, upstream.report_instances(now))).collect()
     }
 
     /// The plan in force.

@@ -93,7 +93,8 @@ impl InstanceBook {
     }
 
     /// A shard tells of its instances.
-    pub(super) fn told(&mut self, shard: usize, reports: &[(MetricSlot, InstanceReport)]) {
+    pub(super) fn told(&mut self, shard: usize, reports: &[(MetricSlot, Vec<InstanceReport>)]) {
+        let reports = reports.iter().flat_map(|(slot, reports)| reports.iter().map(move |report| (slot, report)));
         for (slot, report) in reports {
             let Some(known) = self.known.get_mut(&(*slot, report.id)) else { continue };
             if known.shards.len() <= shard {
@@ -175,11 +176,18 @@ mod tests {
         BackendAddress { authority: address.to_string().into(), address: address.into() }
     }
 
-    fn report(port: u16, answered: u64) -> (MetricSlot, InstanceReport) {
+    fn report(port: u16, answered: u64) -> InstanceReport {
         let mut counts = InstanceCounts::default();
         counts.requests[Outcome::Answered.index()] = answered;
-        let report = InstanceReport { id: at(port).id(), out: None, in_flight: 2, latency_us: 50, counts };
-        (slot(), report)
+        InstanceReport {
+            id: at(port).id(),
+            out: None,
+            out_until: None,
+            error: None,
+            in_flight: 2,
+            latency_us: 50,
+            counts,
+        }
     }
 
     fn slot() -> MetricSlot {
@@ -217,13 +225,12 @@ mod tests {
         let mut book = InstanceBook::default();
         set(&mut book, 1..3, NOW);
         assert_eq!(told(&mut book, NOW), ["10.0.0.1:1 true 0 0 0", "10.0.0.1:2 true 0 0 0"]);
-        book.told(0, &[report(1, 5), report(2, 1)]);
-        book.told(1, &[report(1, 7), report(9, 9)]);
+        book.told(0, &[(slot(), vec![report(1, 5), report(2, 1)])]);
+        book.told(1, &[(slot(), vec![report(1, 7), report(9, 9)])]);
         assert_eq!(told(&mut book, NOW), ["10.0.0.1:1 true 1 4 12", "10.0.0.1:2 true 1 2 1"]);
-        let (slot, mut out) = report(1, 8);
-        out.out = Some(InstanceOut::Ejected);
-        book.told(1, &[(slot, out)]);
-        book.probed(slot, &at(1), Probed::Failed);
+        let out = InstanceReport { out: Some(InstanceOut::Ejected), ..report(1, 8) };
+        book.told(1, &[(slot(), vec![out])]);
+        book.probed(slot(), &at(1), Probed::Failed);
         let series = book.series(&names(), NOW);
         let one = series.iter().find(|series| series.address == "10.0.0.1:1").expect("it is there");
         assert_eq!((one.counters.up, one.counters.latency, one.counters.probes), (0, Micros(50), [0, 1]));
@@ -234,13 +241,13 @@ mod tests {
     fn one_that_left_keeps_what_was_counted_for_an_hour_and_goes_on_with_it() {
         let mut book = InstanceBook::default();
         set(&mut book, 1..3, NOW);
-        book.told(0, &[report(1, 5)]);
+        book.told(0, &[(slot(), vec![report(1, 5)])]);
         set(&mut book, 2..3, NOW);
         assert_eq!(told(&mut book, NOW)[0], "10.0.0.1:1 false 1 2 5");
         // It comes back, and the shard has forgotten it.
         set(&mut book, 1..3, NOW + KEPT / 2);
-        book.told(0, &[report(1, 1)]);
-        book.told(0, &[report(1, 2)]);
+        book.told(0, &[(slot(), vec![report(1, 1)])]);
+        book.told(0, &[(slot(), vec![report(1, 2)])]);
         assert_eq!(told(&mut book, NOW)[0], "10.0.0.1:1 true 1 2 7");
         set(&mut book, 2..3, NOW + KEPT);
         assert_eq!(told(&mut book, NOW + KEPT + KEPT - Duration::from_nanos(1)).len(), 2);

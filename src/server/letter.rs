@@ -49,7 +49,7 @@ use crate::{
     sessions::LogUpdate,
     shard::Instant,
     telemetry::{dependency::Databases, exemplars::Shown, metrics::Counters, slots::MetricSlot, spans::SpanBatch},
-    upstream::{BackendAddress, BackendReport, InstanceReport, Orders, Report, probe::Verdict},
+    upstream::{BackendAddress, InstanceReport, Orders, Report, probe::Verdict},
 };
 
 /// Which lists the threads of the process read.
@@ -252,14 +252,12 @@ pub(super) struct Scraped {
     pub(super) generation: u64,
     /// In the order of the plan's upstreams.
     pub(super) reports: Vec<Report>,
-    /// Likewise, of each of their backends.
-    pub(super) backends: Vec<Vec<BackendReport>>,
     /// How late its regular timer was at worst, since it told last.
     pub(super) lag: Duration,
     /// For how long its thread has run.
     pub(super) cpu: Duration,
-    /// Each instance, with its upstream's place in the metrics.
-    pub(super) instances: Vec<(MetricSlot, InstanceReport)>,
+    /// Likewise, of each of their instances, with the upstream's place in the metrics.
+    pub(super) instances: Vec<(MetricSlot, Vec<InstanceReport>)>,
     /// Where they were asked for.
     pub(super) exemplars: Vec<Shown>,
 }

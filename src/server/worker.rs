@@ -378,7 +378,7 @@ impl Worker {
         counters.count_protocols();
         let plan = self.gateway.plan();
         let now = clock::now();
-        let (reports, backends) = (self.gateway.report(now), self.gateway.backends(now));
+        let reports = self.gateway.report(now);
         let instances = self.gateway.report_instances(now);
         for (upstream, report) in plan.upstreams.iter().zip(&reports) {
             let upstream = counters.upstream(upstream.slot);
@@ -397,7 +397,6 @@ impl Worker {
             counters,
             generation: plan.generation,
             reports,
-            backends,
             lag,
             cpu: cpu_time(),
             instances,

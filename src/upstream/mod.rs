@@ -38,7 +38,7 @@ pub use discovery::{
     ListResult, Listed, Lists, NameAnswer, NoAddress, Source, SrvRecord, names_in, registered, srv_instances,
 };
 pub use failure::Failure;
-pub use held::{BackendReport, Held, Order, Orders};
+pub use held::{Held, Order, Orders};
 pub use instance::{BackendAddress, Instance, shares};
 use notice::Notices;
 pub use notice::{Notice, NoticeBell};

@@ -1,10 +1,10 @@
 //! What a shard tells of each instance: whether it uses it, and what it counted. Adding up is for the control thread.
 
-use std::hash::Hasher as _;
+use std::{hash::Hasher as _, rc::Rc};
 
 use siphasher::sip::SipHasher13;
 
-use super::{Backend, BackendAddress, Probed, Upstream};
+use super::{Backend, BackendAddress, Probed, Upstream, UpstreamState};
 use crate::{
     shard::Instant,
     telemetry::metrics::{InstanceOut, Outcome},
@@ -21,6 +21,10 @@ pub struct InstanceReport {
     pub id: InstanceId,
     /// Why the shard does not use it; `None` if it does.
     pub out: Option<InstanceOut>,
+    /// Until when it is left out for failing, whatever else keeps it out.
+    pub out_until: Option<Instant>,
+    /// The class of its last failure, while it is left out for failing, or fails and is not.
+    pub error: Option<&'static str>,
     /// Requests under way.
     pub in_flight: u32,
     /// How long it takes to answer, in microseconds; 0 while nothing is known of late.
@@ -58,27 +62,34 @@ impl BackendAddress {
 }
 
 impl Upstream {
-    /// Appends how each instance stands on this shard; those too that are leaving, while requests are under way on them.
-    pub fn report_instances(&self, now: Instant, mut tell: impl FnMut(InstanceReport)) {
+    /// How each instance stands on this shard; those too that are leaving, while requests are under way on them.
+    pub fn report_instances(&self, now: Instant) -> Vec<InstanceReport> {
         self.state.with(|state| {
-            let settings = &state.settings;
-            for backend in state.backends.iter().chain(&state.leaving) {
-                tell(backend.state.with(|known| InstanceReport {
-                    id: backend.id,
-                    out: match known.probed {
-                        _ if known.order.held.is_some() => Some(InstanceOut::Held),
-                        _ if known.outlier.is_out(now) => Some(InstanceOut::Ejected),
-                        Probed::Untested if settings.is_probed => Some(InstanceOut::Untested),
-                        Probed::Unwell | Probed::Down if settings.is_probed => Some(InstanceOut::Probes),
-                        _ if known.outlier.is_failing(&settings.outlier) => Some(InstanceOut::Failing),
-                        _ => None,
-                    },
-                    in_flight: known.in_flight,
-                    latency_us: known.latency.us(now),
-                    counts: known.counts,
-                }));
-            }
-        });
+            let UpstreamState { settings, backends, leaving, .. } = state;
+            let report = |backend: &Rc<Backend>| {
+                backend.state.with(|known| {
+                    let out_until = known.outlier.out_until(now);
+                    let is_failing = known.outlier.is_failing(&settings.outlier);
+                    InstanceReport {
+                        id: backend.id,
+                        out: match known.probed {
+                            _ if known.order.held.is_some() => Some(InstanceOut::Held),
+                            _ if out_until.is_some() => Some(InstanceOut::Ejected),
+                            Probed::Untested if settings.is_probed => Some(InstanceOut::Untested),
+                            Probed::Unwell | Probed::Down if settings.is_probed => Some(InstanceOut::Probes),
+                            _ if is_failing => Some(InstanceOut::Failing),
+                            _ => None,
+                        },
+                        out_until,
+                        error: known.last_error.filter(|_| out_until.is_some() || is_failing),
+                        in_flight: known.in_flight,
+                        latency_us: known.latency.us(now),
+                        counts: known.counts,
+                    }
+                })
+            };
+            backends.iter().chain(&*leaving).map(report).collect()
+        })
     }
 }
 

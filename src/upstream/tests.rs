@@ -352,8 +352,7 @@ fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
     upstream.update(settings, &backends.clone().map(Instance::new), None);
     let now = clock::now();
     let told = || {
-        let mut reports = Vec::new();
-        upstream.report_instances(now, |report| reports.push(report));
+        let reports = upstream.report_instances(now);
         assert!(reports.iter().zip(&backends).all(|(report, at)| report.id == at.id()));
         reports
     };

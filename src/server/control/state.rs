@@ -19,7 +19,7 @@ use crate::{
         metrics::{AdminRefusal, Counters, ProbeResult, Reload, STATUS_CLASSES, UpstreamCounters},
     },
     upstream::{
-        BackendAddress, BackendReport,
+        BackendAddress, InstanceId, InstanceReport,
         probe::{LastProbe, Verdict},
     },
 };
@@ -267,17 +267,17 @@ impl Control {
 
     fn instances(&self, place: usize, health: &UpstreamHealth, now: Instant) -> Vec<InstanceState> {
         let Some(there) = self.lookups.current().get(place) else { return Vec::new() };
-        let mut told: BTreeMap<&BackendAddress, Vec<&BackendReport>> = BTreeMap::new();
+        let mut told: BTreeMap<InstanceId, Vec<&InstanceReport>> = BTreeMap::new();
         let scraped = self.shards.iter().filter_map(|shard| shard.scraped.as_ref());
         for scraped in scraped.filter(|scraped| scraped.generation == self.plan.generation) {
-            for report in scraped.backends.get(place).into_iter().flatten() {
-                told.entry(&report.at).or_default().push(report);
+            for report in scraped.instances.get(place).into_iter().flat_map(|(_, reports)| reports) {
+                told.entry(report.id).or_default().push(report);
             }
         }
         let probes = health.probes.as_ref();
         let mut instances: Vec<_> = (there.iter().enumerate())
             .map(|(index, there)| {
-                let reports = told.get(&there.at).map_or(&[][..], Vec::as_slice);
+                let reports = told.get(&there.at.id()).map_or(&[][..], Vec::as_slice);
                 let probe = probes.and_then(|probes| probes.get(index)).copied();
                 let wanted = self.operators.orders.of(&health.name, &there.at).and_then(|entry| entry.order.weight);
                 InstanceState {
@@ -354,7 +354,7 @@ impl Control {
 /// An instance, by what shards and probes say of it.
 fn instance(
     at: &BackendAddress,
-    reports: &[&BackendReport],
+    reports: &[&InstanceReport],
     probe: Option<(Verdict, Option<LastProbe>)>,
     now: Instant,
 ) -> InstanceState {
@@ -366,7 +366,7 @@ fn instance(
         Some(Verdict::Down) => ("down", probed.clone()),
         Some(Verdict::Unknown) => ("untested", probed.clone()),
         _ if !out.is_empty() => ("ejected", error),
-        _ if reports.iter().any(|report| report.is_failing) => ("failing", error),
+        _ if error.is_some() => ("failing", error),
         _ => ("up", None),
     };
     let latency = reports.iter().map(|report| report.latency_us).max().filter(|us| *us > 0);
