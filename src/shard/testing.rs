@@ -1,4 +1,4 @@
-//! What the tests of `shard` and `bus` share: a shard to run on, and child processes that may die.
+//! What tests share: a shard to run on, child processes that may die, and the seeds of simulations.
 
 use std::future::{Future, poll_fn};
 use std::os::unix::process::ExitStatusExt;
@@ -17,6 +17,54 @@ where
     for driver in drivers() {
         on(driver, test.clone());
     }
+}
+
+/// The seeds that a simulation is played with: so many from 1 on. `SIM_SEED` plays that one alone, `SIM_ROUNDS` so many from
+/// there on.
+pub(crate) fn seeds(usual: u64) -> Seeds {
+    let first = number("SIM_SEED");
+    let rounds = number("SIM_ROUNDS").unwrap_or(if first.is_some() { 1 } else { usual });
+    let next = first.unwrap_or(1);
+    Seeds { next, end: next + rounds, are_enough: rounds >= usual }
+}
+
+/// Seeds, of which the last one is told when its turn fails.
+pub(crate) struct Seeds {
+    next: u64,
+    end: u64,
+    are_enough: bool,
+}
+
+impl Seeds {
+    /// Whether they are as many as usual, so that whatever happens at times has happened.
+    pub(crate) fn are_enough(&self) -> bool {
+        self.are_enough
+    }
+}
+
+impl Iterator for Seeds {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let seed = self.next;
+        (seed < self.end).then(|| {
+            self.next += 1;
+            seed
+        })
+    }
+}
+
+impl Drop for Seeds {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("SIM_SEED={} plays this again", self.next - 1);
+        }
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    let value = std::env::var_os(variable)?.into_string().ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{variable} is {value:?}; it should be a number")))
 }
 
 /// The drivers that this machine has.

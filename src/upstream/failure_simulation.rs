@@ -15,6 +15,7 @@ use super::{
     tests::settings,
     *,
 };
+use crate::shard::testing::seeds;
 
 const SHARDS: usize = 4;
 const ROUNDS: u64 = 24;
@@ -311,14 +312,9 @@ impl World {
 
 #[test]
 fn whatever_fails_most_stay_in_and_all_come_back() {
-    let (first, usual) = match number("SIM_SEED") {
-        Some(seed) => (seed, 1),
-        None => (1, ROUNDS),
-    };
-    let rounds = number("SIM_ROUNDS").unwrap_or(usual);
-    let mut seen = Seen::default();
-    for seed in first..first + rounds {
-        let _told = Told(seed);
+    let seeds = seeds(ROUNDS);
+    let (are_enough, mut seen) = (seeds.are_enough(), Seen::default());
+    for seed in seeds {
         let mut world = World::new(seed, 1 + usize::try_from(seed % 7).expect("few"));
         world.play();
         let Seen { ejected, on_word, returned, opened, closed, refused, trials } = world.seen;
@@ -335,7 +331,7 @@ fn whatever_fails_most_stay_in_and_all_come_back() {
     }
     let Seen { ejected: [in_a_row, by_share], on_word, returned, opened, closed, refused, trials } = seen;
     let all = [in_a_row, by_share, on_word, returned, opened, closed, refused, trials];
-    assert!(rounds < ROUNDS || all.iter().all(|count| *count > 0), "some things never happened: {seen:?}");
+    assert!(!are_enough || all.iter().all(|count| *count > 0), "some things never happened: {seen:?}");
 }
 
 #[test]
@@ -368,20 +364,5 @@ fn four_shards_that_are_told_do_not_need_four_times_the_failures() {
         let (told, untold) = (failures(true), failures(false));
         assert!(few.contains(&told) && many.contains(&untold), "{mood:?}: {told} when told, {untold} otherwise");
         assert!(told * 10 <= untold * 9, "{mood:?}: {told} when told, {untold} otherwise");
-    }
-}
-
-fn number(variable: &str) -> Option<u64> {
-    std::env::var_os(variable)?.into_string().ok()?.parse().ok()
-}
-
-/// Tells the seed of a failure, whatever it is that fails.
-struct Told(u64);
-
-impl Drop for Told {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("SIM_SEED={} plays this again", self.0);
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! What admission is for, in events of a discrete time: an upstream with 16 places that takes 20 ms for a request, so 800 a
 //! second, clients that come whether or not they are answered, and shards that know of nothing but their own requests. A
-//! failure tells its seed: `SIM_SEED` plays that one alone.
+//! failure tells its seed: `SIM_SEED` plays that one alone, `SIM_ROUNDS` so many from there on.
 
 use std::{
     cmp::Reverse,
@@ -9,7 +9,9 @@ use std::{
 };
 
 use super::*;
+use crate::shard::testing::seeds;
 
+const ROUNDS: u64 = 20;
 const PLACES: usize = 16;
 const SERVICE: Duration = Duration::from_millis(20);
 const CAPACITY_PER_S: f64 = 800.0;
@@ -195,15 +197,10 @@ impl World {
     }
 }
 
-fn seeds() -> impl Iterator<Item = u64> {
-    let one = std::env::var_os("SIM_SEED").and_then(|seed| seed.into_string().ok()?.parse().ok());
-    one.map_or(1..21, |seed: u64| seed..seed + 1)
-}
-
 #[test]
 fn at_twice_its_rate_an_upstream_is_as_useful_as_it_can_be() {
     for shards in [1, 4] {
-        for seed in seeds() {
+        for seed in seeds(ROUNDS) {
             let mut world = World::new(shards, seed);
             world.run(0.5 * CAPACITY_PER_S, Duration::from_secs(2));
             world.taken.clear();
@@ -227,7 +224,7 @@ fn at_twice_its_rate_an_upstream_is_as_useful_as_it_can_be() {
 #[test]
 fn five_times_its_rate_for_long_leaves_nothing_behind() {
     for shards in [1, 4] {
-        for seed in seeds() {
+        for seed in seeds(ROUNDS) {
             let mut world = World::new(shards, seed);
             world.run(0.5 * CAPACITY_PER_S, Duration::from_secs(2));
             world.run(5.0 * CAPACITY_PER_S, Duration::from_secs(30));
@@ -244,7 +241,7 @@ fn five_times_its_rate_for_long_leaves_nothing_behind() {
 #[test]
 fn without_overload_nobody_is_refused() {
     for shards in [1, 4] {
-        for seed in seeds() {
+        for seed in seeds(ROUNDS) {
             for load in [0.1, 0.5, 0.8] {
                 let mut world = World::new(shards, seed);
                 world.run(load * CAPACITY_PER_S, Duration::from_secs(10));
@@ -258,7 +255,7 @@ fn without_overload_nobody_is_refused() {
 #[test]
 fn an_upstream_that_hung_is_used_again_soon() {
     for shards in [1, 4] {
-        for seed in seeds() {
+        for seed in seeds(ROUNDS) {
             let mut world = World::new(shards, seed);
             world.run(0.5 * CAPACITY_PER_S, Duration::from_secs(2));
             world.hangs = true;
@@ -278,7 +275,7 @@ fn an_upstream_that_hung_is_used_again_soon() {
 #[test]
 fn a_slower_upstream_is_found_out() {
     for shards in [1, 4] {
-        for seed in seeds() {
+        for seed in seeds(ROUNDS) {
             let mut world = World::new(shards, seed);
             world.run(0.8 * CAPACITY_PER_S, Duration::from_secs(5));
             world.service = 3 * SERVICE;

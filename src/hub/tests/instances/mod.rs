@@ -8,26 +8,21 @@ mod world;
 
 use world::{Seen, World};
 
+use crate::shard::testing::seeds;
+
 const ROUNDS: u64 = 150;
 const ROUNDS_LONG: u64 = 10_000;
 
 #[test]
 fn members_on_all_instances_have_one_order_and_what_is_lost_is_told() {
-    let first = super::sim::number("SIM_SEED");
     let is_long = std::env::var_os("SHARDGATE_TEST_LONG").is_some_and(|value| value == "1");
-    let usual = match first {
-        Some(_) => 1,
-        None if is_long => ROUNDS_LONG,
-        None => ROUNDS,
-    };
-    let (rounds, first) = (super::sim::number("SIM_ROUNDS").unwrap_or(usual), first.unwrap_or(1));
-    let mut seen = Seen::default();
-    for seed in first..first + rounds {
-        let _told = super::sim::Told(seed);
+    let seeds = seeds(if is_long { ROUNDS_LONG } else { ROUNDS });
+    let (are_enough, mut seen) = (seeds.are_enough(), Seen::default());
+    for seed in seeds {
         World::new(seed).play(&mut seen);
     }
     if std::env::var_os("SIM_TELL").is_some() {
         eprintln!("{seen:?}");
     }
-    assert!(rounds < ROUNDS || seen.is_everything(), "some things never happened: {seen:?}");
+    assert!(!are_enough || seen.is_everything(), "some things never happened: {seen:?}");
 }
