@@ -322,10 +322,13 @@ impl Exchange {
                 upstream.connections_reused += u64::from(trail.reused);
                 upstream.ejections += u64::from(trail.ejected);
                 upstream.answers_mended += u64::from(trail.mended);
-                counters.queue_duration.observe_us(trail.queued_us.into());
             }
             if let Some(labels) = labels.filter(|_| trail.unusual.is_any) {
                 count_unusual(counters.upstream(labels.upstream_slot), &trail.unusual);
+            }
+            // Messages of the hub have stood in no line.
+            if self.kind == SpanKind::Request && (trail.attempts > 0 || trail.unusual.shed.is_some()) {
+                counters.queue_duration.observe_us(trail.queued_us.into());
             }
         });
     }

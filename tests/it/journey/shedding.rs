@@ -107,6 +107,9 @@ fn an_upstream_at_twice_its_rate_serves_in_time_what_it_can() {
     let metrics = gateway.metrics();
     let shed = metrics.value("shardgate_upstream_shed_total{upstream=\"back\",reason=\"deadline\"}");
     assert_eq!(usize::try_from(shed), Ok(refused));
+    // Those that were refused stood in line like all others.
+    let in_line = usize::try_from(metrics.value("shardgate_queue_duration_seconds_count"));
+    assert!(in_line.is_ok_and(|in_line| in_line >= served + refused), "{in_line:?} of {}", answers.len());
     assert_eq!(usize::try_from(metrics.value("shardgate_rejects_total{code=\"overloaded\"}")), Ok(refused));
     // And when it is over, nobody is refused any more.
     pause(Duration::from_millis(1500));
