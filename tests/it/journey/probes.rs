@@ -81,7 +81,7 @@ impl Drop for Process {
 fn config(instances: &[SocketAddr], more: &str) -> String {
     let instances = instances.iter().map(|at| format!("\"{at}\"")).collect::<Vec<_>>().join(", ");
     format!(
-        "[upstreams.back]\ninstances = [{instances}]\nretry_budget_min_per_s = 1000\nresponse_timeout = \"5s\"\n{more}\n\
+        "[upstreams.back]\ninstances = [{instances}]\nresponse_timeout = \"5s\"\n{more}\n\
          [upstreams.back.health]\npath = \"/health\"\ninterval = \"500ms\"\ntimeout = \"300ms\"\n\
          [[routes]]\naccess = \"public\"\npath = \"/*\"\nupstream = \"back\"\n"
     )

@@ -40,7 +40,7 @@ fn numbered(number: usize) -> (Backend, Arc<AtomicUsize>) {
 /// A gateway in front of these instances, as they are written.
 fn config(instances: &str, more: &str) -> String {
     format!(
-        "[upstreams.back]\ninstances = [{instances}]\nretry_budget_min_per_s = 1000\n{more}\n\
+        "[upstreams.back]\ninstances = [{instances}]\n{more}\n\
          [upstreams.back.health]\npath = \"/health\"\ninterval = \"300ms\"\ntimeout = \"300ms\"\n\
          [[routes]]\naccess = \"public\"\npath = \"/*\"\nupstream = \"back\"\n"
     )
