@@ -1,5 +1,5 @@
 //! The tries of a request whose trace is recorded: what the spans of it say of each, and which of them its instance is told.
-//! Nothing is kept of a request that is not recorded.
+//! Nothing is kept of a request that is not recorded, and its trail is no larger for it.
 
 use std::{rc::Rc, time::Duration};
 
@@ -16,10 +16,13 @@ use crate::{
 /// Failed tries that are told of; there are more only where somebody configured as many retries.
 const FAILED_MAX: usize = 16;
 
-/// What is known of the tries of one request.
+/// What is known of the tries of one request; nothing where it is not recorded.
 #[derive(Clone, Debug, Default)]
-pub struct Tries {
-    /// The id of the request's span, which those of its tries follow from; nought where nothing is recorded.
+pub struct Tries(Option<Box<Recorded>>);
+
+#[derive(Clone, Debug, Default)]
+struct Recorded {
+    /// The id of the request's span, which those of its tries follow from.
     request: [u8; 8],
     /// Tries that are told of elsewhere, before these.
     earlier: u32,
@@ -62,26 +65,33 @@ pub struct FailedTry {
 impl Trail {
     /// One whose tries are recorded, as parts of this span.
     pub fn recorded(request: [u8; 8]) -> Self {
-        Self { tries: Tries { request, ..Tries::default() }, ..Self::default() }
+        Self { tries: Tries::of(Recorded { request, ..Recorded::default() }), ..Self::default() }
     }
 
     /// One for another try at the same request, beside the next one.
     pub(super) fn beside(&self) -> Self {
-        let tries = Tries { request: self.tries.request, earlier: self.attempts + 1, ..Tries::default() };
+        let earlier = self.attempts + 1;
+        let beside = |own: &Recorded| Recorded { request: own.request, earlier, ..Recorded::default() };
+        let tries = self.tries.0.as_deref().map(beside).map_or_else(Tries::default, Tries::of);
         Self { tries, ..Self::default() }
     }
 
     /// The try beside this one has brought the answer: this one is told of as failed, and that one as under way.
     pub(super) fn replace_try(&mut self, other: &mut Self, outcome: Outcome, now: Instant) {
         self.fail_try(outcome, now);
-        self.tries.under_way = other.tries.under_way.take();
+        if let (Some(own), Some(other)) = (&mut self.tries.0, &mut other.tries.0) {
+            let at = other.under_way.take();
+            own.under_way = at.map(|at| UnderWay { connect_before: self.connect + at.connect_before, ..at });
+        }
     }
 
     /// The try beside this one has not.
     pub(super) fn fail_other_try(&mut self, other: &mut Self, outcome: Outcome, now: Instant) {
         other.fail_try(outcome, now);
-        let room = FAILED_MAX.saturating_sub(self.tries.failed.len());
-        self.tries.failed.extend(other.tries.failed.drain(..).take(room));
+        if let (Some(own), Some(other)) = (&mut self.tries.0, &mut other.tries.0) {
+            let room = FAILED_MAX.saturating_sub(own.failed.len());
+            own.failed.extend(other.failed.drain(..).take(room));
+        }
     }
 
     /// A try begins, with which the instance is told its span.
@@ -94,12 +104,13 @@ impl Trail {
 
     #[inline(never)]
     fn begin_recorded(&mut self, head: &mut RequestHead, target: Span, now: Instant) {
-        let number = self.tries.earlier + self.attempts;
-        let id = part_id(self.tries.request, number);
+        let Some(tries) = &mut self.tries.0 else { return };
+        let number = tries.earlier + self.attempts;
+        let id = part_id(tries.request, number);
         let path_length = head.text(target).iter().position(|byte| *byte == b'?');
         let end = path_length.and_then(|length| target.start.checked_add(u32::try_from(length).ok()?));
         let path = Span { end: end.unwrap_or(target.end), ..target };
-        self.tries.under_way = Some(UnderWay { id, number, began: now, path, connect_before: self.connect });
+        tries.under_way = Some(UnderWay { id, number, began: now, path, connect_before: self.connect });
         // A route's rules may have taken it out, or written another.
         let traceparent = head.fields.iter().find(|field| field.known == Known::Traceparent).map(|field| field.value);
         if let Some(Span { start, end }) = traceparent
@@ -112,10 +123,11 @@ impl Trail {
     /// The try under way has failed.
     #[inline]
     pub(super) fn fail_try(&mut self, outcome: Outcome, now: Instant) {
-        let Some(at) = self.tries.under_way.take() else { return };
-        if self.tries.failed.len() < FAILED_MAX {
-            let connect = self.connect_of(&at);
-            self.tries.failed.push(FailedTry {
+        let Some(tries) = &mut self.tries.0 else { return };
+        let Some(at) = tries.under_way.take() else { return };
+        if tries.failed.len() < FAILED_MAX {
+            let connect = self.connect.saturating_sub(at.connect_before);
+            tries.failed.push(FailedTry {
                 at,
                 ended: now,
                 backend: self.backend.clone(),
@@ -133,19 +145,23 @@ impl Trail {
 }
 
 impl Tries {
+    fn of(recorded: Recorded) -> Self {
+        Self(Some(Box::new(recorded)))
+    }
+
     /// Whether its trace is recorded.
     #[inline]
     pub fn is_recorded(&self) -> bool {
-        self.request != [0; 8]
+        self.0.is_some()
     }
 
     /// The try that is under way, or has brought the answer.
     pub fn under_way(&self) -> Option<&UnderWay> {
-        self.under_way.as_ref()
+        self.0.as_ref()?.under_way.as_ref()
     }
 
     /// Those that brought none.
     pub fn failed(&self) -> &[FailedTry] {
-        &self.failed
+        self.0.as_ref().map_or(&[], |recorded| &recorded.failed)
     }
 }
