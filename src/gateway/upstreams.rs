@@ -112,6 +112,6 @@ pub(super) fn table_of(policy: Balance, instances: &[Instance], zone: Option<&st
     Some(Arc::new(Table::new(&names)))
 }
 
-/// Retries under way at once, for each upstream and shard: more than a budget of 20 % has saved up. An instance that is
+/// Retries that have no answer yet, for each upstream and shard: more than a budget of 20 % has saved up. An instance that is
 /// killed breaks all that it has in flight at once, and none of these is to fail for that.
 const RETRIES_AT_ONCE_MAX: u32 = 32;

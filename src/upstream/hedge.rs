@@ -26,12 +26,13 @@ pub(super) fn may_be_hedged(head: &RequestHead) -> bool {
     head.method.is_idempotent() && head.framing == Framing::None && !head.upgrade
 }
 
-/// The second attempt has nobody of its own: what ends the request ends the first, and both with it.
-struct NoAsker;
+/// Who waits for the second attempt: whoever waits for the first, which alone tells of interim answers, and notices when the
+/// client leaves.
+struct Beside<'a, A>(&'a A);
 
-impl Asker for NoAsker {
+impl<A: Asker> Asker for Beside<'_, A> {
     fn has_ended(&self) -> bool {
-        false
+        self.0.has_ended()
     }
 
     fn prepare(&self, _: &mut ResponseHead) -> bool {
@@ -108,7 +109,8 @@ impl Upstream {
             let place = other.insert(place);
             let mut attempt = Attempt::new(began2, limit, place);
             let mut body = OwnedBody::new(Vec::new(), limit);
-            let second = self.attempt(&mut attempt, Some(backend), &mut copy, &mut body, call, &mut trail2, &NoAsker);
+            let beside = Beside(asker);
+            let second = self.attempt(&mut attempt, Some(backend), &mut copy, &mut body, call, &mut trail2, &beside);
             let mut second = pin!(second);
             let mut ends = Ends { first: None, second: None };
             poll_fn(|cx| {
@@ -136,7 +138,8 @@ impl Upstream {
         trail.unusual.is_hedged = true;
         let now = clock::now();
         let counts = if ends.is_second() {
-            let outcome = self.lost(ends.first, &asked, now.since(began), now, trail);
+            let was_stale = was_stale(&ends.first, trail);
+            let outcome = self.lost(ends.first, &asked, now.since(began), now, was_stale, trail);
             trail.replace_try(&mut trail2, outcome, now);
             trail.unusual.hedge_won = true;
             // As if it had been the only one, but for the time: that is from the first one on.
@@ -145,7 +148,7 @@ impl Upstream {
             trail.waited = trail2.answered_at.unwrap_or(now).since(began);
             std::mem::swap(head, &mut copy);
             if let Some(place) = other {
-                attempt.place.take_over(place);
+                attempt.place.take_over(place, now);
             }
             ends.second
         } else {
@@ -154,7 +157,8 @@ impl Upstream {
                     failed.push(Rc::clone(backend));
                 }
                 let backend = Rc::clone(backend);
-                let outcome = self.lost(ends.second, &backend, now.since(began2), now, trail);
+                let was_stale = was_stale(&ends.second, &trail2);
+                let outcome = self.lost(ends.second, &backend, now.since(began2), now, was_stale, trail);
                 trail.fail_other_try(&mut trail2, outcome, now);
             }
             ends.first
@@ -179,6 +183,7 @@ impl Upstream {
         backend: &Rc<Backend>,
         waited: Duration,
         now: Instant,
+        was_stale: bool,
         trail: &mut Trail,
     ) -> Outcome {
         let outcome = match end {
@@ -189,7 +194,7 @@ impl Upstream {
             Some(Ok((answer, ..))) if answer.status >= 500 => Outcome::ServerError,
             Some(Ok(_)) => Outcome::Cancelled,
             Some(Err(failure)) => {
-                if failure.class().is_some() {
+                if failure.class().is_some() && !was_stale {
                     trail.ejected += u32::from(self.failed(backend, &failure, waited, now));
                 }
                 failure.outcome().unwrap_or(Outcome::Cancelled)
@@ -199,6 +204,11 @@ impl Upstream {
         backend.count(outcome);
         outcome
     }
+}
+
+/// Whether an attempt with this trail failed for its connection's sake.
+fn was_stale(end: &Option<Result<Answered, Failure>>, trail: &Trail) -> bool {
+    matches!(end, Some(Err(failure)) if trail.was_stale(failure))
 }
 
 fn give(head: RequestHead) {

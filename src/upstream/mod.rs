@@ -78,7 +78,7 @@ pub struct Settings {
     pub requests_max: u32,
     /// How many of these may be without the last byte of their body.
     pub uploads_max: u32,
-    /// Retries under way at once.
+    /// Retries that have no answer yet.
     pub retries_at_once_max: u32,
     /// Share of the requests that may be retried.
     pub retry_percent: u32,

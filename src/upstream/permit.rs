@@ -59,7 +59,7 @@ impl Upstream {
     }
 
     /// Takes a place; `uploads`: the request's body is still coming in.
-    pub(super) fn enter(self: &Rc<Self>, uploads: bool) -> Result<RequestPermit, Failure> {
+    pub(super) fn enter(self: &Rc<Self>, uploads: bool, now: Instant) -> Result<RequestPermit, Failure> {
         let (waiting, pass) = self.state.with(|state| {
             if state.in_flight >= state.settings.requests_max {
                 return Err(Failure::CircuitOpen);
@@ -67,7 +67,6 @@ impl Upstream {
             if uploads && state.uploading >= state.settings.uploads_max {
                 return Err(Failure::UploadsFull);
             }
-            let now = clock::turn();
             let pass = state.breaker.admit(now, &state.settings.breaker);
             let pass = pass.map_err(|OpenUntil(until)| Failure::Failing(until.since(now)))?;
             state.in_flight += 1;
@@ -119,12 +118,15 @@ impl RequestPermit {
         }
     }
 
-    /// It waits no longer: the head of its answer is here, or its deadline has passed.
+    /// It waits no longer: the head of its answer is here. How long the rest takes says nothing of retries either: streams
+    /// that began with one would keep all others from it.
     #[inline]
     pub(super) fn answered(&mut self) {
-        if std::mem::take(&mut self.is_waiting) {
-            self.upstream.state.with(|state| state.waiting -= 1);
-        }
+        let (was_waiting, was_retrying) = (std::mem::take(&mut self.is_waiting), std::mem::take(&mut self.is_retrying));
+        self.upstream.state.with(|state| {
+            state.waiting -= u32::from(was_waiting);
+            state.retrying -= u32::from(was_retrying);
+        });
     }
 
     /// What it tells of its upstream, where it had a deadline: how long it waited of the time that it had.
@@ -134,23 +136,23 @@ impl RequestPermit {
     }
 
     /// Takes over the place of another attempt at the same request, which has the answer.
-    pub(super) fn take_over(&mut self, other: Self) {
+    pub(super) fn take_over(&mut self, other: Self, now: Instant) {
         let mut own = std::mem::replace(self, other);
         self.waiting = own.waiting;
         self.pass = own.pass.take();
         // What the other one has found of the upstream is told now.
-        self.found(self.found);
+        self.found(self.found, now);
         drop(own);
     }
 
     /// What an attempt says of the upstream. Of several the last one counts, and at once if it went well.
     #[inline]
-    pub(super) fn found(&mut self, found: Found) {
+    pub(super) fn found(&mut self, found: Found, now: Instant) {
         self.found = found;
         if found == Found::Well
             && let Some(pass) = self.pass.take()
         {
-            self.upstream.record(pass, found, clock::turn());
+            self.upstream.record(pass, found, now);
         }
     }
 

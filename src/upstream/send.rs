@@ -116,12 +116,12 @@ impl Upstream {
             self.admit(admitted_at, call.deadline, trail)?;
         }
         let mut began = admitted_at;
-        let mut place = match self.enter(!body.is_here()) {
+        let mut place = match self.enter(!body.is_here(), began) {
             Err(Failure::UploadsFull) if body.is_short() => {
                 body.wait_until_due();
                 poll_fn(|cx| wait_outside(cx, body, asker)).await?;
                 began = clock::now();
-                self.enter(false)?
+                self.enter(false, began)?
             }
             entered => entered?,
         };
@@ -147,7 +147,7 @@ impl Upstream {
                 }
                 _ => self.attempt(&mut attempt, backend, head, body, call, trail, asker).await,
             };
-            let tried = attempt.tried(head.method, body);
+            let tried = attempt.tried(head.method, body, trail);
             let (ended, again) = match ended {
                 Ok(answered) => {
                     let reason = call.retry.of_status(answered.0.status).filter(|reason| tried.is_repeatable(*reason));
@@ -202,7 +202,7 @@ impl Upstream {
             }
             trail.retried(again.reason);
             match ended {
-                Ok(answered) => set_aside(answered, call, trail, now).await,
+                Ok(answered) => set_aside(answered, call, trail, now),
                 Err(failure) => earlier = Some(failure),
             }
             if call.retry.per_try_timeout.is_some() {
@@ -253,18 +253,13 @@ impl Upstream {
         let waited = now.since(began);
         trail.waited += waited;
         if let Some(outcome) = failure.outcome() {
-            trail.failed[outcome.index()] += 1;
-            trail.fail_try(outcome, now);
-            if let Some(backend) = &trail.backend {
-                backend.count(outcome);
-            }
+            trail.attempt_failed(outcome, now);
         }
-        // A backend may close a connection that has served before, and cannot know that a request is on its way.
-        let was_stale = trail.reused && !tried.has_answered && matches!(failure, Failure::Broken(_));
+        let was_stale = trail.was_stale(failure);
         let is_its_fault = failure.class().is_some() && !was_stale;
         if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
             trail.ejected += u32::from(self.failed(backend, failure, waited, now));
-            place.found(Found::Failed);
+            place.found(Found::Failed, now);
         }
         let reason = match failure {
             Failure::Connect(_) => Some(RetryOn::Connect),
@@ -301,6 +296,7 @@ impl Upstream {
         let backend = backend.ok_or(Failure::NoBackend)?;
         let is_retry = trail.attempts > 0;
         trail.attempts += 1;
+        trail.has_answered = false;
         trail.backend = Some(Rc::clone(&backend));
         trail.begin_try(head, call.target, now);
         let mut lease = self.lease(&backend, is_retry, now, attempt.limit, trail).await?;
@@ -333,7 +329,7 @@ impl Upstream {
         };
         let mut answer = loop {
             let waited = poll_fn(|cx| wait.poll(cx, lease.connection(), writer, body)).await;
-            attempt.has_answered = lease.connection().has_answered();
+            trail.has_answered = lease.connection().has_answered();
             match waited? {
                 Waited::Answered(answer) => break answer,
                 Waited::Turn => task::yield_now().await,
@@ -347,7 +343,7 @@ impl Upstream {
         trail.mended = answer.mended;
         wait.place.answered();
         trail.ejected += u32::from(self.answered(&backend, waited, answer.status, answered_at));
-        wait.place.found(self.found(answer.status));
+        wait.place.found(self.found(answer.status), answered_at);
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.
         answer.keep_alive &= wait.is_uploaded && !call.is_last && (!head.upgrade || answer.status == 101);
@@ -417,28 +413,27 @@ struct Again {
     was_stale: bool,
 }
 
-/// One attempt, and what it has done.
+/// One attempt.
 pub(super) struct Attempt<'p> {
     pub(super) began: Instant,
     /// When it is given up, whatever else.
     pub(super) limit: Instant,
     pub(super) place: &'p mut RequestPermit,
     writer: Option<Writer>,
-    has_answered: bool,
 }
 
 impl<'p> Attempt<'p> {
     pub(super) fn new(began: Instant, limit: Instant, place: &'p mut RequestPermit) -> Self {
-        Self { began, limit, place, writer: None, has_answered: false }
+        Self { began, limit, place, writer: None }
     }
 
     /// What the decision whether there may be another one goes by.
-    pub(super) fn tried(&self, method: Method, body: &impl RequestBody) -> Tried {
+    pub(super) fn tried(&self, method: Method, body: &impl RequestBody, trail: &Trail) -> Tried {
         Tried {
             is_idempotent: method.is_idempotent(),
             was_sent: self.writer.as_ref().is_some_and(Writer::has_written),
             is_body_gone: body.received_bytes() > 0,
-            has_answered: self.has_answered,
+            has_answered: trail.has_answered,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -103,27 +103,25 @@ fn doubt_about(answer: &ResponseHead) -> Option<Doubt> {
 
 /// An answer that is not passed on, since the request is sent again. Its connection is kept if all of it has come, and
 /// closed otherwise: what is still to come would be taken for the next answer.
-pub(super) async fn set_aside((answer, mut lease, upload): Answered, call: &Call, trail: &mut Trail, now: Instant) {
-    trail.failed[Outcome::ServerError.index()] += 1;
-    trail.fail_try(Outcome::ServerError, now);
+pub(super) fn set_aside((answer, mut lease, upload): Answered, call: &Call, trail: &mut Trail, now: Instant) {
+    trail.attempt_failed(Outcome::ServerError, now);
     (trail.status, trail.answered_at) = (None, None);
     let mut bytes_left = SET_ASIDE_MAX;
-    let is_whole = poll_fn(|cx| {
-        if upload.is_some() || !answer.keep_alive || call.is_last {
-            return Poll::Ready(false);
-        }
-        loop {
-            match lease.connection().poll_fill(cx) {
-                Poll::Ready(Ok(true)) if lease.connection().chunk().len() <= bytes_left => {
-                    bytes_left -= lease.connection().chunk().len();
-                    lease.connection().consume(usize::MAX);
-                }
-                Poll::Ready(Ok(false)) => return Poll::Ready(true),
-                Poll::Ready(_) | Poll::Pending => return Poll::Ready(false),
+    let mut is_whole = false;
+    if upload.is_none() && answer.keep_alive && !call.is_last {
+        // Nothing is waited for, so nobody is to be woken.
+        let mut cx = Context::from_waker(Waker::noop());
+        while let Poll::Ready(Ok(goes_on)) = lease.connection().poll_fill(&mut cx) {
+            let bytes = lease.connection().chunk().len();
+            is_whole = !goes_on;
+            if is_whole || bytes > bytes_left {
+                break;
             }
+            bytes_left -= bytes;
+            lease.connection().consume(usize::MAX);
         }
-    });
-    if is_whole.await {
+    }
+    if is_whole {
         let keep_alive = answer.keep_alive_timeout_s.map(|seconds| Duration::from_secs(u64::from(seconds)));
         lease.give_back(keep_alive, doubt_about(&answer), now);
     }

@@ -378,3 +378,25 @@ fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
     assert_eq!(of_first.requests[Outcome::Answered.index()], 2);
     assert_eq!(told()[1].counts, InstanceCounts::default());
 }
+
+#[test]
+fn a_retry_that_has_its_answer_keeps_no_other_from_being_sent() {
+    let upstream = Rc::new(Upstream::new(settings(), 1));
+    let (now, mut trail) = (clock::now(), Trail::default());
+    let place = |()| upstream.enter(false, now).expect("there is room");
+    let [mut one, mut other] = [(); 2].map(place);
+    assert!(one.may_retry(now, &mut trail));
+    assert!(!other.may_retry(now, &mut trail) && trail.unusual.is_out_of_budget, "one at once");
+    one.answered();
+    assert!(other.may_retry(now, &mut trail));
+    other.answered();
+    // So it is with another attempt beside the first.
+    let beside = upstream.enter_again(now).expect("one at once");
+    assert!(upstream.enter_again(now).is_none());
+    one.take_over(beside, now);
+    one.answered();
+    assert!(upstream.enter_again(now).is_some());
+    drop((one, other));
+    let left = upstream.state.with(|state| (state.in_flight, state.waiting, state.uploading, state.retrying));
+    assert_eq!(left, (0, 0, 0, 0));
+}

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use super::{Backend, Tries};
+use super::{Backend, Failure, Tries};
 use crate::{
     config::RetryOn,
     shard::Instant,
@@ -20,6 +20,8 @@ pub struct Trail {
     pub opened: u32,
     /// Whether the last attempt went over a connection that had served before.
     pub reused: bool,
+    /// Whether a byte of its answer has come.
+    pub(super) has_answered: bool,
     /// Time spent on TCP handshakes.
     pub connect: Duration,
     /// How the attempts ended that had no answer, each counted by its outcome. One more had an answer, or was given up.
@@ -67,6 +69,21 @@ impl Trail {
     pub fn missed_deadline(&mut self) {
         self.unusual.is_any = true;
         self.unusual.missed_deadline = true;
+    }
+
+    /// The last attempt has ended without an answer that counts.
+    pub(super) fn attempt_failed(&mut self, outcome: Outcome, now: Instant) {
+        self.failed[outcome.index()] += 1;
+        self.fail_try(outcome, now);
+        if let Some(backend) = &self.backend {
+            backend.count(outcome);
+        }
+    }
+
+    /// Whether the last attempt failed so because its connection was closed: a backend may close one that has served before,
+    /// and cannot know that a request is on its way. That is no fault of its.
+    pub(super) fn was_stale(&self, failure: &Failure) -> bool {
+        self.reused && !self.has_answered && matches!(failure, Failure::Broken(_))
     }
 
     /// It is sent again.

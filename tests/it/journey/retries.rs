@@ -55,6 +55,15 @@ fn a_status_is_tried_again_at_another_instance() {
         assert_eq!(good.requests().len(), REQUESTS);
         assert_eq!(failing.opened(), 1, "what it answered was read to its end");
         assert_eq!(usize::try_from(retries(&gateway, &status.to_string())), Ok(failed));
+        // What was not passed on is counted like what is.
+        let metrics = gateway.metrics();
+        let of_upstream = "shardgate_upstream_requests_total{upstream=\"back\",outcome=\"server_error\"}";
+        let address = failing.address();
+        let of_instance = format!(
+            "shardgate_instance_requests_total{{upstream=\"back\",address=\"{address}\",outcome=\"server_error\"}}"
+        );
+        let counts = [of_upstream, &of_instance].map(|series| usize::try_from(metrics.value(series)));
+        assert_eq!(counts, [Ok(failed); 2]);
         // What may have been carried out is not.
         let answered: Vec<_> = (0..4).map(|_| client.post("/x", b"hello").status).collect();
         assert!(answered.contains(&status) && answered.contains(&200), "{answered:?}");
@@ -309,6 +318,28 @@ fn the_first_answer_counts_and_an_error_only_if_there_is_no_other() {
     assert!(failing.requests().len() >= 2);
     let (hedges, won) = (of_upstream(&gateway, "hedges_total"), of_upstream(&gateway, "hedges_won_total"));
     assert!(hedges >= 2 && won == 0, "{won} of {hedges}");
+}
+
+#[test]
+fn a_kept_connection_that_its_server_has_closed_is_no_failure_of_a_second_instance_either() {
+    let late = Backend::start(after(Duration::from_millis(300), OK));
+    // It says nothing of it, and answers once on each connection.
+    let closing = Backend::start(|conversation| {
+        conversation.read_request()?;
+        conversation.send(OK)?;
+        conversation.read_request().map(drop)
+    });
+    let upstream = "balance = \"round_robin\"\noutlier_failures = 1";
+    let setup = Setup { upstream, route: HEDGED, rest: "[runtime]\nshards = 1", ..Setup::default() };
+    let gateway = setup.start(&[late.address(), closing.address()]);
+    let mut client = gateway.connect();
+    for _ in 0..4 {
+        assert_eq!(client.get("/x").status, 200);
+    }
+    let metrics = gateway.metrics();
+    let closed = metrics.value("shardgate_upstream_requests_total{upstream=\"back\",outcome=\"closed\"}");
+    assert!(closed >= 1, "a second attempt met such a connection");
+    assert_eq!(of_upstream(&gateway, "ejections_total"), 0);
 }
 
 #[test]
