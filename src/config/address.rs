@@ -1,7 +1,8 @@
-//! Who and where: networks, servers of DNS and host patterns. Each is read from text that says what is wrong
-//! with itself and is written back as it was. Looking names up is for `server`.
+//! Who and where: networks, servers of DNS, host patterns, and the hosts of URLs. Each is read from text that says what is
+//! wrong with itself and is written back as it was. Looking names up is for `server`.
 
 use super::values::texts;
+use hyper::http::uri::Authority;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
@@ -177,6 +178,19 @@ pub(super) fn host_name(text: &str) -> Option<String> {
 /// Digits only: `parse` alone would take a plus sign.
 pub(super) fn plain_number(text: &str) -> Option<u32> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
+}
+
+/// Whether a URL's authority, without a user, names a port that there is, or none. Of one that is too large whoever connects
+/// would see none, and take the scheme's.
+pub(super) fn has_sound_port(authority: &Authority) -> bool {
+    let behind = authority.as_str().strip_prefix(authority.host()).unwrap_or_default();
+    behind.strip_prefix(':').is_none_or(|port| plain_number(port).is_some_and(|port| (1..=65_535).contains(&port)))
+}
+
+/// Whether a URL's host is this machine, so that nobody is on the way.
+pub(super) fn is_this_machine(authority: &Authority) -> bool {
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 texts! {

@@ -1,6 +1,7 @@
 //! Tokens: the gateway's own keys, the issuers whose tokens it takes as well, and what holds for all. Reading key files
 //! and fetching key sets is for `auth`.
 
+use super::address::{has_sound_port, is_this_machine};
 use super::keys::section::FromFields as _;
 use super::names::{is_printable, is_role};
 use super::raw::quoted;
@@ -9,7 +10,6 @@ use super::report::Report;
 use super::roles::check_granted;
 use super::{Algorithm, Auth, HIDDEN, TokenIssuer, TokenKey, written_duration};
 use hyper::Uri;
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// Shorter secrets can be guessed from a token (RFC 7518 §3.2).
@@ -202,14 +202,12 @@ fn check_url(url: &str) -> Result<Option<&'static str>, &'static str> {
     const RIGHT: &str = "it is an http or https URL without a user, like \"https://id.example.com/jwks.json\"";
     let uri: Uri = url.parse().map_err(|_| RIGHT)?;
     let authority = uri.authority().ok_or(RIGHT)?;
-    if authority.as_str().contains('@') || url.contains('#') {
+    if authority.as_str().contains('@') || url.contains('#') || !has_sound_port(authority) {
         return Err(RIGHT);
     }
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let is_here = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
     match uri.scheme_str() {
         Some("https") => Ok(None),
-        Some("http") if is_here => Ok(None),
+        Some("http") if is_this_machine(authority) => Ok(None),
         Some("http") => Ok(Some("whoever is on the way can put keys of their own there; use https")),
         _ => Err(RIGHT),
     }

@@ -1,11 +1,11 @@
 //! `[clickhouse]`: where the access log's rows go. Connecting is for `sinks`.
 
+use super::address::{has_sound_port, is_this_machine};
 use super::raw::quoted;
 use super::read::Fields;
 use super::report::Report;
 use super::{Clickhouse, Config, HIDDEN};
 use hyper::Uri;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 impl Config {
@@ -67,11 +67,12 @@ fn wrong_url(url: &str) -> Result<bool, &'static str> {
     if authority.as_str().contains('@') || url.contains('#') || !is_bare || authority.host().is_empty() {
         return Err(RIGHT);
     }
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let is_here = host == "localhost" || host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    if !has_sound_port(authority) {
+        return Err(RIGHT);
+    }
     match uri.scheme_str() {
         Some("https") => Ok(false),
-        Some("http") => Ok(!is_here),
+        Some("http") => Ok(!is_this_machine(authority)),
         _ => Err(RIGHT),
     }
 }
@@ -95,6 +96,8 @@ mod tests {
             "http://clickhouse:8123/x",
             "http://clickhouse:8123/#x",
             "http://:8123",
+            "http://clickhouse:81234",
+            "http://clickhouse:0",
             "",
         ] {
             assert!(wrong_url(url).is_err(), "{url}");

@@ -1,6 +1,7 @@
 //! Where spans go and what they say of this gateway. Sending them is for `sinks::otlp`.
 
 use super::Trace;
+use super::address::has_sound_port;
 use super::names::is_printable;
 use super::raw::quoted;
 use super::read::Fields;
@@ -96,9 +97,8 @@ fn check_endpoint(endpoint: &str) -> Result<(), &'static str> {
     let uri: Uri = endpoint.parse().map_err(|_| RIGHT)?;
     let authority = uri.authority().ok_or(RIGHT)?;
     let is_plain = !authority.as_str().contains('@') && !endpoint.contains(['#', '?']) && !authority.host().is_empty();
-    let has_port = authority.port().is_none_or(|port| port.as_str().parse() != Ok(0_u16));
     let is_http = matches!(uri.scheme_str(), Some("http" | "https"));
-    if is_plain && has_port && is_http { Ok(()) } else { Err(RIGHT) }
+    if is_plain && has_sound_port(authority) && is_http { Ok(()) } else { Err(RIGHT) }
 }
 
 fn check_headers(text: &str) -> Result<(), &'static str> {
@@ -150,6 +150,8 @@ mod tests {
             "/v1",
             "http://:1/",
             "http://a:0",
+            "http://a:99999",
+            "https://[::1]:65536/",
         ] {
             check(wrong, &expect!["refused"]);
         }
