@@ -9,7 +9,7 @@ use super::read::Fields;
 use super::report::Report;
 use super::values::texts;
 use super::{Balance, Breaker, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -267,8 +267,9 @@ fn check_instances(upstream: &Upstream, fields: &Fields<'_>, report: &mut Report
     if !instances.is_empty() && instances.iter().all(|instance| instance.weight == 0) {
         fields.wrong(report, "instances", "have no weight but 0", "one instance or more gets requests");
     }
-    for (index, instance) in instances.iter().enumerate() {
-        if instances[..index].iter().any(|other| other.address == instance.address) {
+    let mut seen = BTreeSet::new();
+    for instance in instances {
+        if !seen.insert(&instance.address) {
             fields.wrong(report, "instances", format_args!("has {instance} twice"), "name each instance once");
         }
         if matches!(instance.address, ServerAddress::Port { port: HTTPS_PORT, .. }) {
