@@ -40,7 +40,8 @@ section! {
         interval_min: Duration as Duration(100, HOUR) = "1s", e.g. "5s";
         /// And not later than this.
         interval_max: Duration as Duration(100, DAY) = "5m", e.g. "1m";
-        /// Percent of a name's addresses that may be gone from one answer; when more are, a second answer decides.
+        /// Percent of a name's addresses, or of a list's instances, that may be gone from one answer; when more are, a
+        /// second answer decides.
         max_shrink: u32 as Number(0, 100) = 50, e.g. 30;
         /// Addresses that DNS and registries may give besides those of networks: of this machine, or of one link
         /// (`169.254.0.0/16`, `fe80::/10`) and what else clouds answer with secrets at. The hosts file may give any.

@@ -300,8 +300,8 @@ section! {
         /// can find values of a field or cookie that lead to one instance.
         hash_secret: Option<Secret> as Secret("16 bytes or more") = unset "what everybody knows",
             e.g. "a-secret-of-all-gateways";
-        /// How long an instance that has come by a reload, or is back, takes until it gets its full share; not with
-        /// `consistent_hash`. 0 gives it at once.
+        /// How long an instance that has come while the gateway runs, or is back, takes until it gets its full share; not
+        /// with `consistent_hash`. 0 gives it at once.
         slow_start: Duration as Duration(0, HOUR) = "0s", e.g. "30s", per Shard;
         /// When less than this share of the instances is usable, in percent, those are used too that answer their probes
         /// and say that they are not well: a few would not bear what is meant for all. Those that do not answer, and
