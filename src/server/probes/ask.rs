@@ -108,8 +108,11 @@ async fn has_text(mut answer: Response<Incoming>, wanted: &[u8]) -> Result<Probe
     while let Some(frame) = answer.frame().await {
         let frame = frame.map_err(|error| class_of(&error))?;
         let bytes = frame.data_ref().map_or(&[][..], |bytes| bytes);
+        // What was looked at is not looked at again, but for where the text may have begun: a body of many small pieces
+        // would take its square.
+        let from = body.len().saturating_sub(wanted.len());
         body.extend_from_slice(&bytes[..bytes.len().min(BODY_BYTES_MAX - body.len())]);
-        if memchr::memmem::find(&body, wanted).is_some() {
+        if memchr::memmem::find(&body[from..], wanted).is_some() {
             return Ok(ProbeResult::Good);
         }
         if body.len() == BODY_BYTES_MAX {
