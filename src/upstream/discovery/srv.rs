@@ -24,15 +24,15 @@ pub struct SrvRecord {
 /// The instances of these records.
 pub fn srv_instances(records: impl IntoIterator<Item = SrvRecord>) -> Listed {
     let mut left_out = LeftOut::default();
-    let mut instances = Vec::new();
-    for record in records {
-        match read(&record) {
-            Ok(_) if instances.len() == RECORDS_MAX => {
-                left_out.add(|| format!("there are more records than {RECORDS_MAX}"));
-            }
-            Ok(instance) => instances.push(instance),
-            Err(why) => left_out.add(|| why),
-        }
+    let read = |record| read(&record).map_err(|why| left_out.add(|| why)).ok();
+    let mut instances: Vec<_> = records.into_iter().filter_map(read).collect();
+    // Of too many, and of two for one host and port, the first count: not by the answer's order, which is another one each time.
+    instances.sort_by(|one, other| {
+        let (this, that) = ((one.priority, &one.address), (other.priority, &other.address));
+        this.cmp(&that).then(other.weight.cmp(&one.weight))
+    });
+    for _ in instances.drain(RECORDS_MAX.min(instances.len())..) {
+        left_out.add(|| format!("there are more records than {RECORDS_MAX}"));
     }
     Listed { instances, left_out, time_to_live: Duration::ZERO }
 }
@@ -65,7 +65,7 @@ mod tests {
             srv_instances([record(10, 0, 80, "a.test."), record(0, 60, 8080, "b.test"), record(0, 5, 1, "10.0.0.1.")]);
         let shown = |Instance { address, weight, priority, .. }: &Instance| format!("{address} {weight} {priority}");
         let all: Vec<_> = listed.instances.iter().map(shown).collect();
-        assert_eq!(all, ["a.test:80 1 10", "b.test:8080 60 0", "10.0.0.1:1 5 0"]);
+        assert_eq!(all, ["10.0.0.1:1 5 0", "b.test:8080 60 0", "a.test:80 1 10"]);
         assert_eq!(listed.left_out, LeftOut::default());
     }
 
@@ -76,8 +76,17 @@ mod tests {
             srv_instances(wrong.map(|target| record(0, 1, 80, target)).into_iter().chain([record(0, 1, 0, "a.test.")]));
         assert_eq!(listed.instances.iter().map(ToString::to_string).collect::<Vec<_>>(), ["[::1]:80"]);
         assert_eq!(listed.left_out.count, 8);
-        let many = (0..300).map(|number| record(0, 1, 80, &format!("n{number}.test.")));
-        let listed = srv_instances(many);
-        assert_eq!((listed.instances.len(), listed.left_out.count), (RECORDS_MAX, 44));
+    }
+
+    #[test]
+    fn the_order_of_an_answer_says_nothing() {
+        let many = (0..300).map(|number| record(number / 150, 1, 80, &format!("n{number}.test.")));
+        let twice = [record(0, 1, 80, "n7.test."), record(1, 9, 80, "n7.test."), record(0, 5, 80, "n7.test.")];
+        let records: Vec<_> = many.chain(twice).collect();
+        let listed = srv_instances(records.clone());
+        assert_eq!((listed.instances.len(), listed.left_out.count), (RECORDS_MAX, 47));
+        let seventh = listed.instances.iter().find(|instance| instance.to_string() == "n7.test:80");
+        assert_eq!(seventh.map(|instance| (instance.priority, instance.weight)), Some((0, 5)));
+        assert_eq!(srv_instances(records.into_iter().rev()), listed);
     }
 }
