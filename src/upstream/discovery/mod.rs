@@ -27,8 +27,11 @@ use crate::shard::Instant;
 /// Addresses of one name that are instances. Whoever answers for DNS decides how many come; more than these are no service
 /// of anybody's, and each is a pool on each shard.
 const ADDRESSES_MAX: usize = 256;
-/// Names that are asked for at once.
+/// Names that are asked for at once, of those whose last question was answered; new ones count among them.
 const AT_ONCE_MAX: usize = 32;
+/// The same of those whose last question failed. They have places of their own: whoever is asked for these may be silent, and
+/// keeps a place until nobody waits any more.
+const FAILING_AT_ONCE_MAX: usize = 16;
 /// Changes are told at most this often, whatever DNS says meanwhile: each makes every shard look at its pools.
 const CHANGE_INTERVAL: Duration = Duration::from_secs(1);
 /// A name that fails is asked for again at least this often; one without an address, whose service may only be starting,
@@ -186,23 +189,54 @@ struct Followed {
 pub struct Discovery {
     settings: DiscoverySettings,
     names: BTreeMap<Box<str>, Followed>,
+    /// Names whose last question was answered, and those whose failed.
+    queues: [Queue; 2],
     /// Addresses are others than when that was asked last.
     has_changed: bool,
     /// Until then changes wait.
     quiet_until: Instant,
 }
 
+/// Names that are asked for in turn.
+#[derive(Debug)]
+struct Queue {
+    /// Those that nobody is asked for now, by when they are due.
+    waiting: BTreeSet<(Instant, Box<str>)>,
+    /// How many somebody is asked for.
+    asked: usize,
+    asked_max: usize,
+}
+
+impl Queue {
+    /// The two that [`Followed::queue`] tells apart.
+    fn both() -> [Self; 2] {
+        [AT_ONCE_MAX, FAILING_AT_ONCE_MAX].map(|asked_max| Self { waiting: BTreeSet::new(), asked: 0, asked_max })
+    }
+
+    /// When there is something to ask for.
+    fn asks_at(&self) -> Instant {
+        let next = self.waiting.first().filter(|_| self.asked < self.asked_max);
+        next.map_or(Instant::NEVER, |(due, _)| *due)
+    }
+}
+
 impl Discovery {
     /// Follows no name.
     pub fn new(settings: DiscoverySettings) -> Self {
-        Self { settings, names: BTreeMap::new(), has_changed: false, quiet_until: Instant::START }
+        Self {
+            settings,
+            names: BTreeMap::new(),
+            queues: Queue::both(),
+            has_changed: false,
+            quiet_until: Instant::START,
+        }
     }
 
     /// The same with other settings, for a configuration that may yet be refused: what is known is taken along as far as
     /// they let it, and every name is asked for anew.
     #[must_use]
     pub fn fork(&self, settings: DiscoverySettings, now: Instant) -> Self {
-        let mut fork = Self { settings, names: self.names.clone(), has_changed: false, quiet_until: self.quiet_until };
+        let mut fork = Self { names: self.names.clone(), quiet_until: self.quiet_until, ..Self::new(settings) };
         for followed in fork.names.values_mut() {
             followed.known.leave_out(settings);
             followed.is_asked = false;
@@ -233,6 +267,7 @@ impl Discovery {
             };
             self.names.entry(name.clone()).or_insert_with(fresh);
         }
+        self.queue_all();
     }
 
     /// Every name is to be asked for now: whoever answers, or what is taken of it, has changed.
@@ -243,22 +278,37 @@ impl Discovery {
             // It may be found elsewhere now.
             followed.known.found_as = None;
         }
+        self.queue_all();
+    }
+
+    fn queue_all(&mut self) {
+        self.queues = Queue::both();
+        for (name, followed) in &self.names {
+            let queue = &mut self.queues[followed.queue()];
+            if followed.is_asked {
+                queue.asked += 1;
+            } else {
+                queue.waiting.insert((followed.due, name.clone()));
+            }
+        }
     }
 
     /// Names to ask for now; each is asked for once until it is [answered](Self::answered).
     pub fn take_due(&mut self, now: Instant) -> Vec<Box<str>> {
-        let places = AT_ONCE_MAX.saturating_sub(self.names.values().filter(|name| name.is_asked).count());
-        let due = self.names.iter_mut().filter(|(_, followed)| !followed.is_asked && followed.due <= now);
-        let mut due: Vec<_> = due.collect();
+        let mut taken = Vec::new();
         // Whoever has waited longest: by name the last ones would never be asked where answers serve for a second.
-        due.sort_by_key(|(_, followed)| followed.due);
-        due.into_iter()
-            .take(places)
-            .map(|(name, followed)| {
-                followed.is_asked = true;
-                name.clone()
-            })
-            .collect()
+        for queue in &mut self.queues {
+            while queue.asks_at() <= now
+                && let Some((_, name)) = queue.waiting.pop_first()
+            {
+                if let Some(followed) = self.names.get_mut(&name) {
+                    followed.is_asked = true;
+                }
+                queue.asked += 1;
+                taken.push(name);
+            }
+        }
+        taken
     }
 
     /// When a change may be told, if there is one.
@@ -268,9 +318,8 @@ impl Discovery {
 
     /// When there is something to ask for.
     pub fn asks_at(&self) -> Instant {
-        let is_full = self.names.values().filter(|name| name.is_asked).count() >= AT_ONCE_MAX;
-        let names = self.names.values().filter(|name| !name.is_asked && !is_full).map(|name| name.due);
-        names.min().unwrap_or(Instant::NEVER)
+        let [answered, failing] = &self.queues;
+        answered.asks_at().min(failing.asks_at())
     }
 
     /// Takes what came of a question. No address at all is a failure: an upstream does not empty because a zone was
@@ -279,13 +328,19 @@ impl Discovery {
         // Nobody follows it any more.
         let Some(followed) = self.names.get_mut(name) else { return Heard::Same };
         let settings = self.settings;
+        let queue = &mut self.queues[followed.queue()];
+        if std::mem::take(&mut followed.is_asked) {
+            queue.asked -= 1;
+        } else {
+            queue.waiting.remove(&(followed.due, name.into()));
+        }
         let answer = answer.and_then(|answer| followed.taken(answer, settings, now));
         let heard = followed.take(answer, settings, now);
         self.has_changed |= matches!(heard, Heard::Changed { .. });
-        followed.is_asked = false;
         if std::mem::take(&mut followed.is_asked_again) {
             followed.due = now;
         }
+        self.queues[followed.queue()].waiting.insert((followed.due, name.into()));
         heard
     }
 
@@ -321,6 +376,11 @@ impl Discovery {
 }
 
 impl Followed {
+    /// In which of the two queues it is.
+    fn queue(&self) -> usize {
+        usize::from(self.known.failures > 0)
+    }
+
     /// What is taken of an answer. A family of addresses that nobody can tell of stays as it was, but not for ever: some
     /// servers never answer for one.
     fn taken(&mut self, answer: NameAnswer, settings: DiscoverySettings, now: Instant) -> Result<Taken, NoAddress> {

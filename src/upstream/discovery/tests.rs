@@ -205,6 +205,8 @@ fn what_dns_may_not_say_is_left_out_unless_it_may() {
     assert_eq!(known(&one).error, Some(NoAddress::Refused(Ipv4Addr::UNSPECIFIED.into())));
     one.answer(answer(&format!("10.0.0.1 {refused}"), 60));
     assert_eq!((one.addresses().as_str(), known(&one).refused.len()), ("10.0.0.1", 11));
+    one.answer(answer(refused, 60));
+    assert_eq!((one.heard.clone(), one.addresses().as_str()), (Heard::Failed, "10.0.0.1"), "what was good stays");
     for (takes_loopback, takes_link_local, taken) in [
         (true, false, "10.0.0.1 127.0.0.1 ::1 ::ffff:127.0.0.2"),
         (false, true, "10.0.0.1 169.254.169.254 ::ffff:169.254.0.1 fe80::1"),
@@ -329,4 +331,24 @@ fn whoever_has_waited_longest_is_asked_for_first() {
     }
     let last = all.last().expect("there are some");
     assert!(!first.contains(last) && discovery.take_due(Instant::START + Duration::from_secs(5)).contains(last));
+}
+
+#[test]
+fn names_whose_servers_are_silent_do_not_hold_up_the_others() {
+    let mut all: BTreeSet<Box<str>> = (0..200).map(|number| format!("silent{number:03}").into()).collect();
+    all.insert("well".into());
+    let mut discovery = Discovery::new(SETTINGS);
+    discovery.follow(&all, Instant::START);
+    let mut asked = BTreeSet::new();
+    while asked.len() < all.len() {
+        for name in discovery.take_due(Instant::START) {
+            let late = Err(NoAddress::Late(Duration::from_secs(3)));
+            discovery.answered(&name, if &*name == "well" { answer("192.0.2.1", 5) } else { late }, Instant::START);
+            asked.insert(name);
+        }
+    }
+    // The others have been due for longer, and are more than there are places.
+    let due = discovery.take_due(Instant::START + Duration::from_secs(9));
+    assert_eq!((due.len(), due.first()), (1 + FAILING_AT_ONCE_MAX, Some(&"well".into())));
+    assert_eq!(discovery.asks_at(), Instant::NEVER, "places have to become free");
 }
