@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// How long a new list waits for the names in it to be looked up. Until then the one before it serves.
-const LISTED_NAMES_WAIT: Duration = Duration::from_secs(5);
+pub(super) const LISTED_NAMES_WAIT: Duration = Duration::from_secs(5);
 
 /// What one configuration names. Lives on the control thread; whoever drops it asks no more.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(super) struct Following<A> {
     pub(super) lists: Lists,
     /// The lists that serve.
     serving: BTreeMap<Source, Box<[Instance]>>,
+    /// Those with a list that does not serve yet, and since when they have one: however often it becomes another meanwhile.
+    waiting: BTreeMap<Source, Instant>,
     wanted: Wanted,
     pub(super) sources: A,
     /// Questions that are not answered yet.
@@ -115,6 +117,7 @@ impl<A: Ask> Following<A> {
             discovery,
             lists,
             serving: BTreeMap::new(),
+            waiting: BTreeMap::new(),
             wanted: Wanted::default(),
             sources,
             under_way: BTreeMap::new(),
@@ -134,11 +137,18 @@ impl<A: Ask> Following<A> {
         fork.lists.follow(&wanted.sources, now);
         // As far as they may be taken still.
         let serves = |(source, known): (&Source, &KnownList)| {
-            let is_taken = |one: &&Instance| known.instances.iter().any(|other| other.address == one.address);
+            // They are in order.
+            let place = |one: &Instance| known.instances.binary_search_by(|other| other.address.cmp(&one.address));
+            let is_taken = |one: &&Instance| place(one).is_ok();
             let serving = self.serving.get(source)?.iter().filter(is_taken).cloned().collect();
             Some((source.clone(), serving))
         };
         fork.serving = fork.lists.sources().filter_map(serves).collect();
+        let waits = |(source, known): (&Source, &KnownList)| {
+            let does_serve = known.instances.is_empty() || fork.serving.get(source) == Some(&known.instances);
+            (!does_serve).then(|| (source.clone(), self.waiting.get(source).copied().unwrap_or(now)))
+        };
+        fork.waiting = fork.lists.sources().filter_map(waits).collect();
         fork.wanted = wanted;
         fork.follow(now);
         fork
@@ -163,6 +173,7 @@ impl<A: Ask> Following<A> {
             Subject::List(source) => sources.contains(source),
         });
         self.said.retain(|name, _| names.contains(name));
+        self.waiting.retain(|source, _| sources.contains(source));
         self.said_of_lists.retain(|source, _| sources.contains(source));
     }
 
@@ -199,7 +210,7 @@ impl<A: Ask> Following<A> {
 
     /// When there is something to ask for, or a list has waited long enough.
     pub(super) fn asks_at(&self) -> Instant {
-        let waiting = self.waiting().map(|(_, known)| known.changed_at + LISTED_NAMES_WAIT);
+        let waiting = self.waiting.values().map(|since| *since + LISTED_NAMES_WAIT);
         waiting.fold(self.discovery.asks_at().min(self.lists.asks_at()), Instant::min)
     }
 
@@ -248,6 +259,7 @@ impl<A: Ask> Following<A> {
         let before = self.lists.known(source).map_or(0, |known| known.left_out.count);
         let heard = self.lists.answered(source, answer, now);
         if matches!(heard, HeardList::Changed { .. }) {
+            self.waiting.entry(source.clone()).or_insert(now);
             self.follow(now);
         }
         if let Some(known) = self.lists.known(source).filter(|_| !is_told) {
@@ -256,23 +268,19 @@ impl<A: Ask> Following<A> {
         }
     }
 
-    /// Lists that are known and do not serve yet.
-    fn waiting(&self) -> impl Iterator<Item = (&Source, &KnownList)> {
-        let waits = |(source, known): &(&Source, &KnownList)| {
-            !known.instances.is_empty() && self.serving.get(source) != Some(&known.instances)
-        };
-        self.lists.sources().filter(waits)
-    }
-
     /// New lists serve once there is an answer for each of their names, or that has taken too long. A list that serves at
     /// once would leave an upstream without instances meanwhile.
     pub(super) fn serve(&mut self, now: Instant) {
-        let is_due = |(_, known): &(&Source, &KnownList)| {
-            now >= known.changed_at + LISTED_NAMES_WAIT || known.names().all(|name| self.is_name_heard(name))
+        let due = |(source, since): (&Source, &Instant)| {
+            let known = self.lists.known(source)?;
+            let is_due = now >= *since + LISTED_NAMES_WAIT || known.names().all(|name| self.is_name_heard(name));
+            is_due.then(|| (source.clone(), known.instances.clone()))
         };
-        let due = self.waiting().filter(is_due).map(|(source, known)| (source.clone(), known.instances.clone()));
-        let due: Vec<_> = due.collect();
+        let due: Vec<_> = self.waiting.iter().filter_map(due).collect();
         if !due.is_empty() {
+            for (source, _) in &due {
+                self.waiting.remove(source);
+            }
             self.serving.extend(due);
             self.discovery.note_change();
             self.follow(now);
@@ -288,7 +296,7 @@ impl<A: Ask> Following<A> {
         let is_list_heard = |source: &Source| match self.lists.known(source) {
             None => true,
             Some(known) if known.instances.is_empty() => known.is_heard(),
-            Some(known) => self.serving.get(source) == Some(&known.instances),
+            Some(_) => !self.waiting.contains_key(source),
         };
         wanted.names.iter().all(|name| self.is_name_heard(name)) && wanted.sources.iter().all(is_list_heard)
     }

@@ -95,7 +95,10 @@ impl<A: Ask> Lookups<A> {
         wanted.names.retain(|name| self.in_force.discovery.known(name).is_none());
         wanted.sources.retain(|source| self.in_force.lists.known(source).is_none());
         let count = wanted.names.len() + wanted.sources.len();
-        let wait = Wait { wanted, due: clock::now() + config.runtime.lookup_timeout };
+        // Whoever reloads before names were looked up does not begin to wait anew: it could go on for ever.
+        let waited = self.candidate.as_ref().and_then(|candidate| candidate.wait.as_ref());
+        let due = clock::now() + config.runtime.lookup_timeout;
+        let wait = Wait { wanted, due: waited.map_or(due, |wait| wait.due.min(due)) };
         self.candidate = Some(Candidate { following, wait: Some(wait) });
         count
     }

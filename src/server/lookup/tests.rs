@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::*;
+use super::{following::LISTED_NAMES_WAIT, *};
 use crate::{
     server::resolver::{Asked, AskedList},
     upstream::{LeftOut, ListAnswer, ListResult, Listed, NameAnswer},
@@ -209,6 +209,17 @@ fn nobody_waits_longer_than_is_said_and_what_comes_later_is_told() {
 }
 
 #[test]
+fn whoever_reloads_again_and_again_waits_no_longer() {
+    run(async {
+        let mut scene = Scene::new();
+        scene.begin(&["silent"], Duration::from_millis(1));
+        let config = scene.begin(&["silent", "other"], LONG);
+        assert_eq!(scene.news().await, News::Ready);
+        assert_eq!(shown(&scene, &config), "");
+    });
+}
+
+#[test]
 fn a_reload_waits_for_new_names_only_and_those_that_went_are_forgotten() {
     run(async {
         let mut scene = Scene::new();
@@ -346,6 +357,23 @@ fn a_new_list_serves_when_its_names_are_known() {
         assert_eq!(scene.news().await, News::Changed);
         let counters = scene.lookups.counters();
         assert_eq!(counters.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["file:shop.toml", OTHERS]);
+    });
+}
+
+#[test]
+fn a_list_that_becomes_another_again_and_again_does_not_wait_for_ever() {
+    run(async {
+        let mut scene = Scene::new();
+        let config = listed(&mut scene).await;
+        scene.list_question().await.answer(&["10.0.0.2:80", "silent.test:81"]);
+        let _silent = scene.question().await;
+        let since = clock::now();
+        scene.list_question().await.answer(&["10.0.0.3:80", "silent.test:81"]);
+        // It is taken while the next question is waited for.
+        let _next = scene.list_question().await;
+        assert_eq!(shown(&scene, &config), "10.0.0.1:80 10.0.0.1:80");
+        scene.lookups.in_force.serve(since + LISTED_NAMES_WAIT);
+        assert_eq!(shown(&scene, &config), "10.0.0.3:80 10.0.0.3:80");
     });
 }
 

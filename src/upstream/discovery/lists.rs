@@ -99,8 +99,6 @@ pub struct KnownList {
     pub instances: Box<[Instance]>,
     /// When the source was heard last; since when it is followed, if it never was.
     pub since: Instant,
-    /// When the list last became another.
-    pub changed_at: Instant,
     /// What is left out of it.
     pub left_out: LeftOut,
     /// Questions in a row that failed since then, and why the last of them did.
@@ -342,7 +340,6 @@ impl FollowedList {
         *known = KnownList {
             instances: instances.into(),
             since: now,
-            changed_at: if has_changed { now } else { known.changed_at },
             left_out,
             failures: 0,
             error: None,
