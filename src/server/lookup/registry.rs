@@ -115,6 +115,10 @@ async fn ask(
         return Err(Failure::Empty);
     }
     let pairs = members.chunks_exact(2);
+    // Who is behind them is not known, and would be taken for gone.
+    if pairs.len() == MEMBERS_MAX {
+        return Err(Failure::TooMany);
+    }
     let listed = registered(now, pairs.map(|pair| (&pair[0][..], number(&pair[1]).unwrap_or(f64::NAN))));
     Ok(ListAnswer::Listed(listed))
 }
@@ -124,6 +128,8 @@ enum Failure {
     Setup(anyhow::Error),
     Redis(RedisFailure),
     Reply,
+    /// More members than are asked for, whatever they say.
+    TooMany,
     /// Everybody's lease has ended. Perhaps this is not the server any more that services register with.
     Empty,
 }
@@ -136,6 +142,7 @@ fn words(failure: &Failure) -> String {
             None => failure.to_string(),
         },
         Failure::Reply => "Redis answered something else".to_owned(),
+        Failure::TooMany => format!("more than {} members have a lease that lasts", config::INSTANCES_MAX),
         Failure::Empty => "nobody has registered, or no lease lasts".to_owned(),
     }
 }
