@@ -1,7 +1,8 @@
 //! Tells when the file has other content than before. It is asked (the control thread asks each second); reading the
 //! configuration anew is for who asked.
 
-use std::fs::{self, File};
+use super::open_regular;
+use std::fs;
 use std::hash::{DefaultHasher, Hasher as _};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// Watches one file. It follows the path anew each time, so that a file renamed over it and a directory of symlinks
 /// swapped under it (as Kubernetes does) are seen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     path: PathBuf,
     /// What the configuration in use was read from.
@@ -69,12 +70,17 @@ impl Watch {
         Ok(true)
     }
 
+    /// What the file holds counts as other content, once it has settled, whatever that is: what it held before was not taken.
+    pub fn forget(&mut self) {
+        self.seen = None;
+    }
+
     /// Nothing comes of an empty file, and of what can be read only once (a pipe) or might block.
     fn look(&self) -> io::Result<Option<FileVersion>> {
         if !fs::metadata(&self.path)?.is_file() {
             return Ok(None);
         }
-        let file = File::open(&self.path)?;
+        let file = open_regular(&self.path)?;
         let mark = FileStat::of(&file.metadata()?);
         let mut content = Vec::new();
         file.take(BYTES_MAX).read_to_end(&mut content)?;
@@ -99,7 +105,7 @@ impl FileStat {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::OpenOptions;
+    use std::fs::{File, OpenOptions};
     use std::io::Write as _;
     use std::os::unix::fs::symlink;
     use tempfile::TempDir;
@@ -150,6 +156,13 @@ mod tests {
         assert!(!scene.watch.changed().expect("a file"));
         fs::write(scene.file(), "a = 1").expect("written");
         assert_eq!(scene.looks(), UNCHANGED);
+    }
+
+    #[test]
+    fn what_was_forgotten_is_new_again() {
+        let mut scene = scene("a = 1");
+        scene.watch.forget();
+        assert_eq!(scene.looks(), CHANGED_ONCE);
     }
 
     #[test]

@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::{self, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
@@ -26,7 +25,7 @@ use hickory_resolver::{
 use tokio::time::timeout;
 
 use crate::{
-    config::{Nameserver, watch::Watch},
+    config::{Nameserver, open_regular, watch::Watch},
     upstream::{Family, ListAnswer, ListResult, Listed, NameAnswer, NoAddress, SrvRecord, srv_instances},
 };
 
@@ -366,7 +365,7 @@ fn resolver(server: SocketAddr, options: ResolverOpts) -> Option<TokioResolver> 
 
 fn read(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
+    open_regular(path)?.take(FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -50,8 +50,14 @@ fn listing(port: u16, numbers: &[u8]) -> String {
 
 /// Puts a whole file in the place of another.
 fn replace(path: &Path, text: &str) {
+    replace_with(path, |new| fs::write(new, text).expect("written"));
+}
+
+/// The same with anything that has a name.
+fn replace_with(path: &Path, make: impl Fn(&Path)) {
     let new = path.with_extension("new");
-    fs::write(&new, text).and_then(|()| fs::rename(&new, path)).expect("written");
+    make(&new);
+    fs::rename(&new, path).expect("renamed");
 }
 
 #[track_caller]
@@ -143,6 +149,11 @@ fn a_file_that_is_none_changes_nothing_until_it_is_one() {
     is_refused(&|| replace(&path, &listing(port, &[])), "instances is empty");
     is_refused(&|| replace(&path, &listing(port, &[2, 2])), "twice");
     is_refused(&|| replace(&path, &" ".repeat(2 << 20)), "longer than 1 MiB");
+    // Nobody ever writes to the pipe.
+    let make_pipe = |new: &Path| assert!(Command::new("mkfifo").arg(new).status().expect("mkfifo runs").success());
+    is_refused(&|| replace_with(&path, make_pipe), "it is no regular file");
+    let link = |new: &Path| symlink(directory.path(), new).expect("linked");
+    is_refused(&|| replace_with(&path, link), "it is no regular file");
     assert!(gateway.log().contains("a list of instances can be had again"));
 }
 
