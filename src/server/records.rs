@@ -11,9 +11,9 @@ use crate::{
     sinks::clickhouse::{self, ClickhouseSink, Prepared},
     telemetry::{
         access_log::{self, AccessLog, AccessLogWriter, LineSink},
-        clickhouse::ClickhouseCounters,
         dependency::Dependency,
         log::Format,
+        metrics::ClickhouseCounters,
     },
 };
 

@@ -4,13 +4,12 @@
 
 use std::fmt::Write as _;
 
-use super::clickhouse::ClickhouseCounters;
 use super::exemplars::{Exemplar, Merged};
 use super::format::Format;
 use super::histogram::{Histogram, Ladder};
 use super::metrics::{
-    Counters, InstanceCounters, LimitCounters, NameCounters, Names, ProbeCounters, ProcessCounters, RouteCounters,
-    UpstreamCounters,
+    ClickhouseCounters, Counters, InstanceCounters, LimitCounters, NameCounters, Names, ProbeCounters, ProcessCounters,
+    RouteCounters, UpstreamCounters,
 };
 use super::table::{Metric, MetricKind, Per, Value, Values};
 

@@ -157,6 +157,32 @@ label! {
 }
 
 label! {
+    /// What became of rows for ClickHouse.
+    RowOutcome {
+        /// They are in the table.
+        Sent = "sent",
+        /// The server refused them, each alone and twice.
+        Refused = "refused",
+        /// There was no room for them, in memory or in files.
+        Dropped = "dropped",
+        /// They were still there when the process ended, and there was no room in files.
+        Cut = "cut",
+    }
+}
+
+label! {
+    /// How a request to ClickHouse ended.
+    RequestResult {
+        /// It did what was asked.
+        Good = "good",
+        /// It refused a row.
+        Rejected = "rejected",
+        /// It took nothing, or did not answer.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// What a thread of the process does.
     ThreadKind {
         /// Serves clients.

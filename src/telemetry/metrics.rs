@@ -4,13 +4,13 @@
 //! and a test keeps `docs/metrics.md` true to it. Counting is adding to a field of the shard's own [`Counters`]; a
 //! scrape asks each shard for a copy.
 
-use super::clickhouse::ClickhouseCounters;
+pub use super::clickhouse_metrics::ClickhouseCounters;
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::instance_metrics::InstanceCounters;
 pub use super::labels::{
     AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, CircuitState, ExportFailure, HubEvent, InstanceOut,
-    KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, Shed, SocketClosed, SpanLoss,
-    Stale, Store, ThreadKind, TokenCheck, TunnelEnded,
+    KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, RequestResult, RowOutcome,
+    Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Facts, Field as _, Merge, Metric, MetricKind, Micros, MicrosBy, Per, Sparse, Value, Values, table};

@@ -4,7 +4,7 @@
 //! for a request. Who asks for the numbers and who ships the records are matters of the floors above.
 
 pub mod access_log;
-pub mod clickhouse;
+mod clickhouse_metrics;
 pub mod date;
 pub mod dependency;
 pub mod escape;

@@ -116,7 +116,7 @@ impl Control {
         self.process.clickhouse = self.records.counters();
         self.process.admin_refused = self.operators.refusals.counts();
         self.process.instances_unlisted = i64::try_from(self.instances.unlisted()).unwrap_or(i64::MAX);
-        self.process.stores_up = self.databases.up();
+        self.process.stores_up = self.databases().up();
         usage::read(&mut self.process);
         let scrapers = std::mem::take(&mut self.scrapes);
         let texts = Format::ALL.map(|format| {
@@ -168,6 +168,11 @@ impl Control {
         };
         self.bus.broadcast(|| ToShard::Pages(Box::new(pages.clone())));
     }
+    /// All stores: the bridge does not know of the one that it does not use.
+    fn databases(&self) -> Databases {
+        Databases { clickhouse: self.records.clickhouse(), ..self.databases.clone() }
+    }
+
 
     pub(super) fn known(&self) -> health::HealthInputs {
         let generation = self.plan.generation;
@@ -188,7 +193,7 @@ impl Control {
         health::HealthInputs {
             upstreams: upstreams.collect(),
             unresolved: self.lookups.unresolved(&self.config),
-            databases: Databases { clickhouse: self.records.clickhouse(), ..self.databases.clone() },
+            databases: self.databases(),
             is_revocation_stale: told().any(|scraped| scraped.counters.revocation_stale_shards > 0),
             uptime_s: clock::unix_now().as_secs().saturating_sub(u64::try_from(self.process.start_time).unwrap_or(0)),
             timestamp: format!("{now:.3}"),

@@ -30,8 +30,8 @@ use crate::config::{Clickhouse, Config};
 use crate::shard::local::AbortOnUnwind;
 use crate::shard::{Instant, clock};
 use crate::telemetry::access_log::{LineSink, NumberedLines};
-use crate::telemetry::clickhouse::ClickhouseCounters;
 use crate::telemetry::dependency::Dependency;
+use crate::telemetry::metrics::ClickhouseCounters;
 
 /// A quarter of the memory is for lines that the sink has not looked at yet.
 const ON_THE_WAY: usize = 4;

@@ -106,7 +106,7 @@ fn requests_are_rows_of_a_table_that_migrate_makes() {
     assert_eq!((&found["status"], &found["instances"]["healthy"]), (&"up".into(), &1.into()), "{found}");
     // The answer comes after the rows are there.
     let metrics = gateway.metrics_until("all are counted", |metrics| metrics.value(SENT) == 41);
-    assert_eq!((metrics.value(SENT), metrics.value("shardgate_clickhouse_up")), (41, 1));
+    assert_eq!((metrics.value(SENT), metrics.value("shardgate_store_up{store=\"clickhouse\"}")), (41, 1));
     for name in ["memory_bytes", "spill_bytes", "oldest_row_age_seconds", "spill_damaged_total"] {
         assert_eq!(metrics.value(&format!("shardgate_clickhouse_{name}")), 0, "{name}");
     }

@@ -21,8 +21,8 @@ use super::split::{Splitting, Step};
 use super::table::Version;
 use crate::config::Clickhouse;
 use crate::shard::Instant;
-use crate::telemetry::clickhouse::{ClickhouseCounters, RequestResult, RowOutcome};
 use crate::telemetry::dependency::{Condition, ConditionChange, Dependency, LoggedCondition};
+use crate::telemetry::metrics::{ClickhouseCounters, RequestResult, RowOutcome};
 
 /// The server is asked how it is this long after it last answered, if there is nothing to be sent.
 const ASK_INTERVAL: Duration = Duration::from_secs(2);
@@ -508,7 +508,6 @@ impl Sink {
         counters.spill_bytes = level(self.files.bytes());
         (counters.damaged, counters.spill_errors) = (self.files.damaged(), self.files.errors);
         counters.oldest_age = self.oldest_ms().map_or(0, |oldest| level(unix_ms.saturating_sub(oldest) / 1000));
-        counters.up = i64::from(self.dependency.as_ref().is_some_and(|dependency| dependency.error.is_none()));
         (self.dependency.clone(), counters)
     }
 

@@ -1,32 +1,7 @@
-//! What the sink of ClickHouse counts, and the rows that publish it.
+//! The rows of the table of metrics that are about the sink of ClickHouse. Whether the server takes rows is in `shardgate_store_up`.
 
-use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, label, table};
-
-label! {
-    /// What became of rows.
-    RowOutcome {
-        /// They are in the table.
-        Sent = "sent",
-        /// The server refused them, each alone and twice.
-        Refused = "refused",
-        /// There was no room for them, in memory or in files.
-        Dropped = "dropped",
-        /// They were still there when the process ended, and there was no room in files.
-        Cut = "cut",
-    }
-}
-
-label! {
-    /// How a request to the server ended.
-    RequestResult {
-        /// It did what was asked.
-        Good = "good",
-        /// It refused a row.
-        Rejected = "rejected",
-        /// It took nothing, or did not answer.
-        Failed = "failed",
-    }
-}
+use super::labels::{RequestResult, RowOutcome};
+use super::table::{Field as _, Merge, Metric, MetricKind, Per, Value, Values, table};
 
 table! {
     /// What the sink of ClickHouse counts. One per process, where there is a sink.
@@ -50,7 +25,5 @@ table! {
         spill_errors: u64 = Counter "shardgate_clickhouse_spill_errors_total" per Process;
         /// Seconds since the oldest row came that is not sent yet; 0 if there is none.
         oldest_age: i64 = Gauge "shardgate_clickhouse_oldest_row_age_seconds" per Process;
-        /// Whether the server takes rows.
-        up: i64 = Gauge "shardgate_clickhouse_up" per Process;
     }
 }
