@@ -254,8 +254,6 @@ pub(super) struct Scraped {
     pub(super) reports: Vec<Report>,
     /// How late its regular timer was at worst, since it told last.
     pub(super) lag: Duration,
-    /// For how long its thread has run.
-    pub(super) cpu: Duration,
     /// Likewise, of each of their instances, with the upstream's place in the metrics.
     pub(super) instances: Vec<(MetricSlot, Vec<InstanceReport>)>,
     /// Where they were asked for.

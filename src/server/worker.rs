@@ -374,7 +374,7 @@ impl Worker {
         counters.buffers_idle = i64::try_from(buffers::kept().0).unwrap_or(i64::MAX);
         self.gateway.limits.report(&mut counters, clock::now());
         self.gateway.count(&mut counters);
-        counters.cpu = usage::thread_time();
+        counters.cpu = usage::thread_time().into();
         counters.count_protocols();
         let plan = self.gateway.plan();
         let now = clock::now();
@@ -398,7 +398,6 @@ impl Worker {
             generation: plan.generation,
             reports,
             lag,
-            cpu: cpu_time(),
             instances,
             exemplars: Vec::new(),
         }
@@ -524,12 +523,6 @@ impl Worker {
             self.ledger.with(|ledger| ledger.access_log.flush());
         }
     }
-}
-
-/// For how long this thread has run.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::try_from(time).unwrap_or_default()
 }
 
 /// Milliseconds since 1970 of a time by the shards' clock.

@@ -197,6 +197,8 @@ label! {
         Password = "password",
         /// Writes the access log.
         AccessLog = "access_log",
+        /// Sends the access log's rows to ClickHouse.
+        Clickhouse = "clickhouse",
         /// Whatever else.
         Other = "other",
     }

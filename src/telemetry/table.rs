@@ -2,6 +2,8 @@
 //!
 //! The rows themselves stand in `metrics`.
 
+use std::time::Duration;
+
 use super::histogram::{Histogram, Lifetimes, Own, Requests};
 
 /// What Prometheus is told a metric is.
@@ -77,6 +79,12 @@ pub enum Values {
 /// Microseconds, which are published as seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Micros(pub u64);
+
+impl From<Duration> for Micros {
+    fn from(time: Duration) -> Self {
+        Self(u64::try_from(time.as_micros()).unwrap_or(u64::MAX))
+    }
+}
 
 /// The same for each value of a label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

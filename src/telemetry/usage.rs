@@ -1,6 +1,6 @@
 //! What the process uses of the machine, and what it is: read when somebody wants to know.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use ring::digest::{SHA256, digest};
 use rustix::time::{ClockId, clock_gettime};
@@ -13,14 +13,13 @@ use crate::config::Config;
 const THREADS_MAX: usize = 1024;
 
 /// CPU time of the thread that asks.
-pub fn thread_time() -> Micros {
-    time(ClockId::ThreadCPUTime)
+pub fn thread_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
-fn time(clock: ClockId) -> Micros {
-    let time = clock_gettime(clock);
-    let of = |number: i64| u64::try_from(number).unwrap_or(0);
-    Micros(of(time.tv_sec).saturating_mul(1_000_000).saturating_add(of(time.tv_nsec) / 1000))
+/// CPU time of all threads, those too that have ended.
+pub fn process_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap_or_default()
 }
 
 /// Takes down what the process uses now. What the kernel does not tell stays as it was.
@@ -38,7 +37,7 @@ pub fn read(process: &mut ProcessCounters) {
     }
     let known: u64 = times.iter().sum();
     // Threads that have ended, and what the kernel's ticks of ten milliseconds have missed.
-    times[ThreadKind::Other.index()] += time(ClockId::ProcessCPUTime).0.saturating_sub(known);
+    times[ThreadKind::Other.index()] += Micros::from(process_time()).0.saturating_sub(known);
     for (told, time) in process.cpu.0.iter_mut().zip(times) {
         // A thread that ended is no reason to count backwards.
         *told = (*told).max(time);
@@ -57,13 +56,15 @@ pub fn config(config: &Config) -> Facts {
     Facts(vec![("hash", digits)])
 }
 
-fn resident() -> Option<u64> {
+/// Bytes of memory that is in RAM.
+pub fn resident() -> Option<u64> {
     let statm = fs::read_to_string("/proc/self/statm").ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     Some(pages.saturating_mul(rustix::param::page_size() as u64))
 }
 
-fn descriptors() -> Option<u64> {
+/// Descriptors that are open.
+pub fn descriptors() -> Option<u64> {
     const OPEN: &str = "/proc/self/fd";
     // Since Linux 6.2 the folder's size is how many there are.
     let told = fs::metadata(OPEN).ok()?.len();
@@ -100,6 +101,7 @@ fn kind_of(name: &str) -> ThreadKind {
         "bridge" => ThreadKind::Bridge,
         "store-writer" | "store-reader" => ThreadKind::Store,
         "access-log" => ThreadKind::AccessLog,
+        "clickhouse" => ThreadKind::Clickhouse,
         _ if name.strip_prefix("shard-").is_some_and(is_number) => ThreadKind::Shard,
         _ if name.strip_prefix("password-").is_some_and(is_number) => ThreadKind::Password,
         _ => ThreadKind::Other,
@@ -108,7 +110,7 @@ fn kind_of(name: &str) -> ThreadKind {
 
 #[cfg(test)]
 mod tests {
-    use super::ThreadKind::{AccessLog, Bridge, Other, Password, Shard, Store};
+    use super::ThreadKind::{AccessLog, Bridge, Clickhouse, Other, Password, Shard, Store};
     use super::*;
 
     #[test]
@@ -126,8 +128,9 @@ mod tests {
             assert_eq!(parse_stat(stat), expected, "{stat}");
         }
         let kinds =
-            ["shard-0", "shard-x", "bridge", "store-reader", "password-12", "access-log", "signals", ""].map(kind_of);
-        assert_eq!(kinds, [Shard, Other, Bridge, Store, Password, AccessLog, Other, Other]);
+            ["shard-0", "shard-x", "bridge", "store-reader", "password-12", "access-log", "clickhouse", "signals", ""]
+                .map(kind_of);
+        assert_eq!(kinds, [Shard, Other, Bridge, Store, Password, AccessLog, Clickhouse, Other, Other]);
     }
 
     #[test]
@@ -147,6 +150,6 @@ mod tests {
         while thread_time() == before {
             spun += 1;
         }
-        assert!(spun < 100_000_000 && thread_time().0 > before.0);
+        assert!(spun < 100_000_000 && thread_time() > before && process_time() > before);
     }
 }

@@ -136,6 +136,8 @@ struct Shard {
     applied: u64,
     /// What it told last.
     scraped: Option<Box<Scraped>>,
+    /// How late its timer was at worst, by all that it told since the last second was noted.
+    lag: Duration,
     /// How often it was asked, and how often it has told.
     asked: u64,
     told: u64,
@@ -270,6 +272,7 @@ impl Control {
                 self.instances.told(scraped.shard, &scraped.instances);
                 let shard = &mut self.shards[scraped.shard];
                 shard.applied = scraped.generation;
+                shard.lag = shard.lag.max(scraped.lag);
                 shard.scraped = Some(scraped);
                 if self.is_applied() {
                     tracing::info!(generation = self.plan.generation, "every shard runs the configuration");
@@ -282,6 +285,7 @@ impl Control {
             ToControl::Scraped(scraped) => {
                 self.instances.told(scraped.shard, &scraped.instances);
                 let shard = &mut self.shards[scraped.shard];
+                shard.lag = shard.lag.max(scraped.lag);
                 shard.scraped = Some(scraped);
                 shard.told += 1;
                 if self.shards.iter().all(Shard::is_heard) {

@@ -17,6 +17,7 @@ use crate::{
     telemetry::{
         dependency::{Databases, Dependency},
         metrics::{AdminRefusal, Counters, ProbeResult, Reload, STATUS_CLASSES, UpstreamCounters},
+        usage,
     },
     upstream::{
         BackendAddress, InstanceId, InstanceReport,
@@ -44,15 +45,17 @@ impl Control {
     /// Notes how things are, once a second.
     pub(super) fn note_second(&mut self) {
         let now = clock::now();
-        let shards = self.shards.iter().map(|shard| {
+        let shards = self.shards.iter_mut().map(|shard| {
+            let lag = std::mem::take(&mut shard.lag);
             let sample = |scraped: &Scraped| ShardSample {
                 requests: scraped.counters.requests,
-                cpu: scraped.cpu,
-                lag: scraped.lag,
+                cpu: Duration::from_micros(scraped.counters.cpu.0),
+                lag,
             };
             shard.scraped.as_deref().map(sample).unwrap_or_default()
         });
-        let sample = Sample::of(now, process_time(), shards.collect(), self.counted());
+        let shards = shards.collect();
+        let sample = Sample::of(now, usage::process_time(), shards, self.counted());
         self.history.note(sample);
         if self.history.wants_mark(now) {
             self.history.mark(Mark::of(now, &self.sum()));
@@ -122,10 +125,10 @@ impl Control {
             uptime_seconds: known.uptime_s,
             status: health::word(known).to_owned(),
             draining: !known.is_accepting,
-            rss_bytes: resident_bytes(),
-            cpu_seconds: rounded(process_time().as_secs_f64()),
+            rss_bytes: usage::resident(),
+            cpu_seconds: rounded(usage::process_time().as_secs_f64()),
             cpu_cores: cores,
-            descriptors_open: open_descriptors(),
+            descriptors_open: usage::descriptors(),
             descriptors_max: self.descriptors,
         }
     }
@@ -425,23 +428,4 @@ fn history_of(history: &History) -> HistoryState {
         messages: rate(|sample| sample.messages),
         cpu_cores: history.series(|older, newer| history::share(older.cpu, newer.cpu, newer.at.since(older.at))),
     }
-}
-
-/// Processor time of all threads.
-fn process_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::try_from(time).unwrap_or_default()
-}
-
-/// Memory that is resident.
-fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * u64::try_from(rustix::param::page_size()).ok()?)
-}
-
-/// Since Linux 6.2 the kernel tells it without a list of them.
-fn open_descriptors() -> Option<u64> {
-    let count = std::fs::metadata("/proc/self/fd").ok()?.len();
-    (count > 0).then_some(count)
 }

@@ -174,6 +174,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("cpu_seconds_total thread=store", "src/telemetry/usage.rs", "threads_are_known_by"),
     ("cpu_seconds_total thread=password", "src/telemetry/usage.rs", "threads_are_known_by"),
     ("cpu_seconds_total thread=access_log", "src/telemetry/usage.rs", "threads_are_known_by"),
+    ("cpu_seconds_total thread=clickhouse", "src/telemetry/usage.rs", "threads_are_known_by"),
     ("cpu_seconds_total thread=other", "src/telemetry/usage.rs", "threads_are_known_by"),
     ("account_operations_under_way", "tests/it/sessions/crowd.rs", "account_operations_under_way"),
     ("account_operations_waiting", "tests/it/sessions/crowd.rs", "account_operations_waiting"),
