@@ -15,7 +15,7 @@ use crate::{
     telemetry::{
         exposition::InstanceSeries,
         metrics::{InstanceCounters, InstanceOut, Names, Probed},
-        slots::MetricSlot,
+        slots::{MetricSlot, OTHER},
         table::{Micros, Sparse},
     },
     upstream::{BackendAddress, Instance, InstanceCounts, InstanceId, InstanceReport},
@@ -95,7 +95,12 @@ impl InstanceBook {
     /// A shard tells of its instances.
     pub(super) fn told(&mut self, shard: usize, reports: &[(MetricSlot, Vec<InstanceReport>)]) {
         let reports = reports.iter().flat_map(|(slot, reports)| reports.iter().map(move |report| (slot, report)));
+        // Upstreams that share a place may share instances too; of these the first one's is told, always.
+        let mut others = BTreeSet::new();
         for (slot, report) in reports {
+            if *slot == OTHER && !others.insert(report.id) {
+                continue;
+            }
             let Some(known) = self.known.get_mut(&(*slot, report.id)) else { continue };
             if known.shards.len() <= shard {
                 known.shards.resize(shard + 1, None);
@@ -235,6 +240,38 @@ mod tests {
         let one = series.iter().find(|series| series.address == "10.0.0.1:1").expect("it is there");
         assert_eq!((one.counters.up, one.counters.latency, one.counters.probes), (0, Micros(50), [0, 1]));
         assert_eq!(one.counters.out.0[InstanceOut::Ejected.index()], Some(1));
+    }
+
+    #[test]
+    fn an_instance_of_two_upstreams_that_share_a_place_is_counted_once() {
+        let mut book = InstanceBook::default();
+        book.set_all([((OTHER, at(1).id()), at(1).label())].into_iter(), NOW);
+        for _ in 0..100 {
+            book.told(0, &[(OTHER, vec![report(1, 5)]), (OTHER, vec![report(1, 3)])]);
+        }
+        assert_eq!(told(&mut book, NOW), ["10.0.0.1:1 true 1 2 5"]);
+    }
+
+    #[test]
+    fn one_that_flaps_between_two_addresses_has_two_series_however_long_it_does() {
+        let mut book = InstanceBook::default();
+        for second in 0..3600 {
+            let now = NOW + Duration::from_secs(second.into());
+            let port = 1 + second % 2;
+            set(&mut book, port..port + 1, now);
+            // Each time the shard counts anew.
+            book.told(0, &[(slot(), vec![report(port, 0)])]);
+            book.told(0, &[(slot(), vec![report(port, 1)])]);
+        }
+        let end = NOW + KEPT;
+        assert_eq!(told(&mut book, end), ["10.0.0.1:1 false 1 2 1800", "10.0.0.1:2 true 1 2 1800"]);
+        // With another address each time it has as many as there may be, and what is there is always among them.
+        set(&mut book, 10..10 + u16::try_from(INSTANCES_MAX).expect("it is"), end);
+        for port in 20_000..20_100 {
+            set(&mut book, port..port + 1, end + Duration::from_secs(1));
+            assert_eq!((book.known.len(), book.unlisted()), (INSTANCES_MAX, 0));
+            assert!(book.known[&(slot(), at(port).id())].left_at.is_none());
+        }
     }
 
     #[test]

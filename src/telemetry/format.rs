@@ -88,6 +88,7 @@ mod tests {
         let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
                             application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,\
                             text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        let many = "a/b,".repeat(RANGES_MAX);
         for (accept, is_open) in [
             (&[][..], false),
             (&[""], false),
@@ -108,6 +109,11 @@ mod tests {
             (&["application/openmetrics-text;q=0.001"], true),
             (&["application/*"], false),
             (&["\u{fffd};=;q=;,,;"], false),
+            (&["application/openmetrics-text;q=1;q=0"], false),
+            (&["application/openmetrics-text;version=\"1,0\";q=1"], false),
+            (&["application/openmetrics-text;q=1,text/plain;q=\"1"], false),
+            (&["application/openmetrics-text\0,application /openmetrics-text"], false),
+            (&[many.as_str(), "application/openmetrics-text"], false),
         ] {
             let wanted = Format::wanted(accept.iter().map(|value| value.as_bytes()));
             assert_eq!(wanted == Format::OpenMetrics, is_open, "{accept:?}");
