@@ -1,16 +1,16 @@
 //! What upstreams notice of their instances and circuits, told: to the log, a line for each change, and to the other shards,
 //! which need less to do the same.
 
-use std::{collections::BTreeMap, fmt::Write as _, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, rc::Rc};
 
 use super::Gateway;
 use crate::{
-    shard::{Instant, Local, clock},
+    shard::{Instant, Local, clock, complaints::Complaints},
     upstream::{BackendAddress, Cause, Notice, NoticeBell},
 };
 
-/// Of one instance or circuit the log is told at most once in so long.
-const SAID_EVERY: Duration = Duration::from_secs(1);
+/// So many lines a second are about single instances and circuits: where a network is away, all of them fail at once.
+const LINES_A_SECOND: u32 = 20;
 /// So many instances and circuits are remembered of which the log was told.
 const LINES_MAX: usize = 2048;
 
@@ -29,29 +29,80 @@ pub struct Suspect {
 #[derive(Debug, Default)]
 pub(super) struct Outages {
     pub(super) bell: Rc<NoticeBell>,
-    /// By upstream and instance.
-    lines: Local<BTreeMap<String, Line>>,
+    said: Local<Said>,
 }
 
-/// What the log was told of one instance or circuit.
+/// What the log was told: of each instance and circuit at most once a second, and then how it stands now.
 #[derive(Debug)]
-struct Line {
-    said_at: Instant,
-    /// What came since.
-    waiting: Option<Notice>,
-    /// Changes that were left out before that.
-    left_out: u32,
+struct Said {
+    /// By upstream and instance.
+    of: BTreeMap<String, SaidOfOne>,
+    of_all: Complaints,
 }
 
-impl Line {
-    /// What came since, when its time has come.
-    fn late(&mut self, now: Instant) -> Option<(Notice, u32)> {
-        if now.since(self.said_at) < SAID_EVERY {
-            return None;
+#[derive(Debug, Default)]
+struct SaidOfOne {
+    complaints: Complaints,
+    /// What came last, if the log was not told of it.
+    waiting: Option<Notice>,
+}
+
+/// A line for the log.
+#[derive(Debug, PartialEq, Eq)]
+struct Line {
+    notice: Notice,
+    /// Changes of the same instance or circuit of which the log was not told.
+    left_out: u64,
+    /// Such changes of others, which came when there were too many.
+    others_left_out: u64,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self { of: BTreeMap::new(), of_all: Complaints::singly(LINES_A_SECOND) }
+    }
+}
+
+impl Said {
+    /// Something has changed; what is to be said now.
+    fn note(&mut self, key: &str, notice: Notice, now: Instant) -> Option<Line> {
+        if self.of.len() >= LINES_MAX {
+            self.forget(now);
         }
-        let notice = self.waiting.take()?;
-        self.said_at = now;
-        Some((notice, std::mem::take(&mut self.left_out)))
+        if !self.of.contains_key(key) && self.of.len() < LINES_MAX {
+            self.of.insert(key.to_owned(), SaidOfOne::default());
+        }
+        let mut left_out = 0;
+        if let Some(one) = self.of.get_mut(key) {
+            let Some(count) = one.complaints.add(now, 1) else {
+                one.waiting = Some(notice);
+                return None;
+            };
+            (one.waiting, left_out) = (None, count - 1);
+        }
+        Self::line(&mut self.of_all, notice, left_out, now)
+    }
+
+    /// What came too soon after the line before, and has waited for long enough.
+    fn late(&mut self, now: Instant) -> Vec<(String, Line)> {
+        self.forget(now);
+        let Self { of, of_all } = self;
+        let late = of.iter_mut().filter_map(|(key, one)| {
+            one.waiting.as_ref()?;
+            let count = one.complaints.add(now, 0)?;
+            let line = Self::line(of_all, one.waiting.take()?, count - 1, now)?;
+            Some((key.clone(), line))
+        });
+        late.collect()
+    }
+
+    fn line(of_all: &mut Complaints, notice: Notice, left_out: u64, now: Instant) -> Option<Line> {
+        let all = of_all.add(now, 1)?;
+        Some(Line { notice, left_out, others_left_out: all - 1 })
+    }
+
+    fn forget(&mut self, now: Instant) {
+        self.of.retain(|_, one| one.waiting.is_some() || !one.complaints.is_over(now));
     }
 }
 
@@ -109,40 +160,24 @@ impl Gateway {
         if let Notice::Ejected { at, .. } | Notice::Returned { at } = &notice {
             let _ = write!(key, " {} {}", at.authority, at.address);
         }
-        let due = self.outages.lines.with(|lines| {
-            if lines.len() >= LINES_MAX {
-                lines.retain(|_, line| line.waiting.is_some() || now.since(line.said_at) < SAID_EVERY);
-            }
-            let Some(line) = lines.get_mut(&key) else {
-                if lines.len() < LINES_MAX {
-                    lines.insert(key, Line { said_at: now, waiting: None, left_out: 0 });
-                }
-                return Some((notice, 0));
-            };
-            line.left_out += u32::from(line.waiting.replace(notice).is_some());
-            line.late(now)
-        });
-        if let Some((notice, left_out)) = due {
-            self.say(upstream, &notice, left_out);
+        if let Some(line) = self.outages.said.with(|said| said.note(&key, notice, now)) {
+            self.say(upstream, &line);
         }
     }
 
     /// Says what came too soon after the line before.
     pub(super) fn say_late(&self, now: Instant) {
-        let due: Vec<_> = self.outages.lines.with(|lines| {
-            lines.retain(|_, line| line.waiting.is_some() || now.since(line.said_at) < SAID_EVERY);
-            lines.iter_mut().filter_map(|(key, line)| line.late(now).map(|late| (key.clone(), late))).collect()
-        });
-        for (key, (notice, left_out)) in due {
+        for (key, line) in self.outages.said.with(|said| said.late(now)) {
             let upstream = key.split(' ').next().unwrap_or_default();
-            self.say(upstream, &notice, left_out);
+            self.say(upstream, &line);
         }
     }
 
-    fn say(&self, upstream: &str, notice: &Notice, left_out: u32) {
+    fn say(&self, upstream: &str, line: &Line) {
         let shard = self.ledger.with(|ledger| ledger.shard);
-        let left_out = (left_out > 0).then_some(left_out);
-        match notice {
+        let [left_out, others_left_out] =
+            [line.left_out, line.others_left_out].map(|count| (count > 0).then_some(count));
+        match &line.notice {
             Notice::Ejected { at, cause, error, lasts, .. } => tracing::warn!(
                 upstream,
                 instance = &*at.authority,
@@ -152,6 +187,7 @@ impl Gateway {
                 cause = cause.word(),
                 out_s = lasts.as_secs_f64(),
                 left_out,
+                others_left_out,
                 "an instance is left out: requests to it fail"
             ),
             Notice::Returned { at } => tracing::info!(
@@ -160,14 +196,19 @@ impl Gateway {
                 address = %at.address,
                 shard,
                 left_out,
+                others_left_out,
                 "an instance is used again: it answers"
             ),
-            Notice::Opened => {
-                tracing::warn!(upstream, shard, left_out, "the circuit is open: most requests fail, and none are sent");
-            }
+            Notice::Opened => tracing::warn!(
+                upstream,
+                shard,
+                left_out,
+                others_left_out,
+                "the circuit is open: most requests fail, and none are sent"
+            ),
             Notice::Closed { after } => {
                 let after_s = after.as_secs_f64();
-                tracing::info!(upstream, shard, after_s, left_out, "the circuit is closed again");
+                tracing::info!(upstream, shard, after_s, left_out, others_left_out, "the circuit is closed again");
             }
         }
     }
@@ -175,19 +216,41 @@ impl Gateway {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    fn at(ms: u64) -> Instant {
+        Instant::START + Duration::from_millis(ms)
+    }
+
+    fn opened(left_out: u64, others_left_out: u64) -> Line {
+        Line { notice: Notice::Opened, left_out, others_left_out }
+    }
 
     #[test]
     fn a_flapping_circuit_is_told_once_a_second_with_a_count() {
-        let at = |ms| Instant::START + Duration::from_millis(ms);
-        let mut line = Line { said_at: at(0), waiting: None, left_out: 0 };
-        assert_eq!(line.late(at(5000)), None, "nothing came");
-        line.said_at = at(5000);
-        for ms in 5001..5010 {
-            line.left_out += u32::from(line.waiting.replace(Notice::Opened).is_some());
-            assert_eq!(line.late(at(ms)), None);
+        let mut said = Said::default();
+        assert_eq!(said.note("a", Notice::Opened, at(0)), Some(opened(0, 0)));
+        for ms in 1..10 {
+            assert_eq!(said.note("a", Notice::Opened, at(ms)), None);
         }
-        assert_eq!(line.late(at(6000)), Some((Notice::Opened, 8)));
-        assert_eq!(line.late(at(8000)), None);
+        assert!(said.late(at(999)).is_empty());
+        // How it stands now is said though nothing changes any more.
+        assert_eq!(said.late(at(1000)), [("a".to_owned(), opened(8, 0))]);
+        assert!(said.late(at(3000)).is_empty());
+        assert!(said.of.is_empty(), "and then it is forgotten");
+    }
+
+    #[test]
+    fn where_all_fail_at_once_some_are_told_and_the_others_counted() {
+        let (mut said, most) = (Said::default(), u64::from(LINES_A_SECOND));
+        let fail = |said: &mut Said, ms| -> Vec<Line> {
+            (0..3000).filter_map(|n| said.note(&n.to_string(), Notice::Opened, at(ms))).collect()
+        };
+        assert_eq!(fail(&mut said, 0).len() as u64, most);
+        assert_eq!(said.of.len(), LINES_MAX);
+        let lines = fail(&mut said, 1000);
+        assert_eq!((lines.len() as u64, &lines[0]), (most, &opened(0, 3000 - most)));
     }
 }

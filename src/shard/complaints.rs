@@ -40,13 +40,18 @@ impl Complaints {
     /// Some more; how many the log is to be told of, if it is to be told now.
     pub fn add(&mut self, now: Instant, count: u64) -> Option<u64> {
         self.untold += count;
-        if self.began.is_none_or(|began| now.since(began) >= self.interval) {
+        if self.is_over(now) {
             (self.began, self.told) = (Some(now), 0);
         }
         (self.told < self.singly && self.untold > 0).then(|| {
             self.told += 1;
             std::mem::take(&mut self.untold)
         })
+    }
+
+    /// Whether the log was told of nothing for so long that the next is as the first.
+    pub fn is_over(&self, now: Instant) -> bool {
+        self.began.is_none_or(|began| now.since(began) >= self.interval)
     }
 }
 
@@ -64,11 +69,6 @@ impl ThreadComplaints {
     /// The log is told once a second.
     pub const fn new() -> Self {
         Self(Cell::new(Complaints::new()))
-    }
-
-    /// The log is told of so many a second one by one.
-    pub const fn singly(count: u32) -> Self {
-        Self(Cell::new(Complaints::singly(count)))
     }
 
     /// One more; how many the log is to be told of, if it is to be told now.
