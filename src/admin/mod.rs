@@ -25,7 +25,7 @@ use crate::telemetry::format::Format;
 #[derive(Debug)]
 pub enum Question {
     /// All metrics, in this format.
-    Metrics(Format, oneshot::Sender<Arc<str>>),
+    Metrics(Format, oneshot::Sender<Arc<String>>),
     /// A page about health.
     Health(HealthPage, oneshot::Sender<(u16, Vec<u8>)>),
     /// The hub as it is configured.

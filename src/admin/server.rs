@@ -172,7 +172,7 @@ impl Client {
             "/api/state" => page(StatusCode::OK, JSON, self.ask(Question::State).await?),
             "/metrics" => {
                 let metrics = self.ask(|sender| Question::Metrics(format, sender)).await?;
-                let mut page = page(StatusCode::OK, format.content_type(), metrics.as_bytes().to_vec());
+                let mut page = page(StatusCode::OK, format.content_type(), Bytes::from_owner(Shared(metrics)));
                 // RFC 9110 §12.5.5: which of two it is depends on what was asked for.
                 page.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
                 page
@@ -294,8 +294,17 @@ pub(super) fn problem(status: StatusCode, code: &str, detail: &str) -> Answer {
     page(status, "application/problem+json", document.to_string().into_bytes())
 }
 
-pub(super) fn page(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Answer {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
+/// A text that other answers share.
+struct Shared(Arc<String>);
+
+impl AsRef<[u8]> for Shared {
+    fn as_ref(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+pub(super) fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

@@ -31,7 +31,7 @@ pub enum Body {
 #[derive(Debug)]
 pub struct OwnBytes {
     bytes: Vec<u8>,
-    shared: Option<Arc<str>>,
+    shared: Option<Arc<String>>,
     consumed: usize,
 }
 
@@ -45,8 +45,8 @@ impl From<Vec<u8>> for OwnBytes {
     }
 }
 
-impl From<Arc<str>> for OwnBytes {
-    fn from(text: Arc<str>) -> Self {
+impl From<Arc<String>> for OwnBytes {
+    fn from(text: Arc<String>) -> Self {
         Self { bytes: Vec::new(), shared: Some(text), consumed: 0 }
     }
 }

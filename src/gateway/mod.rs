@@ -80,7 +80,7 @@ pub struct Gateway {
 /// Where a shard asks other threads what it does not know itself.
 pub struct Desks {
     /// The control thread, for what all shards have counted.
-    pub metrics: Rc<Desk<Format, Arc<str>>>,
+    pub metrics: Rc<Desk<Format, Arc<String>>>,
     /// The bridge, for what callers do with their accounts.
     pub accounts: Rc<Desk<Question, Outcome>>,
     /// Tells the control thread of an issuer whose keys lack the one that a token named.

@@ -17,8 +17,8 @@ use crate::{bus::desk::Ticket, telemetry::format::Format};
 /// The formats that somebody waits for, by their places.
 pub(super) type Wanted = [bool; Format::ALL.len()];
 
-/// The metrics in the formats that were wanted.
-pub(super) type Texts = [Option<Arc<str>>; Format::ALL.len()];
+/// The metrics in the formats that were wanted: megabytes, and so never copied.
+pub(super) type Texts = [Option<Arc<String>>; Format::ALL.len()];
 
 /// Who asked, and for which format.
 type Asker = (Ticket, Format);

@@ -79,7 +79,7 @@ struct Worker {
     index: usize,
     gateway: Rc<Gateway>,
     accounts: Rc<Desk<Question, Outcome>>,
-    metrics: Rc<Desk<Format, Arc<str>>>,
+    metrics: Rc<Desk<Format, Arc<String>>>,
     /// Who waits at the desk of the metrics.
     scrapes: Rc<Local<Scrapes>>,
     ledger: Rc<Local<Ledger>>,

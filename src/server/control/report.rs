@@ -35,7 +35,7 @@ const UNTOLD_MAX: u64 = 64;
 /// Who waits for the metrics.
 pub(super) enum Scraper {
     /// A client of the operator's listener.
-    Operator(Format, oneshot::Sender<Arc<str>>),
+    Operator(Format, oneshot::Sender<Arc<String>>),
     /// Clients of the shard of this number.
     Shard(usize, Wanted),
     /// An operator, whose change shards act by once they have told; and what it is, in a sentence.
@@ -120,7 +120,7 @@ impl Control {
         usage::read(&mut self.process);
         let scrapers = std::mem::take(&mut self.scrapes);
         let texts = Format::ALL.map(|format| {
-            scrapers.iter().any(|scraper| scraper.wants(format)).then(|| Arc::from(self.write_metrics(format)))
+            scrapers.iter().any(|scraper| scraper.wants(format)).then(|| Arc::new(self.write_metrics(format)))
         });
         for scraper in scrapers {
             match scraper {
