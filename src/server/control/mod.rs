@@ -43,6 +43,7 @@ use crate::{
     sinks::otlp::Exporter,
     telemetry::{
         dependency::Databases,
+        format::Format,
         metrics::{Names, ProcessCounters},
         usage,
     },
@@ -337,7 +338,7 @@ impl Control {
     fn look(&mut self) {
         self.note_second();
         // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
-        self.ask_shards(false, Shard::is_heard);
+        self.ask_shards(Shard::is_heard);
         self.lookups.look();
         let changed = match self.watch.as_mut().map(Watch::changed) {
             Some(Ok(changed)) => changed,
@@ -352,7 +353,9 @@ impl Control {
         }
     }
 
-    fn ask_shards(&mut self, with_exemplars: bool, whom: impl Fn(&Shard) -> bool) {
+    fn ask_shards(&mut self, whom: impl Fn(&Shard) -> bool) {
+        // Whatever else a shard is asked for: its last answer is what a scrape tells.
+        let with_exemplars = self.scrapes.iter().any(|scraper| scraper.wants(Format::OpenMetrics));
         for (index, shard) in self.shards.iter_mut().enumerate().filter(|(_, shard)| whom(shard)) {
             shard.asked += 1;
             self.bus.send(to::Shard(index), ToShard::Scrape { with_exemplars });

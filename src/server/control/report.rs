@@ -43,7 +43,7 @@ pub(super) enum Scraper {
 }
 
 impl Scraper {
-    fn wants(&self, wanted: Format) -> bool {
+    pub(super) fn wants(&self, wanted: Format) -> bool {
         match self {
             Self::Operator(format, _) => *format == wanted,
             Self::Shard(_, formats) => formats[wanted.index()],
@@ -77,12 +77,11 @@ impl Control {
     }
 
     pub(super) fn scrape(&mut self, scraper: Scraper) {
-        let with_exemplars = scraper.wants(Format::OpenMetrics);
         self.scrapes.push(scraper);
         self.scrape_due.get_or_insert_with(|| Instant::now() + SCRAPE_TIMEOUT);
         // All are asked anew: what is on its way was counted before. A shard that is behind by so much is not asked ever
         // more, and its next answers do.
-        self.ask_shards(with_exemplars, |shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
+        self.ask_shards(|shard| shard.asked.saturating_sub(shard.told) < UNTOLD_MAX);
         self.shards.iter_mut().for_each(|shard| shard.wanted = shard.asked);
     }
 
@@ -168,11 +167,11 @@ impl Control {
         };
         self.bus.broadcast(|| ToShard::Pages(Box::new(pages.clone())));
     }
+
     /// All stores: the bridge does not know of the one that it does not use.
     fn databases(&self) -> Databases {
         Databases { clickhouse: self.records.clickhouse(), ..self.databases.clone() }
     }
-
 
     pub(super) fn known(&self) -> health::HealthInputs {
         let generation = self.plan.generation;

@@ -206,6 +206,34 @@ fn both_formats_are_on_both_listeners_and_others_read_them() {
     }
 }
 
+#[test]
+fn only_sampled_traces_stand_for_requests_and_whatever_others_scrape_they_are_there() {
+    let service = Service::start();
+    let config = busy_config(&service, "");
+    let gateway = Gateway::start(&config.replace("sample_ratio = 1.0", "sample_ratio = 0.0"));
+    let has_traces = || scrape(Client::connect(gateway.admin()), OPEN).text().contains("# {trace_id=");
+    keep_busy(&gateway);
+    // Whoever is not trusted has decided nothing.
+    let mut client = gateway.connect();
+    let parent = "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
+    client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\n{parent}\r\n"));
+    assert_eq!(client.read_response().status, 200);
+    assert!(!has_traces());
+
+    gateway.rewrite_config(&config);
+    gateway.signal(Signal::HUP);
+    gateway.log_until_nth("every shard runs the configuration", 2, Duration::from_secs(10));
+    keep_busy(&gateway);
+    // The shards are asked for traces though somebody else asks them for none meanwhile.
+    std::thread::scope(|scope| {
+        let ask = || (0..50).for_each(|_| drop(scrape(Client::connect(gateway.admin()), "")));
+        let others: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        while others.iter().any(|other| !other.is_finished()) {
+            assert!(has_traces());
+        }
+    });
+}
+
 /// Gives a program a text, and returns what it says; it has to end well.
 #[track_caller]
 fn feed(command: &mut Command, text: &str) -> String {
