@@ -92,13 +92,6 @@ pub fn set_level(level: &str) -> Result<(), InitError> {
     Ok(())
 }
 
-/// What the log lets through now, as [`set_level`] takes it; nothing while it has not started.
-pub fn level() -> Option<String> {
-    let level = FILTER.get()?.with_current(ToString::to_string).ok()?;
-    let parts = level.split(',').filter(|part| !QUIET.split(',').any(|quiet| quiet == *part));
-    Some(parts.collect::<Vec<_>>().join(","))
-}
-
 /// The pool of connections tells of each that breaks; the store of users tells of the server, once. The resolver tells of
 /// every answer that is no good; whoever follows names tells of the name. Whoever names such a target, or another that begins
 /// so, hears it.
@@ -350,7 +343,6 @@ mod tests {
         assert_eq!(said, ["\"usual\"", "\"closely\""]);
         assert!(set_level("loud").is_err() && set_level("warn").is_ok());
         assert!(set_level(&format!("info,{}", "a=debug,".repeat(200))).is_err(), "too long");
-        assert_eq!(level(), None, "it was not started");
     }
 
     #[test]

@@ -19,9 +19,6 @@ use crate::{
     upstream::{BackendAddress, Held, Order},
 };
 
-/// A level of the log is a few words.
-const LEVEL_BYTES_MAX: usize = 1024;
-
 /// What operators have done, and may do. One per process.
 pub(super) struct Operators {
     pub(super) orders: OrderBook,
@@ -179,9 +176,6 @@ impl Control {
 
     fn change_level(&mut self, level: Option<String>) -> Result<String, Unchanged> {
         let wanted = level.as_ref().unwrap_or(&self.config.log.level);
-        if wanted.len() > LEVEL_BYTES_MAX {
-            return Err(Unchanged::Wrong(format!("a level has up to {LEVEL_BYTES_MAX} bytes")));
-        }
         // It is told at the level that held until now, as far as that lets it be.
         log::set_level(wanted).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
         let detail = match &level {
