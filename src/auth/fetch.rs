@@ -96,7 +96,10 @@ pub fn https_connector(ca_file: Option<&Path>, is_https: bool) -> Result<HttpsCo
         .map_err(|error| error.to_string())?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().build())
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp))
 }
 
 /// The certificates of a PEM file, or what is wrong with it: `"ca.pem": it has no certificate`.

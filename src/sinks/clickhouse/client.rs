@@ -3,22 +3,20 @@
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderValue};
 use hyper::{Request, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::{ClientConfig, RootCertStore};
 
 use super::answer::Answer;
 use super::table::Version;
-use crate::auth::read_certificates;
+use crate::auth::https_connector;
 use crate::config::{Clickhouse, SecretFile, trimmed};
 
 /// Of an answer so much is read: what an exception is called stands at its beginning.
@@ -44,25 +42,10 @@ pub(super) struct Client {
 impl Client {
     /// Says what is wrong with the files that the configuration names.
     pub(super) fn new(config: &Clickhouse) -> Result<Self, String> {
-        let is_secure = config.url.starts_with("https:");
-        let mut roots = RootCertStore::empty();
-        if let Some(file) = config.ca_file.as_ref().filter(|_| is_secure) {
-            roots = read_certificates(file).map_err(|wrong| format!("clickhouse.ca_file is {wrong}"))?;
-        } else if is_secure {
-            // What cannot be read of the system's is no reason not to trust the rest.
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| error.to_string())?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        let connector =
-            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().wrap_connector(tcp);
+        let is_secure = config.url.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("https"));
+        let ca_file = config.ca_file.as_deref().filter(|_| is_secure);
+        let place = if ca_file.is_some() { "clickhouse." } else { "clickhouse.url: " };
+        let connector = https_connector(ca_file, is_secure).map_err(|wrong| format!("{place}{wrong}"))?;
         let http = HttpClient::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE_MAX)
