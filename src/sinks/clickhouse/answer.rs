@@ -1,5 +1,10 @@
 //! What an answer to an insert means: the rows are there, the rows are to blame, or the server cannot take any now.
 
+use memchr::memmem;
+
+/// What stands before the number, on a line of its own.
+const CODE: &[u8] = b"\nCode: ";
+
 /// What is to be done about an insert that was answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -24,12 +29,21 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    /// The code of the server's exception: older ones have it in the text only.
+    /// The code of the server's exception: older ones have it in the text only, and so has one that came after the head.
     pub(super) fn code(&self) -> Option<u32> {
         self.code.filter(|code| *code != 0).or_else(|| {
-            let digits: Vec<u8> = self.text.strip_prefix(b"Code: ")?.iter().copied().take(9).collect();
-            let length = digits.iter().take_while(|byte| byte.is_ascii_digit()).count();
-            std::str::from_utf8(digits.get(..length)?).ok()?.parse().ok()
+            let text = self.exception()?;
+            let length = text.iter().take(9).take_while(|byte| byte.is_ascii_digit()).count();
+            str::from_utf8(text.get(..length)?).ok()?.parse().ok()
+        })
+    }
+
+    /// The text of an exception, from its code on. Of one that came late newer servers say in the body where it begins.
+    fn exception(&self) -> Option<&[u8]> {
+        self.text.strip_prefix(b"Code: ").or_else(|| {
+            let late = self.text.get(memmem::find(&self.text, b"__exception__")?..)?;
+            let (_, text) = late.split_at_checked(memmem::find(late, CODE)? + CODE.len())?;
+            Some(text)
         })
     }
 
@@ -117,6 +131,11 @@ mod tests {
         check(200, Some(0), "", Verdict::Taken);
         check(200, None, "<html>log in</html>", Verdict::Away("unexpected"));
         check(200, None, "Code: 27, e.displayText() = DB::Exception: Cannot parse", Verdict::Rows(27));
+        // After the head had gone out: by its field it went well.
+        check(200, Some(0), "Code: 241, e.displayText() = DB::Exception: Memory", Verdict::Away("out_of_memory"));
+        let late = "\r\n__exception__\r\nvxkrduqjqngvxabc\r\nCode: 27. DB::Exception: Cannot parse\r\n";
+        check(200, None, late, Verdict::Rows(27));
+        check(200, None, "__exception__", Verdict::Away("unexpected"));
         check(500, None, "Code: 33, e.displayText() = DB::Exception: Unexpected end", Verdict::Rows(33));
         check(400, Some(27), "Code: 27. DB::Exception: Cannot parse input", Verdict::Rows(27));
         check(404, None, "Code: 60, e.displayText() = DB::Exception: Table", Verdict::Away("not_migrated"));
