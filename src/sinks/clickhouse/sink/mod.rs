@@ -394,9 +394,16 @@ impl Sink {
         self.trouble(batch.token()).refused_at.get_or_insert(taken);
         if !is_spilled {
             self.queue.push_back(batch);
-        } else if self.files.append(&batch) {
-            self.files.pop();
+            return;
         }
+        // Where files have no room it waits in memory: at their front it would hold all that is behind it.
+        if !self.files.append(&batch) {
+            if self.memory() + batch.gzip.len() > self.rules.memory_max {
+                return;
+            }
+            self.queue.push_back(batch);
+        }
+        self.files.pop();
     }
 
     /// The batch is sent, but for so many of its rows.

@@ -160,6 +160,25 @@ fn a_row_that_is_refused_holds_nothing_behind_it() {
 }
 
 #[test]
+fn a_batch_that_is_refused_whole_holds_nothing_behind_it_where_files_are_full() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = World::new(1 << 20, Some((folder.path(), 4000)));
+    world.server.fails = Some(Err("refused"));
+    world.rows(1);
+    world.pass(2 * SECOND);
+    // Until no further batch finds room in files.
+    while world.counters().memory_bytes == 0 {
+        world.rows(1);
+        world.pass(SECOND);
+    }
+    world.server.bad = Some("\"/1/\"");
+    world.server.fails = None;
+    world.pass(60 * SECOND);
+    assert_eq!((world.counted(), world.health()), ([world.next - 2, 1, 0, 0], Some((None, false))));
+    assert_eq!((world.counters().memory_bytes, world.counters().spill_bytes), (0, 0));
+}
+
+#[test]
 fn where_all_rows_are_refused_none_is_lost() {
     for directory in [None, Some(tempfile::tempdir().unwrap())] {
         let mut world = World::new(1 << 20, directory.as_ref().map(|folder| (folder.path(), 1 << 20)));
