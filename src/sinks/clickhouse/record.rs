@@ -54,9 +54,10 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// `None` where the file is none of ours.
+    /// `None` where the file is none of ours. One that ends within what begins it was torn before it had a record.
     pub(super) fn new(bytes: Bytes) -> Option<Self> {
-        bytes.starts_with(FILE_MAGIC).then_some(Self { bytes, at: FILE_MAGIC.len(), damaged: 0 })
+        let at = FILE_MAGIC.len().min(bytes.len());
+        FILE_MAGIC.starts_with(bytes.get(..at)?).then_some(Self { bytes, at, damaged: 0 })
     }
 
     /// The next whole record. What lies before it is passed over and counted.

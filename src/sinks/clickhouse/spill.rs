@@ -31,6 +31,8 @@ pub(super) struct Spill {
     /// Holds the directory as long as it is open.
     _lock: File,
     files: VecDeque<SpillFile>,
+    /// The number of the next one. No number comes twice, so that a file that is left where it is stands in nobody's way.
+    next: u64,
     /// All of them together.
     bytes: u64,
     bytes_max: u64,
@@ -66,12 +68,15 @@ impl Spill {
         let lock =
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK))?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
-        let mut files = Vec::new();
+        let (mut files, mut next) = (Vec::new(), 1);
         for entry in fs::read_dir(directory)? {
             let entry = entry?;
-            if let Some(number) = entry.file_name().to_str().and_then(number_of) {
-                let file = SpillFile { number, bytes: entry.metadata()?.len(), oldest_ms: None };
-                files.push(file);
+            let Some(number) = entry.file_name().to_str().and_then(number_of) else { continue };
+            next = next.max(number + 1);
+            let found = entry.metadata()?;
+            // No link is followed, and no pipe waited for, that somebody has put there.
+            if found.is_file() {
+                files.push(SpillFile { number, bytes: found.len(), oldest_ms: None });
             }
         }
         files.sort_by_key(|file| file.number);
@@ -84,6 +89,7 @@ impl Spill {
             directory: directory.to_owned(),
             _lock: lock,
             files,
+            next,
             bytes,
             bytes_max,
             writing: None,
@@ -147,9 +153,12 @@ impl Spill {
     }
 
     fn begin_file(&mut self) -> io::Result<()> {
-        let number = self.files.back().map_or(1, |file| file.number + 1);
+        let number = self.next;
+        self.next += 1;
         let path = path(&self.directory, number);
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
+        // Its name is to survive a power cut as its rows do, where the file system can do that.
+        let _ = File::open(&self.directory).and_then(|directory| directory.sync_all());
         self.writing = Some(file);
         self.files.push_back(SpillFile { number, bytes: 0, oldest_ms: None });
         Ok(())
@@ -309,12 +318,38 @@ mod tests {
         fs::write(&file, &whole[..whole.len() - 1]).unwrap();
         fs::write(folder.path().join("notes.txt"), "mine").unwrap();
         fs::write(path(folder.path(), 9), "not rows").unwrap();
+        // And one that was killed as it began its file.
+        fs::write(path(folder.path(), 10), &FILE_MAGIC[..5]).unwrap();
         let mut spill = Spill::open(folder.path(), 1 << 20).unwrap();
-        assert_eq!((spill.bytes(), spill.oldest_ms()), (whole.len() as u64 - 1 + 8, Some(1000)));
+        assert_eq!((spill.bytes(), spill.oldest_ms()), (whole.len() as u64 - 1 + 8 + 5, Some(1000)));
         assert!(spill.append(&batch(4, 100)).unwrap());
         assert_eq!(drain(&mut spill), [1, 2, 4]);
         assert_eq!(spill.damaged, 2, "the torn one, and the file that is none of ours");
         assert_eq!(names(folder.path()), ["0000000000000009.rows", "notes.txt"]);
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_passed_over_and_numbers_do_not_come_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        // Opening it to read would wait for a writer.
+        let pipe = path(folder.path(), 1);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        let elsewhere = tempfile::NamedTempFile::new().unwrap();
+        let mut record = FILE_MAGIC.to_vec();
+        record::write(&batch(9, 9), &mut record);
+        fs::write(elsewhere.path(), &record).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), path(folder.path(), 2)).unwrap();
+        fs::create_dir(path(folder.path(), 3)).unwrap();
+        fs::write(path(folder.path(), 6), "not rows").unwrap();
+        let mut spill = Spill::open(folder.path(), 4000).unwrap();
+        assert_eq!(spill.front(), None);
+        // Each of these files has one batch or two.
+        for number in 1..=20 {
+            assert!(spill.append(&batch(number, 600)).unwrap());
+            assert_eq!(drain(&mut spill), [number]);
+        }
+        assert_eq!((spill.damaged, spill.bytes(), names(folder.path()).len()), (1, 0, 4));
+        assert_eq!(fs::read(elsewhere.path()).unwrap(), record);
     }
 
     #[test]
