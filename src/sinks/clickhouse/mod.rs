@@ -63,15 +63,13 @@ impl Prepared {
     }
 }
 
-/// What the sink is told.
-enum Order {
-    Adopt(Box<Client>, Rules),
-    End,
-}
+/// What another configuration says: whom to ask, and how much may wait.
+type Orders = (Box<Client>, Rules);
 
 /// The sink's handle. One per process, with the control thread.
 pub struct ClickhouseSink {
-    orders: mpsc::Sender<Order>,
+    /// Dropped to end it.
+    orders: mpsc::Sender<Orders>,
     report: watch::Receiver<SinkReport>,
     /// Never sent to: it ends when the thread does.
     ended: std::sync::mpsc::Receiver<()>,
@@ -139,7 +137,7 @@ impl ClickhouseSink {
     pub fn adopt(&self, prepared: Prepared, config: &Clickhouse) {
         let rules = Rules::new(config, memory_max(config));
         // Full only if the sink stands still; then the next reload does.
-        if self.orders.try_send(Order::Adopt(Box::new(prepared.0), rules)).is_err() {
+        if self.orders.try_send((Box::new(prepared.0), rules)).is_err() {
             tracing::warn!("ClickHouse: the sink does not take the new configuration; reload again");
         }
     }
@@ -149,7 +147,7 @@ impl ClickhouseSink {
     #[must_use]
     pub fn close(self, bound: Duration) -> bool {
         let Self { orders, ended, thread, .. } = self;
-        let _ = orders.try_send(Order::End);
+        drop(orders);
         match ended.recv_timeout(bound) {
             Ok(()) | Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => thread.join().is_ok(),
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => false,
@@ -173,7 +171,7 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut rows: mpsc::Receiver<Rows>, mut orders: mpsc::Receiver<Order>) {
+    async fn run(mut self, mut rows: mpsc::Receiver<Rows>, mut orders: mpsc::Receiver<Orders>) {
         let mut asking: Option<Asking> = None;
         let mut tell_at = clock::now() + TELL_INTERVAL;
         loop {
@@ -185,11 +183,11 @@ impl Driver {
                     None => break,
                 },
                 order = orders.recv() => match order {
-                    Some(Order::Adopt(client, rules)) => {
+                    Some((client, rules)) => {
                         self.client = *client;
                         self.sink.adopt(clock::now(), rules);
                     }
-                    Some(Order::End) | None => break,
+                    None => break,
                 },
                 answer = answered(&mut asking) => self.handle(answer),
                 () = sleep_until(due) => {}
