@@ -8,7 +8,7 @@ use shardgate::telemetry::log::Format;
 use shardgate::telemetry::metrics::{Counters, Finished};
 use shardgate::telemetry::record::{Record, RouteNames, TimestampCache};
 use shardgate::telemetry::slots::MetricSlots;
-use shardgate::telemetry::spans::{Recording, Span, SpanFacts, SpanKind, SpanLog, SpanTexts};
+use shardgate::telemetry::spans::{LastTry, Recording, Span, SpanFacts, SpanLog, SpanNames, SpanTexts};
 
 fn record(place: &RouteNames) -> Record<'_> {
     Record {
@@ -96,27 +96,31 @@ fn counters(criterion: &mut Criterion) {
 fn spans(criterion: &mut Criterion) {
     let mut log = SpanLog::default();
     log.set(Recording { is_on: true, with_errors: false });
+    let names = SpanNames::new("events", "/api/events/*", "ingestion");
     let texts = SpanTexts {
+        names: names.all(),
         method: b"GET",
         path: b"/api/events/carts/1234567/items",
-        upstream: b"ingestion",
         instance: b"10.0.12.7:8081",
-        ..SpanTexts::default()
-    };
-    let request = SpanTexts {
-        route: b"events",
-        pattern: b"/api/events/*",
         host: b"api.example.com",
         user_agent:
             b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36",
         request_id: b"4bf92f3577b34da6a3ce929d0e",
-        ..texts
+    };
+    let last_try = LastTry {
+        id: [7; 8],
+        began_ns: 1_795_428_969_006_000_000,
+        status: 200,
+        has_failed: false,
+        reason: "",
+        attempt: 1,
+        is_reused: true,
+        connect_us: 0,
     };
     let facts = SpanFacts { status: 200, ended_ns: 1_795_428_969_007_000_000, ..SpanFacts::BLANK };
     criterion.bench_function("spans of a request", |bencher| {
         bencher.iter(|| {
-            log.record(black_box(&Span { facts: SpanFacts { kind: SpanKind::Try, ..facts }, texts }));
-            log.record(black_box(&Span { facts, texts: request }));
+            log.record_both(black_box(&Span { facts, texts }), black_box(Some(last_try)), b"/carts/1234567/items");
             while let Some(batch) = log.take(false) {
                 log.give_back(batch);
             }

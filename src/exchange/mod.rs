@@ -13,7 +13,7 @@ pub use open_socket::OpenSocket;
 pub use open_tunnel::OpenTunnel;
 pub use reject::{Code, Reject};
 pub use tether::{Tether, Tethers};
-pub use under_way::{Exchange, Labels, SpanNames};
+pub use under_way::{Exchange, Labels};
 
 use crate::telemetry::{
     access_log::AccessLog, date::DateCache, exemplars::Exemplars, ids::Sampler, metrics::Counters, spans::SpanLog,

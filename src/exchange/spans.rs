@@ -9,15 +9,11 @@ use crate::{
     proto::head::{Known, Version},
     shard::{Instant, clock},
     telemetry::{
-        ids::part_id,
         metrics::Outcome,
-        spans::{Span, SpanFacts, SpanKind, SpanTexts},
+        spans::{LastTry, Names, Span, SpanFacts, SpanKind, SpanTexts},
     },
-    upstream::{Backend, Trail},
+    upstream::{Backend, UnderWay},
 };
-
-/// Parts that are no tries have their ids from here on.
-const OTHER_PARTS: u32 = 1 << 31;
 
 impl Exchange {
     /// Whether its trace is recorded.
@@ -48,8 +44,11 @@ impl Exchange {
     fn tell_recorded(&self, now: Instant, response_bytes: u64) {
         self.ledger.with(|ledger| {
             let frame = Frame::new(self, ledger, now);
-            self.tell_tries(&frame, ledger);
-            self.tell_request(&frame, ledger, response_bytes);
+            if !self.trail.tries.failed().is_empty() {
+                self.tell_failed(&frame, ledger);
+            }
+            let last_try = self.trail.tries.under_way();
+            self.tell_request(&frame, ledger, response_bytes, last_try);
         });
     }
 
@@ -59,14 +58,14 @@ impl Exchange {
             let recording = ledger.spans.recording();
             if recording.is_on && recording.with_errors {
                 let frame = Frame::new(self, ledger, now);
-                self.tell_request(&frame, ledger, response_bytes);
+                self.tell_request(&frame, ledger, response_bytes, None);
             }
         });
     }
 
-    fn tell_request(&self, frame: &Frame, ledger: &mut Ledger, response_bytes: u64) {
-        let Self { head, trail, labels, .. } = self;
-        let labels = labels.as_deref();
+    /// Its own span, and that of the try which brought the answer: most of what they say is the same.
+    fn tell_request(&self, frame: &Frame, ledger: &mut Ledger, response_bytes: u64, last_try: Option<&UnderWay>) {
+        let Self { head, trail, .. } = self;
         let facts = SpanFacts {
             kind: self.kind,
             id: self.trace.parent,
@@ -84,24 +83,43 @@ impl Exchange {
         let texts = SpanTexts {
             method: head.text(head.method_text),
             path: head.text(head.path),
-            route: labels.map_or(&[], |labels| labels.names.route.as_bytes()),
-            pattern: labels.map_or(&[], |labels| labels.names.pattern.as_bytes()),
-            upstream: labels.map_or(&[], |labels| labels.names.upstream.as_bytes()),
+            names: self.names(),
             instance: trail.backend.as_deref().map_or(&[], instance),
             host: head.text(head.authority),
             user_agent: head.value(Known::UserAgent).unwrap_or_default(),
             request_id: self.request_id.as_bytes(),
         };
-        ledger.spans.record(&Span { facts, texts });
+        let asked = last_try.map_or(&[][..], |at| head.text(at.path));
+        let asked = if asked == texts.path { &[][..] } else { asked };
+        let last_try = last_try.map(|at| self.last_try(frame, at));
+        ledger.spans.record_both(&Span { facts, texts }, last_try, asked);
     }
 
-    fn tell_tries(&self, frame: &Frame, ledger: &mut Ledger) {
-        let Self { head, trail, labels, .. } = self;
-        let texts = SpanTexts {
-            method: head.text(head.method_text),
-            upstream: labels.as_deref().map_or(&[], |labels| labels.names.upstream.as_bytes()),
-            ..SpanTexts::default()
-        };
+    fn last_try(&self, frame: &Frame, at: &UnderWay) -> LastTry {
+        let trail = &self.trail;
+        let outcome = self.ended.of_attempt(trail.status);
+        let status = trail.status.unwrap_or(0);
+        LastTry {
+            id: at.id,
+            began_ns: frame.ns(at.began),
+            status,
+            has_failed: status >= 400 || !matches!(outcome, Outcome::Answered | Outcome::Cancelled),
+            reason: word(outcome),
+            attempt: at.number,
+            is_reused: trail.reused,
+            connect_us: us(trail.connect_of(at)),
+        }
+    }
+
+    fn names(&self) -> Names<'_> {
+        self.labels.as_deref().map_or(Names::default(), |labels| labels.names.all())
+    }
+
+    #[cold]
+    fn tell_failed(&self, frame: &Frame, ledger: &mut Ledger) {
+        let Self { head, trail, .. } = self;
+        let texts =
+            SpanTexts { method: head.text(head.method_text), names: self.names().of_try(), ..SpanTexts::default() };
         let facts = SpanFacts { kind: SpanKind::Try, parent: self.trace.parent, ..frame.facts };
         for failed in trail.tries.failed() {
             let facts = SpanFacts {
@@ -117,25 +135,6 @@ impl Exchange {
             };
             let instance = failed.backend.as_deref().map_or(&[][..], instance);
             let texts = SpanTexts { path: head.text(failed.at.path), instance, ..texts };
-            ledger.spans.record(&Span { facts, texts });
-        }
-        if let Some(at) = trail.tries.under_way() {
-            let outcome = self.ended.of_attempt(trail.status);
-            let status = trail.status.unwrap_or(0);
-            let facts = SpanFacts {
-                id: at.id,
-                began_ns: frame.ns(at.began),
-                ended_ns: frame.now_ns,
-                status,
-                has_failed: status >= 400 || !matches!(outcome, Outcome::Answered | Outcome::Cancelled),
-                reason: word(outcome),
-                attempt: at.number,
-                is_reused: trail.reused,
-                connect_us: us(Trail::connect_of(trail, at)),
-                ..facts
-            };
-            let instance = trail.backend.as_deref().map_or(&[][..], instance);
-            let texts = SpanTexts { path: head.text(at.path), instance, ..texts };
             ledger.spans.record(&Span { facts, texts });
         }
     }
@@ -168,7 +167,8 @@ impl Exchange {
             let frame = Frame::new(self, ledger, now);
             let facts = SpanFacts {
                 kind,
-                id: part_id(self.trace.parent, OTHER_PARTS | kind as u32),
+                // It may wait for the same more than once, as for two limits.
+                id: self.trace.child(&mut ledger.rng).parent,
                 parent: self.trace.parent,
                 began_ns: frame.ns(began),
                 ended_ns: frame.now_ns,

@@ -15,7 +15,7 @@ use crate::{
         metrics::{Finished, Outcome, Stale, UpstreamCounters},
         record::{Record, RouteNames},
         slots::{MetricSlot, OTHER},
-        spans::SpanKind,
+        spans::{SpanKind, SpanNames},
     },
     upstream::{Trail, Unusual},
 };
@@ -31,17 +31,6 @@ pub struct Labels {
     pub upstream_slot: MetricSlot,
     /// What spans call them.
     pub names: SpanNames,
-}
-
-/// A route and its upstream, as spans have them.
-#[derive(Debug, Default)]
-pub struct SpanNames {
-    /// The route's name.
-    pub route: Box<str>,
-    /// What it takes: `/users/{id}`.
-    pub pattern: Box<str>,
-    /// The upstream's name; empty where the gateway answers itself.
-    pub upstream: Box<str>,
 }
 
 /// One request under way.

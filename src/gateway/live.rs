@@ -13,13 +13,14 @@ use super::{
     sockets,
 };
 use crate::{
-    exchange::{Labels, Ledger, SpanNames},
+    exchange::{Labels, Ledger},
     net::{HttpLimits, Peer},
     proto::head::{Known, RequestHead},
     shard::{Instant, Local, clock, complaints::complain},
     telemetry::{
         record::RouteNames,
         slots::{MetricSlot, OTHER},
+        spans::SpanNames,
     },
     upstream::{BackendAddress, InstanceReport, NoticeBell, Orders, Report, Upstream, probe::Verdict},
 };
@@ -174,11 +175,7 @@ impl Live {
                 place: RouteNames::new(&route.name, upstream.map_or("", |upstream| &upstream.name)),
                 route_slot: route.slot,
                 upstream_slot: upstream.map_or(OTHER, |upstream| upstream.slot),
-                names: SpanNames {
-                    route: route.name.as_str().into(),
-                    pattern: route.pattern().into(),
-                    upstream: upstream.map_or("", |upstream| &upstream.name).into(),
-                },
+                names: SpanNames::new(&route.name, route.pattern(), upstream.map_or("", |upstream| &upstream.name)),
             })
         });
         let labels = labels.collect();

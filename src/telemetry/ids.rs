@@ -136,11 +136,6 @@ impl TraceContext {
         Self { parent: span_id(rng), ..*self }
     }
 
-    /// The id of a part of this span, by its number: no two of its parts have the same.
-    pub fn part(&self, number: u32) -> [u8; 8] {
-        part_id(self.parent, number)
-    }
-
     /// Writes the `traceparent` field's value.
     #[inline]
     pub fn write(&self, out: &mut [u8; TRACEPARENT_LENGTH]) {
@@ -257,7 +252,7 @@ const fn nibble(digit: u8) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::{RequestId, Rng, Sampler, TRACEPARENT_LENGTH, TraceContext};
+    use super::{RequestId, Rng, Sampler, TRACEPARENT_LENGTH, TraceContext, part_id};
     use expect_test::{Expect, expect};
     use proptest::prelude::{any, prop, prop_assert_eq, prop_assert_ne, proptest};
 
@@ -398,14 +393,14 @@ mod tests {
         #[test]
         fn parts_of_a_span_have_ids_of_their_own(seed: u64) {
             let span = TraceContext::begin(&mut Rng::with_seed(seed));
-            let mut ids: Vec<_> = (0..100).map(|number| span.part(number)).chain([span.parent]).collect();
+            let mut ids: Vec<_> = (0..100).map(|number| part_id(span.parent, number)).chain([span.parent]).collect();
             ids.sort_unstable();
             ids.dedup();
             prop_assert_eq!(ids.len(), 101);
             let mut out = [0; TRACEPARENT_LENGTH];
             span.write(&mut out);
-            super::replace_span_id(&mut out, span.part(3));
-            let told = TraceContext { parent: span.part(3), ..span };
+            super::replace_span_id(&mut out, part_id(span.parent, 3));
+            let told = TraceContext { parent: part_id(span.parent, 3), ..span };
             prop_assert_eq!(TraceContext::parse_traceparent(&out), Some(told));
         }
 

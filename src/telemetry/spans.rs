@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// Spans of a batch: as many as go out in half a request of the exporter.
+/// Spans of a batch: as many as go out in a request of the exporter.
 pub const BATCH_SPANS: usize = 256;
 /// Batches of a shard: one is filled, the others are on their way there or back.
 const BATCHES: usize = 4;
@@ -16,8 +16,8 @@ const BATCHES: usize = 4;
 const BATCH_TEXT_BYTES: usize = 48 * 1024;
 /// No text of a span is longer; what is behind is cut off.
 const TEXT_MAX: usize = 512;
-/// All texts of one span.
-const SPAN_TEXT_MAX: usize = TEXTS * TEXT_MAX;
+/// All texts of one span: the names are three.
+const SPAN_TEXT_MAX: usize = (TEXTS + 2) * TEXT_MAX;
 
 /// What a span is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,19 +104,126 @@ impl SpanFacts {
     };
 }
 
+/// The try that brought a request's answer, or was under way when it ended: told with the request, whose span says the rest
+/// of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastTry {
+    /// Its own id.
+    pub id: [u8; 8],
+    /// When it began, in nanoseconds since 1970. It ended with the request.
+    pub began_ns: u64,
+    /// The answer's status; 0 where there was none.
+    pub status: u16,
+    /// Whether it counts as failed.
+    pub has_failed: bool,
+    /// Why it ended otherwise than with an answer: a word of ours, or empty.
+    pub reason: &'static str,
+    /// Which one it is, from 1.
+    pub attempt: u32,
+    /// Whether it went over a connection that had been used before.
+    pub is_reused: bool,
+    /// How long its connect took.
+    pub connect_us: u32,
+}
+
+impl LastTry {
+    /// What its own span says, as a part of the request's.
+    const fn facts(&self, request: &SpanFacts) -> SpanFacts {
+        let Self { id, began_ns, status, has_failed, reason, attempt, is_reused, connect_us } = *self;
+        SpanFacts {
+            kind: SpanKind::Try,
+            id,
+            parent: request.id,
+            began_ns,
+            status,
+            has_failed,
+            reason,
+            attempt,
+            is_reused,
+            connect_us,
+            request_bytes: 0,
+            response_bytes: 0,
+            ..*request
+        }
+    }
+}
+
+/// A route and its upstream, as spans have them: one name behind the other, so that a span takes them in one go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpanNames {
+    text: Box<[u8]>,
+    route: u16,
+    pattern: u16,
+}
+
+impl SpanNames {
+    /// `pattern` is what the route takes: `/users/{id}`. `upstream` is empty where the gateway answers itself.
+    pub fn new(route: &str, pattern: &str, upstream: &str) -> Self {
+        let [route, pattern, upstream] = [route, pattern, upstream].map(|name| shortened(name.as_bytes()));
+        Self { text: [route, pattern, upstream].concat().into(), route: length(route), pattern: length(pattern) }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Names<'_> {
+        Names { text: &self.text, route: self.route, pattern: self.pattern }
+    }
+}
+
+/// The names of a route and its upstream, or of the upstream alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Names<'a> {
+    text: &'a [u8],
+    route: u16,
+    pattern: u16,
+}
+
+impl<'a> Names<'a> {
+    fn parts(self) -> [&'a [u8]; 3] {
+        let (route, rest) = self.text.split_at_checked(usize::from(self.route)).unwrap_or_default();
+        let (pattern, upstream) = rest.split_at_checked(usize::from(self.pattern)).unwrap_or_default();
+        [route, pattern, upstream]
+    }
+
+    /// The route's name.
+    pub fn route(self) -> &'a [u8] {
+        self.parts()[0]
+    }
+
+    /// What the route takes: `/users/{id}`.
+    pub fn pattern(self) -> &'a [u8] {
+        self.parts()[1]
+    }
+
+    /// The upstream's name.
+    pub fn upstream(self) -> &'a [u8] {
+        self.parts()[2]
+    }
+
+    /// The upstream's alone, which is all that a try has.
+    #[must_use]
+    pub fn of_try(self) -> Self {
+        Self { text: self.upstream(), route: 0, pattern: 0 }
+    }
+}
+
+/// No text of a span is longer.
+fn shortened(text: &[u8]) -> &[u8] {
+    text.get(..TEXT_MAX).unwrap_or(text)
+}
+
+fn length(text: &[u8]) -> u16 {
+    u16::try_from(text.len()).unwrap_or(0)
+}
+
 /// The texts of a span, each empty where there is none. What came from a client is as it came.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpanTexts<'a> {
+    /// The names of the route and its upstream.
+    pub names: Names<'a>,
     /// The method.
     pub method: &'a [u8],
     /// The path without its query; of a try, the one that its instance was asked for.
     pub path: &'a [u8],
-    /// The route's name.
-    pub route: &'a [u8],
-    /// What the route takes: `/users/{id}`.
-    pub pattern: &'a [u8],
-    /// The upstream's name.
-    pub upstream: &'a [u8],
     /// `host:port` of the instance that was asked last.
     pub instance: &'a [u8],
     /// The host that the client asked for.
@@ -127,21 +234,8 @@ pub struct SpanTexts<'a> {
     pub request_id: &'a [u8],
 }
 
-/// How many texts a span has.
-const TEXTS: usize = 9;
-
-impl<'a> SpanTexts<'a> {
-    const fn all(&self) -> [&'a [u8]; TEXTS] {
-        let Self { method, path, route, pattern, upstream, instance, host, user_agent, request_id } = *self;
-        [method, path, route, pattern, upstream, instance, host, user_agent, request_id]
-    }
-
-    const fn of(
-        [method, path, route, pattern, upstream, instance, host, user_agent, request_id]: [&'a [u8]; TEXTS],
-    ) -> Self {
-        Self { method, path, route, pattern, upstream, instance, host, user_agent, request_id }
-    }
-}
+/// How many texts a span has in a batch.
+const TEXTS: usize = 8;
 
 /// A span, as it is told and as it is read again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,18 +246,25 @@ pub struct Span<'a> {
     pub texts: SpanTexts<'a>,
 }
 
-/// A span in a batch: its texts stand one behind the other from here on, each so long.
+/// A span in a batch, and perhaps that of its last try. Texts stand one behind the other from here on, each so long: the names,
+/// then the others.
 #[derive(Clone, Copy, Debug)]
 struct Kept {
     facts: SpanFacts,
+    last_try: Option<LastTry>,
     text: u32,
     lengths: [u16; TEXTS],
+    /// How long the names of the route are.
+    route: u16,
+    pattern: u16,
 }
 
 /// Spans of one shard. Moves to the control thread and back.
 #[derive(Debug, Default)]
 pub struct SpanBatch {
     spans: Vec<Kept>,
+    /// How many of them have a try besides.
+    tries: usize,
     text: Vec<u8>,
     /// The shard that it is of.
     pub shard: u16,
@@ -176,6 +277,7 @@ impl SpanBatch {
     fn with_room() -> Self {
         Self {
             spans: Vec::with_capacity(BATCH_SPANS),
+            tries: 0,
             text: Vec::with_capacity(BATCH_TEXT_BYTES),
             shard: 0,
             dropped: 0,
@@ -184,27 +286,37 @@ impl SpanBatch {
 
     /// Adds a span.
     pub fn push(&mut self, span: &Span<'_>) {
+        self.push_both(span, None, &[]);
+    }
+
+    /// Adds a request's span, and with it that of its last try, which asked for a path of its own or for the request's.
+    fn push_both(&mut self, span: &Span<'_>, last_try: Option<LastTry>, asked: &[u8]) {
+        let Span { facts, texts } = span;
         let text = u32::try_from(self.text.len()).unwrap_or(u32::MAX);
+        let Names { text: names, route, pattern } = texts.names;
         let mut lengths = [0; TEXTS];
-        for (length, text) in lengths.iter_mut().zip(span.texts.all()) {
-            // Half of them are, with a try: no call is made for nothing.
+        let all =
+            [names, texts.method, texts.path, asked, texts.instance, texts.host, texts.user_agent, texts.request_id];
+        for (at, (room, text)) in lengths.iter_mut().zip(all).enumerate() {
+            // No call is made for nothing. Names are short enough.
             if !text.is_empty() {
-                let text = text.get(..TEXT_MAX).unwrap_or(text);
+                let text = if at == 0 { text } else { shortened(text) };
                 self.text.extend_from_slice(text);
-                *length = u16::try_from(text.len()).unwrap_or(0);
+                *room = length(text);
             }
         }
-        self.spans.push(Kept { facts: span.facts, text, lengths });
+        self.tries += usize::from(last_try.is_some());
+        self.spans.push(Kept { facts: *facts, last_try, text, lengths, route, pattern });
     }
 
     /// Whether it may have no room for another.
     pub fn is_full(&self) -> bool {
-        self.spans.len() >= BATCH_SPANS || self.text.len() + SPAN_TEXT_MAX > BATCH_TEXT_BYTES
+        self.len() >= BATCH_SPANS || self.text.len() + SPAN_TEXT_MAX > BATCH_TEXT_BYTES
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.spans.len()
+        self.spans.len() + self.tries
     }
 
     /// Whether there is none.
@@ -214,20 +326,31 @@ impl SpanBatch {
 
     /// The spans, in the order in which they were told.
     pub fn iter(&self) -> impl Iterator<Item = Span<'_>> {
-        self.spans.iter().map(|kept| {
+        self.spans.iter().flat_map(|kept| {
             let mut rest = self.text.get(kept.text as usize..).unwrap_or_default();
-            let texts = kept.lengths.map(|length| {
+            let [text, method, path, asked, instance, host, user_agent, request_id] = kept.lengths.map(|length| {
                 let (text, behind) = rest.split_at_checked(usize::from(length)).unwrap_or_default();
                 rest = behind;
                 text
             });
-            Span { facts: kept.facts, texts: SpanTexts::of(texts) }
+            let names = Names { text, route: kept.route, pattern: kept.pattern };
+            let span = Span {
+                facts: kept.facts,
+                texts: SpanTexts { names, method, path, instance, host, user_agent, request_id },
+            };
+            let last_try = kept.last_try.map(|last_try| {
+                let path = if asked.is_empty() { path } else { asked };
+                let texts = SpanTexts { names: names.of_try(), method, path, instance, ..SpanTexts::default() };
+                Span { facts: last_try.facts(&kept.facts), texts }
+            });
+            std::iter::once(span).chain(last_try)
         })
     }
 
     /// Empties it, and keeps its room.
     pub fn clear(&mut self) {
         self.spans.clear();
+        self.tries = 0;
         self.text.clear();
         self.dropped = 0;
     }
@@ -265,6 +388,15 @@ impl SpanLog {
         if recording.is_on && self.current.is_none() {
             self.current = self.fresh();
         }
+        if !recording.is_on {
+            // What was told goes out yet; the room of what was not is free.
+            self.made -= self.empty.len();
+            self.empty.clear();
+            if let Some(batch) = self.current.take_if(|batch| batch.is_empty()) {
+                self.made -= 1;
+                self.dropped = self.dropped.saturating_add(batch.dropped);
+            }
+        }
     }
 
     /// What is recorded.
@@ -280,21 +412,26 @@ impl SpanLog {
 
     /// Tells of a span.
     pub fn record(&mut self, span: &Span<'_>) {
-        self.recorded += 1;
+        self.record_both(span, None, &[]);
+    }
+
+    /// Tells of a request and its last try. `asked` is the path that this asked for, if it is another than the request's.
+    pub fn record_both(&mut self, span: &Span<'_>, last_try: Option<LastTry>, asked: &[u8]) {
+        let count = 1 + u32::from(last_try.is_some());
+        self.recorded += u64::from(count);
         if self.current.is_none() {
             self.current = self.fresh();
         }
         let Some(current) = &mut self.current else {
-            self.dropped = self.dropped.saturating_add(1);
+            self.dropped = self.dropped.saturating_add(count);
             return;
         };
-        current.push(span);
-        let wakes = if current.is_full() {
+        let mut wakes = current.is_empty();
+        current.push_both(span, last_try, asked);
+        if current.is_full() {
             self.full.extend(self.current.take());
-            true
-        } else {
-            current.len() == 1
-        };
+            wakes = true;
+        }
         if wakes && let Some(waiting) = self.waiting.take() {
             waiting.wake();
         }
@@ -353,7 +490,7 @@ impl SpanLog {
 mod tests {
     use std::task::Wake;
 
-    use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{any, prop, prop_assert_eq, proptest};
 
     use super::*;
 
@@ -368,6 +505,17 @@ mod tests {
         log.set(Recording { is_on: true, with_errors: false });
         log
     }
+
+    const LAST_TRY: LastTry = LastTry {
+        id: [7; 8],
+        began_ns: 1,
+        status: 200,
+        has_failed: false,
+        reason: "",
+        attempt: 1,
+        is_reused: true,
+        connect_us: 0,
+    };
 
     fn numbered(number: u64) -> SpanFacts {
         SpanFacts { began_ns: number, ..SpanFacts::BLANK }
@@ -390,6 +538,12 @@ mod tests {
         let batch = log.take(true).expect("it is there again");
         assert_eq!((batch.len(), batch.dropped), (1, 6));
         assert_eq!(log.recorded(), all as u64 + 7);
+        // A request and its try are two.
+        log.record_both(&span(8), Some(LAST_TRY), &[]);
+        log.give_back(batch);
+        log.record_both(&span(9), Some(LAST_TRY), &[]);
+        let batch = log.take(true).expect("it is there again");
+        assert_eq!((batch.len(), batch.dropped, log.recorded()), (2, 2, all as u64 + 11));
     }
 
     #[test]
@@ -422,25 +576,49 @@ mod tests {
         let batch = log.take(true).expect("what was told goes out");
         log.give_back(batch);
         assert_eq!((log.made, log.empty.len()), (0, 0));
+        log.set(Recording { is_on: true, with_errors: false });
+        log.set(Recording::default());
+        assert!(log.made == 0 && log.current.is_none());
     }
 
     proptest! {
         #[test]
         fn what_is_told_is_read_again(
-            spans in prop::collection::vec(prop::array::uniform9(prop::collection::vec(any::<u8>(), 0..700)), 0..40),
+            spans in prop::collection::vec((
+                prop::array::uniform3("[a-z]{0,700}"),
+                prop::array::uniform7(prop::collection::vec(any::<u8>(), 0..700)),
+                any::<bool>(),
+            ), 0..40),
         ) {
             let mut batch = SpanBatch::with_room();
-            for (number, texts) in spans.iter().enumerate() {
-                let texts = SpanTexts::of(std::array::from_fn(|at| texts[at].as_slice()));
-                batch.push(&Span { facts: numbered(number as u64), texts });
+            let cut = |text: &[u8]| text[..text.len().min(TEXT_MAX)].to_vec();
+            for (number, ([route, pattern, upstream], texts, has_try)) in spans.iter().enumerate() {
+                let names = SpanNames::new(route, pattern, upstream);
+                let [method, path, asked, instance, host, user_agent, request_id] = texts.each_ref().map(Vec::as_slice);
+                let texts = SpanTexts { names: names.all(), method, path, instance, host, user_agent, request_id };
+                let last_try = has_try.then_some(LastTry { attempt: 7, ..LAST_TRY });
+                batch.push_both(&Span { facts: numbered(number as u64), texts }, last_try, asked);
             }
-            prop_assert_eq!(batch.len(), spans.len());
-            for (number, (read, told)) in batch.iter().zip(&spans).enumerate() {
-                prop_assert_eq!(read.facts, numbered(number as u64));
-                for (read, told) in read.texts.all().into_iter().zip(told) {
-                    prop_assert!(told.starts_with(read) && read.len() == told.len().min(TEXT_MAX));
+            prop_assert_eq!(batch.len(), spans.len() + spans.iter().filter(|(.., has_try)| *has_try).count());
+            let mut read = batch.iter();
+            for (number, (names, texts, has_try)) in spans.iter().enumerate() {
+                let [route, pattern, upstream] = names.each_ref().map(|name| cut(name.as_bytes()));
+                let [method, path, asked, instance, host, user_agent, request_id] = texts.each_ref().map(|text| cut(text));
+                let Span { facts, texts } = read.next().expect("each is there");
+                prop_assert_eq!(facts, numbered(number as u64));
+                let names = texts.names;
+                prop_assert_eq!([names.route(), names.pattern(), names.upstream()], [&route[..], &pattern, &upstream]);
+                prop_assert_eq!([texts.method, texts.path, texts.instance], [&method[..], &path, &instance]);
+                prop_assert_eq!([texts.host, texts.user_agent, texts.request_id], [&host[..], &user_agent, &request_id]);
+                if *has_try {
+                    let Span { facts, texts } = read.next().expect("its try too");
+                    prop_assert_eq!((facts.kind, facts.attempt, facts.parent), (SpanKind::Try, 7, numbered(0).id));
+                    let path = if asked.is_empty() { path } else { asked };
+                    prop_assert_eq!([texts.method, texts.path, texts.instance], [&method[..], &path, &instance]);
+                    prop_assert_eq!([texts.names.upstream(), texts.names.route(), texts.host], [&upstream[..], b"", b""]);
                 }
             }
+            prop_assert_eq!(read.next(), None);
         }
     }
 }

@@ -107,7 +107,7 @@ impl Trail {
         let Some(tries) = &mut self.tries.0 else { return };
         let number = tries.earlier + self.attempts;
         let id = part_id(tries.request, number);
-        let path_length = head.text(target).iter().position(|byte| *byte == b'?');
+        let path_length = memchr::memchr(b'?', head.text(target));
         let end = path_length.and_then(|length| target.start.checked_add(u32::try_from(length).ok()?));
         let path = Span { end: end.unwrap_or(target.end), ..target };
         tries.under_way = Some(UnderWay { id, number, began: now, path, connect_before: self.connect });

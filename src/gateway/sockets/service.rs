@@ -18,7 +18,7 @@ use super::{
 use crate::{
     auth::Claims,
     config::{HubShare, RetryOn},
-    exchange::{Exchange, Labels, Reject, SpanNames},
+    exchange::{Exchange, Labels, Reject},
     gateway::{
         Gateway, Plan,
         fields::{self, FieldRules, RequestContext},
@@ -28,7 +28,10 @@ use crate::{
     net::{AnswerBody as _, Cut, Finish as _, OwnedBody, Peer, Scheme, Sent},
     proto::head::{Framing, Known, Method, RequestHead, ResponseHead, Span},
     shard::{Instant, clock, task, timer},
-    telemetry::{record::RouteNames, spans::SpanKind},
+    telemetry::{
+        record::RouteNames,
+        spans::{SpanKind, SpanNames},
+    },
     upstream::{Asker, Call, RetryRules, Streaming, Upstream},
 };
 
@@ -358,11 +361,7 @@ pub(in crate::gateway) fn label_services(plan: &Plan) -> Vec<Rc<Labels>> {
     let of = |service: &Service| {
         let upstream = &plan.upstreams[service.upstream];
         let place = RouteNames::new(&service.name, &upstream.name);
-        let names = SpanNames {
-            route: service.name.as_str().into(),
-            pattern: service.path.clone(),
-            upstream: upstream.name.as_str().into(),
-        };
+        let names = SpanNames::new(&service.name, &service.path, &upstream.name);
         Rc::new(Labels { place, route_slot: service.slot, upstream_slot: upstream.slot, names })
     };
     plan.hub.posts().map(of).collect()

@@ -78,7 +78,7 @@ fn otlp(span: &Span<'_>) -> OtlpSpan {
         SpanKind::Request => (span::SpanKind::Server, describe_request(facts, texts, &mut attributes)),
         SpanKind::Message => {
             describe_request(facts, texts, &mut attributes);
-            (span::SpanKind::Consumer, format!("message {}", lossy(texts.route)))
+            (span::SpanKind::Consumer, format!("message {}", lossy(texts.names.route())))
         }
         SpanKind::Try => (span::SpanKind::Client, describe_try(facts, texts, &mut attributes)),
         SpanKind::TokenCheck => (span::SpanKind::Internal, "token check".to_owned()),
@@ -111,11 +111,11 @@ fn otlp(span: &Span<'_>) -> OtlpSpan {
 /// Adds what a span says of a client's request. Returns its name.
 fn describe_request(facts: &SpanFacts, texts: &SpanTexts<'_>, out: &mut Vec<KeyValue>) -> String {
     let method = describe_method(texts, out);
-    let pattern = lossy(texts.pattern);
+    let pattern = lossy(texts.names.pattern());
     let bytes = |count| i64::try_from(count).unwrap_or(i64::MAX);
     push(out, "url.scheme", facts.scheme.as_bytes());
     push(out, "url.path", texts.path);
-    push(out, "http.route", texts.pattern);
+    push(out, "http.route", texts.names.pattern());
     describe_status(facts, out);
     describe_server(texts.host, out);
     out.push(text("client.address", facts.client.to_canonical().to_string()));
@@ -124,8 +124,8 @@ fn describe_request(facts: &SpanFacts, texts: &SpanTexts<'_>, out: &mut Vec<KeyV
     out.push(number("http.request.body.size", bytes(facts.request_bytes)));
     out.push(number("http.response.body.size", bytes(facts.response_bytes)));
     push(out, "shardgate.request_id", texts.request_id);
-    push(out, "shardgate.route", texts.route);
-    push(out, "shardgate.upstream", texts.upstream);
+    push(out, "shardgate.route", texts.names.route());
+    push(out, "shardgate.upstream", texts.names.upstream());
     push(out, "shardgate.instance", texts.instance);
     if facts.attempt > 0 {
         out.push(number("shardgate.attempts", facts.attempt.into()));
@@ -143,7 +143,7 @@ fn describe_try(facts: &SpanFacts, texts: &SpanTexts<'_>, out: &mut Vec<KeyValue
     }
     describe_status(facts, out);
     describe_server(texts.instance, out);
-    push(out, "shardgate.upstream", texts.upstream);
+    push(out, "shardgate.upstream", texts.names.upstream());
     if facts.attempt > 1 {
         out.push(number("http.request.resend_count", i64::from(facts.attempt) - 1));
     }
