@@ -92,7 +92,9 @@ impl Exporter {
     /// From now on spans go there; those that wait do too. Says what is wrong with the certificates, and then nothing
     /// changes.
     pub fn set(&mut self, settings: &Trace) -> Result<(), String> {
-        if self.target.as_ref().is_some_and(|target| target.settings == *settings) {
+        // Of the same name, a file of certificates may have others now.
+        let is_same = self.target.as_ref().is_some_and(|target| target.settings == *settings);
+        if is_same && settings.ca_file.is_none() {
             return Ok(());
         }
         let Some(url) = settings.url() else {
@@ -140,7 +142,7 @@ impl Exporter {
         if due > now {
             return sleep(due.since(now)).await;
         }
-        let encode = |batch: &SpanBatch| Bytes::from(target.endpoint.packed(encode::request(&target.resource, batch)));
+        let encode = |batch: &SpanBatch| Bytes::from(encode::request(&target.resource, batch));
         if let Some(body) = self.queue.begin(now, encode) {
             let endpoint = Rc::clone(&target.endpoint);
             self.under_way = Some(tokio::task::spawn_local(async move { endpoint.post(body).await }));
@@ -150,14 +152,14 @@ impl Exporter {
     /// What came of a request.
     fn heard(&mut self, answer: &Answer) {
         let now = clock::now();
-        let spans = match answer {
+        let (why, detail) = match answer {
             Answer::Taken { rejected, message } => {
                 let spans = self.queue.taken();
                 let rejected = (*rejected).min(spans);
                 self.counts.exported += spans - rejected;
                 self.counts.dropped[SpanLoss::Rejected.index()] += rejected;
                 if rejected > 0 {
-                    tracing::warn!(rejected, message, "the collector took some spans only");
+                    tracing::warn!(rejected, detail = message, "the collector took some spans only");
                 }
                 if let Some(trouble) = self.trouble.take() {
                     let dropped = self.dropped() - trouble.dropped_before;
@@ -183,7 +185,7 @@ impl Exporter {
                 (ExportFailure::Refused, detail.as_str())
             }
         };
-        self.tell_trouble(now, spans.0, spans.1);
+        self.tell_trouble(now, why, detail);
     }
 
     /// The first failure is told, and then how many there were, now and then.

@@ -87,22 +87,22 @@ impl Endpoint {
         Ok(Self { client, uri, fields, timeout: settings.timeout, compression: settings.compression })
     }
 
-    /// A request's body, as it goes over the wire.
-    pub(super) fn packed(&self, body: Vec<u8>) -> Vec<u8> {
+    /// A body as it goes over the wire. Here, since one that waits may be sent by another configuration than it was made by.
+    fn packed(&self, body: Bytes) -> Bytes {
         match self.compression {
             Compression::None => body,
             Compression::Gzip => {
                 let mut packer = GzEncoder::new(Vec::with_capacity(body.len() / 4), Level::fast());
                 // Writing to a vector cannot fail.
                 let _ = packer.write_all(&body);
-                packer.finish().unwrap_or_default()
+                packer.finish().unwrap_or_default().into()
             }
         }
     }
 
     /// Sends it. Dropping the future closes the connection.
     pub(super) async fn post(&self, body: Bytes) -> Answer {
-        timeout(self.timeout, self.exchange(body)).await.unwrap_or_else(|_| Answer::Failed {
+        timeout(self.timeout, self.exchange(self.packed(body))).await.unwrap_or_else(|_| Answer::Failed {
             why: ExportFailure::Timeout,
             detail: format!("no answer within {:?}", self.timeout),
         })

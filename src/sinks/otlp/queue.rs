@@ -124,7 +124,8 @@ impl Queue {
     fn pause(&mut self, now: Instant, asked: Option<Duration>) {
         let own = PAUSE_MIN.saturating_mul(1 << self.failures.min(10)).min(PAUSE_MAX);
         self.failures = self.failures.saturating_add(1);
-        let pause = asked.map_or(own, |asked| asked.min(ASKED_PAUSE_MAX));
+        // Whoever asks for none, for ever, is not asked without a pause for ever.
+        let pause = asked.map_or(own, |asked| asked.clamp(PAUSE_MIN, ASKED_PAUSE_MAX));
         self.not_before = now + pause + pause.mul_f64(fastrand::f64() / 5.0);
     }
 }
@@ -179,11 +180,14 @@ mod tests {
             assert_eq!(begin(&mut queue, now), BATCH_SPANS, "the same again");
             given_up = queue.failed(now, None);
             let due = queue.poll_timeout(true).expect("more waits");
-            pauses.push(due.since(now).as_secs());
+            pauses.push(due.since(now));
             now = due;
         }
         assert_eq!((given_up, queue.len()), (BATCH_SPANS as u64, 2));
-        assert!(pauses.len() >= 5 && pauses.is_sorted() && pauses.iter().all(|pause| *pause <= 36), "{pauses:?}");
+        // Each up to a fifth longer.
+        let least = [1, 2, 4, 8, 16, 30, 30].map(Duration::from_secs);
+        assert_eq!(pauses.len(), least.len());
+        assert!(pauses.iter().zip(least).all(|(pause, least)| (least..=least * 6 / 5).contains(pause)), "{pauses:?}");
         // The next does not begin anew.
         assert_eq!(begin(&mut queue, now), 2);
         queue.failed(now, None);
@@ -194,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_collector_says_how_long_to_wait_within_reason() {
-        for (asked, least, most) in [(0, 0, 0), (7, 7, 9), (86_400, 300, 360)] {
+        for (asked, least, most) in [(0, 1, 1), (7, 7, 9), (86_400, 300, 360)] {
             let (mut queue, now) = (queue(1000), Instant::START + SECOND);
             queue.take(now, &batch(2));
             begin(&mut queue, now);
