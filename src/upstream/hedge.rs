@@ -138,8 +138,8 @@ impl Upstream {
         trail.unusual.is_hedged = true;
         let now = clock::now();
         let counts = if ends.is_second() {
-            let was_stale = was_stale(&ends.first, trail);
-            let outcome = self.lost(ends.first, &asked, now.since(began), now, was_stale, trail);
+            let is_its_fault = is_its_fault(ends.first.as_ref(), trail, call, now);
+            let outcome = self.lost(ends.first, &asked, now.since(began), now, is_its_fault, trail);
             trail.replace_try(&mut trail2, outcome, now);
             trail.unusual.hedge_won = true;
             // As if it had been the only one, but for the time: that is from the first one on.
@@ -157,8 +157,8 @@ impl Upstream {
                     failed.push(Rc::clone(backend));
                 }
                 let backend = Rc::clone(backend);
-                let was_stale = was_stale(&ends.second, &trail2);
-                let outcome = self.lost(ends.second, &backend, now.since(began2), now, was_stale, trail);
+                let is_its_fault = is_its_fault(ends.second.as_ref(), &trail2, call, now);
+                let outcome = self.lost(ends.second, &backend, now.since(began2), now, is_its_fault, trail);
                 trail.fail_other_try(&mut trail2, outcome, now);
             }
             ends.first
@@ -183,7 +183,7 @@ impl Upstream {
         backend: &Rc<Backend>,
         waited: Duration,
         now: Instant,
-        was_stale: bool,
+        is_its_fault: bool,
         trail: &mut Trail,
     ) -> Outcome {
         let outcome = match end {
@@ -194,8 +194,10 @@ impl Upstream {
             Some(Ok((answer, ..))) if answer.status >= 500 => Outcome::ServerError,
             Some(Ok(_)) => Outcome::Cancelled,
             Some(Err(failure)) => {
-                if failure.class().is_some() && !was_stale {
+                if is_its_fault {
                     trail.ejected += u32::from(self.failed(backend, &failure, waited, now));
+                } else if failure.is_of_time() {
+                    self.gave_up(backend, waited, now);
                 }
                 failure.outcome().unwrap_or(Outcome::Cancelled)
             }
@@ -206,9 +208,12 @@ impl Upstream {
     }
 }
 
-/// Whether an attempt with this trail failed for its connection's sake.
-fn was_stale(end: &Option<Result<Answered, Failure>>, trail: &Trail) -> bool {
-    matches!(end, Some(Err(failure)) if trail.was_stale(failure))
+/// Whether an attempt with this trail failed by its instance's fault: not since the time of the request was up, nor since a
+/// kept connection was closed.
+fn is_its_fault(end: Option<&Result<Answered, Failure>>, trail: &Trail, call: &Call, now: Instant) -> bool {
+    let Some(Err(failure)) = end else { return false };
+    let is_late = now >= call.deadline && failure.is_of_time();
+    failure.class().is_some() && !is_late && !trail.was_stale(failure)
 }
 
 fn give(head: RequestHead) {

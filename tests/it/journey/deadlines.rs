@@ -98,6 +98,26 @@ fn who_waits_no_longer_is_told_so_and_nobody_else_suffers() {
 }
 
 #[test]
+fn who_waits_no_longer_takes_no_instance_out_that_was_asked_as_well() {
+    let silent = || {
+        Backend::start(|conversation| {
+            conversation.tell_head()?;
+            conversation.read_to_end();
+            Ok(())
+        })
+    };
+    let (mut first, mut second) = (silent(), silent());
+    let upstream = "outlier_failures = 1\noutlier_percent_max = 100";
+    let setup = Setup { upstream, route: "hedge_after = \"50ms\"", ..Setup::default() };
+    let gateway = setup.start(&[first.address(), second.address()]);
+    for _ in 0..3 {
+        expect_refusal(&ask(&gateway, "X-Request-Timeout-Ms: 300\r\n"), 504, "upstream_timeout");
+    }
+    assert_eq!((first.requests().len(), second.requests().len()), (3, 3));
+    assert_eq!((of_upstream(&gateway, "hedges_total"), of_upstream(&gateway, "ejections_total")), (3, 0));
+}
+
+#[test]
 fn clients_that_send_too_slowly_are_no_sign_of_a_slow_service() {
     let backend = Backend::ok();
     let gateway = Setup { rest: "[runtime]\nshards = 1", ..Setup::default() }.start(&[backend.address()]);
