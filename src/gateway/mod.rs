@@ -366,29 +366,37 @@ impl Live {
         self.limit_without_route(exchange, additions).await
     }
 
-    fn limit_by_address(
+    async fn limit_by_address(
         &self,
         exchange: &Exchange,
         route: &Route,
         additions: &mut Additions,
-    ) -> impl Future<Output = Result<(), Reject>> {
+    ) -> Result<(), Reject> {
+        let which = &route.limits.by_address;
+        if which.is_empty() {
+            return Ok(());
+        }
         let by_address = |_| Some(CellKey::of_address(exchange.client));
-        let pass = self.limits.pass(&self.plan.limits, &route.limits.by_address, by_address, &mut additions.limits);
-        exchange.wait(SpanKind::Limit, pass)
+        let pass = self.limits.pass(&self.plan.limits, which, by_address, &mut additions.limits);
+        exchange.wait(SpanKind::Limit, pass).await
     }
 
-    fn limit_by_caller_and_route(
+    async fn limit_by_caller_and_route(
         &self,
         exchange: &Exchange,
         route: &Route,
         additions: &mut Additions,
-    ) -> impl Future<Output = Result<(), Reject>> {
+    ) -> Result<(), Reject> {
+        let which = &route.limits.later;
+        if which.is_empty() {
+            return Ok(());
+        }
         let key_of = |key| match key {
             LimitKey::User => exchange.caller.as_deref().map(CellKey::of_caller),
             LimitKey::Address | LimitKey::Route => Some(route.limits.key),
         };
-        let pass = self.limits.pass(&self.plan.limits, &route.limits.later, key_of, &mut additions.limits);
-        exchange.wait(SpanKind::Limit, pass)
+        let pass = self.limits.pass(&self.plan.limits, which, key_of, &mut additions.limits);
+        exchange.wait(SpanKind::Limit, pass).await
     }
 
     /// Its limits come when its handshake has been read: the token of a socket has places of its own.

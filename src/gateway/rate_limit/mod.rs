@@ -222,7 +222,7 @@ impl Limits {
         wake(held);
     }
 
-    /// Whether a request may pass these limits; it counts in all of them or in none.
+    /// Whether a request may pass these limits, of which there are some; it counts in all of them or in none.
     ///
     /// It waits only for word from a key's home, when this shard is further ahead of it than it may be, and goes on in
     /// the turn in which that comes. Dropping the future then is as if it had never come.
@@ -233,9 +233,6 @@ impl Limits {
         key_of: impl Fn(LimitKey) -> Option<CellKey>,
         statement: &mut Statement,
     ) -> Result<(), Reject> {
-        if which.is_empty() {
-            return Ok(());
-        }
         let began = clock::now();
         let mut now = began;
         let mut is_held = false;
