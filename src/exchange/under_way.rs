@@ -294,11 +294,7 @@ impl Exchange {
             });
             if let Some(labels) = labels.filter(|_| trail.attempts > 0) {
                 let upstream = counters.upstream(labels.upstream_slot);
-                let mut failed = 0;
-                for (count, attempts) in upstream.requests.iter_mut().zip(trail.failed) {
-                    *count += u64::from(attempts);
-                    failed += u32::from(attempts);
-                }
+                let failed = if trail.failed == [0; Outcome::COUNT] { 0 } else { count_failed(upstream, trail.failed) };
                 if trail.attempts > failed {
                     let outcome = self.ended.of_attempt(trail.status);
                     upstream.requests[outcome.index()] += 1;
@@ -363,6 +359,15 @@ impl Exchange {
             });
         });
     }
+}
+
+/// Counts the attempts that had no answer; says how many there were.
+#[cold]
+fn count_failed(upstream: &mut UpstreamCounters, failed: [u8; Outcome::COUNT]) -> u32 {
+    for (count, attempts) in upstream.requests.iter_mut().zip(failed) {
+        *count += u64::from(attempts);
+    }
+    failed.into_iter().map(u32::from).sum()
 }
 
 #[cold]
