@@ -246,9 +246,9 @@ fn a_backend_that_is_killed_fails_no_get() {
     assert!(served > 20, "the killed instance had its share: {served}");
 }
 
-/// With everything as by default.
+/// With everything as by default, but that each instance has its share, however slow it is.
 fn before_three(instances: [std::net::SocketAddr; 3]) -> Gateway {
-    Setup::default().start(&instances)
+    Setup { upstream: "balance = \"round_robin\"", ..Setup::default() }.start(&instances)
 }
 
 /// Asks until nobody listens any more; returns the statuses of what failed.
@@ -317,7 +317,8 @@ fn the_first_answer_counts_and_an_error_only_if_there_is_no_other() {
     assert!(statuses.iter().filter(|status| **status == 200).count() >= 2, "{statuses:?}");
     assert!(failing.requests().len() >= 2);
     let (hedges, won) = (of_upstream(&gateway, "hedges_total"), of_upstream(&gateway, "hedges_won_total"));
-    assert!(hedges >= 2 && won == 0, "{won} of {hedges}");
+    // Where the one that fails was asked first and took its time, the other one's answer counts.
+    assert!(hedges - won >= 2, "{won} of {hedges}");
 }
 
 #[test]
