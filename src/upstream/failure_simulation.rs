@@ -216,7 +216,7 @@ impl World {
             End::Answer(status) => {
                 upstream.answered(&backend, now.since(began), status, now);
                 self.failed += u64::from(status >= 500);
-                upstream.found(status)
+                upstream.state.with(|state| state.found(status))
             }
             End::Failure | End::TimedOut => {
                 let failure = match end {

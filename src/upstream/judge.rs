@@ -102,22 +102,9 @@ impl Upstream {
         is_ejected
     }
 
-    /// Whether an answer with this status counts as a failure of the upstream.
-    pub(super) fn found(&self, status: u16) -> Found {
-        let has_failed = self.state.with(|state| state.settings.breaker.statuses.contains(status));
-        if has_failed { Found::Failed } else { Found::Well }
-    }
-
     /// A request that was admitted has ended.
     pub(super) fn record(&self, pass: Pass, found: Found, now: Instant) {
-        let is_noticed = self.state.with(|state| {
-            let has_changed = state.breaker.record(now, &state.settings.breaker, pass, found);
-            if has_changed {
-                state.notice_circuit(now);
-            }
-            has_changed
-        });
-        if is_noticed {
+        if self.state.with(|state| state.record(pass, found, now)) {
             self.ring();
         }
     }
@@ -132,6 +119,22 @@ impl Upstream {
 }
 
 impl UpstreamState {
+    /// What an answer with this status says of the upstream.
+    #[inline]
+    pub(super) fn found(&self, status: u16) -> Found {
+        if self.settings.breaker.statuses.contains(status) { Found::Failed } else { Found::Well }
+    }
+
+    /// A request that was admitted has ended; says whether something was noticed.
+    #[inline]
+    pub(super) fn record(&mut self, pass: Pass, found: Found, now: Instant) -> bool {
+        let has_changed = self.breaker.record(now, &self.settings.breaker, pass, found);
+        if has_changed {
+            self.notice_circuit(now);
+        }
+        has_changed
+    }
+
     /// Leaves a backend out, if the others allow it; says whether.
     fn eject(&mut self, backend: &Rc<Backend>, cause: Cause, now: Instant) -> bool {
         let policy = self.settings.outlier;

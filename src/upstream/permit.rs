@@ -118,15 +118,27 @@ impl RequestPermit {
         }
     }
 
-    /// It waits no longer: the head of its answer is here. How long the rest takes says nothing of retries either: streams
-    /// that began with one would keep all others from it.
+    /// The head of its answer is here: it waits no longer. How long the rest takes says nothing of retries either: streams
+    /// that began with one would keep all others from it. Of several answers the last one says how the upstream is, and at
+    /// once if that is well.
     #[inline]
-    pub(super) fn answered(&mut self) {
-        let (was_waiting, was_retrying) = (std::mem::take(&mut self.is_waiting), std::mem::take(&mut self.is_retrying));
-        self.upstream.state.with(|state| {
-            state.waiting -= u32::from(was_waiting);
-            state.retrying -= u32::from(was_retrying);
+    pub(super) fn answered(&mut self, status: u16, now: Instant) {
+        let Self { upstream, is_waiting, is_retrying, pass, found, .. } = self;
+        let has_changed = upstream.state.with(|state| {
+            state.waiting -= u32::from(std::mem::take(is_waiting));
+            state.retrying -= u32::from(std::mem::take(is_retrying));
+            *found = state.found(status);
+            let told = if *found == Found::Well { pass.take() } else { None };
+            told.is_some_and(|pass| state.record(pass, *found, now))
         });
+        if has_changed {
+            upstream.ring();
+        }
+    }
+
+    /// No answer came.
+    pub(super) fn failed(&mut self) {
+        self.found = Found::Failed;
     }
 
     /// What it tells of its upstream, where it had a deadline: how long it waited of the time that it had.
@@ -140,33 +152,26 @@ impl RequestPermit {
         let mut own = std::mem::replace(self, other);
         self.waiting = own.waiting;
         self.pass = own.pass.take();
-        // What the other one has found of the upstream is told now.
-        self.found(self.found, now);
-        drop(own);
-    }
-
-    /// What an attempt says of the upstream. Of several the last one counts, and at once if it went well.
-    #[inline]
-    pub(super) fn found(&mut self, found: Found, now: Instant) {
-        self.found = found;
-        if found == Found::Well
+        if self.found == Found::Well
             && let Some(pass) = self.pass.take()
         {
-            self.upstream.record(pass, found, now);
+            self.upstream.record(pass, self.found, now);
         }
+        drop(own);
     }
 
     /// Whether the request may be sent once more; the trail is told if it may not for want of a budget.
     pub(super) fn may_retry(&mut self, now: Instant, trail: &mut Trail) -> bool {
-        let was_retrying = self.is_retrying;
-        let allowed = self.upstream.state.with(|state| {
-            if !was_retrying && state.retrying >= state.settings.retries_at_once_max || !state.budget.withdraw(now) {
+        let Self { upstream, is_retrying, is_waiting, .. } = self;
+        let allowed = upstream.state.with(|state| {
+            if !*is_retrying && state.retrying >= state.settings.retries_at_once_max || !state.budget.withdraw(now) {
                 return false;
             }
-            state.retrying += u32::from(!was_retrying);
+            // An answer that is not passed on was none.
+            state.waiting += u32::from(!std::mem::replace(is_waiting, true));
+            state.retrying += u32::from(!std::mem::replace(is_retrying, true));
             true
         });
-        self.is_retrying |= allowed;
         trail.unusual.is_any |= !allowed;
         trail.unusual.is_out_of_budget |= !allowed;
         allowed
@@ -175,15 +180,16 @@ impl RequestPermit {
 
 impl Drop for RequestPermit {
     fn drop(&mut self) {
-        // Whoever leaves before anything was found frees the place of a trial.
-        if let Some(pass) = self.pass.take() {
-            self.upstream.record(pass, self.found, clock::turn());
-        }
-        self.upstream.state.with(|state| {
+        let has_changed = self.upstream.state.with(|state| {
             state.in_flight -= 1;
             state.uploading -= u32::from(self.is_uploading);
             state.retrying -= u32::from(self.is_retrying);
             state.waiting -= u32::from(self.is_waiting);
+            // Whoever leaves before anything was found frees the place of a trial.
+            self.pass.take().is_some_and(|pass| state.record(pass, self.found, clock::turn()))
         });
+        if has_changed {
+            self.upstream.ring();
+        }
     }
 }

@@ -9,7 +9,6 @@ use std::{
 
 use super::{
     Backend, Failure, Lease, RequestPermit, RetryRules, Streaming, Trail, Upstream,
-    breaker::Found,
     hedge::may_be_hedged,
     retry::{Tried, retry_after},
     streaming::{Upload, set_aside},
@@ -139,7 +138,7 @@ impl Upstream {
             }
             let mut attempt = Attempt::new(began, limit, &mut place);
             let backend = next.take().or_else(|| self.choose(began, call.hash_key, &failed));
-            let ended = match call.hedge_after {
+            let mut ended = match call.hedge_after {
                 Some(after) if trail.attempts == 0 && may_be_hedged(head) => {
                     // Boxed, so that requests which have no such thing are not larger for it.
                     Box::pin(self.hedged(&mut attempt, after, backend, head, body, call, trail, asker, &mut failed))
@@ -148,25 +147,23 @@ impl Upstream {
                 _ => self.attempt(&mut attempt, backend, head, body, call, trail, asker).await,
             };
             let tried = attempt.tried(head.method, body, trail);
-            let (ended, again) = match ended {
-                Ok(answered) => {
-                    let reason = call.retry.of_status(answered.0.status).filter(|reason| tried.is_repeatable(*reason));
-                    let Some(reason) = reason else {
-                        return Ok(stream(answered, place, call, trail, admitted_at));
-                    };
-                    (Ok(answered), Again { reason, is_unasked: false, was_stale: false })
+            let again = match &mut ended {
+                Ok((answer, ..)) => {
+                    let reason = call.retry.of_status(answer.status).filter(|reason| tried.is_repeatable(*reason));
+                    reason.map(|reason| Again { reason, is_unasked: false, was_stale: false })
                 }
                 Err(failure) => {
-                    let failure = self.if_late(failure, &place, began, admitted_at, call, trail);
-                    let Some(again) = self.account(&failure, tried, began, &mut place, call, trail) else {
-                        return Err(match failure {
-                            // The attempts took out the last backend: what they met says more.
-                            Failure::NoBackend => earlier.unwrap_or(failure),
-                            failure => failure,
-                        });
-                    };
-                    (Err(failure), again)
+                    self.if_late(failure, &place, began, admitted_at, call, trail);
+                    self.account(failure, tried, began, &mut place, call, trail)
                 }
+            };
+            let Some(again) = again else {
+                return match ended {
+                    Ok(answered) => Ok(stream(answered, place, call, trail, admitted_at)),
+                    // The attempts took out the last backend: what they met says more.
+                    Err(Failure::NoBackend) => Err(earlier.unwrap_or(Failure::NoBackend)),
+                    Err(failure) => Err(failure),
+                };
             };
             let now = clock::now();
             if !again.is_unasked {
@@ -215,20 +212,20 @@ impl Upstream {
         }
     }
 
-    /// A failure, or that the request's own time was up. Unless its client did not send it in that time, the upstream was
-    /// too slow for it.
+    /// A failure for want of time becomes a missed deadline when the request's own time is up. Unless its client did not send
+    /// it in that time, the upstream was too slow for it.
     fn if_late(
         &self,
-        failure: Failure,
+        failure: &mut Failure,
         place: &RequestPermit,
         began: Instant,
         admitted_at: Instant,
         call: &Call,
         trail: &mut Trail,
-    ) -> Failure {
+    ) {
         let now = clock::now();
         if now < call.deadline || !failure.is_of_time() {
-            return failure;
+            return;
         }
         trail.missed_deadline();
         if let Some(backend) = trail.backend.as_ref().filter(|_| !matches!(failure, Failure::Request(_))) {
@@ -236,7 +233,7 @@ impl Upstream {
             let allowed = call.deadline.since(admitted_at);
             place.tell(now, allowed, allowed, false);
         }
-        Failure::DeadlineMissed
+        *failure = Failure::DeadlineMissed;
     }
 
     /// Counts how an attempt failed, and says whether it is a reason to make another one.
@@ -259,7 +256,7 @@ impl Upstream {
         let is_its_fault = failure.class().is_some() && !was_stale;
         if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
             trail.ejected += u32::from(self.failed(backend, failure, waited, now));
-            place.found(Found::Failed, now);
+            place.failed();
         }
         let reason = match failure {
             Failure::Connect(_) => Some(RetryOn::Connect),
@@ -341,9 +338,8 @@ impl Upstream {
         trail.answered_at = Some(answered_at);
         trail.status = Some(answer.status);
         trail.mended = answer.mended;
-        wait.place.answered();
+        wait.place.answered(answer.status, answered_at);
         trail.ejected += u32::from(self.answered(&backend, waited, answer.status, answered_at));
-        wait.place.found(self.found(answer.status), answered_at);
         // A backend that answered before it had all of a request may take the rest of it for the next one. One that did not
         // switch protocols may close all the same, or have left HTTP behind.
         answer.keep_alive &= wait.is_uploaded && !call.is_last && (!head.upgrade || answer.status == 101);

@@ -387,14 +387,14 @@ fn a_retry_that_has_its_answer_keeps_no_other_from_being_sent() {
     let [mut one, mut other] = [(); 2].map(place);
     assert!(one.may_retry(now, &mut trail));
     assert!(!other.may_retry(now, &mut trail) && trail.unusual.is_out_of_budget, "one at once");
-    one.answered();
+    one.answered(200, now);
     assert!(other.may_retry(now, &mut trail));
-    other.answered();
+    other.answered(200, now);
     // So it is with another attempt beside the first.
     let beside = upstream.enter_again(now).expect("one at once");
     assert!(upstream.enter_again(now).is_none());
     one.take_over(beside, now);
-    one.answered();
+    one.answered(200, now);
     assert!(upstream.enter_again(now).is_some());
     drop((one, other));
     let left = upstream.state.with(|state| (state.in_flight, state.waiting, state.uploading, state.retrying));
