@@ -87,10 +87,12 @@ impl Upstream {
         })
     }
 
-    /// Takes a place for another attempt at a request that has one, if one may be made; its time goes on.
+    /// Takes a place for another attempt at a request that has one, if one may be made; its time goes on. While the circuit is
+    /// not closed, what may be sent to try is one request and not two.
     pub(super) fn enter_again(self: &Rc<Self>, now: Instant) -> Option<RequestPermit> {
         let may = self.state.with(|state| {
-            let may = state.in_flight < state.settings.requests_max
+            let may = state.breaker.is_closed()
+                && state.in_flight < state.settings.requests_max
                 && state.retrying < state.settings.retries_at_once_max
                 && state.budget.withdraw(now);
             state.in_flight += u32::from(may);

@@ -397,6 +397,10 @@ fn a_retry_that_has_its_answer_keeps_no_other_from_being_sent() {
     one.answered(200, now);
     assert!(upstream.enter_again(now).is_some());
     drop((one, other));
+    // While the circuit is not closed nobody is asked beside another one.
+    let fail = |_: &i32| upstream.enter(false, now).map(|mut place| place.failed()).is_ok();
+    assert!((0..20).filter(fail).count() < 20, "the circuit is open");
+    assert!(upstream.enter_again(now + Duration::from_mins(1)).is_none());
     let left = upstream.state.with(|state| (state.in_flight, state.waiting, state.uploading, state.retrying));
     assert_eq!(left, (0, 0, 0, 0));
 }
