@@ -20,9 +20,9 @@ impl Config {
 pub(super) fn check_clickhouse(config: &Config, fields: &Fields<'_>, report: &mut Report) {
     let clickhouse = &config.clickhouse;
     match wrong_url(&clickhouse.url) {
-        // A password in it is shown to nobody.
+        // A password in it is shown to nobody: before the host, or as ClickHouse's own clients take it, behind a `?`.
         Err(right) => {
-            let shown = if clickhouse.url.contains('@') { HIDDEN.to_owned() } else { quoted(&clickhouse.url) };
+            let shown = if clickhouse.url.contains(['@', '?']) { HIDDEN.to_owned() } else { quoted(&clickhouse.url) };
             fields.wrong(report, "url", format_args!("is {shown}"), right);
         }
         Ok(is_exposed) if is_exposed && has_password(clickhouse) => report.warn(

@@ -2,6 +2,7 @@
 #![expect(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
 mod admin;
+mod clickhouse;
 mod defaults;
 mod discover;
 mod environment;
