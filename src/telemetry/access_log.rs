@@ -1,11 +1,13 @@
 //! Access-log lines on their way out: each shard fills a buffer of its own, one thread writes them.
 //!
 //! A shard never waits: a buffer is handed over whole, and when the writer is behind its lines are dropped and
-//! counted. What a line says is `record`'s business, and where else lines go a [`LineSink`]'s.
+//! counted. What a line says is `record`'s business, and where else lines go a [`LineSink`]'s: it has a thread of its own, which
+//! gets buffers first and passes them on to the writer, so that a file which takes nothing holds up no sink.
 
 use std::error::Error;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::iter;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -38,8 +40,7 @@ pub enum LogTarget {
     Off,
 }
 
-/// Takes lines besides the file: JSON, whatever the file has. It is called on the writer's thread, before the file is
-/// written, and does not wait.
+/// Takes lines besides the file: JSON, whatever the file has. It is called on a thread of its own, and does not wait.
 pub type LineSink = Box<dyn FnMut(NumberedLines<'_>) + Send>;
 
 /// Whole lines of one shard, in order.
@@ -181,14 +182,16 @@ impl Drop for AccessLog {
     }
 }
 
-/// The writer's handle. One per process, with the main thread; without it the writer ends.
+/// The handle of the threads that take lines. One per process, with the main thread; without it they end.
 #[derive(Debug)]
 pub struct AccessLogWriter {
-    running: Option<WriterThread>,
+    /// Hands lines to the sink, and passes them on to the writer.
+    feeder: Option<LogThread>,
+    writer: Option<LogThread>,
 }
 
 #[derive(Debug)]
-struct WriterThread {
+struct LogThread {
     /// Dropped to close.
     reopen: SyncSender<()>,
     messages: SyncSender<Message>,
@@ -197,7 +200,61 @@ struct WriterThread {
     thread: JoinHandle<()>,
 }
 
-/// Opens the target and starts the writer, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
+/// What a thread does.
+trait TakeLines: Send + 'static {
+    fn take(&mut self, batch: Batch);
+    fn reopen(&mut self) {}
+}
+
+impl LogThread {
+    /// So many messages may wait for it. It runs until the handle is gone, or every shard.
+    fn spawn(name: &str, messages_max: usize, mut taker: impl TakeLines) -> io::Result<Self> {
+        let (messages, queue) = sync_channel(messages_max);
+        // One that waits says all.
+        let (reopen, reopen_asked) = sync_channel(1);
+        let (end, ended) = sync_channel(0);
+        let thread = thread::Builder::new().name(name.to_owned()).spawn(move || {
+            // Being refused a lower priority changes nothing that matters.
+            let _ = rustix::process::nice(NICENESS);
+            run(&mut taker, &queue, &reopen_asked, messages_max);
+            drop(end);
+        })?;
+        Ok(Self { reopen, messages, ended, thread })
+    }
+
+    fn close(self, bound: Duration) -> bool {
+        let Self { reopen, messages, ended, thread } = self;
+        drop(reopen);
+        let _ = messages.try_send(Message::Wake);
+        match ended.recv_timeout(bound) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => thread.join().is_ok(),
+            Err(RecvTimeoutError::Timeout) => false,
+        }
+    }
+}
+
+fn run(taker: &mut impl TakeLines, messages: &Receiver<Message>, handle: &Receiver<()>, messages_max: usize) {
+    while let Ok(message) = messages.recv() {
+        // The handle comes first, also when batches never pause.
+        let told = handle.try_recv();
+        if told.is_ok() {
+            taker.reopen();
+        }
+        let is_closing = told == Err(TryRecvError::Disconnected);
+        // What had been handed over before; no more, lest a busy shard keep the thread for ever.
+        let others = if is_closing { messages_max } else { 0 };
+        for message in iter::once(message).chain(messages.try_iter().take(others)) {
+            if let Message::Batch(batch) = message {
+                taker.take(batch);
+            }
+        }
+        if is_closing {
+            return;
+        }
+    }
+}
+
+/// Opens the target and starts what writes, with one [`AccessLog`] for each shard. `buffer_bytes` of each may wait to be
 /// written: 2 MiB bridge a disk that stalls for some 0.1 s at 50,000 requests a second. The sink, if there is one, takes the
 /// same lines.
 pub fn spawn(
@@ -208,10 +265,6 @@ pub fn spawn(
     sink: Option<LineSink>,
 ) -> io::Result<(AccessLogWriter, Vec<AccessLog>)> {
     let output = match target {
-        LogTarget::Off if sink.is_none() => {
-            let logs = (0..shards).map(|_| AccessLog::off()).collect();
-            return Ok((AccessLogWriter { running: None }, logs));
-        }
         LogTarget::Off => None,
         LogTarget::Stdout => Some((File::from(io::stdout().as_fd().try_clone_to_owned()?), None)),
         LogTarget::File(path) => Some(match standard(path) {
@@ -275,43 +328,35 @@ fn start(
 ) -> io::Result<(AccessLogWriter, Vec<AccessLog>)> {
     let batch_bytes = BATCH_BYTES.min(buffer_bytes / BATCHES_MIN).max(1);
     let batches = (buffer_bytes / batch_bytes).max(BATCHES_MIN);
-    let (messages, message_queue) = sync_channel(batches * shards.max(1));
-    // One that waits says all.
-    let (reopen, reopen_asked) = sync_channel(1);
-    let (end, ended) = sync_channel(0);
+    let messages_max = batches * shards.max(1);
+    let (give_back, returned): (Vec<_>, Vec<_>) = (0..shards).map(|_| sync_channel(batches)).unzip();
+    let ways_back: Vec<_> = give_back.into_iter().map(|give_back| WayBack { give_back, lost: 0 }).collect();
     // A shard writes each line once. Where a sink wants JSON and the file text, the writer makes the one of the other.
-    let (written, retold) = if sink.is_some() { (Format::Json, Some(format)) } else { (format, None) };
-    let mut logs = Vec::with_capacity(shards);
-    let mut returns = Vec::with_capacity(shards);
-    for shard in 0..shards {
-        let (give_back, returned) = sync_channel(batches);
-        logs.push(AccessLog::new(Some(WriterChannel {
+    let written = if sink.is_some() { Format::Json } else { format };
+    let writer = output.map(|file| {
+        let output = LineWriter::new(BlockingFile(file));
+        let (retold, ways_back) = (Some(format).filter(|format| *format != written), ways_back.clone());
+        LogThread::spawn("access-log", messages_max, Writing { output, path, retold, ways_back, failing: None })
+    });
+    let writer = writer.transpose()?;
+    let feeder = sink.map(|sink| {
+        let onward = writer.as_ref().map(|writer| writer.messages.clone());
+        LogThread::spawn("access-log-sink", messages_max, Feeding { sink, onward, ways_back })
+    });
+    let feeder = feeder.transpose()?;
+    let first = feeder.as_ref().or(writer.as_ref());
+    let log = |(shard, returned)| {
+        let link = |first: &LogThread| WriterChannel {
             shard,
             format: written,
             batch_bytes,
-            messages: messages.clone(),
+            messages: first.messages.clone(),
             returned,
-        })));
-        returns.push(ReturnChannel { give_back, lost: 0 });
-    }
-    let mut writing = Writing {
-        output: output.map(|file| LineWriter::new(BlockingFile(file))),
-        path,
-        sink,
-        retold: retold.filter(|format| *format != Format::Json),
-        messages: message_queue,
-        reopen: reopen_asked,
-        returns,
-        batches,
-        failing: None,
+        };
+        AccessLog::new(first.map(link))
     };
-    let thread = thread::Builder::new().name("access-log".to_owned()).spawn(move || {
-        // Being refused a lower priority changes nothing that matters.
-        let _ = rustix::process::nice(NICENESS);
-        writing.run();
-        drop(end);
-    })?;
-    Ok((AccessLogWriter { running: Some(WriterThread { reopen, messages, ended, thread }) }, logs))
+    let logs = returned.into_iter().enumerate().map(log).collect();
+    Ok((AccessLogWriter { feeder, writer }, logs))
 }
 
 impl AccessLog {
@@ -332,79 +377,82 @@ impl AccessLog {
 impl AccessLogWriter {
     /// Opens the file anew, after whoever rotates logs has moved the old one away. Never waits.
     pub fn reopen(&self) {
-        let Some(running) = &self.running else { return };
+        let Some(writer) = &self.writer else { return };
         // When either channel is full the writer has yet to look at one like it.
-        let _ = running.reopen.try_send(());
-        let _ = running.messages.try_send(Message::Wake);
+        let _ = writer.reopen.try_send(());
+        let _ = writer.messages.try_send(Message::Wake);
     }
 
-    /// Writes what the shards handed over before and ends the thread; `false` when that took longer than `bound`, and
-    /// then the thread is left behind.
+    /// Does what is to be done with the lines that the shards handed over before, and ends the threads; `false` when that took
+    /// longer than `bound`, and then the writer's is left behind.
     #[must_use]
     pub fn close(self, bound: Duration) -> bool {
-        let Some(WriterThread { reopen, messages, ended, thread }) = self.running else { return true };
-        drop(reopen);
-        let _ = messages.try_send(Message::Wake);
-        match ended.recv_timeout(bound) {
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => thread.join().is_ok(),
-            Err(RecvTimeoutError::Timeout) => false,
-        }
+        // The sink's first: it passes on the last lines, and waits for nobody.
+        let is_fed = self.feeder.is_none_or(|feeder| feeder.close(bound));
+        self.writer.is_none_or(|writer| writer.close(bound)) && is_fed
     }
-}
-
-/// What the thread owns.
-struct Writing {
-    /// `None` where lines are for the sink only.
-    output: Option<LineWriter<BlockingFile>>,
-    path: Option<PathBuf>,
-    sink: Option<LineSink>,
-    /// What the output has instead of the JSON that comes.
-    retold: Option<Format>,
-    messages: Receiver<Message>,
-    reopen: Receiver<()>,
-    returns: Vec<ReturnChannel>,
-    /// Batches that one shard may have under way.
-    batches: usize,
-    /// Lines lost since writing began to fail.
-    failing: Option<u64>,
 }
 
 /// The way back to one shard.
-struct ReturnChannel {
+#[derive(Clone, Debug)]
+struct WayBack {
     give_back: SyncSender<EmptyBuffer>,
     lost: u64,
 }
 
-impl Writing {
-    /// Runs until the handle is gone, or every shard.
-    fn run(&mut self) {
-        while let Ok(message) = self.messages.recv() {
-            // The handle comes first, also when batches never pause.
-            let handle = self.reopen.try_recv();
-            if handle.is_ok() {
-                self.reopen();
-            }
-            self.handle(message);
-            if handle == Err(TryRecvError::Disconnected) {
-                self.finish();
-                return;
-            }
+impl WayBack {
+    /// Gives a buffer back, of which so many lines are lost.
+    fn give(&mut self, mut bytes: Vec<u8>, lost: u64) {
+        bytes.clear();
+        let lost = std::mem::take(&mut self.lost) + lost;
+        if let Err(TrySendError::Full(returned)) = self.give_back.try_send(EmptyBuffer { bytes, lost }) {
+            // The shard has buffers enough; this one is freed, and the next tells what was lost.
+            self.lost = returned.lost;
         }
     }
+}
 
-    /// Writes what had been handed over; no more, lest a busy shard keep the thread for ever.
-    fn finish(&mut self) {
-        for _ in 0..self.batches * self.returns.len() {
-            let Ok(message) = self.messages.try_recv() else { return };
-            self.handle(message);
+/// What the sink's thread owns.
+struct Feeding {
+    sink: LineSink,
+    /// To the writer, if there is one.
+    onward: Option<SyncSender<Message>>,
+    ways_back: Vec<WayBack>,
+}
+
+impl TakeLines for Feeding {
+    fn take(&mut self, batch: Batch) {
+        let Batch { shard, first, count, .. } = batch;
+        (self.sink)(NumberedLines { shard, first, count, bytes: &batch.bytes });
+        let (bytes, lost) = match &self.onward {
+            None => (batch.bytes, 0),
+            Some(onward) => match onward.try_send(Message::Batch(batch)) {
+                // The writer is behind, or gone.
+                Err(TrySendError::Full(Message::Batch(batch)) | TrySendError::Disconnected(Message::Batch(batch))) => {
+                    (batch.bytes, count)
+                }
+                _ => return,
+            },
+        };
+        if let Some(back) = self.ways_back.get_mut(shard) {
+            back.give(bytes, lost);
         }
     }
+}
 
-    fn handle(&mut self, message: Message) {
-        let Message::Batch(Batch { shard, first, count, mut bytes }) = message else { return };
-        if let Some(sink) = &mut self.sink {
-            sink(NumberedLines { shard, first, count, bytes: &bytes });
-        }
+/// What the writer's thread owns.
+struct Writing {
+    output: LineWriter<BlockingFile>,
+    path: Option<PathBuf>,
+    /// What the output has instead of the JSON that comes.
+    retold: Option<Format>,
+    ways_back: Vec<WayBack>,
+    /// Lines lost since writing began to fail.
+    failing: Option<u64>,
+}
+
+impl TakeLines for Writing {
+    fn take(&mut self, Batch { shard, bytes, .. }: Batch) {
         let lost = match self.retold {
             None => self.write(&bytes),
             Some(format) => {
@@ -413,19 +461,31 @@ impl Writing {
                 self.write(&text)
             }
         };
-        bytes.clear();
-        let Some(back) = self.returns.get_mut(shard) else { return };
-        let lost = std::mem::take(&mut back.lost) + lost;
-        if let Err(TrySendError::Full(returned)) = back.give_back.try_send(EmptyBuffer { bytes, lost }) {
-            // The shard has buffers enough; this one is freed, and the next tells what was lost.
-            back.lost = returned.lost;
+        if let Some(back) = self.ways_back.get_mut(shard) {
+            back.give(bytes, lost);
         }
     }
 
+    fn reopen(&mut self) {
+        let Some(path) = &self.path else { return };
+        match open(path) {
+            Ok(file) => {
+                self.output = LineWriter::new(BlockingFile(file));
+                tracing::info!(path = %path.display(), "access log: file reopened");
+            }
+            Err(error) => {
+                let error = &error;
+                let remedy = remedy(path, error);
+                tracing::error!(error = error as &dyn Error, path = %path.display(), "access log: cannot reopen, and the old file goes on: {remedy}");
+            }
+        }
+    }
+}
+
+impl Writing {
     /// Writes a batch and returns how many of its lines are lost.
     fn write(&mut self, bytes: &[u8]) -> u64 {
-        let Some(output) = &mut self.output else { return 0 };
-        let Err(Lost { lines, cause }) = output.write(bytes) else {
+        let Err(Lost { lines, cause }) = self.output.write(bytes) else {
             if let Some(lost) = self.failing.take() {
                 tracing::info!(lost, "access log: writing again");
             }
@@ -437,21 +497,6 @@ impl Writing {
         }
         *self.failing.get_or_insert(0) += lines;
         lines
-    }
-
-    fn reopen(&mut self) {
-        let Some(path) = &self.path else { return };
-        match open(path) {
-            Ok(file) => {
-                self.output = Some(LineWriter::new(BlockingFile(file)));
-                tracing::info!(path = %path.display(), "access log: file reopened");
-            }
-            Err(error) => {
-                let error = &error;
-                let remedy = remedy(path, error);
-                tracing::error!(error = error as &dyn Error, path = %path.display(), "access log: cannot reopen, and the old file goes on: {remedy}");
-            }
-        }
     }
 }
 

@@ -67,6 +67,33 @@ fn a_writer_that_nobody_reads_from_never_blocks_a_shard() {
 }
 
 #[test]
+fn a_file_that_takes_nothing_holds_up_no_sink() {
+    const BATCHES: u64 = 40;
+    let (_reader, writer) = io::pipe().expect("a pipe");
+    let (tell, told) = sync_channel(1);
+    let sink: LineSink = Box::new(move |NumberedLines { first, count, .. }| {
+        tell.send((first, count)).expect("somebody listens");
+    });
+    let text = Format::Text { is_colourful: false };
+    let (writer, mut logs) =
+        start(Some(File::from(OwnedFd::from(writer))), None, Some(sink), text, 1, 16 * BATCH_BYTES).expect("threads");
+    let log = &mut logs[0];
+    // The pipe takes the first; one more is being written, and sixteen wait.
+    for batch in 0..BATCHES {
+        for _ in 0..50 {
+            log.line(&record(&[b'a'; 1000]));
+        }
+        log.flush();
+        assert_eq!(told.recv_timeout(PATIENCE), Ok((batch * 50 + 1, 50)));
+    }
+    assert!(log.dropped() >= 50 * (BATCHES - 20), "{} lines are lost to the file", log.dropped());
+    log.line(&record(b"/last"));
+    drop(logs);
+    assert!(!writer.close(Duration::from_millis(1)), "nobody reads what is to be written");
+    assert_eq!(told.recv_timeout(PATIENCE), Ok((BATCHES * 50 + 1, 1)), "the sink has the last too");
+}
+
+#[test]
 fn closing_has_a_bound() {
     let (reader, writer) = io::pipe().expect("a pipe");
     let (writer, mut logs) =

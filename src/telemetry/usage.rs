@@ -100,7 +100,7 @@ fn kind_of(name: &str) -> ThreadKind {
     match name {
         "bridge" => ThreadKind::Bridge,
         "store-writer" | "store-reader" => ThreadKind::Store,
-        "access-log" => ThreadKind::AccessLog,
+        "access-log" | "access-log-sink" => ThreadKind::AccessLog,
         "clickhouse" => ThreadKind::Clickhouse,
         _ if name.strip_prefix("shard-").is_some_and(is_number) => ThreadKind::Shard,
         _ if name.strip_prefix("password-").is_some_and(is_number) => ThreadKind::Password,
@@ -128,7 +128,7 @@ mod tests {
             assert_eq!(parse_stat(stat), expected, "{stat}");
         }
         let kinds =
-            ["shard-0", "shard-x", "bridge", "store-reader", "password-12", "access-log", "clickhouse", "signals", ""]
+            ["shard-0", "shard-x", "bridge", "store-reader", "password-12", "access-log-sink", "clickhouse", "signals", ""]
                 .map(kind_of);
         assert_eq!(kinds, [Shard, Other, Bridge, Store, Password, AccessLog, Clickhouse, Other, Other]);
     }
