@@ -220,9 +220,13 @@ pub fn unresolved_instances(config: &Config, addresses: &Addresses) -> Vec<Strin
 
 /// Warnings of instances that are one of the gateway's own listeners: whoever asks for one asks until no connection is
 /// left. As far as addresses are known; `listeners` is where they are bound, or will be.
-pub fn own_listener_loops(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) -> Vec<String> {
+pub fn own_listener_loops<'a>(
+    upstreams: impl IntoIterator<Item = (&'a String, &'a Upstream)>,
+    addresses: &Addresses,
+    listeners: &[SocketAddr],
+) -> Vec<String> {
     let mut warnings = Vec::new();
-    for (name, upstream) in &config.upstreams {
+    for (name, upstream) in upstreams {
         for candidate in addresses.candidates(name, upstream) {
             let ServerAddress::Port { port, .. } = candidate.instance.address else { continue };
             let on_port = || listeners.iter().filter(|listener| listener.port() == port);
@@ -439,7 +443,7 @@ mod tests {
                  has one"
             ]
         );
-        let loops = own_listener_loops(&config, &addresses, &["127.0.0.1:81".parse().expect("an address")]);
+        let loops = own_listener_loops(&config.upstreams, &addresses, &["127.0.0.1:81".parse().expect("an address")]);
         assert_eq!(loops.len(), 1);
         assert!(
             loops[0].starts_with("upstreams.shop.discover found \"localhost:81\" in file:shop.toml, and 127.0.0.1:81")

@@ -202,7 +202,11 @@ fn hub_names() -> (Box<str>, hub::Secret) {
 /// for names.
 pub fn warnings(config: &Config) -> impl Iterator<Item = String> {
     let listeners: Vec<_> = config.public_listeners().map(|listener| listener.address).collect();
-    own_warnings(config).chain(gateway::own_listener_loops(config, &Addresses::of_this_machine(), &listeners))
+    own_warnings(config).chain(gateway::own_listener_loops(
+        &config.upstreams,
+        &Addresses::of_this_machine(),
+        &listeners,
+    ))
 }
 
 fn own_warnings(config: &Config) -> impl Iterator<Item = String> {
@@ -219,7 +223,7 @@ fn warn(config: &Config) {
 /// Tells the log of instances that are one of these public listeners, or have no address.
 fn warn_of_names(config: &Config, addresses: &Addresses, listeners: &[SocketAddr]) {
     let unresolved = gateway::unresolved_instances(config, addresses);
-    for warning in unresolved.into_iter().chain(gateway::own_listener_loops(config, addresses, listeners)) {
+    for warning in unresolved.into_iter().chain(gateway::own_listener_loops(&config.upstreams, addresses, listeners)) {
         tracing::warn!("{warning}");
     }
 }

@@ -33,8 +33,8 @@ pub(super) struct Lookups<A = Sources> {
     candidate: Option<Candidate<A>>,
     /// The instances that the shards have, in the order of the plan's upstreams.
     instances: Vec<Box<[Instance]>>,
-    /// What was told of instances that are the gateway's own listeners.
-    loops: Vec<String>,
+    /// What was told of each upstream's instances that are the gateway's own listeners, in the same order.
+    loops: Vec<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -179,7 +179,8 @@ impl<A: Ask> Lookups<A> {
     pub(super) fn told(&mut self, config: &Config, listeners: &[SocketAddr]) {
         let addresses = Self::known(&self.in_force, config);
         self.instances = gateway::instances(config, &addresses);
-        self.loops = gateway::own_listener_loops(config, &addresses, listeners);
+        let loops = |upstream| gateway::own_listener_loops([upstream], &addresses, listeners).into_iter().collect();
+        self.loops = config.upstreams.iter().map(loops).collect();
         self.in_force.discovery.told(clock::now());
     }
 
@@ -196,15 +197,21 @@ impl<A: Ask> Lookups<A> {
         generation: u64,
     ) -> Option<Instances> {
         let addresses = Self::known(&self.in_force, config);
-        let loops = gateway::own_listener_loops(config, &addresses, listeners);
-        loops.iter().filter(|warning| !self.loops.contains(warning)).for_each(|warning| tracing::warn!("{warning}"));
-        self.loops = loops;
         let zone = config.runtime.zone.as_ref().map(|zone| &*zone.0);
         let instances = gateway::instances(config, &addresses);
-        let places = instances.iter().zip(&self.instances).enumerate().zip(config.upstreams.values());
-        let changed = places.filter(|((_, (new, old)), _)| new != old);
-        let changed = changed.map(|((place, (new, _)), upstream)| Moved::new(place, upstream, new, zone));
-        let changed: Vec<_> = changed.collect();
+        let mut changed = Vec::new();
+        for (place, ((name, upstream), (new, old))) in
+            config.upstreams.iter().zip(instances.iter().zip(&self.instances)).enumerate()
+        {
+            if new != old {
+                changed.push(Moved::new(place, upstream, new, zone));
+                // Whether an address is this machine's own is for the kernel to say: it is asked of those only that changed.
+                let loops = gateway::own_listener_loops([(name, upstream)], &addresses, listeners);
+                let loops: BTreeSet<_> = loops.into_iter().collect();
+                loops.difference(&self.loops[place]).for_each(|warning| tracing::warn!("{warning}"));
+                self.loops[place] = loops;
+            }
+        }
         self.instances = instances;
         (!changed.is_empty()).then_some(Instances { generation, changed })
     }
