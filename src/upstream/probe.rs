@@ -142,6 +142,16 @@ impl Prober {
     /// Takes other instances or rules. What is known of instances that stay is kept; new ones are asked at once, and all are
     /// when the rules change.
     pub fn set(&mut self, now: Instant, rules: ProbeRules, instances: &[Instance]) {
+        // Most often another upstream's have changed.
+        if self.report().map(|(at, ..)| at).ne(instances.iter().map(|instance| &instance.at)) {
+            self.set_instances(now, instances);
+        }
+        if std::mem::replace(&mut self.rules, rules) != rules {
+            self.ask_all(now);
+        }
+    }
+
+    fn set_instances(&mut self, now: Instant, instances: &[Instance]) {
         let known = std::mem::take(&mut self.instances);
         let mut known: BTreeMap<_, _> = known.into_iter().map(|tested| (tested.at.clone(), tested)).collect();
         let fresh = |at: &BackendAddress| Tested {
@@ -157,9 +167,6 @@ impl Prober {
         self.instances = instances.iter().map(tested).collect();
         self.places = (self.instances.iter().enumerate()).map(|(place, tested)| (tested.at.clone(), place)).collect();
         self.queue();
-        if std::mem::replace(&mut self.rules, rules) != rules {
-            self.ask_all(now);
-        }
     }
 
     /// All are asked as soon as may be.
