@@ -38,6 +38,8 @@ pub(super) struct Following<A> {
     /// Those with a list that does not serve yet, and since when they have one: however often it becomes another meanwhile.
     waiting: BTreeMap<Source, Instant>,
     wanted: Wanted,
+    /// The lists may have other names than are followed.
+    is_stale: bool,
     pub(super) sources: A,
     /// Questions that are not answered yet.
     under_way: BTreeMap<Subject, Question>,
@@ -119,6 +121,7 @@ impl<A: Ask> Following<A> {
             serving: BTreeMap::new(),
             waiting: BTreeMap::new(),
             wanted: Wanted::default(),
+            is_stale: false,
             sources,
             under_way: BTreeMap::new(),
             asked: 0,
@@ -177,8 +180,16 @@ impl<A: Ask> Following<A> {
         self.said_of_lists.retain(|source, _| sources.contains(source));
     }
 
+    /// The same once for all lists that have changed since: each walks the names of all.
+    fn follow_lists(&mut self, now: Instant) {
+        if std::mem::take(&mut self.is_stale) {
+            self.follow(now);
+        }
+    }
+
     /// Asks for all that is due.
     pub(super) fn ask_due(&mut self, now: Instant) {
+        self.follow_lists(now);
         for source in self.lists.take_due(now) {
             let asked = self.sources.list(&source);
             let ended = Answer::List(source.clone(), Err("whoever was asked panicked".to_owned()));
@@ -219,8 +230,15 @@ impl<A: Ask> Following<A> {
         self.told.recv().await.expect("this holds a sender")
     }
 
-    /// Takes an answer, and tells the log unless another following tells of the same.
-    pub(super) fn take(&mut self, Told { number, answer }: Told, another: Option<&Self>) {
+    /// Takes an answer and all others that have come, and tells the log unless another following tells of the same.
+    pub(super) fn take(&mut self, told: Told, another: Option<&Self>) {
+        self.take_one(told, another);
+        while let Ok(told) = self.told.try_recv() {
+            self.take_one(told, another);
+        }
+    }
+
+    fn take_one(&mut self, Told { number, answer }: Told, another: Option<&Self>) {
         let subject = match &answer {
             Answer::Name(name, _) => Subject::Name(name.clone()),
             Answer::List(source, _) => Subject::List(source.clone()),
@@ -241,7 +259,6 @@ impl<A: Ask> Following<A> {
                 self.take_list(&source, answer, is_told, now);
             }
         }
-        self.serve(now);
     }
 
     fn take_name(&mut self, name: &str, answer: Result<NameAnswer, NoAddress>, is_told: bool, now: Instant) {
@@ -260,7 +277,7 @@ impl<A: Ask> Following<A> {
         let heard = self.lists.answered(source, answer, now);
         if matches!(heard, HeardList::Changed { .. }) {
             self.waiting.entry(source.clone()).or_insert(now);
-            self.follow(now);
+            self.is_stale = true;
         }
         if let Some(known) = self.lists.known(source).filter(|_| !is_told) {
             let said = self.said_of_lists.entry(source.clone()).or_default();
@@ -271,6 +288,8 @@ impl<A: Ask> Following<A> {
     /// New lists serve once there is an answer for each of their names, or that has taken too long. A list that serves at
     /// once would leave an upstream without instances meanwhile.
     pub(super) fn serve(&mut self, now: Instant) {
+        // What is not followed counts as heard.
+        self.follow_lists(now);
         let due = |(source, since): (&Source, &Instant)| {
             let known = self.lists.known(source)?;
             let is_due = now >= *since + LISTED_NAMES_WAIT || known.names().all(|name| self.is_name_heard(name));
@@ -283,7 +302,7 @@ impl<A: Ask> Following<A> {
             }
             self.serving.extend(due);
             self.discovery.note_change();
-            self.follow(now);
+            self.is_stale = true;
         }
     }
 
