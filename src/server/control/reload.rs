@@ -45,6 +45,10 @@ impl Control {
             tracing::info!("there is no configuration file to reload");
             return;
         };
+        // A pipe was read at the start, and nobody may write to it any more.
+        if let Err(error) = config::open_regular(&path) {
+            return self.refuse_reload(&format_args!("{}: the file cannot be read: {error}", path.display()));
+        }
         let config = match config::load(Some(&path)) {
             Ok(config) => config,
             Err(mistakes) => return self.refuse_reload(&mistakes),

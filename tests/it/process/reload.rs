@@ -1,6 +1,8 @@
 //! A new configuration under a running gateway: whole or not at all, and no connection notices.
 
 use std::{
+    fs,
+    process::Command,
     sync::mpsc::{Receiver, TryRecvError, channel},
     time::Duration,
 };
@@ -79,8 +81,15 @@ fn a_file_with_a_mistake_changes_nothing() {
         assert_eq!(version(&gateway), "1");
         assert_eq!(gateway.get("/health/ready").status, 200);
     }
+    // Nobody ever writes to the pipe, and the control thread does not wait for whoever might.
+    let pipe = gateway.config_path().with_extension("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
+    fs::rename(&pipe, gateway.config_path()).expect("renamed");
+    gateway.signal(Signal::HUP);
+    let line = gateway.log_until_nth("the configuration is refused", 4, SOON);
+    assert!(line.contains("it is no regular file"), "{line}");
     let metrics = gateway.metrics();
-    assert_eq!(metrics.value("shardgate_config_reloads_total{result=\"refused\"}"), 3);
+    assert_eq!(metrics.value("shardgate_config_reloads_total{result=\"refused\"}"), 4);
     assert_eq!(metrics.by_shard("shardgate_config_generation"), [1; 4]);
     gateway.rewrite_config(&versioned(&service, 2));
     gateway.signal(Signal::HUP);
