@@ -434,8 +434,8 @@ mod tests {
         assert!(format!("{error:?}").contains("no server of DNS is known"), "{error:?}");
     }
 
-    /// A server that has an address for names below `far.test`, none for others, and no word for `quiet.near.test`; or one
-    /// that refers to others.
+    /// A server that has an address for names below `far.test`, none for others, and no word for `quiet.near.test`. It says
+    /// that `loop` is another word for itself, and `alias` for this machine. Or one that refers to others.
     fn server(refers: bool) -> SocketAddr {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a free port");
         let address = socket.local_addr().expect("it is bound");
@@ -452,6 +452,18 @@ mod tests {
                 answer[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, u8::from(is_there), 0, 0, 0, 0]);
                 if is_there {
                     answer.extend_from_slice(&[0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 192, 0, 2, 9]);
+                }
+                let other_name: &[u8] = match name {
+                    [4, b'l', b'o', b'o', b'p', ..] => &[0xC0, 12],
+                    [5, b'a', b'l', b'i', b'a', b's', ..] => b"\x09localhost\0",
+                    _ => &[],
+                };
+                if !other_name.is_empty() {
+                    answer.truncate(name_ends + 5);
+                    answer[7] = 1;
+                    answer.extend_from_slice(&[0xC0, 12, 0, 5, 0, 1, 0, 0, 0, 60, 0]);
+                    answer.push(u8::try_from(other_name.len()).expect("it is short"));
+                    answer.extend_from_slice(other_name);
                 }
                 if refers {
                     answer.truncate(name_ends + 5);
@@ -478,6 +490,21 @@ mod tests {
             assert!(matches!(gone, NoAddress::Unknown(_)), "{gone:?}");
             let late = view.ask("quiet", None).await.expect_err("it may be there");
             assert!(matches!(late, NoAddress::Late(_)), "{late:?}");
+        });
+    }
+
+    #[test]
+    fn other_names_lead_neither_round_for_ever_nor_to_this_machine() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let view = View::of_resolv_conf("", &[Nameserver(server(false))]);
+            let round = view.ask("loop.far.test", None).await.expect_err("it has no address");
+            assert_eq!(round, unknown("there is no such name"));
+            let here = view.ask("alias.far.test", None).await.expect("this machine is known");
+            assert!(
+                !here.is_own && here.addresses.iter().all(IpAddr::is_loopback),
+                "as DNS says, and not the operator: {here:?}"
+            );
         });
     }
 
