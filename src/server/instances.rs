@@ -105,10 +105,10 @@ impl InstanceBook {
             if known.shards.len() <= shard {
                 known.shards.resize(shard + 1, None);
             }
-            let before = known.shards[shard].replace(*report).map(|report| report.counts).unwrap_or_default();
+            let before = known.shards[shard].replace(*report);
             // The shard had forgotten it, and counts anew.
-            if has_fallen(&report.counts, &before) {
-                add(&mut known.before, &before);
+            if let Some(before) = before.filter(|before| before.counted_since != report.counted_since) {
+                add(&mut known.before, &before.counts);
             }
         }
     }
@@ -160,10 +160,6 @@ impl Known {
     }
 }
 
-fn has_fallen(now: &InstanceCounts, before: &InstanceCounts) -> bool {
-    now.ejections < before.ejections || now.requests.iter().zip(before.requests).any(|(now, before)| *now < before)
-}
-
 fn add(sum: &mut InstanceCounts, more: &InstanceCounts) {
     sum.ejections += more.ejections;
     for (sum, more) in sum.requests.iter_mut().zip(more.requests) {
@@ -186,6 +182,7 @@ mod tests {
         counts.requests[Outcome::Answered.index()] = answered;
         InstanceReport {
             id: at(port).id(),
+            counted_since: NOW,
             out: None,
             out_until: None,
             error: None,
@@ -260,8 +257,7 @@ mod tests {
             let port = 1 + second % 2;
             set(&mut book, port..port + 1, now);
             // Each time the shard counts anew.
-            book.told(0, &[(slot(), vec![report(port, 0)])]);
-            book.told(0, &[(slot(), vec![report(port, 1)])]);
+            book.told(0, &[(slot(), vec![InstanceReport { counted_since: now, ..report(port, 1) }])]);
         }
         let end = NOW + KEPT;
         assert_eq!(told(&mut book, end), ["10.0.0.1:1 false 1 2 1800", "10.0.0.1:2 true 1 2 1800"]);
@@ -283,9 +279,10 @@ mod tests {
         assert_eq!(told(&mut book, NOW)[0], "10.0.0.1:1 false 1 2 5");
         // It comes back, and the shard has forgotten it.
         set(&mut book, 1..3, NOW + KEPT / 2);
-        book.told(0, &[(slot(), vec![report(1, 1)])]);
-        book.told(0, &[(slot(), vec![report(1, 2)])]);
-        assert_eq!(told(&mut book, NOW)[0], "10.0.0.1:1 true 1 2 7");
+        let anew = |answered| InstanceReport { counted_since: NOW + KEPT / 2, ..report(1, answered) };
+        book.told(0, &[(slot(), vec![anew(6)])]);
+        book.told(0, &[(slot(), vec![anew(7)])]);
+        assert_eq!(told(&mut book, NOW)[0], "10.0.0.1:1 true 1 2 12", "also where it has counted more than before");
         set(&mut book, 2..3, NOW + KEPT);
         assert_eq!(told(&mut book, NOW + KEPT + KEPT - Duration::from_nanos(1)).len(), 2);
         assert_eq!(told(&mut book, NOW + KEPT + KEPT), ["10.0.0.1:2 true 0 0 0"]);

@@ -145,6 +145,8 @@ struct UpstreamState {
 pub struct Backend {
     at: BackendAddress,
     id: InstanceId,
+    /// One that comes back later is another, and counts anew.
+    made_at: Instant,
     state: Local<BackendState>,
 }
 
@@ -163,6 +165,8 @@ struct BackendState {
     in_flight: u32,
     last_error: Option<&'static str>,
     counts: InstanceCounts,
+    /// Of one that is leaving: all that was counted of it has been told.
+    is_told: bool,
 }
 
 /// What probes have found of a backend.
@@ -285,7 +289,7 @@ impl Upstream {
             let probed = if is_probed { Probed::Untested } else { Probed::Trusted };
             let fresh = |at: &BackendAddress| {
                 let state = BackendState { probed, came_at, ..BackendState::default() };
-                Rc::new(Backend { at: at.clone(), id: at.id(), state: Local::new(state) })
+                Rc::new(Backend { at: at.clone(), id: at.id(), made_at: now, state: Local::new(state) })
             };
             let backend = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
             state.backends = instances.iter().map(backend).collect();
@@ -297,7 +301,10 @@ impl Upstream {
                 backend.state.with(|state| (state.weight, state.order.weight) = (instance.weight, None));
             }
             let gone: Vec<_> = known.into_values().collect();
-            state.leaving = gone.iter().filter(|backend| backend.is_busy()).map(Rc::clone).collect();
+            for backend in &gone {
+                backend.state.with(|state| state.is_told = false);
+            }
+            state.leaving.clone_from(&gone);
             let standings = state.backends.iter().map(|backend| backend.standing(is_probed, now));
             let shares = shares(instances, state.settings.zone.as_deref());
             state.balancer.set(state.settings.balance, shares.into_iter().zip(standings), table);
@@ -346,11 +353,12 @@ impl Upstream {
         self.close_leaving();
     }
 
-    /// Closes what is idle of backends that are leaving, and forgets those on which nothing is under way any more.
+    /// Closes what is idle of backends that are leaving, and forgets those on which nothing is under way any more once all that
+    /// was counted of them has been told.
     fn close_leaving(&self) {
         let leaving = self.state.with(|state| {
             let leaving = state.leaving.clone();
-            state.leaving.retain(|backend| backend.is_busy());
+            state.leaving.retain(|backend| backend.is_busy() || !backend.state.with(|state| state.is_told));
             leaving
         });
         for backend in leaving {

@@ -11,6 +11,8 @@ use crate::{config::FailureStatuses, shard::Instant};
 
 /// A backend's ejections do not last longer than this, unless the first one does.
 const EJECTION_MAX: Duration = Duration::from_mins(5);
+/// So many failures in a row speak of a backend as failing where none is ejected for any number of them.
+const FAILURES_WITHOUT_EJECTION: u32 = 5;
 /// How long a backend is suspected that another shard has ejected.
 const SUSPECTED: Duration = Duration::from_secs(10);
 /// How often one that fails too often is compared with the others.
@@ -145,9 +147,11 @@ impl Outlier {
         self.is_tried && trial.0 == self.trials
     }
 
-    /// Whether it has failed so often in a row that only the share of others that are out keeps it in.
+    /// Whether it has failed so often in a row that only the share of others that are out keeps it in; or that nobody is left
+    /// out for it.
     pub(super) fn is_failing(&self, policy: &OutlierPolicy) -> bool {
-        self.in_a_row >= policy.failures.max(1)
+        let failures = if policy.failures == 0 { FAILURES_WITHOUT_EJECTION } else { policy.failures };
+        self.in_a_row >= failures
     }
 
     /// An answer came that is no failure; says whether it was left out, or on trial, until then.

@@ -19,6 +19,8 @@ pub struct InstanceId(u64);
 pub struct InstanceReport {
     /// Which one.
     pub id: InstanceId,
+    /// Since when the shard has counted: of one that went and came back it may know nothing any more.
+    pub counted_since: Instant,
     /// Why the shard does not use it; `None` if it does.
     pub out: Option<InstanceOut>,
     /// Until when it is left out for failing, whatever else keeps it out.
@@ -62,16 +64,19 @@ impl BackendAddress {
 }
 
 impl Upstream {
-    /// How each instance stands on this shard; those too that are leaving, while requests are under way on them.
+    /// How each instance stands on this shard; those too that are leaving, until nothing is under way on them and that has been
+    /// told.
     pub fn report_instances(&self, now: Instant) -> Vec<InstanceReport> {
         self.state.with(|state| {
             let UpstreamState { settings, backends, leaving, .. } = state;
             let report = |backend: &Rc<Backend>| {
                 backend.state.with(|known| {
+                    known.is_told = known.in_flight == 0;
                     let out_until = known.outlier.out_until(now);
                     let is_failing = known.outlier.is_failing(&settings.outlier);
                     InstanceReport {
                         id: backend.id,
+                        counted_since: backend.made_at,
                         out: match known.probed {
                             _ if known.order.held.is_some() => Some(InstanceOut::Held),
                             _ if out_until.is_some() => Some(InstanceOut::Ejected),

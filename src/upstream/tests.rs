@@ -275,14 +275,21 @@ fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_o
         let new = all();
         assert_eq!(new.iter().map(|backend| backend.at.clone()).collect::<Vec<_>>(), [at(4).at, at(3).at]);
         assert!(Rc::ptr_eq(&new[1], &old[2]), "it keeps what is known of it");
-        assert_eq!((leaving(), upstream.report(clock::now()).total), (1, 2));
+        upstream.sweep(clock::now());
+        assert_eq!((leaving(), upstream.report(clock::now()).total), (2, 2), "nothing of the idle one has been told");
+        assert_eq!(upstream.report_instances(clock::now()).len(), 4);
+        upstream.sweep(clock::now());
+        assert_eq!(leaving(), 1, "the idle one is forgotten");
         // It comes back as it left.
         upstream.replace_backends(&[at(1)], None);
         assert!(Rc::ptr_eq(&all()[0], &old[0]));
-        assert_eq!(leaving(), 0);
+        assert_eq!(leaving(), 2);
         upstream.replace_backends(&[], None);
         assert!(upstream.choose(clock::now(), None, &[]).is_none());
         busy(0);
+        upstream.sweep(clock::now());
+        assert_eq!(leaving(), 3);
+        upstream.report_instances(clock::now());
         upstream.sweep(clock::now());
         assert_eq!(leaving(), 0);
     });

@@ -366,7 +366,7 @@ fn instance(
     let last = probe.and_then(|(_, last)| last);
     let probed = last.map(|last| ProbeResult::VALUES[last.result.index()].to_owned());
     let (status, why) = match probe.map(|(verdict, _)| verdict) {
-        Some(Verdict::Down) => ("down", probed.clone()),
+        Some(Verdict::Down | Verdict::Unwell) => ("down", probed.clone()),
         Some(Verdict::Unknown) => ("untested", probed.clone()),
         _ if !out.is_empty() => ("ejected", error),
         _ if error.is_some() => ("failing", error),
@@ -427,5 +427,29 @@ fn history_of(history: &History) -> HistoryState {
         sockets: level(|sample| sample.sockets),
         messages: rate(|sample| sample.messages),
         cpu_cores: history.series(|older, newer| history::share(older.cpu, newer.cpu, newer.at.since(older.at))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use super::*;
+    
+    #[test]
+    fn an_instance_is_down_whatever_its_probes_fail_by() {
+        let at = BackendAddress { authority: "shop:80".into(), address: SocketAddr::from(([10, 0, 0, 1], 80)).into() };
+        let now = clock::now();
+        let told = |verdict, result| {
+            let last = LastProbe { result, took: Duration::from_millis(1), at: now };
+            let InstanceState { status, why, .. } = instance(&at, &[], Some((verdict, Some(last))), now);
+            (status, why)
+        };
+        let word = |status: &str, why: Option<&str>| (status.to_owned(), why.map(str::to_owned));
+        assert_eq!(told(Verdict::Up, ProbeResult::Good), word("up", None));
+        assert_eq!(told(Verdict::Unknown, ProbeResult::TimedOut), word("untested", Some("timeout")));
+        assert_eq!(told(Verdict::Down, ProbeResult::Refused), word("down", Some("refused")));
+        assert_eq!(told(Verdict::Unwell, ProbeResult::Status), word("down", Some("status")));
+        assert_eq!(instance(&at, &[], None, now).status, "up");
     }
 }
