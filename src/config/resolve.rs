@@ -19,7 +19,7 @@ use super::roles::read_roles;
 use super::routes::{read_routes, warn_about_idle_upstreams, warn_about_own_paths};
 use super::sessions::check_sessions;
 use super::trace::check_trace;
-use super::upstreams::read_upstreams;
+use super::upstreams::{read_upstreams, warn_about_zones};
 use super::{
     Accounts, Admin, Auth, Clickhouse, Config, Cors, Discovery, Drain, Http, Hub, IpNet, Listener, Log, Metrics, Redis,
     Sessions, Trace, Trust, env,
@@ -170,6 +170,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     check_sessions(&config, &Sessions::fields(root), report);
     read_hub(&mut config, &Hub::fields(root), report);
     warn_about_idle_upstreams(&config, report);
+    warn_about_zones(&config, report);
     warn_about_own_paths(&config, report);
     read_admin(&mut config.admin, &Admin::fields(root), report);
     config.listeners = read_listeners(root, &config, report);

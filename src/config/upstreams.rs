@@ -1,14 +1,16 @@
 //! Upstreams from what is written: their servers, and the methods with which these read bodies.
 
 use super::address::NO_TLS;
-use super::keys::section::FromFields as _;
+use super::keys::section::{FromFields as _, Part};
 use super::listing::ListingFormat;
 use super::names::is_token;
 use super::raw::{Table, Value, quoted};
 use super::read::Fields;
-use super::report::Report;
+use super::report::{Location, Report};
 use super::values::texts;
-use super::{Balance, Breaker, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration};
+use super::{
+    Balance, Breaker, Config, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
@@ -204,12 +206,26 @@ fn read_health(upstream: &Fields<'_>, report: &mut Report) -> Health {
         }
         _ => {}
     }
+    if health.kind() == Some(ProbeKind::Tcp) {
+        let why = format!("{}.kind is \"tcp\", and only a GET has it", fields.path);
+        warn_of_idle(&health, &["host", "statuses"], &why, &fields, report);
+    }
     if health.timeout > health.interval {
         let [timeout, interval] = [health.timeout, health.interval].map(written_duration);
         let right = format!("it is not more than interval, which is \"{interval}\"");
         fields.wrong_pair(report, ["timeout", "interval"], format_args!("is \"{timeout}\""), &right);
     }
     health
+}
+
+/// Reads `[upstreams.<name>.breaker]`.
+fn read_breaker(upstream: &Fields<'_>, report: &mut Report) -> Breaker {
+    let (breaker, fields) = Breaker::inside(upstream, "breaker", report);
+    if breaker.percent == 0 {
+        let keys = ["requests_min", "window", "open_for", "statuses"];
+        warn_of_idle(&breaker, &keys, &format!("{}.percent is 0", fields.path), &fields, report);
+    }
+    breaker
 }
 
 impl Upstream {
@@ -226,20 +242,52 @@ pub(super) fn read_upstreams(root: &Table, has_redis: bool, report: &mut Report)
         let mut upstream = Upstream::from_fields(&fields, report);
         upstream.discover = read_discover(&fields, has_redis, report);
         upstream.health = read_health(&fields, report);
-        upstream.breaker = Breaker::inside(&fields, "breaker", report).0;
+        upstream.breaker = read_breaker(&fields, report);
         check_body_methods(&upstream.body_methods, &fields, report);
         check_instances(&upstream, &fields, report);
         if upstream.hash_secret.as_ref().is_some_and(|secret| secret.reveal().len() < 16) {
             fields.wrong(report, "hash_secret", "is too short", "it is a secret of 16 bytes or more");
         }
-        if upstream.hash_key != HashKey::Address && upstream.balance != Balance::ConsistentHash {
-            let path = &fields.path;
-            let warning = format!("{path}.hash_key is given, and {path}.balance is not \"consistent_hash\"");
-            report.warn(&fields.place_of("hash_key"), &warning);
-        }
+        warn_about_idle_keys(&upstream, &fields, report);
         upstreams.insert(name.to_owned(), upstream);
     }
     upstreams
+}
+
+/// Keys that say something and do nothing, as another one decides.
+fn warn_about_idle_keys(upstream: &Upstream, fields: &Fields<'_>, report: &mut Report) {
+    let path = &fields.path;
+    if upstream.balance != Balance::ConsistentHash {
+        let why = format!("{path}.balance is not \"consistent_hash\"");
+        warn_of_idle(upstream, &["hash_key", "hash_secret"], &why, fields, report);
+    }
+    if upstream.outlier_failures == 0 {
+        let keys = ["outlier_requests_min", "outlier_window", "outlier_ejection", "outlier_percent_max"];
+        // Nobody minds who says it twice.
+        let share = Some("outlier_share_percent").filter(|_| upstream.outlier_share_percent != 0);
+        let keys: Vec<_> = share.into_iter().chain(keys).collect();
+        warn_of_idle(upstream, &keys, &format!("{path}.outlier_failures is 0"), fields, report);
+    }
+}
+
+/// Zones of instances mean nothing to a gateway that stands nowhere.
+pub(super) fn warn_about_zones(config: &Config, report: &mut Report) {
+    let has_zone = |upstream: &Upstream| upstream.instances.iter().any(|instance| instance.zone.is_some());
+    let zoned = config.upstreams.iter().find(|(_, upstream)| has_zone(upstream));
+    if let (Some((name, _)), None) = (zoned, &config.runtime.zone) {
+        let warning = format!(
+            "upstreams.{name}.instances have zones, which do nothing: say in runtime.zone where the gateway stands"
+        );
+        report.warn(&Location::File, &warning);
+    }
+}
+
+/// Warns of these keys of a section where they are not as by default.
+fn warn_of_idle<T: Part>(section: &T, keys: &[&str], why: &str, fields: &Fields<'_>, report: &mut Report) {
+    let [said, usual] = [section.to_value(), T::default().to_value()];
+    for key in keys.iter().filter(|key| said.get(key) != usual.get(key)) {
+        report.warn(&fields.place_of(key), &format!("{}.{key} does nothing, as {why}", fields.path));
+    }
 }
 
 fn check_instances(upstream: &Upstream, fields: &Fields<'_>, report: &mut Report) {

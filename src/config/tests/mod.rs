@@ -9,6 +9,7 @@ mod environment;
 mod health;
 mod hostile;
 mod hub;
+mod idle;
 mod instances;
 mod limits;
 mod mistakes;

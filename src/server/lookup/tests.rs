@@ -310,7 +310,9 @@ fn failures_are_counted_on_when_a_configuration_is_taken() {
         assert_eq!(scene.news().await, News::Ready);
         scene.take(&config);
         let config = scene.begin(&["a", "b"], LONG);
-        let [a, b] = [scene.question().await, scene.question().await];
+        // Names that fail are behind the others.
+        let [b, a] = [scene.question().await, scene.question().await];
+        assert_eq!([&*b.name, &*a.name], ["b", "a"]);
         b.answer(None);
         assert_eq!(scene.news().await, News::Ready);
         scene.take(&config);
