@@ -9,7 +9,7 @@ use crate::{
     upstream::{BackendAddress, Cause, Notice, NoticeBell},
 };
 
-/// So many lines a second are about single instances and circuits: where a network is away, all of them fail at once.
+/// So many lines a second are about instances, and as many about circuits: where a network is away, all of them fail at once.
 const LINES_A_SECOND: u32 = 20;
 /// So many instances and circuits are remembered of which the log was told.
 const LINES_MAX: usize = 2048;
@@ -37,7 +37,14 @@ pub(super) struct Outages {
 struct Said {
     /// By upstream and instance.
     of: BTreeMap<String, SaidOfOne>,
-    of_all: Complaints,
+    of_all: SaidOfAll,
+}
+
+/// How much it was told. Circuits are fewer and say more: what instances have to say takes no line from them.
+#[derive(Debug)]
+struct SaidOfAll {
+    instances: Complaints,
+    circuits: Complaints,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +66,19 @@ struct Line {
 
 impl Default for Said {
     fn default() -> Self {
-        Self { of: BTreeMap::new(), of_all: Complaints::singly(LINES_A_SECOND) }
+        let [instances, circuits] = [Complaints::singly(LINES_A_SECOND); 2];
+        Self { of: BTreeMap::new(), of_all: SaidOfAll { instances, circuits } }
+    }
+}
+
+impl SaidOfAll {
+    fn line(&mut self, notice: Notice, left_out: u64, now: Instant) -> Option<Line> {
+        let complaints = match notice {
+            Notice::Ejected { .. } | Notice::Returned { .. } => &mut self.instances,
+            Notice::Opened | Notice::Closed { .. } => &mut self.circuits,
+        };
+        let all = complaints.add(now, 1)?;
+        Some(Line { notice, left_out, others_left_out: all - 1 })
     }
 }
 
@@ -80,7 +99,7 @@ impl Said {
             };
             (one.waiting, left_out) = (None, count - 1);
         }
-        Self::line(&mut self.of_all, notice, left_out, now)
+        self.of_all.line(notice, left_out, now)
     }
 
     /// What came too soon after the line before, and has waited for long enough.
@@ -90,15 +109,10 @@ impl Said {
         let late = of.iter_mut().filter_map(|(key, one)| {
             one.waiting.as_ref()?;
             let count = one.complaints.add(now, 0)?;
-            let line = Self::line(of_all, one.waiting.take()?, count - 1, now)?;
+            let line = of_all.line(one.waiting.take()?, count - 1, now)?;
             Some((key.clone(), line))
         });
         late.collect()
-    }
-
-    fn line(of_all: &mut Complaints, notice: Notice, left_out: u64, now: Instant) -> Option<Line> {
-        let all = of_all.add(now, 1)?;
-        Some(Line { notice, left_out, others_left_out: all - 1 })
     }
 
     fn forget(&mut self, now: Instant) {
@@ -245,12 +259,17 @@ mod tests {
     #[test]
     fn where_all_fail_at_once_some_are_told_and_the_others_counted() {
         let (mut said, most) = (Said::default(), u64::from(LINES_A_SECOND));
-        let fail = |said: &mut Said, ms| -> Vec<Line> {
-            (0..3000).filter_map(|n| said.note(&n.to_string(), Notice::Opened, at(ms))).collect()
+        let address = std::net::SocketAddr::from(([10, 0, 0, 1], 80));
+        let back =
+            Notice::Returned { at: BackendAddress { authority: address.to_string().into(), address: address.into() } };
+        let change = |said: &mut Said, ms| -> Vec<Line> {
+            (0..3000).filter_map(|n| said.note(&n.to_string(), back.clone(), at(ms))).collect()
         };
-        assert_eq!(fail(&mut said, 0).len() as u64, most);
+        assert_eq!(change(&mut said, 0).len() as u64, most);
         assert_eq!(said.of.len(), LINES_MAX);
-        let lines = fail(&mut said, 1000);
-        assert_eq!((lines.len() as u64, &lines[0]), (most, &opened(0, 3000 - most)));
+        assert_eq!(said.note("a", Notice::Opened, at(1)), Some(opened(0, 0)), "circuits have lines of their own");
+        let lines = change(&mut said, 1000);
+        assert_eq!(lines.len() as u64, most);
+        assert_eq!(lines[0], Line { notice: back, left_out: 0, others_left_out: 3000 - most });
     }
 }
