@@ -92,6 +92,11 @@ pub fn set_level(level: &str) -> Result<(), InitError> {
     Ok(())
 }
 
+/// Whether a level means something.
+pub fn check_level(level: &str) -> Result<(), InitError> {
+    filter(level).map(drop)
+}
+
 /// The pool of connections tells of each that breaks; the store of users tells of the server, once. The resolver tells of
 /// every answer that is no good; whoever follows names tells of the name. Whoever names such a target, or another that begins
 /// so, hears it.

@@ -15,7 +15,7 @@ use crate::{
         Access, Author, Change, Done, Refusals, Unchanged,
         state::{CHANGES_MAX, ChangeState, bounded},
     },
-    telemetry::log,
+    telemetry::{log, metrics::AdminChange},
     upstream::{BackendAddress, Held, Order},
 };
 
@@ -75,7 +75,18 @@ impl Control {
             Err(unchanged) => return drop(told.send(Err(unchanged))),
         };
         let (who, from) = (&author.name, author.from);
-        tracing::warn!(who, %from, "an operator's change: {detail}");
+        let tell = || tracing::warn!(who, %from, "an operator's change: {detail}");
+        tell();
+        if kind == AdminChange::LogLevel {
+            // The log says who has switched it off, and who has switched it on again.
+            let was_heard = tracing::enabled!(tracing::Level::WARN);
+            if let Err(error) = log::set_level(self.operators.level.as_ref().unwrap_or(&self.config.log.level)) {
+                tracing::warn!(%error, "the level of the log stays as it is");
+            }
+            if !was_heard {
+                tell();
+            }
+        }
         self.operators.note(author, &detail);
         self.process.admin_changes[kind.index()] += 1;
         if is_for_shards {
@@ -176,8 +187,7 @@ impl Control {
 
     fn change_level(&mut self, level: Option<String>) -> Result<String, Unchanged> {
         let wanted = level.as_ref().unwrap_or(&self.config.log.level);
-        // It is told at the level that held until now, as far as that lets it be.
-        log::set_level(wanted).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
+        log::check_level(wanted).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
         let detail = match &level {
             Some(level) => format!("the log's level is {level}"),
             None => format!("the log's level is {} again, as configured", self.config.log.level),

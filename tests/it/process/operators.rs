@@ -353,11 +353,16 @@ fn probes_and_the_log_follow_operators() {
     gateway.signal(Signal::HUP);
     until(SOON, "the reload", || (state(&gateway)["configuration"]["generation"] == 2).then_some(()));
     assert_eq!(state(&gateway)["log"]["level"], "debug");
+    // Whoever switches it off is in it, and whoever switches it on again.
+    done(&gateway, "/api/log-level", &json!({"level": "off"}));
+    gateway.log_until("an operator's change: the log's level is off", SOON);
     done(&gateway, "/api/log-level", &json!({"level": null}));
+    gateway.log_until("an operator's change: the log's level is info again", SOON);
+    assert_eq!(gateway.log().matches("an operator's change: the log's level").count(), 3);
     assert_eq!(state(&gateway)["log"]["level"], "info");
     let metrics = gateway.metrics();
     assert_eq!(metrics.value("shardgate_admin_changes_total{change=\"probe\"}"), 1);
-    assert_eq!(metrics.value("shardgate_admin_changes_total{change=\"log_level\"}"), 2);
+    assert_eq!(metrics.value("shardgate_admin_changes_total{change=\"log_level\"}"), 3);
 }
 
 #[test]
