@@ -93,7 +93,7 @@ impl Databases {
         up.0[Store::Redis.index()] = is_up(&self.redis);
         up.0[Store::Postgres.index()] = is_up(&self.postgres);
         up.0[Store::Embedded.index()] = is_up(&self.embedded);
-        up.0[Store::ClickHouse.index()] = is_up(&self.clickhouse);
+        up.0[Store::Clickhouse.index()] = is_up(&self.clickhouse);
         up
     }
 

@@ -152,7 +152,7 @@ label! {
         /// Users, sessions and revocations in a file.
         Embedded = "embedded",
         /// The access log's rows.
-        ClickHouse = "clickhouse",
+        Clickhouse = "clickhouse",
     }
 }
 

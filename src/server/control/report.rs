@@ -168,7 +168,7 @@ impl Control {
         self.bus.broadcast(|| ToShard::Pages(Box::new(pages.clone())));
     }
 
-    /// All stores: the bridge does not know of the one that it does not use.
+    /// How all stores are: the bridge tells of its own, and knows nothing of ClickHouse.
     fn databases(&self) -> Databases {
         Databases { clickhouse: self.records.clickhouse(), ..self.databases.clone() }
     }
