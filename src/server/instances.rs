@@ -255,7 +255,7 @@ mod tests {
         for second in 0..3600 {
             let now = NOW + Duration::from_secs(second.into());
             let port = 1 + second % 2;
-            set(&mut book, port..port + 1, now);
+            set(&mut book, port..=port, now);
             // Each time the shard counts anew.
             book.told(0, &[(slot(), vec![InstanceReport { counted_since: now, ..report(port, 1) }])]);
         }
@@ -264,7 +264,7 @@ mod tests {
         // With another address each time it has as many as there may be, and what is there is always among them.
         set(&mut book, 10..10 + u16::try_from(INSTANCES_MAX).expect("it is"), end);
         for port in 20_000..20_100 {
-            set(&mut book, port..port + 1, end + Duration::from_secs(1));
+            set(&mut book, port..=port, end + Duration::from_secs(1));
             assert_eq!((book.known.len(), book.unlisted()), (INSTANCES_MAX, 0));
             assert!(book.known[&(slot(), at(port).id())].left_at.is_none());
         }
