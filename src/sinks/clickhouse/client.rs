@@ -176,8 +176,7 @@ fn class(error: &hyper_util::client::legacy::Error) -> &'static str {
             match error.kind() {
                 io::ErrorKind::ConnectionRefused => return "refused",
                 io::ErrorKind::TimedOut => return "timeout",
-                // rustls stands inside.
-                _ if error.get_ref().is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>) => return "tls",
+                _ if is_of_tls(error) => return "tls",
                 _ => {}
             }
         }
@@ -186,9 +185,23 @@ fn class(error: &hyper_util::client::legacy::Error) -> &'static str {
     if error.is_connect() && format!("{error:?}").contains("dns error") { "unresolved" } else { "broken" }
 }
 
+/// Whether rustls stands inside, perhaps in an error of the same kind: what holds one is passed over as its source.
+fn is_of_tls(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<rustls::Error>() || inner.downcast_ref::<io::Error>().is_some_and(is_of_tls))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_in_a_handshake_is_of_tls() {
+        let tls = || io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+        assert!(is_of_tls(&tls()) && is_of_tls(&io::Error::other(tls())));
+        assert!(!is_of_tls(&io::Error::other("no")) && !is_of_tls(&io::ErrorKind::InvalidData.into()));
+    }
 
     #[test]
     fn a_statement_in_a_url() {

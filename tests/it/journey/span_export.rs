@@ -24,6 +24,7 @@ use crate::{
     backend::Backend,
     collector::{Collector, TAKEN},
     harness::{Gateway, Metrics, now},
+    servers::tls::{certificate, server_config},
 };
 
 fn start(backend: &Backend, trace: &str) -> Gateway {
@@ -175,6 +176,7 @@ fn what_a_collector_refuses_is_not_told_again() {
     gateway.metrics_until("some are taken", |metrics| {
         dropped(metrics, "rejected") == 3 && metrics.value("shardgate_trace_spans_exported_total") == 1
     });
+    gateway.log_until("the collector took some spans only", Duration::from_secs(5));
     gateway.log_until("too old", Duration::from_secs(5));
     collector.read();
     assert_eq!(collector.requests.len(), 2);
@@ -257,34 +259,9 @@ fn the_variables_of_opentelemetry_hold() {
     );
 }
 
-/// A certificate of this machine's loopback, by `openssl`; `None` where there is no such program.
-fn certificate(directory: &Path, name: &str) -> Option<()> {
-    let made = Command::new("openssl")
-        .current_dir(directory)
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", &format!("{name}.key"), "-out", &format!("{name}.crt")])
-        .output()
-        .ok()?;
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Some(())
-}
-
 /// Takes TLS connections with the certificate of this name, and passes each request on to a collector in clear text.
 fn terminate(directory: &Path, name: &str, collector: SocketAddr) -> SocketAddr {
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
-    let file = |kind: &str| directory.join(format!("{name}.{kind}"));
-    let certificate = CertificateDer::from_pem_file(file("crt")).expect("it was made");
-    let key = PrivateKeyDer::from_pem_file(file("key")).expect("it was made");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring has them")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .expect("they belong together");
-    let config = Arc::new(config);
+    let config = server_config(directory, name);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("bound");
     std::thread::spawn(move || {
@@ -327,17 +304,21 @@ fn a_collector_over_tls_is_known_by_its_certificate() {
     }
     let (backend, mut collector) = (Backend::ok(), Collector::start());
     let address = terminate(directory.path(), "right", collector.address());
-    let trusting = |name: &str| {
-        let file = directory.path().join(format!("{name}.crt"));
-        start(&backend, &format!("[trace]\nendpoint = \"https://{address}\"\nca_file = \"{}\"\n", file.display()))
+    let trusting = |name: &str, host: &str| {
+        let (file, port) = (directory.path().join(format!("{name}.crt")), address.port());
+        let endpoint = format!("endpoint = \"https://{host}:{port}\"\nca_file = \"{}\"\n", file.display());
+        start(&backend, &format!("[trace]\nheaders = \"api-key=hunter2\"\n{endpoint}"))
     };
-    let gateway = trusting("other");
+    // Of nobody who is trusted, and for another name.
+    for (name, host) in [("other", "127.0.0.1"), ("right", "localhost")] {
+        let gateway = trusting(name, host);
+        ask(&gateway, 1);
+        gateway.metrics_until("it is not trusted", |metrics| failures(metrics, "unreachable") > 0);
+        let log = gateway.log_until("certificate", Duration::from_secs(5));
+        assert!(!log.contains("hunter2"), "{log}");
+    }
+    let gateway = trusting("right", "127.0.0.1");
     ask(&gateway, 1);
-    gateway.metrics_until("it is not trusted", |metrics| failures(metrics, "unreachable") > 0);
-    gateway.log_until("certificate", Duration::from_secs(5));
-    drop(gateway);
-    let gateway = trusting("right");
-    ask(&gateway, 1);
-    assert_eq!(collector.spans_until("two spans", |spans| spans.len() >= 2).len(), 2);
+    assert_eq!(collector.spans_until("two spans", |spans| spans.len() >= 2).len(), 2, "nobody else was told any");
     gateway.metrics_until("they are taken", |metrics| metrics.value("shardgate_trace_spans_exported_total") == 2);
 }

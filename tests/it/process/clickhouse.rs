@@ -3,14 +3,18 @@
 use std::{
     collections::BTreeSet,
     fs,
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
     path::Path,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::Duration,
 };
 
 use rustix::process::Signal;
+use rustls::{ServerConnection, StreamOwned};
 use serde_json::Value;
 use shardgate::{config::Clickhouse, sinks::clickhouse::table};
 
@@ -19,6 +23,7 @@ use crate::{
     servers::{
         chdb,
         clickhouse::{ClickhouseServer, PASSWORD},
+        tls::{certificate, server_config},
     },
     service::Service,
 };
@@ -239,19 +244,38 @@ struct Scripted {
 enum Answer {
     Take,
     Say(&'static str),
+    /// A whole answer.
+    Raw(&'static str),
     Hang,
     CloseInTheMiddle,
 }
 
 impl Scripted {
     fn start(answers: Vec<Answer>) -> Self {
+        Self::over(Some, answers)
+    }
+
+    /// One that takes everything, over TLS with this certificate.
+    fn start_tls(directory: &Path, name: &str) -> Self {
+        let config = server_config(directory, name);
+        let accept = move |stream| {
+            let session = ServerConnection::new(Arc::clone(&config)).ok()?;
+            Some(StreamOwned::new(session, stream))
+        };
+        Self::over(accept, Vec::new())
+    }
+
+    fn over<S: Read + Write + 'static>(
+        accept: impl Fn(TcpStream) -> Option<S> + Send + 'static,
+        answers: Vec<Answer>,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("it is bound");
         let (tell, requests) = channel();
         std::thread::spawn(move || {
             let mut answers = answers.into_iter();
             let mut held = Vec::new();
-            for stream in listener.incoming().flatten() {
+            for stream in listener.incoming().flatten().filter_map(accept) {
                 serve(stream, &mut answers, &tell, &mut held);
             }
         });
@@ -260,11 +284,11 @@ impl Scripted {
 }
 
 /// Serves one request and closes, so that requests come in order.
-fn serve(
-    mut stream: TcpStream,
+fn serve<S: Read + Write>(
+    mut stream: S,
     answers: &mut impl Iterator<Item = Answer>,
     tell: &Sender<Vec<u8>>,
-    held: &mut Vec<TcpStream>,
+    held: &mut Vec<S>,
 ) {
     let mut request = Vec::new();
     let mut bytes = [0; 4096];
@@ -290,6 +314,7 @@ fn serve(
             let (status, body) = text.split_once('\n').expect("a status and a body");
             say(status, body)
         }
+        Answer::Raw(text) => text.to_owned(),
         Answer::Hang => return held.push(stream),
         Answer::CloseInTheMiddle => "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n".to_owned(),
     };
@@ -339,7 +364,68 @@ fn a_server_that_refuses_hangs_and_fails_in_the_middle_gets_the_rows_in_the_end(
 }
 
 #[test]
-fn what_waits_has_a_bound_and_what_is_past_it_is_counted() {
+fn what_leads_elsewhere_or_tells_late_of_an_exception_has_not_taken_the_rows() {
+    let elsewhere = "HTTP/1.1 307 Temporary Redirect\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\
+                     connection: close\r\n\r\n";
+    let late = "HTTP/1.1 200 OK\r\nx-clickhouse-exception-code: 0\r\nconnection: close\r\n\r\n\r\n__exception__\r\n\
+                vxkrduqjqngvxabc\r\nCode: 241. DB::Exception: Memory limit exceeded\r\n";
+    for (answer, class) in [(elsewhere, "unexpected"), (late, "out_of_memory")] {
+        let (server, service) = (Scripted::start(vec![Answer::Raw(answer)]), Service::start());
+        let gateway = Gateway::start(&service.config(&format!(
+            "[clickhouse]\nenabled = true\nurl = \"http://{}\"\nbatch_interval = \"50ms\"\nspill_max = 0\n",
+            server.address
+        )));
+        send(&gateway, 3, "a");
+        gateway.log_until(&format!("takes no rows ({class})"), SOON);
+        let metrics = gateway.metrics_until("all rows are taken", |metrics| metrics.value(SENT) == 3);
+        assert_eq!(metrics.value("shardgate_clickhouse_requests_total{result=\"failed\"}"), 1);
+        assert_eq!(metrics.value(DROPPED), 0);
+    }
+}
+
+#[test]
+fn a_server_over_tls_is_known_by_its_certificate() {
+    let directory = tempfile::TempDir::new().expect("a directory");
+    for name in ["right", "other"] {
+        if certificate(directory.path(), name).is_none() {
+            return;
+        }
+    }
+    let server = Scripted::start_tls(directory.path(), "right");
+    let service = Service::start();
+    let config = |name: &str, host: &str| {
+        let file = directory.path().join(format!("{name}.crt"));
+        service.config(&format!(
+            "[clickhouse]\nenabled = true\nurl = \"https://{host}:{}\"\nca_file = \"{}\"\npassword = \"{PASSWORD}\"\n\
+             batch_interval = \"20ms\"\nspill_max = 0\n",
+            server.address.port(),
+            file.display()
+        ))
+    };
+    // Of nobody who is trusted, and for another name.
+    for (name, host) in [("other", "127.0.0.1"), ("right", "localhost")] {
+        let gateway = Gateway::start(&config(name, host));
+        until(SOON, "it is not trusted", || (health(&gateway)["error"] == "tls").then_some(()));
+        assert_eq!(health(&gateway)["status"], "down", "{name} {host}");
+    }
+    let gateway = Gateway::start(&config("other", "127.0.0.1"));
+    send(&gateway, 5, "a");
+    let log = gateway.log_until("clickhouse.ca_file", SOON);
+    assert!(!log.contains(PASSWORD), "{log}");
+    assert_eq!(server.requests.try_iter().count(), 0, "nobody else is told the rows");
+    // The right one, by a reload: what waited goes there.
+    gateway.rewrite_config(&config("right", "127.0.0.1"));
+    gateway.log_until("configuration reloaded", SOON);
+    gateway.metrics_until("all rows are taken", |metrics| metrics.value(SENT) == 5);
+    let mut rows = 0;
+    while rows < 5 {
+        rows += rows_of(&server.requests.recv_timeout(SOON).expect("rows")).lines().count();
+    }
+    assert_eq!(rows, 5);
+}
+
+#[test]
+fn what_waits_has_a_bound_in_files_and_what_is_past_it_waits_in_memory() {
     let files = tempfile::TempDir::new().expect("a directory");
     let service = Service::start();
     // Nobody listens there.

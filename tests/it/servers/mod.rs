@@ -9,4 +9,5 @@ pub(crate) mod prometheus;
 pub(crate) mod python;
 pub(crate) mod redis;
 pub(crate) mod relay;
+pub(crate) mod tls;
 pub(crate) mod web;
