@@ -320,6 +320,7 @@ impl Worker {
             ToShard::RefuseUnanswered => {
                 self.gateway.refuse_unanswered();
                 self.connections.wake();
+                task::spawn("last spans", spans::flush_to_the_end(Rc::clone(&self.ledger), self.bus.clone()));
             }
             ToShard::Counted(home, counted) => self.gateway.limits.hear(home, counted),
             ToShard::LimitsAlone(is_alone) => self.gateway.limits.redis_is_away(is_alone),

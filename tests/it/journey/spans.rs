@@ -200,6 +200,33 @@ fn of_what_fails_one_span_tells_whatever_was_decided() {
 }
 
 #[test]
+fn what_the_end_of_the_process_cuts_is_told() {
+    let backend = Backend::start(|conversation| {
+        conversation.read_request()?;
+        conversation.read_to_end();
+        Ok(())
+    });
+    let mut collector = Collector::start();
+    let rest = format!("[drain]\nnotice = \"0s\"\nmax = \"300ms\"\n{}", collector.config(""));
+    let mut gateway = Setup { rest: &rest, ..Setup::default() }.start(&[backend.address()]);
+    let mut clients: Vec<_> = (0..8).map(|_| gateway.connect()).collect();
+    for client in &mut clients {
+        client.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
+    }
+    gateway.metrics_until("all are asked", |metrics| metrics.sum("shardgate_upstream_requests_in_flight") == 8);
+    gateway.signal(rustix::process::Signal::TERM);
+    assert_eq!(gateway.wait_exit(Duration::from_secs(20)), Some(3));
+    let spans = collector.spans_until("requests and tries", |spans| spans.len() >= 16);
+    let (requests, tries): (Vec<_>, Vec<_>) = spans.iter().partition(|span| span.kind == SpanKind::Server);
+    assert_eq!((requests.len(), tries.len()), (8, 8));
+    for span in requests {
+        assert_eq!((span.get("http.response.status_code"), span.get("error.type")), ("503", "draining"), "{span:?}");
+    }
+    assert!(tries.iter().all(|span| span.get("url.full").ends_with("/held")), "{tries:?}");
+    assert!(!gateway.log().contains("they are lost"), "{}", gateway.log());
+}
+
+#[test]
 fn every_shard_tells_its_spans() {
     let (backend, mut collector) = (Backend::ok(), Collector::start());
     let rest = collector.config("compression = \"gzip\"\nheaders = \"api-key=of%20the%20tests\"");
@@ -280,7 +307,9 @@ fn a_message_for_a_service_is_a_trace_of_its_own() {
 #[test]
 fn what_waits_to_be_counted_is_a_span() {
     let (backend, mut collector) = (Backend::ok(), Collector::start());
-    let rest = format!("[limits.api]\nquota = 64\nwindow = \"1d\"\n{}", collector.config(""));
+    // A request may have to wait for either of them, or for both.
+    let limit = "quota = 64\nwindow = \"1d\"\n";
+    let rest = format!("[limits.api]\n{limit}[limits.whole]\nkey = \"route\"\n{limit}{}", collector.config(""));
     let gateway = Setup { rest: &rest, ..Setup::default() }.start(&[backend.address()]);
     let mut clients: Vec<_> = (0..128).map(|_| gateway.connect()).collect();
     for client in &mut clients {
@@ -292,7 +321,10 @@ fn what_waits_to_be_counted_is_a_span() {
     let spans = collector
         .spans_until("all requests", |spans| spans.iter().filter(|span| span.kind == SpanKind::Server).count() == 128);
     let waits: Vec<_> = spans.iter().filter(|span| span.name == "rate limit").collect();
-    let held = gateway.metrics().value("shardgate_limit_held_total{limit=\"api\"}");
+    let metrics = gateway.metrics();
+    let held = |limit: &str| metrics.value(&format!("shardgate_limit_held_total{{limit=\"{limit}\"}}"));
+    let held = held("api") + held("whole");
+    assert_eq!(spans.iter().map(|span| &span.id).collect::<BTreeSet<_>>().len(), spans.len(), "no id stands for two");
     assert!(
         !waits.is_empty() && usize::try_from(held).is_ok_and(|held| waits.len() <= held),
         "{} of {held}",
