@@ -200,8 +200,10 @@ document! {
         status: String,
         /// What was wrong last, while something is.
         error: Option<String>,
-        /// `closed` or `open`.
+        /// As the shard sees it that sees the worst: `closed`, `half_open` or `open`.
         circuit: String,
+        /// Shards on which it is not closed.
+        circuit_shards: usize,
         /// Whether its instances are probed.
         probed: bool,
         /// Attempts that ended since the start.
@@ -244,8 +246,6 @@ document! {
         ejected_by_shards: usize,
         /// When the last of them lets it in again.
         ejected_for_seconds: Option<f64>,
-        /// `closed`, `open` or `half_open`.
-        breaker: Option<String>,
         /// Its share beside the others of its priority.
         weight: Option<u32>,
         /// The same, if no operator had changed it.

@@ -8,7 +8,7 @@ use crate::admin::state::{InstanceState, State};
 pub(super) fn harmless(text: &str, length_max: usize) -> String {
     let is_harmless = |character: &char| {
         !character.is_control()
-            && !matches!(character, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}')
+            && !matches!(character, '\u{61c}' | '\u{feff}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}')
     };
     let mut characters = text.chars().filter(is_harmless);
     let mut cut: String = characters.by_ref().take(length_max).collect();
@@ -109,7 +109,10 @@ pub(super) fn upstreams(state: &State) -> Rows {
     let mut rows = Vec::new();
     for upstream in &state.upstreams {
         let error = upstream.error.as_ref().map_or_else(String::new, |error| format!(" ({error})"));
-        let circuit = if upstream.circuit == "open" { ", circuit open" } else { "" };
+        let circuit = match &*upstream.circuit {
+            "" | "closed" => String::new(),
+            circuit => format!(", circuit {} on {}", circuit.replace('_', " "), upstream.circuit_shards),
+        };
         rows.push(vec![
             upstream.name.clone(),
             format!("{}{error}{circuit}", upstream.status),
@@ -225,7 +228,7 @@ mod tests {
 
     #[test]
     fn nothing_from_outside_steers_a_terminal() {
-        assert_eq!(harmless("a\u{1b}[2J\r\nb\u{202e}c\u{9b}d", 100), "a[2Jbcd");
+        assert_eq!(harmless("a\u{1b}[2J\r\nb\u{202e}c\u{9b}d\u{61c}", 100), "a[2Jbcd");
         assert_eq!((harmless("abcd", 4), harmless("abcde", 4)), ("abcd".to_owned(), "abc…".to_owned()));
         assert_eq!(harmless("abc", 0), "…");
     }
@@ -254,6 +257,18 @@ mod tests {
         .assert_eq(&plain(&super::super::view::tests::example()));
     }
 
+    #[test]
+    fn a_circuit_is_told_while_it_is_not_closed() {
+        let mut state = super::super::view::tests::example();
+        let mut status = |circuit: &str| {
+            (state.upstreams[0].circuit, state.upstreams[0].circuit_shards) = (circuit.to_owned(), 3);
+            upstreams(&state).1[0][1].clone()
+        };
+        assert_eq!(status("closed"), "degraded (refused)");
+        assert_eq!(status("open"), "degraded (refused), circuit open on 3");
+        assert_eq!(status("half_open"), "degraded (refused), circuit half open on 3");
+    }
+
     proptest! {
         #[test]
         fn any_json_is_shown_or_refused(json in ".{0,200}", number in any::<f64>(), count in any::<i64>(), text in any::<String>()) {
@@ -263,8 +278,14 @@ mod tests {
             state.requests.p50_ms = Some(number);
             state.shards[0].busy = Some(number);
             state.shards.iter_mut().for_each(|shard| shard.connections = count);
-            state.upstreams[0].name = text;
-            let steers = plain(&state).contains('\u{1b}');
+            let upstream = &mut state.upstreams[0];
+            for part in [&mut upstream.name, &mut upstream.circuit, &mut upstream.instances[0].instance] {
+                part.clone_from(&text);
+            }
+            (upstream.error, upstream.instances[2].why) = (Some(text.clone()), Some(text.clone()));
+            state.routes[0].name.clone_from(&text);
+            state.process.status = text;
+            let steers = plain(&state).chars().any(|character| character.is_control() && character != '\n');
             prop_assert!(!steers);
         }
     }

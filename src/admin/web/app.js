@@ -14,6 +14,7 @@ const short = new Intl.NumberFormat("en", { notation: "compact", maximumFraction
 const known = (value) => typeof value === "number";
 const count = (value) => (known(value) ? (value < 100_000 ? whole.format(value) : short.format(value)) : "–");
 const rate = (value) => (known(value) ? (value >= 1000 ? short.format(value) : String(+value.toFixed(value < 10 ? 1 : 0))) : "–");
+const shards = (value) => (value === 1 ? "1 shard" : `${count(value)} shards`);
 const cores = (value) => (known(value) ? value.toFixed(2) : "–");
 
 function time(ms) {
@@ -81,6 +82,7 @@ function fill(cell, said) {
     part.refresh?.(cell);
     return;
   }
+  delete cell.dataset.key;
   write(cell, part.text);
   if (part.tone) cell.dataset.tone = part.tone;
   else delete cell.dataset.tone;
@@ -110,7 +112,12 @@ function table(root, rows) {
     else place = place.nextElementSibling;
     cells.forEach((said, index) => fill(row.cells[index], said));
   }
-  for (const row of root.kept.values()) row.remove();
+  // What is left stands behind those that are shown: also a row whose key another one had, too.
+  while (place) {
+    const row = place;
+    place = place.nextElementSibling;
+    row.remove();
+  }
   root.kept = next;
 }
 
@@ -268,8 +275,7 @@ function instanceStatus(instance) {
   const { status: word, why, held, ejectedByShards, ejectedForSeconds } = instance;
   const parts = [];
   if (why) parts.push(why.replaceAll("_", " "));
-  if (ejectedByShards) parts.push(`on ${ejectedByShards} ${ejectedByShards === 1 ? "shard" : "shards"} for ${lasting(Math.ceil(ejectedForSeconds))} more`);
-  if (instance.breaker && instance.breaker !== "closed") parts.push(`breaker ${instance.breaker.replaceAll("_", " ")}`);
+  if (ejectedByShards) parts.push(`on ${shards(ejectedByShards)} for ${lasting(Math.ceil(ejectedForSeconds))} more`);
   const more = parts.join(", ");
   if (!held) return status(word, more);
   const by = `by ${held.by}, ${clock(held.at)}`;
@@ -339,7 +345,7 @@ function showUpstreams(state) {
       root.append(parts.root);
     }
     fill(parts.health, status(upstream.status, upstream.error ?? ""));
-    fill(parts.circuit, upstream.circuit === "closed" ? "" : status(upstream.circuit, "circuit"));
+    fill(parts.circuit, upstream.circuit === "closed" ? "" : status(upstream.circuit, `circuit, on ${shards(upstream.circuitShards)}`));
     const failing = upstream.failuresPerSecond > 0 ? `, ${rate(upstream.failuresPerSecond)} failing` : "";
     write(parts.figures, `${rate(upstream.perSecond)} requests/s${failing} · p50 ${time(upstream.p50Ms)} · p99 ${time(upstream.p99Ms)} · ${count(upstream.inFlight)} under way · ${count(upstream.connectionsIdle)} idle connections`);
     parts.probe.hidden = !(upstream.probed && hasToken());

@@ -16,7 +16,7 @@ use crate::{
     shard::{Instant, clock},
     telemetry::{
         dependency::{Databases, Dependency},
-        metrics::{AdminRefusal, Counters, ProbeResult, Reload, STATUS_CLASSES, UpstreamCounters},
+        metrics::{AdminRefusal, CircuitState, Counters, ProbeResult, Reload, STATUS_CLASSES, UpstreamCounters},
         usage,
     },
     upstream::{
@@ -255,6 +255,7 @@ impl Control {
             status: status.to_owned(),
             error: word("error"),
             circuit: word("circuit").unwrap_or_default(),
+            circuit_shards: health.reports.iter().filter(|report| report.circuit != CircuitState::Closed).count(),
             probed: health.probes.is_some(),
             total: newer.total,
             per_second: since.rate(older.total, newer.total),

@@ -204,6 +204,7 @@ async function journey() {
         const state = spoil(await answer.json());
         state.configuration.refusal = { at: hostile, text: hostile };
         state.certificates = [{ names: [hostile], expiresAt: hostile }];
+        if (window.circuit) for (const upstream of state.upstreams) [upstream.circuit, upstream.circuitShards] = window.circuit;
         return { ok: true, status: 200, json: async () => state };
       };
     }`,
@@ -214,6 +215,16 @@ async function journey() {
   assert.deepEqual(parts, [0, "undefined", hostile]);
   await look(tab, "hostile");
   assert.deepEqual(tab.errors, []);
+
+  step = "a circuit that opens is told each time";
+  const circuit = (word, shards) => tab.run((...circuit) => (window.circuit = circuit), word, shards);
+  const head = () => document.querySelector(".upstream-head").textContent;
+  for (const part of ["half open circuit, on 1 shard", "open circuit, on 3 shards", "open circuit, on 3 shards"]) {
+    await circuit(...(part.startsWith("half") ? ["half_open", 1] : ["open", 3]));
+    await tab.until(`(part) => (${head})().includes(part)`, part);
+    await circuit("closed", 0);
+    await tab.until(`() => !(${head})().includes("circuit")`);
+  }
 
   step = "the page's policy holds";
   await assert.rejects(tab.run(() => eval("1")), /EvalError/);

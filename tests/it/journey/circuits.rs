@@ -33,6 +33,11 @@ fn entry(gateway: &Gateway) -> Value {
     gateway.ask_admin("/health").json()["services"]["back"].clone()
 }
 
+/// The same as the dashboard is told.
+fn state(gateway: &Gateway) -> Value {
+    gateway.ask_admin("/api/state").json()["upstreams"][0].clone()
+}
+
 /// How requests in one go are answered.
 fn ask(gateway: &Gateway) -> Vec<u16> {
     (0..REQUESTS).map(|_| gateway.get("/x").status).collect()
@@ -154,6 +159,8 @@ fn when_all_refuse_the_circuit_opens_and_closes_without_a_burst() {
     let entry = entry(&gateway);
     assert!(["open", "half_open"].contains(&entry["circuit"].as_str().expect("a word")), "{entry}");
     assert_ne!(entry["status"], "up");
+    let told = state(&gateway);
+    assert_eq!((told["circuit"] == "closed", &told["circuitShards"]), (false, &Value::from(SHARDS)), "{told}");
 
     let at_once = Arc::default();
     let backend = counting(address, Arc::clone(&at_once));
@@ -172,6 +179,8 @@ fn when_all_refuse_the_circuit_opens_and_closes_without_a_burst() {
     assert!(most.is_some_and(|most| most <= 4), "{most:?} at once when it came back");
     assert_eq!(of_status(&ask(&gateway), 200), REQUESTS);
     assert_eq!(self::entry(&gateway)["circuit"], "closed");
+    let told = state(&gateway);
+    assert_eq!((&told["circuit"], &told["circuitShards"]), (&Value::from("closed"), &Value::from(0)), "{told}");
     drop(backend);
 }
 
