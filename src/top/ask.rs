@@ -13,6 +13,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
+use super::text;
 use crate::admin::state::State;
 
 /// No document of ours comes near.
@@ -20,6 +21,8 @@ const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// For connecting and for the answer together.
 const PATIENCE: Duration = Duration::from_secs(5);
 const PORT: u16 = 80;
+/// So much of a refusal is told, in characters.
+const REASON_MAX: usize = 300;
 
 /// Where it is asked.
 #[derive(Debug)]
@@ -86,11 +89,22 @@ impl Source {
         let (status, body) = answered.with_context(|| format!("{} gave no whole answer", self.authority))?;
         match status {
             StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED => bail!("{} asks for a token: --token-file FILE", self.authority),
-            status => bail!("{} answers {status}", self.authority),
+            StatusCode::UNAUTHORIZED if self.authorization.is_none() => {
+                bail!("{} asks for a token: --token-file FILE", self.authority)
+            }
+            status => bail!("{} answers {status}{}", self.authority, reason(&body)),
         }
         serde_json::from_slice(&body).with_context(|| format!("what {} says is no state of a gateway", self.authority))
     }
+}
+
+/// What a refusal says of itself.
+fn reason(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    let problem = serde_json::from_str::<serde_json::Value>(&text).ok();
+    let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str()).unwrap_or(&text);
+    let detail = text::harmless(detail.trim(), REASON_MAX);
+    if detail.is_empty() { detail } else { format!(": {detail}") }
 }
 
 #[cfg(test)]
@@ -98,6 +112,19 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
+
+    #[test]
+    fn a_refusal_says_why_and_steers_no_terminal() {
+        for (body, said) in [
+            ("", ""),
+            ("no such host\n", ": no such host"),
+            (r#"{"status":403,"detail":"no token\u001b[2J is configured"}"#, ": no token[2J is configured"),
+            ("\u{1b}]0;mine\u{7}gone", ": ]0;minegone"),
+        ] {
+            assert_eq!(reason(body.as_bytes()), said);
+        }
+        assert_eq!(reason(&[b'x'; 1000]).chars().count(), REASON_MAX + 2);
+    }
 
     #[test]
     fn only_the_url_of_a_listener_is_taken() {

@@ -7,12 +7,10 @@ use std::{
 };
 
 use anyhow::Context as _;
-use ratatui::{
-    DefaultTerminal,
-    crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
-};
+use ratatui::{DefaultTerminal, crossterm::terminal::disable_raw_mode};
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    io::{Errno, read},
     time::Timespec,
 };
 use tokio::{
@@ -21,21 +19,15 @@ use tokio::{
     time::sleep,
 };
 
-use super::{
-    ask::Source,
-    draw::draw,
-    view::{Key, View},
-};
+use super::{ask::Source, draw::draw, keys, view::View};
 use crate::{admin::state::State, shard::clock};
 
 /// From one answer to the next question.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
-/// So long a key may wait for what has come meanwhile.
+/// So long keys may wait for what has come meanwhile, and a window of another size for its screen.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A screen that has not ended by itself after this long cannot: a terminal that is gone answers every read at once, with nothing.
+/// A screen that has not ended by itself after this long cannot: its terminal takes no more.
 const END_WITHIN: Duration = Duration::from_secs(1);
-/// So many rows are a page.
-const PAGE: isize = 10;
 
 /// What the thread that asks has to say.
 enum News {
@@ -89,23 +81,44 @@ async fn ask(source: &Source, tell: &SyncSender<News>) {
     // Whoever has ended needs not be told.
     let _ = tell.try_send(News::End);
     sleep(END_WITHIN).await;
-    // Nor needs one that is gone be given back.
-    let _ = ratatui::try_restore();
+    // That is all that a terminal can be told that takes no more.
+    let _ = disable_raw_mode();
     std::process::exit(0);
 }
 
 /// Whether nobody is at the other end any more. Not all who start a program in a terminal see to it that SIGHUP comes.
 fn is_terminal_gone() -> bool {
+    matches!(wait_for_input(Duration::ZERO), Ok(Input::Gone))
+}
+
+/// What is to be had of the terminal's input.
+enum Input {
+    Nothing,
+    Bytes,
+    /// Nobody is at the other end.
+    Gone,
+}
+
+fn wait_for_input(time: Duration) -> anyhow::Result<Input> {
     let input = std::io::stdin();
-    let mut look = [PollFd::new(&input, PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
-    poll(&mut look, Some(&now)).is_ok() && look[0].revents().intersects(gone)
+    let mut look = [PollFd::new(&input, PollFlags::IN)];
+    match poll(&mut look, Some(&Timespec::try_from(time)?)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error).context("the terminal cannot be read"),
+    }
+    let found = look[0].revents();
+    Ok(match () {
+        () if found.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) => Input::Gone,
+        () if found.contains(PollFlags::IN) => Input::Bytes,
+        () => Input::Nothing,
+    })
 }
 
 fn show(terminal: &mut DefaultTerminal, view: &mut View, news: &Receiver<News>) -> anyhow::Result<()> {
     let mut has_changed = true;
     let mut second = 0;
+    let mut size = terminal.size()?;
+    let mut typed = Vec::new();
     loop {
         let now = clock::unix_now();
         // A silence grows longer while nothing comes.
@@ -113,16 +126,29 @@ fn show(terminal: &mut DefaultTerminal, view: &mut View, news: &Receiver<News>) 
             terminal.draw(|frame| draw(frame, view, now))?;
             (has_changed, second) = (false, now.as_secs());
         }
-        if event::poll(LOOK_INTERVAL)? {
+        let found = wait_for_input(LOOK_INTERVAL)?;
+        match found {
+            Input::Nothing => {}
+            Input::Bytes => {
+                let mut bytes = [0; 256];
+                match read(std::io::stdin(), &mut bytes) {
+                    Ok(0) => return Ok(()),
+                    Ok(length) => typed.extend_from_slice(&bytes[..length]),
+                    Err(Errno::INTR | Errno::AGAIN) => {}
+                    Err(error) => return Err(error).context("the terminal cannot be read"),
+                }
+            }
+            Input::Gone => return Ok(()),
+        }
+        for key in keys::take(&mut typed, matches!(found, Input::Nothing)) {
             has_changed = true;
-            // Another size is drawn with the rest.
-            if let Event::Key(key) = event::read()?
-                && let Some(key) = key_of(key)
-                && view.press(key)
-            {
+            if view.press(key) {
                 return Ok(());
             }
         }
+        let size_now = terminal.size()?;
+        has_changed |= size != size_now;
+        size = size_now;
         loop {
             match news.try_recv() {
                 Ok(News::Answer(answer)) => {
@@ -134,25 +160,4 @@ fn show(terminal: &mut DefaultTerminal, view: &mut View, news: &Receiver<News>) 
             }
         }
     }
-}
-
-fn key_of(key: KeyEvent) -> Option<Key> {
-    if key.kind == KeyEventKind::Release {
-        return None;
-    }
-    Some(match key.code {
-        KeyCode::Char('c') if key.modifiers.contains(KeyModifiers::CONTROL) => Key::End,
-        KeyCode::Char('q') | KeyCode::Esc => Key::End,
-        KeyCode::Tab | KeyCode::Right | KeyCode::Char('l') => Key::Next,
-        KeyCode::BackTab | KeyCode::Left | KeyCode::Char('h') => Key::Previous,
-        KeyCode::Down | KeyCode::Char('j') => Key::Move(1),
-        KeyCode::Up | KeyCode::Char('k') => Key::Move(-1),
-        KeyCode::PageDown => Key::Move(PAGE),
-        KeyCode::PageUp => Key::Move(-PAGE),
-        KeyCode::Home => Key::First,
-        KeyCode::End => Key::Last,
-        KeyCode::Char('s') => Key::Sort,
-        KeyCode::Char('p') => Key::Pause,
-        _ => return None,
-    })
 }

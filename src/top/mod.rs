@@ -6,6 +6,7 @@
 
 mod ask;
 mod draw;
+mod keys;
 mod live;
 mod text;
 mod view;
