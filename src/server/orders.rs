@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use crate::upstream::{BackendAddress, Order, Orders};
 
 /// Of so many instances something can be wanted at once.
-const ORDERS_MAX: usize = 256;
+pub(super) const ORDERS_MAX: usize = 256;
 
 /// One per process, with the control thread.
 #[derive(Debug, Default)]

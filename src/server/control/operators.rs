@@ -1,12 +1,19 @@
 //! Changes by operators, carried out: instances held out of use, probes made at once, another level of the log. Each is told
 //! by the log with who and from where.
 
-use std::{collections::VecDeque, rc::Rc, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
 
 use tokio::sync::{oneshot, watch};
 
 use super::{
-    super::{letter::ToShard, orders::OrderBook},
+    super::{
+        letter::ToShard,
+        orders::{ORDERS_MAX, OrderBook},
+    },
     Control,
     report::Scraper,
 };
@@ -15,7 +22,7 @@ use crate::{
         Access, Author, Change, Done, Refusals, Unchanged,
         state::{CHANGES_MAX, ChangeState, bounded},
     },
-    telemetry::{log, metrics::AdminChange},
+    telemetry::log,
     upstream::{BackendAddress, Held, Order},
 };
 
@@ -54,6 +61,13 @@ fn addresses(instances: &[BackendAddress]) -> String {
     if instances.len() == 1 { String::new() } else { format!(" ({} addresses)", instances.len()) }
 }
 
+/// That something is not there, and what is.
+fn not_there<'n>(what: String, names: impl IntoIterator<Item = &'n str>) -> Unchanged {
+    let names: Vec<_> = names.into_iter().collect();
+    let there = if names.is_empty() { "there is none".to_owned() } else { format!("there are {}", names.join(", ")) };
+    Unchanged::NotThere(bounded(&(what + "; " + &there)))
+}
+
 /// Now, as RFC 3339 has it.
 pub(super) fn now() -> String {
     format!("{:.3}", jiff::Timestamp::now())
@@ -63,11 +77,12 @@ impl Control {
     /// Does what an operator wants. Of what shards have to do it is told when they do it.
     pub(super) fn change(&mut self, change: Change, author: &Author, told: oneshot::Sender<Result<Done, Unchanged>>) {
         let (kind, is_for_shards) = (change.kind(), matches!(change, Change::Hold { .. } | Change::Weigh { .. }));
+        let mut level_wanted = None;
         let changed = match change {
             Change::Hold { upstream, instance, held } => self.hold(&upstream, &instance, held, author),
             Change::Weigh { upstream, instance, weight } => self.weigh(&upstream, &instance, weight, author),
             Change::Probe { upstream } => self.probe_now(&upstream),
-            Change::LogLevel { level } => self.change_level(level),
+            Change::LogLevel { level } => self.checked_level(level_wanted.insert(level).as_deref()),
         };
         let detail = match changed {
             Ok(detail) => detail,
@@ -75,17 +90,9 @@ impl Control {
             Err(unchanged) => return drop(told.send(Err(unchanged))),
         };
         let (who, from) = (&author.name, author.from);
-        let tell = || tracing::warn!(who, %from, "an operator's change: {detail}");
-        tell();
-        if kind == AdminChange::LogLevel {
-            // The log says who has switched it off, and who has switched it on again.
-            let was_heard = tracing::enabled!(tracing::Level::WARN);
-            if let Err(error) = log::set_level(self.operators.level.as_ref().unwrap_or(&self.config.log.level)) {
-                tracing::warn!(%error, "the level of the log stays as it is");
-            }
-            if !was_heard {
-                tell();
-            }
+        tracing::warn!(target: log::AUDIT, who, %from, "an operator's change: {detail}");
+        if let Some(level) = level_wanted {
+            self.set_level(level);
         }
         self.operators.note(author, &detail);
         self.process.admin_changes[kind.index()] += 1;
@@ -126,7 +133,7 @@ impl Control {
     ) -> Result<String, Unchanged> {
         let instances = self.named(upstream, instance)?;
         self.order(upstream, &instances, author, |order| order.weight = weight)?;
-        let detail = weight.map_or_else(|| "weighs what it did".to_owned(), |weight| format!("weighs {weight}"));
+        let detail = weight.map_or_else(|| "has its own weight again".to_owned(), |weight| format!("weighs {weight}"));
         Ok(format!("{instance}{} of {upstream} {detail}", addresses(&instances)))
     }
 
@@ -137,9 +144,10 @@ impl Control {
         author: &Author,
         change: impl Fn(&mut Order),
     ) -> Result<(), Unchanged> {
-        let wrong = "of as many instances as may be something is wanted already; let others in before";
         let changed = self.operators.orders.change(upstream, instances, [&author.name, &now()], change);
-        changed.ok_or_else(|| Unchanged::Wrong(wrong.to_owned()))?;
+        let wrong =
+            || format!("operators hold or weigh as many instances as they can, {ORDERS_MAX}; return some first");
+        changed.ok_or_else(|| Unchanged::Wrong(wrong()))?;
         self.tell_orders();
         Ok(())
     }
@@ -154,45 +162,54 @@ impl Control {
     /// The instances of an upstream that somebody means: by their authority, or one by its address. Those that are held may
     /// have gone.
     fn named(&self, upstream: &str, instance: &str) -> Result<Vec<BackendAddress>, Unchanged> {
-        let Some(place) = self.plan.upstreams.iter().position(|known| known.name == upstream) else {
-            let names = self.plan.upstreams.iter().map(|upstream| &*upstream.name).collect::<Vec<_>>().join(", ");
-            return Err(Unchanged::NotThere(bounded(&format!("there is no such upstream; there are {names}"))));
-        };
+        let place = self.place_of(upstream)?;
         let there = self.lookups.current().get(place).into_iter().flatten().map(|instance| &instance.at);
         let gone = self.operators.orders.instances_of(upstream);
-        let mut found: Vec<_> = there.chain(gone).cloned().collect();
-        found.sort();
-        found.dedup();
-        let by_authority: Vec<_> = found.iter().filter(|at| &*at.authority == instance).cloned().collect();
-        let found = if by_authority.is_empty() {
-            found.into_iter().filter(|at| at.address.to_string() == instance).collect()
-        } else {
-            by_authority
+        let all: BTreeSet<_> = there.chain(gone).collect();
+        let those = |is_meant: &dyn Fn(&BackendAddress) -> bool| -> Vec<BackendAddress> {
+            all.iter().copied().filter(|at| is_meant(at)).cloned().collect()
         };
+        let mut found = those(&|at| &*at.authority == instance);
         if found.is_empty() {
-            return Err(Unchanged::NotThere(format!("{upstream} has no such instance; they stand in /api/state")));
+            found = those(&|at| at.address.to_string() == instance);
+        }
+        if found.is_empty() {
+            let names: BTreeSet<_> = all.iter().map(|at| &*at.authority).collect();
+            return Err(not_there(format!("{upstream} has no such instance"), names));
         }
         Ok(found)
     }
 
+    /// Which upstream has this name.
+    fn place_of(&self, upstream: &str) -> Result<usize, Unchanged> {
+        let names = || self.plan.upstreams.iter().map(|upstream| &*upstream.name);
+        names()
+            .position(|name| name == upstream)
+            .ok_or_else(|| not_there("there is no such upstream".to_owned(), names()))
+    }
+
     fn probe_now(&mut self, upstream: &str) -> Result<String, Unchanged> {
-        if !self.plan.upstreams.iter().any(|known| known.name == upstream) {
-            return Err(Unchanged::NotThere("there is no such upstream".to_owned()));
-        }
+        self.place_of(upstream)?;
         if !self.probes.ask_now(upstream) {
             return Err(Unchanged::Wrong(format!("{upstream} has no probes: [upstreams.{upstream}.health] sets them")));
         }
-        Ok(format!("the instances of {upstream} are probed"))
+        Ok(format!("the instances of {upstream} are probed now"))
     }
 
-    fn change_level(&mut self, level: Option<String>) -> Result<String, Unchanged> {
-        let wanted = level.as_ref().unwrap_or(&self.config.log.level);
-        log::check_level(wanted).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
-        let detail = match &level {
+    fn checked_level(&self, level: Option<&str>) -> Result<String, Unchanged> {
+        let configured = &self.config.log.level;
+        log::check_level(level.unwrap_or(configured)).map_err(|error| Unchanged::Wrong(bounded(&error.to_string())))?;
+        Ok(match level {
             Some(level) => format!("the log's level is {level}"),
-            None => format!("the log's level is {} again, as configured", self.config.log.level),
-        };
+            None => format!("the log's level is {configured} again, as configured"),
+        })
+    }
+
+    /// Sets what the log lets through; `None`: as configured.
+    pub(super) fn set_level(&mut self, level: Option<String>) {
+        if let Err(error) = log::set_level(level.as_ref().unwrap_or(&self.config.log.level)) {
+            tracing::warn!(%error, "the level of the log stays as it is");
+        }
         self.operators.level = level;
-        Ok(detail)
     }
 }

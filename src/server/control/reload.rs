@@ -16,7 +16,7 @@ use crate::{
     config::{self, Config},
     gateway::Plan,
     shard::clock,
-    telemetry::{log, metrics::Reload, usage},
+    telemetry::{metrics::Reload, usage},
 };
 
 /// What is known of the configuration in force, besides what it says.
@@ -100,15 +100,13 @@ impl Control {
             tracing::warn!(keys = restart_needed.join(", "), "these keys are applied by a restart only");
         }
         config.keep_until_restart(&self.config);
-        // What an operator wants of the log stands until the file wants something else.
-        if config.log.level != self.config.log.level {
-            if let Err(error) = log::set_level(&config.log.level) {
-                tracing::warn!(%error, "the level of the log stays as it is");
-            }
-            self.operators.level = None;
-        }
+        let is_level_another = config.log.level != self.config.log.level;
         self.taken = Taken { at: now(), restart_needed, refusal: None };
         self.config = config;
+        // What an operator wants of the log stands until the file wants something else.
+        if is_level_another {
+            self.set_level(None);
+        }
         if let Err(wrong) = self.exporter.set(&self.config.trace) {
             tracing::error!("spans go on as before: {wrong}");
         }

@@ -353,15 +353,17 @@ fn probes_and_the_log_follow_operators() {
     gateway.signal(Signal::HUP);
     until(SOON, "the reload", || (state(&gateway)["configuration"]["generation"] == 2).then_some(()));
     assert_eq!(state(&gateway)["log"]["level"], "debug");
-    // Whoever switches it off is in it, and whoever switches it on again.
+    // Whoever switches it off is in it, and what is changed meanwhile, and whoever switches it on again.
     done(&gateway, "/api/log-level", &json!({"level": "off"}));
     gateway.log_until("an operator's change: the log's level is off", SOON);
+    done(&gateway, "/api/probe", &json!({"upstream": "back"}));
+    until(SOON, "the second one", || (gateway.log().matches("the instances of back are probed").count() == 2).then_some(()));
     done(&gateway, "/api/log-level", &json!({"level": null}));
     gateway.log_until("an operator's change: the log's level is info again", SOON);
     assert_eq!(gateway.log().matches("an operator's change: the log's level").count(), 3);
     assert_eq!(state(&gateway)["log"]["level"], "info");
     let metrics = gateway.metrics();
-    assert_eq!(metrics.value("shardgate_admin_changes_total{change=\"probe\"}"), 1);
+    assert_eq!(metrics.value("shardgate_admin_changes_total{change=\"probe\"}"), 2);
     assert_eq!(metrics.value("shardgate_admin_changes_total{change=\"log_level\"}"), 3);
 }
 
