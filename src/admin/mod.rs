@@ -8,7 +8,7 @@ pub mod asyncapi;
 mod guard;
 pub mod health;
 pub mod history;
-mod pages;
+pub mod pages;
 mod server;
 pub mod state;
 

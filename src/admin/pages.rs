@@ -1,4 +1,4 @@
-//! The files of the dashboard, as they are built in: what a browser may do with them, and how long it keeps them.
+//! The files of the dashboard, as they are built in, and what a browser may do with pages of ours and how long it keeps them.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http_body_util::Full;
@@ -12,11 +12,13 @@ use hyper::{
 };
 use ring::digest::{SHA256, digest};
 
-/// Scripts, styles and answers of this listener and nothing else; nobody shows it in a frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+/// Scripts, styles and answers of the same origin and nothing else (`/ws` is one too); nobody shows it in a frame. Pages have an
+/// empty icon, so that browsers ask for none.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-const FIELDS: [(HeaderName, &str); 5] = [
+/// Fields of every file of a page.
+pub const FIELDS: [(HeaderName, &str); 5] = [
     (CONTENT_SECURITY_POLICY, POLICY),
     (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (X_FRAME_OPTIONS, "DENY"),

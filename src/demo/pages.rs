@@ -5,14 +5,11 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{
     StatusCode,
     body::Bytes,
-    header::{
-        CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, HeaderValue, REFERRER_POLICY,
-        X_CONTENT_TYPE_OPTIONS,
-    },
+    header::{CONTENT_TYPE, HeaderValue},
 };
 
 use super::service::Answer;
-use crate::accounts::cli::DEMO_USERS;
+use crate::{accounts::cli::DEMO_USERS, admin};
 
 /// Where it is served.
 pub(super) const PATH: &str = "/demo";
@@ -23,19 +20,6 @@ const STYLE: &str = include_str!("page.css");
 const CLIENT: &str = include_str!("../../clients/js/shardgate.js");
 
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
-
-/// Scripts and styles of these files and nothing else; requests to the gateway only. `'self'` covers `/ws` too. The page has
-/// an empty icon, so that browsers ask for none.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
-                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-
-const FIELDS: [(HeaderName, &str); 4] = [
-    (CONTENT_SECURITY_POLICY, POLICY),
-    (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    (REFERRER_POLICY, "no-referrer"),
-    // Another version of the demo may listen on the same port tomorrow.
-    (CACHE_CONTROL, "no-cache"),
-];
 
 /// The file at this path.
 pub(super) fn answer(path: &str) -> Answer {
@@ -56,7 +40,7 @@ fn file(status: StatusCode, content_type: &'static str, text: String) -> Answer 
     let mut response = Answer::new(Full::new(Bytes::from(text)).boxed());
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    for (name, value) in FIELDS {
+    for (name, value) in admin::pages::FIELDS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
