@@ -4,6 +4,7 @@ use std::{
     fmt::Write as _,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc::{self, RecvTimeoutError, Sender},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use super::service::{self, Service};
 use crate::shard::clock;
@@ -55,7 +57,8 @@ impl Instances {
         let word = clap::ValueEnum::to_possible_value(&service).context("it runs in the demo itself")?;
         let mut command = Command::new(&self.program);
         command.args(["demo-service", word.get_name(), "--port", &port.to_string()]);
-        // It ends when this process does and its input with it, however that happens.
+        // Ctrl-C is for the gateway, which asks its services for the rest of what is under way.
+        command.process_group(0);
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         if let Some(output) = child.stdout.take() {
@@ -149,6 +152,9 @@ impl Drop for Watched {
 
 /// `shardgate demo-service`: serves on this port, says where on standard output, and ends with its input.
 pub fn serve(service: Service, port: u16) -> anyhow::Result<()> {
+    // The demo may be killed while this process is stopped, and then would not see its input end. Of the demo's threads those
+    // that start instances live as long as it does.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port))?;
     let mut output = std::io::stdout();
     writeln!(output, "{}", listener.local_addr()?)?;

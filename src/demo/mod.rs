@@ -185,9 +185,12 @@ In a browser, in two tabs: {gateway}{path}
   curl -i {gateway}/health
 {metrics}  curl -i -X POST {gateway}/auth/logout {bearer}
 
-Each service has instances of its own; what goes wrong with one, requests do not see:
+Each service has {INSTANCES} instances, processes of their own. When one goes, requests go to the other; only a POST that was under
+way on it is lost, as it may have been done. One that hangs is out of use within seconds; what was under way on it waits up
+to 15 s (response_timeout):
 {instances}
-  kill N            it is gone, and started again ten seconds later; `kill -STOP N` hangs it, `kill -CONT N` lets it go on
+  kill N            it is gone, and started again ten seconds later
+  kill -STOP N      it hangs, until kill -CONT N
 
 Ctrl-C ends it after the requests under way; a second Ctrl-C ends it at once.\n"
     );
