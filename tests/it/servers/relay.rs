@@ -108,6 +108,8 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
+        // Connections over which nothing goes wait for another word.
+        self.set(Link::Open);
         // Wakes the thread that accepts.
         let _ = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
     }
