@@ -126,7 +126,7 @@ const NAMES: &[&str] = &["eject", "drain", "return", "weight", "probe", "log-lev
 /// `POST /api/<name>`.
 pub(super) async fn change(client: &Client, access: &Access, name: &str, request: Request<Incoming>) -> Answer {
     if !NAMES.contains(&name) {
-        let detail = format!("there is no such change; there are {}", NAMES.join(", "));
+        let detail = format!("there is no such change; there are /api/{}", NAMES.join(", /api/"));
         return problem(StatusCode::NOT_FOUND, "not_found", &detail);
     }
     if is_from_elsewhere(request.headers()) {
@@ -146,7 +146,7 @@ pub(super) async fn change(client: &Client, access: &Access, name: &str, request
         problem(status, code, detail)
     };
     if !is_json(request.headers()) {
-        let detail = "a change is JSON: Content-Type: application/json";
+        let detail = "send a change as JSON, with Content-Type: application/json";
         return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
     }
     let body = match timeout(BODY_TIMEOUT, Limited::new(request.into_body(), BODY_BYTES_MAX).collect()).await {
@@ -155,7 +155,11 @@ pub(super) async fn change(client: &Client, access: &Access, name: &str, request
             return refuse(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "a change has up to 16 KiB");
         }
         Ok(Err(_)) | Err(_) => {
-            return refuse(StatusCode::REQUEST_TIMEOUT, "body_incomplete", "the body did not come in time");
+            return refuse(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_incomplete",
+                "the body did not come whole within 10 seconds",
+            );
         }
     };
     let change = match read(name, &body) {

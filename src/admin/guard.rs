@@ -3,7 +3,7 @@
 //!
 //! Pages of other origins in an operator's browser reach loopback too, and DNS may give their names this address.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
 use ring::digest::{SHA256, digest};
@@ -85,15 +85,18 @@ impl Access {
         found.ok_or(Denied::Wrong)
     }
 
-    /// Whether a request means this listener: by `localhost`, by a loopback address, by the address that it is bound to, or by
-    /// a name that is configured.
-    pub fn is_own_host(&self, headers: &HeaderMap, bound: Option<SocketAddr>) -> bool {
+    /// Whether a request means this listener: by `localhost`, by a loopback address, by the address that its connection came
+    /// to, or by a name that is configured.
+    pub fn is_own_host(&self, headers: &HeaderMap, reached: Option<IpAddr>) -> bool {
         let Some(name) = single(headers, HOST).map(name_of) else { return false };
         if name.eq_ignore_ascii_case("localhost") || self.hosts.iter().any(|host| name.eq_ignore_ascii_case(host)) {
             return true;
         }
-        let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        address.is_ok_and(|address| address.is_loopback() || bound.is_some_and(|bound| bound.ip() == address))
+        let name = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+        let address = name.parse::<IpAddr>().map(|address| address.to_canonical());
+        address.is_ok_and(|address| {
+            address.is_loopback() || reached.is_some_and(|reached| reached.to_canonical() == address)
+        })
     }
 }
 
@@ -148,7 +151,8 @@ mod tests {
 
     #[test]
     fn only_its_own_hosts_are_served() {
-        let bound = Some("10.1.2.3:3001".parse().expect("an address"));
+        // As a listener on `::` is told of whoever comes by IPv4.
+        let reached = Some("::ffff:10.1.2.3".parse().expect("an address"));
         let access = Access::new([], &["Gate.Internal".to_owned()], false);
         for (host, is_own) in [
             ("localhost", true),
@@ -157,7 +161,16 @@ mod tests {
             ("127.9.9.9", true),
             ("[::1]:3001", true),
             ("10.1.2.3:3001", true),
+            ("[::ffff:10.1.2.3]:3001", true),
             ("10.1.2.4:3001", false),
+            ("0.0.0.0:3001", false),
+            ("[10.1.2.3", false),
+            ("[[::1]]", false),
+            ("localhost.", false),
+            ("localhost:", false),
+            ("localhost:x", false),
+            ("localhost@evil.example", false),
+            ("2130706433", false),
             ("gate.internal:80", true),
             ("GATE.INTERNAL", true),
             ("a.gate.internal", false),
@@ -166,10 +179,10 @@ mod tests {
             ("localhost.evil.example", false),
             ("", false),
         ] {
-            assert_eq!(access.is_own_host(&headers(&[("host", host)]), bound), is_own, "{host}");
+            assert_eq!(access.is_own_host(&headers(&[("host", host)]), reached), is_own, "{host}");
         }
-        assert!(!access.is_own_host(&headers(&[]), bound));
-        assert!(!access.is_own_host(&headers(&[("host", "localhost"), ("host", "evil.example")]), bound));
+        assert!(!access.is_own_host(&headers(&[]), reached));
+        assert!(!access.is_own_host(&headers(&[("host", "localhost"), ("host", "evil.example")]), reached));
     }
 
     #[test]

@@ -2,11 +2,11 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     pin::pin,
-    rc::Rc,
+    rc::{Rc, Weak},
     sync::Arc,
     time::Duration,
 };
@@ -23,7 +23,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, oneshot},
+    sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 
@@ -47,9 +47,11 @@ const CONNECTION_TIME: Duration = Duration::from_mins(1);
 const LAST_ANSWER_TIME: Duration = Duration::from_secs(10);
 /// From a request's first byte to the end of its head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// So long whoever shows a wrong token waits for its answer, and so many of one address wait at once: four guesses a second.
+/// So long whoever shows a wrong token waits for its answer, and so many of an address are looked at in that time.
 const GUESS_TIME: Duration = Duration::from_secs(1);
 const GUESSES_MAX: u32 = 4;
+/// Addresses whose guesses are counted. Who has more of them is held up by the length of tokens alone.
+const GUESSERS_MAX: usize = 1024;
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
@@ -57,7 +59,7 @@ pub(super) type Answer = Response<Full<Bytes>>;
 #[derive(Debug, Default)]
 pub struct Refusals {
     counts: [Cell<u64>; AdminRefusal::COUNT],
-    /// Wrong tokens that wait for their answer, by address; as many as there are connections.
+    /// Wrong tokens of the last second, by address.
     guesses: Local<BTreeMap<IpAddr, u32>>,
 }
 
@@ -71,29 +73,87 @@ impl Refusals {
         let count = &self.counts[reason.index()];
         count.set(count.get() + 1);
     }
+
+    /// Whether an address has guessed as often as it may.
+    fn is_guessing(&self, address: IpAddr) -> bool {
+        self.guesses.with(|guesses| guesses.get(&address).is_some_and(|count| *count >= GUESSES_MAX))
+    }
+
+    /// A wrong token has come from an address. It is remembered for its time, also if whoever sent it does not wait for the
+    /// answer.
+    fn note_guess(self: &Rc<Self>, address: IpAddr) {
+        let is_counted = self.guesses.with(|guesses| {
+            let has_room = guesses.len() < GUESSERS_MAX || guesses.contains_key(&address);
+            has_room.then(|| *guesses.entry(address).or_default() += 1).is_some()
+        });
+        if is_counted {
+            let refusals = Rc::clone(self);
+            tokio::task::spawn_local(async move {
+                sleep(GUESS_TIME).await;
+                refusals.guesses.with(|guesses| {
+                    if let Entry::Occupied(mut count) = guesses.entry(address) {
+                        *count.get_mut() -= 1;
+                        if *count.get() == 0 {
+                            count.remove();
+                        }
+                    }
+                });
+            });
+        }
+    }
 }
 
 /// One client.
 #[derive(Clone)]
 pub(super) struct Client {
     pub(super) desk: Desk,
-    /// Where this listener is.
-    bound: Option<SocketAddr>,
+    /// The address that it has come to.
+    reached: Option<IpAddr>,
     pub(super) address: SocketAddr,
+}
+
+/// A connection that is open.
+struct Open {
+    /// Whether a request on it is being answered.
+    is_asked: Cell<bool>,
+    /// Another one needs its place.
+    give_way: Notify,
+    /// Its place is free, or it asks for nothing any more.
+    changed: Rc<Notify>,
+}
+
+impl Open {
+    fn set_asked(&self, is_asked: bool) {
+        self.is_asked.set(is_asked);
+        self.changed.notify_one();
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.changed.notify_one();
+    }
 }
 
 /// Serves until its thread ends.
 pub async fn serve(listener: TcpListener, desk: Desk) {
-    let bound = listener.local_addr().ok();
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let changed = Rc::new(Notify::new());
+    // Those that came first stand first.
+    let mut all: VecDeque<Weak<Open>> = VecDeque::new();
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, address)) => {
-                let client = Client { desk: desk.clone(), bound, address };
+                make_room(&mut all, &changed).await;
+                let open =
+                    Rc::new(Open { is_asked: Cell::new(false), give_way: Notify::new(), changed: Rc::clone(&changed) });
+                all.push_back(Rc::downgrade(&open));
+                let reached = stream.local_addr().ok().map(|address| address.ip());
+                let client = Client { desk: desk.clone(), reached, address };
                 tokio::task::spawn_local(async move {
-                    serve_connection(stream, client).await;
-                    drop(place);
+                    tokio::select! {
+                        () = serve_connection(stream, client, &open) => {}
+                        () = open.give_way.notified() => {}
+                    }
                 });
             }
             Err(error) => {
@@ -104,10 +164,29 @@ pub async fn serve(listener: TcpListener, desk: Desk) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, client: Client) {
+/// Waits until there is a place for one more. Whoever only holds connections shall not keep those out who ask.
+async fn make_room(all: &mut VecDeque<Weak<Open>>, changed: &Notify) {
+    loop {
+        all.retain(|open| open.strong_count() > 0);
+        if all.len() < CONNECTIONS_MAX {
+            return;
+        }
+        if let Some(idle) = all.iter().filter_map(Weak::upgrade).find(|open| !open.is_asked.get()) {
+            idle.give_way.notify_one();
+        }
+        changed.notified().await;
+    }
+}
+
+async fn serve_connection(stream: TcpStream, client: Client, open: &Open) {
     let service = service_fn(|request| {
         let client = client.clone();
-        async move { Ok::<_, Infallible>(client.answer(request).await) }
+        async move {
+            open.set_asked(true);
+            let answer = client.answer(request).await;
+            open.set_asked(false);
+            Ok::<_, Infallible>(answer)
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -129,11 +208,11 @@ async fn serve_connection(stream: TcpStream, client: Client) {
 impl Client {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let access = Arc::clone(&self.desk.access.borrow());
-        if !access.is_own_host(request.headers(), self.bound) {
+        if !access.is_own_host(request.headers(), self.reached) {
             self.desk.refusals.count(AdminRefusal::Host);
             return text(
                 StatusCode::FORBIDDEN,
-                "the Host is not one of this listener's; use localhost, its address, or a name in admin.hosts\n",
+                "this Host is not one of the listener's: ask for localhost or for its address, or write the name in admin.hosts\n",
             );
         }
         let path = request.uri().path();
@@ -206,8 +285,7 @@ impl Client {
     pub(super) async fn who<'a>(&self, access: &'a Access, request: &Request<Incoming>) -> Result<&'a str, Answer> {
         let refusals = &self.desk.refusals;
         let address = self.address.ip().to_canonical();
-        let guesses = refusals.guesses.with(|guesses| guesses.get(&address).copied().unwrap_or(0));
-        if guesses >= GUESSES_MAX {
+        if refusals.is_guessing(address) {
             // Nothing is looked at: or this would be the faster answer to a guess.
             refusals.count(AdminRefusal::TooManyGuesses);
             let detail = "this address has shown several wrong tokens; ask again in a second";
@@ -231,20 +309,19 @@ impl Client {
                 AdminRefusal::TokenMissing,
                 StatusCode::UNAUTHORIZED,
                 "token_missing",
-                "this needs an operator's token: Authorization: Bearer …",
+                "this needs an operator's token, as a field: Authorization: Bearer TOKEN",
             ),
             Denied::Wrong => (
                 AdminRefusal::TokenWrong,
                 StatusCode::UNAUTHORIZED,
                 "token_wrong",
-                "this token is none of those in [[admin.tokens]]",
+                "this token is none of those in [[admin.tokens]] of the configuration in force",
             ),
         };
         refusals.count(reason);
         if denied == Denied::Wrong {
-            tracing::warn!(from = %self.address, "an operator's token is wrong");
-            refusals.guesses.with(|guesses| *guesses.entry(address).or_default() += 1);
-            let _guess = Guess { refusals, address };
+            complain!(warn: from = %self.address, "an operator's token is wrong");
+            refusals.note_guess(address);
             sleep(GUESS_TIME).await;
         }
         let mut answer = problem(status, code, detail);
@@ -256,31 +333,14 @@ impl Client {
 
     pub(super) fn refuse_origin(&self) -> Answer {
         self.desk.refusals.count(AdminRefusal::Origin);
-        problem(StatusCode::FORBIDDEN, "origin_refused", "pages of other origins have no say here")
-    }
-}
-
-/// A wrong token that waits for its answer, or whose sender has left.
-struct Guess<'r> {
-    refusals: &'r Rc<Refusals>,
-    address: IpAddr,
-}
-
-impl Drop for Guess<'_> {
-    fn drop(&mut self) {
-        self.refusals.guesses.with(|guesses| {
-            if let Some(count) = guesses.get_mut(&self.address) {
-                *count -= 1;
-                if *count == 0 {
-                    guesses.remove(&self.address);
-                }
-            }
-        });
+        problem(StatusCode::FORBIDDEN, "origin_refused", ELSEWHERE)
     }
 }
 
 pub(super) const JSON: &str = "application/json";
-pub(super) const NO_ANSWER: &str = "the control thread does not answer\n";
+pub(super) const NO_ANSWER: &str = "the control thread has not answered within 5 seconds; ask again\n";
+const ELSEWHERE: &str = "a page of another origin sends this; behind a proxy that changes Host, have it pass on the one that \
+                         the browser sends";
 
 fn text(status: StatusCode, body: &'static str) -> Answer {
     page(status, "text/plain; charset=utf-8", body.as_bytes().to_vec())

@@ -247,6 +247,46 @@ fn a_token_is_asked_for_and_guesses_are_slow() {
 }
 
 #[test]
+fn whoever_does_not_wait_for_the_answer_guesses_no_faster() {
+    let backend = Backend::ok();
+    let gateway = gateway(&[&backend], "");
+    let refused = |gateway: &Gateway| {
+        let metrics = gateway.metrics();
+        ["token_wrong", "too_many_guesses"]
+            .map(|reason| metrics.value(&format!("shardgate_admin_refused_total{{reason=\"{reason}\"}}")))
+    };
+    let begun = now();
+    for nth in 1..=12 {
+        let mut client = Client::connect(gateway.admin());
+        client.send("POST /api/eject HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer of a guess\r\ncontent-length: 0\r\n\r\n");
+        until(SOON, "it is looked at", || (refused(&gateway).iter().sum::<i64>() == nth).then_some(()));
+    }
+    let looked_at = refused(&gateway)[0];
+    let seconds = i64::try_from(begun.elapsed().as_secs()).expect("not for ever");
+    assert!((4..=4 * (seconds + 1)).contains(&looked_at), "{looked_at} in {seconds} s");
+}
+
+#[test]
+fn whoever_only_holds_connections_keeps_nobody_out() {
+    let gateway = gateway(&[&Backend::ok()], "");
+    // As many as are served at once, of which some have asked for something.
+    let mut idle: Vec<_> = (0..64).map(|_| Client::connect(gateway.admin())).collect();
+    for client in idle.iter_mut().step_by(7) {
+        client.send("GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n");
+        assert_eq!(client.read_response().status, 200);
+    }
+    let begun = now();
+    for path in ["/health/live", "/metrics", "/health", "/api/state"] {
+        assert_eq!(gateway.ask_admin(path).status, 200, "{path}");
+    }
+    // Sooner than they are closed for being idle.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    idle[0].expect_end();
+    idle[63].send("GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert_eq!(idle[63].read_response().status, 200, "only as many have to go as are needed");
+}
+
+#[test]
 fn all_shards_hold_an_instance_out_until_it_is_let_in() {
     let [one, two] = ["one", "two"].map(named);
     let back = [&one, &two];
@@ -357,7 +397,7 @@ fn probes_and_the_log_follow_operators() {
     done(&gateway, "/api/log-level", &json!({"level": "off"}));
     gateway.log_until("an operator's change: the log's level is off", SOON);
     done(&gateway, "/api/probe", &json!({"upstream": "back"}));
-    until(SOON, "the second one", || (gateway.log().matches("the instances of back are probed").count() == 2).then_some(()));
+    until(SOON, "the second one", || (gateway.log().matches("the instances of back are probed now").count() == 2).then_some(()));
     done(&gateway, "/api/log-level", &json!({"level": null}));
     gateway.log_until("an operator's change: the log's level is info again", SOON);
     assert_eq!(gateway.log().matches("an operator's change: the log's level").count(), 3);
@@ -404,11 +444,12 @@ fn where_others_reach_it_reading_asks_for_a_token_too() {
     let backend = Backend::ok();
     let mut gateway = gateway(&[&backend], "[admin]\naddress = \"0.0.0.0\"");
     let admin = SocketAddr::from(([127, 0, 0, 1], gateway.admin().port()));
-    let read = |path: &str, fields: &str| {
+    let read_as = |host: &str, path: &str, fields: &str| {
         let mut client = Client::connect(admin);
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{fields}\r\n"));
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{fields}\r\n"));
         client.read_response().status
     };
+    let read = |path: &str, fields: &str| read_as("localhost", path, fields);
     let token = format!("authorization: Bearer {TOKEN}\r\n");
     for (path, without) in [
         ("/", 200),
@@ -422,6 +463,9 @@ fn where_others_reach_it_reading_asks_for_a_token_too() {
     ] {
         assert_eq!([read(path, ""), read(path, &token)], [without, 200], "{path}");
     }
+    // An address is its own where the connection has come to it.
+    let hosts = ["127.0.0.1", "0.0.0.0", "10.1.2.3"].map(|host| read_as(host, "/health/ready", ""));
+    assert_eq!(hosts, [200, 403, 403]);
     gateway.log_until("can be reached by others", SOON);
     gateway.signal(Signal::TERM);
     gateway.wait_exit(SOON * 2);
