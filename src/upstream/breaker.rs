@@ -123,6 +123,11 @@ impl Breaker {
         Err(OpenUntil(refused))
     }
 
+    /// Whether a request that was let in may be sent once more: not when the circuit has opened since, if it is no trial.
+    pub(super) fn lets_on(&self, pass: Pass) -> bool {
+        self.is_closed() || pass.epoch == self.epoch
+    }
+
     /// A request has ended; says whether that has opened or closed the circuit.
     #[inline]
     pub(super) fn record(&mut self, now: Instant, policy: &BreakerPolicy, pass: Pass, found: Found) -> bool {

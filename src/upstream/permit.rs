@@ -162,9 +162,13 @@ impl RequestPermit {
         drop(own);
     }
 
-    /// Whether the request may be sent once more; the trail is told if it may not for want of a budget.
+    /// Whether the request may be sent once more: not behind a circuit that has opened since. The trail is told if it may not for
+    /// want of a budget.
     pub(super) fn may_retry(&mut self, now: Instant, trail: &mut Trail) -> bool {
-        let Self { upstream, is_retrying, is_waiting, .. } = self;
+        let Self { upstream, is_retrying, is_waiting, pass, .. } = self;
+        if pass.is_some_and(|pass| !upstream.state.with(|state| state.breaker.lets_on(pass))) {
+            return false;
+        }
         let allowed = upstream.state.with(|state| {
             if !*is_retrying && state.retrying >= state.settings.retries_at_once_max || !state.budget.withdraw(now) {
                 return false;

@@ -387,6 +387,27 @@ fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
 }
 
 #[test]
+fn nothing_is_sent_again_behind_a_circuit_that_has_opened_meanwhile() {
+    let mut settings = settings();
+    settings.breaker.share.percent = 50;
+    settings.breaker.share.requests_min = 2;
+    let upstream = Rc::new(Upstream::new(settings, 1));
+    let (now, mut trail) = (clock::now(), Trail::default());
+    let place = |()| upstream.enter(false, now).expect("there is room");
+    let [mut waiting, one, two] = [(); 3].map(place);
+    for mut place in [one, two] {
+        place.failed();
+    }
+    assert!(upstream.enter(false, now).is_err(), "it is open");
+    assert!(!waiting.may_retry(now, &mut trail) && !trail.unusual.is_out_of_budget);
+    drop(waiting);
+    // A trial may.
+    let later = now + upstream.state.with(|state| state.settings.breaker.open_for);
+    let mut trial = upstream.enter(false, later).expect("one tries");
+    assert!(trial.may_retry(later, &mut trail));
+}
+
+#[test]
 fn a_retry_that_has_its_answer_keeps_no_other_from_being_sent() {
     let upstream = Rc::new(Upstream::new(settings(), 1));
     let (now, mut trail) = (clock::now(), Trail::default());
