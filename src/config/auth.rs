@@ -121,8 +121,8 @@ fn check_issuer(issuer: &TokenIssuer, fields: &Fields<'_>, report: &mut Report) 
         report.push(fields.place(), format!("{path} {what}"), right);
     }
     if let Some(url) = &issuer.jwks_url {
-        // A password in it is shown to nobody.
-        let shown = if url.contains('@') { HIDDEN.to_owned() } else { quoted(url) };
+        // A password in it is shown to nobody: before the host, or a token behind a `?`.
+        let shown = if url.contains(['@', '?']) { HIDDEN.to_owned() } else { quoted(url) };
         match check_url(url) {
             Ok(None) => {}
             Ok(Some(warning)) => {

@@ -510,9 +510,9 @@ jwks_file = "keys.json"
             shardgate.toml:39: auth.issuers[2].jwks_url is ***; it is an http or https URL without a user, like "https://id.example.com/jwks.json""#]],
     );
     check(
-        "[[auth.issuers]]\nissuer = \"id\"\njwks_url = \"http://id/keys\"\n[[auth.issuers]]\nissuer = \"id2\"\njwks_url = \"http://[::1]:80/keys\"\n",
+        "[[auth.issuers]]\nissuer = \"id\"\njwks_url = \"http://id/keys?token=secret\"\n[[auth.issuers]]\nissuer = \"id2\"\njwks_url = \"http://[::1]:80/keys\"\n",
         &expect![[r#"
-            warning: shardgate.toml:3: auth.issuers[0].jwks_url is "http://id/keys"; whoever is on the way can put keys of their own there; use https
+            warning: shardgate.toml:3: auth.issuers[0].jwks_url is ***; whoever is on the way can put keys of their own there; use https
             warning: shardgate.toml:1: auth.issuers[0] has no audiences, so tokens that it issued for anybody else are taken too
             warning: shardgate.toml:4: auth.issuers[1] has no audiences, so tokens that it issued for anybody else are taken too
         "#]],
