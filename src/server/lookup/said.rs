@@ -143,8 +143,8 @@ pub(super) struct SaidList {
     doubts: Gate,
     left_out: Gate,
     failures: Gate,
-    /// That it fails, and not yet that it does no more.
-    is_failing: bool,
+    /// That it fails, and why, and not yet that it does no more.
+    failing: Option<Box<str>>,
 }
 
 impl SaidList {
@@ -183,13 +183,12 @@ impl SaidList {
             let left_out = known.left_out.count;
             tracing::warn!(%source, left_out, why, unsaid, "entries of a list of instances are left out");
         }
-        // Twice, as one question may be lost.
-        let is_failing = known.failures > 1;
-        if is_failing == self.is_failing || known.failures == 1 {
+        // Twice, as one question may be lost. Who mends one mistake and makes another is told of that one, too.
+        if known.failures == 1 || known.error == self.failing {
             return;
         }
         let Some(unsaid) = self.failures.pass(now) else { return };
-        self.is_failing = is_failing;
+        self.failing.clone_from(&known.error);
         if let Some(why) = &known.error {
             tracing::warn!(%source, why, instances, unsaid, "a list of instances cannot be had; the last good one serves");
         } else {
@@ -225,6 +224,27 @@ mod tests {
         let passed: Vec<_> = (0..25).map(|tick| gate.pass(at(tick * 100))).collect();
         let said: Vec<_> = passed.iter().enumerate().filter_map(|(tick, unsaid)| Some((tick, (*unsaid)?))).collect();
         assert_eq!(said, [(0, 0), (1, 0), (2, 0), (3, 0), (10, 6), (20, 9)]);
+    }
+
+    #[test]
+    fn each_reason_why_a_list_fails_is_told_once_and_no_more_than_one_a_second() {
+        let mut said = SaidList::default();
+        let source = Source::Registry("shop".into());
+        let mut tell = |failures, error: Option<&str>, ms| {
+            let now = Instant::START + Duration::from_millis(ms);
+            let known = KnownList { failures, error: error.map(Box::from), ..KnownList::default() };
+            said.tell(&source, &HeardList::Failed, 0, &known, now);
+            said.failing.as_deref().unwrap_or("nothing").to_owned()
+        };
+        assert_eq!(tell(1, Some("WRONGTYPE"), 0), "nothing", "one question may be lost");
+        assert_eq!(tell(2, Some("WRONGTYPE"), 1000), "WRONGTYPE");
+        assert_eq!(tell(3, Some("too many"), 2000), "too many");
+        // It changes its mind so often that no line is left, and what it comes to is told later.
+        let reasons = ["a", "b", "c", "d", "e", "f"];
+        let told = reasons.map(|why| tell(9, Some(why), 3000));
+        assert_eq!(told, ["a", "b", "c", "d", "d", "d"]);
+        assert_eq!(tell(15, Some("f"), 4000), "f");
+        assert_eq!(tell(0, None, 9000), "nothing", "it can be had again");
     }
 
     #[test]

@@ -157,6 +157,11 @@ fn a_file_that_is_none_changes_nothing_until_it_is_one() {
     let link = |new: &Path| symlink(directory.path(), new).expect("linked");
     is_refused(&|| replace_with(&path, link), "it is no regular file");
     assert!(gateway.log().contains("a list of instances can be had again"));
+    // Who mends one mistake and makes another is told of that one, too.
+    replace(&path, "{");
+    gateway.log_until_nth("it is not JSON", 2, SOON);
+    replace(&path, &listing(port, &[]));
+    gateway.log_until_nth("instances is empty", 2, SOON);
 }
 
 #[test]
