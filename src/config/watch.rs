@@ -75,9 +75,14 @@ impl Watch {
         self.seen = None;
     }
 
-    /// Nothing comes of an empty file, and of what can be read only once (a pipe) or might block.
+    /// Nothing comes of an empty file, and of what can be read only once (a pipe) or might block. A directory is what is left
+    /// where a file that is not there was to be mounted.
     fn look(&self) -> io::Result<Option<FileVersion>> {
-        if !fs::metadata(&self.path)?.is_file() {
+        let metadata = fs::metadata(&self.path)?;
+        if metadata.is_dir() {
+            return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
+        }
+        if !metadata.is_file() {
             return Ok(None);
         }
         let file = open_regular(&self.path)?;
@@ -216,6 +221,19 @@ mod tests {
         assert_eq!(scene.looks(), UNCHANGED);
         fs::remove_file(scene.file()).expect("removed");
         assert!(scene.watch.changed().is_err());
+        fs::write(scene.file(), "a = 2").expect("written");
+        assert_eq!(scene.looks(), CHANGED_ONCE);
+    }
+
+    #[test]
+    fn a_directory_in_its_place_is_an_error_until_there_is_a_file_again() {
+        let mut scene = scene("a = 1");
+        fs::remove_file(scene.file()).expect("removed");
+        fs::create_dir(scene.file()).expect("a directory");
+        for _ in 0..3 {
+            assert_eq!(scene.watch.changed().expect_err("no file").kind(), io::ErrorKind::IsADirectory);
+        }
+        fs::remove_dir(scene.file()).expect("removed");
         fs::write(scene.file(), "a = 2").expect("written");
         assert_eq!(scene.looks(), CHANGED_ONCE);
     }

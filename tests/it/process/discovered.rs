@@ -155,7 +155,7 @@ fn a_file_that_is_none_changes_nothing_until_it_is_one() {
     let make_pipe = |new: &Path| assert!(Command::new("mkfifo").arg(new).status().expect("mkfifo runs").success());
     is_refused(&|| replace_with(&path, make_pipe), "it is no regular file");
     let link = |new: &Path| symlink(directory.path(), new).expect("linked");
-    is_refused(&|| replace_with(&path, link), "it is no regular file");
+    is_refused(&|| replace_with(&path, link), "it is a directory");
     assert!(gateway.log().contains("a list of instances can be had again"));
     // Who mends one mistake and makes another is told of that one, too.
     replace(&path, "{");
