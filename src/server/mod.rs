@@ -72,6 +72,19 @@ pub type Ready = Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>;
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
 pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result<ProcessEnd> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let ended = run_on(&runtime, config, watch, ready);
+    // Whoever still looks up the name of an issuer, or reads a file on a file system that hangs, is not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+/// The same on the control thread's runtime.
+fn run_on(
+    runtime: &tokio::runtime::Runtime,
+    config: Config,
+    watch: Option<Watch>,
+    ready: Ready,
+) -> anyhow::Result<ProcessEnd> {
     // Before anything tells that the process runs: a signal that nobody handles yet would kill it.
     let mut signals = Signals::new().context("signals cannot be received")?;
     warn(&config);
@@ -81,7 +94,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
     let shards = cores.count;
     let driver = shard::probe_driver(named_driver(config.runtime.driver));
     let mut names = Names { reject_codes: Code::NAMES, ..Names::default() };
-    let Some((mut lookups, addresses)) = look_up(&config, &runtime, &mut signals) else {
+    let Some((mut lookups, addresses)) = look_up(&config, runtime, &mut signals) else {
         return Ok(ProcessEnd::Drained);
     };
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
@@ -106,7 +119,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         shards,
         port: mesh.bridge,
     })?;
-    let begun = unless_ended(&runtime, &mut signals, bridge.begun(), "the stores were still being opened");
+    let begun = unless_ended(runtime, &mut signals, bridge.begun(), "the stores were still being opened");
     let Some(bridge) = begun.transpose()? else { return Ok(ProcessEnd::Drained) };
     let board = Arc::new(LoadBoard::new(shards));
     let mut threads = Vec::with_capacity(shards);
@@ -154,10 +167,7 @@ pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result
         ready: Box::new(move || ready(&public, operators)),
     };
     // The control thread is the one that called: it has nothing else to do.
-    let ended = tokio::task::LocalSet::new().block_on(&runtime, control::run(control));
-    // Whoever still looks up the name of an issuer is not waited for.
-    runtime.shutdown_background();
-    let (ended, records) = ended?;
+    let (ended, records) = tokio::task::LocalSet::new().block_on(runtime, control::run(control))?;
     for thread in threads {
         // A shard's panic has ended the process already, and so has the bridge's.
         let _ = thread.join();

@@ -4,6 +4,7 @@
 //! A configuration that is to be taken has its names followed by itself, as it says, beside the one in force: nothing of it
 //! acts before it is taken, and when it is refused nothing is left of it.
 
+mod files;
 mod following;
 mod registry;
 mod said;
@@ -20,8 +21,8 @@ use crate::{
     telemetry::metrics::{NAMES_MAX, NameCounters},
     upstream::{DiscoverySettings, Instance, Known, NoAddress, Source},
 };
+pub(super) use files::read_listing;
 use following::Following;
-pub(super) use sources::read_listing;
 use sources::{Ask, Sources};
 
 /// One per process, on the control thread.
@@ -68,7 +69,8 @@ impl Lookups {
     /// Begins to follow the names of a configuration that is to be taken, beside those of the one in force, and as it says;
     /// says how many are waited for. Those are they that nobody has asked for before.
     pub(super) fn begin(&mut self, config: &Config) -> usize {
-        self.begin_by(self.in_force.sources.fork(config), config)
+        let sources = self.in_force.sources.fork(config);
+        self.begin_by(sources, config)
     }
 
     /// What is done every second: other files of the system have the names asked for anew.

@@ -1,0 +1,295 @@
+//! Files that list instances, looked at on threads that may wait: a file system that hangs holds up nobody but whoever asks,
+//! who is told so after a while.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Read as _,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{
+        Semaphore,
+        oneshot::{self, error::TryRecvError},
+    },
+    task::spawn_blocking,
+    time::timeout,
+};
+
+use crate::{
+    config::{LISTING_BYTES_MAX, ListingFormat, open_regular, parse_listing, watch::Watch, written_duration},
+    server::resolver::AskedList,
+    upstream::{LeftOut, ListAnswer, ListResult, Listed},
+};
+
+/// How long a look at a file may take. A disk that has to wake up takes no longer.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+/// So many files are looked at at once, those that hang among them. It leaves most of the runtime's threads (512) to others: they
+/// look up the names of issuers, too.
+const READERS_MAX: usize = 64;
+
+/// The files that one configuration names. On the control thread.
+#[derive(Debug)]
+pub(super) struct Files {
+    files: BTreeMap<Box<Path>, FollowedFile>,
+    /// Shared by all configurations.
+    readers: Arc<Semaphore>,
+    look: Look,
+    look_max: Duration,
+}
+
+/// Looks at a file; what it holds is read anew when that has changed.
+type Look = fn(&Path, &mut ListFile) -> ListResult;
+
+#[derive(Debug)]
+struct FollowedFile {
+    /// As it was known before the look under way, if there is one.
+    file: ListFile,
+    /// As it is known after that look. Nothing comes when nobody has heard what came of it.
+    after: Option<oneshot::Receiver<ListFile>>,
+    /// One at a time, whichever configuration asks: while a look hangs there is no other.
+    reader: Arc<Semaphore>,
+}
+
+/// What is known of a file.
+#[derive(Clone, Debug, Default)]
+struct ListFile {
+    /// Since it was looked at first.
+    watch: Option<Watch>,
+    /// Why what it held when it was read last is none.
+    wrong: Option<String>,
+}
+
+impl Files {
+    /// None yet.
+    pub(super) fn new() -> Self {
+        let readers = Arc::new(Semaphore::new(READERS_MAX));
+        Self { files: BTreeMap::new(), readers, look: look_at, look_max: LOOK_MAX }
+    }
+
+    /// Those of another configuration, which names these, looked at as before: one that is being written while a reload comes
+    /// is not read halfway.
+    pub(super) fn fork(&mut self, named: &BTreeSet<&Path>) -> Self {
+        let files = self.files.iter_mut().filter(|(path, _)| named.contains(&***path));
+        let files = files.map(|(path, followed)| (path.clone(), followed.fork())).collect();
+        Self { files, readers: Arc::clone(&self.readers), ..*self }
+    }
+
+    /// Looks at a file. Within a tokio runtime.
+    pub(super) fn ask(&mut self, path: &Path) -> AskedList {
+        let followed = self.files.entry(path.into()).or_insert_with(|| FollowedFile {
+            file: ListFile::default(),
+            after: None,
+            reader: Arc::new(Semaphore::new(1)),
+        });
+        let (mut file, tell) = followed.begin();
+        let (reader, readers) = (Arc::clone(&followed.reader), Arc::clone(&self.readers));
+        let (look, look_max, path) = (self.look, self.look_max, Box::<Path>::from(path));
+        let looked = async move {
+            // Who waits for a file that hangs does not take the place of one who could read.
+            let permits = (reader.acquire_owned().await, readers.acquire_owned().await);
+            let looked = spawn_blocking(move || {
+                let told = look(&path, &mut file);
+                drop(permits);
+                (file, told)
+            });
+            let (file, told) = looked.await.map_err(|_| "whoever read it panicked".to_owned())?;
+            // Whoever asked is gone when the configuration was given up.
+            let _ = tell.send(file);
+            told
+        };
+        Box::pin(async move {
+            let late = || Err(format!("it cannot be read: that takes longer than {}", written_duration(look_max)));
+            timeout(look_max, looked).await.unwrap_or_else(|_| late())
+        })
+    }
+}
+
+impl FollowedFile {
+    /// Begins another look: what it begins with, and where to tell of what is known after it.
+    fn begin(&mut self) -> (ListFile, oneshot::Sender<ListFile>) {
+        self.catch_up();
+        if self.after.is_some() {
+            self.file.forget();
+        }
+        let (tell, after) = oneshot::channel();
+        self.after = Some(after);
+        (self.file.clone(), tell)
+    }
+
+    fn fork(&mut self) -> Self {
+        self.catch_up();
+        let mut file = self.file.clone();
+        // What was read just now may not be known there yet.
+        file.forget();
+        Self { file, after: None, reader: Arc::clone(&self.reader) }
+    }
+
+    /// Takes what is known after a look that has ended.
+    fn catch_up(&mut self) {
+        match self.after.as_mut().map(oneshot::Receiver::try_recv) {
+            Some(Ok(file)) => self.file = file,
+            Some(Err(TryRecvError::Closed)) => self.file.forget(),
+            Some(Err(TryRecvError::Empty)) | None => return,
+        }
+        self.after = None;
+    }
+}
+
+impl ListFile {
+    /// Whatever the file holds is read anew, once it has settled.
+    fn forget(&mut self) {
+        if let Some(watch) = &mut self.watch {
+            watch.forget();
+        }
+    }
+}
+
+fn look_at(path: &Path, file: &mut ListFile) -> ListResult {
+    if let Some(watch) = &mut file.watch {
+        match watch.changed() {
+            Err(error) => return Err(format!("it cannot be read: {error}")),
+            Ok(false) => {
+                let wrong = passed_over(path).map(str::to_owned).or_else(|| file.wrong.clone());
+                return wrong.map_or(Ok(ListAnswer::Unchanged), Err);
+            }
+            Ok(true) => {}
+        }
+    } else {
+        // Before it is read, so that no change is missed.
+        file.watch = Some(Watch::new(path));
+    }
+    let bytes = read(path);
+    if bytes.is_err() {
+        file.forget();
+    }
+    let listed = bytes.and_then(|bytes| parse(path, &bytes));
+    file.wrong = listed.as_ref().err().cloned();
+    listed
+}
+
+/// Why a watch has passed something over: a file that is about to be written is cut off first, and something else may be in
+/// its place.
+fn passed_over(path: &Path) -> Option<&'static str> {
+    let metadata = fs::metadata(path).ok()?;
+    if !metadata.is_file() {
+        return Some("it is no regular file");
+    }
+    (metadata.len() == 0).then_some("it is empty")
+}
+
+/// Reads a file of instances.
+pub(in crate::server) fn read_listing(path: &Path) -> ListResult {
+    parse(path, &read(path)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let bytes_max = LISTING_BYTES_MAX as u64 + 1;
+    let read = open_regular(path).and_then(|file| file.take(bytes_max).read_to_end(&mut bytes));
+    read.map(|_| bytes).map_err(|error| format!("it cannot be read: {error}"))
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> ListResult {
+    let format = ListingFormat::of(path).ok_or("its name ends in neither .json nor .toml")?;
+    let instances = parse_listing(bytes, format)?;
+    Ok(ListAnswer::Listed(Listed { instances, left_out: LeftOut::default(), ..Listed::default() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn run(work: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(work);
+        runtime.shutdown_background();
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_is_not_read_halfway_because_of_a_reload() {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("shop.toml");
+        let write = |instances: &str| fs::write(&path, format!("instances = [{instances}]\n")).expect("written");
+        let named = BTreeSet::from([&*path]);
+        run(async {
+            write("\"10.0.0.1:80\"");
+            let mut files = Files::new();
+            assert!(matches!(files.ask(&path).await, Ok(ListAnswer::Listed(_))));
+            write("\"10.0.0.2:80\"");
+            let mut fork = files.fork(&named);
+            assert_eq!(fork.ask(&path).await, Ok(ListAnswer::Unchanged), "it may be but a part");
+            write("\"10.0.0.2:80\", \"10.0.0.3:80\"");
+            assert_eq!(fork.ask(&path).await, Ok(ListAnswer::Unchanged), "as it was");
+            let Ok(ListAnswer::Listed(listed)) = fork.ask(&path).await else { panic!("it has settled") };
+            assert_eq!(listed.instances.len(), 2);
+            // What was told may not have been heard when the next reload comes.
+            let mut fork = fork.fork(&named);
+            assert_eq!(fork.ask(&path).await, Ok(ListAnswer::Unchanged));
+            assert!(matches!(fork.ask(&path).await, Ok(ListAnswer::Listed(_))));
+            // Nothing is left of files that nobody names any more.
+            assert!(fork.fork(&BTreeSet::new()).files.is_empty());
+        });
+    }
+
+    #[test]
+    fn a_directory_or_an_empty_file_in_its_place_is_a_failure_in_each_look() {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("shop.toml");
+        run(async {
+            let mut files = Files::new();
+            fs::write(&path, "instances = [\"10.0.0.1:80\"]\n").expect("written");
+            assert!(matches!(files.ask(&path).await, Ok(ListAnswer::Listed(_))));
+            fs::remove_file(&path).expect("removed");
+            fs::create_dir(&path).expect("a directory");
+            for _ in 0..3 {
+                assert_eq!(files.ask(&path).await, Err("it cannot be read: it is a directory".to_owned()));
+            }
+            fs::remove_dir(&path).expect("removed");
+            fs::write(&path, "").expect("written");
+            for _ in 0..3 {
+                assert_eq!(files.ask(&path).await, Err("it is empty".to_owned()));
+            }
+        });
+    }
+
+    #[test]
+    fn a_read_that_hangs_fails_after_a_while_and_has_no_other_beside_it() {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("shop.toml");
+        let made = std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs");
+        assert!(made.success());
+        // As a file system that hangs: until somebody writes.
+        let look: Look = |path, _| {
+            fs::read(path).expect("read");
+            Ok(ListAnswer::Unchanged)
+        };
+        run(async {
+            let mut files = Files { look, look_max: Duration::from_millis(20), ..Files::new() };
+            let mut fork = files.fork(&BTreeSet::new());
+            let late = Err("it cannot be read: that takes longer than 20ms".to_owned());
+            // Each returns though nobody writes: nothing else on this thread is held up.
+            for _ in 0..3 {
+                assert_eq!(files.ask(&path).await, late);
+                assert_eq!(files.fork(&BTreeSet::from([&*path])).ask(&path).await, late, "nor by reloads");
+            }
+            assert_eq!(fork.readers.available_permits(), READERS_MAX - 1, "one hangs");
+            // Other files are read meanwhile.
+            fork.look = look_at;
+            let other = directory.path().join("other.toml");
+            fs::write(&other, "instances = [\"10.0.0.1:80\"]\n").expect("written");
+            fork.look_max = LOOK_MAX;
+            assert!(matches!(fork.ask(&other).await, Ok(ListAnswer::Listed(_))));
+            fs::write(&path, "x").expect("whoever hangs reads it");
+            // Once that has ended there is another look, of which there is an answer.
+            files.look = |_, _| Ok(ListAnswer::Unchanged);
+            files.look_max = LOOK_MAX;
+            assert_eq!(files.ask(&path).await, Ok(ListAnswer::Unchanged));
+        });
+    }
+}
