@@ -1,6 +1,7 @@
 //! The control thread: what it is told, and what is due. It builds plans and pages and sends them to the shards; nothing here
 //! is on a request's path.
 
+mod config_file;
 mod operators;
 mod reload;
 mod report;
@@ -15,6 +16,7 @@ use tokio::{
 };
 
 use self::{
+    config_file::{ConfigFile, Found},
     operators::{Operators, now},
     reload::{NewConfig, Taken},
     report::Scraper,
@@ -94,7 +96,7 @@ struct Control {
     config: Config,
     keychain: Keychain,
     /// Where the configuration is from.
-    watch: Option<Watch>,
+    file: Option<ConfigFile>,
     plan: Arc<Plan>,
     names: Names,
     lookups: Lookups,
@@ -174,7 +176,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
     let control = Control {
         config,
         keychain,
-        watch,
+        file: watch.map(ConfigFile::new),
         plan,
         names,
         lookups,
@@ -243,6 +245,7 @@ impl Control {
                 changed = self.probes.changed() => if let Some(probed) = changed.letter(&self.plan) {
                     self.bus.broadcast(|| ToShard::Probed(Box::new(probed.clone())));
                 },
+                found = found(self.file.as_mut()) => self.take_found(found),
                 keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
                 () = self.exporter.turn() => {}
                 () = look.tick() => self.look(),
@@ -340,16 +343,8 @@ impl Control {
         // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
         self.ask_shards(Shard::is_heard);
         self.lookups.look();
-        let changed = match self.watch.as_mut().map(Watch::changed) {
-            Some(Ok(changed)) => changed,
-            Some(Err(error)) => {
-                tracing::warn!(%error, "the configuration file cannot be read; the configuration stays as it is");
-                false
-            }
-            None => false,
-        };
-        if changed {
-            self.reload("the file changed");
+        if let Some(file) = &mut self.file {
+            file.look();
         }
     }
 
@@ -367,9 +362,10 @@ impl Control {
         match signal {
             Signalled::Reload => {
                 self.records.reopen();
-                // What is read now is no change to be found later.
-                self.watch = self.watch.take().map(|watch| Watch::new(watch.path()));
-                self.reload("SIGHUP");
+                match &mut self.file {
+                    Some(file) => file.read("SIGHUP"),
+                    None => tracing::info!("there is no configuration file to reload"),
+                }
                 false
             }
             Signalled::End if self.drain.is_some() => {
@@ -435,4 +431,12 @@ async fn receive(pump: &mut Pump<AllLetters, to::Control>) -> Vec<ToControl> {
         if letters.is_empty() { Poll::Pending } else { Poll::Ready(letters) }
     })
     .await
+}
+
+/// What comes of a look at the configuration file.
+async fn found(file: Option<&mut ConfigFile>) -> Found {
+    match file {
+        Some(file) => file.found().await,
+        None => std::future::pending().await,
+    }
 }

@@ -8,12 +8,13 @@ use super::{
         letter::{ToBridge, ToShard},
     },
     Control,
+    config_file::{Found, LOOK_MAX},
     operators::now,
 };
 use crate::{
     admin::state::{RefusalState, bounded},
     bus::to,
-    config::{self, Config},
+    config::{Config, written_duration},
     gateway::Plan,
     shard::clock,
     telemetry::{metrics::Reload, usage},
@@ -38,25 +39,32 @@ pub(super) struct NewConfig {
 }
 
 impl Control {
-    /// Reads the configuration file anew. What is right is taken once its names are looked up; a newer one takes its place
-    /// meanwhile.
-    pub(super) fn reload(&mut self, why: &'static str) {
-        let Some(path) = self.watch.as_ref().map(|watch| watch.path().to_owned()) else {
-            tracing::info!("there is no configuration file to reload");
-            return;
+    /// Takes what came of a look at the configuration file.
+    pub(super) fn take_found(&mut self, found: Found) {
+        let Some(path) = self.file.as_ref().map(|file| file.path().to_owned()) else { return };
+        let late = || format!("that takes longer than {}", written_duration(LOOK_MAX));
+        let tell = |error: &dyn Display| {
+            tracing::warn!(%error, "the configuration file cannot be read; the configuration stays as it is");
         };
-        // A pipe was read at the start, and nobody may write to it any more.
-        if let Err(error) = config::open_regular(&path) {
-            return self.refuse_reload(&format_args!("{}: the file cannot be read: {error}", path.display()));
+        match found {
+            Found::Same => {}
+            Found::Away(error) => tell(&error),
+            Found::Late { is_reload: false } => tell(&late()),
+            Found::Late { is_reload: true } => {
+                self.refuse_reload(&format_args!("{}: the file cannot be read: {}", path.display(), late()));
+            }
+            Found::Read(why, Ok(config)) => self.begin(NewConfig { config: *config, why, path }),
+            Found::Read(_, Err(mistakes)) => self.refuse_reload(&mistakes),
         }
-        let config = match config::load(Some(&path)) {
-            Ok(config) => config,
-            Err(mistakes) => return self.refuse_reload(&mistakes),
-        };
+    }
+
+    /// A configuration that is right is taken once its names are looked up; a newer one takes its place meanwhile.
+    fn begin(&mut self, new: NewConfig) {
         if self.candidate.is_some() {
             tracing::info!("the configuration whose names are being looked up is left for a newer one");
         }
-        let candidate = self.candidate.insert(NewConfig { config, why, path });
+        let why = new.why;
+        let candidate = self.candidate.insert(new);
         let names = self.lookups.begin(&candidate.config);
         if names > 0 {
             tracing::info!(names, why, "looking up the names of instances for a new configuration");

@@ -333,7 +333,7 @@ impl Control {
         ConfigurationState {
             generation: self.plan.generation,
             applied: self.is_applied(),
-            path: self.watch.as_ref().map(|watch| watch.path().display().to_string()),
+            path: self.file.as_ref().map(|file| file.path().display().to_string()),
             loaded_at: self.taken.at.clone(),
             reloads_applied: self.process.config_reloads[Reload::Applied.index()],
             reloads_refused: self.process.config_reloads[Reload::Refused.index()],
@@ -436,7 +436,7 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::*;
-    
+
     #[test]
     fn an_instance_is_down_whatever_its_probes_fail_by() {
         let at = BackendAddress { authority: "shop:80".into(), address: SocketAddr::from(([10, 0, 0, 1], 80)).into() };

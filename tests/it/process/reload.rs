@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::symlink,
     process::Command,
     sync::mpsc::{Receiver, TryRecvError, channel},
     time::Duration,
@@ -93,6 +94,40 @@ fn a_file_with_a_mistake_changes_nothing() {
     assert_eq!(metrics.by_shard("shardgate_config_generation"), [1; 4]);
     gateway.rewrite_config(&versioned(&service, 2));
     gateway.signal(Signal::HUP);
+    gateway.log_until_nth(APPLIED, 2, SOON);
+    assert_eq!(version(&gateway), "2");
+}
+
+/// A read of the kernel's log hangs while the kernel has nothing to say, as that of any file does when the server behind its
+/// file system is away. Who is not root may not read it at all, which is told alike.
+#[test]
+fn a_file_that_hangs_holds_up_neither_operators_nor_signals() {
+    let service = Service::start();
+    let mut gateway = start(&service.config("[drain]\nnotice = \"0s\"\nmax = \"5s\"\n"));
+    gateway.expect_error("the configuration is refused");
+    fs::remove_file(gateway.config_path()).expect("removed");
+    symlink("/proc/kmsg", gateway.config_path()).expect("a link");
+    for count in 1..=3 {
+        gateway.signal(Signal::HUP);
+        let line = gateway.log_until_nth("the configuration is refused", count, SOON);
+        assert!(line.contains("the file cannot be read"), "{line}");
+    }
+    assert_eq!(gateway.metrics().value("shardgate_config_reloads_total{result=\"refused\"}"), 3);
+    assert_eq!(gateway.get("/").status, 200);
+    gateway.signal(Signal::TERM);
+    assert_eq!(gateway.wait_exit(SOON), Some(0));
+}
+
+#[test]
+fn a_directory_in_the_place_of_the_file_is_told() {
+    let service = Service::start();
+    let gateway = start(&versioned(&service, 1));
+    fs::remove_file(gateway.config_path()).expect("removed");
+    fs::create_dir(gateway.config_path()).expect("a directory");
+    let line = gateway.log_until("the configuration file cannot be read", SOON);
+    assert!(line.contains("it is a directory"), "{line}");
+    fs::remove_dir(gateway.config_path()).expect("removed");
+    gateway.rewrite_config(&versioned(&service, 2));
     gateway.log_until_nth(APPLIED, 2, SOON);
     assert_eq!(version(&gateway), "2");
 }
