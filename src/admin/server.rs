@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, VecDeque, btree_map::Entry},
+    collections::VecDeque,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     pin::pin,
@@ -33,7 +33,6 @@ use super::{
     pages,
 };
 use crate::{
-    shard::Local,
     shard::complaints::complain,
     telemetry::{format::Format, metrics::AdminRefusal},
 };
@@ -47,11 +46,9 @@ const CONNECTION_TIME: Duration = Duration::from_mins(1);
 const LAST_ANSWER_TIME: Duration = Duration::from_secs(10);
 /// From a request's first byte to the end of its head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// So long whoever shows a wrong token waits for its answer, and so many of an address are looked at in that time.
+/// So long whoever shows a wrong token waits for its answer, and so many may wait: places are for others.
 const GUESS_TIME: Duration = Duration::from_secs(1);
 const GUESSES_MAX: u32 = 4;
-/// Addresses whose guesses are counted. Who has more of them is held up by the length of tokens alone.
-const GUESSERS_MAX: usize = 1024;
 
 pub(super) type Answer = Response<Full<Bytes>>;
 
@@ -59,8 +56,8 @@ pub(super) type Answer = Response<Full<Bytes>>;
 #[derive(Debug, Default)]
 pub struct Refusals {
     counts: [Cell<u64>; AdminRefusal::COUNT],
-    /// Wrong tokens of the last second, by address.
-    guesses: Local<BTreeMap<IpAddr, u32>>,
+    /// Wrong tokens of the last second, but for those that were too many.
+    guesses: Cell<u32>,
 }
 
 impl Refusals {
@@ -74,32 +71,19 @@ impl Refusals {
         count.set(count.get() + 1);
     }
 
-    /// Whether an address has guessed as often as it may.
-    fn is_guessing(&self, address: IpAddr) -> bool {
-        self.guesses.with(|guesses| guesses.get(&address).is_some_and(|count| *count >= GUESSES_MAX))
-    }
-
-    /// A wrong token has come from an address. It is remembered for its time, also if whoever sent it does not wait for the
-    /// answer.
-    fn note_guess(self: &Rc<Self>, address: IpAddr) {
-        let is_counted = self.guesses.with(|guesses| {
-            let has_room = guesses.len() < GUESSERS_MAX || guesses.contains_key(&address);
-            has_room.then(|| *guesses.entry(address).or_default() += 1).is_some()
-        });
-        if is_counted {
+    /// A wrong token has come. Whether its sender may wait for the answer; it is remembered for that time, also if whoever
+    /// sent it does not wait.
+    fn note_guess(self: &Rc<Self>) -> bool {
+        let has_room = self.guesses.get() < GUESSES_MAX;
+        if has_room {
+            self.guesses.set(self.guesses.get() + 1);
             let refusals = Rc::clone(self);
             tokio::task::spawn_local(async move {
                 sleep(GUESS_TIME).await;
-                refusals.guesses.with(|guesses| {
-                    if let Entry::Occupied(mut count) = guesses.entry(address) {
-                        *count.get_mut() -= 1;
-                        if *count.get() == 0 {
-                            count.remove();
-                        }
-                    }
-                });
+                refusals.guesses.set(refusals.guesses.get() - 1);
             });
         }
+        has_room
     }
 }
 
@@ -284,15 +268,7 @@ impl Client {
     /// Whose token the request shows, or its refusal, for which whoever guesses waits.
     pub(super) async fn who<'a>(&self, access: &'a Access, request: &Request<Incoming>) -> Result<&'a str, Answer> {
         let refusals = &self.desk.refusals;
-        let address = self.address.ip().to_canonical();
-        if refusals.is_guessing(address) {
-            // Nothing is looked at: or this would be the faster answer to a guess.
-            refusals.count(AdminRefusal::TooManyGuesses);
-            let detail = "this address has shown several wrong tokens; ask again in a second";
-            let mut answer = problem(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", detail);
-            answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
-            return Err(answer);
-        }
+        // A right token passes whoever guesses: behind somebody who ends TLS all have one address.
         let denied = match access.who(request.headers()) {
             Ok(name) => return Ok(name),
             Err(denied) => denied,
@@ -318,10 +294,18 @@ impl Client {
                 "this token is none of those in [[admin.tokens]] of the configuration in force",
             ),
         };
-        refusals.count(reason);
         if denied == Denied::Wrong {
             complain!(warn: from = %self.address, "an operator's token is wrong");
-            refusals.note_guess(address);
+            if !refusals.note_guess() {
+                refusals.count(AdminRefusal::TooManyGuesses);
+                let detail = "this token is wrong, as several were in the last second; ask again in a second";
+                let mut answer = problem(StatusCode::TOO_MANY_REQUESTS, "too_many_guesses", detail);
+                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                return Err(answer);
+            }
+        }
+        refusals.count(reason);
+        if denied == Denied::Wrong {
             sleep(GUESS_TIME).await;
         }
         let mut answer = problem(status, code, detail);

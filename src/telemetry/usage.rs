@@ -127,9 +127,18 @@ mod tests {
         ] {
             assert_eq!(parse_stat(stat), expected, "{stat}");
         }
-        let kinds =
-            ["shard-0", "shard-x", "bridge", "store-reader", "password-12", "access-log-sink", "clickhouse", "signals", ""]
-                .map(kind_of);
+        let kinds = [
+            "shard-0",
+            "shard-x",
+            "bridge",
+            "store-reader",
+            "password-12",
+            "access-log-sink",
+            "clickhouse",
+            "signals",
+            "",
+        ]
+        .map(kind_of);
         assert_eq!(kinds, [Shard, Other, Bridge, Store, Password, AccessLog, Clickhouse, Other, Other]);
     }
 
