@@ -201,6 +201,10 @@ fn read(name: &str, body: &[u8]) -> Result<Change, String> {
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    // The derived readers take arrays too, whose members have no names.
+    if body.trim_ascii_start().first() == Some(&b'[') {
+        return Err("the change cannot be read: it is to be an object, not an array".to_owned());
+    }
     serde_json::from_slice(body).map_err(|error| format!("the change cannot be read: {error}"))
 }
 
@@ -222,6 +226,8 @@ mod tests {
             ("eject", r#"{"upstream":"shop","instance":"a:1","force":true}"#),
             ("eject", r#"{"upstream":"shop","instance":"a:1"} "#),
             ("eject", r#"{"upstream":"shop","instance":"a:1"}{}"#),
+            ("eject", r#"["shop","a:1"]"#),
+            ("eject", " [\"shop\",\"a:1\"]"),
             ("eject", ""),
             ("eject", "\u{feff}{}"),
             ("weight", r#"{"upstream":"shop","instance":"a:1","weight":5}"#),
@@ -231,6 +237,7 @@ mod tests {
             ("probe", r#"{"upstream":"shop"}"#),
             ("log-level", r#"{"level":"debug"}"#),
             ("log-level", r#"{"level":null}"#),
+            ("log-level", "[null]"),
             ("log-level", "[]"),
         ];
         let told = cases.map(|(name, body)| match read(name, body.as_bytes()) {
@@ -247,6 +254,8 @@ mod tests {
             eject: the change cannot be read: unknown field `force`, expected `upstream` or `instance` at line 1 column 43
             eject: Hold { upstream: "shop", instance: "a:1", held: Some(Ejected) }
             eject: the change cannot be read: trailing characters at line 1 column 37
+            eject: the change cannot be read: it is to be an object, not an array
+            eject: the change cannot be read: it is to be an object, not an array
             eject: the change cannot be read: EOF while parsing a value at line 1 column 0
             eject: the change cannot be read: expected value at line 1 column 1
             weight: Weigh { upstream: "shop", instance: "a:1", weight: Some(5) }
@@ -256,7 +265,8 @@ mod tests {
             probe: Probe { upstream: "shop" }
             log-level: LogLevel { level: Some("debug") }
             log-level: LogLevel { level: None }
-            log-level: the change cannot be read: invalid length 0, expected struct LevelBody with 1 element at line 1 column 2
+            log-level: the change cannot be read: it is to be an object, not an array
+            log-level: the change cannot be read: it is to be an object, not an array
         "#]].assert_eq(&told.concat());
     }
 

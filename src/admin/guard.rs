@@ -5,7 +5,11 @@
 
 use std::net::IpAddr;
 
-use hyper::header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN};
+use hyper::{
+    Uri,
+    header::{AUTHORIZATION, HOST, HeaderMap, HeaderName, HeaderValue, ORIGIN},
+    http::uri::Authority,
+};
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
 
@@ -38,6 +42,8 @@ pub enum Denied {
     Missing,
     /// It has another one.
     Wrong,
+    /// It has several fields for one, of which somebody on the way may have looked at another.
+    Several,
 }
 
 impl Access {
@@ -70,7 +76,11 @@ impl Access {
         if self.tokens.is_empty() {
             return Err(Denied::NotConfigured);
         }
-        let shown = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).ok_or(Denied::Missing)?;
+        let mut fields = headers.get_all(AUTHORIZATION).iter();
+        let shown = fields.next().map(HeaderValue::as_bytes).ok_or(Denied::Missing)?;
+        if fields.next().is_some() {
+            return Err(Denied::Several);
+        }
         let (scheme, token) = shown.split_at_checked(7).ok_or(Denied::Wrong)?;
         if !scheme.eq_ignore_ascii_case(b"bearer ") {
             return Err(Denied::Wrong);
@@ -85,10 +95,16 @@ impl Access {
         found.ok_or(Denied::Wrong)
     }
 
-    /// Whether a request means this listener: by `localhost`, by a loopback address, by the address that its connection came
-    /// to, or by a name that is configured.
-    pub fn is_own_host(&self, headers: &HeaderMap, reached: Option<IpAddr>) -> bool {
-        let Some(name) = single(headers, HOST).map(name_of) else { return false };
+    /// Whether a request means this listener, by its `Host` and, where its target has an authority, which counts before that
+    /// (RFC 9112 §3.2.2), by both.
+    pub fn is_own_host(&self, target: &Uri, headers: &HeaderMap, reached: Option<IpAddr>) -> bool {
+        let target = target.authority().map(Authority::as_str);
+        let is_own = |host| self.is_own_name(name_of(host), reached);
+        single(headers, HOST).is_some_and(is_own) && target.is_none_or(is_own)
+    }
+
+    /// Whether this is `localhost`, a loopback address, the address that a connection came to, or a name that is configured.
+    fn is_own_name(&self, name: &str, reached: Option<IpAddr>) -> bool {
         if name.eq_ignore_ascii_case("localhost") || self.hosts.iter().any(|host| name.eq_ignore_ascii_case(host)) {
             return true;
         }
@@ -179,10 +195,28 @@ mod tests {
             ("localhost.evil.example", false),
             ("", false),
         ] {
-            assert_eq!(access.is_own_host(&headers(&[("host", host)]), reached), is_own, "{host}");
+            assert_eq!(
+                access.is_own_host(&Uri::from_static("/"), &headers(&[("host", host)]), reached),
+                is_own,
+                "{host}"
+            );
         }
-        assert!(!access.is_own_host(&headers(&[]), reached));
-        assert!(!access.is_own_host(&headers(&[("host", "localhost"), ("host", "evil.example")]), reached));
+        for (target, hosts, is_own) in [
+            ("/", &[][..], false),
+            ("/", &["localhost", "evil.example"], false),
+            ("http://localhost/", &[], false),
+            ("http://localhost/", &["localhost"], true),
+            ("http://gate.internal:80/", &["localhost:3001"], true),
+            ("http://evil.example/", &["localhost"], false),
+            ("http://localhost/", &["evil.example"], false),
+            ("http://localhost@evil.example/", &["localhost"], false),
+            ("http://evil.example@localhost/", &["localhost"], false),
+            ("evil.example:80", &["localhost"], false),
+        ] {
+            let fields: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let target = Uri::from_static(target);
+            assert_eq!(access.is_own_host(&target, &headers(&fields), reached), is_own, "{target} {hosts:?}");
+        }
     }
 
     #[test]
@@ -227,6 +261,8 @@ mod tests {
             assert_eq!(access.who(&headers(&[("authorization", shown)])), who, "{shown}");
         }
         assert_eq!(access.who(&headers(&[])), Err(Denied::Missing));
+        let both = ["Bearer a token of the tests", "Bearer of a guess"].map(|shown| ("authorization", shown));
+        assert_eq!(access.who(&headers(&both)), Err(Denied::Several));
         let nobody = Access::default();
         assert_eq!(nobody.who(&headers(&[("authorization", "Bearer ")])), Err(Denied::NotConfigured));
     }

@@ -192,7 +192,7 @@ async fn serve_connection(stream: TcpStream, client: Client, open: &Open) {
 impl Client {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let access = Arc::clone(&self.desk.access.borrow());
-        if !access.is_own_host(request.headers(), self.reached) {
+        if !access.is_own_host(request.uri(), request.headers(), self.reached) {
             self.desk.refusals.count(AdminRefusal::Host);
             return text(
                 StatusCode::FORBIDDEN,
@@ -292,6 +292,12 @@ impl Client {
                 StatusCode::UNAUTHORIZED,
                 "token_wrong",
                 "this token is none of those in [[admin.tokens]] of the configuration in force",
+            ),
+            Denied::Several => (
+                AdminRefusal::TokenWrong,
+                StatusCode::UNAUTHORIZED,
+                "token_wrong",
+                "there are several Authorization fields; send the one with an operator's token",
             ),
         };
         if denied == Denied::Wrong {

@@ -164,9 +164,12 @@ fn pages_of_others_have_no_say() {
         client.read_response().status
     };
     assert_eq!([read("sec-fetch-site: same-origin\r\n"), read("sec-fetch-site: cross-site\r\n")], [200, 403]);
+    let mut client = Client::connect(gateway.admin());
+    client.send("GET http://evil.example/api/state HTTP/1.1\r\nhost: localhost\r\n\r\n");
+    assert_eq!(client.read_response().status, 403, "the target's authority counts before Host");
     let metrics = gateway.metrics();
     let refused = |reason: &str| metrics.value(&format!("shardgate_admin_refused_total{{reason=\"{reason}\"}}"));
-    assert_eq!(["origin", "host", "malformed"].map(refused), [5, 3, 2]);
+    assert_eq!(["origin", "host", "malformed"].map(refused), [5, 4, 2]);
 }
 
 #[test]
@@ -180,6 +183,7 @@ fn what_is_wrong_with_a_change_is_told() {
     for (path, body, expected) in [
         ("/api/eject", "{}".to_owned(), (400, "malformed_change")),
         ("/api/eject", "[]".to_owned(), (400, "malformed_change")),
+        ("/api/eject", format!("[\"back\",\"{there}\"]"), (400, "malformed_change")),
         ("/api/eject", String::new(), (400, "malformed_change")),
         (
             "/api/eject",
@@ -222,6 +226,10 @@ fn a_token_is_asked_for_and_guesses_are_slow() {
     );
     let cookie = send(&gateway, "/api/eject", &[("cookie", &format!("token={TOKEN}"))], &body);
     assert_eq!(refusal(&cookie).1, "token_missing");
+    let [right, other] = [TOKEN, "of another"].map(|token| ("authorization", format!("Bearer {token}")));
+    let both = send(&gateway, "/api/eject", &[&right, &other].map(|(name, value)| (*name, &**value)), &body);
+    assert_eq!(refusal(&both), (401, "token_wrong".to_owned()));
+    assert!(both.text().contains("several Authorization fields"), "{}", both.text());
     // Four a second are answered late, and the others at once: they hold no places.
     let begun = now();
     let told: Vec<_> = std::thread::scope(|scope| {
@@ -242,7 +250,7 @@ fn a_token_is_asked_for_and_guesses_are_slow() {
     let refused = |reason: &str| format!("shardgate_admin_refused_total{{reason=\"{reason}\"}}");
     let metrics = gateway.metrics();
     let counts = ["token_missing", "token_wrong", "too_many_guesses"].map(|reason| metrics.value(&refused(reason)));
-    assert_eq!((counts[0], counts[1] + counts[2]), (2, 16), "{counts:?}");
+    assert_eq!((counts[0], counts[1] + counts[2]), (2, 17), "{counts:?}");
     assert!(plain.metrics().value(&refused("not_configured")) == 1);
 }
 
