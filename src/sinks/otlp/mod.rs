@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     config::Trace,
-    shard::{Instant, clock},
+    shard::{Instant, clock, complaints::Complaints},
     telemetry::{
         dependency::ExportHealth,
         metrics::{ExportFailure, SpanLoss},
@@ -40,6 +40,8 @@ pub struct Exporter {
     queue: Queue,
     under_way: Option<JoinHandle<Answer>>,
     trouble: Option<Trouble>,
+    /// Spans that were not taken, among others that were.
+    rejected: Complaints,
     counts: ExportCounts,
     is_closing: bool,
 }
@@ -82,6 +84,7 @@ impl Exporter {
             queue: Queue::default(),
             under_way: None,
             trouble: None,
+            rejected: Complaints::new(),
             counts: ExportCounts::default(),
             is_closing: false,
         };
@@ -132,7 +135,7 @@ impl Exporter {
             let answer =
                 under_way.await.unwrap_or(Answer::Failed { why: ExportFailure::Unreachable, detail: String::new() });
             self.under_way = None;
-            self.heard(&answer);
+            self.heard(clock::now(), &answer);
             return;
         }
         let now = clock::now();
@@ -150,15 +153,14 @@ impl Exporter {
     }
 
     /// What came of a request.
-    fn heard(&mut self, answer: &Answer) {
-        let now = clock::now();
+    fn heard(&mut self, now: Instant, answer: &Answer) {
         let (why, detail) = match answer {
             Answer::Taken { rejected, message } => {
                 let spans = self.queue.taken();
                 let rejected = (*rejected).min(spans);
                 self.counts.exported += spans - rejected;
                 self.counts.dropped[SpanLoss::Rejected.index()] += rejected;
-                if rejected > 0 {
+                if let Some(rejected) = self.rejected.add(now, rejected) {
                     tracing::warn!(rejected, detail = message, "the collector took some spans only");
                 }
                 if let Some(trouble) = self.trouble.take() {
@@ -247,5 +249,28 @@ impl Exporter {
         if sent.await.is_err() || self.queue.len() > 0 {
             tracing::warn!(spans = self.queue.len(), "spans could not be exported before the end; they are lost");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::spans::{Span, SpanFacts, SpanTexts};
+
+    #[test]
+    fn what_a_collector_rejects_is_told_once_a_second_with_a_count() {
+        let mut exporter = Exporter::new("here", &Trace::default()).expect("nothing is wrong");
+        exporter.queue.set(10);
+        let mut batch = SpanBatch::default();
+        batch.push(&Span { facts: SpanFacts::BLANK, texts: SpanTexts::default() });
+        let now = Instant::START + Duration::from_secs(1);
+        for _ in 0..3 {
+            exporter.queue.take(now, &batch);
+            exporter.queue.begin(now, |_| Bytes::new());
+            exporter.heard(now, &Answer::Taken { rejected: 9, message: "too old".to_owned() });
+        }
+        assert_eq!(exporter.counts().dropped[SpanLoss::Rejected.index()], 3);
+        let later = now + Duration::from_secs(1);
+        assert_eq!(exporter.rejected.add(later, 0), Some(2), "the first was told, the others will be");
     }
 }

@@ -176,8 +176,9 @@ fn what_a_collector_refuses_is_not_told_again() {
     gateway.metrics_until("some are taken", |metrics| {
         dropped(metrics, "rejected") == 3 && metrics.value("shardgate_trace_spans_exported_total") == 1
     });
-    gateway.log_until("the collector took some spans only", Duration::from_secs(5));
-    gateway.log_until("too old", Duration::from_secs(5));
+    let line = gateway.log_until("the collector took some spans only", Duration::from_secs(5));
+    assert!(line.contains("\"rejected\":3") && line.contains("\"detail\":\"too old\""), "{line}");
+    assert_eq!(line.matches("\"message\":").count(), 1, "what others say has a field of its own: {line}");
     collector.read();
     assert_eq!(collector.requests.len(), 2);
 }
