@@ -5,6 +5,7 @@
 mod citations;
 mod imports;
 mod lexer;
+mod log_fields;
 mod names;
 
 use std::fs;
