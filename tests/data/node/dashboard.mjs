@@ -42,12 +42,23 @@ function load() {
   };
 }
 
-/** Nothing stands out of the window, and the colours are those that were asked for. */
+/** What is on more lines than one and would be read wrong so: a share, or an address of the usual length. */
+const broken = () => {
+  const lines = (part) => {
+    const range = document.createRange();
+    range.selectNodeContents(part);
+    return new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size;
+  };
+  const parts = [...document.querySelectorAll("#shards .bar + span, #upstreams tbody th")];
+  return parts.filter((part) => part.textContent.length < 16 && lines(part) > 1).map((part) => part.textContent);
+};
+
+/** Nothing stands out of the window or is broken, and the colours are those that were asked for. */
 async function look(tab, name) {
   for (const [kind, width, height, scheme] of [
     ["light", 1280, 900, "light"],
     ["dark", 1280, 900, "dark"],
-    ["phone", 360, 760, "light"],
+    ["phone", 390, 844, "light"],
     ["phone-dark", 360, 760, "dark"],
   ]) {
     await tab.look(width, height, scheme);
@@ -57,6 +68,7 @@ async function look(tab, name) {
       getComputedStyle(document.body).backgroundColor,
     ]);
     assert.ok(wide <= width, `${name}, ${kind}: ${wide} pixels are used`);
+    assert.deepEqual(await tab.run(broken), [], `${name}, ${kind}`);
     assert.equal(ground, scheme === "dark" ? "rgb(17, 20, 26)" : "rgb(245, 246, 248)");
     if (pictures) writeFileSync(join(pictures, `${name}-${kind}.png`), await tab.picture());
   }
@@ -222,6 +234,7 @@ async function journey() {
   for (const part of ["half open circuit, on 1 shard", "open circuit, on 3 shards", "open circuit, on 3 shards"]) {
     await circuit(...(part.startsWith("half") ? ["half_open", 1] : ["open", 3]));
     await tab.until(`(part) => (${head})().includes(part)`, part);
+    if (pictures) await look(tab, "circuit");
     await circuit("closed", 0);
     await tab.until(`() => !(${head})().includes("circuit")`);
   }
