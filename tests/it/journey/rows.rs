@@ -62,7 +62,11 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
         "tests/it/journey/span_export.rs",
         "lost + metrics.value(\"shardgate_trace_spans_waiting\")",
     ),
-    ("trace_spans_dropped_total reason=shard_full", "src/telemetry/spans_tests.rs", "(batch.len(), batch.dropped), (1, 6)"),
+    (
+        "trace_spans_dropped_total reason=shard_full",
+        "src/telemetry/spans_tests.rs",
+        "(batch.len(), batch.dropped), (1, 6)",
+    ),
     ("trace_spans_dropped_total reason=queue_full", "tests/it/journey/span_export.rs", "\"queue_full\") > 0"),
     ("trace_spans_dropped_total reason=refused", "tests/it/journey/span_export.rs", "\"refused\") == 4"),
     ("trace_spans_dropped_total reason=rejected", "tests/it/journey/span_export.rs", "\"rejected\") == 3"),
