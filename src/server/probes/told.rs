@@ -72,9 +72,18 @@ impl Changes {
         }
         let (changes, untold) = (std::mem::take(&mut self.count), std::mem::take(&mut self.untold));
         self.quiet_until = now + QUIET;
+        if let [(at, is_up)] = &*untold.iter().collect::<Vec<_>>() {
+            let (instance, address) = (&*at.authority, &at.address);
+            if **is_up {
+                tracing::info!(upstream, instance, %address, changes, "an instance is up: its probes go well");
+            } else {
+                tracing::warn!(upstream, instance, %address, changes, "an instance is down: its probes fail");
+            }
+            return;
+        }
         let [down, up] = [false, true].map(|is_one| {
             let which = untold.iter().filter(|(_, is_up)| **is_up == is_one);
-            listed(which.map(|(at, _)| format!("{} {}", at.authority, at.address)).collect())
+            listed(which.map(|(at, _)| at.label()).collect())
         });
         if down.is_empty() {
             tracing::info!(upstream, changes, up, "instances are up: their probes go well");

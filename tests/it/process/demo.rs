@@ -55,8 +55,9 @@ fn the_demo_knows_how_its_services_are() {
 
 /// The process of an instance of ingestion, as the demo says it.
 fn instance(demo: &Gateway) -> Pid {
-    let log = demo.log();
-    let line = log.lines().find(|line| line.trim_start().starts_with("ingestion")).expect("it says what to kill");
+    let line = until(SOON, "it says what to kill", || {
+        demo.log().lines().find(|line| line.trim_start().starts_with("ingestion")).map(str::to_owned)
+    });
     let process: i32 = line.split_whitespace().last().and_then(|id| id.parse().ok()).expect("a process");
     Pid::from_raw(process).expect("a process")
 }
