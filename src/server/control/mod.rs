@@ -362,9 +362,10 @@ impl Control {
         match signal {
             Signalled::Reload => {
                 self.records.reopen();
-                match &mut self.file {
-                    Some(file) => file.read("SIGHUP"),
-                    None => tracing::info!("there is no configuration file to reload"),
+                if let Some(file) = &mut self.file {
+                    file.read("SIGHUP");
+                } else {
+                    tracing::info!("there is no configuration file to reload");
                 }
                 false
             }

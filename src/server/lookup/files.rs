@@ -34,7 +34,7 @@ const READERS_MAX: usize = 64;
 /// The files that one configuration names. On the control thread.
 #[derive(Debug)]
 pub(super) struct Files {
-    files: BTreeMap<Box<Path>, FollowedFile>,
+    followed: BTreeMap<Box<Path>, FollowedFile>,
     /// Shared by all configurations.
     readers: Arc<Semaphore>,
     look: Look,
@@ -67,20 +67,20 @@ impl Files {
     /// None yet.
     pub(super) fn new() -> Self {
         let readers = Arc::new(Semaphore::new(READERS_MAX));
-        Self { files: BTreeMap::new(), readers, look: look_at, look_max: LOOK_MAX }
+        Self { followed: BTreeMap::new(), readers, look: look_at, look_max: LOOK_MAX }
     }
 
     /// Those of another configuration, which names these, looked at as before: one that is being written while a reload comes
     /// is not read halfway.
     pub(super) fn fork(&mut self, named: &BTreeSet<&Path>) -> Self {
-        let files = self.files.iter_mut().filter(|(path, _)| named.contains(&***path));
-        let files = files.map(|(path, followed)| (path.clone(), followed.fork())).collect();
-        Self { files, readers: Arc::clone(&self.readers), ..*self }
+        let followed = self.followed.iter_mut().filter(|(path, _)| named.contains(&***path));
+        let followed = followed.map(|(path, followed)| (path.clone(), followed.fork())).collect();
+        Self { followed, readers: Arc::clone(&self.readers), ..*self }
     }
 
     /// Looks at a file. Within a tokio runtime.
     pub(super) fn ask(&mut self, path: &Path) -> AskedList {
-        let followed = self.files.entry(path.into()).or_insert_with(|| FollowedFile {
+        let followed = self.followed.entry(path.into()).or_insert_with(|| FollowedFile {
             file: ListFile::default(),
             after: None,
             reader: Arc::new(Semaphore::new(1)),
@@ -233,7 +233,7 @@ mod tests {
             assert_eq!(fork.ask(&path).await, Ok(ListAnswer::Unchanged));
             assert!(matches!(fork.ask(&path).await, Ok(ListAnswer::Listed(_))));
             // Nothing is left of files that nobody names any more.
-            assert!(fork.fork(&BTreeSet::new()).files.is_empty());
+            assert!(fork.fork(&BTreeSet::new()).followed.is_empty());
         });
     }
 
