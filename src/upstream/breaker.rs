@@ -164,7 +164,7 @@ impl Breaker {
         }
         let is_suspected = self.suspected_until.is_some_and(|until| now < until);
         let share = if is_suspected { policy.share.quick() } else { policy.share };
-        if !share.is_reached(self.window.tally(now, policy.share.window)) {
+        if !share.is_reached(self.window.tally(now, &share)) {
             return false;
         }
         self.enter(State::Open { until: now + policy.open_for });

@@ -213,7 +213,7 @@ impl Outlier {
         }
         let share = self.share(now, policy);
         let is_due = self.compared_at.is_none_or(|at| now.since(at) >= COMPARED_EVERY);
-        if !is_due || !share.is_reached(self.window.tally(now, policy.share.window)) {
+        if !is_due || !share.is_reached(self.window.tally(now, &share)) {
             return None;
         }
         self.compared_at = Some(now);
@@ -222,7 +222,7 @@ impl Outlier {
 
     /// What it did of late.
     pub(super) fn tally(&mut self, now: Instant, policy: &OutlierPolicy) -> Tally {
-        self.window.tally(now, policy.share.window)
+        self.window.tally(now, &policy.share)
     }
 
     /// Whether less than otherwise is enough.

@@ -7,6 +7,9 @@ use crate::shard::Instant;
 /// So many parts of the window are forgotten one after the other. With more it would slide more smoothly, in more memory.
 const BUCKETS: usize = 8;
 
+/// Of so many times the least number the last ones are enough to judge by, and what was before them counts no more.
+const ENOUGH: u32 = 5;
+
 /// When failures are so many that something is done. From the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureShare {
@@ -22,6 +25,11 @@ impl FailureShare {
     /// Whether so many failures are too many.
     pub(super) fn is_reached(&self, tally: Tally) -> bool {
         self.percent > 0 && tally.all >= self.requests_min && tally.failed_percent() >= self.percent
+    }
+
+    /// How many that ended last are enough to judge by.
+    fn enough(&self) -> u32 {
+        self.requests_min.saturating_mul(ENOUGH)
     }
 
     /// The same, concluded from a quarter of what it takes otherwise.
@@ -49,7 +57,7 @@ impl Tally {
     }
 }
 
-/// The tally of a window that ends now. It is asked with one length of the window and no other.
+/// The tallies of a window that ends now. It is asked with one length of the window and no other.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     buckets: [Tally; BUCKETS],
@@ -71,10 +79,19 @@ impl Window {
         self.sum.count(has_failed);
     }
 
-    /// What has ended of late.
-    pub(super) fn tally(&mut self, now: Instant, length: Duration) -> Tally {
+    /// What has ended of late: in the shortest time that ends now, of a whole bucket at least, in which enough did; else in all of
+    /// the window. So what goes wrong under load is seen within a quarter of the window, however much went well before.
+    pub(super) fn tally(&mut self, now: Instant, share: &FailureShare) -> Tally {
         if now >= self.full_at {
-            self.slide(now, length);
+            self.slide(now, share.window);
+        }
+        let mut recent = Tally::default();
+        for back in 0..BUCKETS {
+            let Tally { all, failed } = self.buckets[(self.at + BUCKETS - back) % BUCKETS];
+            recent = Tally { all: recent.all.saturating_add(all), failed: recent.failed.saturating_add(failed) };
+            if back > 0 && recent.all >= share.enough() {
+                return recent;
+            }
         }
         self.sum
     }
@@ -105,6 +122,8 @@ mod tests {
     use super::*;
 
     const LENGTH: Duration = Duration::from_secs(8);
+    /// By which nothing less than all of the window is enough.
+    const WHOLE: FailureShare = FailureShare { percent: 50, requests_min: u32::MAX, window: LENGTH };
 
     #[test]
     fn what_is_older_than_the_window_is_forgotten() {
@@ -113,13 +132,35 @@ mod tests {
         for second in 0..8 {
             window.count(at(second), LENGTH, second < 2);
         }
-        assert_eq!(window.tally(at(7), LENGTH), Tally { all: 8, failed: 2 });
-        assert_eq!(window.tally(at(8), LENGTH), Tally { all: 7, failed: 1 });
-        assert_eq!(window.tally(at(9), LENGTH), Tally { all: 6, failed: 0 });
-        assert_eq!(window.tally(at(1000), LENGTH), Tally::default());
+        assert_eq!(window.tally(at(7), &WHOLE), Tally { all: 8, failed: 2 });
+        assert_eq!(window.tally(at(8), &WHOLE), Tally { all: 7, failed: 1 });
+        assert_eq!(window.tally(at(9), &WHOLE), Tally { all: 6, failed: 0 });
+        assert_eq!(window.tally(at(1000), &WHOLE), Tally::default());
         window.count(at(1001), LENGTH, true);
-        assert_eq!(window.tally(at(1001), LENGTH).failed_percent(), 100);
+        assert_eq!(window.tally(at(1001), &WHOLE).failed_percent(), 100);
         assert_eq!(Tally::default().failed_percent(), 0);
+    }
+
+    #[test]
+    fn of_enough_that_ended_last_what_was_before_counts_no_more() {
+        let share = FailureShare { percent: 40, requests_min: 20, window: LENGTH };
+        let at = |ms: u64| Instant::START + Duration::from_secs(100) + Duration::from_millis(ms);
+        // 100 a second go well for eight seconds, and then half of them.
+        let mut window = Window::default();
+        let mut judged_at = None;
+        for ms in (0..16_000).step_by(10) {
+            window.count(at(ms), LENGTH, ms >= 8000 && ms / 10 % 2 == 0);
+            if judged_at.is_none() && share.is_reached(window.tally(at(ms), &share)) {
+                judged_at = Some(ms);
+            }
+        }
+        assert!(judged_at.is_some_and(|ms| (8400..10_000).contains(&ms)), "at {judged_at:?} ms");
+        // Of few, all of the window is looked at.
+        let mut window = Window::default();
+        for second in 0..8 {
+            window.count(at(second * 1000), LENGTH, second >= 6);
+        }
+        assert_eq!(window.tally(at(7000), &share), Tally { all: 8, failed: 2 });
     }
 
     #[test]
@@ -146,7 +187,7 @@ mod tests {
                     (recent().count(), recent().filter(|(_, failed)| *failed).count())
                 };
                 let (least, most) = (within(LENGTH * 7 / 8), within(LENGTH));
-                let Tally { all: counted, failed } = window.tally(now, LENGTH);
+                let Tally { all: counted, failed } = window.tally(now, &WHOLE);
                 prop_assert!((least.0..=most.0).contains(&(counted as usize)), "{least:?} {most:?} {counted}");
                 prop_assert!((least.1..=most.1).contains(&(failed as usize)));
             }
