@@ -402,7 +402,7 @@ fn nothing_is_sent_again_behind_a_circuit_that_has_opened_meanwhile() {
     assert!(!waiting.may_retry(now, &mut trail) && !trail.unusual.is_out_of_budget);
     drop(waiting);
     // A trial may.
-    let later = now + upstream.state.with(|state| state.settings.breaker.open_for);
+    let later = clock::now() + upstream.state.with(|state| state.settings.breaker.open_for) + Duration::from_secs(1);
     let mut trial = upstream.enter(false, later).expect("one tries");
     assert!(trial.may_retry(later, &mut trail));
 }
