@@ -232,7 +232,9 @@ fn clients_that_leave_do_not_keep_the_circuit_from_trying() {
 fn one_that_stands_still_is_out_by_its_requests_and_comes_back() {
     let services: Vec<_> = (0..3).map(|number| Process::start(nobody(), &number.to_string())).collect();
     let addresses: Vec<_> = services.iter().map(Process::address).collect();
-    let upstream = "response_timeout = \"300ms\"\noutlier_failures = 3\noutlier_ejection = \"2s\"";
+    // By latency nobody would ask it a second time for long.
+    let upstream =
+        "balance = \"round_robin\"\nresponse_timeout = \"300ms\"\noutlier_failures = 3\noutlier_ejection = \"2s\"";
     let gateway = Setup { upstream, ..Setup::default() }.start(&addresses);
     let crowd = Crowd::start(&gateway);
     until(SOON, "all are asked", || (gauge(&gateway, "connections_idle") > 0).then_some(()));

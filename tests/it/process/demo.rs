@@ -65,7 +65,7 @@ fn instance(demo: &Gateway) -> Pid {
 #[test]
 fn a_demo_that_is_killed_leaves_no_service_behind_also_none_that_is_stopped() {
     let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "1")];
-    let demo = Gateway::start_command(&["demo"], &any_port);
+    let mut demo = Gateway::start_command(&["demo"], &any_port);
     let process = instance(&demo);
     let state = || {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).ok()?;
@@ -74,6 +74,7 @@ fn a_demo_that_is_killed_leaves_no_service_behind_also_none_that_is_stopped() {
     kill_process(process, Signal::STOP).expect("it runs");
     until(SOON, "it is stopped", || (state() == Some('T')).then_some(()));
     demo.signal(Signal::KILL);
+    demo.wait_exit(SOON);
     // Whose parent has gone may be waited for by nobody, and is then still listed.
     until(SOON, "it has ended", || state().is_none_or(|state| matches!(state, 'Z' | 'X')).then_some(()));
 }
