@@ -200,7 +200,7 @@ pub struct Discovery {
 /// Names that are asked for in turn.
 #[derive(Debug)]
 struct Queue {
-    /// Those that nobody is asked for now, by when they are due.
+    /// Names whose turn has not come, by when it does.
     waiting: BTreeSet<(Instant, Box<str>)>,
     /// How many somebody is asked for.
     asked: usize,
