@@ -176,6 +176,14 @@ impl Outlier {
         true
     }
 
+    /// A probe has gone well after one that did not: an instance in use that nobody asks is not failing for ever. One that is
+    /// left out stays so for its time.
+    pub(super) fn answers_probes(&mut self) {
+        if self.out.is_none() {
+            self.in_a_row = 0;
+        }
+    }
+
     /// It is known to be well by other means.
     pub(super) fn readmit(&mut self, now: Instant) {
         self.in_a_row = 0;

@@ -201,7 +201,8 @@ impl Prober {
         next.map(|(due, _)| *due)
     }
 
-    /// A probe has ended so. Returns the instance's verdict before and now, if it is another one.
+    /// A probe has ended so. Returns the instance's verdict before and now, if it is another one, or if it is up and this probe
+    /// went well after one that did not.
     pub fn handle_result(&mut self, now: Instant, probe: &Probe, result: ProbeResult) -> Option<(Verdict, Verdict)> {
         // It may be one of a prober before this one.
         if !self.under_way.remove(&probe.number) {
@@ -219,8 +220,8 @@ impl Prober {
         }
         instance.last = Some(LastProbe { at: now, took: now.since(probe.began), result });
         let is_good = result == ProbeResult::Good;
-        instance.in_a_row = if is_good == instance.was_good { instance.in_a_row.saturating_add(1) } else { 1 };
-        instance.was_good = is_good;
+        let was_good = std::mem::replace(&mut instance.was_good, is_good);
+        instance.in_a_row = if is_good == was_good { instance.in_a_row.saturating_add(1) } else { 1 };
         let verdict = match (instance.verdict, is_good) {
             (Verdict::Unknown, true) => Verdict::Up,
             (Verdict::Unwell | Verdict::Down, true) if instance.in_a_row >= self.rules.up_after => Verdict::Up,
@@ -232,7 +233,8 @@ impl Prober {
             (verdict, _) => verdict,
         };
         let before = std::mem::replace(&mut instance.verdict, verdict);
-        (before != verdict).then_some((before, verdict))
+        let is_well_again = is_good && verdict.is_up() && !was_good;
+        (before != verdict || is_well_again).then_some((before, verdict))
     }
 
     /// What is known of each instance.
@@ -289,7 +291,8 @@ mod tests {
             (vec![Refused, TimedOut, Status], vec![None, None, Some(Unwell)]),
             (
                 vec![Good, Status, Status, Good, Status, Body, Refused],
-                vec![Some(Up), None, None, None, None, None, Some(Down)],
+                // Of one that stays up a good probe is told that came after a bad one.
+                vec![Some(Up), None, None, Some(Up), None, None, Some(Down)],
             ),
             (
                 vec![Refused, Refused, Refused, Status, Closed, Closed, Body, Good, Good],
@@ -429,7 +432,9 @@ mod tests {
                     Verdict::Unknown | Verdict::Up if last(false, 3) => Verdict::Down,
                     known => known,
                 };
-                prop_assert_eq!(changed, (expected != *verdict).then_some((*verdict, expected)));
+                let is_well_again = result == ProbeResult::Good && matches!(seen[..], [.., false, true]);
+                let is_told = expected != *verdict || (expected == Verdict::Up && is_well_again);
+                prop_assert_eq!(changed, is_told.then_some((*verdict, expected)));
                 *verdict = expected;
             }
         }

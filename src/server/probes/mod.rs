@@ -80,7 +80,7 @@ impl Drop for Telling {
     }
 }
 
-/// An instance's verdict is another one.
+/// An instance's verdict is another one, or it is up and has answered well again.
 pub(super) struct Changed {
     upstream: String,
     at: BackendAddress,

@@ -36,8 +36,8 @@ impl Changes {
         result: ProbeResult,
         now: Instant,
     ) {
-        if before.is_down() && verdict.is_down() {
-            // That it is down was told.
+        if before == verdict || (before.is_down() && verdict.is_down()) {
+            // That it is so was told.
             return;
         }
         if now < self.quiet_until {

@@ -111,6 +111,10 @@ fn the_second_tier_takes_over_when_the_first_is_killed_and_gives_back() {
     answers(&gateway, 60);
     wait_healthy(&gateway, 1);
     assert_eq!(answers(&gateway, 60).keys().collect::<Vec<_>>(), ["2"]);
+    // Of one that is back before its probes have noticed only requests could tell.
+    until(SOON, "both are down by their probes", || {
+        (gateway.log().matches("an instance is down: its probes fail").count() == 2).then_some(())
+    });
     let _back: Vec<_> = places.iter().map(|place| Process::start(*place, "first")).collect();
     wait_healthy(&gateway, 3);
     until(SOON, "the first tier is used alone", || {
