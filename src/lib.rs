@@ -37,6 +37,8 @@ pub mod shard;
 
 pub mod telemetry;
 
+pub mod certificates;
+
 pub mod config;
 
 pub mod proto;

@@ -16,7 +16,6 @@ use rustls::{ClientConfig, RootCertStore};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// From the connection to the last byte.
@@ -90,7 +89,7 @@ pub fn https_connector(ca_file: Option<&Path>, is_https: bool) -> Result<HttpsCo
             );
         }
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = crate::certificates::provider();
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?

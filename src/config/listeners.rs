@@ -1,6 +1,7 @@
 //! The public listeners beside the first, and that no two listeners take the same port.
 
 use super::keys::section::FromFields as _;
+use super::keys::{Tls, TlsCertificate};
 use super::raw::Table;
 use super::read::Fields;
 use super::report::{Location, Report};
@@ -9,6 +10,9 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Each takes a socket of every shard.
 const LISTENERS_MAX: usize = 64;
+
+/// Each is looked at for every handshake that asks for a name which it has.
+const CERTIFICATES_MAX: usize = 1000;
 
 /// Any of the public listeners.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +29,7 @@ impl Config {
     /// All public listeners; that of `[listener]` comes first.
     pub fn public_listeners(&self) -> impl Iterator<Item = PublicListener> {
         let address = SocketAddr::new(self.listener.address, self.listener.port);
-        let first = PublicListener { name: "listener".to_owned(), address, kind: ListenerKind::Plain };
+        let first = PublicListener { name: "listener".to_owned(), address, kind: self.listener.kind };
         let others = self.listeners.iter().enumerate().map(|(index, listener)| PublicListener {
             name: format!("listeners[{index}]"),
             address: SocketAddr::new(listener.address, listener.port),
@@ -64,6 +68,20 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
         report.push(place.clone(), what, "give each listener a port of its own");
     }
     listeners
+}
+
+/// Reads `[[tls.certificates]]`, and checks that there are some where they are needed.
+pub(super) fn read_tls(root: &Table, config: &mut Config, report: &mut Report) {
+    let fields = Tls::fields(root);
+    for fields in Fields::listed(TlsCertificate::SECTION, fields.node("certificates"), CERTIFICATES_MAX, report) {
+        config.tls.certificates.push(TlsCertificate::from_fields(&fields, report));
+    }
+    if config.tls.certificates.is_empty()
+        && let Some(listener) = config.public_listeners().find(|listener| listener.kind == ListenerKind::Tls)
+    {
+        let what = format!("{}.kind is \"tls\", and there is no certificate", listener.name);
+        report.push(Location::File, what, "give cert and key of one as [[tls.certificates]]");
+    }
 }
 
 /// One listener, among those whose ports may meet.

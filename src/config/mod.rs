@@ -58,8 +58,8 @@ pub use keys::{
     Compression, Config, Cors, Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver,
     FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
     LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn,
-    Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer,
-    TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
+    Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, Tls,
+    TlsCertificate, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

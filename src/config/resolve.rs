@@ -10,7 +10,7 @@ use super::hub::{CLOSE_WITHIN, read_hub};
 use super::keys::SECTIONS;
 use super::keys::section::FromFields as _;
 use super::limits::{read_limits, warn_about_lonely, warn_about_unused};
-use super::listeners::read_listeners;
+use super::listeners::{read_listeners, read_tls};
 use super::raw::{self, Node, Table, Value};
 use super::read::{Fields, suggestion};
 use super::redis::check_redis;
@@ -174,6 +174,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     warn_about_own_paths(&config, report);
     read_admin(&mut config.admin, &Admin::fields(root), report);
     config.listeners = read_listeners(root, &config, report);
+    read_tls(root, &mut config, report);
     check_target(&config.http, &Http::fields(root), report);
     check_intervals(&config.discovery, &Discovery::fields(root), report);
     check_drain(&config, &Drain::fields(root), report);

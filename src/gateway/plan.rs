@@ -43,6 +43,10 @@ pub struct Plan {
     pub(super) deadline: Deadline,
     /// Whether fresh connections go to clearly less loaded shards.
     pub hands_over: bool,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How many may wait for their turn on a shard.
+    pub handshakes_waiting_max: usize,
     /// Peers whose word about the client counts.
     pub trusted: Vec<IpNet>,
     /// Which traces are recorded.
@@ -326,6 +330,8 @@ impl Plan {
             drain_window: drain_window(&config.drain),
             deadline: config.deadline.clone(),
             hands_over: config.listener.hand_over,
+            handshake_timeout: config.tls.handshake_timeout,
+            handshakes_waiting_max: config.tls.handshakes_waiting_max,
             trusted: config.trust.proxies.clone(),
             sampler: Sampler::new(config.trace.sample_ratio, config.trace.heed_parents),
             recording: Recording { is_on: config.trace.endpoint.is_some(), with_errors: config.trace.errors },

@@ -11,6 +11,7 @@ use std::{
 
 use tokio::io::AsyncWrite as _;
 
+use super::tls::Tls;
 use crate::shard::{Heard, Pipe, TcpStream};
 
 /// A connected stream. Dropping it closes the connection at once, and says no goodbye.
@@ -21,6 +22,8 @@ use crate::shard::{Heard, Pipe, TcpStream};
 pub enum Stream {
     /// The bytes are the socket's.
     Plain(TcpStream),
+    /// Over TLS, whose handshake is done.
+    Tls(Box<Tls>),
     /// Records, as an encrypted stream has them.
     #[cfg(test)]
     Records(Box<super::records::Records>),
@@ -42,6 +45,7 @@ impl Stream {
     pub(super) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
         match self {
             Self::Plain(socket) => socket.poll_readable(cx),
+            Self::Tls(tls) => tls.poll_readable(cx),
             #[cfg(test)]
             Self::Records(records) => records.poll_readable(cx),
         }
@@ -53,6 +57,7 @@ impl Stream {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => socket.poll_read_to(cx, buffer),
+            Self::Tls(tls) => tls.poll_read(cx, buffer),
             #[cfg(test)]
             Self::Records(records) => records.poll_read(cx, buffer),
         }
@@ -67,6 +72,7 @@ impl Stream {
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Tls(tls) => tls.poll_write(cx, &[IoSlice::new(bytes)]),
             #[cfg(test)]
             Self::Records(records) => records.poll_write(cx, &[IoSlice::new(bytes)]),
         }
@@ -81,6 +87,7 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, pieces),
+            Self::Tls(tls) => tls.poll_write(cx, pieces),
             #[cfg(test)]
             Self::Records(records) => records.poll_write(cx, pieces),
         }
@@ -92,6 +99,7 @@ impl Stream {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>, how: Shutdown) -> Poll<io::Result<()>> {
         match (self, how) {
             (Self::Plain(socket), Shutdown::Whole | Shutdown::Cut) => Pin::new(socket).poll_shutdown(cx),
+            (Self::Tls(tls), how) => tls.poll_shutdown(cx, how),
             #[cfg(test)]
             (Self::Records(records), how) => records.poll_shutdown(cx, how),
         }
@@ -103,6 +111,7 @@ impl Stream {
     pub(super) fn heard(&mut self) -> Heard {
         match self {
             Self::Plain(socket) => socket.heard(),
+            Self::Tls(tls) => tls.heard(),
             #[cfg(test)]
             Self::Records(records) => records.heard(),
         }
@@ -114,6 +123,7 @@ impl Stream {
     pub(super) fn can_splice(&self) -> bool {
         match self {
             Self::Plain(socket) => socket.can_splice(),
+            Self::Tls(_) => false,
             #[cfg(test)]
             Self::Records(_) => false,
         }
@@ -128,6 +138,7 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => socket.poll_fill_pipe(cx, pipe, bytes_max),
+            Self::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
             #[cfg(test)]
             Self::Records(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
@@ -137,6 +148,7 @@ impl Stream {
     pub(super) fn poll_pour_pipe(&mut self, cx: &Context<'_>, pipe: &mut Pipe) -> Poll<io::Result<usize>> {
         match self {
             Self::Plain(socket) => socket.poll_pour_pipe(cx, pipe),
+            Self::Tls(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
             #[cfg(test)]
             Self::Records(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
         }
@@ -156,6 +168,7 @@ impl Stream {
     fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(socket) => socket,
+            Self::Tls(tls) => tls.socket(),
             #[cfg(test)]
             Self::Records(records) => records.socket(),
         }

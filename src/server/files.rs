@@ -4,6 +4,7 @@
 use std::fmt::Display;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
@@ -14,7 +15,9 @@ use crate::{
     accounts,
     admin::Access as OperatorAccess,
     auth::{Keychain, KeychainError, read_certificates},
+    certificates::Certificates,
     config::{self, AccessLog, Config, SecretFile, ServerAddress, SessionStore},
+    shard::clock,
     sinks::clickhouse,
 };
 
@@ -26,6 +29,22 @@ pub(super) fn load_keys(config: &Config) -> Result<Keychain, KeychainError> {
 /// Loads the keys of a new configuration: all of them, or the old ones stay.
 pub(super) fn reload_keys(keychain: &mut Keychain, config: &Config) -> Result<(), KeychainError> {
     keychain.reload(&config.auth, made_in(config))
+}
+
+/// Loads the certificates of a configuration; `None` where it has none.
+pub(super) fn load_certificates(config: &Config) -> Result<Option<Arc<Certificates>>, String> {
+    if config.tls.certificates.is_empty() {
+        return Ok(None);
+    }
+    let loaded = Certificates::load(&config.tls).map_err(|wrong| wrong.join("\n"))?;
+    Ok(Some(Arc::new(loaded)))
+}
+
+/// Tells the log of certificates that end soon.
+pub(super) fn warn_of_certificates(certificates: Option<&Certificates>) {
+    for warning in certificates.iter().flat_map(|certificates| certificates.warnings(clock::unix_now().as_secs())) {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Where a key of our own is made when none is configured: nowhere, if nobody is asked for a token.
@@ -67,6 +86,7 @@ pub fn check_files(config: &Config) -> Vec<String> {
     let mut wrong = Keychain::check_files(&config.auth, made_in(config));
     wrong.extend(accounts::check_key(config));
     wrong.extend(admin_access(config).err());
+    wrong.extend(load_certificates(config).err());
     let accounts = &config.accounts;
     let redis = config.redis.ca_file.clone().filter(|_| config.redis.is_given());
     let postgres = accounts.postgres_ca().filter(|_| accounts.postgres_url.is_some());
@@ -93,6 +113,9 @@ pub fn file_warnings(config: &Config) -> Vec<String> {
         {
             warnings.push(format!("upstreams.{name}.discover.file is \"{}\": {why}", file.display()));
         }
+    }
+    if let Ok(Some(certificates)) = load_certificates(config) {
+        warnings.extend(certificates.warnings(clock::unix_now().as_secs()));
     }
     let user = rustix::process::geteuid().as_raw();
     if keeps_something(config) {

@@ -5,7 +5,7 @@
 //!
 //! | letters | as many wait for one reader, at most |
 //! | --- | --- |
-//! | snapshots (`Plan`, `Keys`, `Configuration`), `Pages`, what a drain says | one for each reload or change; pages only when every shard has told |
+//! | snapshots (`Plan`, `Keys`, `Certificates`, `Configuration`), `Pages`, what a drain says | one for each reload or change; pages only when every shard has told |
 //! | `Instances` | one each second, when names of instances have other addresses |
 //! | `Revoked`, `KnownUntil`, `RevocationsLost`, `LimitsAlone`, `Bus` | some each second: one for each look at the log, one for each change of Redis |
 //! | `Connection` | as many as may be open; a shard that is handed one counts as more loaded |
@@ -34,6 +34,7 @@ use crate::{
         desk::{DeskLetter, Ticket},
         mesh::Letters,
     },
+    certificates::Certificates,
     config::Config,
     gateway::{
         Instances, Pages, Plan, Suspect,
@@ -73,6 +74,8 @@ pub(super) enum ToShard {
     Instances(Arc<Instances>),
     /// By control: check tokens with these keys from now on.
     Keys(Arc<KeySet>),
+    /// By control: show clients these certificates from now on.
+    Certificates(Arc<Certificates>),
     /// By control: say this of the gateway's health.
     Pages(Box<Pages>),
     /// By control: send your counters, and traces that stand for requests where those are wanted.

@@ -4,6 +4,7 @@ mod bridge;
 mod control;
 mod drain;
 mod files;
+mod fresh;
 mod instances;
 mod knowledge;
 mod letter;
@@ -100,6 +101,8 @@ fn run_on(
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = files::load_keys(&config).context("the keys of tokens cannot be used")?;
+    let certificates = files::load_certificates(&config).map_err(anyhow::Error::msg)?;
+    files::warn_of_certificates(certificates.as_deref());
     let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
     warn_of_names(&config, &addresses, &listeners);
     lookups.told(&config, &listeners);
@@ -128,6 +131,7 @@ fn run_on(
             index,
             plan: Arc::clone(&plan),
             keys: keychain.keys(),
+            certificates: certificates.clone(),
             revoked: bridge.revoked.clone(),
             port,
             board: Arc::clone(&board),
@@ -151,6 +155,7 @@ fn run_on(
         config,
         exporter,
         keychain,
+        certificates,
         watch,
         plan,
         names,

@@ -4,7 +4,6 @@ use std::{
     cell::{Cell, OnceCell},
     future::{Future, poll_fn},
     net::TcpListener,
-    os::fd::{AsFd, OwnedFd},
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -12,8 +11,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::SendFlags;
-
+use super::fresh::{self, Handshakes};
 use super::letter::{
     Accepted, AllLetters, DroppableToBridge, DroppableToShard, Revoked, Scraped, ToBridge, ToControl, ToShard,
 };
@@ -30,20 +28,17 @@ use crate::{
         mesh::{Port, Received},
         to,
     },
+    certificates::Certificates,
     config::ListenerKind,
-    exchange::{Code, Ledger, Reject},
+    exchange::{Code, Ledger},
     gateway::{
         AskBus, Desks, Gateway, Plan, Seat, SendLetter,
         rate_limit::{Limits, Post, To},
     },
     hub::Secret,
     net::{Connections, End, Peer, Scheme, Slot, Stream, serve_connection},
-    proto::{
-        head::Known,
-        http1::{ConnectionToken, encode_response},
-    },
     shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, pipes, stall, task, timer},
-    telemetry::{access_log::AccessLog, date::DATE_LENGTH, format::Format, ids::RequestId, metrics::Refusal, usage},
+    telemetry::{access_log::AccessLog, format::Format, ids::RequestId, metrics::Refusal, usage},
 };
 
 /// How often idle connections to backends are looked through.
@@ -57,6 +52,8 @@ pub(super) struct ShardSetup {
     pub(super) index: usize,
     pub(super) plan: Arc<Plan>,
     pub(super) keys: Arc<KeySet>,
+    /// What clients are shown, where a listener speaks TLS.
+    pub(super) certificates: Option<Arc<Certificates>>,
     /// What was revoked, and until when that is complete, if it is known.
     pub(super) revoked: Option<(Revoked, Instant)>,
     pub(super) port: Port<AllLetters, to::Shard>,
@@ -91,6 +88,7 @@ struct Worker {
     /// How many of them still accept.
     accepting: Cell<usize>,
     is_stopping: Cell<bool>,
+    handshakes: Handshakes,
 }
 
 /// A public listener's socket of this shard.
@@ -113,6 +111,7 @@ pub(super) async fn run(equipment: ShardSetup) {
         index,
         plan,
         keys,
+        certificates,
         revoked,
         port,
         board,
@@ -185,6 +184,7 @@ pub(super) async fn run(equipment: ShardSetup) {
         accepting: Cell::new(listeners.len()),
         listeners,
         is_stopping: Cell::new(false),
+        handshakes: Handshakes::new(certificates),
     });
     for listener in 0..worker.listeners.len() {
         task::spawn("acceptor", Rc::clone(&worker).accept(listener));
@@ -304,6 +304,7 @@ impl Worker {
             ToShard::Instances(instances) => self.gateway.follow(&instances),
             ToShard::Pages(pages) => self.gateway.show(*pages),
             ToShard::Keys(keys) => self.gateway.adopt_keys(keys),
+            ToShard::Certificates(certificates) => self.handshakes.adopt(&certificates),
             ToShard::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
             ToShard::Doubted(ticket) => self.accounts.doubt(ticket),
             ToShard::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
@@ -368,6 +369,7 @@ impl Worker {
         counters.connections_refused[Refusal::Descriptors.index()] = accepts().map(|counts| counts.turned_away).sum();
         counters.accept_errors = accepts().map(|counts| counts.exhausted).sum();
         counters.connections_open = i64::try_from(self.connections.open()).unwrap_or(i64::MAX);
+        counters.tls_waiting = i64::try_from(self.handshakes.waiting()).unwrap_or(i64::MAX);
         counters.panics = task::panics();
         let sent = self.bus.counts();
         (counters.mesh_spilled, counters.mesh_dropped) = (sent.spilled, sent.dropped);
@@ -454,7 +456,10 @@ impl Worker {
                 ledger.counters.reject(Code::Overloaded as usize);
                 let id = RequestId::generate(&mut ledger.rng);
                 match self.listeners[usize::from(accepted.listener)].kind {
-                    ListenerKind::Plain => refuse(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs())),
+                    ListenerKind::Plain => {
+                        fresh::refuse_http(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs()))
+                    }
+                    ListenerKind::Tls => fresh::refuse_tls(&accepted.fd),
                 }
             });
             return;
@@ -479,21 +484,30 @@ impl Worker {
         let Accepted { fd, address, listener } = accepted;
         let place =
             OpenConnection { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
-        let connected = match self.listeners[usize::from(listener)].kind {
-            ListenerKind::Plain => TcpStream::accepted(fd).map(|socket| (Stream::Plain(socket), Scheme::Http)),
-        };
-        let (stream, scheme) = match connected {
-            Ok(connected) => connected,
+        let kind = self.listeners[usize::from(listener)].kind;
+        let socket = match TcpStream::accepted(fd) {
+            Ok(socket) => socket,
             Err(error) => {
                 tracing::debug!(%error, "a fresh connection broke before it was served");
                 return;
             }
         };
-        let gateway = Rc::clone(&self.gateway);
+        let worker = Rc::clone(self);
         task::spawn(address, async move {
             let switched = {
-                let peer = Peer::new(address, scheme);
-                let mut serving = pin!(serve_connection(gateway, stream, peer, &place.slot));
+                let gateway = Rc::clone(&worker.gateway);
+                let mut serving = pin!(async {
+                    let (stream, scheme) = match kind {
+                        ListenerKind::Plain => (Stream::Plain(socket), Scheme::Http),
+                        // In a box of its own: it is over when the first request comes.
+                        ListenerKind::Tls => (
+                            Box::pin(worker.handshakes.accept(socket, &worker.gateway.plan(), &worker.ledger)).await?,
+                            Scheme::Https,
+                        ),
+                    };
+                    drop(worker);
+                    serve_connection(gateway, stream, Peer::new(address, scheme), &place.slot).await
+                });
                 poll_fn(|cx| match place.slot.poll_end(cx) {
                     // What is under way over HTTP ends with its connection; in a drain it has its time.
                     Poll::Ready(End::Revoked | End::Kicked | End::Cut) => Poll::Ready(None),
@@ -554,20 +568,6 @@ impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.board.sub(self.shard);
     }
-}
-
-/// Tells a client that there is no room, as far as its socket takes that at once, and closes.
-fn refuse(fd: &OwnedFd, id: &RequestId, date: &[u8; DATE_LENGTH]) {
-    let reject = Reject::new(Code::Overloaded);
-    let (mut head, body) = reject.to_response(id.as_bytes());
-    head.push(Known::XRequestId, b"X-Request-Id", id.as_bytes());
-    head.push(Known::Date, b"Date", date);
-    let mut answer = Vec::with_capacity(512);
-    encode_response(&head, head.framing, ConnectionToken::Close, &mut answer);
-    answer.extend_from_slice(&body);
-    // Whoever is not told is closed on all the same.
-    let _ = rustix::net::send(fd.as_fd(), &answer, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-    let _ = rustix::net::shutdown(fd.as_fd(), rustix::net::Shutdown::Both);
 }
 
 #[cfg(test)]

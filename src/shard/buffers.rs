@@ -8,6 +8,9 @@ use super::local::Local;
 
 /// Capacity of a lent buffer: a request's or an answer's head with the first bytes of its body.
 pub const BUFFER_BYTES: usize = 16 * 1024;
+/// Capacity of a buffer for records of TLS: the longest one, of 16 KiB of content, and what else may stand before it
+/// (RFC 5246 §6.2.3: 5 bytes of header, and up to 2,048 more than the content).
+pub const RECORD_BUFFER_BYTES: usize = 18_437 + 507;
 /// Field lines that a lent list has room for before it grows; the default limit on fields is 100.
 const FIELDS: usize = 32;
 /// A list that grew past this is freed, not kept.
@@ -17,11 +20,13 @@ const KEPT_MAX: usize = 256;
 
 struct BufferPool {
     buffers: Vec<Vec<u8>>,
+    record_buffers: Vec<Vec<u8>>,
     fields: Vec<Vec<Field>>,
 }
 
 thread_local! {
-    static POOL: Local<BufferPool> = const { Local::new(BufferPool { buffers: Vec::new(), fields: Vec::new() }) };
+    static POOL: Local<BufferPool> =
+        const { Local::new(BufferPool { buffers: Vec::new(), record_buffers: Vec::new(), fields: Vec::new() }) };
 }
 
 /// An empty buffer with room for [`BUFFER_BYTES`].
@@ -40,6 +45,21 @@ pub fn give(mut buffer: Vec<u8>) {
     buffer.clear();
     // An error means that the thread is ending and its pool is gone.
     let _ = POOL.try_with(|pool| pool.with(|pool| keep(&mut pool.buffers, buffer)));
+}
+
+/// An empty buffer with room for [`RECORD_BUFFER_BYTES`].
+pub fn take_for_records() -> Vec<u8> {
+    let kept = POOL.try_with(|pool| pool.with(|pool| pool.record_buffers.pop())).ok().flatten();
+    kept.unwrap_or_else(|| Vec::with_capacity(RECORD_BUFFER_BYTES))
+}
+
+/// Gives such a buffer back.
+pub fn give_for_records(mut buffer: Vec<u8>) {
+    if buffer.capacity() != RECORD_BUFFER_BYTES {
+        return;
+    }
+    buffer.clear();
+    let _ = POOL.try_with(|pool| pool.with(|pool| keep(&mut pool.record_buffers, buffer)));
 }
 
 /// An empty list of field lines.
@@ -64,6 +84,12 @@ fn keep<T>(kept: &mut Vec<T>, one: T) {
     if kept.len() < KEPT_MAX {
         kept.push(one);
     }
+}
+
+/// How many buffers for records this shard keeps ready.
+#[cfg(test)]
+pub(crate) fn kept_for_records() -> usize {
+    POOL.with(|pool| pool.with(|pool| pool.record_buffers.len()))
 }
 
 /// How many buffers and lists of fields this shard keeps ready.

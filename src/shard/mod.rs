@@ -10,6 +10,7 @@ pub mod clock;
 pub mod complaints;
 pub mod cores;
 mod executor;
+pub mod gate;
 pub mod listener;
 pub mod local;
 pub mod offload;

@@ -14,6 +14,38 @@ label! {
 }
 
 label! {
+    /// What a client and the gateway have agreed on.
+    TlsVersion {
+        /// TLS 1.2.
+        Tls12 = "1.2",
+        /// TLS 1.3.
+        Tls13 = "1.3",
+    }
+}
+
+label! {
+    /// Why a TLS handshake failed.
+    TlsFailure {
+        /// It took longer than it may.
+        TimedOut = "timeout",
+        /// The client left, or broke the connection.
+        Left = "left",
+        /// The client refused it by an alert: most do not trust the certificate.
+        Refused = "refused",
+        /// The client spoke HTTP in clear text.
+        PlainHttp = "plain_http",
+        /// There is no version, cipher or protocol that both speak.
+        Incompatible = "incompatible",
+        /// No certificate has the name that the client asked for.
+        NoCertificate = "no_certificate",
+        /// What the client sent is no TLS, or breaks its rules.
+        Malformed = "malformed",
+        /// Too many handshakes waited for their shard.
+        Crowded = "crowded",
+    }
+}
+
+label! {
     /// How one attempt at an upstream ended.
     Outcome {
         /// A whole answer with a status below 500.

@@ -10,7 +10,7 @@ pub use super::instance_metrics::InstanceCounters;
 pub use super::labels::{
     AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, CircuitState, ExportFailure, HubEvent, InstanceOut,
     KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, RequestResult, RowOutcome,
-    Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TokenCheck, TunnelEnded,
+    Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TlsFailure, TlsVersion, TokenCheck, TunnelEnded,
 };
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Facts, Field as _, Merge, Metric, MetricKind, Micros, MicrosBy, Per, Sparse, Value, Values, table};
@@ -35,6 +35,14 @@ table! {
             by "protocol" in Values::Fixed(Carried::VALUES);
         /// Fresh connections handed to a shard with fewer of them.
         connections_handed_over: u64 = Counter "shardgate_connections_handed_over_total" per Shard;
+        /// TLS handshakes that were done, by the version that was agreed on.
+        tls_handshakes: [u64; TlsVersion::COUNT] = Counter "shardgate_tls_handshakes_total" per Process
+            by "version" in Values::Fixed(TlsVersion::VALUES);
+        /// TLS handshakes that failed, by reason.
+        tls_failures: [u64; TlsFailure::COUNT] = Counter "shardgate_tls_handshakes_failed_total" per Process
+            by "reason" in Values::Fixed(TlsFailure::VALUES);
+        /// TLS handshakes that wait until their shard comes to them.
+        tls_waiting: i64 = Gauge "shardgate_tls_handshakes_waiting" per Shard;
         /// Accepts that failed for want of descriptors or memory.
         accept_errors: u64 = Counter "shardgate_accept_errors_total" per Process;
         /// Requests that ended, by the shard that served them.
@@ -381,6 +389,9 @@ impl Default for Counters {
             connections_open: 0,
             connections_by_protocol: Sparse::default(),
             connections_handed_over: 0,
+            tls_handshakes: [0; TlsVersion::COUNT],
+            tls_failures: [0; TlsFailure::COUNT],
+            tls_waiting: 0,
             accept_errors: 0,
             requests: 0,
             requests_in_flight: 0,

@@ -8,7 +8,6 @@ use std::error::Error as _;
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime};
@@ -401,7 +400,7 @@ fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, StartError> {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         roots
     };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = crate::certificates::provider();
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
     Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }

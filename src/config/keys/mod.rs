@@ -51,7 +51,7 @@ pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role,
 pub use overload::{Deadline, DeadlineFrom, Shedding};
 pub use process::{
     AccessLog, Admin, AdminToken, Clickhouse, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener,
-    ListenerKind, Log, LogFormat, Metrics, Runtime,
+    ListenerKind, Log, LogFormat, Metrics, Runtime, Tls, TlsCertificate,
 };
 pub use requests::{
     Access, Balance, Breaker, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
@@ -85,6 +85,8 @@ pub const SECTIONS: &[&Section] = &[
     Discovery::SECTION,
     Listener::SECTION,
     FurtherListener::SECTION,
+    Tls::SECTION,
+    TlsCertificate::SECTION,
     Admin::SECTION,
     AdminToken::SECTION,
     Metrics::SECTION,
@@ -139,6 +141,8 @@ config! {
         listener: Listener,
         /// Public listeners beside that one.
         listeners: Vec<FurtherListener>,
+        /// TLS on public listeners.
+        tls: Tls,
         /// The operator's listener.
         admin: Admin,
         /// Metrics on the public listener.

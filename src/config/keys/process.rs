@@ -84,6 +84,9 @@ section! {
         accept_budget: usize as Number(1, 4096) = 64, e.g. 16, per Shard, by Reload;
         /// Whether a shard that has clearly more connections than the least loaded one hands fresh ones over to it.
         hand_over: bool = true, e.g. false, by Reload;
+        /// What its clients speak: `plain` is HTTP in clear text, `tls` is HTTP over TLS with the certificates of
+        /// `[[tls.certificates]]` (docs/tls.md).
+        kind: ListenerKind = "plain", e.g. "tls";
     }
 }
 
@@ -95,7 +98,7 @@ section! {
         address: IpAddr = "0.0.0.0", e.g. "127.0.0.1";
         /// Its port. 0 takes any free port.
         port: u16 = required, e.g. 8081;
-        /// What its clients speak: `plain` is HTTP in clear text, as on `[listener]`.
+        /// What its clients speak, as on `[listener]`: `plain` or `tls`.
         kind: ListenerKind = required, e.g. "plain";
     }
 }
@@ -107,6 +110,37 @@ words! {
         /// HTTP in clear text.
         #[default]
         Plain = "plain",
+        /// HTTP over TLS.
+        Tls = "tls",
+    }
+}
+
+section! {
+    /// TLS on the public listeners of kind `tls`: versions 1.2 and 1.3 (docs/tls.md).
+    Tls = Once "tls", per Process, by Reload {
+        /// How long a client may take for its handshake, from the accepted connection on.
+        handshake_timeout: Duration as Duration(100, MINUTE) = "5s", e.g. "10s", per Each;
+        /// Handshakes that may wait until their shard comes to them; past that, fresh connections are refused and counted.
+        handshakes_waiting_max: usize as Number(1, 65_536) = 512, e.g. 128, per Shard;
+        /// Whether clients are refused that ask for a name which no certificate has, or for none. Otherwise they are shown the
+        /// first certificate.
+        strict_sni: bool = false, e.g. true;
+    } with {
+        /// What is shown to clients; the first is the default.
+        certificates: Vec<TlsCertificate>,
+    }
+}
+
+section! {
+    /// Certificates that clients are shown, by the name that they ask for: that of a certificate itself before a wildcard of
+    /// one label. Where several have a name, the first that the client can check, one with an elliptic curve before RSA. A
+    /// reload reads the files anew.
+    TlsCertificate = Listed "tls.certificates", per Process, by Reload {
+        /// The PEM file with the certificate, and behind it those that lead to an authority.
+        cert: PathBuf as Text("path of a file") = required, e.g. "/etc/shardgate/tls/fullchain.pem";
+        /// The PEM file with its key (PKCS#8, PKCS#1 or SEC1). It may be readable by a group if it is root's or the gateway's
+        /// own, and by nobody else.
+        key: PathBuf as Text("path of a file") = required, e.g. "/etc/shardgate/tls/key.pem";
     }
 }
 

@@ -27,6 +27,12 @@ fn the_defaults_are_those_that_were_promised() {
         connections_max = 0
         accept_budget = 64
         hand_over = true
+        kind = "plain"
+
+        [tls]
+        handshake_timeout = "5s"
+        handshakes_waiting_max = 512
+        strict_sni = false
 
         [admin]
         enabled = true

@@ -32,6 +32,9 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         Shape::Once if section.name == "redis" && key.name == "urls" => {
             format!("[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n[redis]\n{line}")
         }
+        Shape::Once if section.name == "listener" && key.name == "kind" => {
+            format!("[[tls.certificates]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n[listener]\n{line}")
+        }
         Shape::Once => format!("[{}]\n{line}", section.name),
         Shape::Named if section.name == "upstreams.<name>" && key.name != "instances" => format!("{shop}{line}"),
         Shape::Named => format!("[{}]\n{line}", section.name.replace("<name>", "shop")),
@@ -55,6 +58,10 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
             let (name, file) = (missing("name", "name = \"ben\"\n"), missing("file", "file = \"t\"\n"));
             let file = if key.name == "secret" { "" } else { file };
             format!("[[admin.tokens]]\n{name}{file}{line}")
+        }
+        Shape::Listed if section.name == "tls.certificates" => {
+            let other = if key.name == "cert" { "key = \"k.pem\"\n" } else { "cert = \"c.pem\"\n" };
+            format!("[[tls.certificates]]\n{other}{line}")
         }
         Shape::Listed if section.name == "listeners" => {
             let missing = |name: &str, text| if key.name == name { "" } else { text };
@@ -208,6 +215,10 @@ fn the_example_shows_every_key() {
             Shape::Named => {
                 let tables = written.get(section.name.trim_end_matches(".<name>")).and_then(toml::Value::as_table);
                 tables.is_some_and(|tables| tables.values().any(|table| has(Some(table), key.name)))
+            }
+            // And whoever has no certificate yet starts without.
+            Shape::Listed if section.name == "tls.certificates" => {
+                is_comment && example().contains("# [[tls.certificates]]")
             }
             Shape::Listed if section.name.contains('.') => {
                 let (table, name) = section.name.split_once('.').expect("a dot");

@@ -39,6 +39,7 @@ use crate::{
         mesh::{Port, Received},
         to,
     },
+    certificates::Certificates,
     config::{Config, watch::Watch},
     gateway::Plan,
     shard::{clock, ticks::Ticks},
@@ -62,6 +63,7 @@ pub(super) struct ControlSetup {
     pub(super) config: Config,
     pub(super) exporter: Exporter,
     pub(super) keychain: Keychain,
+    pub(super) certificates: Option<Arc<Certificates>>,
     pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
@@ -95,6 +97,8 @@ pub enum ProcessEnd {
 struct Control {
     config: Config,
     keychain: Keychain,
+    /// What clients are shown over TLS.
+    certificates: Option<Arc<Certificates>>,
     /// Where the configuration is from.
     file: Option<ConfigFile>,
     plan: Arc<Plan>,
@@ -176,6 +180,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
     let control = Control {
         config,
         keychain,
+        certificates: equipment.certificates,
         file: watch.map(ConfigFile::new),
         plan,
         names,

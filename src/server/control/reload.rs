@@ -78,6 +78,10 @@ impl Control {
             Ok(prepared) => prepared,
             Err(wrong) => return self.refuse_reload(&wrong),
         };
+        let certificates = match files::load_certificates(&config) {
+            Ok(certificates) => certificates,
+            Err(wrong) => return self.refuse_reload(&wrong),
+        };
         let addresses = self.lookups.addresses(&config);
         let generation = self.plan.generation + 1;
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
@@ -102,6 +106,7 @@ impl Control {
             }
         }
         super::super::warn(&config);
+        files::warn_of_certificates(certificates.as_deref());
         super::super::warn_of_names(&config, &addresses, &self.listeners);
         let restart_needed = self.config.restart_needed(&config);
         if !restart_needed.is_empty() {
@@ -127,6 +132,11 @@ impl Control {
         tracing::info!(generation, why, path = %path.display(), "configuration reloaded");
         let keys = self.keychain.keys();
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
+        // Without any, those stay that are shown: listeners speak TLS until a restart.
+        if let Some(certificates) = certificates {
+            self.bus.broadcast(|| ToShard::Certificates(Arc::clone(&certificates)));
+            self.certificates = Some(certificates);
+        }
         if self.operators.orders.keep(|upstream| self.config.upstreams.contains_key(upstream)) {
             self.tell_orders();
         }

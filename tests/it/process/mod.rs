@@ -26,6 +26,7 @@ mod reload;
 mod secret_files;
 mod shards;
 mod systemd;
+mod tls;
 mod top;
 
 use std::{fs, net::IpAddr, process::Command};

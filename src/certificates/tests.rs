@@ -1,0 +1,72 @@
+//! Certificates: what is loaded, what is refused, and who is shown which.
+
+use std::{os::unix::fs::PermissionsExt as _, path::Path};
+
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SignatureAlgorithm};
+use tempfile::TempDir;
+
+use super::*;
+
+/// Writes a certificate for these names and its key, and returns how a configuration names them.
+pub(crate) fn made(directory: &Path, file: &str, names: &[&str]) -> TlsCertificate {
+    made_with(directory, file, names, &PKCS_ECDSA_P256_SHA256)
+}
+
+fn made_with(directory: &Path, file: &str, names: &[&str], algorithm: &'static SignatureAlgorithm) -> TlsCertificate {
+    let key = KeyPair::generate_for(algorithm).expect("a key");
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let certificate = CertificateParams::new(names).expect("names").self_signed(&key).expect("signed");
+    let [cert_file, key_file] = ["pem", "key.pem"].map(|ending| directory.join(format!("{file}.{ending}")));
+    std::fs::write(&cert_file, certificate.pem()).expect("written");
+    write_secret(&key_file, &key.serialize_pem());
+    TlsCertificate { cert: cert_file, key: key_file }
+}
+
+fn write_secret(file: &Path, text: &str) {
+    std::fs::write(file, text).expect("written");
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("set");
+}
+
+pub(crate) fn load(certificates: Vec<TlsCertificate>) -> Result<Certificates, Vec<String>> {
+    Certificates::load(&Tls { certificates, ..Tls::default() })
+}
+
+#[test]
+fn a_certificate_tells_its_names_and_times() {
+    let place = TempDir::new().expect("a directory");
+    let loaded = load(vec![made(place.path(), "a", &["Shop.Example", "*.shop.example"])]).expect("it is right");
+    let [shown] = loaded.shown() else { panic!("{loaded:?}") };
+    assert_eq!(shown.names, ["shop.example", "*.shop.example"]);
+    assert!(shown.not_before < shown.not_after);
+}
+
+#[test]
+fn what_ends_soon_is_warned_of() {
+    let place = TempDir::new().expect("a directory");
+    let loaded = load(vec![made(place.path(), "a", &["a"])]).expect("it is right");
+    let Shown { not_before, not_after, .. } = loaded.shown()[0].clone();
+    let at = |now: u64| loaded.warnings(now).join("");
+    assert_eq!(at(not_after - EXPIRY_NOTICE), "");
+    assert!(at(not_after - 3 * DAY).ends_with("a.pem\", which expires in 3 days"));
+    assert!(at(not_after + 1).contains("has expired"));
+    assert!(at(not_before - 1).contains("is not good yet"));
+}
+
+#[test]
+fn what_is_wrong_with_a_pair_is_told() {
+    let place = TempDir::new().expect("a directory");
+    let (one, two) = (made(place.path(), "one", &["a"]), made(place.path(), "two", &["b"]));
+    let wrong = |certificate: TlsCertificate| load(vec![certificate]).expect_err("it is wrong").join("\n");
+    let told = wrong(TlsCertificate { cert: one.cert.clone(), key: two.key.clone() });
+    assert!(
+        told.starts_with("tls.certificates[0].key is ") && told.contains("it is not the key of the first"),
+        "{told}"
+    );
+    let told = wrong(TlsCertificate { cert: one.key.clone(), key: one.key.clone() });
+    assert!(told.starts_with("tls.certificates[0].cert is ") && told.contains("it has no certificate"), "{told}");
+    let told = wrong(TlsCertificate { cert: one.cert.clone(), key: one.cert.clone() });
+    assert!(told.starts_with("tls.certificates[0].key is "), "{told}");
+    std::fs::set_permissions(&one.key, std::fs::Permissions::from_mode(0o644)).expect("set");
+    let told = wrong(one);
+    assert!(told.contains("everybody may use the file"), "{told}");
+}

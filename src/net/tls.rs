@@ -1,0 +1,401 @@
+//! TLS as a kind of stream: records of rustls over buffers that the shard lends, so that a connection on which nothing
+//! happens holds none. Which certificate is shown, and what may be agreed on, is in the configuration that is given.
+//!
+//! A write becomes one record, and counts when the kernel has all of it. What a peer sends becomes bytes one record after
+//! the other, no more of them at once than fit into one buffer of records.
+
+use std::{
+    fmt,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use rustls::{
+    ServerConfig,
+    server::UnbufferedServerConnection,
+    unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus},
+};
+use tokio::io::AsyncWrite as _;
+
+use super::stream::Shutdown;
+use crate::shard::{Heard, TcpStream, buffers};
+
+/// Content of one record.
+const CONTENT_MAX: usize = 16 * 1024;
+
+/// What a record is longer than its content: its header, and what its cipher adds.
+const RECORD_OVERHEAD: usize = 64;
+
+/// A connection over TLS.
+pub struct Tls {
+    socket: TcpStream,
+    session: UnbufferedServerConnection,
+    /// Records that came and were not taken in, the last of them perhaps in part.
+    incoming: Vec<u8>,
+    /// Whether what came was not looked at to its end.
+    has_unseen: bool,
+    /// What was decoded and not read yet, from this place on.
+    decoded: Vec<u8>,
+    decoded_at: usize,
+    /// What the socket has not taken of our records, from this place on.
+    held: Vec<u8>,
+    held_at: usize,
+    /// Bytes that a record among them stands for, which are not said to be written before all is out.
+    promised: usize,
+    /// The peer's `close_notify` came: nothing of it that comes later counts.
+    has_peer_ended: bool,
+    has_said_goodbye: bool,
+    /// What made the session unfit for anything.
+    failure: Option<rustls::Error>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Tls").field("socket", &self.socket).finish_non_exhaustive()
+    }
+}
+
+/// What is to be said once the session may say something.
+#[derive(Clone, Copy)]
+enum Say<'b> {
+    Nothing,
+    Content(&'b [u8]),
+    Goodbye,
+}
+
+impl Tls {
+    /// A session that has not begun.
+    pub(super) fn new(socket: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        Ok(Self {
+            socket,
+            session: UnbufferedServerConnection::new(config)?,
+            incoming: Vec::new(),
+            has_unseen: false,
+            decoded: Vec::new(),
+            decoded_at: 0,
+            held: Vec::new(),
+            held_at: 0,
+            promised: 0,
+            has_peer_ended: false,
+            has_said_goodbye: false,
+            failure: None,
+        })
+    }
+
+    pub(super) fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    pub(super) fn session(&self) -> &UnbufferedServerConnection {
+        &self.session
+    }
+
+    /// What has come and was not taken in.
+    pub(super) fn incoming(&self) -> &[u8] {
+        &self.incoming
+    }
+
+    pub(super) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
+        let is_here = !self.decoded.is_empty() || self.has_unseen || self.has_peer_ended || self.failure.is_some();
+        if is_here { Poll::Ready(()) } else { self.socket.poll_readable(cx) }
+    }
+
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+        ready!(self.poll_decoded(cx))?;
+        let rest = &self.decoded[self.decoded_at..];
+        let bytes = rest.len().min(buffer.capacity() - buffer.len());
+        buffer.extend_from_slice(&rest[..bytes]);
+        self.decoded_at += bytes;
+        if self.decoded_at == self.decoded.len() {
+            self.decoded_at = 0;
+            buffers::give(std::mem::take(&mut self.decoded));
+        }
+        Poll::Ready(Ok(bytes))
+    }
+
+    /// Until there is something to be read, or the peer has said that nothing comes any more.
+    fn poll_decoded(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if !self.decoded.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.has_unseen && !self.has_peer_ended {
+                if let Err(error) = self.advance(Say::Nothing) {
+                    // The alert that tells the peer why, as far as the socket takes it.
+                    let _ = self.poll_held(cx);
+                    return Poll::Ready(Err(error));
+                }
+                continue;
+            }
+            if self.has_peer_ended {
+                self.give_incoming();
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_fill(cx) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Reads records from the socket. `Ok(0)` is the end of its bytes.
+    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if let Some(failure) = &self.failure {
+            return Poll::Ready(Err(failed(failure.clone())));
+        }
+        if self.incoming.capacity() == 0 {
+            self.incoming = buffers::take_for_records();
+        }
+        if self.incoming.len() == self.incoming.capacity() {
+            // No record is so long: a message of the session's own goes on over several, and is longer than any should be.
+            return Poll::Ready(Err(self.fail(rustls::InvalidMessage::MessageTooLarge.into())));
+        }
+        let read = self.socket.poll_read_to(cx, &mut self.incoming);
+        match read {
+            Poll::Ready(Ok(1..)) => self.has_unseen = true,
+            _ => self.give_incoming(),
+        }
+        read
+    }
+
+    /// Gives the buffer for records back if nothing is in it that counts.
+    fn give_incoming(&mut self) {
+        if self.incoming.is_empty() || self.has_peer_ended {
+            self.has_unseen = false;
+            buffers::give_for_records(std::mem::take(&mut self.incoming));
+        }
+    }
+
+    /// Takes in what came, until something is decoded or nothing is left; or, where there is something to say, until that
+    /// stands behind what is held.
+    fn advance(&mut self, say: Say<'_>) -> io::Result<()> {
+        if let Some(failure) = &self.failure {
+            return Err(failed(failure.clone()));
+        }
+        let mut goes_on = true;
+        while goes_on {
+            let UnbufferedStatus { mut discard, state } = self.session.process_tls_records(&mut self.incoming);
+            let done = match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    let mut read = Ok(());
+                    while let Some(record) = traffic.next_record() {
+                        match record {
+                            Ok(record) => {
+                                discard += record.discard;
+                                if self.decoded.capacity() == 0 {
+                                    self.decoded = buffers::take();
+                                }
+                                self.decoded.extend_from_slice(record.payload);
+                            }
+                            Err(error) => read = Err(error),
+                        }
+                    }
+                    // An empty record is none to stop at.
+                    goes_on = self.decoded.is_empty() || !matches!(say, Say::Nothing);
+                    read
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.has_peer_ended = true;
+                    Ok(())
+                }
+                Ok(ConnectionState::EncodeTlsData(mut record)) => append(&mut self.held, 0, |room| record.encode(room)),
+                Ok(ConnectionState::TransmitTlsData(sent)) => {
+                    sent.done();
+                    Ok(())
+                }
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    goes_on = false;
+                    self.has_unseen = false;
+                    match say {
+                        Say::Nothing => Ok(()),
+                        Say::Content(bytes) => {
+                            append(&mut self.held, bytes.len() + RECORD_OVERHEAD, |room| traffic.encrypt(bytes, room))
+                        }
+                        Say::Goodbye => {
+                            append(&mut self.held, RECORD_OVERHEAD, |room| traffic.queue_close_notify(room))
+                        }
+                    }
+                }
+                Ok(_) => {
+                    goes_on = false;
+                    self.has_unseen = false;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            self.incoming.drain(..discard);
+            if let Err(error) = done {
+                return Err(self.fail(error));
+            }
+        }
+        self.give_incoming();
+        Ok(())
+    }
+
+    /// Nothing is read or written from here on but the alert that tells the peer.
+    fn fail(&mut self, error: rustls::Error) -> io::Error {
+        while self.session.wants_write() {
+            let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut self.incoming);
+            let Ok(ConnectionState::EncodeTlsData(mut record)) = state else { break };
+            if append(&mut self.held, 0, |room| record.encode(room)).is_err() {
+                break;
+            }
+        }
+        self.failure = Some(error.clone());
+        self.has_unseen = false;
+        buffers::give_for_records(std::mem::take(&mut self.incoming));
+        failed(error)
+    }
+
+    /// Takes in what came during the handshake; what is to be said stands behind what is held then.
+    pub(super) fn advance_handshake(&mut self) -> Result<(), rustls::Error> {
+        let advanced = self.advance(Say::Nothing);
+        advanced.map_err(|_| self.failure.clone().unwrap_or(rustls::Error::HandshakeNotComplete))
+    }
+
+    /// Has this alert stand where the session's own would.
+    pub(super) fn replace_held(&mut self, bytes: &[u8]) {
+        self.held.clear();
+        self.held.extend_from_slice(bytes);
+        self.held_at = 0;
+    }
+
+    pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.promised == 0 {
+            let said = match pieces {
+                [piece] => {
+                    let bytes = &piece[..piece.len().min(CONTENT_MAX)];
+                    self.advance_with(bytes)
+                }
+                pieces => {
+                    let mut gathered = buffers::take();
+                    for piece in pieces {
+                        let room = CONTENT_MAX - gathered.len();
+                        gathered.extend_from_slice(&piece[..piece.len().min(room)]);
+                    }
+                    let said = self.advance_with(&gathered);
+                    buffers::give(gathered);
+                    said
+                }
+            };
+            self.promised = said?;
+        }
+        debug_assert!(
+            pieces.iter().map(|piece| piece.len()).sum::<usize>() >= self.promised,
+            "a write that was begun goes on with the same bytes"
+        );
+        ready!(self.poll_held(cx))?;
+        Poll::Ready(Ok(std::mem::take(&mut self.promised)))
+    }
+
+    /// Has a record of these bytes stand behind what is held; of none, where there are none.
+    fn advance_with(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.has_said_goodbye {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if !bytes.is_empty() {
+            self.advance(Say::Content(bytes))?;
+        }
+        Ok(bytes.len())
+    }
+
+    /// Ready when the socket has taken all that is held.
+    pub(super) fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.held_at < self.held.len() {
+            match ready!(Pin::new(&mut self.socket).poll_write(cx, &self.held[self.held_at..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.held_at += written,
+            }
+        }
+        self.held_at = 0;
+        if self.held.capacity() > 0 {
+            buffers::give_for_records(std::mem::take(&mut self.held));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>, how: Shutdown) -> Poll<io::Result<()>> {
+        if how == Shutdown::Whole && !self.has_said_goodbye && self.failure.is_none() {
+            self.has_said_goodbye = true;
+            // Where that fails, an alert stands there instead.
+            let _ = self.advance(Say::Goodbye);
+        }
+        ready!(self.poll_held(cx))?;
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    pub(super) fn heard(&mut self) -> Heard {
+        let mut cx = Context::from_waker(Waker::noop());
+        if self.poll_readable(&cx).is_pending() {
+            return Heard::Nothing;
+        }
+        match self.poll_decoded(&mut cx) {
+            Poll::Pending => Heard::Nothing,
+            Poll::Ready(Ok(())) if self.decoded.is_empty() => Heard::End,
+            Poll::Ready(Ok(())) => {
+                self.decoded_at = 0;
+                buffers::give(std::mem::take(&mut self.decoded));
+                Heard::Bytes
+            }
+            Poll::Ready(Err(_)) => Heard::End,
+        }
+    }
+}
+
+/// Why a record does not stand in the room that it was given.
+trait NoRoom: Sized {
+    /// What it takes, or why no room is enough.
+    fn required(self) -> Result<usize, rustls::Error>;
+}
+
+impl NoRoom for EncodeError {
+    fn required(self) -> Result<usize, rustls::Error> {
+        match self {
+            Self::InsufficientSize(InsufficientSizeError { required_size }) => Ok(required_size),
+            Self::AlreadyEncoded => Err(rustls::Error::General("a record was encoded twice".to_owned())),
+        }
+    }
+}
+
+impl NoRoom for EncryptError {
+    fn required(self) -> Result<usize, rustls::Error> {
+        match self {
+            Self::InsufficientSize(InsufficientSizeError { required_size }) => Ok(required_size),
+            Self::EncryptExhausted => Err(rustls::Error::EncryptError),
+        }
+    }
+}
+
+/// Has a record written behind what is held, with as much room as it takes.
+fn append<E: NoRoom>(
+    held: &mut Vec<u8>,
+    mut room: usize,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, E>,
+) -> Result<(), rustls::Error> {
+    if held.capacity() == 0 {
+        *held = buffers::take_for_records();
+    }
+    let start = held.len();
+    loop {
+        held.resize(start + room, 0);
+        match write(&mut held[start..]).map_err(NoRoom::required) {
+            Ok(written) => {
+                held.truncate(start + written);
+                return Ok(());
+            }
+            Err(Ok(required)) if required > room => room = required,
+            Err(wrong) => {
+                held.truncate(start);
+                return Err(wrong.err().unwrap_or(rustls::Error::EncryptError));
+            }
+        }
+    }
+}
+
+fn failed(error: rustls::Error) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}

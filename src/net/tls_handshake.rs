@@ -1,0 +1,143 @@
+//! The handshake of a client, before anything else is read: by the gate of its shard, since it is long for a turn, and told
+//! by class where it fails.
+
+use std::{
+    future::poll_fn,
+    io,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use rustls::{AlertDescription, ProtocolVersion, ServerConfig};
+
+use super::{
+    stream::{Shutdown, Stream},
+    tls::Tls,
+};
+use crate::{
+    shard::{TcpStream, gate::Gate},
+    telemetry::metrics::{TlsFailure, TlsVersion},
+};
+
+/// Handshakes that a shard signs in one turn: 176 µs each, with all that belongs to it, while everybody else waits.
+pub const HANDSHAKES_PER_TURN: usize = 4;
+
+/// A fatal alert in clear text, as it stands before keys are agreed on.
+const fn alert(description: u8) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, description]
+}
+
+/// What a client is told that finds no place (`internal_error`).
+pub const CROWDED: [u8; 7] = alert(80);
+/// What it is told whose name no certificate has (`unrecognized_name`).
+const UNRECOGNIZED_NAME: [u8; 7] = alert(112);
+
+/// What whoever speaks HTTP in clear text is told.
+const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
+    Connection: close\r\n\r\nthis port speaks TLS; use https://\n";
+
+/// Does the handshake with a client. Dropping the future closes the connection: whoever waits has a bound.
+pub async fn accept_tls(
+    socket: TcpStream,
+    config: Arc<ServerConfig>,
+    gate: &Gate,
+    waiting_max: usize,
+) -> Result<(Stream, TlsVersion), TlsFailure> {
+    let mut tls = Box::new(Tls::new(socket, config).map_err(|_| TlsFailure::Incompatible)?);
+    loop {
+        match poll_fn(|cx| tls.poll_fill(cx)).await {
+            Ok(0) => return Err(TlsFailure::Left),
+            Ok(_) => {}
+            // Of a message without an end; the alert is on its way.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(end(tls, TlsFailure::Malformed).await);
+            }
+            Err(_) => return Err(TlsFailure::Left),
+        }
+        if is_at_start(&tls)
+            && let Some(first) = tls.incoming().first()
+            && *first != HANDSHAKE
+        {
+            let is_http = first.is_ascii_uppercase();
+            if is_http {
+                tls.replace_held(PLAIN_HTTP);
+            }
+            return Err(end(tls, if is_http { TlsFailure::PlainHttp } else { TlsFailure::Malformed }).await);
+        }
+        if !has_record(tls.incoming()) {
+            continue;
+        }
+        if is_long(&tls) && gate.pass(waiting_max).await.is_err() {
+            tls.replace_held(&CROWDED);
+            return Err(end(tls, TlsFailure::Crowded).await);
+        }
+        let advanced = tls.advance_handshake();
+        if let Err(error) = &advanced {
+            let failure = class(error);
+            if failure == TlsFailure::NoCertificate {
+                tls.replace_held(&UNRECOGNIZED_NAME);
+            }
+            return Err(end(tls, failure).await);
+        }
+        if poll_fn(|cx| tls.poll_held(cx)).await.is_err() {
+            return Err(TlsFailure::Left);
+        }
+        if !tls.session().is_handshaking() {
+            let version = match tls.session().protocol_version() {
+                Some(ProtocolVersion::TLSv1_3) => TlsVersion::Tls13,
+                _ => TlsVersion::Tls12,
+            };
+            return Ok((Stream::Tls(tls), version));
+        }
+    }
+}
+
+/// The type of records that a handshake begins with.
+const HANDSHAKE: u8 = 22;
+/// Type, version and length.
+const HEADER_BYTES: usize = 5;
+
+/// Whether a whole record is here, so that looking at it is worth a place.
+fn has_record(incoming: &[u8]) -> bool {
+    let [_, _, _, high, low, rest @ ..] = incoming else { return false };
+    rest.len() >= usize::from(u16::from_be_bytes([*high, *low])).min(usize::from(u16::MAX) - HEADER_BYTES)
+}
+
+/// Whether nothing of the client was taken in.
+fn is_at_start(tls: &Tls) -> bool {
+    tls.session().protocol_version().is_none()
+}
+
+/// Whether the next step may be the one with the signature: before keys are agreed on. In TLS 1.2 they are later, and the
+/// signature is made when the version is known.
+fn is_long(tls: &Tls) -> bool {
+    match tls.session().protocol_version() {
+        None => true,
+        Some(ProtocolVersion::TLSv1_3) => tls.session().negotiated_key_exchange_group().is_none(),
+        Some(_) => false,
+    }
+}
+
+/// Says what is held, as far as the socket takes it at once, and ends.
+async fn end(mut tls: Box<Tls>, failure: TlsFailure) -> TlsFailure {
+    let said = |cx: &mut Context<'_>| {
+        if let Poll::Ready(Ok(())) = tls.poll_held(cx) {
+            let _ = tls.poll_shutdown(cx, Shutdown::Cut);
+        }
+        Poll::Ready(())
+    };
+    poll_fn(said).await;
+    failure
+}
+
+/// What is wrong, for the counters.
+fn class(error: &rustls::Error) -> TlsFailure {
+    match error {
+        rustls::Error::AlertReceived(AlertDescription::CloseNotify) => TlsFailure::Left,
+        rustls::Error::AlertReceived(_) => TlsFailure::Refused,
+        rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol => TlsFailure::Incompatible,
+        // What rustls says where nothing is chosen.
+        rustls::Error::General(why) if why.contains("certificate chain") => TlsFailure::NoCertificate,
+        _ => TlsFailure::Malformed,
+    }
+}
