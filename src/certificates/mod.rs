@@ -3,6 +3,7 @@
 
 mod chooser;
 mod facts;
+mod tickets;
 
 use std::{fmt, sync::Arc};
 
@@ -14,7 +15,8 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-use self::{chooser::Chooser, facts::Facts};
+pub use self::tickets::TICKET_KEY_TIME;
+use self::{chooser::Chooser, facts::Facts, tickets::Tickets};
 use crate::config::{SecretFile, Tls, TlsCertificate};
 
 /// Longer files are no certificates or keys.
@@ -36,6 +38,7 @@ pub struct Certificates {
     config: ServerConfig,
     /// In the order of the configuration.
     shown: Vec<Shown>,
+    tickets: Arc<Tickets>,
 }
 
 /// What is told of one certificate.
@@ -58,8 +61,9 @@ impl fmt::Debug for Certificates {
 }
 
 impl Certificates {
-    /// Reads and checks the files of all; says everything that is wrong with them.
-    pub fn load(tls: &Tls) -> Result<Self, Vec<String>> {
+    /// Reads and checks the files of all; says everything that is wrong with them. Sessions that clients have with `before` are
+    /// taken up again.
+    pub fn load(tls: &Tls, before: Option<&Self>) -> Result<Self, Vec<String>> {
         let (mut keys, mut shown, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
         for (index, certificate) in tls.certificates.iter().enumerate() {
             match read(certificate) {
@@ -80,8 +84,27 @@ impl Certificates {
         }
         let names = shown.iter().map(|shown| shown.names.as_slice());
         let chooser = Chooser::new(keys.into_iter().zip(names), tls.strict_sni);
-        let config = server_config(chooser).map_err(|error| vec![format!("tls cannot be used: {error}")])?;
-        Ok(Self { config, shown })
+        let unusable = |error: &dyn fmt::Display| vec![format!("tls cannot be used: {error}")];
+        let tickets = match before {
+            Some(before) => Arc::clone(&before.tickets),
+            None => Arc::new(Tickets::new().map_err(|error| unusable(&error))?),
+        };
+        let mut config = server_config(chooser).map_err(|error| unusable(&error))?;
+        config.ticketer = Arc::clone(&tickets) as _;
+        Ok(Self { config, shown, tickets })
+    }
+
+    /// The same with the next key for tickets.
+    pub fn with_changed_ticket_keys(&self) -> Result<Self, ring::error::Unspecified> {
+        let tickets = Arc::new(self.tickets.changed()?);
+        let mut config = self.config.clone();
+        config.ticketer = Arc::clone(&tickets) as _;
+        Ok(Self { config, shown: self.shown.clone(), tickets })
+    }
+
+    /// Seconds until the first of them ends; 0 when one has ended.
+    pub fn expires_in(&self, now: u64) -> Option<u64> {
+        self.shown.iter().map(|shown| shown.not_after.saturating_sub(now)).min()
     }
 
     /// What a shard does handshakes by: its own, so that connections count on a counter of its core.
@@ -117,7 +140,7 @@ fn server_config(chooser: Chooser) -> Result<ServerConfig, rustls::Error> {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     // What rustls keeps of sessions by itself is behind a lock.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config.send_tls13_tickets = 0;
+    config.send_tls13_tickets = 1;
     Ok(config)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{os::unix::fs::PermissionsExt as _, path::Path};
 
-use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, SignatureAlgorithm};
+use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256, SignatureAlgorithm};
 use tempfile::TempDir;
 
 use super::*;
@@ -15,7 +15,9 @@ pub(crate) fn made(directory: &Path, file: &str, names: &[&str]) -> TlsCertifica
 fn made_with(directory: &Path, file: &str, names: &[&str], algorithm: &'static SignatureAlgorithm) -> TlsCertificate {
     let key = KeyPair::generate_for(algorithm).expect("a key");
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    let certificate = CertificateParams::new(names).expect("names").self_signed(&key).expect("signed");
+    let mut params = CertificateParams::new(names).expect("names");
+    params.distinguished_name.push(DnType::CommonName, file);
+    let certificate = params.self_signed(&key).expect("signed");
     let [cert_file, key_file] = ["pem", "key.pem"].map(|ending| directory.join(format!("{file}.{ending}")));
     std::fs::write(&cert_file, certificate.pem()).expect("written");
     write_secret(&key_file, &key.serialize_pem());
@@ -28,7 +30,7 @@ fn write_secret(file: &Path, text: &str) {
 }
 
 pub(crate) fn load(certificates: Vec<TlsCertificate>) -> Result<Certificates, Vec<String>> {
-    Certificates::load(&Tls { certificates, ..Tls::default() })
+    Certificates::load(&Tls { certificates, ..Tls::default() }, None)
 }
 
 #[test]
@@ -49,7 +51,29 @@ fn what_ends_soon_is_warned_of() {
     assert_eq!(at(not_after - EXPIRY_NOTICE), "");
     assert!(at(not_after - 3 * DAY).ends_with("a.pem\", which expires in 3 days"));
     assert!(at(not_after + 1).contains("has expired"));
+    assert_eq!(
+        [not_after - 5, not_after, not_after + 5].map(|now| loaded.expires_in(now)),
+        [Some(5), Some(0), Some(0)]
+    );
     assert!(at(not_before - 1).contains("is not good yet"));
+}
+
+#[test]
+fn a_chain_is_in_the_order_of_those_who_signed() {
+    let place = TempDir::new().expect("a directory");
+    let (one, two) = (made(place.path(), "one", &["a"]), made(place.path(), "two", &["b"]));
+    let [first, second] = [&one.cert, &two.cert].map(|file| std::fs::read_to_string(file).expect("it is there"));
+    let chain = place.path().join("chain.pem");
+    let load_chain = |text: &str| {
+        std::fs::write(&chain, text).expect("written");
+        load(vec![TlsCertificate { cert: chain.clone(), key: one.key.clone() }])
+    };
+    // Each of them has signed itself.
+    assert!(load_chain(&format!("{first}{first}")).is_ok());
+    let told = load_chain(&format!("{first}{second}")).expect_err("the second has not signed the first").join("");
+    assert!(told.contains("out of order: certificate 2 is not the issuer of the one before it"), "{told}");
+    let many = load_chain(&first.repeat(17)).expect_err("nobody has such a chain").join("");
+    assert!(many.contains("it has 17 certificates"), "{many}");
 }
 
 #[test]

@@ -28,6 +28,9 @@ const CONTENT_MAX: usize = 16 * 1024;
 /// What a record is longer than its content: its header, and what its cipher adds.
 const RECORD_OVERHEAD: usize = 64;
 
+/// Records in a row that stand for nothing that anybody reads: empty ones, changed keys, warnings. Nobody needs so many.
+const BARREN_BYTES_MAX: usize = 128 * 1024;
+
 /// A connection over TLS.
 pub struct Tls {
     socket: TcpStream,
@@ -36,6 +39,8 @@ pub struct Tls {
     incoming: Vec<u8>,
     /// Whether what came was not looked at to its end.
     has_unseen: bool,
+    /// Bytes that came since something was decoded.
+    barren: usize,
     /// What was decoded and not read yet, from this place on.
     decoded: Vec<u8>,
     decoded_at: usize,
@@ -73,6 +78,7 @@ impl Tls {
             session: UnbufferedServerConnection::new(config)?,
             incoming: Vec::new(),
             has_unseen: false,
+            barren: 0,
             decoded: Vec::new(),
             decoded_at: 0,
             held: Vec::new(),
@@ -150,13 +156,17 @@ impl Tls {
         if self.incoming.capacity() == 0 {
             self.incoming = buffers::take_for_records();
         }
-        if self.incoming.len() == self.incoming.capacity() {
-            // No record is so long: a message of the session's own goes on over several, and is longer than any should be.
+        // No record is so long: a message of the session's own goes on over several, and is longer than any should be.
+        let is_full = self.incoming.len() == self.incoming.capacity();
+        if is_full || self.barren > BARREN_BYTES_MAX {
             return Poll::Ready(Err(self.fail(rustls::InvalidMessage::MessageTooLarge.into())));
         }
         let read = self.socket.poll_read_to(cx, &mut self.incoming);
         match read {
-            Poll::Ready(Ok(1..)) => self.has_unseen = true,
+            Poll::Ready(Ok(bytes @ 1..)) => {
+                self.has_unseen = true;
+                self.barren += bytes;
+            }
             _ => self.give_incoming(),
         }
         read
@@ -190,6 +200,9 @@ impl Tls {
                                     self.decoded = buffers::take();
                                 }
                                 self.decoded.extend_from_slice(record.payload);
+                                if !record.payload.is_empty() {
+                                    self.barren = 0;
+                                }
                             }
                             Err(error) => read = Err(error),
                         }
@@ -266,12 +279,14 @@ impl Tls {
 
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, pieces: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         if self.promised == 0 {
-            let said = match pieces {
-                [piece] => {
-                    let bytes = &piece[..piece.len().min(CONTENT_MAX)];
-                    self.advance_with(bytes)
+            let mut filled = pieces.iter().filter(|piece| !piece.is_empty());
+            let said = match (filled.next(), filled.next()) {
+                (None, _) => Ok(0),
+                // One that is alone, or as long as a record, is not copied together with others.
+                (Some(piece), other) if other.is_none() || piece.len() >= CONTENT_MAX => {
+                    self.advance_with(&piece[..piece.len().min(CONTENT_MAX)])
                 }
-                pieces => {
+                _ => {
                     let mut gathered = buffers::take();
                     for piece in pieces {
                         let room = CONTENT_MAX - gathered.len();
@@ -292,14 +307,12 @@ impl Tls {
         Poll::Ready(Ok(std::mem::take(&mut self.promised)))
     }
 
-    /// Has a record of these bytes stand behind what is held; of none, where there are none.
+    /// Has a record of these bytes stand behind what is held.
     fn advance_with(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.has_said_goodbye {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        if !bytes.is_empty() {
-            self.advance(Say::Content(bytes))?;
-        }
+        self.advance(Say::Content(bytes))?;
         Ok(bytes.len())
     }
 

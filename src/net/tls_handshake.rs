@@ -8,7 +8,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use rustls::{AlertDescription, ProtocolVersion, ServerConfig};
+use rustls::{AlertDescription, HandshakeKind, ProtocolVersion, ServerConfig};
 
 use super::{
     stream::{Shutdown, Stream},
@@ -36,13 +36,22 @@ const UNRECOGNIZED_NAME: [u8; 7] = alert(112);
 const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
     Connection: close\r\n\r\nthis port speaks TLS; use https://\n";
 
+/// What came of a handshake, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Agreed {
+    /// The version.
+    pub version: TlsVersion,
+    /// Whether a session was taken up again.
+    pub is_resumed: bool,
+}
+
 /// Does the handshake with a client. Dropping the future closes the connection: whoever waits has a bound.
 pub async fn accept_tls(
     socket: TcpStream,
     config: Arc<ServerConfig>,
     gate: &Gate,
     waiting_max: usize,
-) -> Result<(Stream, TlsVersion), TlsFailure> {
+) -> Result<(Stream, Agreed), TlsFailure> {
     let mut tls = Box::new(Tls::new(socket, config).map_err(|_| TlsFailure::Incompatible)?);
     loop {
         match poll_fn(|cx| tls.poll_fill(cx)).await {
@@ -87,20 +96,19 @@ pub async fn accept_tls(
                 Some(ProtocolVersion::TLSv1_3) => TlsVersion::Tls13,
                 _ => TlsVersion::Tls12,
             };
-            return Ok((Stream::Tls(tls), version));
+            let is_resumed = tls.session().handshake_kind() == Some(HandshakeKind::Resumed);
+            return Ok((Stream::Tls(tls), Agreed { version, is_resumed }));
         }
     }
 }
 
 /// The type of records that a handshake begins with.
 const HANDSHAKE: u8 = 22;
-/// Type, version and length.
-const HEADER_BYTES: usize = 5;
 
 /// Whether a whole record is here, so that looking at it is worth a place.
 fn has_record(incoming: &[u8]) -> bool {
     let [_, _, _, high, low, rest @ ..] = incoming else { return false };
-    rest.len() >= usize::from(u16::from_be_bytes([*high, *low])).min(usize::from(u16::MAX) - HEADER_BYTES)
+    rest.len() >= usize::from(u16::from_be_bytes([*high, *low]))
 }
 
 /// Whether nothing of the client was taken in.

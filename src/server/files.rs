@@ -31,12 +31,15 @@ pub(super) fn reload_keys(keychain: &mut Keychain, config: &Config) -> Result<()
     keychain.reload(&config.auth, made_in(config))
 }
 
-/// Loads the certificates of a configuration; `None` where it has none.
-pub(super) fn load_certificates(config: &Config) -> Result<Option<Arc<Certificates>>, String> {
+/// Loads the certificates of a configuration; `None` where it has none. Those that are shown now hand on their keys of tickets.
+pub(super) fn load_certificates(
+    config: &Config,
+    before: Option<&Certificates>,
+) -> Result<Option<Arc<Certificates>>, String> {
     if config.tls.certificates.is_empty() {
         return Ok(None);
     }
-    let loaded = Certificates::load(&config.tls).map_err(|wrong| wrong.join("\n"))?;
+    let loaded = Certificates::load(&config.tls, before).map_err(|wrong| wrong.join("\n"))?;
     Ok(Some(Arc::new(loaded)))
 }
 
@@ -86,7 +89,7 @@ pub fn check_files(config: &Config) -> Vec<String> {
     let mut wrong = Keychain::check_files(&config.auth, made_in(config));
     wrong.extend(accounts::check_key(config));
     wrong.extend(admin_access(config).err());
-    wrong.extend(load_certificates(config).err());
+    wrong.extend(load_certificates(config, None).err());
     let accounts = &config.accounts;
     let redis = config.redis.ca_file.clone().filter(|_| config.redis.is_given());
     let postgres = accounts.postgres_ca().filter(|_| accounts.postgres_url.is_some());
@@ -114,7 +117,7 @@ pub fn file_warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("upstreams.{name}.discover.file is \"{}\": {why}", file.display()));
         }
     }
-    if let Ok(Some(certificates)) = load_certificates(config) {
+    if let Ok(Some(certificates)) = load_certificates(config, None) {
         warnings.extend(certificates.warnings(clock::unix_now().as_secs()));
     }
     let user = rustix::process::geteuid().as_raw();

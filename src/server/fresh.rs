@@ -12,7 +12,7 @@ use crate::{
     certificates::Certificates,
     exchange::{Code, Ledger, Reject},
     gateway::Plan,
-    net::{CROWDED, HANDSHAKES_PER_TURN, Stream, accept_tls},
+    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, Stream, accept_tls},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
@@ -52,8 +52,11 @@ impl Handshakes {
         let due = clock::now() + plan.handshake_timeout;
         let accepted = timer::within(due, accept_tls(socket, config, &self.gate, plan.handshakes_waiting_max));
         match accepted.await.unwrap_or(Err(TlsFailure::TimedOut)) {
-            Ok((stream, version)) => {
-                ledger.with(|ledger| ledger.counters.tls_handshakes[version.index()] += 1);
+            Ok((stream, Agreed { version, is_resumed })) => {
+                ledger.with(|ledger| {
+                    ledger.counters.tls_handshakes[version.index()] += 1;
+                    ledger.counters.tls_resumed += u64::from(is_resumed);
+                });
                 Some(stream)
             }
             Err(failure) => {

@@ -101,7 +101,7 @@ fn run_on(
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = files::load_keys(&config).context("the keys of tokens cannot be used")?;
-    let certificates = files::load_certificates(&config).map_err(anyhow::Error::msg)?;
+    let certificates = files::load_certificates(&config, None).map_err(anyhow::Error::msg)?;
     files::warn_of_certificates(certificates.as_deref());
     let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
     warn_of_names(&config, &addresses, &listeners);

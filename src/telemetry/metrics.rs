@@ -38,6 +38,8 @@ table! {
         /// TLS handshakes that were done, by the version that was agreed on.
         tls_handshakes: [u64; TlsVersion::COUNT] = Counter "shardgate_tls_handshakes_total" per Process
             by "version" in Values::Fixed(TlsVersion::VALUES);
+        /// TLS handshakes that took up a session again.
+        tls_resumed: u64 = Counter "shardgate_tls_resumed_total" per Process;
         /// TLS handshakes that failed, by reason.
         tls_failures: [u64; TlsFailure::COUNT] = Counter "shardgate_tls_handshakes_failed_total" per Process
             by "reason" in Values::Fixed(TlsFailure::VALUES);
@@ -326,6 +328,9 @@ table! {
         bus_refusals: u64 = Counter "shardgate_hub_bus_refusals_total" per Process;
         /// Time until Redis brought back what this instance said to itself, each half second.
         bus_round_trip: Histogram<Own> = Histogram "shardgate_hub_bus_round_trip_seconds" per Process;
+        /// Seconds until the first of the certificates that clients are shown ends; 0 when one has ended. Without certificates there is no such series.
+        certificate_expiry: Sparse<1> = Gauge "shardgate_certificate_expiry_seconds" per Process
+            by "certificate" in Values::Fixed(&["first"]);
         /// Spans that the collector took.
         spans_exported: u64 = Counter "shardgate_trace_spans_exported_total" per Process;
         /// Spans that nobody has, by reason.
@@ -390,6 +395,7 @@ impl Default for Counters {
             connections_by_protocol: Sparse::default(),
             connections_handed_over: 0,
             tls_handshakes: [0; TlsVersion::COUNT],
+            tls_resumed: 0,
             tls_failures: [0; TlsFailure::COUNT],
             tls_waiting: 0,
             accept_errors: 0,

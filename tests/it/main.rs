@@ -2,6 +2,7 @@
 
 mod accounts;
 mod backend;
+mod certificate;
 mod client;
 mod collector;
 mod docs;

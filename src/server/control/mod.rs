@@ -1,6 +1,7 @@
 //! The control thread: what it is told, and what is due. It builds plans and pages and sends them to the shards; nothing here
 //! is on a request's path.
 
+mod certificates;
 mod config_file;
 mod operators;
 mod reload;
@@ -16,6 +17,7 @@ use tokio::{
 };
 
 use self::{
+    certificates::Shown,
     config_file::{ConfigFile, Found},
     operators::{Operators, now},
     reload::{NewConfig, Taken},
@@ -97,8 +99,7 @@ pub enum ProcessEnd {
 struct Control {
     config: Config,
     keychain: Keychain,
-    /// What clients are shown over TLS.
-    certificates: Option<Arc<Certificates>>,
+    shown: Shown,
     /// Where the configuration is from.
     file: Option<ConfigFile>,
     plan: Arc<Plan>,
@@ -180,7 +181,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
     let control = Control {
         config,
         keychain,
-        certificates: equipment.certificates,
+        shown: Shown::new(equipment.certificates),
         file: watch.map(ConfigFile::new),
         plan,
         names,
@@ -348,6 +349,7 @@ impl Control {
         // Who has not told yet is not asked again: a shard that is stuck would find all of it when it comes back.
         self.ask_shards(Shard::is_heard);
         self.lookups.look();
+        self.look_at_certificates();
         if let Some(file) = &mut self.file {
             file.look();
         }

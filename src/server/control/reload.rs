@@ -78,7 +78,7 @@ impl Control {
             Ok(prepared) => prepared,
             Err(wrong) => return self.refuse_reload(&wrong),
         };
-        let certificates = match files::load_certificates(&config) {
+        let certificates = match files::load_certificates(&config, self.shown.certificates.as_deref()) {
             Ok(certificates) => certificates,
             Err(wrong) => return self.refuse_reload(&wrong),
         };
@@ -134,8 +134,7 @@ impl Control {
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
         // Without any, those stay that are shown: listeners speak TLS until a restart.
         if let Some(certificates) = certificates {
-            self.bus.broadcast(|| ToShard::Certificates(Arc::clone(&certificates)));
-            self.certificates = Some(certificates);
+            self.show_certificates(certificates);
         }
         if self.operators.orders.keep(|upstream| self.config.upstreams.contains_key(upstream)) {
             self.tell_orders();

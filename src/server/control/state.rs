@@ -107,7 +107,7 @@ impl Control {
                 level: self.operators.level.as_ref().unwrap_or(&self.config.log.level).clone(),
                 configured: self.config.log.level.clone(),
             },
-            certificates: Vec::new(),
+            certificates: self.certificate_states(),
             changes: self.changes_state(),
         }
     }

@@ -3,7 +3,10 @@
 use std::{path::Path, process::Command};
 
 use super::{expect_sockets, start, user};
-use crate::servers::{npm, python};
+use crate::{
+    certificate::Made,
+    servers::{npm, python},
+};
 
 /// Runs a program to its end; it says that all went well.
 #[track_caller]
@@ -26,6 +29,22 @@ fn pythons_websockets_speaks_with_the_hub() {
             .arg(script("python/hub.py"))
             .arg(format!("ws://{}/ws", gateway.address()))
             .args([user("py"), deflate.to_string()]));
+        expect_sockets(&gateway, 0);
+    }
+}
+
+#[test]
+fn pythons_websockets_speaks_with_the_hub_over_tls() {
+    let Some(python) = python::python() else { return };
+    let place = tempfile::tempdir().expect("a directory");
+    let made = Made::rsa(place.path(), "hub", "localhost");
+    for deflate in [false, true] {
+        let gateway = start(&format!("[listener]\nkind = \"tls\"\n[hub]\ndeflate = {deflate}\n{}", made.config()));
+        run(Command::new(python)
+            .arg(script("python/hub.py"))
+            .arg(format!("wss://localhost:{}/ws", gateway.address().port()))
+            .args([user("py"), deflate.to_string()])
+            .env("SSL_CERT_FILE", &made.cert));
         expect_sockets(&gateway, 0);
     }
 }

@@ -6,75 +6,27 @@ use std::{
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use rcgen::{CertificateParams, KeyPair};
 use rustix::process::Signal;
 use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
-    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned,
+    pki_types::{CertificateDer, ServerName},
 };
 use tempfile::TempDir;
 
 use crate::{
+    certificate::Made,
     harness::{Client, Gateway, shardgate},
     service::{Service, pattern},
 };
 
 const SOON: Duration = Duration::from_secs(10);
 const APPLIED: &str = "every shard runs the configuration";
-
-/// A certificate of the tests, and its key.
-struct Made {
-    cert: PathBuf,
-    key: PathBuf,
-}
-
-impl Made {
-    /// One with an elliptic curve, for these names.
-    fn new(directory: &Path, file: &str, names: &[&str]) -> Self {
-        let key = KeyPair::generate().expect("a key");
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let certificate = CertificateParams::new(names).expect("names").self_signed(&key).expect("signed");
-        let made = Self::at(directory, file);
-        fs::write(&made.cert, certificate.pem()).expect("written");
-        fs::write(&made.key, key.serialize_pem()).expect("written");
-        made.hidden()
-    }
-
-    /// One with RSA, in the form that `openssl` gives keys.
-    fn rsa(directory: &Path, file: &str, name: &str) -> Self {
-        let made = Self::at(directory, file);
-        let mut command = Command::new("openssl");
-        command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30", "-subj", "/CN=rsa", "-addext"]);
-        command.arg(format!("subjectAltName=DNS:{name}")).args(["-addext", "basicConstraints=critical,CA:FALSE"]);
-        let output = command.arg("-keyout").arg(&made.key).arg("-out").arg(&made.cert).output().expect("openssl runs");
-        assert!(output.status.success(), "{output:?}");
-        made.hidden()
-    }
-
-    fn at(directory: &Path, file: &str) -> Self {
-        let [cert, key] = ["pem", "key.pem"].map(|ending| directory.join(format!("{file}.{ending}")));
-        Self { cert, key }
-    }
-
-    fn hidden(self) -> Self {
-        fs::set_permissions(&self.key, fs::Permissions::from_mode(0o600)).expect("set");
-        self
-    }
-
-    fn config(&self) -> String {
-        format!("[[tls.certificates]]\ncert = {:?}\nkey = {:?}\n", self.cert, self.key)
-    }
-
-    fn der(&self) -> CertificateDer<'static> {
-        CertificateDer::from_pem_file(&self.cert).expect("a certificate")
-    }
-}
 
 fn config(certificates: &[&Made]) -> String {
     let certificates: String = certificates.iter().map(|made| made.config()).collect();
@@ -95,23 +47,25 @@ fn got(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
-/// A session with the gateway by rustls, which trusts all of these.
-fn session(
-    address: SocketAddr,
-    name: &str,
-    trusted: &[&Made],
-) -> std::io::Result<StreamOwned<ClientConnection, TcpStream>> {
+type Session = StreamOwned<ClientConnection, TcpStream>;
+
+/// A client that trusts all of these, and keeps the sessions that it is given.
+fn client(trusted: &[&Made]) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     for made in trusted {
         roots.add(made.der()).expect("added");
     }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
-    let config = Arc::new(config.with_root_certificates(roots).with_no_client_auth());
+    Arc::new(config.with_root_certificates(roots).with_no_client_auth())
+}
+
+/// A session with the gateway by rustls.
+fn session(address: SocketAddr, name: &str, client: &Arc<ClientConfig>) -> std::io::Result<Session> {
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     let socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(SOON))?;
-    let mut stream = StreamOwned::new(ClientConnection::new(config, name).expect("a session"), socket);
+    let mut stream = StreamOwned::new(ClientConnection::new(Arc::clone(client), name).expect("a session"), socket);
     stream.flush()?;
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
@@ -121,11 +75,11 @@ fn session(
 
 /// Which certificate the gateway shows for a name.
 fn shown(address: SocketAddr, name: &str, trusted: &[&Made]) -> CertificateDer<'static> {
-    let stream = session(address, name, trusted).expect("a handshake");
+    let stream = session(address, name, &client(trusted)).expect("a handshake");
     stream.conn.peer_certificates().expect("it is known")[0].clone().into_owned()
 }
 
-fn ask(stream: &mut StreamOwned<ClientConnection, TcpStream>, path: &str) -> String {
+fn ask(stream: &mut Session, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: a\r\n\r\n").expect("written");
     let mut heard = Vec::new();
     while !heard.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -314,9 +268,9 @@ fn a_certificate_is_shown_by_the_name() {
     let output = curl(gateway.address(), &default, "unknown.example", "/", &["--verbose"]);
     assert_eq!(output.status.code(), Some(60), "{output:?}");
     let strict = Gateway::start(&format!("[tls]\nstrict_sni = true\n{}", config(&all)));
-    assert!(session(strict.address(), "b.shop.example", &all).is_ok());
+    assert!(session(strict.address(), "b.shop.example", &client(&all)).is_ok());
     for name in ["unknown.example", "a.b.shop.example", "127.0.0.1"] {
-        let error = session(strict.address(), name, &all).expect_err("nobody has that name").to_string();
+        let error = session(strict.address(), name, &client(&all)).expect_err("nobody has that name").to_string();
         assert!(error.contains("UnrecognisedName"), "{name}: {error}");
     }
     let failed = strict.metrics().value("shardgate_tls_handshakes_failed_total{reason=\"no_certificate\"}");
@@ -330,7 +284,7 @@ fn another_certificate_comes_with_a_reload_and_connections_stay() {
         (Made::new(place.path(), "old", &["shop.example"]), Made::new(place.path(), "new", &["shop.example"]));
     let mut gateway = Gateway::start(&config(&[&old]));
     gateway.log_until(APPLIED, SOON);
-    let mut kept = session(gateway.address(), "shop.example", &[&old]).expect("a handshake");
+    let mut kept = session(gateway.address(), "shop.example", &client(&[&old])).expect("a handshake");
     assert!(ask(&mut kept, "/health/live").starts_with("HTTP/1.1 200"));
     // A pair that does not fit refuses the change.
     gateway.rewrite_config(&config(&[&Made { cert: new.cert.clone(), key: old.key.clone() }]));
@@ -349,17 +303,77 @@ fn another_certificate_comes_with_a_reload_and_connections_stay() {
 }
 
 #[test]
+fn sessions_are_taken_up_again_by_every_shard_and_after_reloads() {
+    let place = TempDir::new().expect("a directory");
+    let made = Made::new(place.path(), "shop", &["shop.example"]);
+    let gateway = Gateway::start(&config(&[&made]));
+    let client = client(&[&made]);
+    for round in 0..3 {
+        gateway.log_until_nth(APPLIED, round + 1, SOON);
+        for number in 0..20 {
+            let mut stream = session(gateway.address(), "shop.example", &client).expect("a handshake");
+            let is_first = round == 0 && number == 0;
+            let expected = if is_first { HandshakeKind::Full } else { HandshakeKind::Resumed };
+            assert_eq!(stream.conn.handshake_kind(), Some(expected), "{round} {number}");
+            // The ticket comes before the answer.
+            assert!(ask(&mut stream, "/health/live").starts_with("HTTP/1.1 200"));
+        }
+        gateway.signal(Signal::HUP);
+    }
+    assert_eq!(gateway.metrics().value("shardgate_tls_resumed_total"), 59);
+    // TLS 1.2, by somebody else: one whole handshake and five that are none.
+    let mut command = Command::new("openssl");
+    command.args(["s_client", "-tls1_2", "-reconnect", "-servername", "shop.example", "-CAfile"]).arg(&made.cert);
+    command.arg("-connect").arg(gateway.address().to_string());
+    let output = command.stdin(Stdio::null()).output().expect("it runs");
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(told.matches("Reused, TLSv1.2").count(), 5, "{told}");
+}
+
+#[test]
+fn operators_see_when_certificates_end() {
+    let place = TempDir::new().expect("a directory");
+    let (long, short) =
+        (Made::new(place.path(), "long", &["a.example"]), Made::rsa(place.path(), "short", "b.example"));
+    let gateway = Gateway::start(&config(&[&long, &short]));
+    let days = |days: i64| days * 24 * 60 * 60;
+    gateway.metrics_until("it is known", |metrics| {
+        let left = metrics.value("shardgate_certificate_expiry_seconds{certificate=\"first\"}");
+        (days(29)..=days(30)).contains(&left)
+    });
+    let state = gateway.ask_admin("/api/state").json();
+    let [first, second] = [0, 1].map(|index| &state["certificates"][index]);
+    assert_eq!((first["names"][0].as_str(), second["names"][0].as_str()), (Some("a.example"), Some("b.example")));
+    assert!(first["expiresAt"].as_str().expect("a time") > second["expiresAt"].as_str().expect("a time"), "{state}");
+    let plain = Gateway::start("");
+    assert!(!plain.ask_admin("/metrics").text().contains("certificate_expiry_seconds{"));
+}
+
+/// What `shardgate check` says of a configuration, and its exit code.
+fn check(directory: &Path, config: &str) -> (String, Option<i32>) {
+    fs::write(directory.join("a.toml"), config).expect("written");
+    let mut command = shardgate(directory);
+    let output = command.args(["check", "a.toml"]).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
+    let output = output.expect("it runs");
+    (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.code())
+}
+
+#[test]
 fn check_says_what_is_wrong_with_certificates() {
     let place = TempDir::new().expect("a directory");
-    let (one, two) = (Made::new(place.path(), "one", &["a"]), Made::new(place.path(), "two", &["b"]));
+    let place = place.path();
+    let (one, two) = (Made::new(place, "one", &["a"]), Made::new(place, "two", &["b"]));
+    let old = Made::expired(place, "old", &["c"]);
+    let (told, code) = check(place, &config(&[&one, &old]));
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("warning: tls.certificates[1].cert is ") && told.contains("which has expired"), "{told}");
     let mixed = Made { cert: one.cert.clone(), key: two.key.clone() };
-    fs::write(place.path().join("a.toml"), config(&[&one, &mixed])).expect("written");
     fs::set_permissions(&one.key, fs::Permissions::from_mode(0o644)).expect("set");
-    let output =
-        shardgate(place.path()).args(["check", "a.toml"]).stdout(Stdio::piped()).stderr(Stdio::piped()).output();
-    let output = output.expect("it runs");
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{told}");
+    let (told, code) = check(place, &config(&[&one, &mixed]));
+    assert_eq!(code, Some(2), "{told}");
     assert!(told.contains("tls.certificates[0].key is ") && told.contains("everybody may use the file"), "{told}");
     assert!(told.contains("tls.certificates[1].key is ") && told.contains("it is not the key of the first"), "{told}");
+    let (told, code) = check(place, "[listener]\nkind = \"tls\"\n");
+    assert_eq!(code, Some(2), "{told}");
+    assert!(told.contains("listener.kind is \"tls\", and there is no certificate"), "{told}");
 }
