@@ -49,9 +49,7 @@ impl io::Write for Pieces {
 type Client = StreamOwned<ClientConnection, Pieces>;
 
 /// A shard's side of a fresh connection, and what is done with the other one in a thread of its own.
-async fn connect<T: Send + 'static>(
-    client: impl FnOnce(net::TcpStream) -> T + Send + 'static,
-) -> (TcpStream, JoinHandle<T>) {
+fn connect<T: Send + 'static>(client: impl FnOnce(net::TcpStream) -> T + Send + 'static) -> (TcpStream, JoinHandle<T>) {
     let listener = net::TcpListener::bind("127.0.0.1:0").expect("a port");
     sockopt::set_socket_recv_buffer_size(&listener, 4096).expect("set");
     let address = listener.local_addr().expect("its address");
@@ -93,8 +91,7 @@ async fn pair<T: Send + 'static>(
     let (socket, client) = connect(move |socket| {
         let session = ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("a session");
         client(StreamOwned::new(session, Pieces(socket, at_a_time)))
-    })
-    .await;
+    });
     let (stream, agreed) = accept_tls(socket, server, &Gate::new(4), 10).await.expect("a handshake");
     let is_new = version.version == rustls::ProtocolVersion::TLSv1_3;
     assert_eq!(agreed.version, if is_new { TlsVersion::Tls13 } else { TlsVersion::Tls12 });
@@ -296,8 +293,7 @@ async fn refused(says: &'static [u8]) -> (TlsFailure, Vec<u8>) {
         let mut heard = Vec::new();
         let _ = socket.read_to_end(&mut heard);
         heard
-    })
-    .await;
+    });
     let failure = accept_tls(socket, server, &Gate::new(4), 10).await.expect_err("it is no handshake");
     (failure, told(client).await)
 }
@@ -373,8 +369,7 @@ fn past_the_bound_a_handshake_is_refused_at_once() {
             let session = ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("a session");
             let mut client = StreamOwned::new(session, Pieces(socket, 1 << 20));
             client.flush().expect_err("it is refused").to_string()
-        })
-        .await;
+        });
         let mut accepting = Box::pin(accept_tls(socket, server, &gate, 0));
         let accepted = poll_fn(|cx: &mut Context<'_>| {
             let mut fills = Box::pin(filled.pass(0));

@@ -457,7 +457,7 @@ impl Worker {
                 let id = RequestId::generate(&mut ledger.rng);
                 match self.listeners[usize::from(accepted.listener)].kind {
                     ListenerKind::Plain => {
-                        fresh::refuse_http(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs()))
+                        fresh::refuse_http(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs()));
                     }
                     ListenerKind::Tls => fresh::refuse_tls(&accepted.fd),
                 }

@@ -121,26 +121,25 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, rc::Rc, time::Duration};
+    use std::{rc::Rc, time::Duration};
 
     use super::*;
     use crate::shard::{clock, testing, timer};
 
     #[test]
-    #[expect(clippy::disallowed_types, reason = "tasks of a test write down in which order they run")]
     fn so_many_pass_in_a_turn_in_the_order_in_which_they_came() {
         testing::on_both_drivers(|| async {
             let gate = Rc::new(Gate::new(3));
-            let passed = Rc::new(RefCell::new(Vec::new()));
+            let passed = Rc::new(Local::new(Vec::new()));
             for number in 0..20 {
                 let (gate, passed) = (Rc::clone(&gate), Rc::clone(&passed));
                 task::spawn("one", async move {
                     gate.pass(100).await.expect("there is room");
-                    passed.borrow_mut().push((number, Turn::current()));
+                    passed.with(|passed| passed.push((number, Turn::current())));
                 });
             }
-            testing::until(|| passed.borrow().len() == 20).await;
-            let passed = passed.borrow();
+            testing::until(|| passed.with(|passed| passed.len()) == 20).await;
+            let passed = passed.with(std::mem::take);
             for (place, (number, _)) in passed.iter().enumerate() {
                 assert!(place.abs_diff(*number) < 3, "only those at the front overtake one another: {passed:?}");
             }

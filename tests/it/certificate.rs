@@ -63,7 +63,8 @@ impl Made {
 
     /// As a configuration names it.
     pub(crate) fn config(&self) -> String {
-        format!("[[tls.certificates]]\ncert = {:?}\nkey = {:?}\n", self.cert, self.key)
+        let Self { cert, key } = self;
+        format!("[[tls.certificates]]\ncert = \"{}\"\nkey = \"{}\"\n", cert.display(), key.display())
     }
 
     /// The certificate itself.
