@@ -9,6 +9,7 @@ mod guard;
 pub mod health;
 pub mod history;
 pub mod pages;
+mod pieces;
 mod server;
 pub mod state;
 

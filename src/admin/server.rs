@@ -31,6 +31,7 @@ use super::{
     Desk, HealthPage, Question, api,
     guard::{Access, Denied, is_from_elsewhere},
     pages,
+    pieces::InPieces,
 };
 use crate::{
     shard::complaints::complain,
@@ -175,7 +176,7 @@ async fn serve_connection(stream: TcpStream, client: Client, open: &Open) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(InPieces(stream)), service);
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -2,7 +2,7 @@
 //!
 //! It runs on the control thread over what the shards have told and knows nothing of how that got there.
 
-use std::fmt::Write as _;
+use std::{cell::Cell, fmt::Write as _};
 
 use super::exemplars::{Exemplar, Merged};
 use super::format::Format;
@@ -52,15 +52,20 @@ pub struct Scrape<'a> {
     pub names: &'a Names,
 }
 
+/// So much text is written between two chances for others.
+const PIECE: usize = 64 * 1024;
+
 impl Scrape<'_> {
-    /// Appends all metrics.
-    pub fn write(&self, format: Format, out: &mut String) {
+    /// Appends all metrics. After each piece of the text `give_way` is called: with thousands of series it takes milliseconds,
+    /// and the thread may have its core together with a shard.
+    pub fn write(&self, format: Format, out: &mut String, give_way: &dyn Fn()) {
         let Self { process, names, .. } = *self;
         let mut sum = Counters::default();
         for shard in self.shards {
             sum.merge(shard.counters);
         }
-        let mut text = Text { out, format, names, exemplars: self.exemplars };
+        let pace = Pace { next: Cell::new(out.len() + PIECE), give_way };
+        let mut text = Text { out, pace: &pace, format, names, exemplars: self.exemplars };
         let values: Vec<_> = self
             .shards
             .iter()
@@ -147,9 +152,26 @@ fn owners(label: &str, names: &[String]) -> Vec<String> {
     names.iter().map(|name| pair(label, name)).collect()
 }
 
+/// When others get a chance.
+struct Pace<'a> {
+    /// At this length of the text.
+    next: Cell<usize>,
+    give_way: &'a dyn Fn(),
+}
+
+impl Pace<'_> {
+    fn written(&self, length: usize) {
+        if length >= self.next.get() {
+            self.next.set(length + PIECE);
+            (self.give_way)();
+        }
+    }
+}
+
 /// The document so far, and what it is made by.
 struct Text<'a> {
     out: &'a mut String,
+    pace: &'a Pace<'a>,
     format: Format,
     names: &'a Names,
     exemplars: &'a Merged,
@@ -169,7 +191,7 @@ impl Text<'_> {
 
     /// Begins all series of one metric: the formats want them in one group.
     fn family<'f>(&'f mut self, metric: &'f Metric) -> Family<'f> {
-        let Self { out, format, names, exemplars } = self;
+        let Self { out, pace, format, names, exemplars } = self;
         // OpenMetrics has a family's name without what its samples end with.
         let suffix = match (&format, metric.kind) {
             (Format::OpenMetrics, MetricKind::Counter) => "_total",
@@ -194,13 +216,14 @@ impl Text<'_> {
         }
         debug_assert!(metric.kind != MetricKind::Histogram || metric.by.is_none(), "a histogram has one label at most");
         let has_exemplars = *format == Format::OpenMetrics && metric.per == Per::Route;
-        Family { out, metric, names, exemplars: Some(&**exemplars).filter(|_| has_exemplars), place: 0 }
+        Family { out, pace, metric, names, exemplars: Some(&**exemplars).filter(|_| has_exemplars), place: 0 }
     }
 }
 
 /// All series of one metric.
 struct Family<'a> {
     out: &'a mut String,
+    pace: &'a Pace<'a>,
     metric: &'a Metric,
     names: &'a Names,
     /// Where they stand for requests of a route.
@@ -241,6 +264,7 @@ impl Family<'_> {
             Value::Lifetimes(histogram) => self.histogram(owner, histogram, None),
             Value::Own(histogram) => self.histogram(owner, histogram, None),
         }
+        self.pace.written(self.out.len());
     }
 
     fn by_value<T: Copy>(&mut self, counts: &[T], mut write: impl FnMut(&mut Self, Option<(&str, &str)>, T)) {

@@ -1,6 +1,9 @@
 //! What the formats ask of a text, checked by a reader of its own.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    cell::Cell,
+    collections::{HashMap, HashSet},
+};
 
 use expect_test::expect;
 use proptest::prelude::*;
@@ -65,8 +68,32 @@ fn scraped(format: Format) -> String {
         exemplars: &Merged::of(exemplars.shown(|at| at).into_iter()),
         names: &names,
     };
-    scrape.write(format, &mut out);
+    scrape.write(format, &mut out, &|| ());
     out
+}
+
+#[test]
+fn others_get_a_chance_after_each_piece_of_a_long_text() {
+    let mut names = Names::default();
+    for nth in 0..300 {
+        names.routes.claim(&format!("a-route-{nth}"));
+    }
+    let mut counters = Counters::default();
+    counters.make_room(300, 0);
+    let mut out = String::new();
+    let chances = Cell::new(0);
+    let scrape = Scrape {
+        shards: &[ShardCounters { shard: 0, counters: &counters }],
+        process: &ProcessCounters::default(),
+        followed: &[],
+        instances: &[],
+        exemplars: &Merged::default(),
+        names: &names,
+    };
+    scrape.write(Format::Text, &mut out, &|| chances.set(chances.get() + 1));
+    let pieces = out.len() / PIECE;
+    // The series of one owner stay together.
+    assert!(pieces > 5 && (pieces * 9 / 10..=pieces).contains(&chances.get()), "{chances:?} in {pieces} pieces");
 }
 
 /// One sample: the name, the labels as they stand, the value.
@@ -303,7 +330,7 @@ proptest! {
             exemplars: &Merged::default(),
             names: &names,
         };
-        scrape.write(Format::Text, &mut out);
+        scrape.write(Format::Text, &mut out, &|| ());
         let line = out.split('\n').rfind(|line| line.starts_with("shardgate_request_body_bytes_total"));
         let (_, written, _) = sample(line.expect("a series"));
         prop_assert_eq!(labels(written), [("route".to_owned(), names.routes.names().last().cloned().expect("one"))]);

@@ -152,7 +152,7 @@ impl Control {
         };
         // As long as it was last, and a little more.
         let mut text = String::with_capacity(self.metrics_length + self.metrics_length / 8 + 64 * 1024);
-        scrape.write(format, &mut text);
+        scrape.write(format, &mut text, &std::thread::yield_now);
         self.metrics_length = text.len();
         text
     }
