@@ -3,6 +3,7 @@
 //! Each check is a function from text to complaints, so that a planted mistake can show that it bites.
 
 mod citations;
+mod files;
 mod imports;
 mod lexer;
 mod log_fields;
