@@ -39,7 +39,11 @@ enum Command {
         config: Option<PathBuf>,
     },
     /// Run the gateway on port 3000 in front of three sample services, and say what to try.
-    Demo,
+    Demo {
+        /// Serve HTTPS and secure WebSockets as well, with a certificate made for this run. On port 3443 unless another is named.
+        #[arg(long, value_name = "PORT", num_args = 0..=1, require_equals = true, default_missing_value = "3443")]
+        tls: Option<u16>,
+    },
     /// Serve as an instance of one of the demo's services until standard input ends.
     #[command(hide = true)]
     DemoService {
@@ -82,6 +86,9 @@ enum Command {
         /// The operator's listener.
         #[arg(long, default_value = "http://127.0.0.1:3001")]
         url: String,
+        /// A file with the certificates that an https listener's own is checked with, instead of those of the system.
+        #[arg(long, value_name = "FILE")]
+        ca: Option<PathBuf>,
         /// A file with an operator's token, where the listener asks for one to be read.
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
@@ -99,8 +106,8 @@ const WRONG: u8 = 2;
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { config } => with_config(config, serve),
-        Command::Demo => match config::resolve(None, &env::process()) {
-            Ok(config) => finish(demo::run(config)),
+        Command::Demo { tls } => match config::resolve(None, &env::process()) {
+            Ok(config) => finish(demo::run(config, tls)),
             Err(mistakes) => wrong(&mistakes),
         },
         Command::DemoService { service, port } => finish(demo::serve(service, port).map(|()| ProcessEnd::Drained)),
@@ -133,8 +140,8 @@ fn main() -> ExitCode {
         Command::Config { file, .. } => with_config(file, |config, _| print(&config.to_toml())),
         Command::Migrate { config } => change(config, server::migrate),
         Command::User { config, command } => change(config, |config, output| cli::user(command, config, output)),
-        Command::Top { url, token_file, once } => {
-            finish(top::run(&top::Options { url, token_file, once }).map(|()| ProcessEnd::Drained))
+        Command::Top { url, ca, token_file, once } => {
+            finish(top::run(&top::Options { url, ca, token_file, once }).map(|()| ProcessEnd::Drained))
         }
         Command::Version => print(concat!("shardgate ", env!("CARGO_PKG_VERSION"), "\n")),
     }

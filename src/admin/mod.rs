@@ -12,12 +12,14 @@ pub mod pages;
 mod pieces;
 mod server;
 pub mod state;
+mod tls;
 
 use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 pub use api::{Change, Done, Unchanged};
 pub use guard::Access;
 pub use server::{Refusals, serve};
+pub use tls::Handshakes;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::telemetry::format::Format;

@@ -22,13 +22,14 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::json;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, oneshot},
     time::{sleep, timeout},
 };
 
 use super::{
-    Desk, HealthPage, Question, api,
+    Desk, Handshakes, HealthPage, Question, api,
     guard::{Access, Denied, is_from_elsewhere},
     pages,
     pieces::InPieces,
@@ -120,8 +121,8 @@ impl Drop for Open {
     }
 }
 
-/// Serves until its thread ends.
-pub async fn serve(listener: TcpListener, desk: Desk) {
+/// Serves until its thread ends; over TLS, where there are handshakes.
+pub async fn serve(listener: TcpListener, desk: Desk, handshakes: Option<Handshakes>) {
     let changed = Rc::new(Notify::new());
     // Those that came first stand first.
     let mut all: VecDeque<Weak<Open>> = VecDeque::new();
@@ -134,9 +135,10 @@ pub async fn serve(listener: TcpListener, desk: Desk) {
                 all.push_back(Rc::downgrade(&open));
                 let reached = stream.local_addr().ok().map(|address| address.ip());
                 let client = Client { desk: desk.clone(), reached, address };
+                let handshakes = handshakes.clone();
                 tokio::task::spawn_local(async move {
                     tokio::select! {
-                        () = serve_connection(stream, client, &open) => {}
+                        () = begin(stream, client, handshakes, &open) => {}
                         () = open.give_way.notified() => {}
                     }
                 });
@@ -163,7 +165,19 @@ async fn make_room(all: &mut VecDeque<Weak<Open>>, changed: &Notify) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, client: Client, open: &Open) {
+/// Serves a connection, after its handshake where there is one.
+async fn begin(stream: TcpStream, client: Client, handshakes: Option<Handshakes>, open: &Open) {
+    let Some(handshakes) = handshakes else { return serve_connection(stream, client, open).await };
+    match handshakes.accept(stream).await {
+        Ok(stream) => serve_connection(stream, client, open).await,
+        Err(error) => {
+            client.desk.refusals.count(AdminRefusal::Handshake);
+            tracing::debug!(%error, from = %client.address, "a handshake with the operator's listener failed");
+        }
+    }
+}
+
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, client: Client, open: &Open) {
     let service = service_fn(|request| {
         let client = client.clone();
         async move {

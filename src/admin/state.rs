@@ -62,6 +62,8 @@ document! {
         log: LogState,
         /// Certificates of listeners.
         certificates: Vec<CertificateState>,
+        /// What their files held that was refused, until something is taken again.
+        certificates_refusal: Option<RefusalState>,
         /// What operators have changed.
         changes: ChangesState,
     }
@@ -418,6 +420,7 @@ mod tests {
                 ..ConfigurationState::default()
             },
             certificates: vec![CertificateState::default()],
+            certificates_refusal: Some(RefusalState::default()),
             changes: ChangesState { refused: count(), latest: vec![ChangeState::default()], ..ChangesState::default() },
             ..State::default()
         }

@@ -1,6 +1,6 @@
 //! Which certificate a client is shown: by the name that it asks for, and by what it can check.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{cell::Cell, collections::HashMap, fmt, sync::Arc};
 
 use rustls::{
     CipherSuite, SignatureAlgorithm,
@@ -64,17 +64,29 @@ impl Chooser {
     }
 }
 
+thread_local! {
+    static HAS_REFUSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a client of this thread was refused since this was asked last, as no certificate has the name that it asked for. What
+/// rustls says of that is not told apart from other errors.
+pub fn take_refused() -> bool {
+    HAS_REFUSED.take()
+}
+
 fn is_rsa(key: &CertifiedKey) -> bool {
     key.key.algorithm() == SignatureAlgorithm::RSA
 }
 
 impl ResolvesServerCert for Chooser {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let candidates = self.candidates(hello.server_name())?;
+        let candidates = self.candidates(hello.server_name()).map_or(&[][..], Vec::as_slice);
         let can = |key: &&Arc<CertifiedKey>| {
             key.key.choose_scheme(hello.signature_schemes()).is_some() && can_agree(is_rsa(key), hello.cipher_suites())
         };
-        candidates.iter().find(can).or_else(|| candidates.first()).cloned()
+        let chosen = candidates.iter().find(can).or_else(|| candidates.first()).cloned();
+        HAS_REFUSED.set(chosen.is_none());
+        chosen
     }
 }
 

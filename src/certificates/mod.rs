@@ -5,7 +5,11 @@ mod chooser;
 mod facts;
 mod tickets;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use rustls::{
     ServerConfig,
@@ -14,15 +18,21 @@ use rustls::{
     server::NoServerSessionStorage,
     sign::CertifiedKey,
 };
+use zeroize::Zeroizing;
 
-pub use self::tickets::TICKET_KEY_TIME;
 use self::{chooser::Chooser, facts::Facts, tickets::Tickets};
-use crate::config::{SecretFile, Tls, TlsCertificate};
+pub use self::{
+    chooser::take_refused,
+    tickets::{TICKET_KEY_TIME, TICKET_SECRET_BYTES_MIN},
+};
+use crate::config::{HostPattern, SecretFile, Tls, TlsCertificate};
 
 /// Longer files are no certificates or keys.
 const FILE_BYTES_MAX: usize = 1 << 20;
 /// What leads to an authority is a few.
 const CHAIN_MAX: usize = 16;
+/// Nobody needs more chance than that.
+const TICKET_SECRET_BYTES_MAX: usize = 4096;
 
 const DAY: u64 = 24 * 60 * 60;
 /// From so long before its end on a certificate is warned of.
@@ -33,17 +43,66 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// What a configuration wants of certificates: the files, and who is shown what.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// Those of public listeners, and how they are used.
+    pub tls: Tls,
+    /// What operators are shown; nothing where their listener speaks no TLS.
+    pub operators: Option<OfOperators>,
+}
+
+/// What the operator's listener shows.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OfOperators {
+    /// One of its own.
+    Own(TlsCertificate),
+    /// The same as public listeners.
+    Shared,
+}
+
+impl Wanted {
+    /// Whether nothing is wanted.
+    pub fn is_nothing(&self) -> bool {
+        self.tls.certificates.is_empty() && self.operators.is_none()
+    }
+
+    /// All certificates, each with the name of its place in the configuration.
+    fn certificates(&self) -> impl Iterator<Item = (String, &TlsCertificate)> {
+        let of_clients = self.tls.certificates.iter().enumerate();
+        let of_clients = of_clients.map(|(index, pair)| (format!("tls.certificates[{index}]"), pair));
+        let own = match &self.operators {
+            Some(OfOperators::Own(pair)) => Some(("admin".to_owned(), pair)),
+            Some(OfOperators::Shared) | None => None,
+        };
+        of_clients.chain(own)
+    }
+
+    /// All files that are read.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let pairs = self.certificates().flat_map(|(_, pair)| [pair.cert.clone(), pair.key.clone()]);
+        pairs.chain(self.tls.ticket_secret_file.clone()).collect()
+    }
+}
+
 /// All certificates of a configuration, ready to be shown. Immutable; crosses to each shard as one `Arc`.
+#[derive(Clone)]
 pub struct Certificates {
     config: ServerConfig,
-    /// In the order of the configuration.
+    /// What operators are shown, if anything.
+    of_operators: Option<Arc<ServerConfig>>,
+    /// In the order of the configuration, that of operators last.
     shown: Vec<Shown>,
+    /// What is wrong with files and does not keep them from being used.
+    doubts: Vec<String>,
     tickets: Arc<Tickets>,
 }
 
 /// What is told of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shown {
+    /// Where the configuration names it: `tls.certificates[0]`, `admin`.
+    pub place: String,
     /// The file that it is from.
     pub file: String,
     /// The names that it is for, as it has them.
@@ -61,14 +120,15 @@ impl fmt::Debug for Certificates {
 }
 
 impl Certificates {
-    /// Reads and checks the files of all; says everything that is wrong with them. Sessions that clients have with `before` are
-    /// taken up again.
-    pub fn load(tls: &Tls, before: Option<&Self>) -> Result<Self, Vec<String>> {
-        let (mut keys, mut shown, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, certificate) in tls.certificates.iter().enumerate() {
+    /// Reads and checks all files, at this time in seconds since 1970; says everything that is wrong with them.
+    pub fn load(wanted: &Wanted, now: u64) -> Result<Self, Vec<String>> {
+        let (mut keys, mut shown, mut doubts, mut wrong) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (place, certificate) in wanted.certificates() {
             match read(certificate) {
-                Ok((key, facts)) => {
+                Ok(Pair { key, facts, doubt }) => {
+                    doubts.extend(doubt.map(|doubt| format!("{place}.key is {doubt}")));
                     shown.push(Shown {
+                        place,
                         file: certificate.cert.display().to_string(),
                         names: facts.names,
                         not_before: facts.not_before,
@@ -76,30 +136,59 @@ impl Certificates {
                     });
                     keys.push(Arc::new(key));
                 }
-                Err(Wrong { key, what }) => wrong.push(format!("tls.certificates[{index}].{key} is {what}")),
+                Err(Wrong { key, what }) => wrong.push(format!("{place}.{key} is {what}")),
             }
         }
-        if !wrong.is_empty() {
-            return Err(wrong);
-        }
-        let names = shown.iter().map(|shown| shown.names.as_slice());
-        let chooser = Chooser::new(keys.into_iter().zip(names), tls.strict_sni);
+        let secret = wanted.tls.ticket_secret_file.as_deref().map(read_ticket_secret).transpose();
+        let secret = secret.map_err(|why| wrong.push(format!("tls.ticket_secret_file is {why}")));
+        let (Ok(secret), true) = (secret, wrong.is_empty()) else { return Err(wrong) };
         let unusable = |error: &dyn fmt::Display| vec![format!("tls cannot be used: {error}")];
-        let tickets = match before {
-            Some(before) => Arc::clone(&before.tickets),
-            None => Arc::new(Tickets::new().map_err(|error| unusable(&error))?),
+        let tickets = match secret {
+            Some(secret) => Tickets::derived(secret.trim_ascii(), now),
+            None => Tickets::new(),
         };
-        let mut config = server_config(chooser).map_err(|error| unusable(&error))?;
-        config.ticketer = Arc::clone(&tickets) as _;
-        Ok(Self { config, shown, tickets })
+        let tickets = Arc::new(tickets.map_err(|error| unusable(&error))?);
+        let all: Vec<_> = keys.into_iter().zip(shown.iter().map(|shown| shown.names.as_slice())).collect();
+        let (of_clients, own) = all.split_at(wanted.tls.certificates.len());
+        let config = |certificates: &[(Arc<CertifiedKey>, &[String])], is_strict| {
+            server_config(Chooser::new(certificates.iter().cloned(), is_strict)).map_err(|error| unusable(&error))
+        };
+        let of_operators = match wanted.operators {
+            Some(OfOperators::Own(_)) => Some(config(own, false)?),
+            Some(OfOperators::Shared) => Some(config(of_clients, false)?),
+            None => None,
+        };
+        // Operators take no session up again: one begun here can be taken up by no listener that asks for more.
+        let of_operators = of_operators.map(|mut config| {
+            config.send_tls13_tickets = 0;
+            Arc::new(config)
+        });
+        let config = config(of_clients, wanted.tls.strict_sni)?;
+        Ok(Self { config, of_operators, shown, doubts, tickets: Arc::clone(&tickets) }.with_tickets(tickets))
     }
 
-    /// The same with the next key for tickets.
-    pub fn with_changed_ticket_keys(&self) -> Result<Self, ring::error::Unspecified> {
-        let tickets = Arc::new(self.tickets.changed()?);
-        let mut config = self.config.clone();
-        config.ticketer = Arc::clone(&tickets) as _;
-        Ok(Self { config, shown: self.shown.clone(), tickets })
+    /// The same, by which sessions are taken up again that clients have with `before`. Where the keys of tickets are derived
+    /// from a secret, that is so of itself.
+    #[must_use]
+    pub fn after(self, before: Option<&Self>) -> Self {
+        match before {
+            Some(before) if before.tickets.are_by_chance() && self.tickets.are_by_chance() => {
+                self.with_tickets(Arc::clone(&before.tickets))
+            }
+            _ => self,
+        }
+    }
+
+    /// The same with other keys of tickets, if they are to be others: at this time, in seconds since 1970, or as it is due.
+    pub fn with_changed_ticket_keys(&self, now: u64, is_due: bool) -> Result<Option<Self>, ring::error::Unspecified> {
+        let changed = self.tickets.changed(now, is_due)?;
+        Ok(changed.map(|tickets| self.clone().with_tickets(Arc::new(tickets))))
+    }
+
+    fn with_tickets(mut self, tickets: Arc<Tickets>) -> Self {
+        self.config.ticketer = Arc::clone(&tickets) as _;
+        self.tickets = tickets;
+        self
     }
 
     /// Seconds until the first of them ends; 0 when one has ended.
@@ -112,18 +201,37 @@ impl Certificates {
         Arc::new(self.config.clone())
     }
 
-    /// Which of them have expired at this time, in seconds since 1970, or soon will; one sentence each.
+    /// What operators' handshakes are done by, where their listener speaks TLS.
+    pub fn for_operators(&self) -> Option<Arc<ServerConfig>> {
+        self.of_operators.clone()
+    }
+
+    /// Whether clients that ask for such a host are shown a certificate with its name. Who asks for an address names none.
+    pub fn cover(&self, host: &HostPattern) -> bool {
+        let has = |name: &str| self.shown.iter().any(|shown| shown.names.iter().any(|of| of == name));
+        let has_wildcard = |parent: &str| has(&format!("*.{parent}"));
+        match host {
+            HostPattern::Exact(host) => {
+                let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+                is_address || has(host) || host.split_once('.').is_some_and(|(_, parent)| has_wildcard(parent))
+            }
+            HostPattern::Subdomains(parent) => has_wildcard(parent),
+        }
+    }
+
+    /// What is doubtful: certificates that have expired at this time, in seconds since 1970, or soon will, and keys that others
+    /// can read; one sentence each.
     pub fn warnings(&self, now: u64) -> Vec<String> {
-        let told = |(index, shown): (usize, &Shown)| {
+        let told = |shown: &Shown| {
             let what = match shown.not_after.checked_sub(now) {
                 None => "has expired: clients refuse it".to_owned(),
                 Some(left) if left < EXPIRY_NOTICE => format!("expires in {} days", left / DAY),
                 Some(_) if now < shown.not_before => "is not good yet: clients refuse it".to_owned(),
                 Some(_) => return None,
             };
-            Some(format!("tls.certificates[{index}].cert is \"{}\", which {what}", shown.file))
+            Some(format!("{}.cert is \"{}\", which {what}", shown.place, shown.file))
         };
-        self.shown.iter().enumerate().filter_map(told).collect()
+        self.doubts.iter().cloned().chain(self.shown.iter().filter_map(told)).collect()
     }
 
     /// What is told of each.
@@ -150,31 +258,73 @@ struct Wrong {
     what: String,
 }
 
-fn read(certificate: &TlsCertificate) -> Result<(CertifiedKey, Facts), Wrong> {
+/// A certificate and its key, as files have them.
+struct Pair {
+    key: CertifiedKey,
+    facts: Facts,
+    /// Who may read the key and should not.
+    doubt: Option<String>,
+}
+
+fn read(certificate: &TlsCertificate) -> Result<Pair, Wrong> {
     let TlsCertificate { cert, key } = certificate;
     let of_cert = |why: &dyn fmt::Display| Wrong { key: "cert", what: format!("\"{}\": {why}", cert.display()) };
     let of_key = |why: &dyn fmt::Display| Wrong { key: "key", what: format!("\"{}\": {why}", key.display()) };
     let file = SecretFile::read(cert, FILE_BYTES_MAX).map_err(|error| of_cert(&error))?;
-    let chain: Vec<_> = CertificateDer::pem_slice_iter(file.public())
-        .collect::<Result<_, _>>()
-        .map_err(|error| of_cert(&format_args!("it is no PEM file: {error}")))?;
-    let Some(first) = chain.first() else { return Err(of_cert(&"it has no certificate; it is a PEM file")) };
-    if chain.len() > CHAIN_MAX {
-        return Err(of_cert(&format_args!("it has {} certificates; a chain has at most {CHAIN_MAX}", chain.len())));
-    }
-    let facts = Facts::of(first).map_err(|error| of_cert(&format_args!("its first certificate is none: {error}")))?;
-    facts::check_chain(&chain).map_err(|why| of_cert(&why))?;
+    let (chain, facts) = read_chain(file.public()).map_err(|why| of_cert(&why))?;
     let file = SecretFile::read(key, FILE_BYTES_MAX).map_err(|error| of_key(&error))?;
-    let pem = file.secret(key).map_err(|why| of_key(&why))?;
-    let secret = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|error| of_key(&format_args!("it has no private key (PKCS#8, PKCS#1 or SEC1): {error}")))?;
-    let certified = CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => {
+    // What others may read is used all the same: refused, it would be an outage when the certificate before it ends.
+    let (pem, doubt) = file.secret_or_doubt(key).map_err(|why| of_key(&why))?;
+    let doubt = doubt.map(|doubt| of_key(&doubt).what);
+    let key = read_key(&pem, chain).map_err(|error| match error {
+        KeyError::NotOfCertificate => {
             of_key(&format_args!("it is not the key of the first certificate in \"{}\"", cert.display()))
         }
-        error => of_key(&format_args!("it cannot be used: {error}")),
+        KeyError::Unusable(why) => of_key(&why),
     })?;
-    Ok((certified, facts))
+    Ok(Pair { key, facts, doubt })
+}
+
+/// The certificates of a PEM file, and what the first of them says.
+fn read_chain(pem: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Facts), String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).take(CHAIN_MAX + 1).collect();
+    let chain = chain.map_err(|error| format!("it is no PEM file: {error}"))?;
+    let first = chain.first().ok_or("it has no certificate; it is a PEM file")?;
+    if chain.len() > CHAIN_MAX {
+        return Err(format!("it has more than {CHAIN_MAX} certificates; a chain has at most that many"));
+    }
+    let facts = Facts::of(first).map_err(|error| format!("its first certificate is none: {error}"))?;
+    facts::check_chain(&chain)?;
+    Ok((chain, facts))
+}
+
+/// Why a key is not used.
+enum KeyError {
+    NotOfCertificate,
+    Unusable(String),
+}
+
+/// The key of a PEM file, which is to be that of the first of these certificates.
+fn read_key(pem: &[u8], chain: Vec<CertificateDer<'static>>) -> Result<CertifiedKey, KeyError> {
+    let secret = PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|error| KeyError::Unusable(format!("it has no private key (PKCS#8, PKCS#1 or SEC1): {error}")))?;
+    CertifiedKey::from_der(chain, secret, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => KeyError::NotOfCertificate,
+        error => KeyError::Unusable(format!("it cannot be used: {error}")),
+    })
+}
+
+/// What keys of tickets are derived from; what stands around it is no part of it.
+fn read_ticket_secret(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let wrong = |why: &dyn fmt::Display| format!("\"{}\": {why}", path.display());
+    let file = SecretFile::read(path, TICKET_SECRET_BYTES_MAX).map_err(|error| wrong(&error))?;
+    let secret = file.secret(path).map_err(|why| wrong(&why))?;
+    match secret.trim_ascii().len() {
+        TICKET_SECRET_BYTES_MIN.. => Ok(secret),
+        length => Err(wrong(&format_args!(
+            "it has {length} bytes; give it {TICKET_SECRET_BYTES_MIN} or more, by chance: `openssl rand -base64 48` makes some"
+        ))),
+    }
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! The operator's listener: who may make changes there, by which names it goes, and where it may listen.
 
-use super::Admin;
-use super::keys::AdminToken;
 use super::keys::section::FromFields as _;
+use super::keys::{AdminToken, TlsCertificate};
 use super::names::is_plain;
 use super::raw::quoted;
 use super::read::Fields;
 use super::report::Report;
+use super::{Admin, Config, ListenerKind};
 
 /// Shorter tokens can be guessed.
 const ADMIN_TOKEN_BYTES_MIN: usize = 16;
@@ -37,13 +37,32 @@ pub(super) fn read_admin(admin: &mut Admin, fields: &Fields<'_>, report: &mut Re
             let right = "others can reach that address, so operators need tokens there: write [[admin.tokens]], or bind a \
                          loopback address like \"127.0.0.1\"";
             fields.wrong(report, "address", format_args!("is \"{}\"", admin.address), right);
-        } else {
+        } else if admin.kind == ListenerKind::Plain {
             report.warn(
                 &fields.place_of("address"),
-                "admin.address can be reached by others, and tokens go there in clear text; a loopback address behind \
-                 whoever ends TLS keeps them to yourself",
+                "admin.address can be reached by others, and tokens go there in clear text; admin.kind = \"tls\", or a \
+                 loopback address behind whoever ends TLS, keeps them to yourself",
             );
         }
+    }
+}
+
+/// Checks what is shown over TLS there, once it is known which certificates there are.
+pub(super) fn check_admin_tls(config: &Config, fields: &Fields<'_>, report: &mut Report) {
+    let Admin { enabled, kind, cert, key, .. } = &config.admin;
+    let of_one = match (cert, key) {
+        (Some(_), None) => Some(["cert", "key"]),
+        (None, Some(_)) => Some(["key", "cert"]),
+        (Some(_), Some(_)) | (None, None) => None,
+    };
+    if let Some([given, missing]) = of_one {
+        let right = format!("give admin.{missing} too, or neither");
+        fields.wrong(report, given, "is given alone", &right);
+    } else if cert.is_some() && *kind == ListenerKind::Plain {
+        report.warn(&fields.place_of("cert"), "admin.cert is shown to nobody, as admin.kind is \"plain\"");
+    } else if *enabled && *kind == ListenerKind::Tls && cert.is_none() && config.tls.certificates.is_empty() {
+        let right = "give admin.cert and admin.key, or cert and key of one as [[tls.certificates]]";
+        fields.wrong(report, "kind", "is \"tls\", and there is no certificate", right);
     }
 }
 
@@ -87,5 +106,15 @@ impl Admin {
     /// Whether only this machine reaches it.
     pub fn is_on_loopback(&self) -> bool {
         self.address.to_canonical().is_loopback()
+    }
+
+    /// Whether it is there and speaks TLS.
+    pub fn speaks_tls(&self) -> bool {
+        self.enabled && self.kind == ListenerKind::Tls
+    }
+
+    /// A certificate of its own, if it has one.
+    pub fn certificate(&self) -> Option<TlsCertificate> {
+        Some(TlsCertificate { cert: self.cert.clone()?, key: self.key.clone()? })
     }
 }

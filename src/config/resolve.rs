@@ -2,7 +2,7 @@
 //! mistakes at once.
 
 use super::accounts::check_accounts;
-use super::admin::read_admin;
+use super::admin::{check_admin_tls, read_admin};
 use super::auth::read_auth;
 use super::clickhouse::check_clickhouse;
 use super::cors::check_cors;
@@ -175,6 +175,7 @@ fn read_config(root: &Table, report: &mut Report) -> Config {
     read_admin(&mut config.admin, &Admin::fields(root), report);
     config.listeners = read_listeners(root, &config, report);
     read_tls(root, &mut config, report);
+    check_admin_tls(&config, &Admin::fields(root), report);
     check_target(&config.http, &Http::fields(root), report);
     check_intervals(&config.discovery, &Discovery::fields(root), report);
     check_drain(&config, &Drain::fields(root), report);

@@ -45,6 +45,20 @@ impl SecretFile {
             Some(wrong) => Err(wrong),
         }
     }
+
+    /// What it holds, and who can read it who should not: for keys that are better used than not. What everybody can write is
+    /// refused.
+    pub fn secret_or_doubt(self, path: &Path) -> Result<(Zeroizing<Vec<u8>>, Option<String>), String> {
+        if self.mode & 0o002 != 0 {
+            let found = format!("(mode {:04o}, owner {})", self.mode, self.owner);
+            return Err(format!(
+                "everybody may write to the file {found}; take that away: chmod o= {}",
+                path.display()
+            ));
+        }
+        let doubt = wrong_reader(self.mode, self.owner, rustix::process::geteuid().as_raw(), path);
+        Ok((self.bytes, doubt))
+    }
 }
 
 /// Opens a regular file. Nothing that could block is opened: a pipe that nobody writes to would hold up the start.

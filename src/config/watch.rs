@@ -7,6 +7,7 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
 
 /// Watches one file. It follows the path anew each time, so that a file renamed over it and a directory of symlinks
 /// swapped under it (as Kubernetes does) are seen.
@@ -44,7 +45,7 @@ impl Watch {
     /// cannot be read now counts as changed once it can be.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let mut watch = Self { path: path.into(), seen: None, pending: None };
-        watch.seen = watch.look().ok().flatten();
+        watch.seen = FileVersion::of(&watch.path).ok().flatten();
         watch
     }
 
@@ -58,7 +59,7 @@ impl Watch {
     /// is passed over. While the file is away or cannot be read that is the error, and what was in use stays.
     pub fn changed(&mut self) -> io::Result<bool> {
         let pending = self.pending.take();
-        let Some(now) = self.look()? else { return Ok(false) };
+        let Some(now) = FileVersion::of(&self.path)? else { return Ok(false) };
         if self.seen.is_some_and(|seen| seen.hash == now.hash) {
             return Ok(false);
         }
@@ -74,24 +75,86 @@ impl Watch {
     pub fn forget(&mut self) {
         self.seen = None;
     }
+}
 
+impl FileVersion {
     /// Nothing comes of an empty file, and of what can be read only once (a pipe) or might block. A directory is what is left
     /// where a file that is not there was to be mounted.
-    fn look(&self) -> io::Result<Option<FileVersion>> {
-        let metadata = fs::metadata(&self.path)?;
+    fn of(path: &Path) -> io::Result<Option<Self>> {
+        let metadata = fs::metadata(path)?;
         if metadata.is_dir() {
             return Err(io::Error::new(io::ErrorKind::IsADirectory, "it is a directory"));
         }
         if !metadata.is_file() {
             return Ok(None);
         }
-        let file = open_regular(&self.path)?;
+        let file = open_regular(path)?;
         let mark = FileStat::of(&file.metadata()?);
-        let mut content = Vec::new();
+        // It may be a secret. With room for all of it from the start nothing is left behind.
+        let room = usize::try_from(mark.size.min(BYTES_MAX)).unwrap_or(0) + 1;
+        let mut content = Zeroizing::new(Vec::with_capacity(room));
         file.take(BYTES_MAX).read_to_end(&mut content)?;
         let mut hasher = DefaultHasher::new();
         hasher.write(&content);
-        Ok((!content.is_empty()).then(|| FileVersion { mark, hash: hasher.finish() }))
+        Ok((!content.is_empty()).then(|| Self { mark, hash: hasher.finish() }))
+    }
+}
+
+/// Watches several files as one: what one of them holds may be of no use without what another does.
+#[derive(Clone, Debug)]
+pub struct WatchSet {
+    paths: Vec<PathBuf>,
+    /// What was taken of each; nothing of those that could not be read.
+    seen: Option<Vec<Option<FileVersion>>>,
+    /// As in [`Watch`].
+    pending: Option<Vec<Option<FileVersion>>>,
+}
+
+/// How files are that are watched together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetLook {
+    /// They hold what they held.
+    Same,
+    /// One of them holds something else, and may be about to be written.
+    Settling,
+    /// Other content, and all are as they were in the look before.
+    Changed,
+}
+
+impl WatchSet {
+    /// Watches these paths, from what they hold now on, as [`Watch::new`] does.
+    pub fn new(paths: Vec<PathBuf>) -> Self {
+        let mut set = Self { paths, seen: None, pending: None };
+        set.seen = Some(set.versions());
+        set
+    }
+
+    /// How they are. That they have changed is said once, and only when all were the same in two looks. One that is away, or
+    /// cannot be read, is other content: whoever reads it says why.
+    pub fn look(&mut self) -> SetLook {
+        let pending = self.pending.take();
+        let now = self.versions();
+        let hashes = |versions: &[Option<FileVersion>]| -> Vec<_> {
+            versions.iter().map(|version| version.map(|version| version.hash)).collect()
+        };
+        if self.seen.as_ref().is_some_and(|seen| hashes(seen) == hashes(&now)) {
+            return SetLook::Same;
+        }
+        if pending.as_ref() != Some(&now) {
+            self.pending = Some(now);
+            return SetLook::Settling;
+        }
+        self.seen = Some(now);
+        SetLook::Changed
+    }
+
+    /// Whatever they hold counts as other content, once it has settled: it was of no use.
+    pub fn forget(&mut self) {
+        self.seen = None;
+    }
+
+    fn versions(&self) -> Vec<Option<FileVersion>> {
+        self.paths.iter().map(|path| FileVersion::of(path).ok().flatten()).collect()
     }
 }
 
@@ -246,5 +309,26 @@ mod tests {
         fs::write(dir.path().join("f.toml"), "a = 1").expect("written");
         assert!(!watch.changed().expect("a file"));
         assert!(watch.changed().expect("a file"));
+    }
+
+    #[test]
+    fn files_watched_together_have_changed_when_all_have_settled() {
+        let dir = TempDir::new().expect("a directory");
+        let [one, two] = ["one", "two"].map(|name| dir.path().join(name));
+        fs::write(&one, "1").expect("written");
+        let mut set = WatchSet::new(vec![one.clone(), two.clone()]);
+        assert_eq!(set.look(), SetLook::Same, "one is away, as it was");
+        fs::write(&one, "2").expect("written");
+        assert_eq!(set.look(), SetLook::Settling);
+        fs::write(&two, "2").expect("written");
+        assert_eq!([(); 4].map(|()| set.look()), [SetLook::Settling, SetLook::Changed, SetLook::Same, SetLook::Same]);
+        fs::write(&one, "1").expect("written");
+        assert_eq!(set.look(), SetLook::Settling);
+        fs::write(&one, "2").expect("written");
+        assert_eq!(set.look(), SetLook::Same, "it is what it was");
+        set.forget();
+        assert_eq!([(); 3].map(|()| set.look()), [SetLook::Settling, SetLook::Changed, SetLook::Same]);
+        fs::remove_file(&two).expect("removed");
+        assert_eq!([(); 3].map(|()| set.look()), [SetLook::Settling, SetLook::Changed, SetLook::Same]);
     }
 }

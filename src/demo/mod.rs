@@ -1,6 +1,7 @@
 //! `shardgate demo`: the gateway in front of three sample services, so that a first request needs no other program, a page to
 //! try the hub in a browser, and instances to kill.
 
+mod certificate;
 mod instances;
 mod pages;
 mod service;
@@ -8,7 +9,7 @@ mod service;
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -20,7 +21,10 @@ use self::{instances::Instances, service::HEALTH_PATH};
 pub use self::{instances::serve, service::Service};
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
-    config::{Access, AdminToken, Config, Health, Instance, LogFormat, Route, Secret, ServerAddress, Upstream},
+    config::{
+        Access, AdminToken, Config, FurtherListener, Health, Instance, ListenerKind, LogFormat, Route, Secret,
+        ServerAddress, Upstream,
+    },
     server::{self, ProcessEnd},
     telemetry::log,
 };
@@ -28,8 +32,8 @@ use crate::{
 /// Instances of each service: one may go.
 const INSTANCES: usize = 2;
 
-/// Starts the sample services and runs the gateway in front of them until a signal ends it.
-pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
+/// Starts the sample services and runs the gateway in front of them until a signal ends it; over TLS as well, on this port.
+pub fn run(mut config: Config, tls: Option<u16>) -> anyhow::Result<ProcessEnd> {
     // A person tries it: what happens is told in words, also where it is piped into a file.
     if config.log.format == LogFormat::Auto {
         config.log.format = LogFormat::Text;
@@ -51,22 +55,28 @@ pub fn run(mut config: Config) -> anyhow::Result<ProcessEnd> {
             upstream.health = probes();
         }
     }
-    add_pages(&mut config)?;
+    add_pages(&mut config, tls)?;
     // Who comes and goes is worth seeing.
     config.hub.rooms.iter_mut().for_each(|room| room.presence_events = true);
     let loopback = |network: &str| network.parse().expect("a network");
     config.metrics.allow = ["127.0.0.0/8", "::1"].map(loopback).into();
     config.hub.echo = true;
     let token = add_operator(&mut config)?;
-    let data = Data::prepare(&mut config)?;
+    let folder = Folder::make()?;
+    if config.data == Config::default().data {
+        config.data.dir.clone_from(&folder.path);
+    }
+    let certificate = tls.map(|port| add_tls(&mut config, port, &folder.path)).transpose()?;
     add_demo_users(&config).context("the users of the demo cannot be added")?;
     let table = instances.table();
     let watched = instances.watch()?;
     let hints = move |public: &[SocketAddr], operators: Option<SocketAddr>| {
-        print_hints(public[0].port(), operators.map(|address| address.port()), &table, token.as_deref());
+        let over_tls = certificate.as_deref().zip(public.get(1)).map(|(file, address)| (address.port(), file));
+        let operators = operators.map(|address| address.port());
+        print_hints(public[0].port(), over_tls, operators, &table, token.as_deref());
     };
     let ended = server::run(config, None, Box::new(hints));
-    drop((watched, data));
+    drop((watched, folder));
     ended
 }
 
@@ -99,7 +109,7 @@ fn instance(address: SocketAddr) -> Instance {
 }
 
 /// Serves the page on a public route, unless the name or the path is taken.
-fn add_pages(config: &mut Config) -> anyhow::Result<()> {
+fn add_pages(config: &mut Config, tls: Option<u16>) -> anyhow::Result<()> {
     let route = Route {
         access: Access::Public,
         ..Route::new(format!("{}/*", pages::PATH).parse().expect("a path with a star"), "pages")
@@ -116,7 +126,7 @@ fn add_pages(config: &mut Config) -> anyhow::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let address = listener.local_addr()?;
     std::thread::Builder::new().name("pages".to_owned()).spawn(move || {
-        if let Err(error) = service::run(listener, Service::Pages) {
+        if let Err(error) = service::run(listener, Service::Pages { tls }) {
             tracing::error!(%error, "the demo's page cannot be served");
         }
     })?;
@@ -126,38 +136,46 @@ fn add_pages(config: &mut Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where the demo keeps its users and sessions: a directory that goes with it, unless the environment names one.
-struct Data {
-    made: Option<PathBuf>,
+/// Adds a listener that speaks TLS, and returns the file of its certificate.
+fn add_tls(config: &mut Config, port: u16, folder: &Path) -> anyhow::Result<PathBuf> {
+    let made = certificate::make(folder)?;
+    let file = made.cert.clone();
+    config.tls.certificates.push(made);
+    config.listeners.insert(0, FurtherListener { address: config.listener.address, port, kind: ListenerKind::Tls });
+    Ok(file)
 }
 
-impl Data {
-    fn prepare(config: &mut Config) -> anyhow::Result<Self> {
-        if config.data != Config::default().data {
-            return Ok(Self { made: None });
-        }
-        let made = std::env::temp_dir().join(format!("shardgate-demo-{}", std::process::id()));
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&made)
-            .with_context(|| format!("the demo cannot make {} for its users", made.display()))?;
-        config.data.dir.clone_from(&made);
-        Ok(Self { made: Some(made) })
+/// What the demo keeps: a directory that goes with it. Its users and sessions are there, unless the environment says where, and
+/// its certificate.
+struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    fn make() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("shardgate-demo-{}", std::process::id()));
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.with_context(|| format!("the demo cannot make {} for its users", path.display()))?;
+        Ok(Self { path })
     }
 }
 
-impl Drop for Data {
+impl Drop for Folder {
     fn drop(&mut self) {
-        if let Some(made) = &self.made
-            && let Err(error) = std::fs::remove_dir_all(made)
-        {
-            tracing::warn!(%error, "{} could not be removed", made.display());
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            tracing::warn!(%error, "{} could not be removed", self.path.display());
         }
     }
 }
 
 /// Lines to paste into another terminal.
-fn print_hints(port: u16, operators_port: Option<u16>, instances: &str, token: Option<&str>) {
+fn print_hints(
+    port: u16,
+    over_tls: Option<(u16, &Path)>,
+    operators_port: Option<u16>,
+    instances: &str,
+    token: Option<&str>,
+) {
     let gateway = format!("http://localhost:{port}");
     let bearer = "-H \"Authorization: Bearer $TOKEN\"";
     let metrics = operators_port.map_or_else(String::new, |port| {
@@ -169,6 +187,14 @@ fn print_hints(port: u16, operators_port: Option<u16>, instances: &str, token: O
     });
     let [(email, _, password), ..] = DEMO_USERS;
     let path = pages::PATH;
+    let over_tls = over_tls.map_or_else(String::new, |(port, certificate)| {
+        format!(
+            "The same over TLS: https://localhost:{port}{path} (the browser warns, as nobody but this demo has signed the certificate; \
+             sockets are wss there), and in a terminal:\n
+  curl --cacert {} https://localhost:{port}/health\n\n",
+            certificate.display()
+        )
+    });
     let users = DEMO_USERS.map(|(email, role, password)| format!("  {email} ({role}): {password}")).join("\n");
     eprintln!(
         "\nThe gateway listens on {gateway}, in front of three sample services. Users and their passwords:
@@ -176,7 +202,7 @@ fn print_hints(port: u16, operators_port: Option<u16>, instances: &str, token: O
 
 In a browser, in two tabs: {gateway}{path}
 
-{dashboard}In another terminal:\n
+{over_tls}{dashboard}In another terminal:\n
   TOKEN=$(curl -s {gateway}/auth/login -H 'Content-Type: application/json' -d '{{\"email\":\"{email}\",\"password\":\"{password}\"}}' | sed 's/.*\"accessToken\":\"\\([^\"]*\\)\".*/\\1/')
   curl -i {gateway}/auth/me {bearer}
   curl -i {gateway}/api/events {bearer} -d '{{\"type\":\"cart_abandoned\"}}'

@@ -249,3 +249,17 @@ by("ask").addEventListener("submit", async (event) => {
 
 fillPassword();
 if (session) start();
+
+// ---- TLS ----
+
+const over = by("tls");
+if (location.protocol === "https:") {
+  over.textContent = "This page came over TLS, and its socket is wss.";
+  over.hidden = false;
+} else if (Number(over.dataset.port) > 0) {
+  const link = document.createElement("a");
+  link.href = `https://${location.hostname}:${over.dataset.port}/demo`;
+  link.textContent = link.href;
+  over.append("Over TLS, with a socket that is wss: ", link, ". The browser warns: nobody but this demo has signed the certificate.");
+  over.hidden = false;
+}

@@ -22,9 +22,9 @@ const CLIENT: &str = include_str!("../../clients/js/shardgate.js");
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// The file at this path.
-pub(super) fn answer(path: &str) -> Answer {
+pub(super) fn answer(path: &str, tls: Option<u16>) -> Answer {
     let (content_type, text) = match path {
-        "/demo" => ("text/html; charset=utf-8", page()),
+        "/demo" => ("text/html; charset=utf-8", page(tls)),
         "/demo/page.js" => (JAVASCRIPT, SCRIPT.to_owned()),
         "/demo/page.css" => ("text/css; charset=utf-8", STYLE.to_owned()),
         "/demo/shardgate.js" => (JAVASCRIPT, CLIENT.to_owned()),
@@ -46,12 +46,13 @@ fn file(status: StatusCode, content_type: &'static str, text: String) -> Answer 
     response
 }
 
-/// The page with the users to choose from. Their names and passwords need no escapes.
-fn page() -> String {
+/// The page with the users to choose from, and the port where it is over TLS. Names and passwords need no escapes.
+fn page(tls: Option<u16>) -> String {
     let option = |(email, role, password): (&str, &str, &str)| {
         format!("<option value=\"{email}\" data-password=\"{password}\">{email} ({role})</option>")
     };
-    PAGE.replace("<!-- users -->", &DEMO_USERS.map(option).concat())
+    let port = tls.map_or_else(String::new, |port| port.to_string());
+    PAGE.replace("<!-- users -->", &DEMO_USERS.map(option).concat()).replace("<!-- port -->", &port)
 }
 
 #[cfg(test)]
@@ -60,7 +61,8 @@ mod tests {
 
     #[test]
     fn the_page_needs_nothing_that_its_policy_forbids() {
-        let page = page();
+        let page = page(Some(3443));
+        assert!(page.contains("data-port=\"3443\""), "{page}");
         assert_eq!(page.matches("<option ").count(), DEMO_USERS.len());
         for forbidden in ["<style", "style=", "javascript:", "http:", "https:", " onclick", "<script>"] {
             assert!(!page.contains(forbidden), "{forbidden}");

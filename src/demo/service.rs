@@ -32,9 +32,12 @@ pub enum Service {
     Prediction,
     /// Answers word by word.
     AiEngine,
-    /// The demo's own page.
+    /// The demo's own page, which says on which port it is over TLS.
     #[value(skip)]
-    Pages,
+    Pages {
+        /// That port, if there is one.
+        tls: Option<u16>,
+    },
 }
 
 /// Serves on this socket until its thread ends.
@@ -86,7 +89,7 @@ async fn answer(service: Service, request: Request<Incoming>) -> Answer {
             document(StatusCode::OK, &json!({"recoveryProbability": recovers, "requestId": request_id}))
         }
         Service::AiEngine => words(),
-        Service::Pages => pages::answer(&path),
+        Service::Pages { tls } => pages::answer(&path, tls),
     }
 }
 

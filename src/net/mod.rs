@@ -39,7 +39,7 @@ pub use http1_server::serve_connection;
 pub use inbound::HttpLimits;
 pub use io::Io;
 pub use stream::{Shutdown, Stream};
-pub use tls_handshake::{Agreed, CROWDED, HANDSHAKES_PER_TURN, accept_tls};
+pub use tls_handshake::{Agreed, CROWDED, HANDSHAKES_PER_TURN, PLAIN_HTTP, accept_tls};
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
 pub use websocket::{
     Dialogue, Goodbye as SocketGoodbye, Message, Outbox, SocketEnd, Timing, run_websocket, with_inflated,

@@ -15,6 +15,7 @@ use super::{
     tls::Tls,
 };
 use crate::{
+    certificates::take_refused,
     shard::{TcpStream, gate::Gate},
     telemetry::metrics::{TlsFailure, TlsVersion},
 };
@@ -33,7 +34,7 @@ pub const CROWDED: [u8; 7] = alert(80);
 const UNRECOGNIZED_NAME: [u8; 7] = alert(112);
 
 /// What whoever speaks HTTP in clear text is told.
-const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
+pub const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
     Connection: close\r\n\r\nthis port speaks TLS; use https://\n";
 
 /// What came of a handshake, for the counters.
@@ -81,9 +82,11 @@ pub async fn accept_tls(
             return Err(end(tls, TlsFailure::Crowded).await);
         }
         let advanced = tls.advance_handshake();
+        // In this step or in none.
+        let has_no_certificate = take_refused();
         if let Err(error) = &advanced {
-            let failure = class(error);
-            if failure == TlsFailure::NoCertificate {
+            let failure = if has_no_certificate { TlsFailure::NoCertificate } else { class(error) };
+            if has_no_certificate {
                 tls.replace_held(&UNRECOGNIZED_NAME);
             }
             return Err(end(tls, failure).await);
@@ -144,8 +147,6 @@ fn class(error: &rustls::Error) -> TlsFailure {
         rustls::Error::AlertReceived(AlertDescription::CloseNotify) => TlsFailure::Left,
         rustls::Error::AlertReceived(_) => TlsFailure::Refused,
         rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol => TlsFailure::Incompatible,
-        // What rustls says where nothing is chosen.
-        rustls::Error::General(why) if why.contains("certificate chain") => TlsFailure::NoCertificate,
         _ => TlsFailure::Malformed,
     }
 }

@@ -10,13 +10,16 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
-use super::lookup::read_listing;
+use super::{
+    control::{load_certificates, wanted_certificates},
+    lookup::read_listing,
+};
 use crate::{
     accounts,
     admin::Access as OperatorAccess,
     auth::{Keychain, KeychainError, read_certificates},
     certificates::Certificates,
-    config::{self, AccessLog, Config, SecretFile, ServerAddress, SessionStore},
+    config::{self, AccessLog, Config, ListenerKind, SecretFile, ServerAddress, SessionStore},
     shard::clock,
     sinks::clickhouse,
 };
@@ -31,23 +34,34 @@ pub(super) fn reload_keys(keychain: &mut Keychain, config: &Config) -> Result<()
     keychain.reload(&config.auth, made_in(config))
 }
 
-/// Loads the certificates of a configuration; `None` where it has none. Those that are shown now hand on their keys of tickets.
-pub(super) fn load_certificates(
-    config: &Config,
-    before: Option<&Certificates>,
-) -> Result<Option<Arc<Certificates>>, String> {
-    if config.tls.certificates.is_empty() {
-        return Ok(None);
-    }
-    let loaded = Certificates::load(&config.tls, before).map_err(|wrong| wrong.join("\n"))?;
-    Ok(Some(Arc::new(loaded)))
+/// Loads the certificates of a configuration; `None` where it has none.
+fn certificates_of(config: &Config) -> Result<Option<Arc<Certificates>>, String> {
+    let loaded = wanted_certificates(config).map(load_certificates).transpose()?;
+    Ok(loaded.map(|loaded| loaded.certificates))
 }
 
-/// Tells the log of certificates that end soon.
-pub(super) fn warn_of_certificates(certificates: Option<&Certificates>) {
-    for warning in certificates.iter().flat_map(|certificates| certificates.warnings(clock::unix_now().as_secs())) {
+/// Tells the log what is doubtful about certificates.
+pub(super) fn warn_of_certificates(config: &Config, certificates: Option<&Certificates>) {
+    for warning in certificates.iter().flat_map(|certificates| certificate_warnings(config, certificates)) {
         tracing::warn!("{warning}");
     }
+}
+
+/// What is doubtful about certificates: themselves, their keys, and hosts that none of them is for.
+fn certificate_warnings(config: &Config, certificates: &Certificates) -> Vec<String> {
+    let mut warnings = certificates.warnings(clock::unix_now().as_secs());
+    if config.public_listeners().any(|listener| listener.kind == ListenerKind::Tls) {
+        for (index, route) in config.routes.iter().enumerate() {
+            let bare = route.hosts.iter().filter(|host| !certificates.cover(host));
+            warnings.extend(bare.map(|host| {
+                format!(
+                    "routes[{index}].hosts has \"{host}\", which no certificate names: over TLS its clients are shown another, \
+                     and refuse it"
+                )
+            }));
+        }
+    }
+    warnings
 }
 
 /// Where a key of our own is made when none is configured: nowhere, if nobody is asked for a token.
@@ -89,7 +103,7 @@ pub fn check_files(config: &Config) -> Vec<String> {
     let mut wrong = Keychain::check_files(&config.auth, made_in(config));
     wrong.extend(accounts::check_key(config));
     wrong.extend(admin_access(config).err());
-    wrong.extend(load_certificates(config, None).err());
+    wrong.extend(certificates_of(config).err());
     let accounts = &config.accounts;
     let redis = config.redis.ca_file.clone().filter(|_| config.redis.is_given());
     let postgres = accounts.postgres_ca().filter(|_| accounts.postgres_url.is_some());
@@ -117,8 +131,8 @@ pub fn file_warnings(config: &Config) -> Vec<String> {
             warnings.push(format!("upstreams.{name}.discover.file is \"{}\": {why}", file.display()));
         }
     }
-    if let Ok(Some(certificates)) = load_certificates(config, None) {
-        warnings.extend(certificates.warnings(clock::unix_now().as_secs()));
+    if let Ok(Some(certificates)) = certificates_of(config) {
+        warnings.extend(certificate_warnings(config, &certificates));
     }
     let user = rustix::process::geteuid().as_raw();
     if keeps_something(config) {

@@ -102,8 +102,10 @@ fn run_on(
     let plan = Arc::new(Plan::compile(&config, &addresses, 1, shards, descriptors, &mut names)?);
 
     let keychain = files::load_keys(&config).context("the keys of tokens cannot be used")?;
-    let certificates = files::load_certificates(&config, None).map_err(anyhow::Error::msg)?;
-    files::warn_of_certificates(certificates.as_deref());
+    let Some(certificates) = load_certificates(&config, runtime, &mut signals).transpose()? else {
+        return Ok(ProcessEnd::Drained);
+    };
+    files::warn_of_certificates(&config, certificates.as_ref().map(|loaded| &*loaded.certificates));
     let PublicSockets { addresses: listeners, mut sockets, claims } = bind_public(&config, shards)?;
     warn_of_names(&config, &addresses, &listeners);
     lookups.told(&config, &listeners);
@@ -132,7 +134,7 @@ fn run_on(
             index,
             plan: Arc::clone(&plan),
             keys: keychain.keys(),
-            certificates: certificates.clone(),
+            certificates: certificates.as_ref().map(|loaded| Arc::clone(&loaded.certificates)),
             revoked: bridge.revoked.clone(),
             port,
             board: Arc::clone(&board),
@@ -254,6 +256,18 @@ fn look_up(config: &Config, runtime: &tokio::runtime::Runtime, signals: &mut Sig
     Some((lookups, addresses))
 }
 
+/// Reads the certificates, unless the process is to end before that is done.
+fn load_certificates(
+    config: &Config,
+    runtime: &tokio::runtime::Runtime,
+    signals: &mut Signals,
+) -> Option<anyhow::Result<Option<control::Loaded>>> {
+    let Some(wanted) = control::wanted_certificates(config) else { return Some(Ok(None)) };
+    let reading = runtime.spawn_blocking(|| control::load_certificates(wanted));
+    let read = unless_ended(runtime, signals, reading, "the files of certificates were still being read")?;
+    Some(read.map_err(anyhow::Error::new).and_then(|read| read.map(Some).map_err(anyhow::Error::msg)))
+}
+
 /// What comes of the work, unless the process is to end before it is done.
 fn unless_ended<T>(
     runtime: &tokio::runtime::Runtime,
@@ -311,7 +325,8 @@ fn bind_admin(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     let listener = TcpListener::bind(address)
         .with_context(|| format!("cannot listen on {address} for operators; set admin.port to a free port"))?;
     let bound = listener.local_addr()?;
-    tracing::info!(address = %bound, "operators: http://{bound}/ is the dashboard, beside /health and /metrics");
+    let scheme = if config.admin.speaks_tls() { "https" } else { "http" };
+    tracing::info!(address = %bound, "operators: {scheme}://{bound}/ is the dashboard, beside /health and /metrics");
     Ok(Some(listener))
 }
 

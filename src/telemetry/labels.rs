@@ -337,6 +337,8 @@ label! {
         NotConfigured = "not_configured",
         /// What it wants cannot be read, or is not there.
         Malformed = "malformed",
+        /// It is none yet: the handshake before it failed, or took too long.
+        Handshake = "handshake",
     }
 }
 

@@ -12,6 +12,7 @@ pub use super::labels::{
     KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, RequestResult, RowOutcome,
     Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TlsFailure, TlsVersion, TokenCheck, TunnelEnded,
 };
+pub use super::name_metrics::{NAMES_MAX, NameCounters};
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
 use super::table::{Facts, Field as _, Merge, Metric, MetricKind, Micros, MicrosBy, Per, Sparse, Value, Values, table};
 
@@ -280,31 +281,6 @@ table! {
 }
 
 table! {
-    /// What the control thread knows of one name of instances, or of one list of them.
-    #[derive(Default)]
-    NameCounters {
-        /// Addresses of the name that are instances, or instances that are listed.
-        addresses: i64 = Gauge "shardgate_discovery_addresses" per Name;
-        /// Seconds since the name was looked up, or the list had, with success; since it is followed, if it never was.
-        age: i64 = Gauge "shardgate_discovery_age_seconds" per Name;
-        /// Questions for the name or the list that failed or brought nothing.
-        failures: u64 = Counter "shardgate_discovery_failures_total" per Name;
-    }
-}
-
-/// Names that have series of their own; the others are one, as in [`SLOTS_MAX`].
-pub const NAMES_MAX: usize = SLOTS_MAX - 1;
-
-impl NameCounters {
-    /// Adds another name, where names share a series: their addresses, the worst age, all failures.
-    pub fn join(&mut self, other: &Self) {
-        let age = self.age.max(other.age);
-        self.merge_fields(other);
-        self.age = age;
-    }
-}
-
-table! {
     /// What the control thread counts. One per process.
     #[derive(Default)]
     ProcessCounters {
@@ -331,6 +307,9 @@ table! {
         /// Seconds until the first of the certificates that clients are shown ends; 0 when one has ended. Without certificates there is no such series.
         certificate_expiry: Sparse<1> = Gauge "shardgate_certificate_expiry_seconds" per Process
             by "certificate" in Values::Fixed(&["first"]);
+        /// Times that the files of certificates held something else while the configuration stayed, by what became of that. What is refused is tried again, and counted anew when something else is wrong with it.
+        certificate_changes: [u64; Reload::COUNT] = Counter "shardgate_certificate_changes_total" per Process
+            by "result" in Values::Fixed(Reload::VALUES);
         /// Spans that the collector took.
         spans_exported: u64 = Counter "shardgate_trace_spans_exported_total" per Process;
         /// Spans that nobody has, by reason.

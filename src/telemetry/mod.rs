@@ -18,6 +18,7 @@ mod labels;
 mod lines;
 pub mod log;
 pub mod metrics;
+mod name_metrics;
 pub mod record;
 mod retold;
 pub mod slots;

@@ -1,6 +1,6 @@
 //! One GET of `/api/state`: bounded in size and time.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -11,41 +11,78 @@ use hyper::{
     header::{ACCEPT, AUTHORIZATION, CONNECTION, HOST, HeaderValue, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, time::timeout};
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::TlsConnector;
 
 use super::text;
-use crate::admin::state::State;
+use crate::{admin::state::State, auth::read_certificates, certificates::provider};
 
 /// No document of ours comes near.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// For connecting and for the answer together.
 const PATIENCE: Duration = Duration::from_secs(5);
-const PORT: u16 = 80;
 /// So much of a refusal is told, in characters.
 const REASON_MAX: usize = 300;
 
 /// Where it is asked.
-#[derive(Debug)]
 pub(super) struct Source {
     authority: String,
     host: String,
     port: u16,
+    /// How, where it is over TLS.
+    tls: Option<Tls>,
     authorization: Option<HeaderValue>,
 }
 
+struct Tls {
+    connector: TlsConnector,
+    name: ServerName<'static>,
+}
+
+impl Tls {
+    /// With the certificates of this file to check the listener's, or those of the system.
+    fn new(host: &str, ca: Option<&Path>) -> anyhow::Result<Self> {
+        let given = ca.map(|file| read_certificates(file).map_err(anyhow::Error::msg)).transpose();
+        let roots = given.context("--ca cannot be used")?.unwrap_or_else(|| {
+            let mut roots = RootCertStore::empty();
+            // Those that cannot be used check nothing.
+            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            roots
+        });
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let name = ServerName::try_from(host.to_owned()).with_context(|| format!("no certificate is for {host:?}"))?;
+        Ok(Self { connector: TlsConnector::from(Arc::new(config)), name })
+    }
+}
+
 impl Source {
-    pub(super) fn new(url: &str) -> anyhow::Result<Self> {
-        let right = "write it as http://host:port, like http://127.0.0.1:3001";
+    pub(super) fn new(url: &str, ca: Option<&Path>) -> anyhow::Result<Self> {
+        let right = "write it as http://host:port or https://host:port, like http://127.0.0.1:3001";
         let uri: Uri = url.parse().ok().with_context(|| format!("{url:?} is no URL; {right}"))?;
         let Some(authority) = uri.authority().filter(|authority| !authority.as_str().contains('@')) else {
             bail!("{url:?} names no host; {right}");
         };
-        if uri.scheme_str() != Some("http") || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        let scheme = uri.scheme_str().filter(|scheme| matches!(*scheme, "http" | "https"));
+        if scheme.is_none() || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
             bail!("{url:?} is not the URL of an operator's listener; {right}");
         }
+        let is_tls = scheme == Some("https");
+        if ca.is_some() && !is_tls {
+            bail!("--ca is for listeners that speak TLS, and {url:?} is none: write it as https://host:port");
+        }
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = authority.port_u16().unwrap_or(PORT);
-        Ok(Self { authority: authority.to_string(), host, port, authorization: None })
+        let port = authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let tls = is_tls.then(|| Tls::new(&host, ca)).transpose()?;
+        Ok(Self { authority: authority.to_string(), host, port, tls, authorization: None })
     }
 
     /// Shows this token from now on.
@@ -71,6 +108,12 @@ impl Source {
     async fn get(&self) -> anyhow::Result<State> {
         let connected = TcpStream::connect((&*self.host, self.port)).await;
         let stream = connected.with_context(|| format!("{} cannot be reached", self.authority))?;
+        let Some(Tls { connector, name }) = &self.tls else { return self.get_by(stream).await };
+        let stream = connector.connect(name.clone(), stream).await;
+        self.get_by(stream.with_context(|| format!("there is no TLS with {}", self.authority))?).await
+    }
+
+    async fn get_by(&self, stream: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<State> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let mut request = Request::get("/api/state").header(HOST, &self.authority).header(ACCEPT, "application/json");
         request = request.header(USER_AGENT, concat!("shardgate/", env!("CARGO_PKG_VERSION"), " (top)"));
@@ -135,12 +178,15 @@ mod tests {
             "http://gate.internal",
             "127.0.0.1:3001",
             "https://127.0.0.1:3001",
+            "https://gate.internal",
+            "https://gate_.-",
+            "ftp://127.0.0.1:3001",
             "http://a:b@127.0.0.1:3001",
             "http://127.0.0.1:3001/api/state",
             "http://",
             "",
         ];
-        let told = urls.map(|url| match Source::new(url) {
+        let told = urls.map(|url| match Source::new(url, None) {
             Ok(Source { authority, host, port, .. }) => format!("{authority}: {host} {port}\n"),
             Err(error) => format!("{error}\n"),
         });
@@ -149,12 +195,15 @@ mod tests {
             localhost:3001: localhost 3001
             [::1]:3001: ::1 3001
             gate.internal: gate.internal 80
-            "127.0.0.1:3001" is not the URL of an operator's listener; write it as http://host:port, like http://127.0.0.1:3001
-            "https://127.0.0.1:3001" is not the URL of an operator's listener; write it as http://host:port, like http://127.0.0.1:3001
-            "http://a:b@127.0.0.1:3001" names no host; write it as http://host:port, like http://127.0.0.1:3001
-            "http://127.0.0.1:3001/api/state" is not the URL of an operator's listener; write it as http://host:port, like http://127.0.0.1:3001
-            "http://" is no URL; write it as http://host:port, like http://127.0.0.1:3001
-            "" is no URL; write it as http://host:port, like http://127.0.0.1:3001
+            "127.0.0.1:3001" is not the URL of an operator's listener; write it as http://host:port or https://host:port, like http://127.0.0.1:3001
+            127.0.0.1:3001: 127.0.0.1 3001
+            gate.internal: gate.internal 443
+            no certificate is for "gate_.-"
+            "ftp://127.0.0.1:3001" is not the URL of an operator's listener; write it as http://host:port or https://host:port, like http://127.0.0.1:3001
+            "http://a:b@127.0.0.1:3001" names no host; write it as http://host:port or https://host:port, like http://127.0.0.1:3001
+            "http://127.0.0.1:3001/api/state" is not the URL of an operator's listener; write it as http://host:port or https://host:port, like http://127.0.0.1:3001
+            "http://" is no URL; write it as http://host:port or https://host:port, like http://127.0.0.1:3001
+            "" is no URL; write it as http://host:port or https://host:port, like http://127.0.0.1:3001
         "#]].assert_eq(&told.concat());
     }
 }

@@ -27,8 +27,10 @@ const TOKEN_BYTES_MAX: usize = 2048;
 /// What to show, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the operator's listener is: `http://host:port`.
+    /// Where the operator's listener is: `http://host:port`, or `https://host:port`.
     pub url: String,
+    /// The file with the certificates that its own is checked with, instead of those of the system.
+    pub ca: Option<PathBuf>,
     /// The file that holds a token, where reading asks for one.
     pub token_file: Option<PathBuf>,
     /// Print plain text, once.
@@ -37,7 +39,7 @@ pub struct Options {
 
 /// Shows it until the user has enough.
 pub fn run(options: &Options) -> anyhow::Result<()> {
-    let mut source = Source::new(&options.url)?;
+    let mut source = Source::new(&options.url, options.ca.as_deref())?;
     if let Some(path) = &options.token_file {
         let read = SecretFile::read(path, TOKEN_BYTES_MAX).map_err(|error| error.to_string());
         let token = read.and_then(|file| file.secret(path)).map_err(anyhow::Error::msg);

@@ -79,7 +79,11 @@ pub(super) fn standing(instance: &InstanceState) -> String {
 /// The lines above the tables.
 pub(super) fn head(state: &State) -> [String; 2] {
     let (process, requests) = (&state.process, &state.requests);
-    let refused = if state.configuration.refusal.is_some() { ", a newer configuration is refused" } else { "" };
+    let refused = match (&state.configuration.refusal, &state.certificates_refusal) {
+        (Some(_), _) => ", a newer configuration is refused",
+        (None, Some(_)) => ", newer certificates are refused",
+        (None, None) => "",
+    };
     let word = if process.draining { "draining" } else { &process.status };
     let first = format!(
         "{word}, up {}, configuration {}{refused}; {} resident, {} cores, {} connections, {} sockets",

@@ -367,6 +367,15 @@ function showUpstreams(state) {
   leftOut(find("#upstreams-left"), state.upstreamsLeftOut, "upstreams");
 }
 
+// Why something is not taken, where it is not.
+function showRefusal(id, refusal, what) {
+  find(id).hidden = !refusal;
+  if (refusal) {
+    write(find(`${id}-title`), `Refused at ${clock(refusal.at)}; ${what}`);
+    write(find(`${id}-text`), refusal.text);
+  }
+}
+
 function showRest(state) {
   const { hub, process, configuration, log, changes } = state;
   list(find("#hub"), hub.enabled ? [
@@ -393,11 +402,8 @@ function showRest(state) {
     ["Wait for a restart", configuration.restartNeeded.join(", ") || "nothing"],
     ["Log", log.level === log.configured ? log.level : `${log.level} (configured: ${log.configured})`],
   ]);
-  find("#refusal").hidden = !configuration.refusal;
-  if (configuration.refusal) {
-    write(find("#refusal-title"), `Refused at ${clock(configuration.refusal.at)}; the one before stays`);
-    write(find("#refusal-text"), configuration.refusal.text);
-  }
+  showRefusal("#refusal", configuration.refusal, "the one before stays");
+  showRefusal("#certificates-refusal", state.certificatesRefusal, "the certificates before stay");
   table(find("#certificates"), state.certificates.map((certificate) => [certificate.names.join(), [certificate.names.join(", "), clock(certificate.expiresAt)]]));
   find("#certificates").hidden = !state.certificates.length;
   find("#certificates-none").hidden = state.certificates.length > 0;

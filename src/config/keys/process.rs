@@ -125,6 +125,10 @@ section! {
         /// Whether clients are refused that ask for a name which no certificate has, or for none. Otherwise they are shown the
         /// first certificate.
         strict_sni: bool = false, e.g. true;
+        /// A file that holds a secret of 32 bytes or more, which instances share: the keys by which clients take sessions up
+        /// again are derived from it and the hour, and then any of them takes up what another has begun. It may be readable by
+        /// a group if it is root's or the gateway's own, and by nobody else.
+        ticket_secret_file: Option<PathBuf> = unset "each process makes keys for itself", e.g. "/etc/shardgate/ticket-secret";
     } with {
         /// What is shown to clients; the first is the default.
         certificates: Vec<TlsCertificate>,
@@ -133,13 +137,13 @@ section! {
 
 section! {
     /// Certificates that clients are shown, by the name that they ask for: that of a certificate itself before a wildcard of
-    /// one label. Where several have a name, the first that the client can check, one with an elliptic curve before RSA. A
-    /// reload reads the files anew.
+    /// one label. Where several have a name, the first that the client can check, one with an elliptic curve before RSA. Other
+    /// files are taken when they change, and by a reload.
     TlsCertificate = Listed "tls.certificates", per Process, by Reload {
         /// The PEM file with the certificate, and behind it those that lead to an authority.
         cert: PathBuf as Text("path of a file") = required, e.g. "/etc/shardgate/tls/fullchain.pem";
-        /// The PEM file with its key (PKCS#8, PKCS#1 or SEC1). It may be readable by a group if it is root's or the gateway's
-        /// own, and by nobody else.
+        /// The PEM file with its key (PKCS#8, PKCS#1 or SEC1). Whoever else can read it is warned of, but for a group where it
+        /// is root's or the gateway's own; what everybody can write is refused.
         key: PathBuf as Text("path of a file") = required, e.g. "/etc/shardgate/tls/key.pem";
     }
 }
@@ -156,6 +160,13 @@ section! {
         /// Names by which browsers may ask for it, besides `localhost` and its addresses: those of a tunnel or a proxy in
         /// front of it. Any other is refused, as a page elsewhere could have its name lead here.
         hosts: Vec<String> as List("name of a host") = [], e.g. ["gateway.internal"], by Reload;
+        /// What is spoken there, as on `[listener]`: `plain` or `tls`.
+        kind: ListenerKind = "plain", e.g. "tls";
+        /// With `tls`, the PEM file of the certificate that is shown there, whatever name is asked for.
+        cert: Option<PathBuf> = unset "one of `[[tls.certificates]]`, by name, or the first",
+            e.g. "/etc/shardgate/tls/operators.pem", by Reload;
+        /// The file of its key, as that of any other.
+        key: Option<PathBuf> = unset "`cert` is not given", e.g. "/etc/shardgate/tls/operators-key.pem", by Reload;
     } with {
         /// Who may make changes; names are unique.
         tokens: Vec<AdminToken>,

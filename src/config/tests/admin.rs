@@ -45,7 +45,40 @@ fn an_address_that_others_reach_needs_a_token() {
     check("[admin]\naddress = \"::ffff:127.0.0.1\"\n", &expect![[r#""#]]);
     let config =
         good("[admin]\naddress = \"0.0.0.0\"\n[[admin.tokens]]\nname = \"ann\"\nsecret = \"0123456789abcdef\"\n");
-    expect!["shardgate.toml:2: admin.address can be reached by others, and tokens go there in clear text; a loopback address behind whoever ends TLS keeps them to yourself"].assert_eq(&config.warnings.join("\n"));
+    expect![[r#"shardgate.toml:2: admin.address can be reached by others, and tokens go there in clear text; admin.kind = "tls", or a loopback address behind whoever ends TLS, keeps them to yourself"#]].assert_eq(&config.warnings.join("\n"));
     assert!(!config.admin.is_on_loopback());
     assert!(!config.to_toml().contains("0123456789abcdef"), "it is a secret");
+}
+
+#[test]
+fn a_certificate_for_operators_has_a_key_and_is_shown() {
+    check(
+        "[admin]\nkind = \"tls\"\n",
+        &expect![[
+            r#"shardgate.toml:2: admin.kind is "tls", and there is no certificate; give admin.cert and admin.key, or cert and key of one as [[tls.certificates]]"#
+        ]],
+    );
+    check(
+        "[admin]\ncert = \"c.pem\"\n",
+        &expect!["shardgate.toml:2: admin.cert is given alone; give admin.key too, or neither"],
+    );
+    check(
+        "[admin]\nkind = \"tls\"\nkey = \"k.pem\"\n",
+        &expect!["shardgate.toml:3: admin.key is given alone; give admin.cert too, or neither"],
+    );
+    let pair = "cert = \"c.pem\"\nkey = \"k.pem\"\n";
+    let config = good(&format!("[admin]\n{pair}"));
+    expect![[r#"shardgate.toml:2: admin.cert is shown to nobody, as admin.kind is "plain""#]]
+        .assert_eq(&config.warnings.join("\n"));
+    let shared = "[admin]\nkind = \"tls\"\n[[tls.certificates]]\n";
+    let tokens = "[[admin.tokens]]\nname = \"ann\"\nsecret = \"0123456789abcdef\"\n";
+    for text in [
+        format!("{shared}{pair}"),
+        format!("[admin]\nkind = \"tls\"\n{pair}"),
+        "[admin]\nkind = \"tls\"\nenabled = false\n".to_owned(),
+        // Tokens go there in no clear text.
+        format!("[admin]\nkind = \"tls\"\naddress = \"0.0.0.0\"\n{pair}{tokens}"),
+    ] {
+        assert_eq!(good(&text).warnings, Vec::<String>::new(), "{text}");
+    }
 }

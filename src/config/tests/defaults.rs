@@ -39,6 +39,7 @@ fn the_defaults_are_those_that_were_promised() {
         address = "127.0.0.1"
         port = 3001
         hosts = []
+        kind = "plain"
 
         [metrics]
         allow = []

@@ -35,6 +35,12 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         Shape::Once if section.name == "listener" && key.name == "kind" => {
             format!("[[tls.certificates]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n[listener]\n{line}")
         }
+        // A certificate goes with its key.
+        Shape::Once if section.name == "admin" && matches!(key.name, "kind" | "cert" | "key") => {
+            let missing = |name: &str, text| if key.name == name { "" } else { text };
+            let (cert, key) = (missing("cert", "cert = \"c.pem\"\n"), missing("key", "key = \"k.pem\"\n"));
+            format!("[admin]\n{cert}{key}{line}")
+        }
         Shape::Once => format!("[{}]\n{line}", section.name),
         Shape::Named if section.name == "upstreams.<name>" && key.name != "instances" => format!("{shop}{line}"),
         Shape::Named => format!("[{}]\n{line}", section.name.replace("<name>", "shop")),

@@ -1,6 +1,7 @@
 //! The control thread: what it is told, and what is due. It builds plans and pages and sends them to the shards; nothing here
 //! is on a request's path.
 
+mod certificate_files;
 mod certificates;
 mod config_file;
 mod operators;
@@ -16,6 +17,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub(super) use self::certificate_files::{Loaded, load as load_certificates, wanted as wanted_certificates};
 use self::{
     certificates::Shown,
     config_file::{ConfigFile, Found},
@@ -34,14 +36,13 @@ use super::{
     signals::{Signalled, Signals},
 };
 use crate::{
-    admin::{self, Access, Desk, Question, health::BusHealth, history::History},
+    admin::{self, Access, Desk, Handshakes, Question, health::BusHealth, history::History},
     auth::Keychain,
     bus::{
         self, Bus, Pump,
         mesh::{Port, Received},
         to,
     },
-    certificates::Certificates,
     config::{Config, watch::Watch},
     gateway::Plan,
     shard::{clock, ticks::Ticks},
@@ -65,7 +66,7 @@ pub(super) struct ControlSetup {
     pub(super) config: Config,
     pub(super) exporter: Exporter,
     pub(super) keychain: Keychain,
-    pub(super) certificates: Option<Arc<Certificates>>,
+    pub(super) certificates: Option<Loaded>,
     pub(super) watch: Option<Watch>,
     pub(super) plan: Arc<Plan>,
     pub(super) names: Names,
@@ -181,7 +182,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
     let control = Control {
         config,
         keychain,
-        shown: Shown::new(equipment.certificates),
+        shown: Shown::new(equipment.certificates.as_ref()),
         file: watch.map(ConfigFile::new),
         plan,
         names,
@@ -217,7 +218,9 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
             access: control.operators.access.subscribe(),
             refusals: Rc::clone(&control.operators.refusals),
         };
-        tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, desk));
+        let speaks_tls = control.config.admin.speaks_tls();
+        let handshakes = speaks_tls.then(|| Handshakes::new(control.shown.of_operators()));
+        tokio::task::spawn_local(admin::serve(TcpListener::from_std(listener)?, desk, handshakes));
     }
     // In a box: it is large, and lives as long as the process.
     Box::pin(control.run(pump, questions, signals)).await
@@ -245,13 +248,14 @@ impl Control {
                     return Ok(self.end(ProcessEnd::Cut));
                 },
                 news = self.lookups.next() => match news {
-                    News::Ready => self.take_candidate(),
+                    News::Ready => self.take_candidates_names(),
                     News::Changed => self.tell_instances(),
                 },
                 changed = self.probes.changed() => if let Some(probed) = changed.letter(&self.plan) {
                     self.bus.broadcast(|| ToShard::Probed(Box::new(probed.clone())));
                 },
                 found = found(self.file.as_mut()) => self.take_found(found),
+                read = self.shown.files.next() => self.take_read(read),
                 keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
                 () = self.exporter.turn() => {}
                 () = look.tick() => self.look(),

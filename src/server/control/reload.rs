@@ -8,6 +8,7 @@ use super::{
         letter::{ToBridge, ToShard},
     },
     Control,
+    certificate_files::Loaded,
     config_file::{Found, LOOK_MAX},
     operators::now,
 };
@@ -36,6 +37,11 @@ pub(super) struct NewConfig {
     /// Why it was read.
     why: &'static str,
     path: PathBuf,
+    /// Whether its names are looked up.
+    has_names: bool,
+    /// Whether the files of its certificates are still being read.
+    reads_certificates: bool,
+    certificates: Option<Loaded>,
 }
 
 impl Control {
@@ -53,33 +59,65 @@ impl Control {
             Found::Late { is_reload: true } => {
                 self.refuse_reload(&format_args!("{}: the file cannot be read: {}", path.display(), late()));
             }
-            Found::Read(why, Ok(config)) => self.begin(NewConfig { config: *config, why, path }),
+            Found::Read(why, Ok(config)) => self.begin(*config, why, path),
             Found::Read(_, Err(mistakes)) => self.refuse_reload(&mistakes),
         }
     }
 
-    /// A configuration that is right is taken once its names are looked up; a newer one takes its place meanwhile.
-    fn begin(&mut self, new: NewConfig) {
+    /// A configuration that is right is taken once its names are looked up and the files of its certificates are read; a newer
+    /// one takes its place meanwhile.
+    fn begin(&mut self, config: Config, why: &'static str, path: PathBuf) {
         if self.candidate.is_some() {
             tracing::info!("the configuration whose names are being looked up is left for a newer one");
         }
-        let why = new.why;
-        let candidate = self.candidate.insert(new);
-        let names = self.lookups.begin(&candidate.config);
+        let names = self.lookups.begin(&config);
         if names > 0 {
             tracing::info!(names, why, "looking up the names of instances for a new configuration");
         }
+        self.candidate =
+            Some(NewConfig { config, why, path, has_names: false, reads_certificates: false, certificates: None });
+        self.read_candidates_certificates();
     }
 
-    /// Puts a new configuration in force: whole, or not at all.
-    pub(super) fn take_candidate(&mut self) {
-        let Some(NewConfig { mut config, why, path }) = self.candidate.take() else { return };
+    /// Reads the files of the candidate's certificates, if there is one: as they are from now on.
+    pub(super) fn read_candidates_certificates(&mut self) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.certificates = None;
+            candidate.reads_certificates = self.shown.files.begin(&candidate.config);
+        }
+    }
+
+    /// The names of the candidate are looked up, as far as they were waited for.
+    pub(super) fn take_candidates_names(&mut self) {
+        if let Some(candidate) = &mut self.candidate {
+            candidate.has_names = true;
+        }
+        self.take_candidate();
+    }
+
+    /// The files of the candidate's certificates are read.
+    pub(super) fn take_candidates_certificates(&mut self, read: Result<Loaded, String>) {
+        let Some(candidate) = &mut self.candidate else { return };
+        match read {
+            Ok(loaded) => {
+                (candidate.certificates, candidate.reads_certificates) = (Some(loaded), false);
+                self.take_candidate();
+            }
+            Err(wrong) => {
+                self.candidate = None;
+                self.refuse_reload(&wrong);
+            }
+        }
+    }
+
+    /// Puts a new configuration in force, if nothing of it is waited for any more: whole, or not at all.
+    fn take_candidate(&mut self) {
+        let is_here = |new: &mut NewConfig| new.has_names && !new.reads_certificates;
+        let Some(NewConfig { mut config, why, path, certificates, .. }) = self.candidate.take_if(is_here) else {
+            return;
+        };
         let prepared = match self.records.prepare(&config) {
             Ok(prepared) => prepared,
-            Err(wrong) => return self.refuse_reload(&wrong),
-        };
-        let certificates = match files::load_certificates(&config, self.shown.certificates.as_deref()) {
-            Ok(certificates) => certificates,
             Err(wrong) => return self.refuse_reload(&wrong),
         };
         let addresses = self.lookups.addresses(&config);
@@ -106,7 +144,7 @@ impl Control {
             }
         }
         super::super::warn(&config);
-        files::warn_of_certificates(certificates.as_deref());
+        files::warn_of_certificates(&config, certificates.as_ref().map(|loaded| &*loaded.certificates));
         super::super::warn_of_names(&config, &addresses, &self.listeners);
         let restart_needed = self.config.restart_needed(&config);
         if !restart_needed.is_empty() {
@@ -133,9 +171,11 @@ impl Control {
         let keys = self.keychain.keys();
         self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys)));
         // Without any, those stay that are shown: listeners speak TLS until a restart.
-        if let Some(certificates) = certificates {
-            self.show_certificates(certificates);
+        self.shown.refusal = None;
+        if let Some(loaded) = &certificates {
+            self.show_read(&loaded.certificates);
         }
+        self.shown.files.follow(certificates.as_ref());
         if self.operators.orders.keep(|upstream| self.config.upstreams.contains_key(upstream)) {
             self.tell_orders();
         }
@@ -170,6 +210,7 @@ impl Control {
         self.taken.refusal = Some(RefusalState { at: now(), text: bounded(&mistakes.to_string()) });
         if self.candidate.is_none() {
             self.lookups.give_up();
+            self.shown.files.give_up();
         }
     }
 }

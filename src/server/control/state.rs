@@ -108,6 +108,7 @@ impl Control {
                 configured: self.config.log.level.clone(),
             },
             certificates: self.certificate_states(),
+            certificates_refusal: self.shown.refusal.clone(),
             changes: self.changes_state(),
         }
     }

@@ -16,6 +16,8 @@ const FLAGS = [
   "--disable-renderer-backgrounding",
   // Nothing leaves this machine.
   "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+  // Nobody has signed the certificates of tests.
+  "--ignore-certificate-errors",
   "--remote-debugging-pipe",
 ];
 

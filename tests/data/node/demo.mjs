@@ -1,5 +1,6 @@
 // The demo's page in Chromium: two people in two tabs log in, speak in a room, ask the services, lose a connection, get
-// what they missed, and are put out by their log-out. With a third argument it leaves pictures there.
+// what they missed, and are put out by their log-out. With a third argument it leaves pictures there. Over TLS whatever certificate
+// is shown is taken.
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
@@ -7,7 +8,8 @@ import { join } from "node:path";
 
 import { Browser } from "./chromium.mjs";
 
-const [gateway, profile, pictures] = process.argv.slice(2);
+const [origin, profile, pictures] = process.argv.slice(2);
+const { protocol, host: gateway } = new URL(origin);
 const browser = new Browser(profile);
 let step = "start";
 setTimeout(() => finish(new Error("it takes too long")), 100_000);
@@ -110,7 +112,7 @@ async function journey() {
   const cable = new Cable();
   const ways = [gateway, await cable.listen()];
   step = "two people log in";
-  const [ada, ben] = await Promise.all(ways.map((way) => browser.open(`http://${way}/demo`)));
+  const [ada, ben] = await Promise.all(ways.map((way) => browser.open(`${protocol}//${way}/demo`)));
   await look(ada, "log-in");
   await logIn(ada, "ada@example.com");
   await logIn(ben, "ben@example.com");
@@ -153,7 +155,7 @@ async function journey() {
   assert.deepEqual(await heard(ben, 5), all);
   // While there was no way, the browser said so itself.
   const refused = ben.errors.splice(0);
-  assert.deepEqual(refused.filter((error) => !/^WebSocket connection to 'ws:\S+\/ws' failed/.test(error)), []);
+  assert.deepEqual(refused.filter((error) => !/^WebSocket connection to 'wss?:\S+\/ws' failed/.test(error)), []);
 
   step = "a tab that is loaded again is still logged in";
   await ben.reload();
@@ -180,7 +182,7 @@ async function journey() {
   await ben.run(() => document.head.append(Object.assign(document.createElement("script"), { textContent: "window.ran = 1" })));
   await ben.run(() => document.body.setAttribute("onclick", "window.ran = 1"));
   await ben.click("body");
-  await assert.rejects(ben.run((way) => fetch(way), `http://${gateway}/health`), /Failed to fetch/);
+  await assert.rejects(ben.run((way) => fetch(way), `${protocol}//${gateway}/health`), /Failed to fetch/);
   assert.equal(await ben.run(() => window.ran), undefined);
   const violations = ben.errors.filter((error) => error.includes("Content Security Policy"));
   assert.ok(violations.length >= 3, ben.errors.join("\n"));

@@ -49,6 +49,17 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("tls_handshakes_failed_total reason=crowded", "src/net/tls_tests.rs", "past_the_bound_a_handshake_is_refused"),
     ("tls_resumed_total", "tests/it/process/tls.rs", "shardgate_tls_resumed_total\"), 59"),
     ("certificate_expiry_seconds certificate=first", "tests/it/process/tls.rs", "operators_see_when_certificates_end"),
+    (
+        "certificate_changes_total result=applied",
+        "tests/it/process/certificates.rs",
+        "files_that_change_are_taken_whole",
+    ),
+    (
+        "certificate_changes_total result=refused",
+        "tests/it/process/certificates.rs",
+        "files_that_change_are_taken_whole",
+    ),
+    ("admin_refused_total reason=handshake", "tests/it/process/certificates.rs", "operators_are_served_over_tls"),
     ("tls_handshakes_waiting", "src/shard/gate.rs", "full.waiting(), 1"),
     ("accept_errors_total", "tests/it/process/shards.rs", "running_out_of_descriptors"),
     ("rejects_total code=overloaded", "tests/it/process/shards.rs", "past_the_limit_clients_are_told"),

@@ -119,17 +119,33 @@ fn an_instance_that_is_killed_leaves_and_returns_and_no_request_fails() {
 
 #[test]
 fn two_people_use_the_page_in_a_browser() {
+    two_people(&["demo"], |demo| format!("http://127.0.0.1:{}", demo.address().port()));
+}
+
+#[test]
+fn two_people_use_the_page_over_tls() {
+    two_people(&["demo", "--tls=0"], |demo| {
+        let line = until(SOON, "it says where", || {
+            demo.log()
+                .lines()
+                .find_map(|line| Some(line.split_once("The same over TLS: https://localhost")?.1.to_owned()))
+        });
+        format!("https://127.0.0.1{}", line.split('/').next().expect("a port"))
+    });
+}
+
+fn two_people(arguments: &[&str], origin: impl Fn(&Gateway) -> String) {
     if !has_tool("chromium") || !has_tool("node") {
         return;
     }
     let environment = [("LISTENER_PORT", "0"), ("ADMIN_PORT", "0"), ("RUNTIME_SHARDS", "4"), ("HUB_DEFLATE", "true")]
         .map(|(name, value)| (format!("SHARDGATE_{name}"), value));
     let environment = environment.each_ref().map(|(name, value)| (name.as_str(), *value));
-    let demo = Gateway::start_command(&["demo"], &environment);
+    let demo = Gateway::start_command(arguments, &environment);
     let profile = TempDir::new().expect("a temporary directory");
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/node/demo.mjs");
     let mut command = Command::new("node");
-    command.arg(script).arg(format!("127.0.0.1:{}", demo.address().port())).arg(profile.path());
+    command.arg(script).arg(origin(&demo)).arg(profile.path());
     // Pictures of the page, for whoever wants to look at it.
     command.args(std::env::var_os("SHARDGATE_TEST_PICTURES"));
     let output = command.output().expect("it runs");

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::metrics::{busy_config, keep_busy};
 use crate::{
+    certificate::Made,
     harness::{Gateway, until},
     journey::outcomes::nobody,
     servers::{prometheus::Prometheus, redis::RedisServer},
@@ -114,10 +115,12 @@ fn check_rule(rule: &Value) {
 fn each_query_has_an_answer() {
     let Some(redis) = RedisServer::start() else { return };
     let service = Service::start();
+    let place = tempfile::tempdir().expect("a directory");
+    let certificate = Made::new(place.path(), "shop", &["shop.example"]).config();
     let gateway = Gateway::start(&busy_config(
         &service,
         &format!(
-            "[redis]\nurls = [\"{}\"]\n[sessions]\nsecret = \"{SECRET}\"\n\
+            "{certificate}[redis]\nurls = [\"{}\"]\n[sessions]\nsecret = \"{SECRET}\"\n\
              [clickhouse]\nenabled = true\nurl = \"http://{}\"\n",
             redis.url(),
             nobody()

@@ -3,6 +3,7 @@
 mod access_log;
 mod addresses;
 mod browser;
+mod certificates;
 mod cli;
 mod clickhouse;
 mod clients;
