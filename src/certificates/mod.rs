@@ -3,6 +3,8 @@
 
 mod chooser;
 mod facts;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod tickets;
 
 use std::{
@@ -20,6 +22,8 @@ use rustls::{
 };
 use zeroize::Zeroizing;
 
+#[cfg(any(test, fuzzing))]
+pub use self::fuzz::{fuzz_config, fuzz_files};
 use self::{chooser::Chooser, facts::Facts, tickets::Tickets};
 pub use self::{
     chooser::take_refused,

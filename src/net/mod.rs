@@ -16,6 +16,8 @@ mod reader;
 mod records;
 mod stream;
 mod tls;
+#[cfg(any(test, fuzzing))]
+mod tls_fuzz;
 mod tls_handshake;
 #[cfg(test)]
 mod tls_tests;
@@ -39,6 +41,8 @@ pub use http1_server::serve_connection;
 pub use inbound::HttpLimits;
 pub use io::Io;
 pub use stream::{Shutdown, Stream};
+#[cfg(any(test, fuzzing))]
+pub use tls_fuzz::fuzz_handshake;
 pub use tls_handshake::{Agreed, CROWDED, HANDSHAKES_PER_TURN, PLAIN_HTTP, accept_tls};
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
 pub use websocket::{
