@@ -246,7 +246,10 @@ mod tests {
         let Key { name, secret } = derived(BEGIN).current;
         let of_key = hmac::sign(&secret, b"");
         let shown = format!("{name:02x?} {:02x?}", &of_key.as_ref()[..8]);
-        expect_test::expect!["[d9, 2e, 86, e8, f6, 0b, 2f, 13, e5, 8a, 74, 40, aa, a9, 02, 26] [43, 19, ff, 1f, fa, e0, 7e, 51]"].assert_eq(&shown);
+        expect_test::expect![
+            "[d9, 2e, 86, e8, f6, 0b, 2f, 13, e5, 8a, 74, 40, aa, a9, 02, 26] [43, 19, ff, 1f, fa, e0, 7e, 51]"
+        ]
+        .assert_eq(&shown);
     }
 
     #[test]

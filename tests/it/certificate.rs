@@ -51,7 +51,8 @@ impl Made {
         made.hidden()
     }
 
-    fn at(directory: &Path, file: &str) -> Self {
+    /// Where one is, or is to be.
+    pub(crate) fn at(directory: &Path, file: &str) -> Self {
         let [cert, key] = ["pem", "key.pem"].map(|ending| directory.join(format!("{file}.{ending}")));
         Self { cert, key }
     }

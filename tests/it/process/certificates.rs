@@ -3,24 +3,28 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     os::unix::fs::{PermissionsExt as _, symlink},
-    path::Path,
-    process::Command,
-    sync::mpsc,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, mpsc},
     time::Duration,
 };
 
 use rustix::process::Signal;
-use rustls::HandshakeKind;
+use rustls::{ClientConfig, HandshakeKind};
 use tempfile::TempDir;
 
-use super::tls::{APPLIED, SOON, ask, check, client, config, curl, got, session, shown};
+use super::{
+    namespace::unshare,
+    raise_descriptor_limit,
+    tls::{APPLIED, SOON, Session, ask, check, client, config, curl, got, session, shown},
+};
 use crate::{
     certificate::Made,
     client::Client,
-    harness::{Gateway, logged_address, pause, shardgate, until},
+    harness::{Gateway, logged_address, now, pause, shardgate, until},
 };
 
 const CHANGED: &str = "the files of certificates have changed";
@@ -126,28 +130,137 @@ fn a_secret_of_kubernetes_is_followed_through_its_links() {
     assert_eq!((changes(&gateway, "refused"), changes(&gateway, "applied")), (0, 2));
 }
 
+/// A file system that answers nothing, over a folder as a process sees it.
+struct Hang {
+    process: u32,
+    folder: PathBuf,
+    holder: Child,
+}
+
+impl Hang {
+    /// Nothing where this user may not mount one.
+    fn over(folder: &Path, process: u32) -> Option<Self> {
+        // Whoever serves a file system in user space, and reads no question.
+        let script = "exec 9<>/dev/fuse && nsenter -t $0 -m mount -n -i -t fuse \
+                      -o fd=9,rootmode=40000,user_id=0,group_id=0 hang $1 && echo mounted && exec cat";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(process.to_string()).arg(folder);
+        let mut holder = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().ok()?;
+        let mut told = String::new();
+        BufReader::new(holder.stdout.take()?).read_line(&mut told).ok()?;
+        let hang = Self { process, folder: folder.to_owned(), holder };
+        (told == "mounted\n").then_some(hang)
+    }
+}
+
+impl Drop for Hang {
+    fn drop(&mut self) {
+        let mut command = Command::new("nsenter");
+        command.arg("-t").arg(self.process.to_string()).args(["-m", "umount", "-l"]).arg(&self.folder);
+        // It may not be there.
+        let _ = command.stderr(Stdio::null()).status();
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+#[test]
+fn a_mount_that_hangs_holds_up_nobody() {
+    let Some(unshare) = unshare() else { return };
+    let place = TempDir::new().expect("a directory");
+    let folder = place.path().join("mount");
+    fs::create_dir(&folder).expect("a directory");
+    let made = Made::new(&folder, "shop", &["shop.example"]);
+    let trusted = Made::at(place.path(), "kept");
+    replace(&trusted, &made);
+    let mut gateway = Gateway::launch_through(&unshare, &config(&[&made]), |_| {}).wait_listening();
+    let Some(hang) = Hang::over(&folder, gateway.pid()) else {
+        eprintln!("skipped: no file system in user space for this user");
+        return;
+    };
+    let late = "the files of certificates cannot be read: that takes longer than 5s";
+    gateway.expect_error(late);
+    // Whatever it hangs for: operators, signals and handshakes go on.
+    gateway.signal(Signal::HUP);
+    for _ in 0..2 {
+        let begun = now();
+        assert_eq!(gateway.ask_admin("/health/ready").status, 200);
+        assert!(shown(gateway.address(), "shop.example", &[&trusted]) == trusted.der());
+        assert!(begun.elapsed() < Duration::from_secs(3), "nobody waits for it");
+        gateway.log_until(late, 2 * SOON);
+    }
+    gateway.log_until("the configuration is refused and the old one stays", 2 * SOON);
+    gateway.log_until(REFUSED, 2 * SOON);
+    // It answers again, perhaps with an error first.
+    gateway.expect_error(REFUSED);
+    drop(hang);
+    gateway.log_until(CHANGED, 3 * SOON);
+    gateway.signal(Signal::HUP);
+    gateway.log_until("configuration reloaded", SOON);
+}
+
+/// A socket of the hub that answers itself.
+fn socket(address: SocketAddr, client: &Arc<ClientConfig>) -> Session {
+    let mut stream = session(address, "shop.example", client).expect("a handshake");
+    let handshake = "GET /ws/echo HTTP/1.1\r\nhost: shop.example\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                     sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    stream.write_all(handshake.as_bytes()).expect("written");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("read");
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+fn echo(socket: &mut Session) {
+    socket.write_all(&[0x81, 0x82, 0, 0, 0, 0, b'h', b'i']).expect("written");
+    let mut head = [0; 2];
+    socket.read_exact(&mut head).expect("read");
+    // A ping, where it has rested for long.
+    while head == [0x89, 0] {
+        socket.write_all(&[0x8a, 0x80, 0, 0, 0, 0]).expect("written");
+        socket.read_exact(&mut head).expect("read");
+    }
+    let mut heard = [0; 2];
+    socket.read_exact(&mut heard).expect("read");
+    assert_eq!((head, &heard), ([0x81, 2], b"hi"));
+}
+
 #[test]
 fn a_hundred_swaps_under_load_close_nothing() {
     const SWAPS: usize = 100;
+    let (connections, sockets) = (1000, 100);
+    raise_descriptor_limit();
     let place = TempDir::new().expect("a directory");
     let all = [0, 1].map(|name| Made::new(place.path(), &name.to_string(), &["shop.example"]));
     let folder = place.path().join("mount");
     fs::create_dir(&folder).expect("a directory");
     let mount = Mount::new(&folder);
     mount.swap("..version_0", &all[0]);
-    let gateway = Gateway::start(&config(&[&mount.made()]));
+    let gateway = Gateway::start(&format!("[hub]\necho = true\n{}", config(&[&mount.made()])));
     let address = gateway.address();
     let trusted = [&all[0], &all[1]];
     let resumes = client(&trusted);
     // Every connection is asked again and again while others come.
     let (stop, stopped) = mpsc::channel::<()>();
-    let mut kept: Vec<_> = (0..40).map(|_| session(address, "shop.example", &resumes).expect("a handshake")).collect();
+    let asked = |_| {
+        let mut stream = session(address, "shop.example", &resumes).expect("a handshake");
+        // Whoever says nothing at first is not waited for for long.
+        assert!(ask(&mut stream, "/health/live").starts_with("HTTP/1.1 200"));
+        stream
+    };
+    let mut kept: Vec<_> = (0..connections).map(asked).collect();
+    let mut echoing: Vec<_> = (0..sockets).map(|_| socket(address, &resumes)).collect();
     let asking = std::thread::spawn(move || {
         let mut rounds = 0;
         while stopped.try_recv() == Err(mpsc::TryRecvError::Empty) {
             for stream in &mut kept {
                 assert!(ask(stream, "/health/live").starts_with("HTTP/1.1 200"));
             }
+            echoing.iter_mut().for_each(echo);
             rounds += 1;
         }
         rounds
@@ -159,7 +272,7 @@ fn a_hundred_swaps_under_load_close_nothing() {
         gateway.signal(Signal::HUP);
         until(SOON, "it is shown", || (shown(address, "shop.example", &trusted) == made.der()).then_some(()));
         if number % 10 == 0 {
-            opened.push(session(address, "shop.example", &client(&trusted)).expect("a handshake"));
+            opened.push(asked(number));
         }
     }
     drop(stop);
@@ -209,8 +322,9 @@ fn another_process_with_the_same_secret_takes_sessions_up() {
     for gateway in [&one, &two] {
         gateway.log_until(CHANGED, SOON);
     }
-    assert_eq!(kind(&one), HandshakeKind::Full);
-    assert_eq!(kind(&two), HandshakeKind::Resumed);
+    // Each shard has the new keys once it has its letter.
+    until(SOON, "what was sealed before opens nothing", || (kind(&one) == HandshakeKind::Full).then_some(()));
+    until(SOON, "the other takes up what is sealed now", || (kind(&two) == HandshakeKind::Resumed).then_some(()));
 }
 
 /// What a gateway's metrics have for this series, as its public listener shows them.
@@ -244,6 +358,12 @@ fn operators_are_served_over_tls() {
     until(SOON, "it is counted", || (counted(&gateway, refused) > 0).then_some(()));
     got(&curl(address, &own, "localhost", "/health/live", &[]));
     drop(silent);
+    // Signatures are bounded, 4 in 100 ms: nobody takes the thread for himself.
+    let begun = now();
+    for _ in 0..13 {
+        assert!(shown(address, "localhost", &[&own]) == own.der());
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
     // In a terminal.
     let top = |arguments: &[&str]| {
         let folder = TempDir::new().expect("a folder");
