@@ -316,30 +316,34 @@ impl Upstream {
         }
     }
 
-    /// Probes have come to a verdict of a backend: another one, or one has gone well again. One that was down and is up is let in
-    /// whatever it was ejected for.
+    /// Probes have come to a verdict of a backend: another one, or one that is up has gone well again. One that was down and is up
+    /// is let in whatever it was ejected for.
     pub fn probed(&self, at: &BackendAddress, verdict: Verdict, now: Instant) {
         self.state.with(|state| {
             let UpstreamState { backends, by_address, .. } = state;
             let Ok(found) = by_address.binary_search_by(|place| backends[*place as usize].at.cmp(at)) else { return };
-            backends[by_address[found] as usize].state.with(|backend| {
-                let was_up = matches!(backend.probed, Probed::Up { .. });
+            let has_changed = backends[by_address[found] as usize].state.with(|backend| {
+                if verdict == Verdict::Up && matches!(backend.probed, Probed::Up { .. }) {
+                    backend.outlier.answers_probes();
+                    return false;
+                }
                 backend.probed = match (verdict, backend.probed) {
                     (Verdict::Unknown, known) => known,
                     (Verdict::Unwell, _) => Probed::Unwell,
                     (Verdict::Down, _) => Probed::Down,
                     (Verdict::Up, Probed::Untested) => Probed::Up { since: backend.came_at.map(|_| now) },
                     (Verdict::Up, Probed::Trusted) => Probed::Up { since: backend.came_at },
-                    (Verdict::Up, Probed::Unwell | Probed::Down) => Probed::Up { since: Some(now) },
-                    (Verdict::Up, up @ Probed::Up { .. }) => up,
+                    (Verdict::Up, Probed::Unwell | Probed::Down | Probed::Up { .. }) => Probed::Up { since: Some(now) },
                 };
-                if verdict == Verdict::Up && was_up {
-                    backend.outlier.answers_probes();
-                } else if verdict == Verdict::Up {
+                if verdict == Verdict::Up {
                     backend.outlier.readmit(now);
                     backend.latency = Latency::default();
                 }
+                true
             });
+            if !has_changed {
+                return;
+            }
             if verdict == Verdict::Up {
                 state.breaker.hint_well(now);
             }

@@ -65,6 +65,8 @@ pub(super) enum Fault {
 #[derive(Debug, Default)]
 pub(super) struct Outlier {
     in_a_row: u32,
+    /// Whether a probe has gone well since the last of these failures.
+    has_answered_probe: bool,
     window: Window,
     /// How many ejections the next one comes on top of.
     ejections: u32,
@@ -148,10 +150,10 @@ impl Outlier {
     }
 
     /// Whether it has failed so often in a row that only the share of others that are out keeps it in; or that nobody is left
-    /// out for it.
+    /// out for it. Not once a probe has gone well since.
     pub(super) fn is_failing(&self, policy: &OutlierPolicy) -> bool {
         let failures = if policy.failures == 0 { FAILURES_WITHOUT_EJECTION } else { policy.failures };
-        self.in_a_row >= failures
+        self.in_a_row >= failures && !self.has_answered_probe
     }
 
     /// An answer came that is no failure; says whether it was left out, or on trial, until then.
@@ -176,12 +178,10 @@ impl Outlier {
         true
     }
 
-    /// A probe has gone well after one that did not: an instance in use that nobody asks is not failing for ever. One that is
-    /// left out stays so for its time.
+    /// A probe has gone well: an instance in use that nobody asks is not failing for ever. What speaks for leaving it out stays
+    /// as it is: one whose probes go well while requests to it fail is left out with its next failure, once the others allow it.
     pub(super) fn answers_probes(&mut self) {
-        if self.out.is_none() {
-            self.in_a_row = 0;
-        }
+        self.has_answered_probe = true;
     }
 
     /// It is known to be well by other means.
@@ -206,6 +206,7 @@ impl Outlier {
 
     /// It failed; says what speaks for leaving it out from now on, if anything does.
     pub(super) fn failed(&mut self, now: Instant, policy: &OutlierPolicy, fault: Fault) -> Option<Cause> {
+        self.has_answered_probe = false;
         self.in_a_row = if fault == Fault::NoAnswer { self.in_a_row.saturating_add(1) } else { 0 };
         if policy.failures == 0 {
             return None;

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{BackendAddress, Instance};
+use super::{BackendAddress, Instance, InstanceId};
 use crate::{shard::Instant, telemetry::metrics::ProbeResult};
 
 /// As many probes of an upstream are under way at once.
@@ -101,6 +101,8 @@ pub struct Prober {
     instances: Vec<Tested>,
     /// Where each stands in `instances`.
     places: BTreeMap<BackendAddress, usize>,
+    /// The same, by what shards call them.
+    by_id: BTreeMap<InstanceId, usize>,
     /// Those that nobody asks now, by when they are due.
     waiting: BTreeSet<(Instant, usize)>,
     /// The numbers of the probes that are under way, those of instances that have gone too.
@@ -121,6 +123,8 @@ struct Tested {
     /// The number of the probe that is under way.
     asked: Option<u64>,
     last: Option<LastProbe>,
+    /// When a shard told that requests to it fail in a row, until a probe that began later has gone well.
+    doubted_at: Option<Instant>,
 }
 
 impl Prober {
@@ -132,6 +136,7 @@ impl Prober {
             rules,
             instances: Vec::new(),
             places: BTreeMap::new(),
+            by_id: BTreeMap::new(),
             waiting: BTreeSet::new(),
             under_way: BTreeSet::new(),
             numbers,
@@ -162,10 +167,12 @@ impl Prober {
             due: now,
             asked: None,
             last: None,
+            doubted_at: None,
         };
         let tested = |Instance { at, .. }: &Instance| known.remove(at).unwrap_or_else(|| fresh(at));
         self.instances = instances.iter().map(tested).collect();
         self.places = (self.instances.iter().enumerate()).map(|(place, tested)| (tested.at.clone(), place)).collect();
+        self.by_id = self.places.iter().map(|(at, place)| (at.id(), *place)).collect();
         self.queue();
     }
 
@@ -201,8 +208,16 @@ impl Prober {
         next.map(|(due, _)| *due)
     }
 
+    /// A shard tells that requests to an instance in use fail in a row: it does not hear of probes that go well all along, so the
+    /// next one that does is told.
+    pub fn doubt(&mut self, now: Instant, id: InstanceId) {
+        if let Some(place) = self.by_id.get(&id) {
+            self.instances[*place].doubted_at.get_or_insert(now);
+        }
+    }
+
     /// A probe has ended so. Returns the instance's verdict before and now, if it is another one, or if it is up and this probe
-    /// went well after one that did not.
+    /// went well after one that did not, or after a shard's doubt.
     pub fn handle_result(&mut self, now: Instant, probe: &Probe, result: ProbeResult) -> Option<(Verdict, Verdict)> {
         // It may be one of a prober before this one.
         if !self.under_way.remove(&probe.number) {
@@ -233,7 +248,9 @@ impl Prober {
             (verdict, _) => verdict,
         };
         let before = std::mem::replace(&mut instance.verdict, verdict);
-        let is_well_again = is_good && verdict.is_up() && !was_good;
+        // What was asked before it failed says nothing of it since.
+        let was_doubted = is_good && instance.doubted_at.take_if(|at| *at <= probe.began).is_some();
+        let is_well_again = is_good && verdict.is_up() && (!was_good || was_doubted);
         (before != verdict || is_well_again).then_some((before, verdict))
     }
 
@@ -308,6 +325,30 @@ mod tests {
             let found: Vec<_> = results.iter().map(|result| answer(&mut prober, &mut now, *result)).collect();
             assert_eq!(found, verdicts, "{results:?}");
         }
+    }
+
+    #[test]
+    fn the_next_good_probe_is_told_of_one_that_a_shard_doubts() {
+        use ProbeResult::{Good, Refused};
+        use Verdict::{Down, Up};
+        let (mut prober, mut now) = (prober(1), NOW);
+        let id = instance(1).at.id();
+        assert_eq!(answer(&mut prober, &mut now, Good), Some(Up));
+        assert_eq!(answer(&mut prober, &mut now, Good), None, "as before");
+        now = prober.poll_timeout().expect("one is next");
+        let under_way = prober.poll_probe(now).expect("it is due");
+        now += Duration::from_millis(1);
+        prober.doubt(now, id);
+        prober.doubt(now + Duration::from_mins(1), id);
+        assert_eq!(prober.handle_result(now, &under_way, Good), None, "it was asked before it failed");
+        assert_eq!(answer(&mut prober, &mut now, Good), Some(Up));
+        assert_eq!(answer(&mut prober, &mut now, Good), None, "once");
+        prober.doubt(now, instance(2).at.id());
+        assert_eq!(answer(&mut prober, &mut now, Good), None, "nobody's");
+        // Of one that is down a good probe alone says nothing.
+        assert_eq!([(); 3].map(|()| answer(&mut prober, &mut now, Refused)), [None, None, Some(Down)]);
+        prober.doubt(now, id);
+        assert_eq!([(); 3].map(|()| answer(&mut prober, &mut now, Good)), [None, Some(Up), None]);
     }
 
     #[test]

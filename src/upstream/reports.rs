@@ -35,6 +35,13 @@ pub struct InstanceReport {
     pub counts: InstanceCounts,
 }
 
+impl InstanceReport {
+    /// Whether it fails in a row, and is in use.
+    pub fn is_failing_in_use(&self) -> bool {
+        self.error.is_some() && self.out_until.is_none()
+    }
+}
+
 /// What a shard counts of an instance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct InstanceCounts {

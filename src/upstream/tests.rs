@@ -375,10 +375,13 @@ fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
     }
     let all = [Some(InstanceOut::Ejected), Some(InstanceOut::Failing), Some(InstanceOut::Probes)];
     assert_eq!(why(), all, "half of them may be left out");
-    // A probe of each went wrong, and the next one well.
+    // A probe of each has gone well since.
     upstream.probed(&backends[0], Verdict::Up, now);
     upstream.probed(&backends[1], Verdict::Up, now);
     assert_eq!(why(), [Some(InstanceOut::Ejected), None, Some(InstanceOut::Probes)], "nobody has to ask it for that");
+    let _ = upstream.failed(&second, &Failure::TimedOut, Duration::from_secs(1), now);
+    assert_eq!(why(), all, "one more failure says more");
+    upstream.probed(&backends[1], Verdict::Up, now);
     second.state.with(|state| state.order.held = Some(Held::Drained));
     assert_eq!(why()[1], Some(InstanceOut::Held));
     first.count(Outcome::TimedOut);

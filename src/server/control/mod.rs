@@ -298,6 +298,9 @@ impl Control {
             }
             ToControl::Scraped(scraped) => {
                 self.instances.told(scraped.shard, &scraped.instances);
+                if scraped.generation == self.plan.generation {
+                    self.probes.told(&self.plan, &scraped.instances);
+                }
                 let shard = &mut self.shards[scraped.shard];
                 shard.lag = shard.lag.max(scraped.lag);
                 shard.scraped = Some(scraped);

@@ -22,7 +22,7 @@ use crate::{
         slots::MetricSlot,
     },
     upstream::{
-        BackendAddress, Instance,
+        BackendAddress, Instance, InstanceReport,
         probe::{LastProbe, Probe, ProbeRules, Prober, Verdict},
     },
 };
@@ -193,6 +193,17 @@ impl Probes {
     /// Those that ended since this was asked last.
     pub(super) fn take_ended(&mut self) -> Vec<(MetricSlot, BackendAddress, metrics::Probed)> {
         std::mem::take(&mut self.ended)
+    }
+
+    /// A shard that runs this plan tells how each instance stands there, in the plan's order.
+    pub(super) fn told(&mut self, plan: &Plan, reports: &[(MetricSlot, Vec<InstanceReport>)]) {
+        let now = clock::now();
+        for (upstream, (_, reports)) in plan.upstreams.iter().zip(reports) {
+            let Some(probed) = self.upstreams.get_mut(&upstream.name) else { continue };
+            for report in reports.iter().filter(|report| report.is_failing_in_use()) {
+                probed.prober.doubt(now, report.id);
+            }
+        }
     }
 
     /// Asks all instances of an upstream as soon as may be; says whether it is probed.

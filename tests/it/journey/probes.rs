@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::outcomes::nobody;
 use crate::{
-    backend::Backend,
+    backend::{Backend, OK},
     client::Client,
     harness::{Gateway, now, until},
 };
@@ -275,6 +275,30 @@ fn a_new_instance_is_used_after_its_first_good_probe() {
     gateway.signal(Signal::HUP);
     gateway.log_until_nth("every shard runs the configuration", 3, SOON);
     assert!(who_answers(&gateway, 40).contains("1"));
+}
+
+#[test]
+fn of_one_that_is_back_before_its_probes_have_noticed_the_next_one_tells() {
+    // All probes go well, and what else is asked finds a connection that closes.
+    let service = Backend::start(|conversation| {
+        while conversation.read_request()?.head.first_line.starts_with("GET /health ") {
+            conversation.send(OK)?;
+        }
+        Ok(())
+    });
+    let gateway = Gateway::start(&config(&[service.address()], "breaker.percent = 0"));
+    wait_healthy(&gateway, 1);
+    until(SOON, "requests say that it fails", || {
+        assert_eq!(gateway.get("/x").status, 502);
+        (healthy(&gateway) == Some(0)).then(|| assert_eq!(entry(&gateway)["error"], "closed"))
+    });
+    // Nobody asks it any more.
+    wait_healthy(&gateway, 1);
+    assert_eq!(gateway.log().matches("an instance is").count(), 0, "its probes went well all along");
+    until(SOON, "and again", || {
+        assert_eq!(gateway.get("/x").status, 502);
+        (healthy(&gateway) == Some(0)).then_some(())
+    });
 }
 
 #[test]
