@@ -171,7 +171,7 @@ fn read_discover(upstream: &Fields<'_>, has_redis: bool, report: &mut Report) ->
 
 /// Reads `[upstreams.<name>.health]`.
 fn read_health(upstream: &Fields<'_>, report: &mut Report) -> Health {
-    let (health, fields) = Health::inside(upstream, "health", report);
+    let (mut health, fields) = Health::inside(upstream, "health", report);
     if let Some(path) = &health.path {
         let is_sound = path.starts_with('/') && path.len() <= 2048 && path.bytes().all(|byte| byte.is_ascii_graphic());
         if !is_sound || path.parse::<hyper::Uri>().is_err() || path.contains('#') {
@@ -209,6 +209,9 @@ fn read_health(upstream: &Fields<'_>, report: &mut Report) -> Health {
     if health.kind() == Some(ProbeKind::Tcp) {
         let why = format!("{}.kind is \"tcp\", and only a GET has it", fields.path);
         warn_of_idle(&health, &["host", "statuses"], &why, &fields, report);
+    }
+    if fields.node("timeout").is_none() {
+        health.timeout = health.timeout.min(health.interval);
     }
     if health.timeout > health.interval {
         let [timeout, interval] = [health.timeout, health.interval].map(written_duration);

@@ -369,7 +369,8 @@ section! {
         body: Option<String> as Text("up to 1024 bytes") = unset "the body is not looked at", e.g. "\"ok\"";
         /// From one probe of an instance to the next, less up to a fifth, by chance. The first is at once.
         interval: Duration as Duration(100, HOUR) = "5s", e.g. "2s";
-        /// From the connection to the end of what is looked at of the answer; not more than `interval`.
+        /// From the connection to the end of what is looked at of the answer; not more than `interval`, nor is what it is by
+        /// default.
         timeout: Duration as Duration(1, HOUR) = "2s", e.g. "500ms";
         /// Failures in a row that take an instance out.
         down_after: u32 as Number(1, 100) = 3, e.g. 2;

@@ -28,17 +28,24 @@ fn a_path_or_a_kind_makes_probes() {
 }
 
 #[test]
+fn a_short_interval_needs_no_timeout_of_its_own() {
+    let timeout_ms =
+        |more: &str| good(&with(&format!("path = \"/\"\n{more}"))).upstreams["a"].health.timeout.as_millis();
+    assert_eq!(["", "interval = \"1s\"\n", "interval = \"10s\"\n"].map(timeout_ms), [2000, 1000, 2000]);
+}
+
+#[test]
 fn mistakes_of_probes_are_told() {
     check(
         &with(
-            "path = \"health\"\nhost = \"a b\"\nstatuses = \"2xx\"\ninterval = \"1s\"\ndown_after = 0\nbody = \"ok\"\n",
+            "path = \"health\"\nhost = \"a b\"\nstatuses = \"2xx\"\ninterval = \"1s\"\ntimeout = \"2s\"\ndown_after = 0\nbody = \"ok\"\n",
         ),
         &expect![[r#"
             shardgate.toml:7: upstreams.a.health.path is "health"; it is a path as it stands in a request, like "/health"
             shardgate.toml:8: upstreams.a.health.host is "a b"; it is a host, like "shop.internal"
             shardgate.toml:9: upstreams.a.health.statuses is "2xx"; it is a status, like "200", or two with a dash between them, like "200-399"
-            shardgate.toml:10: upstreams.a.health.timeout is "2s"; it is not more than interval, which is "1s"
-            shardgate.toml:11: upstreams.a.health.down_after is 0; it is a whole number from 1 to 100"#]],
+            shardgate.toml:11: upstreams.a.health.timeout is "2s"; it is not more than interval, which is "1s"
+            shardgate.toml:12: upstreams.a.health.down_after is 0; it is a whole number from 1 to 100"#]],
     );
     check(
         &with("kind = \"http\"\n"),
