@@ -154,13 +154,14 @@ impl Gateway {
         }
     }
 
-    /// Counts what circuits did since this was asked last.
+    /// Counts what circuits did since this was asked last, and who was left out behind its request.
     pub fn count_circuits(&self) {
         let live = self.live();
         for (plan, upstream) in live.plan.upstreams.iter().zip(&live.upstreams) {
             let counts = upstream.take_circuit_counts();
             self.ledger.with(|ledger| {
                 let counters = ledger.counters.upstream(plan.slot);
+                counters.ejections += u64::from(upstream.take_late_ejections());
                 counters.circuit_refused += u64::from(counts.refused);
                 for (sum, count) in counters.circuit_changes.iter_mut().zip(counts.changes) {
                     *sum += u64::from(count);

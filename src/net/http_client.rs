@@ -104,6 +104,11 @@ impl ClientConnection {
         self.is_broken = true;
     }
 
+    /// Whether a write to the backend has failed.
+    pub fn has_write_broken(&self) -> bool {
+        self.is_broken
+    }
+
     /// Forgets the last exchange before the next one.
     pub fn begin(&mut self) {
         self.has_answered = false;

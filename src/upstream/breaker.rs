@@ -31,6 +31,8 @@ pub(super) struct Breaker {
     window: Window,
     /// How often the state has changed: what was sent in an earlier one says nothing of this one.
     epoch: u32,
+    /// Since when it is this one.
+    since: Instant,
     /// Another shard has opened its circuit; until then less is enough here.
     suspected_until: Option<Instant>,
     changes: [u32; CircuitState::COUNT],
@@ -104,7 +106,7 @@ impl Breaker {
         if let State::Open { until } = self.state
             && now >= until
         {
-            self.enter(State::HalfOpen { well: 0, failed: 0, under_way: 0, next_at: now });
+            self.enter(now, State::HalfOpen { well: 0, failed: 0, under_way: 0, next_at: now });
         }
         let refused = match &mut self.state {
             State::Closed => return Ok(()),
@@ -144,9 +146,9 @@ impl Breaker {
             Found::Failed => *failed += 1,
         }
         if *failed > *well {
-            self.enter(State::Open { until: now + policy.open_for });
+            self.enter(now, State::Open { until: now + policy.open_for });
         } else if *well - *failed >= WELL_MIN {
-            self.enter(State::Closed);
+            self.enter(now, State::Closed);
         } else {
             return false;
         }
@@ -159,20 +161,48 @@ impl Breaker {
             return false;
         }
         self.window.count(now, policy.share.window, found == Found::Failed);
-        if found == Found::Well {
+        found == Found::Failed && self.opens(now, policy)
+    }
+
+    /// An answer broke off whose head, at that time, was recorded as one that went well; says whether that has opened the
+    /// circuit.
+    pub(super) fn broke_off(&mut self, now: Instant, policy: &BreakerPolicy, answered_at: Instant) -> bool {
+        if answered_at < self.since || now.since(answered_at) > policy.share.window {
             return false;
         }
+        match &mut self.state {
+            State::Open { .. } => false,
+            State::HalfOpen { well, failed, .. } => {
+                (*well, *failed) = (well.saturating_sub(1), *failed + 1);
+                let is_over = *failed > *well;
+                if is_over {
+                    self.enter(now, State::Open { until: now + policy.open_for });
+                }
+                is_over
+            }
+            State::Closed => {
+                if policy.share.percent == 0 {
+                    return false;
+                }
+                self.window.recount(now, policy.share.window);
+                self.opens(now, policy)
+            }
+        }
+    }
+
+    /// Opens it, if too much has failed; says whether.
+    fn opens(&mut self, now: Instant, policy: &BreakerPolicy) -> bool {
         let is_suspected = self.suspected_until.is_some_and(|until| now < until);
         let share = if is_suspected { policy.share.quick() } else { policy.share };
         if !share.is_reached(self.window.tally(now, &share)) {
             return false;
         }
-        self.enter(State::Open { until: now + policy.open_for });
+        self.enter(now, State::Open { until: now + policy.open_for });
         true
     }
 
-    fn enter(&mut self, state: State) {
-        self.state = state;
+    fn enter(&mut self, now: Instant, state: State) {
+        (self.state, self.since) = (state, now);
         self.epoch = self.epoch.wrapping_add(1);
         self.window = Window::default();
         self.suspected_until = None;
@@ -200,10 +230,10 @@ impl Breaker {
     }
 
     /// Another policy is in force.
-    pub(super) fn update(&mut self, policy: &BreakerPolicy) {
+    pub(super) fn update(&mut self, now: Instant, policy: &BreakerPolicy) {
         self.window = Window::default();
         if policy.share.percent == 0 && !self.is_closed() {
-            self.enter(State::Closed);
+            self.enter(now, State::Closed);
         }
     }
 
@@ -320,6 +350,31 @@ mod tests {
     }
 
     #[test]
+    fn answers_that_break_off_have_not_gone_well_after_all() {
+        let mut breaker = Breaker::default();
+        let break_off = |breaker: &mut Breaker, now, answered_at| {
+            let pass = breaker.admit(now, &POLICY).expect("it is let in");
+            let _ = breaker.record(now, &POLICY, pass, Found::Well);
+            breaker.broke_off(now, &POLICY, answered_at)
+        };
+        // What began long ago says nothing of what is asked now, however many end at once.
+        assert!((0..100).all(|_| !break_off(&mut breaker, after(20), after(9))));
+        assert!(!breaker.broke_off(
+            after(20),
+            &BreakerPolicy { share: FailureShare { percent: 0, ..POLICY.share }, ..POLICY },
+            after(20)
+        ));
+        let mut breaker = Breaker::default();
+        assert_eq!((0..100).take_while(|_| !break_off(&mut breaker, after(20), after(20))).count(), 19);
+        // One tries, and its answer breaks off; as do some that it began before.
+        let pass = breaker.admit(after(25), &POLICY).expect("one tries");
+        assert!(!breaker.record(after(25), &POLICY, pass, Found::Well));
+        assert!(!breaker.broke_off(after(25), &POLICY, after(20)));
+        assert!(breaker.broke_off(after(26), &POLICY, after(25)), "it is open again");
+        assert!(breaker.admit(after(30), &POLICY).is_err() && !breaker.broke_off(after(30), &POLICY, after(29)));
+    }
+
+    #[test]
     fn a_siblings_word_and_a_probes_count() {
         let mut breaker = Breaker::default();
         breaker.suspect(after(0), &POLICY);
@@ -335,7 +390,7 @@ mod tests {
         let off = BreakerPolicy { share: FailureShare { percent: 0, ..POLICY.share }, ..POLICY };
         let mut breaker = Breaker::default();
         open(&mut breaker, after(0));
-        breaker.update(&off);
+        breaker.update(after(0), &off);
         for _ in 0..100 {
             let pass = breaker.admit(after(0), &off).expect("it is off");
             assert!(!breaker.record(after(0), &off, pass, Found::Failed));

@@ -6,9 +6,12 @@ use super::{
     Backend, BackendAddress, Failure, Notice, NoticeBell, Upstream, UpstreamState,
     balance::{Latency, Standing},
     breaker::{CircuitCounts, Found, Pass},
-    outlier::{self, Cause, Fault, Others},
+    outlier::{self, Cause, Fault, Others, Trial},
 };
-use crate::{shard::Instant, telemetry::metrics::CircuitState};
+use crate::{
+    shard::Instant,
+    telemetry::metrics::{CircuitState, Outcome},
+};
 
 impl Upstream {
     /// Whoever tells what this upstream notices is woken by this bell.
@@ -100,6 +103,40 @@ impl Upstream {
             self.ring();
         }
         is_ejected
+    }
+
+    /// An answer broke off, by the backend's fault, whose head came at that time and was counted as one. A stream that has gone
+    /// on for longer than what is looked back upon says nothing of what is asked now: a thousand of them end with their instance.
+    pub(super) fn broke_off(
+        &self,
+        backend: &Rc<Backend>,
+        trial: Option<Trial>,
+        error: &'static str,
+        answered_at: Instant,
+        now: Instant,
+    ) {
+        self.state.with(|state| {
+            let policy = &state.settings.outlier;
+            if now.since(answered_at) <= policy.share.window {
+                let cause = backend.state.with(|backend| {
+                    backend.last_error = Some(error);
+                    let whole =
+                        [Outcome::Answered, Outcome::ServerError].map(|how| backend.counts.requests[how.index()]);
+                    backend.outlier.broke_off(now, policy, trial.is_some(), whole.iter().sum())
+                });
+                let is_ejected = cause.is_some_and(|cause| state.eject(backend, cause, now));
+                state.late_ejections += u32::from(is_ejected);
+            }
+            if state.breaker.broke_off(now, &state.settings.breaker, answered_at) {
+                state.notice_circuit(now);
+            }
+        });
+        self.ring();
+    }
+
+    /// Backends that were left out when an answer broke off, since this was asked last.
+    pub fn take_late_ejections(&self) -> u32 {
+        self.state.with(|state| std::mem::take(&mut state.late_ejections))
     }
 
     /// A request that was admitted has ended.

@@ -137,6 +137,8 @@ struct UpstreamState {
     /// Since when the circuit is not closed.
     opened_at: Option<Instant>,
     notices: Notices,
+    /// Ejections that no request's trail tells of, since somebody asked.
+    late_ejections: u32,
     bell: Option<Rc<NoticeBell>>,
 }
 
@@ -244,6 +246,7 @@ impl Upstream {
             breaker: Breaker::default(),
             opened_at: None,
             notices: Notices::default(),
+            late_ejections: 0,
             bell: None,
         };
         Self { state: Local::new(state) }
@@ -266,8 +269,9 @@ impl Upstream {
                 }
             }
             if settings.breaker != state.settings.breaker {
-                state.breaker.update(&settings.breaker);
-                state.notice_circuit(clock::now());
+                let now = clock::now();
+                state.breaker.update(now, &settings.breaker);
+                state.notice_circuit(now);
             }
             state.settings = settings;
         });

@@ -68,6 +68,9 @@ pub(super) struct Outlier {
     /// Whether a probe has gone well since the last of these failures.
     has_answered_probe: bool,
     window: Window,
+    /// Answers that broke off with no whole one between them, and how many were whole until the last of them.
+    broken_in_a_row: u32,
+    whole_before: u64,
     /// How many ejections the next one comes on top of.
     ejections: u32,
     out: Option<Ejection>,
@@ -216,6 +219,38 @@ impl Outlier {
             return Some(out.cause).filter(|_| now >= out.until);
         }
         self.window.count(now, policy.share.window, true);
+        self.judge(now, policy)
+    }
+
+    /// An answer broke off whose head was counted as one that came; says what speaks for leaving it out from now on. So far so
+    /// many were `whole`: the head of the next answer ends a row of these as little as its own did.
+    pub(super) fn broke_off(
+        &mut self,
+        now: Instant,
+        policy: &OutlierPolicy,
+        was_trial: bool,
+        whole: u64,
+    ) -> Option<Cause> {
+        self.has_answered_probe = false;
+        self.broken_in_a_row = if whole == self.whole_before { self.broken_in_a_row.saturating_add(1) } else { 1 };
+        self.whole_before = whole;
+        self.in_a_row = self.in_a_row.saturating_add(1).max(self.broken_in_a_row);
+        if policy.failures == 0 {
+            return None;
+        }
+        if let Some(out) = self.out {
+            return Some(out.cause).filter(|_| now >= out.until);
+        }
+        // Its head let it in.
+        if was_trial {
+            return Some(Cause::InARow);
+        }
+        self.window.recount(now, policy.share.window);
+        self.judge(now, policy)
+    }
+
+    /// What speaks for leaving it out, now that it has failed once more.
+    fn judge(&mut self, now: Instant, policy: &OutlierPolicy) -> Option<Cause> {
         let row = if self.suspect_of(now) == Some(Cause::InARow) { 1 } else { policy.failures };
         if self.in_a_row >= row {
             return Some(Cause::InARow);
@@ -261,6 +296,7 @@ impl Outlier {
         let lasts = first.saturating_mul(self.ejections).min(longest);
         self.trials = self.trials.wrapping_add(1);
         (self.in_a_row, self.window, self.is_tried, self.suspected) = (0, Window::default(), false, None);
+        self.broken_in_a_row = 0;
         self.out = Some(Ejection { until: now + lasts, cause });
         lasts
     }
@@ -346,6 +382,43 @@ mod tests {
         assert!(fail(&mut outlier, now, 1));
         assert!(outlier.is_out(now + s(29)));
         assert!(!outlier.is_out(now + s(30)));
+    }
+
+    #[test]
+    fn answers_that_break_off_make_a_row_that_only_a_whole_one_ends() {
+        let now = Instant::START;
+        // Each begins with a head that is well.
+        let break_off = |outlier: &mut Outlier, whole| {
+            outlier.succeeded(now, &POLICY);
+            outlier.broke_off(now, &POLICY, false, whole)
+        };
+        let mut outlier = Outlier::default();
+        let causes = [3, 3, 3, 3, 3].map(|whole| break_off(&mut outlier, whole));
+        assert_eq!(causes, [None, None, None, None, Some(Cause::InARow)]);
+        let mut outlier = Outlier::default();
+        assert!([3, 3, 3, 3, 4, 4, 4, 4].map(|whole| break_off(&mut outlier, whole)).iter().all(Option::is_none));
+        // Who does not answer at all goes on with it.
+        assert_eq!(outlier.failed(now, &POLICY, Fault::NoAnswer), Some(Cause::InARow));
+        // Half of all, between whole ones, are too many of them.
+        let mut outlier = Outlier::default();
+        let cause = (0..40).find_map(|whole| {
+            outlier.succeeded(now, &POLICY);
+            break_off(&mut outlier, whole)
+        });
+        assert_eq!((cause, outlier.tally(now, &POLICY).all), (Some(Cause::Share), 20));
+    }
+
+    #[test]
+    fn of_a_trial_the_end_of_its_answer_decides() {
+        let mut outlier = Outlier::default();
+        assert!(fail(&mut outlier, Instant::START, 5));
+        let now = Instant::START + s(30);
+        let trial = outlier.begin(now).expect("it is on trial");
+        assert!(outlier.succeeded(now, &POLICY), "its head lets it in");
+        let cause = outlier.broke_off(now, &POLICY, true, 0).expect("it is out again");
+        assert_eq!(outlier.eject(now, &POLICY, cause), s(60));
+        outlier.end(trial);
+        assert!(outlier.begin(now + s(60)).is_some());
     }
 
     #[test]

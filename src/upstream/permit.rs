@@ -138,6 +138,11 @@ impl RequestPermit {
         }
     }
 
+    /// Whose place it is.
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
     /// No answer came.
     pub(super) fn failed(&mut self) {
         self.found = Found::Failed;

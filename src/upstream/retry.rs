@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use super::Failure;
 use crate::{
     config::RetryOn,
     proto::head::{Known, ResponseHead},
@@ -72,6 +73,28 @@ impl Tried {
         let is_answer = matches!(reason, RetryOn::BadGateway | RetryOn::Unavailable | RetryOn::GatewayTimeout);
         let is_harmless = self.is_idempotent || !(self.was_sent || self.has_answered);
         !self.is_body_gone && is_harmless && (is_answer || !self.has_answered)
+    }
+}
+
+/// How long an attempt might take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttemptTime {
+    pub(super) began: Instant,
+    /// When it was given up, whatever else.
+    pub(super) limit: Instant,
+    /// Of any such attempt.
+    pub(super) answer_timeout: Duration,
+}
+
+impl AttemptTime {
+    /// Whether it failed since it had less time than any such attempt has.
+    pub(super) fn is_cut_short(self, failure: &Failure, connect_timeout: Duration) -> bool {
+        let own = match failure {
+            Failure::TimedOut => self.answer_timeout,
+            Failure::Connect(_) if failure.is_of_time() => connect_timeout,
+            _ => return false,
+        };
+        self.limit < self.began + own
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 use super::{
     Backend, Failure, Lease, RequestPermit, RetryRules, Streaming, Trail, Upstream,
     hedge::may_be_hedged,
-    retry::{Tried, retry_after},
+    retry::{AttemptTime, Tried, retry_after},
     streaming::{Upload, set_aside},
 };
 use crate::{
@@ -154,7 +154,8 @@ impl Upstream {
                 }
                 Err(failure) => {
                     self.if_late(failure, &place, began, admitted_at, call, trail);
-                    self.account(failure, tried, began, &mut place, call, trail)
+                    let time = AttemptTime { began, limit, answer_timeout: call.answer_timeout(head) };
+                    self.account(failure, tried, time, &mut place, call, trail)
                 }
             };
             let Some(again) = again else {
@@ -241,20 +242,25 @@ impl Upstream {
         &self,
         failure: &Failure,
         tried: Tried,
-        began: Instant,
+        time: AttemptTime,
         place: &mut RequestPermit,
         call: &Call,
         trail: &mut Trail,
     ) -> Option<Again> {
         let now = clock::now();
-        let waited = now.since(began);
+        let waited = now.since(time.began);
         trail.waited += waited;
         if let Some(outcome) = failure.outcome() {
             trail.attempt_failed(outcome, now);
         }
         let was_stale = trail.was_stale(failure);
         let is_its_fault = failure.class().is_some() && !was_stale;
-        if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
+        let connect_timeout = self.state.with(|state| state.settings.connect_timeout);
+        if let Some(backend) = trail.backend.as_ref().filter(|_| time.is_cut_short(failure, connect_timeout)) {
+            // What those before it left of the request's time was too little for it: no fault of its.
+            self.gave_up(backend, waited, now);
+            place.failed();
+        } else if let Some(backend) = trail.backend.as_ref().filter(|_| is_its_fault) {
             trail.ejected += u32::from(self.failed(backend, failure, waited, now));
             place.failed();
         }
@@ -448,7 +454,8 @@ fn stream(
     {
         place.tell(answered_at, call.deadline.since(admitted_at), answered_at.since(admitted_at), true);
     }
-    let streaming = Streaming::new(lease, place, upload, &answer, call, trail.answered_at);
+    let answered_at = trail.answered_at.unwrap_or(admitted_at);
+    let streaming = Streaming::new(lease, place, upload, &answer, call, answered_at);
     (answer, streaming)
 }
 

@@ -45,9 +45,17 @@ pub struct Streaming {
     due: Instant,
     /// While the backend pauses: when it will have paused for too long.
     stalls_at: Option<Instant>,
-    /// When the head was complete, until the body has to be waited for.
-    answered_at: Option<Instant>,
+    head_at: HeadAt,
     trailers: Vec<u8>,
+}
+
+/// When the head of an answer was complete.
+#[derive(Clone, Copy, Debug)]
+enum HeadAt {
+    /// Just now: nothing was waited for since.
+    Now(Instant),
+    /// At that time, and the body had to be waited for.
+    Earlier(Instant),
 }
 
 /// What an answer holds of its upstream.
@@ -135,7 +143,7 @@ impl Streaming {
         upload: Option<Box<Upload>>,
         answer: &ResponseHead,
         call: &Call,
-        answered_at: Option<Instant>,
+        answered_at: Instant,
     ) -> Self {
         let mut streaming = Self {
             hold: Some(Hold { lease, place }),
@@ -149,7 +157,7 @@ impl Streaming {
             drops_trailers: call.drops_trailers,
             due: if matches!(answer.framing, Framing::Length(_)) { call.deadline } else { Instant::NEVER },
             stalls_at: None,
-            answered_at,
+            head_at: HeadAt::Now(answered_at),
             trailers: Vec::new(),
         };
         // Nobody asks for the body of an answer that has none: to a HEAD, a 204, a 304.
@@ -170,23 +178,35 @@ impl Streaming {
         }
         if self.is_reusable && self.upload.is_none() {
             // Most answers are here whole with their head; then no time has passed.
-            lease.give_back(self.keep_alive, self.doubt, self.answered_at.unwrap_or_else(clock::now));
+            let now = match self.head_at {
+                HeadAt::Now(at) => at,
+                HeadAt::Earlier(_) => clock::now(),
+            };
+            lease.give_back(self.keep_alive, self.doubt, now);
         }
     }
 
     /// What follows on a connection that failed so means nothing.
     fn fail(&mut self, error: &ClientError) -> Cut {
-        self.hold = None;
-        match error {
+        let (cut, class) = match error {
             // A connection that ended too soon broke, with a FIN or without.
-            ClientError::Broken(_) | ClientError::Body(BodyError::Truncated) => Cut::UpstreamBroken,
-            _ => Cut::UpstreamMalformed,
+            ClientError::Broken(_) | ClientError::Body(BodyError::Truncated) => (Cut::UpstreamBroken, "closed"),
+            _ => (Cut::UpstreamMalformed, "malformed"),
+        };
+        let Some(Hold { mut lease, place }) = self.hold.take() else { return cut };
+        // A backend that closes before it has read all of a request may lose the end of its answer by that (RFC 9112 §9.6).
+        if self.upload.is_none() && !lease.connection().has_write_broken() {
+            let (HeadAt::Now(answered_at) | HeadAt::Earlier(answered_at)) = self.head_at;
+            place.upstream().broke_off(&lease.backend, lease.trial, class, answered_at, clock::now());
         }
+        cut
     }
 
     /// Waits while the backend pauses.
     fn poll_stalled(&mut self, cx: &mut Context<'_>, request: &mut impl RequestBody) -> Poll<Cut> {
-        self.answered_at = None;
+        if let HeadAt::Now(at) = self.head_at {
+            self.head_at = HeadAt::Earlier(at);
+        }
         let stalls_at = *self.stalls_at.get_or_insert_with(|| clock::now() + self.idle_timeout);
         // The timer is the rest of the request's too, which `poll_upload` finds overdue when it is woken.
         let due = if self.upload.is_some() { stalls_at.min(request.due()) } else { stalls_at };

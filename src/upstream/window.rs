@@ -79,6 +79,19 @@ impl Window {
         self.sum.count(has_failed);
     }
 
+    /// What was counted of late as gone well has failed after all. Of nothing that went well nothing fails.
+    pub(super) fn recount(&mut self, now: Instant, length: Duration) {
+        if now >= self.full_at {
+            self.slide(now, length);
+        }
+        let places = (0..BUCKETS).map(|back| (self.at + BUCKETS - back) % BUCKETS);
+        let newest = places.into_iter().find(|place| self.buckets[*place].failed < self.buckets[*place].all);
+        if let Some(place) = newest {
+            self.buckets[place].failed += 1;
+            self.sum.failed += 1;
+        }
+    }
+
     /// What has ended of late: in the shortest time that ends now, of a whole bucket at least, in which enough did; else in all of
     /// the window. So what goes wrong under load is seen within a quarter of the window, however much went well before.
     pub(super) fn tally(&mut self, now: Instant, share: &FailureShare) -> Tally {
@@ -161,6 +174,22 @@ mod tests {
             window.count(at(second * 1000), LENGTH, second >= 6);
         }
         assert_eq!(window.tally(at(7000), &share), Tally { all: 8, failed: 2 });
+    }
+
+    #[test]
+    fn no_more_fails_after_all_than_went_well() {
+        let at = |ms: u64| Instant::START + Duration::from_secs(100) + Duration::from_millis(ms);
+        let mut window = Window::default();
+        window.recount(at(0), LENGTH);
+        assert_eq!(window.tally(at(0), &WHOLE), Tally::default());
+        for ms in [0, 0, 2000] {
+            window.count(at(ms), LENGTH, false);
+        }
+        for failed in [1, 2, 3, 3] {
+            window.recount(at(2000), LENGTH);
+            assert_eq!(window.tally(at(2000), &WHOLE), Tally { all: 3, failed });
+        }
+        assert_eq!(window.tally(at(8999), &WHOLE), Tally { all: 1, failed: 1 }, "each is as old as it was");
     }
 
     #[test]

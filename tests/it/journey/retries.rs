@@ -356,3 +356,14 @@ fn nobody_is_asked_twice_without_another_instance_or_a_budget() {
     assert_eq!(slow.requests().len() + other.requests().len(), 2);
     assert_eq!(of_upstream(&gateway, "hedges_total"), 0);
 }
+
+#[test]
+fn a_last_try_that_is_cut_short_takes_no_instance_out() {
+    let (first, second) = (silent(), silent());
+    let upstream = "outlier_failures = 1\noutlier_percent_max = 100\nretry_on = [\"timeout\"]\nretries_max = 1\n\
+                    response_timeout = \"600ms\"\nper_try_timeout = \"400ms\"";
+    let gateway = Setup { upstream, ..Setup::default() }.start(&[first.address(), second.address()]);
+    expect_refusal(&gateway.get("/x"), 504, "upstream_timeout");
+    // The first had its time; the second what was left of the request's.
+    assert_eq!(of_upstream(&gateway, "ejections_total"), 1);
+}

@@ -273,6 +273,68 @@ fn who_fails_in_a_row_is_left_out() {
     assert_eq!(failed, 3, "from the third failure on the instance is left out");
 }
 
+/// Answers with half of what it promises, and closes.
+fn breaking_off() -> Backend {
+    Backend::start(|conversation| {
+        let head = conversation.tell_head()?;
+        conversation.send("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf")?;
+        if head.first_line.contains("/stays") {
+            conversation.read_to_end();
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn whose_answers_break_off_is_left_out() {
+    let (breaking, backend) = (breaking_off(), Backend::ok());
+    let upstream = "outlier_failures = 3\nbalance = \"round_robin\"";
+    let setup = Setup { upstream, rest: "[runtime]\nshards = 1", ..Setup::default() };
+    let gateway = setup.start(&[breaking.address(), backend.address()]);
+    let is_cut = |_: &i32| {
+        let mut client = gateway.connect();
+        client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+        client.try_read_response("GET").is_err()
+    };
+    // Whole answers of others are not its own.
+    let cut = (0..60).filter(is_cut).count();
+    let of_upstream = |name: &str| gateway.metrics().value(&format!("shardgate_upstream_{name}{{upstream=\"back\"}}"));
+    assert_eq!((cut, of_upstream("ejections_total")), (3, 1));
+    assert!(gateway.log().contains("an instance is left out"));
+}
+
+#[test]
+fn an_answer_breaks_off_by_no_fault_of_an_instance_that_its_client_left() {
+    let mut backend = breaking_off();
+    let upstream = "outlier_failures = 1\noutlier_percent_max = 100\nretries_max = 0";
+    let gateway = Setup { upstream, ..Setup::default() }.start(&[backend.address()]);
+    for (number, request) in [
+        // It leaves.
+        "GET /stays HTTP/1.1\r\nHost: a\r\n\r\n",
+        // What it sends is still on its way when the service has enough of it.
+        "POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello",
+        // It waits no longer.
+        "GET /stays HTTP/1.1\r\nHost: a\r\nX-Request-Timeout-Ms: 300\r\n\r\n",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut client = gateway.connect();
+        client.send(request);
+        client.read_until("half");
+        if number == 0 {
+            drop(client);
+        } else {
+            let _ = client.read_to_end();
+        }
+        backend.wait_ended(number);
+    }
+    let lines = gateway.access_lines(3);
+    let ends: std::collections::BTreeSet<_> = lines.iter().map(|line| line["reason"].to_string()).collect();
+    let ejections = gateway.metrics().value("shardgate_upstream_ejections_total{upstream=\"back\"}");
+    assert_eq!(ejections, 0, "{ends:?}");
+}
+
 #[test]
 fn with_nobody_left_the_client_is_told_to_come_back() {
     let mut backend = Backend::start(breaking_at_first(2));
