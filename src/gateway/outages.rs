@@ -38,6 +38,8 @@ struct Said {
     /// By upstream and instance.
     of: BTreeMap<String, SaidOfOne>,
     of_all: SaidOfAll,
+    /// Whose waiting line was said last: the next one's is next, so that nobody who flaps keeps others waiting.
+    last: String,
 }
 
 /// How much it was told. Circuits are fewer and say more: what instances have to say takes no line from them.
@@ -60,24 +62,27 @@ struct Line {
     notice: Notice,
     /// Changes of the same instance or circuit of which the log was not told.
     left_out: u64,
-    /// Such changes of others, which came when there were too many.
+    /// Changes of others, which came when there were too many, and of which nothing was remembered.
     others_left_out: u64,
 }
 
 impl Default for Said {
     fn default() -> Self {
         let [instances, circuits] = [Complaints::singly(LINES_A_SECOND); 2];
-        Self { of: BTreeMap::new(), of_all: SaidOfAll { instances, circuits } }
+        Self { of: BTreeMap::new(), of_all: SaidOfAll { instances, circuits }, last: String::new() }
     }
 }
 
 impl SaidOfAll {
-    fn line(&mut self, notice: Notice, left_out: u64, now: Instant) -> Option<Line> {
-        let complaints = match notice {
+    fn of(&mut self, notice: &Notice) -> &mut Complaints {
+        match notice {
             Notice::Ejected { .. } | Notice::Returned { .. } => &mut self.instances,
             Notice::Opened | Notice::Closed { .. } => &mut self.circuits,
-        };
-        let all = complaints.add(now, 1)?;
+        }
+    }
+
+    fn line(&mut self, notice: Notice, left_out: u64, now: Instant) -> Option<Line> {
+        let all = self.of(&notice).add(now, 1)?;
         Some(Line { notice, left_out, others_left_out: all - 1 })
     }
 }
@@ -93,6 +98,11 @@ impl Said {
         }
         let mut left_out = 0;
         if let Some(one) = self.of.get_mut(key) {
+            if !self.of_all.of(&notice).has_room(now) {
+                one.complaints.leave(1);
+                one.waiting = Some(notice);
+                return None;
+            }
             let Some(count) = one.complaints.add(now, 1) else {
                 one.waiting = Some(notice);
                 return None;
@@ -102,15 +112,21 @@ impl Said {
         self.of_all.line(notice, left_out, now)
     }
 
-    /// What came too soon after the line before, and has waited for long enough.
+    /// What came too soon after the line before, or when there were too many, and has waited for long enough.
     fn late(&mut self, now: Instant) -> Vec<(String, Line)> {
         self.forget(now);
-        let Self { of, of_all } = self;
-        let late = of.iter_mut().filter_map(|(key, one)| {
-            one.waiting.as_ref()?;
+        let Self { of, of_all, last } = self;
+        let mut waiting: Vec<_> =
+            of.iter().filter(|(_, one)| one.waiting.is_some()).map(|(key, _)| key.clone()).collect();
+        let next = waiting.partition_point(|key| key <= last);
+        waiting.rotate_left(next);
+        let late = waiting.into_iter().filter_map(|key| {
+            let one = of.get_mut(&key)?;
+            one.waiting.as_ref().filter(|notice| of_all.of(notice).has_room(now))?;
             let count = one.complaints.add(now, 0)?;
             let line = of_all.line(one.waiting.take()?, count - 1, now)?;
-            Some((key.clone(), line))
+            last.clone_from(&key);
+            Some((key, line))
         });
         late.collect()
     }
@@ -269,8 +285,34 @@ mod tests {
         assert_eq!(change(&mut said, 0).len() as u64, most);
         assert_eq!(said.of.len(), LINES_MAX);
         assert_eq!(said.note("a", Notice::Opened, at(1)), Some(opened(0, 0)), "circuits have lines of their own");
-        let lines = change(&mut said, 1000);
-        assert_eq!(lines.len() as u64, most);
-        assert_eq!(lines[0], Line { notice: back, left_out: 0, others_left_out: 3000 - most });
+        // How those stand now of which something is remembered is said when there is room, each once.
+        let mut waited = std::collections::BTreeSet::new();
+        let mut seconds = 0;
+        while waited.len() < LINES_MAX - LINES_A_SECOND as usize {
+            seconds += 1;
+            let lines = said.late(at(seconds * 1000));
+            assert!(lines.len() as u64 <= most && seconds < 110, "{} of {seconds} s", waited.len());
+            let uncounted = if seconds == 1 { 3000 - LINES_MAX as u64 } else { 0 };
+            assert_eq!(lines[0].1, Line { notice: back.clone(), left_out: 0, others_left_out: uncounted });
+            waited.extend(lines.into_iter().map(|(key, _)| key));
+        }
+        assert!(said.late(at((seconds + 1) * 1000)).is_empty() && said.of.is_empty());
+    }
+
+    #[test]
+    fn who_flaps_keeps_nobody_from_saying_how_it_stands() {
+        let mut said = Said::default();
+        let few = 2 * LINES_A_SECOND as usize;
+        let mut told = std::collections::BTreeSet::new();
+        for second in 0..8 {
+            told.extend(said.late(at(second * 1000)).into_iter().map(|(key, _)| key));
+            // The first half again and again; the others once.
+            for n in 0..if second == 0 { 2 * few } else { few } {
+                told.extend(
+                    said.note(&format!("{n:03}"), Notice::Opened, at(second * 1000)).map(|_| format!("{n:03}")),
+                );
+            }
+        }
+        assert_eq!(told.len(), 2 * few);
     }
 }

@@ -49,6 +49,16 @@ impl Complaints {
         })
     }
 
+    /// Whether the log is told of one that comes now.
+    pub fn has_room(&self, now: Instant) -> bool {
+        self.is_over(now) || self.told < self.singly
+    }
+
+    /// Some more of which the log is not to be told now.
+    pub fn leave(&mut self, count: u64) {
+        self.untold += count;
+    }
+
     /// Whether the log was told of nothing for so long that the next is as the first.
     pub fn is_over(&self, now: Instant) -> bool {
         self.began.is_none_or(|began| now.since(began) >= self.interval)
