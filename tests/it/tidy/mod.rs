@@ -6,6 +6,7 @@ mod citations;
 mod files;
 mod imports;
 mod lexer;
+mod licences;
 mod log_fields;
 mod names;
 
