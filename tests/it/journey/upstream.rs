@@ -428,8 +428,9 @@ fn a_backend_that_is_killed_takes_only_what_it_had_in_flight() {
     let origin = Backend::ok();
     let mut killed = before(origin.address());
     let other = Backend::ok();
-    let setup = Setup { upstream: "retry_budget_min_per_s = 100000", ..Setup::default() };
-    let gateway = setup.start(&[killed.address(), other.address()]);
+    // In turn: by latency the one that stands behind a gateway gets as little as the machine makes of that.
+    let upstream = "retry_budget_min_per_s = 100000\nbalance = \"round_robin\"";
+    let gateway = Setup { upstream, ..Setup::default() }.start(&[killed.address(), other.address()]);
     let (told, heard) = mpsc::channel();
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
@@ -459,7 +460,7 @@ fn a_backend_that_is_killed_takes_only_what_it_had_in_flight() {
     assert!(failed.len() <= 2 * CLIENTS, "more failed than were in flight: {failed:?}");
     let instance = killed.address().to_string();
     let served = gateway.access_lines(800).iter().filter(|line| line["instance"] == instance.as_str()).count();
-    assert!(served > 20, "the killed instance had its share: {served}");
+    assert!(served > 100, "the killed instance had its share: {served}");
 }
 
 /// Posts until nobody listens any more; returns when what failed began, and its status.
