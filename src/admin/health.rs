@@ -54,6 +54,8 @@ pub struct UpstreamHealth {
     pub name: String,
     /// How many instances it has.
     pub instances: usize,
+    /// Of each, whether it gets nothing because somebody wants it so: an operator holds it out of use, or its weight is 0.
+    pub withheld: Vec<bool>,
     /// How it stands on each shard that has told.
     pub reports: Vec<Report>,
     /// What probes say of each instance; `None` where there are none.
@@ -177,12 +179,15 @@ pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, 
     let circuit = upstream.reports.iter().map(|report| report.circuit).max().unwrap_or_default();
     let is_open = circuit != CircuitState::Closed;
     let is_unresolved = known.unresolved.contains(&upstream.name);
+    let withheld = upstream.withheld.iter().filter(|is_withheld| **is_withheld).count();
+    let is_all_withheld = withheld == upstream.instances;
     let status = match (seen.at, seen.healthy) {
-        (_, _) if upstream.instances == 0 => "down",
+        // Nobody is there who could be asked, however well they are.
+        (_, _) if is_all_withheld => "down",
         // The first probes are under way.
         (None, _) if upstream.probes.is_some() || is_unresolved => "degraded",
         (None, _) => "disabled",
-        (Some(_), 0) => "down",
+        (Some(_), _) if seen.serving == 0 => "down",
         (Some(_), healthy) if healthy < upstream.instances || is_open || is_unresolved => "degraded",
         (Some(_), _) => "up",
     };
@@ -194,10 +199,14 @@ pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, 
         "circuit": CircuitState::VALUES[circuit.index()],
         "checkedAt": seen.at.map(|at| rfc3339(unix(at))),
     });
+    if withheld > 0 {
+        entry["instances"]["withheld"] = Value::from(withheld);
+    }
     if upstream.reports.iter().any(|report| report.is_panicking) {
         entry["panic"] = Value::from(true);
     }
     let error = seen.error.or(is_unresolved.then_some("unresolved"));
+    let error = error.or((is_all_withheld && withheld > 0).then_some("withheld"));
     if let Some(error) = error {
         entry["error"] = Value::from(error);
     }
@@ -208,6 +217,8 @@ pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, 
 #[derive(Debug, Default)]
 struct Seen {
     healthy: usize,
+    /// Those of the healthy ones that get requests.
+    serving: usize,
     latency_us: u32,
     /// When something was found out last; `None` while nothing is known.
     at: Option<Instant>,
@@ -219,9 +230,17 @@ impl Seen {
     fn of(upstream: &UpstreamHealth) -> Self {
         let by_requests = Self::by_requests(&upstream.reports);
         let Some(probes) = &upstream.probes else { return by_requests };
-        let by_probes = Self::by_probes(probes);
-        let healthy = if by_requests.at.is_some() { by_requests.healthy } else { usize::MAX };
-        Self { healthy: by_probes.healthy.min(healthy), error: by_probes.error.or(by_requests.error), ..by_probes }
+        let by_probes = Self::by_probes(probes, &upstream.withheld);
+        let (healthy, serving) = match by_requests.at {
+            Some(_) => (by_requests.healthy, by_requests.serving),
+            None => (usize::MAX, usize::MAX),
+        };
+        Self {
+            healthy: by_probes.healthy.min(healthy),
+            serving: by_probes.serving.min(serving),
+            error: by_probes.error.or(by_requests.error),
+            ..by_probes
+        }
     }
 
     /// The worst that any shard sees which has asked an instance for something.
@@ -229,18 +248,22 @@ impl Seen {
         let asked = || reports.iter().filter(|report| report.tried_at.is_some());
         Self {
             healthy: asked().map(|report| report.healthy).min().unwrap_or(0),
+            serving: asked().map(|report| report.serving).min().unwrap_or(0),
             latency_us: asked().map(|report| report.latency_us).max().unwrap_or(0),
             at: asked().filter_map(|report| report.tried_at).max(),
             error: asked().find_map(|report| report.error),
         }
     }
 
-    fn by_probes(probes: &[(Verdict, Option<LastProbe>)]) -> Self {
+    fn by_probes(probes: &[(Verdict, Option<LastProbe>)], withheld: &[bool]) -> Self {
+        let is_withheld = |place: usize| withheld.get(place).copied().unwrap_or(false);
+        let up = || probes.iter().enumerate().filter(|(_, (verdict, _))| verdict.is_up());
         let last = || probes.iter().filter_map(|(_, last)| last.as_ref());
         let latency = last().map(|last| last.took).max().unwrap_or_default();
         let error = |last: &LastProbe| ProbeResult::VALUES[last.result.index()];
         Self {
-            healthy: probes.iter().filter(|(verdict, _)| verdict.is_up()).count(),
+            healthy: up().count(),
+            serving: up().filter(|(place, _)| !is_withheld(*place)).count(),
             latency_us: u32::try_from(latency.as_micros()).unwrap_or(u32::MAX),
             at: last().map(|last| last.at).max(),
             error: last().find(|last| last.result != ProbeResult::Good).map(error),
@@ -302,13 +325,22 @@ mod tests {
 
     fn report(healthy: usize, total: usize) -> Report {
         let error = (healthy < total).then_some("refused");
-        Report { healthy, total, error, latency_us: 1500, tried_at: Some(Instant::START), ..Report::default() }
+        Report {
+            healthy,
+            serving: healthy,
+            total,
+            error,
+            latency_us: 1500,
+            tried_at: Some(Instant::START),
+            ..Report::default()
+        }
     }
 
     fn known(upstreams: &[(&str, &[(usize, usize)])]) -> HealthInputs {
         let upstream = |(name, reports): &(&str, &[(usize, usize)])| UpstreamHealth {
             name: (*name).to_owned(),
             instances: reports[0].1,
+            withheld: Vec::new(),
             reports: reports.iter().map(|(healthy, total)| report(*healthy, *total)).collect(),
             probes: None,
         };
@@ -358,8 +390,12 @@ mod tests {
 
     /// What `/health` says of an upstream of two instances, without the time.
     fn told(reports: Vec<Report>, probes: Option<Vec<(Verdict, Option<LastProbe>)>>) -> String {
+        told_of(UpstreamHealth { name: "a".to_owned(), instances: 2, withheld: Vec::new(), reports, probes })
+    }
+
+    fn told_of(upstream: UpstreamHealth) -> String {
         let mut known = known(&[]);
-        known.upstreams = vec![UpstreamHealth { name: "a".to_owned(), instances: 2, reports, probes }];
+        known.upstreams = vec![upstream];
         let (status, mut document) = outcome(&known);
         let mut entry = document["services"]["a"].take();
         if let Some(at) = entry["checkedAt"].as_str() {
@@ -408,6 +444,32 @@ mod tests {
             (vec![report(2, 2)], [up, up], "200 \"healthy\"", entry("\"then\"", 2, "2.5", "up", "")),
         ] {
             assert_eq!(told(reports, Some(probes.to_vec())), format!("{document}: {of_upstream}"));
+        }
+    }
+
+    #[test]
+    fn who_is_held_out_of_use_may_be_well_and_serves_nobody() {
+        let up = (Verdict::Up, Some(LastProbe { at: Instant::START, took: Duration::ZERO, result: ProbeResult::Good }));
+        let down = (Verdict::Down, up.1);
+        let told = |withheld: [bool; 2], probes: Option<[(Verdict, Option<LastProbe>); 2]>, reports: Vec<Report>| {
+            let (withheld, probes) = (withheld.into(), probes.map(Vec::from));
+            let told = told_of(UpstreamHealth { name: "a".to_owned(), instances: 2, withheld, reports, probes });
+            let entry: Value = serde_json::from_str(told.split_once(": ").expect("an entry").1).expect("JSON");
+            format!("{} {} {} {}", &told[..3], entry["status"], entry["instances"], entry["error"])
+        };
+        let of_shard = |serving| vec![Report { serving, ..report(2, 2) }];
+        let counts = |healthy, withheld| format!("{{\"healthy\":{healthy},\"total\":2,\"withheld\":{withheld}}}");
+        for (withheld, probes, reports, expected) in [
+            // What is taken out on purpose, and well, is no trouble.
+            ([true, false], Some([up, up]), vec![], format!("200 \"up\" {} null", counts(2, 1))),
+            ([true, false], None, of_shard(1), format!("200 \"up\" {} null", counts(2, 1))),
+            // But where it alone is well nobody is left.
+            ([true, false], Some([up, down]), vec![], format!("503 \"down\" {} null", counts(1, 1))),
+            ([true, false], None, of_shard(0), format!("503 \"down\" {} null", counts(2, 1))),
+            ([true, true], Some([up, up]), vec![], format!("503 \"down\" {} \"withheld\"", counts(2, 2))),
+            ([true, true], None, vec![], format!("503 \"down\" {} \"withheld\"", counts(0, 2))),
+        ] {
+            assert_eq!(told(withheld, probes, reports), expected);
         }
     }
 

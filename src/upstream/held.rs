@@ -33,6 +33,13 @@ pub struct Order {
     pub weight: Option<u16>,
 }
 
+impl Order {
+    /// Whether a backend of this weight gets requests by it, all else aside.
+    pub fn gives_any(&self, weight: u16) -> bool {
+        self.held.is_none() && self.weight.unwrap_or(weight) > 0
+    }
+}
+
 /// All that operators want, by the upstream's name. A snapshot, on all shards.
 pub type Orders = BTreeMap<String, Vec<(BackendAddress, Order)>>;
 

@@ -192,6 +192,8 @@ enum Probed {
 pub struct Report {
     /// Backends that are neither ejected nor failing in a row, nor down by their probes or untested.
     pub healthy: usize,
+    /// Those of them that get requests: no operator holds them out of use, and their weight is not 0.
+    pub serving: usize,
     /// All backends.
     pub total: usize,
     /// Requests under way.
@@ -415,6 +417,7 @@ impl Upstream {
                 backend.state.with(|backend| {
                     let is_healthy = is_usable && !backend.outlier.is_failing(&policy);
                     report.healthy += usize::from(is_healthy);
+                    report.serving += usize::from(is_healthy && backend.order.gives_any(backend.weight));
                     report.ejected += usize::from(backend.outlier.is_out(now));
                     report.idle += backend.pool.len();
                     report.held += backend.pool.held();

@@ -24,6 +24,7 @@ use crate::{
         metrics::KeyFetch,
         usage,
     },
+    upstream::Instance,
 };
 
 /// A scrape is answered without the shards that have not told by then.
@@ -185,8 +186,18 @@ impl Control {
                 reports.extend(self.stood.get(&upstream.name).into_iter().flatten().cloned());
             }
             let probes = self.probes.report(&upstream.name);
-            let instances = self.lookups.current().get(place).map_or(0, |instances| instances.len());
-            UpstreamHealth { name: upstream.name.clone(), instances, reports, probes }
+            let instances = self.lookups.current().get(place).map_or(&[][..], |instances| instances);
+            let is_given = |instance: &Instance| {
+                let order = self.operators.orders.of(&upstream.name, &instance.at).map(|entry| entry.order);
+                order.unwrap_or_default().gives_any(instance.weight)
+            };
+            UpstreamHealth {
+                name: upstream.name.clone(),
+                instances: instances.len(),
+                withheld: instances.iter().map(|instance| !is_given(instance)).collect(),
+                reports,
+                probes,
+            }
         });
         let now = jiff::Timestamp::now();
         health::HealthInputs {

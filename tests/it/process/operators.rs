@@ -319,7 +319,9 @@ fn all_shards_hold_an_instance_out_until_it_is_let_in() {
         let instance = state(&gateway)["upstreams"][0]["instances"][0].clone();
         let held = &instance["held"];
         assert_eq!((&instance["status"], &held["state"], &held["by"]), (&json!("up"), &json!(word), &json!("ann")));
-        assert_eq!(gateway.ask_admin("/health").json()["services"]["back"]["status"], "up", "health is another thing");
+        let health = gateway.ask_admin("/health").json()["services"]["back"].clone();
+        assert_eq!(health["status"], "up", "one that is well is left: {health}");
+        assert_eq!(health["instances"], json!({"healthy": 2, "total": 2, "withheld": 1}));
     }
     assert_eq!(gateway.metrics().value("shardgate_instances_held"), 1);
 
@@ -332,6 +334,10 @@ fn all_shards_hold_an_instance_out_until_it_is_let_in() {
     // Of two that are held none is used, rather than any.
     done(&gateway, "/api/eject", &json!({"upstream": "back", "instance": two.address()}));
     assert_eq!(refusal(&gateway.get("/x")), (503, "no_healthy_upstream".to_owned()));
+    let health = gateway.ask_admin("/health");
+    let entry = &health.json()["services"]["back"];
+    let told = (health.status, entry["status"].as_str(), entry["error"].as_str());
+    assert_eq!(told, (503, Some("down"), Some("withheld")), "no route can be served");
     done(&gateway, "/api/return", &body);
     assert_eq!(who_answers(&gateway), BTreeSet::from(["one".to_owned()]));
     done(&gateway, "/api/return", &json!({"upstream": "back", "instance": two.address()}));
