@@ -1,6 +1,6 @@
 //! `docs/files.md` lists every source file with the first sentence of what it says of itself. `UPDATE_DOCS=1` makes it so.
 
-use std::{env, fs};
+use std::{env, fmt::Write as _, fs};
 
 use super::imports::module_order;
 use super::{Source, root, sources};
@@ -16,10 +16,10 @@ fn every_file_is_listed_with_what_it_says_of_itself() {
     let mut expected = TOP.to_owned();
     for module in module_order(&lib) {
         let folder = format!("src/{module}/");
-        expected += &format!("\n## `{module}`\n\n");
+        let _ = write!(expected, "\n## `{module}`\n\n");
         let own = all.iter().filter_map(|source| Some((source.path.strip_prefix(&folder)?, source)));
         for (path, source) in own.filter(|(path, _)| !is_of_tests(path)) {
-            expected += &format!("- `{path}`: {}\n", first_sentence(source));
+            let _ = writeln!(expected, "- `{path}`: {}", first_sentence(source));
         }
     }
     let path = root().join(LIST);
