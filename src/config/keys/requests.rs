@@ -303,7 +303,7 @@ section! {
         /// How long an instance that has come while the gateway runs, or is back, takes until it gets its full share; not
         /// with `consistent_hash`. 0 gives it at once.
         slow_start: Duration as Duration(0, HOUR) = "0s", e.g. "30s", per Shard;
-        /// When less than this share of the instances is usable, in percent, those are used too that answer their probes
+        /// When less than this share of the instances is usable, by weight, in percent, those are used too that answer their probes
         /// and say that they are not well: a few would not bear what is meant for all. Those that do not answer, and
         /// those that requests have ejected, are used only when nobody else is there. 0: never; when none is left,
         /// requests are refused (`503 no_healthy_upstream`).

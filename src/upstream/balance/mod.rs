@@ -193,7 +193,7 @@ impl Balancer {
         for (share, standing) in self.backends.iter().filter(|(share, _)| share.weight > 0) {
             let tier = usize::from(share.tier);
             counts.resize(counts.len().max(tier + 1), Counts::default());
-            counts[tier].count(*standing);
+            counts[tier].count(share.weight, *standing);
         }
         let is_enough = |counts: &[Counts]| counts.iter().map(Counts::bears_percent).sum::<usize>() >= 100;
         let may_panic = self.rules.panic_percent > 0;
@@ -464,7 +464,8 @@ impl Balancer {
     }
 }
 
-/// How a tier's backends stand, and who of them is taken.
+/// How a tier's backends stand, by their weights, and who of them is taken. Where all weigh the same it is as if they were
+/// counted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     usable: usize,
@@ -477,7 +478,7 @@ struct Counts {
 }
 
 impl Counts {
-    fn count(&mut self, standing: Standing) {
+    fn count(&mut self, weight: u16, standing: Standing) {
         *match standing {
             Standing::Usable { .. } => &mut self.usable,
             Standing::Untested => &mut self.untested,
@@ -485,7 +486,7 @@ impl Counts {
             Standing::Unusable => &mut self.unusable,
             // It is neither well nor in trouble: it is not there.
             Standing::Held { .. } => return,
-        } += 1;
+        } += usize::from(weight);
     }
 
     fn takes(&self, standing: Standing) -> bool {

@@ -274,6 +274,21 @@ fn what_the_first_tier_has_failed_the_next_one_gets() {
 }
 
 #[test]
+fn what_is_left_of_a_tier_bears_what_it_weighs() {
+    use Standing::Unusable;
+    let of_first = |standings: [Standing; 2]| {
+        let shares = [(99, 0), (1, 0), (1, 1)].map(|(weight, tier)| Share { weight, tier });
+        let standings = [standings[0], standings[1], USABLE];
+        let mut balancer = shared(rules(Balance::LeastLatency), &shares.into_iter().zip(standings).collect::<Vec<_>>());
+        (0..1000).filter(|_| balancer.choose(NOW, None, 1, |_| IDLE, |_| true).is_some_and(|at| at < 2)).count()
+    };
+    assert_eq!(of_first([USABLE, USABLE]), 1000);
+    assert_eq!(of_first([USABLE, Unusable]), 1000, "the light one is no loss");
+    let light = of_first([Unusable, USABLE]);
+    assert!((1..40).contains(&light), "one of a hundred gets no more than it bears: {light} of 1000");
+}
+
+#[test]
 fn a_tier_that_bears_all_does_not_panic_for_another_one() {
     use Standing::Unwell;
     let rules = Rules { panic_percent: 50, ..rules(Balance::LeastLatency) };
