@@ -5,7 +5,7 @@ use super::keys::{Tls, TlsCertificate};
 use super::raw::Table;
 use super::read::Fields;
 use super::report::{Location, Report};
-use super::{Admin, Config, FurtherListener, Listener, ListenerKind};
+use super::{Admin, Config, FurtherListener, Listener, ListenerKind, ProxyProtocol};
 use std::net::{IpAddr, SocketAddr};
 
 /// Each takes a socket of every shard.
@@ -23,17 +23,21 @@ pub struct PublicListener {
     pub address: SocketAddr,
     /// What its clients speak.
     pub kind: ListenerKind,
+    /// Whether connections begin with a PROXY header.
+    pub proxy_protocol: ProxyProtocol,
 }
 
 impl Config {
     /// All public listeners; that of `[listener]` comes first.
     pub fn public_listeners(&self) -> impl Iterator<Item = PublicListener> {
         let address = SocketAddr::new(self.listener.address, self.listener.port);
-        let first = PublicListener { name: "listener".to_owned(), address, kind: self.listener.kind };
+        let Listener { kind, proxy_protocol, .. } = self.listener;
+        let first = PublicListener { name: "listener".to_owned(), address, kind, proxy_protocol };
         let others = self.listeners.iter().enumerate().map(|(index, listener)| PublicListener {
             name: format!("listeners[{index}]"),
             address: SocketAddr::new(listener.address, listener.port),
             kind: listener.kind,
+            proxy_protocol: listener.proxy_protocol,
         });
         std::iter::once(first).chain(others)
     }
@@ -47,12 +51,14 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
     if fields.is_sound("port", report) {
         ports.push(ListenerPort::of(&fields, first.address, first.port));
     }
+    check_proxy_protocol(first.proxy_protocol, &fields, config, report);
     for fields in Fields::listed(FurtherListener::SECTION, root.get("listeners"), LISTENERS_MAX, report) {
         let listener = FurtherListener::from_fields(&fields, report);
         // Where the port is wrong, 0 stands in for it, which meets no other.
         if fields.is_sound("address", report) {
             ports.push(ListenerPort::of(&fields, listener.address, listener.port));
         }
+        check_proxy_protocol(listener.proxy_protocol, &fields, config, report);
         listeners.push(listener);
     }
     let fields = Admin::fields(root);
@@ -68,6 +74,14 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
         report.push(place.clone(), what, "give each listener a port of its own");
     }
     listeners
+}
+
+/// Whoever may say of any connection whose it is has to be named.
+fn check_proxy_protocol(wanted: ProxyProtocol, fields: &Fields<'_>, config: &Config, report: &mut Report) {
+    if wanted == ProxyProtocol::Required && config.trust.proxies.is_empty() {
+        let right = "name the balancers that connect to it as trust.proxies";
+        fields.wrong(report, "proxy_protocol", "is \"required\", and nobody is trusted to send the header", right);
+    }
 }
 
 /// Reads `[[tls.certificates]]`, and checks that there are some where they are needed.

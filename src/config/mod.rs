@@ -57,9 +57,9 @@ pub use keys::{
     Access, AccessLog, Accounts, Admin, AdminToken, Algorithm, Auth, Balance, Breaker, Clickhouse, ClientClose,
     Compression, Config, Cors, Data, Deadline, DeadlineFrom, Discover, Discovery, DnsAddress, Drain, Driver,
     FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
-    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, Redis, RedisMode, RetryOn,
-    Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding, SlowConsumer, Tls,
-    TlsCertificate, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
+    LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, ProxyProtocol, Redis, RedisMode,
+    RetryOn, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding,
+    SlowConsumer, Tls, TlsCertificate, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

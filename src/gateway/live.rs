@@ -205,7 +205,7 @@ impl Live {
     pub(super) fn client(&self, peer: &Peer, head: &RequestHead) -> (IpAddr, bool) {
         let is_trusted = |address: IpAddr| self.plan.trusted.iter().any(|net| net.contains(address));
         let mut client = peer.address.ip();
-        if self.plan.trusted.is_empty() || !is_trusted(client) {
+        if self.plan.trusted.is_empty() || !peer.may_vouch || !is_trusted(client) {
             return (client, false);
         }
         let fields = head.fields.iter().filter(|field| field.known == Known::XForwardedFor);

@@ -11,6 +11,7 @@ mod io;
 mod outbound;
 #[cfg(test)]
 mod pipelining_tests;
+mod proxied;
 mod reader;
 #[cfg(test)]
 mod records;
@@ -40,6 +41,7 @@ pub use http_client::{AnswerLimits, ClientConnection, ClientError, recycle};
 pub use http1_server::serve_connection;
 pub use inbound::HttpLimits;
 pub use io::Io;
+pub use proxied::read_proxy_header;
 pub use stream::{Shutdown, Stream};
 #[cfg(any(test, fuzzing))]
 pub use tls_fuzz::fuzz_handshake;
@@ -62,8 +64,11 @@ use crate::{
 /// Who is at the other end of a client's connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
-    /// Its address as the socket has it.
+    /// Its address as the socket has it, or as a balancer's PROXY header tells it.
     pub address: SocketAddr,
+    /// Whether the address is of who speaks, so that its word about others may count: a balancer that passes a connection on,
+    /// and does not say whose, has not spoken itself.
+    pub may_vouch: bool,
     /// What its connection speaks.
     pub scheme: Scheme,
     /// The IP address as text, written once per connection: every proxied request carries it.
@@ -113,7 +118,13 @@ impl Peer {
         write_address(&mut rest, ip);
         let left = rest.len();
         let length = u8::try_from(IP_TEXT_MAX - left).unwrap_or(0);
-        Self { address: SocketAddr::new(ip, address.port()), scheme, text: (text, length) }
+        let address = SocketAddr::new(ip, address.port());
+        Self { address, may_vouch: true, scheme, text: (text, length) }
+    }
+
+    /// Somebody whose connection the balancer at this address passes on, without saying whose it is.
+    pub fn unknown_behind(balancer: SocketAddr, scheme: Scheme) -> Self {
+        Self { may_vouch: false, ..Self::new(balancer, scheme) }
     }
 
     /// The IP address as text.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     certificates::take_refused,
     shard::{TcpStream, gate::Gate},
-    telemetry::metrics::{TlsFailure, TlsVersion},
+    telemetry::metrics::{TlsAlpn, TlsFailure, TlsVersion},
 };
 
 /// Handshakes that a shard signs in one turn: 176 µs each, with all that belongs to it, while everybody else waits.
@@ -42,6 +42,8 @@ pub const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/p
 pub struct Agreed {
     /// The version.
     pub version: TlsVersion,
+    /// The protocol within.
+    pub alpn: TlsAlpn,
     /// Whether a session was taken up again.
     pub is_resumed: bool,
 }
@@ -99,8 +101,9 @@ pub async fn accept_tls(
                 Some(ProtocolVersion::TLSv1_3) => TlsVersion::Tls13,
                 _ => TlsVersion::Tls12,
             };
+            let alpn = if tls.session().alpn_protocol().is_some() { TlsAlpn::Http1 } else { TlsAlpn::Unsaid };
             let is_resumed = tls.session().handshake_kind() == Some(HandshakeKind::Resumed);
-            return Ok((Stream::Tls(tls), Agreed { version, is_resumed }));
+            return Ok((Stream::Tls(tls), Agreed { version, alpn, is_resumed }));
         }
     }
 }

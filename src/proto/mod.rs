@@ -12,5 +12,6 @@
 pub mod head;
 pub mod http1;
 pub mod known;
+pub mod proxy_protocol;
 pub mod time_left;
 pub mod websocket;

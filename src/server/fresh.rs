@@ -1,8 +1,11 @@
-//! What becomes of a connection before its first request: there is no room for it, or its handshake is done.
+//! What becomes of a connection before its first request: there is no room for it, or a balancer tells whose it is, and its
+//! handshake is done.
 
 use std::{
+    net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
+    time::Duration,
 };
 
 use rustix::net::SendFlags;
@@ -12,13 +15,18 @@ use crate::{
     certificates::Certificates,
     exchange::{Code, Ledger, Reject},
     gateway::Plan,
-    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, Stream, accept_tls},
+    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, Stream, accept_tls, read_proxy_header},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
+        proxy_protocol::Told,
     },
     shard::{Local, TcpStream, clock, gate::Gate, timer},
-    telemetry::{date::DATE_LENGTH, ids::RequestId, metrics::TlsFailure},
+    telemetry::{
+        date::DATE_LENGTH,
+        ids::RequestId,
+        metrics::{ProxyFailure, TlsFailure},
+    },
 };
 
 /// TLS with clients. One per shard.
@@ -52,9 +60,10 @@ impl Handshakes {
         let due = clock::now() + plan.handshake_timeout;
         let accepted = timer::within(due, accept_tls(socket, config, &self.gate, plan.handshakes_waiting_max));
         match accepted.await.unwrap_or(Err(TlsFailure::TimedOut)) {
-            Ok((stream, Agreed { version, is_resumed })) => {
+            Ok((stream, Agreed { version, alpn, is_resumed })) => {
                 ledger.with(|ledger| {
                     ledger.counters.tls_handshakes[version.index()] += 1;
+                    ledger.counters.tls_alpn[alpn.index()] += 1;
                     ledger.counters.tls_resumed += u64::from(is_resumed);
                 });
                 Some(stream)
@@ -65,6 +74,26 @@ impl Handshakes {
             }
         }
     }
+}
+
+/// How long a balancer may take for its PROXY header, from the accepted connection on: it knows it when it connects.
+const PROXY_HEADER_MAX: Duration = Duration::from_secs(1);
+
+/// Hears from a balancer whose connection it passes on. `None`, and counted, where it is none of ours, or has not said so.
+pub(super) async fn hear_client(
+    socket: &mut TcpStream,
+    balancer: SocketAddr,
+    plan: &Plan,
+    ledger: &Local<Ledger>,
+) -> Option<Told> {
+    let is_trusted = plan.trusted.iter().any(|net| net.contains(balancer.ip().to_canonical()));
+    let heard = if is_trusted {
+        let header = timer::within(clock::now() + PROXY_HEADER_MAX, read_proxy_header(socket));
+        header.await.unwrap_or(Err(ProxyFailure::TimedOut))
+    } else {
+        Err(ProxyFailure::Untrusted)
+    };
+    heard.inspect_err(|failure| ledger.with(|ledger| ledger.counters.proxy_failures[failure.index()] += 1)).ok()
 }
 
 /// Tells a client that there is no room, as far as its socket takes that at once, and closes.

@@ -47,7 +47,7 @@ use crate::{
         load::LoadBoard,
         mesh::{self, Capacity},
     },
-    config::{self, Config, ListenerKind, PublicListener, watch::Watch},
+    config::{self, Config, PublicListener, watch::Watch},
     exchange::Code,
     gateway::{self, Addresses, Plan},
     hub,
@@ -291,7 +291,7 @@ struct PublicSockets {
     /// Where each is, in the order of the configuration.
     addresses: Vec<SocketAddr>,
     /// For each shard its sockets, one of each listener.
-    sockets: Vec<Vec<(TcpListener, ListenerKind)>>,
+    sockets: Vec<Vec<(TcpListener, PublicListener)>>,
     claims: Vec<PortClaim>,
 }
 
@@ -300,10 +300,10 @@ fn bind_public(config: &Config, shards: usize) -> io::Result<PublicSockets> {
     let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
     let mut sockets: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
     let (mut addresses, mut claims) = (Vec::new(), Vec::new());
-    for PublicListener { name, address, kind } in config.public_listeners() {
-        let bound = listener::bind(&name, address, backlog, shards)?;
+    for listener in config.public_listeners() {
+        let bound = listener::bind(&listener.name, listener.address, backlog, shards)?;
         for (of_shard, socket) in sockets.iter_mut().zip(bound.sockets) {
-            of_shard.push((socket, kind));
+            of_shard.push((socket, listener.clone()));
         }
         addresses.push(bound.address);
         claims.push(bound.claim);

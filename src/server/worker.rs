@@ -29,7 +29,7 @@ use crate::{
         to,
     },
     certificates::Certificates,
-    config::ListenerKind,
+    config::{ListenerKind, ProxyProtocol, PublicListener},
     exchange::{Code, Ledger},
     gateway::{
         AskBus, Desks, Gateway, Plan, Seat, SendLetter,
@@ -37,6 +37,7 @@ use crate::{
     },
     hub::Secret,
     net::{Connections, End, Peer, Scheme, Slot, Stream, serve_connection},
+    proto::proxy_protocol::Told,
     shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, pipes, stall, task, timer},
     telemetry::{access_log::AccessLog, format::Format, ids::RequestId, metrics::Refusal, usage},
 };
@@ -59,7 +60,7 @@ pub(super) struct ShardSetup {
     pub(super) port: Port<AllLetters, to::Shard>,
     pub(super) board: Arc<LoadBoard>,
     /// One socket of each public listener.
-    pub(super) listeners: Vec<(TcpListener, ListenerKind)>,
+    pub(super) listeners: Vec<(TcpListener, PublicListener)>,
     pub(super) access_log: AccessLog,
     pub(super) flush_interval: Duration,
     pub(super) seed: u64,
@@ -94,7 +95,7 @@ struct Worker {
 /// A public listener's socket of this shard.
 struct Listener {
     acceptor: Acceptor,
-    kind: ListenerKind,
+    settings: PublicListener,
 }
 
 /// Scrapes of a shard's clients at once; those who scrape are few, and each makes all shards tell.
@@ -125,10 +126,10 @@ pub(super) async fn run(equipment: ShardSetup) {
     } = equipment;
     let number = u16::try_from(index).unwrap_or(u16::MAX);
     let ledger = Rc::new(Local::new(Ledger::new(number, access_log, seed)));
-    let listener = |(socket, kind)| match Acceptor::new(socket) {
+    let listener = |(socket, settings)| match Acceptor::new(socket) {
         Ok(acceptor) => {
             acceptor.set_budget(plan.accept_budget);
-            Listener { acceptor, kind }
+            Listener { acceptor, settings }
         }
         Err(error) => give_up(index, "a listener cannot be used", &error),
     };
@@ -455,7 +456,7 @@ impl Worker {
                 ledger.counters.connections_refused[Refusal::Limit.index()] += 1;
                 ledger.counters.reject(Code::Overloaded as usize);
                 let id = RequestId::generate(&mut ledger.rng);
-                match self.listeners[usize::from(accepted.listener)].kind {
+                match self.listeners[usize::from(accepted.listener)].settings.kind {
                     ListenerKind::Plain => {
                         fresh::refuse_http(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs()));
                     }
@@ -484,8 +485,8 @@ impl Worker {
         let Accepted { fd, address, listener } = accepted;
         let place =
             OpenConnection { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
-        let kind = self.listeners[usize::from(listener)].kind;
-        let socket = match TcpStream::accepted(fd) {
+        let &PublicListener { kind, proxy_protocol, .. } = &self.listeners[usize::from(listener)].settings;
+        let mut socket = match TcpStream::accepted(fd) {
             Ok(socket) => socket,
             Err(error) => {
                 tracing::debug!(%error, "a fresh connection broke before it was served");
@@ -497,6 +498,14 @@ impl Worker {
             let switched = {
                 let gateway = Rc::clone(&worker.gateway);
                 let mut serving = pin!(async {
+                    let client = match proxy_protocol {
+                        ProxyProtocol::Off => Told::Client(address),
+                        // As below: in a box of its own.
+                        ProxyProtocol::Required => {
+                            let plan = worker.gateway.plan();
+                            Box::pin(fresh::hear_client(&mut socket, address, &plan, &worker.ledger)).await?
+                        }
+                    };
                     let (stream, scheme) = match kind {
                         ListenerKind::Plain => (Stream::Plain(socket), Scheme::Http),
                         // In a box of its own: it is over when the first request comes.
@@ -506,7 +515,11 @@ impl Worker {
                         ),
                     };
                     drop(worker);
-                    serve_connection(gateway, stream, Peer::new(address, scheme), &place.slot).await
+                    let peer = match client {
+                        Told::Client(client) => Peer::new(client, scheme),
+                        Told::Nobody => Peer::unknown_behind(address, scheme),
+                    };
+                    serve_connection(gateway, stream, peer, &place.slot).await
                 });
                 poll_fn(|cx| match place.slot.poll_end(cx) {
                     // What is under way over HTTP ends with its connection; in a drain it has its time.

@@ -24,6 +24,16 @@ label! {
 }
 
 label! {
+    /// Which protocol a client and the gateway have agreed on within TLS.
+    TlsAlpn {
+        /// HTTP/1.1.
+        Http1 = "http/1.1",
+        /// The client asked for none: HTTP/1.1 too.
+        Unsaid = "none",
+    }
+}
+
+label! {
     /// Why a TLS handshake failed.
     TlsFailure {
         /// It took longer than it may.
@@ -42,6 +52,24 @@ label! {
         Malformed = "malformed",
         /// Too many handshakes waited for their shard.
         Crowded = "crowded",
+    }
+}
+
+label! {
+    /// Why a connection was closed whose PROXY header could not be used.
+    ProxyFailure {
+        /// The peer is not in `trust.proxies`.
+        Untrusted = "untrusted",
+        /// The header was not whole in time.
+        TimedOut = "timeout",
+        /// The peer left, or broke the connection, before the header was whole.
+        Left = "left",
+        /// What came is no PROXY header, or breaks its rules.
+        Malformed = "malformed",
+        /// The header is longer than one may be.
+        TooLong = "too_long",
+        /// Its checksum is wrong.
+        Checksum = "checksum",
     }
 }
 

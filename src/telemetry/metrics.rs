@@ -9,8 +9,9 @@ use super::histogram::{Histogram, Lifetimes, Own, Requests};
 pub use super::instance_metrics::InstanceCounters;
 pub use super::labels::{
     AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, CircuitState, ExportFailure, HubEvent, InstanceOut,
-    KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, RETRY_REASONS, Refusal, Reload, RequestResult, RowOutcome,
-    Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TlsFailure, TlsVersion, TokenCheck, TunnelEnded,
+    KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, ProxyFailure, RETRY_REASONS, Refusal, Reload, RequestResult,
+    RowOutcome, Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TlsAlpn, TlsFailure, TlsVersion, TokenCheck,
+    TunnelEnded,
 };
 pub use super::name_metrics::{NAMES_MAX, NameCounters};
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};
@@ -36,9 +37,15 @@ table! {
             by "protocol" in Values::Fixed(Carried::VALUES);
         /// Fresh connections handed to a shard with fewer of them.
         connections_handed_over: u64 = Counter "shardgate_connections_handed_over_total" per Shard;
+        /// Connections closed because their PROXY header could not be used, by reason.
+        proxy_failures: [u64; ProxyFailure::COUNT] = Counter "shardgate_proxy_protocol_refused_total" per Process
+            by "reason" in Values::Fixed(ProxyFailure::VALUES);
         /// TLS handshakes that were done, by the version that was agreed on.
         tls_handshakes: [u64; TlsVersion::COUNT] = Counter "shardgate_tls_handshakes_total" per Process
             by "version" in Values::Fixed(TlsVersion::VALUES);
+        /// TLS handshakes that were done, by the protocol that was agreed on (ALPN).
+        tls_alpn: [u64; TlsAlpn::COUNT] = Counter "shardgate_tls_alpn_total" per Process
+            by "protocol" in Values::Fixed(TlsAlpn::VALUES);
         /// TLS handshakes that took up a session again.
         tls_resumed: u64 = Counter "shardgate_tls_resumed_total" per Process;
         /// TLS handshakes that failed, by reason.
@@ -373,7 +380,9 @@ impl Default for Counters {
             connections_open: 0,
             connections_by_protocol: Sparse::default(),
             connections_handed_over: 0,
+            proxy_failures: [0; ProxyFailure::COUNT],
             tls_handshakes: [0; TlsVersion::COUNT],
+            tls_alpn: [0; TlsAlpn::COUNT],
             tls_resumed: 0,
             tls_failures: [0; TlsFailure::COUNT],
             tls_waiting: 0,

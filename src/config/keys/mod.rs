@@ -51,7 +51,7 @@ pub use identity::{Accounts, Redis, RedisMode, Revocation, RevocationFail, Role,
 pub use overload::{Deadline, DeadlineFrom, Shedding};
 pub use process::{
     AccessLog, Admin, AdminToken, Clickhouse, Data, Discovery, DnsAddress, Drain, Driver, FurtherListener, Listener,
-    ListenerKind, Log, LogFormat, Metrics, Runtime, Tls, TlsCertificate,
+    ListenerKind, Log, LogFormat, Metrics, ProxyProtocol, Runtime, Tls, TlsCertificate,
 };
 pub use requests::{
     Access, Balance, Breaker, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,

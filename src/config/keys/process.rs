@@ -87,6 +87,9 @@ section! {
         /// What its clients speak: `plain` is HTTP in clear text, `tls` is HTTP over TLS with the certificates of
         /// `[[tls.certificates]]` (docs/tls.md).
         kind: ListenerKind = "plain", e.g. "tls";
+        /// Whether each connection begins with a PROXY header (version 1 or 2), in which a balancer tells whose it is. `required`:
+        /// from peers in `trust.proxies`; whoever else connects, or sends none, is closed on. `off`: none is read.
+        proxy_protocol: ProxyProtocol = "off", e.g. "required";
     }
 }
 
@@ -100,6 +103,20 @@ section! {
         port: u16 = required, e.g. 8081;
         /// What its clients speak, as on `[listener]`: `plain` or `tls`.
         kind: ListenerKind = required, e.g. "plain";
+        /// Whether each connection begins with a PROXY header, as on `[listener]`: `off` or `required`.
+        proxy_protocol: ProxyProtocol = "off", e.g. "required";
+    }
+}
+
+words! {
+    /// Whether connections begin with a PROXY header.
+    #[derive(Default)]
+    ProxyProtocol {
+        /// None is read.
+        #[default]
+        Off = "off",
+        /// Each does.
+        Required = "required",
     }
 }
 

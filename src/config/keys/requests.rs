@@ -67,7 +67,7 @@ section! {
     /// Whose word about a request's origin counts.
     Trust = Once "trust", per Process, by Reload {
         /// Peers (load balancers before the gateway) whose `X-Forwarded-*` is appended to; from anybody else it is
-        /// replaced.
+        /// replaced. On listeners with `proxy_protocol = "required"` only they may connect, and the peer is whom they tell.
         proxies: Vec<IpNet> = [], e.g. ["10.0.0.0/8"];
     }
 }

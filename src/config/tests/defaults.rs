@@ -28,6 +28,7 @@ fn the_defaults_are_those_that_were_promised() {
         accept_budget = 64
         hand_over = true
         kind = "plain"
+        proxy_protocol = "off"
 
         [tls]
         handshake_timeout = "5s"

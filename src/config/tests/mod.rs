@@ -5,6 +5,7 @@ mod admin;
 mod clickhouse;
 mod defaults;
 mod discover;
+mod edge;
 mod environment;
 mod health;
 mod hostile;

@@ -21,6 +21,9 @@ fn the_built_in_routes_take_the_users_upstreams() {
     assert!(good("routes = []").routes.is_empty());
 }
 
+/// Who may send a PROXY header.
+const TRUST: &str = "[trust]\nproxies = [\"10.0.0.0/8\"]\n";
+
 /// A file in which this key has its example for a value.
 pub(super) fn file_with(section: &Section, key: &Key) -> String {
     let line = format!("{} = {}\n", key.name, key.example);
@@ -31,6 +34,9 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         // Sessions are then kept there, and instances share their secret.
         Shape::Once if section.name == "redis" && key.name == "urls" => {
             format!("[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n[redis]\n{line}")
+        }
+        Shape::Once if section.name == "listener" && key.name == "proxy_protocol" => {
+            format!("{TRUST}[listener]\n{line}")
         }
         Shape::Once if section.name == "listener" && key.name == "kind" => {
             format!("[[tls.certificates]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n[listener]\n{line}")
@@ -72,7 +78,8 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         Shape::Listed if section.name == "listeners" => {
             let missing = |name: &str, text| if key.name == name { "" } else { text };
             let (port, kind) = (missing("port", "port = 1\n"), missing("kind", "kind = \"plain\"\n"));
-            format!("[[listeners]]\n{port}{kind}{line}")
+            let trust = if key.name == "proxy_protocol" { TRUST } else { "" };
+            format!("{trust}[[listeners]]\n{port}{kind}{line}")
         }
         Shape::Listed if section.name == "hub.rooms" => {
             let pattern = if key.name == "pattern" { "" } else { "pattern = \"news\"\n" };

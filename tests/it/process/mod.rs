@@ -23,6 +23,7 @@ mod metrics;
 mod names;
 mod namespace;
 mod operators;
+mod proxied;
 mod reload;
 mod secret_files;
 mod shards;

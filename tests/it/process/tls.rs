@@ -112,7 +112,11 @@ fn curl_is_served_by_every_shard_on_both_drivers() {
         let metrics = gateway.metrics();
         assert!(metrics.value("shardgate_tls_handshakes_total{version=\"1.3\"}") >= 10);
         assert!(metrics.value("shardgate_tls_handshakes_total{version=\"1.2\"}") >= 10);
+        assert!(metrics.value("shardgate_tls_alpn_total{protocol=\"http/1.1\"}") >= 20);
         assert_eq!(metrics.sum("shardgate_tls_handshakes_failed_total"), 0);
+        let mut unsaid = session(gateway.address(), "shop.example", &client(&[&made])).expect("a handshake");
+        assert!(ask(&mut unsaid, "/health/live").starts_with("HTTP/1.1 200"));
+        assert_eq!(gateway.metrics().value("shardgate_tls_alpn_total{protocol=\"none\"}"), 1);
         // Somebody else's certificate is not trusted, and the client says so.
         let other = Made::new(place.path(), "other", &["shop.example"]);
         assert_eq!(curl(gateway.address(), &other, "shop.example", "/", &[]).status.code(), Some(60));

@@ -3,6 +3,7 @@
 pub(crate) mod chdb;
 pub(crate) mod clickhouse;
 pub(crate) mod dns;
+pub(crate) mod haproxy;
 pub(crate) mod npm;
 pub(crate) mod postgres;
 pub(crate) mod prometheus;

@@ -157,12 +157,12 @@ impl Drop for WebServer {
     }
 }
 
-fn runs(program: &str, argument: &str) -> bool {
+pub(super) fn runs(program: &str, argument: &str) -> bool {
     let mut command = Command::new(program);
     command.arg(argument).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-fn require<'p>(installed: Option<&'p str>, name: &str) -> Option<&'p str> {
+pub(super) fn require<'p>(installed: Option<&'p str>, name: &str) -> Option<&'p str> {
     let is_required = std::env::var_os("SHARDGATE_TEST_TOOLS").is_some_and(|value| value == "required");
     assert!(
         installed.is_some() || !is_required,
@@ -174,6 +174,6 @@ fn require<'p>(installed: Option<&'p str>, name: &str) -> Option<&'p str> {
     installed
 }
 
-fn log(directory: &Path) -> File {
+pub(super) fn log(directory: &Path) -> File {
     File::create(directory.join("log")).expect("a log")
 }
