@@ -211,7 +211,7 @@ impl Certificates {
     }
 
     /// Whether clients that ask for such a host are shown a certificate with its name. Who asks for an address names none.
-    pub fn cover(&self, host: &HostPattern) -> bool {
+    pub fn cover_pattern(&self, host: &HostPattern) -> bool {
         let has = |name: &str| self.shown.iter().any(|shown| shown.names.iter().any(|of| of == name));
         let has_wildcard = |parent: &str| has(&format!("*.{parent}"));
         match host {
@@ -221,6 +221,15 @@ impl Certificates {
             }
             HostPattern::Subdomains(parent) => has_wildcard(parent),
         }
+    }
+
+    /// Whether one of them is for this host.
+    pub fn cover(&self, host: &str) -> bool {
+        let parent = host.split_once('.').filter(|(label, _)| !label.is_empty()).map(|(_, parent)| parent);
+        self.shown.iter().flat_map(|shown| &shown.names).any(|name| match name.strip_prefix("*.") {
+            Some(wildcard) => parent == Some(wildcard),
+            None => name == host,
+        })
     }
 
     /// What is doubtful: certificates that have expired at this time, in seconds since 1970, or soon will, and keys that others

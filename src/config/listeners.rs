@@ -7,6 +7,7 @@ use super::read::Fields;
 use super::report::{Location, Report};
 use super::{Admin, Config, FurtherListener, Listener, ListenerKind, ProxyProtocol};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 /// Each takes a socket of every shard.
 const LISTENERS_MAX: usize = 64;
@@ -25,19 +26,22 @@ pub struct PublicListener {
     pub kind: ListenerKind,
     /// Whether connections begin with a PROXY header.
     pub proxy_protocol: ProxyProtocol,
+    /// Which port it leads to, where it leads elsewhere; `None` as long as that is not known.
+    pub https_port: Option<u16>,
 }
 
 impl Config {
     /// All public listeners; that of `[listener]` comes first.
     pub fn public_listeners(&self) -> impl Iterator<Item = PublicListener> {
         let address = SocketAddr::new(self.listener.address, self.listener.port);
-        let Listener { kind, proxy_protocol, .. } = self.listener;
-        let first = PublicListener { name: "listener".to_owned(), address, kind, proxy_protocol };
+        let Listener { kind, proxy_protocol, https_port, .. } = self.listener;
+        let first = PublicListener { name: "listener".to_owned(), address, kind, proxy_protocol, https_port };
         let others = self.listeners.iter().enumerate().map(|(index, listener)| PublicListener {
             name: format!("listeners[{index}]"),
             address: SocketAddr::new(listener.address, listener.port),
             kind: listener.kind,
             proxy_protocol: listener.proxy_protocol,
+            https_port: listener.https_port,
         });
         std::iter::once(first).chain(others)
     }
@@ -52,6 +56,7 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
         ports.push(ListenerPort::of(&fields, first.address, first.port));
     }
     check_proxy_protocol(first.proxy_protocol, &fields, config, report);
+    check_https_port(first.kind, first.https_port, &fields, report);
     for fields in Fields::listed(FurtherListener::SECTION, root.get("listeners"), LISTENERS_MAX, report) {
         let listener = FurtherListener::from_fields(&fields, report);
         // Where the port is wrong, 0 stands in for it, which meets no other.
@@ -59,6 +64,7 @@ pub(super) fn read_listeners(root: &Table, config: &Config, report: &mut Report)
             ports.push(ListenerPort::of(&fields, listener.address, listener.port));
         }
         check_proxy_protocol(listener.proxy_protocol, &fields, config, report);
+        check_https_port(listener.kind, listener.https_port, &fields, report);
         listeners.push(listener);
     }
     let fields = Admin::fields(root);
@@ -84,11 +90,49 @@ fn check_proxy_protocol(wanted: ProxyProtocol, fields: &Fields<'_>, config: &Con
     }
 }
 
+/// Nobody is sent to a port that says nothing, or by a listener that sends nobody anywhere.
+fn check_https_port(kind: ListenerKind, port: Option<u16>, fields: &Fields<'_>, report: &mut Report) {
+    if port == Some(0) {
+        fields.wrong(report, "https_port", "is 0", "ports go from 1 to 65535");
+    } else if port.is_some() && kind != ListenerKind::Redirect && fields.is_sound("kind", report) {
+        let right = format!("it is for kind = \"redirect\"; leave it out, or give {} that kind", fields.path);
+        fields.wrong(report, "https_port", "leads nowhere", &right);
+    }
+}
+
+/// What browsers ask of those who want to be in the list that they come with (hstspreload.org).
+const PRELOAD_MIN: Duration = Duration::from_hours(365 * 24);
+
+fn check_hsts(tls: &Tls, fields: &Fields<'_>, report: &mut Report) {
+    for (key, is_set) in [("hsts_include_subdomains", tls.hsts_include_subdomains), ("hsts_preload", tls.hsts_preload)]
+    {
+        if is_set && tls.hsts_max_age.is_none() && fields.is_sound("hsts_max_age", report) {
+            fields.wrong(report, key, "is true, and browsers are told nothing", "give tls.hsts_max_age too");
+            return;
+        }
+    }
+    let is_enough = tls.hsts_include_subdomains && tls.hsts_max_age.is_none_or(|age| age >= PRELOAD_MIN);
+    if tls.hsts_preload && !is_enough && fields.is_sound("hsts_max_age", report) {
+        let right = "the list takes hosts with hsts_max_age = \"365d\" or more and hsts_include_subdomains = true";
+        fields.wrong(report, "hsts_preload", "is true, and the rest does not do for it", right);
+    }
+}
+
 /// Reads `[[tls.certificates]]`, and checks that there are some where they are needed.
 pub(super) fn read_tls(root: &Table, config: &mut Config, report: &mut Report) {
     let fields = Tls::fields(root);
     for fields in Fields::listed(TlsCertificate::SECTION, fields.node("certificates"), CERTIFICATES_MAX, report) {
         config.tls.certificates.push(TlsCertificate::from_fields(&fields, report));
+    }
+    check_hsts(&config.tls, &fields, report);
+    let names_hosts = config.routes.iter().any(|route| !route.hosts.is_empty());
+    if config.tls.certificates.is_empty()
+        && !names_hosts
+        && let Some(listener) = config.public_listeners().find(|listener| listener.kind == ListenerKind::Redirect)
+    {
+        let what =
+            format!("{}.kind is \"redirect\", and neither a route nor a certificate names a host", listener.name);
+        report.push(Location::File, what, "give routes their hosts, or a certificate as [[tls.certificates]]");
     }
     if config.tls.certificates.is_empty()
         && let Some(listener) = config.public_listeners().find(|listener| listener.kind == ListenerKind::Tls)

@@ -85,6 +85,8 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, "Unsupported media type", "this path takes a body of type application/json";
     /// An expectation other than `100-continue`.
     ExpectationFailed = "expectation_failed", 417, "Expectation failed", "the only expectation supported is 100-continue";
+    /// The connection was opened for another host, or the host that is asked for is none of ours.
+    MisdirectedRequest = "misdirected_request", 421, "Misdirected request", "the connection was opened for another host; ask over one of its own";
     /// The document lacks a member, or one is out of bounds.
     ValidationFailed = "validation_failed", 422, "Validation failed", "a member of the document is missing or out of bounds";
     /// The path speaks another protocol than HTTP/1.1 without an upgrade.

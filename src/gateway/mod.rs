@@ -21,6 +21,7 @@ mod redirects;
 pub mod router;
 mod routing;
 mod sockets;
+mod to_https;
 mod token_query;
 mod tunnel;
 mod upstreams;
@@ -43,11 +44,14 @@ pub use plan::{Plan, PlanError};
 use rate_limit::{Limits, Statement, cells::CellKey};
 use sockets::Sockets;
 pub use sockets::{AskBus, Seat, SendLetter};
+pub use to_https::ToHttps;
+use to_https::keep_to_https;
 
 use crate::{
     accounts::{Outcome, Question},
     auth::{KeySet, Revocation},
     bus::desk::Desk,
+    certificates::Certificates,
     config::LimitKey,
     exchange::{Code, Exchange, Ledger, Reject},
     hub::{bus::BusAnswer, letter::RoomLetter},
@@ -68,6 +72,8 @@ pub struct Gateway {
     live: Local<Rc<Live>>,
     /// What operators want of backends.
     orders: Local<Arc<Orders>>,
+    /// What clients are shown, where a listener speaks TLS.
+    certificates: Local<Option<Arc<Certificates>>>,
     /// What the control thread said last of the gateway's health.
     pages: Local<Pages>,
     identity: Identity,
@@ -116,6 +122,7 @@ impl Gateway {
             limits,
             live,
             orders,
+            certificates: Local::default(),
             pages,
             identity,
             refuses_unanswered,
@@ -164,6 +171,11 @@ impl Gateway {
     /// How many of these events wait for the service.
     pub fn events_waiting(&self) -> usize {
         self.sockets.events_waiting()
+    }
+
+    /// These are what clients are shown from now on.
+    pub fn adopt_certificates(&self, certificates: Arc<Certificates>) {
+        drop(self.certificates.with(|current| current.replace(certificates)));
     }
 
     /// Checks tokens with these keys from now on.
@@ -242,19 +254,7 @@ impl Service for Gateway {
             }
             answered => answered,
         };
-        let (mut head, answer) = match answered {
-            Ok(answer) => answer,
-            Err(reject) if reject.code == Code::ClientClosed => {
-                exchange.abandoned();
-                return None;
-            }
-            Err(reject) => {
-                let (head, bytes) = exchange.refuse(&reject);
-                (head, Body::Own(bytes.into()))
-            }
-        };
-        additions.write(&live.plan, &exchange.head, &mut head);
-        exchange.answered(&mut head);
+        let (head, answer) = live.complete(exchange, &additions, answered)?;
         Some(Response { head, body: answer, request: body })
     }
 
@@ -268,6 +268,7 @@ impl Service for Gateway {
         let head = RequestHead::unknown();
         let mut exchange = Exchange::begin(&self.ledger, peer, None, head, began, false, peer.address.ip());
         let (mut head, bytes) = exchange.refuse(&Reject::from(mistake));
+        self.live.with(|live| keep_to_https(&live.plan, peer, &mut head));
         exchange.answered(&mut head);
         (Response { head, body: Body::Own(bytes.into()), request: body }, exchange)
     }
@@ -290,6 +291,30 @@ impl Service for Gateway {
 }
 
 impl Live {
+    /// The answer as it goes out: a refusal too is one. `None` where nobody is there to be answered.
+    fn complete(
+        &self,
+        exchange: &mut Exchange,
+        additions: &Additions,
+        answered: Result<(ResponseHead, Body), Reject>,
+    ) -> Option<(ResponseHead, Body)> {
+        let (mut head, body) = match answered {
+            Ok(answer) => answer,
+            Err(reject) if reject.code == Code::ClientClosed => {
+                exchange.abandoned();
+                return None;
+            }
+            Err(reject) => {
+                let (head, bytes) = exchange.refuse(&reject);
+                (head, Body::Own(bytes.into()))
+            }
+        };
+        additions.write(&self.plan, &exchange.head, &mut head);
+        keep_to_https(&self.plan, &exchange.peer, &mut head);
+        exchange.answered(&mut head);
+        Some((head, body))
+    }
+
     /// Every step of a request's journey, in order.
     async fn answer(
         &self,

@@ -13,6 +13,7 @@ use super::{
     rate_limit::{self, LimitPlan, RouteLimits},
     router::{CAPTURES_MAX, Router},
     sockets::{self, HubPlan},
+    to_https::{NamedHosts, hsts},
 };
 use crate::{
     auth::rbac::Roles,
@@ -47,6 +48,10 @@ pub struct Plan {
     pub handshake_timeout: Duration,
     /// How many may wait for their turn on a shard.
     pub handshakes_waiting_max: usize,
+    /// What browsers are told to keep to over TLS.
+    pub(super) hsts: Option<Box<[u8]>>,
+    /// Where plain HTTP may be sent on to, besides hosts of certificates.
+    pub(super) named_hosts: NamedHosts,
     /// Peers whose word about the client counts.
     pub trusted: Vec<IpNet>,
     /// Which traces are recorded.
@@ -332,6 +337,8 @@ impl Plan {
             hands_over: config.listener.hand_over,
             handshake_timeout: config.tls.handshake_timeout,
             handshakes_waiting_max: config.tls.handshakes_waiting_max,
+            hsts: hsts(&config.tls),
+            named_hosts: NamedHosts::of(config),
             trusted: config.trust.proxies.clone(),
             sampler: Sampler::new(config.trace.sample_ratio, config.trace.heed_parents),
             recording: Recording { is_on: config.trace.endpoint.is_some(), with_errors: config.trace.errors },

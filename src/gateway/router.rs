@@ -147,7 +147,7 @@ impl Router {
 
 /// The host without its port (RFC 3986 §3.2.2) and the dot of the root, with which a name is the same name, in lower case.
 /// An IPv6 address keeps its brackets, and is written in its one usual form, as in the configuration.
-fn host_of(authority: &[u8]) -> Vec<u8> {
+pub(super) fn host_of(authority: &[u8]) -> Vec<u8> {
     let after_literal = authority.iter().rposition(|byte| *byte == b']').unwrap_or(0);
     let host = match authority[after_literal..].iter().position(|byte| *byte == b':') {
         Some(colon) => &authority[..after_literal + colon],

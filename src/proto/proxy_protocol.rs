@@ -185,7 +185,7 @@ fn read_binary(header: &[u8]) -> Result<Told, HeaderError> {
     Ok(told)
 }
 
-/// The type of the TLV with the CRC32c of the header.
+/// The type of the TLV with the `CRC32c` of the header.
 const CHECKSUM: u8 = 0x03;
 
 /// Whether what stands behind the addresses is whole TLVs, and the checksum, where there is one, is right.
@@ -208,7 +208,7 @@ fn check_tlvs(header: &[u8], mut at: usize) -> Result<(), HeaderError> {
     }
 }
 
-/// CRC32c (RFC 9260, appendix A) of these bytes, with noughts for the four at `start`.
+/// `CRC32c` (RFC 9260, appendix A) of these bytes, with noughts for the four at `start`.
 fn crc32c_without(bytes: &[u8], start: usize) -> u32 {
     let end = start.saturating_add(4);
     let mut crc = u32::MAX;

@@ -1,4 +1,10 @@
 //! Headers of both versions, whole, in pieces, and what is none.
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a test stops where it fails"
+)]
 
 use std::fmt::Write as _;
 
@@ -103,7 +109,7 @@ fn lines_of_version_1() {
     let named = lines.map(|line| (line.escape_debug().to_string(), line.as_bytes().to_vec()));
     check(
         named.iter().map(|(name, line)| (name.as_str(), line.clone())),
-        &expect![[r#"
+        &expect![[r"
             PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\nGET / HTTP/1.1\r\n → 192.0.2.1:56324, and GET / HTTP/1.1\r\n
             PROXY TCP6 2001:db8::7 ::1 4660 80\r\n → [2001:db8::7]:4660
             PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n → [::ffff:192.0.2.1]:1
@@ -139,7 +145,7 @@ fn lines_of_version_1() {
             \u{16}\u{3}\u{1} → Malformed after 1
             PROXY TCP4 192.0.2.1  → wants 13
              → wants 15
-        "#]],
+        "]],
     );
 }
 
@@ -193,7 +199,7 @@ fn headers_of_version_2() {
             ("half", cut),
             ("half a signature", SIGNATURE[..6].to_vec()),
         ],
-        &expect![[r#"
+        &expect![[r"
             IPv4 → 192.0.2.1:56324
             with bytes behind it → 192.0.2.1:56324, and GET
             IPv6 → [2001:db8::7]:4660
@@ -226,7 +232,7 @@ fn headers_of_version_2() {
             another signature → Malformed after 12
             half → wants 8
             half a signature → wants 9
-        "#]],
+        "]],
     );
 }
 

@@ -52,7 +52,7 @@ fn certificate_warnings(config: &Config, certificates: &Certificates) -> Vec<Str
     let mut warnings = certificates.warnings(clock::unix_now().as_secs());
     if config.public_listeners().any(|listener| listener.kind == ListenerKind::Tls) {
         for (index, route) in config.routes.iter().enumerate() {
-            let bare = route.hosts.iter().filter(|host| !certificates.cover(host));
+            let bare = route.hosts.iter().filter(|host| !certificates.cover_pattern(host));
             warnings.extend(bare.map(|host| {
                 format!(
                     "routes[{index}].hosts has \"{host}\", which no certificate names: over TLS its clients are shown another, \

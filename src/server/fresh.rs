@@ -1,5 +1,5 @@
-//! What becomes of a connection before its first request: there is no room for it, or a balancer tells whose it is, and its
-//! handshake is done.
+//! What becomes of a connection before its first request: it has its place, or there is no room for it; a balancer tells
+//! whose it is; its handshake is done.
 
 use std::{
     net::SocketAddr,
@@ -12,10 +12,11 @@ use rustix::net::SendFlags;
 use rustls::ServerConfig;
 
 use crate::{
+    bus::load::LoadBoard,
     certificates::Certificates,
     exchange::{Code, Ledger, Reject},
     gateway::Plan,
-    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, Stream, accept_tls, read_proxy_header},
+    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, Slot, Stream, accept_tls, read_proxy_header},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
@@ -28,6 +29,25 @@ use crate::{
         metrics::{ProxyFailure, TlsFailure},
     },
 };
+
+/// A connection's place on its shard and on the board of all shards.
+pub(super) struct OpenConnection {
+    pub(super) slot: Slot,
+    pub(super) board: Arc<LoadBoard>,
+    pub(super) shard: usize,
+}
+
+impl AsRef<Slot> for OpenConnection {
+    fn as_ref(&self) -> &Slot {
+        &self.slot
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.board.sub(self.shard);
+    }
+}
 
 /// TLS with clients. One per shard.
 #[derive(Debug)]

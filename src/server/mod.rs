@@ -47,7 +47,7 @@ use crate::{
         load::LoadBoard,
         mesh::{self, Capacity},
     },
-    config::{self, Config, PublicListener, watch::Watch},
+    config::{self, Config, ListenerKind, PublicListener, watch::Watch},
     exchange::Code,
     gateway::{self, Addresses, Plan},
     hub,
@@ -300,13 +300,20 @@ fn bind_public(config: &Config, shards: usize) -> io::Result<PublicSockets> {
     let backlog = i32::try_from(config.listener.backlog).unwrap_or(i32::MAX);
     let mut sockets: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
     let (mut addresses, mut claims) = (Vec::new(), Vec::new());
+    let mut tls_port = None;
     for listener in config.public_listeners() {
         let bound = listener::bind(&listener.name, listener.address, backlog, shards)?;
         for (of_shard, socket) in sockets.iter_mut().zip(bound.sockets) {
             of_shard.push((socket, listener.clone()));
         }
+        if listener.kind == ListenerKind::Tls {
+            tls_port.get_or_insert(bound.address.port());
+        }
         addresses.push(bound.address);
         claims.push(bound.claim);
+    }
+    for (_, listener) in sockets.iter_mut().flatten() {
+        listener.https_port = listener.https_port.or(tls_port);
     }
     Ok(PublicSockets { addresses, sockets, claims })
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::fresh::{self, Handshakes};
+use super::fresh::{self, Handshakes, OpenConnection};
 use super::letter::{
     Accepted, AllLetters, DroppableToBridge, DroppableToShard, Revoked, Scraped, ToBridge, ToControl, ToShard,
 };
@@ -32,11 +32,11 @@ use crate::{
     config::{ListenerKind, ProxyProtocol, PublicListener},
     exchange::{Code, Ledger},
     gateway::{
-        AskBus, Desks, Gateway, Plan, Seat, SendLetter,
+        AskBus, Desks, Gateway, Plan, Seat, SendLetter, ToHttps,
         rate_limit::{Limits, Post, To},
     },
     hub::Secret,
-    net::{Connections, End, Peer, Scheme, Slot, Stream, serve_connection},
+    net::{Connections, End, Peer, Scheme, Stream, serve_connection},
     proto::proxy_protocol::Told,
     shard::{Instant, Local, TcpStream, buffers, clock, listener::Acceptor, pipes, stall, task, timer},
     telemetry::{access_log::AccessLog, format::Format, ids::RequestId, metrics::Refusal, usage},
@@ -44,6 +44,9 @@ use crate::{
 
 /// How often idle connections to backends are looked through.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Where clients look for HTTPS who are told no port.
+const HTTPS: u16 = 443;
 
 /// How long connections may take to end when they are cut: each needs one turn to count and log what it was doing.
 const CUT_MAX: Duration = Duration::from_millis(500);
@@ -98,6 +101,18 @@ struct Listener {
     settings: PublicListener,
 }
 
+impl Listener {
+    fn new(shard: usize, socket: TcpListener, settings: PublicListener, budget: usize) -> Self {
+        match Acceptor::new(socket) {
+            Ok(acceptor) => {
+                acceptor.set_budget(budget);
+                Self { acceptor, settings }
+            }
+            Err(error) => give_up(shard, "a listener cannot be used", &error),
+        }
+    }
+}
+
 /// Scrapes of a shard's clients at once; those who scrape are few, and each makes all shards tell.
 const SCRAPES_MAX: usize = 8;
 
@@ -126,13 +141,7 @@ pub(super) async fn run(equipment: ShardSetup) {
     } = equipment;
     let number = u16::try_from(index).unwrap_or(u16::MAX);
     let ledger = Rc::new(Local::new(Ledger::new(number, access_log, seed)));
-    let listener = |(socket, settings)| match Acceptor::new(socket) {
-        Ok(acceptor) => {
-            acceptor.set_budget(plan.accept_budget);
-            Listener { acceptor, settings }
-        }
-        Err(error) => give_up(index, "a listener cannot be used", &error),
-    };
+    let listener = |(socket, settings)| Listener::new(index, socket, settings, plan.accept_budget);
     let listeners: Box<[Listener]> = listeners.into_iter().map(listener).collect();
     let (bus, pump) = match bus::on_shard(port) {
         Ok(ends) => ends,
@@ -171,6 +180,9 @@ pub(super) async fn run(equipment: ShardSetup) {
     if let Some((revoked, until)) = revoked {
         gateway.revoke(&revoked.entries, None);
         gateway.known_until(until);
+    }
+    if let Some(certificates) = &certificates {
+        gateway.adopt_certificates(Arc::clone(certificates));
     }
     let worker = Rc::new(Worker {
         index,
@@ -305,7 +317,10 @@ impl Worker {
             ToShard::Instances(instances) => self.gateway.follow(&instances),
             ToShard::Pages(pages) => self.gateway.show(*pages),
             ToShard::Keys(keys) => self.gateway.adopt_keys(keys),
-            ToShard::Certificates(certificates) => self.handshakes.adopt(&certificates),
+            ToShard::Certificates(certificates) => {
+                self.handshakes.adopt(&certificates);
+                self.gateway.adopt_certificates(certificates);
+            }
             ToShard::Told(ticket, outcome) => self.accounts.told(ticket, outcome),
             ToShard::Doubted(ticket) => self.accounts.doubt(ticket),
             ToShard::Revoked(revoked) => self.gateway.revoke(&revoked.entries, revoked.clock_ahead_ms),
@@ -457,7 +472,7 @@ impl Worker {
                 ledger.counters.reject(Code::Overloaded as usize);
                 let id = RequestId::generate(&mut ledger.rng);
                 match self.listeners[usize::from(accepted.listener)].settings.kind {
-                    ListenerKind::Plain => {
+                    ListenerKind::Plain | ListenerKind::Redirect => {
                         fresh::refuse_http(&accepted.fd, &id, ledger.dates.at(clock::unix_now().as_secs()));
                     }
                     ListenerKind::Tls => fresh::refuse_tls(&accepted.fd),
@@ -485,7 +500,7 @@ impl Worker {
         let Accepted { fd, address, listener } = accepted;
         let place =
             OpenConnection { slot: self.connections.enter(), board: Arc::clone(&self.board), shard: self.index };
-        let &PublicListener { kind, proxy_protocol, .. } = &self.listeners[usize::from(listener)].settings;
+        let &PublicListener { kind, proxy_protocol, https_port, .. } = &self.listeners[usize::from(listener)].settings;
         let mut socket = match TcpStream::accepted(fd) {
             Ok(socket) => socket,
             Err(error) => {
@@ -507,7 +522,7 @@ impl Worker {
                         }
                     };
                     let (stream, scheme) = match kind {
-                        ListenerKind::Plain => (Stream::Plain(socket), Scheme::Http),
+                        ListenerKind::Plain | ListenerKind::Redirect => (Stream::Plain(socket), Scheme::Http),
                         // In a box of its own: it is over when the first request comes.
                         ListenerKind::Tls => (
                             Box::pin(worker.handshakes.accept(socket, &worker.gateway.plan(), &worker.ledger)).await?,
@@ -519,6 +534,10 @@ impl Worker {
                         Told::Client(client) => Peer::new(client, scheme),
                         Told::Nobody => Peer::unknown_behind(address, scheme),
                     };
+                    if kind == ListenerKind::Redirect {
+                        let service = Rc::new(ToHttps::new(gateway, https_port.unwrap_or(HTTPS)));
+                        return Box::pin(serve_connection(service, stream, peer, &place.slot)).await;
+                    }
                     serve_connection(gateway, stream, peer, &place.slot).await
                 });
                 poll_fn(|cx| match place.slot.poll_end(cx) {
@@ -563,25 +582,6 @@ const DRAIN_LOOK: Duration = Duration::from_millis(20);
 
 /// How long the hub's last events may hold up the end.
 const LAST_EVENTS_WITHIN: Duration = Duration::from_secs(1);
-
-/// A connection's place on its shard and on the board of all shards.
-struct OpenConnection {
-    slot: Slot,
-    board: Arc<LoadBoard>,
-    shard: usize,
-}
-
-impl AsRef<Slot> for OpenConnection {
-    fn as_ref(&self) -> &Slot {
-        &self.slot
-    }
-}
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.board.sub(self.shard);
-    }
-}
 
 #[cfg(test)]
 #[path = "worker_tests.rs"]

@@ -85,8 +85,11 @@ section! {
         /// Whether a shard that has clearly more connections than the least loaded one hands fresh ones over to it.
         hand_over: bool = true, e.g. false, by Reload;
         /// What its clients speak: `plain` is HTTP in clear text, `tls` is HTTP over TLS with the certificates of
-        /// `[[tls.certificates]]` (docs/tls.md).
+        /// `[[tls.certificates]]`, `redirect` is HTTP in clear text that is answered by where the same is served over TLS
+        /// (docs/tls.md).
         kind: ListenerKind = "plain", e.g. "tls";
+        /// The port that a listener of kind `redirect` leads to: where clients reach what speaks TLS.
+        https_port: Option<u16> = unset "that of the first listener of kind `tls`, or 443", e.g. 8443;
         /// Whether each connection begins with a PROXY header (version 1 or 2), in which a balancer tells whose it is. `required`:
         /// from peers in `trust.proxies`; whoever else connects, or sends none, is closed on. `off`: none is read.
         proxy_protocol: ProxyProtocol = "off", e.g. "required";
@@ -101,8 +104,10 @@ section! {
         address: IpAddr = "0.0.0.0", e.g. "127.0.0.1";
         /// Its port. 0 takes any free port.
         port: u16 = required, e.g. 8081;
-        /// What its clients speak, as on `[listener]`: `plain` or `tls`.
+        /// What its clients speak, as on `[listener]`: `plain`, `tls` or `redirect`.
         kind: ListenerKind = required, e.g. "plain";
+        /// The port that it leads to where its kind is `redirect`, as on `[listener]`.
+        https_port: Option<u16> = unset "that of the first listener of kind `tls`, or 443", e.g. 8443;
         /// Whether each connection begins with a PROXY header, as on `[listener]`: `off` or `required`.
         proxy_protocol: ProxyProtocol = "off", e.g. "required";
     }
@@ -129,6 +134,8 @@ words! {
         Plain = "plain",
         /// HTTP over TLS.
         Tls = "tls",
+        /// HTTP in clear text, answered by where the same is served over TLS.
+        Redirect = "redirect",
     }
 }
 
@@ -146,6 +153,14 @@ section! {
         /// again are derived from it and the hour, and then any of them takes up what another has begun. It may be readable by
         /// a group if it is root's or the gateway's own, and by nobody else.
         ticket_secret_file: Option<PathBuf> = unset "each process makes keys for itself", e.g. "/etc/shardgate/ticket-secret";
+        /// How long browsers keep to HTTPS for the host of an answer over TLS (`Strict-Transport-Security`). `0s` has them forget
+        /// it. What a service says itself stays.
+        hsts_max_age: Option<Duration> as Duration(0, 3650 * DAY) = unset "browsers are not told", e.g. "365d";
+        /// Whether they do so for all hosts below it too.
+        hsts_include_subdomains: bool = false, e.g. true;
+        /// Whether browsers may have it in the list that they come with. That is hard to take back, and asks for a year at
+        /// least and all hosts below.
+        hsts_preload: bool = false, e.g. true;
     } with {
         /// What is shown to clients; the first is the default.
         certificates: Vec<TlsCertificate>,

@@ -34,6 +34,8 @@ fn the_defaults_are_those_that_were_promised() {
         handshake_timeout = "5s"
         handshakes_waiting_max = 512
         strict_sni = false
+        hsts_include_subdomains = false
+        hsts_preload = false
 
         [admin]
         enabled = true

@@ -314,7 +314,7 @@ fn listeners_beside_the_first() {
         "[[listeners]]\n[[listeners]]\nport = 70000\nkind = \"tls\"\n",
         &expect![[r#"
             shardgate.toml:1: listeners[0].port is missing; ports go from 1 to 65535
-            shardgate.toml:1: listeners[0].kind is missing; it is one of "plain", "tls"
+            shardgate.toml:1: listeners[0].kind is missing; it is one of "plain", "tls", "redirect"
             shardgate.toml:3: listeners[1].port is 70000; ports go from 1 to 65535
             shardgate.toml: listeners[1].kind is "tls", and there is no certificate; give cert and key of one as [[tls.certificates]]"#]],
     );
@@ -328,7 +328,7 @@ fn listeners_beside_the_first() {
     check(
         "[[listeners]]\nport = 1\n[[listeners]]\nport = 3000\nkind = \"plain\"\n[[listeners]]\nport = 3001\nkind = \"plain\"\n",
         &expect![[r#"
-            shardgate.toml:1: listeners[0].kind is missing; it is one of "plain", "tls"
+            shardgate.toml:1: listeners[0].kind is missing; it is one of "plain", "tls", "redirect"
             shardgate.toml:4: listeners[1].port is 3000, and so is listener.port; give each listener a port of its own
             shardgate.toml:7: admin.port is 3001, and so is listeners[2].port; give each listener a port of its own"#]],
     );

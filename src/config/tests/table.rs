@@ -21,6 +21,8 @@ fn the_built_in_routes_take_the_users_upstreams() {
     assert!(good("routes = []").routes.is_empty());
 }
 
+const CERTIFICATE: &str = "[[tls.certificates]]\ncert = \"c.pem\"\nkey = \"k.pem\"\n";
+
 /// Who may send a PROXY header.
 const TRUST: &str = "[trust]\nproxies = [\"10.0.0.0/8\"]\n";
 
@@ -34,6 +36,13 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         // Sessions are then kept there, and instances share their secret.
         Shape::Once if section.name == "redis" && key.name == "urls" => {
             format!("[sessions]\nsecret = \"an example of 32 bytes or more: no secret\"\n[redis]\n{line}")
+        }
+        Shape::Once if section.name == "tls" && matches!(key.name, "hsts_include_subdomains" | "hsts_preload") => {
+            let subdomains = if key.name == "hsts_preload" { "hsts_include_subdomains = true\n" } else { "" };
+            format!("[tls]\nhsts_max_age = \"365d\"\n{subdomains}{line}")
+        }
+        Shape::Once if section.name == "listener" && key.name == "https_port" => {
+            format!("{CERTIFICATE}[listener]\nkind = \"redirect\"\n{line}")
         }
         Shape::Once if section.name == "listener" && key.name == "proxy_protocol" => {
             format!("{TRUST}[listener]\n{line}")
@@ -74,6 +83,9 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         Shape::Listed if section.name == "tls.certificates" => {
             let other = if key.name == "cert" { "key = \"k.pem\"\n" } else { "cert = \"c.pem\"\n" };
             format!("[[tls.certificates]]\n{other}{line}")
+        }
+        Shape::Listed if section.name == "listeners" && key.name == "https_port" => {
+            format!("{CERTIFICATE}[[listeners]]\nport = 1\nkind = \"redirect\"\n{line}")
         }
         Shape::Listed if section.name == "listeners" => {
             let missing = |name: &str, text| if key.name == name { "" } else { text };
@@ -140,7 +152,11 @@ pub(super) fn every_key_of_the_table_acts_and_is_written_back() {
 fn a_reload_names_the_keys_that_need_a_new_process() {
     for (section, key) in every_key() {
         let is_discover = section.name == "upstreams.<name>.discover";
-        let old = if is_discover { good(&discover::with_redis("")) } else { Config::default() };
+        let old = match section.name {
+            "listener" if key.name == "https_port" => good(&format!("{CERTIFICATE}[listener]\nkind = \"redirect\"\n")),
+            _ if is_discover => good(&discover::with_redis("")),
+            _ => Config::default(),
+        };
         let mut next = good(&file_with(section, key));
         let expected = match key.change {
             Change::Restart if key.name == "urls" => vec!["redis.urls".to_owned(), "sessions.secret".to_owned()],

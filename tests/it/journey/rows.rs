@@ -70,6 +70,7 @@ const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("admin_refused_total reason=handshake", "tests/it/process/certificates.rs", "operators_are_served_over_tls"),
     ("tls_handshakes_waiting", "src/shard/gate.rs", "full.waiting(), 1"),
     ("accept_errors_total", "tests/it/process/shards.rs", "running_out_of_descriptors"),
+    ("rejects_total code=misdirected_request", "tests/it/process/to_https.rs", "it_leads_to_no_host_but_ours"),
     ("rejects_total code=overloaded", "tests/it/process/shards.rs", "past_the_limit_clients_are_told"),
     ("rejects_total code=draining", "tests/it/process/drain.rs", "what_is_left_at_the_end_of_the_drain"),
     ("requests_total status=none", "src/telemetry/metrics_tests.rs", "a_request_is_counted_where_it_belongs"),

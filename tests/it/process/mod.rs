@@ -29,6 +29,7 @@ mod secret_files;
 mod shards;
 mod systemd;
 mod tls;
+mod to_https;
 mod top;
 
 use std::{fs, net::IpAddr, process::Command};
