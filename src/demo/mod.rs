@@ -22,8 +22,8 @@ pub use self::{instances::serve, service::Service};
 use crate::{
     accounts::cli::{DEMO_USERS, add_demo_users},
     config::{
-        Access, AdminToken, Config, FurtherListener, Health, Instance, ListenerKind, LogFormat, Route, Secret,
-        ServerAddress, Upstream,
+        Access, AdminToken, Config, FurtherListener, Health, Instance, ListenerKind, LogFormat, ProxyProtocol, Route,
+        Secret, ServerAddress, Upstream,
     },
     server::{self, ProcessEnd},
     telemetry::log,
@@ -141,7 +141,14 @@ fn add_tls(config: &mut Config, port: u16, folder: &Path) -> anyhow::Result<Path
     let made = certificate::make(folder)?;
     let file = made.cert.clone();
     config.tls.certificates.push(made);
-    config.listeners.insert(0, FurtherListener { address: config.listener.address, port, kind: ListenerKind::Tls });
+    let listener = FurtherListener {
+        address: config.listener.address,
+        port,
+        kind: ListenerKind::Tls,
+        https_port: None,
+        proxy_protocol: ProxyProtocol::Off,
+    };
+    config.listeners.insert(0, listener);
     Ok(file)
 }
 
