@@ -177,7 +177,8 @@ fn traces(health: ExportHealth) -> Value {
 pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, Value) {
     let seen = Seen::of(upstream);
     let circuit = upstream.reports.iter().map(|report| report.circuit).max().unwrap_or_default();
-    let is_open = circuit != CircuitState::Closed;
+    // While it is half open whoever comes is let through, also if nobody does for hours: its instances say how it is.
+    let is_open = circuit == CircuitState::Open;
     let is_unresolved = known.unresolved.contains(&upstream.name);
     let withheld = upstream.withheld.iter().filter(|is_withheld| **is_withheld).count();
     let is_all_withheld = withheld == upstream.instances;
@@ -470,6 +471,23 @@ mod tests {
             ([true, true], None, vec![], format!("503 \"down\" {} \"withheld\"", counts(0, 2))),
         ] {
             assert_eq!(told(withheld, probes, reports), expected);
+        }
+    }
+
+    #[test]
+    fn a_circuit_that_nobody_asks_makes_nothing_worse() {
+        let last = LastProbe { at: Instant::START, took: Duration::from_micros(2500), result: ProbeResult::Good };
+        let probes = Some(vec![(Verdict::Up, Some(last)); 2]);
+        let status = |circuit, probes| {
+            let mut known = known(&[]);
+            let reports = vec![Report { circuit, ..report(2, 2) }, report(2, 2)];
+            known.upstreams = vec![UpstreamHealth { name: "a".to_owned(), instances: 2, withheld: [false; 2].into(), reports, probes }];
+            let document = outcome(&known).1;
+            [document["status"].clone(), document["services"]["a"]["circuit"].clone()]
+        };
+        for probes in [probes, None] {
+            assert_eq!(status(CircuitState::HalfOpen, probes.clone()), ["healthy", "half_open"]);
+            assert_eq!(status(CircuitState::Open, probes), ["degraded", "open"]);
         }
     }
 

@@ -237,9 +237,9 @@ impl Gateway {
                 others_left_out,
                 "the circuit is open: most requests fail, and none are sent"
             ),
-            Notice::Closed { after } => {
-                let after_s = after.as_secs_f64();
-                tracing::info!(upstream, shard, after_s, left_out, others_left_out, "the circuit is closed again");
+            Notice::Closed { open } => {
+                let open_s = open.as_secs_f64();
+                tracing::info!(upstream, shard, open_s, left_out, others_left_out, "the circuit is closed again");
             }
         }
     }

@@ -238,7 +238,7 @@ table! {
         ejections: u64 = Counter "shardgate_upstream_ejections_total" per Upstream;
         /// Instances of it that are left out now, each counted by every shard that leaves it out.
         instances_ejected: i64 = Gauge "shardgate_upstream_instances_ejected" per Upstream;
-        /// Shards on which its circuit is not closed: most of what they sent to it failed of late.
+        /// Shards on which its circuit is open: they send nothing for a while, as most of what they sent to it failed.
         circuit_open_shards: i64 = Gauge "shardgate_upstream_circuit_open_shards" per Upstream;
         /// Changes of its circuit on any shard, by the state that was entered.
         circuit_changes: [u64; CircuitState::COUNT] = Counter "shardgate_upstream_circuit_changes_total" per Upstream

@@ -35,6 +35,8 @@ pub(super) struct Breaker {
     since: Instant,
     /// Another shard has opened its circuit; until then less is enough here.
     suspected_until: Option<Instant>,
+    /// How long nothing was sent since it was closed last, but for the time that it is open now.
+    was_open: Duration,
     changes: [u32; CircuitState::COUNT],
     refused: u32,
 }
@@ -106,6 +108,7 @@ impl Breaker {
         if let State::Open { until } = self.state
             && now >= until
         {
+            self.leave_open(now);
             self.enter(now, State::HalfOpen { well: 0, failed: 0, under_way: 0, next_at: now });
         }
         let refused = match &mut self.state {
@@ -146,7 +149,7 @@ impl Breaker {
             Found::Failed => *failed += 1,
         }
         if *failed > *well {
-            self.enter(now, State::Open { until: now + policy.open_for });
+            self.open(now, policy);
         } else if *well - *failed >= WELL_MIN {
             self.enter(now, State::Closed);
         } else {
@@ -197,8 +200,24 @@ impl Breaker {
         if !share.is_reached(self.window.tally(now, &share)) {
             return false;
         }
-        self.enter(now, State::Open { until: now + policy.open_for });
+        self.open(now, policy);
         true
+    }
+
+    fn open(&mut self, now: Instant, policy: &BreakerPolicy) {
+        self.enter(now, State::Open { until: now + policy.open_for });
+    }
+
+    /// Adds up how long nothing was sent: not the time in which somebody could have tried.
+    fn leave_open(&mut self, now: Instant) {
+        if let State::Open { until } = self.state {
+            self.was_open += now.min(until).since(self.since);
+        }
+    }
+
+    /// How long nothing was sent until it was closed; from here on it is counted anew.
+    pub(super) fn take_open_time(&mut self) -> Duration {
+        std::mem::take(&mut self.was_open)
     }
 
     fn enter(&mut self, now: Instant, state: State) {
@@ -233,6 +252,7 @@ impl Breaker {
     pub(super) fn update(&mut self, now: Instant, policy: &BreakerPolicy) {
         self.window = Window::default();
         if policy.share.percent == 0 && !self.is_closed() {
+            self.leave_open(now);
             self.enter(now, State::Closed);
         }
     }
@@ -329,6 +349,18 @@ mod tests {
             assert!(!breaker.record(after(11), &POLICY, pass, Found::Failed));
         }
         assert_eq!(send(&mut breaker, after(11), 19, Found::Failed), 19);
+    }
+
+    #[test]
+    fn the_time_in_which_nobody_asks_is_none_in_which_it_was_open() {
+        let mut breaker = Breaker::default();
+        open(&mut breaker, after(0));
+        assert_eq!(breaker.state(after(250)), CircuitState::HalfOpen, "somebody may try");
+        assert_eq!(send(&mut breaker, after(250), 1, Found::Failed), 1);
+        breaker.hint_well(after(252));
+        assert_eq!(send(&mut breaker, after(300), 9, Found::Well), 9);
+        assert!(breaker.is_closed());
+        assert_eq!([breaker.take_open_time(), breaker.take_open_time()], [s(7), s(0)], "5 s and, for a probe, 2 s");
     }
 
     #[test]

@@ -218,13 +218,13 @@ impl UpstreamState {
 
     /// Notices when the circuit opens, and when it is closed again; what is tried in between is no news.
     pub(super) fn notice_circuit(&mut self, now: Instant) {
-        match (self.breaker.state(now), self.opened_at) {
-            (CircuitState::Closed, Some(opened_at)) => {
-                self.opened_at = None;
-                self.notices.push(Notice::Closed { after: now.since(opened_at) });
+        match (self.breaker.state(now), self.has_opened) {
+            (CircuitState::Closed, true) => {
+                self.has_opened = false;
+                self.notices.push(Notice::Closed { open: self.breaker.take_open_time() });
             }
-            (CircuitState::Open, None) => {
-                self.opened_at = Some(now);
+            (CircuitState::Open, false) => {
+                self.has_opened = true;
                 self.notices.push(Notice::Opened);
             }
             _ => {}

@@ -134,8 +134,8 @@ struct UpstreamState {
     /// Whether a backend is on trial.
     has_trials: bool,
     breaker: Breaker,
-    /// Since when the circuit is not closed.
-    opened_at: Option<Instant>,
+    /// That the circuit has opened was noticed, and not yet that it is closed again.
+    has_opened: bool,
     notices: Notices,
     /// Ejections that no request's trail tells of, since somebody asked.
     late_ejections: u32,
@@ -208,7 +208,7 @@ pub struct Report {
     pub distrusted: usize,
     /// How the circuit stands; open also while as many requests are under way as may be.
     pub circuit: CircuitState,
-    /// Whether it is not closed because requests failed.
+    /// Whether nothing is sent because requests failed.
     pub is_failing: bool,
     /// Backends that are ejected.
     pub ejected: usize,
@@ -246,7 +246,7 @@ impl Upstream {
             returns_at: Instant::NEVER,
             has_trials: false,
             breaker: Breaker::default(),
-            opened_at: None,
+            has_opened: false,
             notices: Notices::default(),
             late_ejections: 0,
             bell: None,
@@ -403,7 +403,7 @@ impl Upstream {
                     in_flight if in_flight >= state.settings.requests_max => CircuitState::Open,
                     _ => state.breaker.state(now),
                 },
-                is_failing: !state.breaker.is_closed(),
+                is_failing: state.breaker.state(now) == CircuitState::Open,
                 latency_us: state.latency_us,
                 tried_at: state.tried_at,
                 is_panicking: state.balancer.is_panicking(),

@@ -34,8 +34,8 @@ pub enum Notice {
     Opened,
     /// The circuit is closed again.
     Closed {
-        /// How long it was not.
-        after: Duration,
+        /// How long nothing was sent: less than it was not closed where nobody asked.
+        open: Duration,
     },
 }
 

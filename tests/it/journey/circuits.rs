@@ -167,7 +167,7 @@ fn when_all_refuse_the_circuit_opens_and_closes_without_a_burst() {
     let crowd = Crowd::start(&gateway);
     until(SOON, "every circuit is closed", || {
         ask(&gateway);
-        (gauge(&gateway, "circuit_open_shards") == 0).then_some(())
+        (state(&gateway)["circuitShards"] == 0).then_some(())
     });
     let (answered, failed) = crowd.end();
     assert!(answered > 0 && failed.iter().all(|status| [502, 503].contains(status)), "{answered}: {failed:?}");
@@ -223,9 +223,28 @@ fn clients_that_leave_do_not_keep_the_circuit_from_trying() {
     is_there.store(true, Ordering::Relaxed);
     until(SOON, "it is closed", || {
         gateway.get("/x");
-        (gauge(&gateway, "circuit_open_shards") == 0).then_some(())
+        (state(&gateway)["circuitShards"] == 0).then_some(())
     });
     assert_eq!(gateway.get("/x").status, 200);
+}
+
+#[test]
+fn a_circuit_that_nobody_asks_keeps_no_alert_and_no_health_down() {
+    let address = nobody();
+    let upstream = "retries_max = 0\noutlier_failures = 0";
+    let rest = "[runtime]\nshards = 1\n[upstreams.back.breaker]\nrequests_min = 3\nopen_for = \"400ms\"";
+    let gateway = Setup { upstream, rest, ..Setup::default() }.start(&[address]);
+    for _ in 0..3 {
+        assert_eq!(gateway.get("/x").status, 502);
+    }
+    // Nobody asks any more.
+    let half_open = until(SOON, "somebody may try", || {
+        let entry = entry(&gateway);
+        (entry["circuit"] == "half_open").then_some(entry)
+    });
+    assert_eq!(half_open["status"], "up", "{half_open}");
+    assert_eq!(gauge(&gateway, "circuit_open_shards"), 0);
+    assert_eq!(state(&gateway)["circuitShards"], 1);
 }
 
 #[test]
