@@ -14,7 +14,7 @@ table! {
             by "reason" in Values::Fixed(InstanceOut::VALUES);
         /// Requests under way on the instance now.
         in_flight: i64 = Gauge "shardgate_instance_requests_in_flight" per Instance;
-        /// How long the instance takes to answer, by the shard that finds it slowest: a moving average that rises at once and falls within seconds (peak EWMA), as balancing sees it. 0 while nothing is known of late.
+        /// How long the instance takes to answer, by the shard that finds it slowest: a moving average that rises at once and falls within seconds of better answers (peak EWMA). 0 while nothing is known of late: it had no answer for 15 s.
         latency: Micros = Gauge "shardgate_instance_latency_seconds" per Instance;
         /// Attempts at the instance that ended, by outcome.
         requests: [u64; Outcome::COUNT] = Counter "shardgate_instance_requests_total" per Instance

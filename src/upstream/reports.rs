@@ -95,7 +95,7 @@ impl Upstream {
                         out_until,
                         error: known.last_error.filter(|_| out_until.is_some() || is_failing),
                         in_flight: known.in_flight,
-                        latency_us: known.latency.us(now),
+                        latency_us: known.latency.of_late_us(now),
                         counts: known.counts,
                     }
                 })

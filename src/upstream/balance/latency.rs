@@ -8,6 +8,9 @@ use crate::shard::Instant;
 /// to answers within some milliseconds; one that is ten times slower is tried again after six seconds.
 const DECAY: Duration = Duration::from_secs(3);
 
+/// What was told longer ago is not of late: less than a hundredth of it is left then.
+const OF_LATE: Duration = Duration::from_secs(15);
+
 /// One per backend and shard.
 #[derive(Clone, Copy, Debug, Default)]
 pub(in crate::upstream) struct Latency {
@@ -34,6 +37,16 @@ impl Latency {
         // A busy backend is told of all the time: no root and no power for what is new.
         let kept = if age < DECAY / 64 { 1.0 } else { decay(age) };
         (self.average_us * kept).max(1.0) as u32
+    }
+
+    /// How long answers took of late, in microseconds; 0 while nothing is known of that. Unlike what balancing goes by, it does
+    /// not fall while nobody asks.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it saturates, and is never negative")]
+    pub(in crate::upstream) fn of_late_us(&self, now: Instant) -> u32 {
+        match self.told_at {
+            Some(told_at) if now.since(told_at) < OF_LATE => self.average_us.max(1.0) as u32,
+            _ => 0,
+        }
     }
 }
 
@@ -62,6 +75,18 @@ mod tests {
         }
         let later = latency.us(now);
         assert!((40_000..46_000).contains(&later), "10 + 90 / e ms, not {later} µs");
+    }
+
+    #[test]
+    fn of_one_that_rests_nothing_is_known_before_long() {
+        let (mut latency, start) = (Latency::default(), Instant::START);
+        assert_eq!(latency.of_late_us(start), 0);
+        latency.tell(start, 20 * MS);
+        let told = |after| latency.of_late_us(start + after);
+        assert_eq!(
+            [MS, DECAY, OF_LATE - MS, OF_LATE, Duration::from_hours(1)].map(told),
+            [20_000, 20_000, 20_000, 0, 0]
+        );
     }
 
     #[test]
