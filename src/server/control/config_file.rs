@@ -20,6 +20,8 @@ pub(super) struct ConfigFile {
     under_way: Option<LookUnderWay>,
     /// Why the file is to be read once that look has ended.
     wanted: Option<&'static str>,
+    /// Why it could not be looked at last, while it cannot.
+    away: Option<String>,
 }
 
 /// There is one at a time, also while it hangs.
@@ -45,7 +47,7 @@ pub(super) enum Found {
 
 impl ConfigFile {
     pub(super) const fn new(watch: Watch) -> Self {
-        Self { watch, under_way: None, wanted: None }
+        Self { watch, under_way: None, wanted: None, away: None }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -69,6 +71,13 @@ impl ConfigFile {
                 look.due.get_or_insert_with(Instant::now);
             }
         }
+    }
+
+    /// Takes whether it can be looked at, or why not; says whether that is news. It is looked at each second.
+    pub(super) fn becomes(&mut self, away: Option<String>) -> bool {
+        let is_news = self.away != away;
+        self.away = away;
+        is_news
     }
 
     fn begin(&mut self, why: Option<&'static str>) {
@@ -124,4 +133,17 @@ fn read(path: &Path) -> Result<Box<Config>, String> {
     // A pipe was read at the start, and nobody may write to it any more.
     config::open_regular(path).map_err(|error| format!("{}: the file cannot be read: {error}", path.display()))?;
     config::load(Some(path)).map(Box::new).map_err(|mistakes| mistakes.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn why_the_file_is_away_is_news_once() {
+        let mut file = ConfigFile::new(Watch::new("/nowhere"));
+        let looks = [None, Some("gone"), Some("gone"), Some("no right"), Some("no right"), None, None];
+        let news = looks.map(|away| file.becomes(away.map(str::to_owned)));
+        assert_eq!(news, [false, true, false, true, false, true, false]);
+    }
 }

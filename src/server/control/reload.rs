@@ -50,11 +50,20 @@ impl Control {
         let Some(path) = self.file.as_ref().map(|file| file.path().to_owned()) else { return };
         let late = || format!("that takes longer than {}", written_duration(LOOK_MAX));
         let tell = |error: &dyn Display| {
-            tracing::warn!(%error, "the configuration file cannot be read; the configuration stays as it is");
+            let path = path.display();
+            tracing::warn!(%path, %error, "the configuration file cannot be read; the configuration stays as it is");
         };
+        let mut becomes = |away| self.file.as_mut().is_some_and(|file| file.becomes(away));
+        if matches!(found, Found::Same | Found::Read(_, Ok(_))) && becomes(None) {
+            tracing::info!(path = %path.display(), "the configuration file can be read again");
+        }
         match found {
             Found::Same => {}
-            Found::Away(error) => tell(&error),
+            Found::Away(error) => {
+                if becomes(Some(error.to_string())) {
+                    tell(&error);
+                }
+            }
             Found::Late { is_reload: false } => tell(&late()),
             Found::Late { is_reload: true } => {
                 self.refuse_reload(&format_args!("{}: the file cannot be read: {}", path.display(), late()));
