@@ -71,6 +71,11 @@ impl Watch {
         Ok(true)
     }
 
+    /// Whether the last look saw other content, which counts when the next one sees it again.
+    pub const fn is_settling(&self) -> bool {
+        self.pending.is_some()
+    }
+
     /// What the file holds counts as other content, once it has settled, whatever that is: what it held before was not taken.
     pub fn forget(&mut self) {
         self.seen = None;

@@ -45,7 +45,7 @@ pub(super) async fn keep_up(
         let away = match connected {
             Ok((link, refused)) => {
                 pause = PAUSE[0];
-                let mut keeper = Keeper { number, tell: &tell, told: &mut told, refused_at: None };
+                let mut keeper = Keeper { number, address: &address, tell: &tell, told: &mut told, refused_at: None };
                 tell.send_modify(|state| (state.number, state.link) = (number, Some(link.clone())));
                 keeper.note(refused.as_ref().map(|(class, said)| (*class, &**said)), clock::now().since(began));
                 tokio::select! {
@@ -64,7 +64,7 @@ pub(super) async fn keep_up(
             while notices.try_recv().is_ok() {}
             continue;
         }
-        log_change(&mut told, Condition::Away(away.word()), away, "");
+        log_change(&mut told, &address, Condition::Away(away.word()), away, "");
         let status = Status::now(Some(away), None, clock::now().since(began));
         tell.send_replace(LinkState { number, link: None, status });
         tokio::select! {
@@ -106,6 +106,7 @@ async fn ask_whether_there(link: &mut Link) -> Result<Option<Refused>, RedisFail
 /// Keeps one connection up.
 struct Keeper<'a> {
     number: u64,
+    address: &'a Address,
     tell: &'a watch::Sender<LinkState>,
     told: &'a mut LoggedCondition,
     /// When somebody was last refused a change.
@@ -159,8 +160,8 @@ impl Keeper<'_> {
     /// It answers, and takes changes or not.
     fn note(&mut self, refused: Option<(Outage, &str)>, latency: Duration) {
         match refused {
-            Some((class, said)) => log_change(self.told, Condition::Refusing(class.word()), class, said),
-            None => log_change(self.told, Condition::Up, Outage::Unknown, ""),
+            Some((class, said)) => log_change(self.told, self.address, Condition::Refusing(class.word()), class, said),
+            None => log_change(self.told, self.address, Condition::Up, Outage::Unknown, ""),
         }
         let status = Status::now(None, refused.map(|(class, _)| class), latency);
         self.tell.send_modify(|state| state.status = status);
@@ -168,17 +169,19 @@ impl Keeper<'_> {
 }
 
 /// Tells the log what there is to be told. `said` are the server's own words.
-fn log_change(told: &mut LoggedCondition, now: Condition, class: Outage, said: &str) {
+fn log_change(told: &mut LoggedCondition, address: &Address, now: Condition, class: Outage, said: &str) {
+    let servers = address.servers();
     match told.change(now) {
-        Some(ConditionChange::Gone(error)) => tracing::warn!(error, "Redis is away"),
+        Some(ConditionChange::Gone(error)) => tracing::warn!(error, servers, "Redis is away"),
         Some(ConditionChange::Refuses(error)) => tracing::error!(
             error,
+            servers,
             said,
             "Redis takes no changes ({error}): {}; until then log-ins, renewals and log-outs are refused with 503",
             class.advice()
         ),
-        Some(ConditionChange::There) => tracing::info!("Redis is there"),
-        Some(ConditionChange::Back) => tracing::info!("Redis is back"),
+        Some(ConditionChange::There) => tracing::info!(servers, "Redis is there"),
+        Some(ConditionChange::Back) => tracing::info!(servers, "Redis is back"),
         None => {}
     }
 }

@@ -183,6 +183,8 @@ impl Status {
 #[derive(Clone)]
 pub struct Address {
     kind: Topology,
+    /// Where it is, or its sentinels or nodes are, as the log calls them.
+    servers: Box<str>,
     connect_timeout: Duration,
     answer_timeout: Duration,
 }
@@ -237,7 +239,13 @@ impl Address {
                 Topology::Cluster { nodes, certificates }
             }
         };
-        Ok(Self { kind, connect_timeout: config.connect_timeout, answer_timeout: config.timeout })
+        let servers = servers(config);
+        Ok(Self { kind, servers, connect_timeout: config.connect_timeout, answer_timeout: config.timeout })
+    }
+
+    /// Where it is, as the log calls it.
+    pub fn servers(&self) -> &str {
+        &self.servers
     }
 
     /// Opens a connection of its own, on which an answer may take `longer` than is configured: for commands that wait.
@@ -321,6 +329,16 @@ fn read_certificates(path: &Path) -> anyhow::Result<TlsCertificates> {
         anyhow::anyhow!("redis.ca_file: {}: {error}; it is a file of certificates (PEM)", path.display())
     })?;
     Ok(TlsCertificates { client_tls: None, root_cert: Some(pem) })
+}
+
+/// Where it is, or its sentinels or nodes are: hosts and ports, without what one logs in with.
+pub fn servers(config: &config::Redis) -> Box<str> {
+    let server = |url: &config::RedisUrl| match url.host.contains(':') {
+        true => format!("[{}]:{}", url.host, url.port),
+        false => format!("{}:{}", url.host, url.port),
+    };
+    let servers: Vec<_> = config.urls.iter().map(server).collect();
+    servers.join(" ").into()
 }
 
 fn address(url: &config::RedisUrl) -> ConnectionAddr {

@@ -153,7 +153,11 @@ fn look_at(path: &Path, file: &mut ListFile) -> ListResult {
         match watch.changed() {
             Err(error) => return Err(format!("it cannot be read: {error}")),
             Ok(false) => {
-                let wrong = passed_over(path).map(str::to_owned).or_else(|| file.wrong.clone());
+                let passed_over = passed_over(path).map(str::to_owned);
+                if passed_over.is_none() && watch.is_settling() && file.wrong.is_some() {
+                    return Ok(ListAnswer::Settling);
+                }
+                let wrong = passed_over.or_else(|| file.wrong.clone());
                 return wrong.map_or(Ok(ListAnswer::Unchanged), Err);
             }
             Ok(true) => {}
@@ -234,6 +238,22 @@ mod tests {
             assert!(matches!(fork.ask(&path).await, Ok(ListAnswer::Listed(_))));
             // Nothing is left of files that nobody names any more.
             assert!(fork.fork(&BTreeSet::new()).followed.is_empty());
+        });
+    }
+
+    #[test]
+    fn what_was_wrong_is_not_told_of_what_has_taken_its_place() {
+        let directory = TempDir::new().expect("a directory");
+        let path = directory.path().join("shop.toml");
+        run(async {
+            fs::write(&path, "instances = [").expect("written");
+            let mut files = Files::new();
+            let wrong = files.ask(&path).await.expect_err("it is cut off");
+            assert!(wrong.starts_with("it is not TOML"), "{wrong}");
+            assert_eq!(files.ask(&path).await, Err(wrong), "it stays so");
+            fs::write(&path, "instances = [\"10.0.0.1:80\"]\n").expect("written");
+            assert_eq!(files.ask(&path).await, Ok(ListAnswer::Settling));
+            assert!(matches!(files.ask(&path).await, Ok(ListAnswer::Listed(_))));
         });
     }
 

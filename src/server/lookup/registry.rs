@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    bus::redis::{Address, Link, RedisFailure, Script},
+    bus::redis::{Address, Link, RedisFailure, Script, servers},
     config,
     server::resolver::AskedList,
     shard::{Instant, clock},
@@ -78,7 +78,7 @@ async fn serve(redis: Arc<config::Redis>, mut questions: mpsc::UnboundedReceiver
         }
         let told = ask(&redis, &mut connected, &script, &key(&upstream)).await;
         let is_away = matches!(told, Err(Failure::Setup(_) | Failure::Redis(RedisFailure::Away(_))));
-        let told = told.map_err(|failure| words(&failure));
+        let told = told.map_err(|failure| words(&redis, &failure));
         // It would be the same for all who wait, one timeout later each.
         if let (true, Err(why)) = (is_away, &told) {
             connected = None;
@@ -134,9 +134,10 @@ enum Failure {
     Empty,
 }
 
-fn words(failure: &Failure) -> String {
+fn words(redis: &config::Redis, failure: &Failure) -> String {
     match failure {
         Failure::Setup(error) => format!("{error:#}"),
+        Failure::Redis(RedisFailure::Away(class)) => format!("Redis at {} is away: {}", servers(redis), class.word()),
         Failure::Redis(failure) => match std::error::Error::source(failure) {
             Some(source) => format!("{failure}: {source}"),
             None => failure.to_string(),

@@ -190,7 +190,9 @@ impl SaidList {
         let Some(unsaid) = self.failures.pass(now) else { return };
         self.failing.clone_from(&known.error);
         if let Some(why) = &known.error {
-            tracing::warn!(%source, why, instances, unsaid, "a list of instances cannot be had; the last good one serves");
+            // Beside an upstream without instances nobody is to read that some serve.
+            let serves = if instances > 0 { "the last good one serves" } else { "there was none before" };
+            tracing::warn!(%source, why, instances, unsaid, "a list of instances cannot be had; {serves}");
         } else {
             tracing::info!(%source, instances, unsaid, "a list of instances can be had again");
         }

@@ -57,6 +57,8 @@ impl fmt::Display for Source {
 pub enum ListAnswer {
     /// What it said before.
     Unchanged,
+    /// What is there is new, and is looked at once more before it is read.
+    Settling,
     /// These.
     Listed(Listed),
 }
@@ -247,7 +249,10 @@ impl Lists {
         let Some(followed) = self.sources.get_mut(source) else { return HeardList::Same };
         let settings = self.settings;
         let answer = answer.and_then(|answer| {
-            let ListAnswer::Listed(mut listed) = answer else { return Ok(ListAnswer::Unchanged) };
+            let mut listed = match answer {
+                ListAnswer::Listed(listed) => listed,
+                ListAnswer::Unchanged | ListAnswer::Settling => return Ok(answer),
+            };
             listed.instances = taken(source, listed.instances, &mut listed.left_out, settings);
             match (listed.instances.len(), listed.left_out.why.take()) {
                 (0, Some(why)) => Err(format!("it lists nothing that can be an instance: {why}")),
@@ -288,6 +293,11 @@ impl FollowedList {
         let known = &mut self.known;
         let listed = match answer {
             Ok(ListAnswer::Listed(listed)) => listed,
+            // That it was wrong is of what was there before.
+            Ok(ListAnswer::Settling) => {
+                self.due = now + POLL_INTERVAL;
+                return HeardList::Same;
+            }
             Ok(ListAnswer::Unchanged) => {
                 (known.since, known.failures, known.error) = (now, 0, None);
                 self.due = now + POLL_INTERVAL;

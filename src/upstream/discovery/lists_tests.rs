@@ -107,6 +107,8 @@ fn what_fails_or_is_empty_keeps_what_was_known() {
         let known = one.known();
         assert_eq!((known.failures, known.failures_total, known.since), (2, 2, since));
         assert!(known.is_failing() && known.error.is_some());
+        one.answer(Ok(ListAnswer::Settling));
+        assert!(one.known().is_failing() && one.known().error.is_some(), "nothing is known of it yet");
         one.answer(Ok(ListAnswer::Unchanged));
         assert!(!one.known().is_failing() && one.known().since > since);
         assert_eq!((one.heard.clone(), one.known().failures_total), (HeardList::Same, 2));
