@@ -102,7 +102,7 @@ codes! {
     /// No connection to the backend, or it closed before it answered.
     UpstreamUnreachable = "upstream_unreachable", 502, "Upstream unreachable", "the service could not be reached, or closed before it answered";
     /// Every backend is ejected or down.
-    NoHealthyUpstream = "no_healthy_upstream", 503, "No healthy upstream", "no instance of the service is healthy; try again shortly";
+    NoHealthyUpstream = "no_healthy_upstream", 503, "No healthy upstream", "no instance of the service can be used; try again shortly";
     /// The upstream has as many requests under way as it may.
     CircuitOpen = "circuit_open", 503, "Circuit open", "the service has too many requests under way; try again shortly";
     /// The gateway has as many connections as it may, as much waits for the stores of accounts, or an answer would come too
@@ -224,7 +224,7 @@ impl Reject {
 impl From<Failure> for Reject {
     fn from(failure: Failure) -> Self {
         let code = match &failure {
-            Failure::NoBackend => Code::NoHealthyUpstream,
+            Failure::NoBackend { .. } => Code::NoHealthyUpstream,
             Failure::Failing(_) | Failure::CircuitOpen | Failure::UploadsFull => Code::CircuitOpen,
             Failure::Connect(_) | Failure::Broken(_) => Code::UpstreamUnreachable,
             Failure::BadAnswer(_) => Code::UpstreamBadResponse,

@@ -86,7 +86,7 @@ codes! {
     /// No connection to the service, or it closed before it answered.
     UpstreamUnreachable = "upstream_unreachable", true, "the service could not be reached, or closed before it answered";
     /// Every instance of the service is ejected.
-    NoHealthyUpstream = "no_healthy_upstream", true, "no instance of the service is healthy; try again shortly";
+    NoHealthyUpstream = "no_healthy_upstream", true, "no instance of the service can be used; try again shortly";
     /// The service has as much under way as it may.
     CircuitOpen = "circuit_open", true, "the service has too many requests under way; try again shortly";
     /// The service did not answer in time.

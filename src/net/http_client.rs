@@ -45,7 +45,7 @@ pub struct ClientConnection {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// It was closed, or broke.
-    #[error("the connection to the backend was closed or broke")]
+    #[error("the connection to the instance was closed or broke")]
     Broken(#[source] Option<io::Error>),
     /// Its head is malformed.
     #[error("the head of the answer is malformed")]

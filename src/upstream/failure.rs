@@ -11,9 +11,14 @@ use crate::{
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// Every backend is ejected or down, or there is none.
-    #[error("no backend is healthy")]
-    NoBackend,
+    /// Every backend is held out of use, ejected or down, or there is none.
+    #[error("no instance {}", of_none(*.held, *.total))]
+    NoBackend {
+        /// Those that an operator holds out of use.
+        held: usize,
+        /// All.
+        total: usize,
+    },
     /// Most requests to it failed of late; it is tried again after this long.
     #[error("the circuit is open: most requests to the upstream failed of late")]
     Failing(Duration),
@@ -24,10 +29,10 @@ pub enum Failure {
     #[error("the upstream has as many requests with a body on its way as it may")]
     UploadsFull,
     /// No connection to the backend.
-    #[error("connecting to the backend failed")]
+    #[error("connecting to the instance failed")]
     Connect(#[source] io::Error),
     /// The backend did not take the request, or did not answer it, in time.
-    #[error("the backend did not answer in time")]
+    #[error("the instance did not answer in time")]
     TimedOut,
     /// The request's own deadline has passed.
     #[error("the request's deadline has passed")]
@@ -36,10 +41,10 @@ pub enum Failure {
     #[error("the request would be answered too late: {}", .0.why())]
     Shed(Shed),
     /// The connection broke before the answer's head was complete.
-    #[error("the backend closed the connection before it answered")]
+    #[error("the instance closed the connection before it answered")]
     Broken(#[source] ClientError),
     /// What the backend sent is no answer.
-    #[error("the backend's answer is malformed")]
+    #[error("the instance's answer is malformed")]
     BadAnswer(#[source] ClientError),
     /// The client did not deliver its request.
     #[error("the request did not arrive")]
@@ -48,8 +53,18 @@ pub enum Failure {
     #[error("the client closed before it was answered")]
     ClientGone,
     /// The right to an answer ended while the backend worked.
-    #[error("the caller's session ended before the backend answered")]
+    #[error("the caller's session ended before the instance answered")]
     Ended,
+}
+
+/// Why of so many instances none is asked.
+fn of_none(held: usize, total: usize) -> String {
+    match held {
+        _ if total == 0 => "is known: no name of one has an address, or the list of them is empty".to_owned(),
+        0 => "is healthy".to_owned(),
+        _ if held >= total => "is in use: an operator holds all out of use".to_owned(),
+        _ => format!("is healthy, but for those that an operator holds out of use: {held} of {total}"),
+    }
 }
 
 impl Failure {
@@ -77,7 +92,7 @@ impl Failure {
             Self::Broken(_) => Some(Outcome::Closed),
             Self::BadAnswer(_) => Some(Outcome::Malformed),
             Self::Request(_) | Self::ClientGone | Self::Ended => Some(Outcome::Cancelled),
-            Self::NoBackend | Self::Failing(_) | Self::CircuitOpen | Self::UploadsFull | Self::Shed(_) => None,
+            Self::NoBackend { .. } | Self::Failing(_) | Self::CircuitOpen | Self::UploadsFull | Self::Shed(_) => None,
         }
     }
 
@@ -93,7 +108,7 @@ impl Failure {
             // A client that is in a hurry takes no instance out.
             Self::DeadlineMissed
             | Self::Shed(_)
-            | Self::NoBackend
+            | Self::NoBackend { .. }
             | Self::Failing(_)
             | Self::CircuitOpen
             | Self::UploadsFull

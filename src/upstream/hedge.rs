@@ -83,7 +83,7 @@ impl Upstream {
         failed: &mut Vec<Rc<Backend>>,
     ) -> Result<Answered, Failure> {
         let (began, limit) = (attempt.began, attempt.limit);
-        let Some(asked) = backend else { return Err(Failure::NoBackend) };
+        let Some(asked) = backend else { return Err(self.nobody()) };
         let mut copy = head.copy(buffers::take(), buffers::take_fields());
         let mut other = None;
         let mut trail2 = trail.beside();

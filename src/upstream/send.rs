@@ -162,7 +162,7 @@ impl Upstream {
                 return match ended {
                     Ok(answered) => Ok(stream(answered, place, call, trail, admitted_at)),
                     // The attempts took out the last backend: what they met says more.
-                    Err(Failure::NoBackend) => Err(earlier.unwrap_or(Failure::NoBackend)),
+                    Err(none @ Failure::NoBackend { .. }) => Err(earlier.unwrap_or(none)),
                     Err(failure) => Err(failure),
                 };
             };
@@ -284,6 +284,15 @@ impl Upstream {
         }
     }
 
+    /// That there is no backend to ask.
+    pub(super) fn nobody(&self) -> Failure {
+        self.state.with(|state| {
+            let is_held = |backend: &&Rc<Backend>| backend.state.with(|state| state.order.held.is_some());
+            let held = state.backends.iter().filter(is_held).count();
+            Failure::NoBackend { held, total: state.backends.len() }
+        })
+    }
+
     #[expect(clippy::too_many_arguments, reason = "what a request is and what has become of it so far")]
     pub(super) async fn attempt(
         &self,
@@ -296,7 +305,7 @@ impl Upstream {
         asker: &impl Asker,
     ) -> Result<Answered, Failure> {
         let now = attempt.began;
-        let backend = backend.ok_or(Failure::NoBackend)?;
+        let backend = backend.ok_or_else(|| self.nobody())?;
         let is_retry = trail.attempts > 0;
         trail.attempts += 1;
         trail.has_answered = false;

@@ -104,16 +104,19 @@ fn a_refusal_says_why() {
             "forbidden: the caller lacks the permission events:write",
         ),
         (get("/few", ""), "rate_limited: the limit few is used up"),
-        (get("/away", ""), "upstream_unreachable: connecting to the backend failed: Connection refused (os error 111)"),
+        (
+            get("/away", ""),
+            "upstream_unreachable: connecting to the instance failed: Connection refused (os error 111)",
+        ),
         (
             get("/closed", ""),
-            "upstream_unreachable: the backend closed the connection before it answered: the connection to the backend was closed or broke",
+            "upstream_unreachable: the instance closed the connection before it answered: the connection to the instance was closed or broke",
         ),
         (
             get("/malformed", ""),
-            "upstream_bad_response: the backend's answer is malformed: the head of the answer is malformed: the status line is malformed",
+            "upstream_bad_response: the instance's answer is malformed: the head of the answer is malformed: the status line is malformed",
         ),
-        (get("/late", ""), "upstream_timeout: the backend did not answer in time"),
+        (get("/late", ""), "upstream_timeout: the instance did not answer in time"),
         (get(&format!("/{long}"), ""), "uri_too_long: the target is longer than http.target_bytes_max"),
         (get("/", &many), "header_too_large: the head has more fields than http.fields_max"),
         (

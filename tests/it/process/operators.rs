@@ -338,6 +338,12 @@ fn all_shards_hold_an_instance_out_until_it_is_let_in() {
     let entry = &health.json()["services"]["back"];
     let told = (health.status, entry["status"].as_str(), entry["error"].as_str());
     assert_eq!(told, (503, Some("down"), Some("withheld")), "no route can be served");
+    let detail = until(SOON, "the access log says why", || {
+        let lines = gateway.access_lines(1);
+        let refused = lines.into_iter().find(|line| line["reason"] == "no_healthy_upstream");
+        refused.map(|line| line["reason_detail"].clone())
+    });
+    assert_eq!(detail, "no instance is in use: an operator holds all out of use");
     done(&gateway, "/api/return", &body);
     assert_eq!(who_answers(&gateway), BTreeSet::from(["one".to_owned()]));
     done(&gateway, "/api/return", &json!({"upstream": "back", "instance": two.address()}));
