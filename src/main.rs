@@ -106,7 +106,7 @@ const WRONG: u8 = 2;
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Run { config } => with_config(config, serve),
-        Command::Demo { tls } => match config::resolve(None, &env::process()) {
+        Command::Demo { tls } => match config::resolve(None, &demo::environment(env::process())) {
             Ok(config) => finish(demo::run(config, tls)),
             Err(mistakes) => wrong(&mistakes),
         },

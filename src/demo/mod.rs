@@ -7,6 +7,7 @@ mod pages;
 mod service;
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
@@ -32,6 +33,19 @@ use crate::{
 /// Instances of each service: one may go.
 const INSTANCES: usize = 2;
 
+/// The key of the environment that says where the demo listens.
+const ADDRESS: &str = "SHARDGATE_LISTENER_ADDRESS";
+
+/// The environment that the demo has its configuration from. Its users have passwords that everybody knows, so others reach
+/// it only where it says so.
+pub fn environment(mut env: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let is_given = env.get(ADDRESS).is_some_and(|address| !address.trim().is_empty());
+    if !is_given {
+        env.insert(ADDRESS.to_owned(), Ipv4Addr::LOCALHOST.to_string());
+    }
+    env
+}
+
 /// Starts the sample services and runs the gateway in front of them until a signal ends it; over TLS as well, on this port.
 pub fn run(mut config: Config, tls: Option<u16>) -> anyhow::Result<ProcessEnd> {
     // A person tries it: what happens is told in words, also where it is piped into a file.
@@ -56,6 +70,12 @@ pub fn run(mut config: Config, tls: Option<u16>) -> anyhow::Result<ProcessEnd> {
         }
     }
     add_pages(&mut config, tls)?;
+    if !config.listener.address.is_loopback() {
+        tracing::warn!(
+            address = %config.listener.address,
+            "others reach the demo, and everybody knows the passwords of its users; without {ADDRESS} it listens on 127.0.0.1"
+        );
+    }
     // Who comes and goes is worth seeing.
     config.hub.rooms.iter_mut().for_each(|room| room.presence_events = true);
     let loopback = |network: &str| network.parse().expect("a network");
@@ -186,7 +206,7 @@ fn print_hints(
     let gateway = format!("http://localhost:{port}");
     let bearer = "-H \"Authorization: Bearer $TOKEN\"";
     let metrics = operators_port.map_or_else(String::new, |port| {
-        format!("  curl -s http://localhost:{port}/metrics | grep shardgate_requests_total\n")
+        format!("  curl -s http://localhost:{port}/metrics | grep '^shardgate_requests_total.* [1-9]'\n")
     });
     let dashboard = operators_port.map_or_else(String::new, |port| {
         let changes = token.map_or_else(String::new, |token| format!("; the token for changes is {token}"));

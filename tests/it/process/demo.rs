@@ -14,6 +14,8 @@ const SOON: Duration = Duration::from_secs(10);
 fn the_demo_serves_its_page_under_a_strict_policy() {
     let any_port = [("SHARDGATE_LISTENER_PORT", "0"), ("SHARDGATE_ADMIN_PORT", "0"), ("SHARDGATE_RUNTIME_SHARDS", "1")];
     let demo = Gateway::start_command(&["demo"], &any_port);
+    // Everybody knows the passwords of its users.
+    demo.log_until("listening on 127.0.0.1:", SOON);
     let mut client = Client::connect(demo.address());
     let javascript = "text/javascript; charset=utf-8";
     for (path, content_type, part) in [
