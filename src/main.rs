@@ -6,7 +6,10 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{
+    Parser, Subcommand,
+    error::{ContextKind, ErrorKind},
+};
 use shardgate::{
     accounts::cli::{self, UserCommand},
     config::{self, Config, Mistakes, env, watch::Watch},
@@ -104,7 +107,7 @@ enum Command {
 const WRONG: u8 = 2;
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
+    match arguments().command {
         Command::Run { config } => with_config(config, serve),
         Command::Demo { tls } => match config::resolve(None, &demo::environment(env::process())) {
             Ok(config) => finish(demo::run(config, tls)),
@@ -147,9 +150,30 @@ fn main() -> ExitCode {
     }
 }
 
+/// The arguments. A file that stands where `--config FILE` is wanted is told of as that.
+fn arguments() -> Arguments {
+    Arguments::try_parse().unwrap_or_else(|error| {
+        let context = error.get(ContextKind::InvalidArg).map(ToString::to_string);
+        let _ = error.print();
+        if error.kind() == ErrorKind::UnknownArgument
+            && let Some(file) = context.filter(|argument| !argument.starts_with('-'))
+            && let Some(command @ ("run" | "migrate" | "user")) = std::env::args().nth(1).as_deref()
+        {
+            eprintln!("\nThe configuration file has a name before it: shardgate {command} --config {file}");
+        }
+        std::process::exit(error.exit_code())
+    })
+}
+
 fn serve(config: Config, watch: Option<Watch>) -> ExitCode {
     if let Err(error) = log::init(&config.log.level, config.log.format) {
         eprintln!("shardgate: {error}");
+        return ExitCode::from(WRONG);
+    }
+    // All of it at once, and before anything is made.
+    let mistakes = server::check_files(&config);
+    if !mistakes.is_empty() {
+        eprintln!("{}", mistakes.join("\n"));
         return ExitCode::from(WRONG);
     }
     finish(server::run(config, watch, Box::new(|_, _| ())))

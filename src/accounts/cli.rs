@@ -238,10 +238,19 @@ fn check_store(config: &Config, may_begin: bool) -> anyhow::Result<()> {
     if config.accounts.postgres_url.is_some() || is_there || (may_begin && is_virgin) {
         return Ok(());
     }
+    // A path that is whole is the same wherever the command runs.
+    let advice = if directory.is_absolute() {
+        "look whether the gateway runs by another configuration".to_owned()
+    } else {
+        format!(
+            "{} is looked for from where the command runs: run it where the gateway runs, or write a whole path into data.dir",
+            directory.display()
+        )
+    };
     let place = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
     bail!(
-        "data.dir: there is no {} in {}; run the command where the gateway runs or with its --config, put the file back, or make an \
-         empty one: `shardgate migrate`",
+        "data.dir: there is no {} in {}; {advice}, put the file back, or make an empty one: \
+         `shardgate migrate`",
         embedded::FILE_NAME,
         place.display()
     )

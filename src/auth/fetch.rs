@@ -101,7 +101,7 @@ pub fn https_connector(ca_file: Option<&Path>, is_https: bool) -> Result<HttpsCo
     Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp))
 }
 
-/// The certificates of a PEM file, or what is wrong with it: `"ca.pem": it has no certificate`.
+/// The certificates of a PEM file, or what is wrong with it: `"ca.pem": there is no certificate in it`.
 pub fn read_certificates(file: &Path) -> Result<RootCertStore, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("\"{}\": {why}", file.display());
     let mut roots = RootCertStore::empty();
@@ -110,7 +110,13 @@ pub fn read_certificates(file: &Path) -> Result<RootCertStore, String> {
         let certificate = certificate.map_err(|error| wrong(&error))?;
         roots.add(certificate).map_err(|error| wrong(&error))?;
     }
-    if roots.is_empty() { Err(wrong(&"it has no certificate; it is a PEM file")) } else { Ok(roots) }
+    if roots.is_empty() {
+        Err(wrong(
+            &"there is no certificate in it; write the PEM file that has them, which begins with -----BEGIN CERTIFICATE-----",
+        ))
+    } else {
+        Ok(roots)
+    }
 }
 
 /// An error and what caused it, in one line.

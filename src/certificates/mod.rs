@@ -286,6 +286,11 @@ fn read(certificate: &TlsCertificate) -> Result<Pair, Wrong> {
     let file = SecretFile::read(cert, FILE_BYTES_MAX).map_err(|error| of_cert(&error))?;
     let (chain, facts) = read_chain(file.public()).map_err(|why| of_cert(&why))?;
     let file = SecretFile::read(key, FILE_BYTES_MAX).map_err(|error| of_key(&error))?;
+    // Before who may read it: everybody may read a certificate.
+    let has_certificate = CertificateDer::pem_slice_iter(file.public()).any(|found| found.is_ok());
+    if has_certificate && PrivateKeyDer::from_pem_slice(file.public()).is_err() {
+        return Err(of_key(&"it has a certificate and no private key; are cert and key each in the other's place?"));
+    }
     // What others may read is used all the same: refused, it would be an outage when the certificate before it ends.
     let (pem, doubt) = file.secret_or_doubt(key).map_err(|why| of_key(&why))?;
     let doubt = doubt.map(|doubt| of_key(&doubt).what);
@@ -302,7 +307,15 @@ fn read(certificate: &TlsCertificate) -> Result<Pair, Wrong> {
 fn read_chain(pem: &[u8]) -> Result<(Vec<CertificateDer<'static>>, Facts), String> {
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).take(CHAIN_MAX + 1).collect();
     let chain = chain.map_err(|error| format!("it is no PEM file: {error}"))?;
-    let first = chain.first().ok_or("it has no certificate; it is a PEM file")?;
+    let Some(first) = chain.first() else {
+        return Err(match PrivateKeyDer::from_pem_slice(pem) {
+            Ok(_) => "it has a private key and no certificate; are cert and key each in the other's place?",
+            Err(_) => {
+                "there is no certificate in it; write the PEM file that has it, which begins with -----BEGIN CERTIFICATE-----"
+            }
+        }
+        .to_owned());
+    };
     if chain.len() > CHAIN_MAX {
         return Err(format!("it has more than {CHAIN_MAX} certificates; a chain has at most that many"));
     }

@@ -88,9 +88,19 @@ fn what_is_wrong_with_a_pair_is_told() {
         "{told}"
     );
     let told = wrong(TlsCertificate { cert: one.key.clone(), key: one.key.clone() });
-    assert!(told.starts_with("tls.certificates[0].cert is ") && told.contains("it has no certificate"), "{told}");
+    assert!(
+        told.starts_with("tls.certificates[0].cert is ") && told.contains("it has a private key and no certificate"),
+        "{told}"
+    );
     let told = wrong(TlsCertificate { cert: one.cert.clone(), key: one.cert.clone() });
-    assert!(told.starts_with("tls.certificates[0].key is "), "{told}");
+    assert!(
+        told.starts_with("tls.certificates[0].key is ") && told.contains("a certificate and no private key"),
+        "{told}"
+    );
+    let junk = place.path().join("junk.pem");
+    std::fs::write(&junk, "junk").expect("written");
+    let told = wrong(TlsCertificate { cert: junk, key: one.key.clone() });
+    assert!(told.contains("there is no certificate in it"), "{told}");
     // As Kubernetes mounts it: that is told, and used.
     set_mode(&one.key, 0o644);
     let told = load(vec![one.clone()]).expect("it is used").warnings(0).join("\n");

@@ -197,8 +197,21 @@ pub(super) fn suggestion(wrong: &str, known: &[&str], prefix: &str) -> String {
         Some((distance, near)) if distance <= 1.max(near.len() / 3) && distance < near.len() => {
             format!("did you mean {prefix}{near}?")
         }
-        _ => format!("there are {}", known.join(", ")),
+        _ => match &with_first_word_near(wrong, known)[..] {
+            [] => format!("there are {}", known.join(", ")),
+            [one] => format!("did you mean {prefix}{one}?"),
+            several => format!("did you mean one of {}?", several.join(", ")),
+        },
     }
+}
+
+/// Those of several words whose first word this may be.
+fn with_first_word_near<'a>(wrong: &str, known: &[&'a str]) -> Vec<&'a str> {
+    let is_near = |known: &&str| {
+        let Some((first, _)) = known.split_once('_') else { return false };
+        osa_distance(wrong, first) <= 1.max(first.len() / 3).min(first.len() / 2)
+    };
+    known.iter().copied().filter(is_near).collect()
 }
 
 /// The same for what the user defines; where nothing is, `example` is how to.

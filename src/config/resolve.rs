@@ -17,6 +17,7 @@ use super::redis::check_redis;
 use super::report::{Location, Mistakes, Report};
 use super::roles::read_roles;
 use super::routes::{read_routes, warn_about_idle_upstreams, warn_about_own_paths};
+use super::secret_file::explained;
 use super::sessions::check_sessions;
 use super::trace::check_trace;
 use super::upstreams::{read_upstreams, warn_about_zones};
@@ -91,7 +92,12 @@ impl Default for Config {
 
 fn read_file(path: &Path) -> Result<String, Mistakes> {
     let unreadable = |error: std::io::Error| {
-        Mistakes::about_file(path, format!("the file cannot be read: {error}"), "name a readable file, or none")
+        let right = if error.kind() == std::io::ErrorKind::NotFound {
+            "without one the defaults hold"
+        } else {
+            "name a readable file, or none"
+        };
+        Mistakes::about_file(path, format!("the file cannot be read: {}", explained(path, error)), right)
     };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(unreadable)?;

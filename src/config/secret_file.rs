@@ -64,11 +64,27 @@ impl SecretFile {
 /// Opens a regular file. Nothing that could block is opened: a pipe that nobody writes to would hold up the start.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let not_blocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    let file = OpenOptions::new().read(true).custom_flags(not_blocking).open(path)?;
+    let opened = OpenOptions::new().read(true).custom_flags(not_blocking).open(path);
+    let file = opened.map_err(|error| explained(path, error))?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
     }
     Ok(file)
+}
+
+/// The same error, in one wording wherever a file is named: that it is not there, where it was looked for, and what to do.
+pub(super) fn explained(path: &Path, error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::NotFound {
+        return error;
+    }
+    let text = match std::path::absolute(path) {
+        Ok(whole) if path.is_relative() => format!(
+            "there is no {}, and relative paths are looked for from the working directory; make it, or name another one",
+            whole.display()
+        ),
+        _ => "there is no such file; make it, or name another one".to_owned(),
+    };
+    io::Error::new(io::ErrorKind::NotFound, text)
 }
 
 /// Who may read a file and should not, and what to do about it.
@@ -89,6 +105,15 @@ fn wrong_reader(mode: u32, owner: u32, user: u32, path: &Path) -> Option<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_not_there_is_told_with_where_it_was_looked_for() {
+        let told = |path: &str| open_regular(Path::new(path)).expect_err("nobody has it").to_string();
+        assert_eq!(told("/nowhere/a.pem"), "there is no such file; make it, or name another one");
+        let here = std::env::current_dir().expect("there is one").join("no/where.pem");
+        let wanted = format!("there is no {}, and relative paths are looked for", here.display());
+        assert!(told("no/where.pem").starts_with(&wanted), "{}", told("no/where.pem"));
+    }
 
     #[test]
     fn a_group_may_read_what_is_roots_or_ones_own_and_others_nothing() {

@@ -96,9 +96,14 @@ fn claim(section: &str, address: SocketAddr) -> io::Result<PortClaim> {
 }
 
 fn explain(section: &str, address: SocketAddr, error: &io::Error) -> io::Error {
+    // Where nobody has written a file, as in the demo, a variable stands for the key.
+    let variable = if section == "listener" { " (SHARDGATE_LISTENER_PORT)" } else { "" };
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            format!("another process (perhaps a second gateway) listens there; stop it or set another {section}.port")
+            format!(
+                "another process (perhaps a second gateway) listens there; stop it or set another {section}.port{}",
+                variable(section)
+            )
         }
         io::ErrorKind::AddrNotAvailable => {
             format!("this machine has no such address; set {section}.address to one that it has")

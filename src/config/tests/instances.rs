@@ -57,3 +57,14 @@ fn mistakes_of_instances_are_told() {
         shardgate.toml:2: upstreams.a.instances is empty; an upstream has one instance or more"#]],
     );
 }
+
+#[test]
+fn a_key_of_several_words_is_told_by_its_first() {
+    check(
+        "[upstreams.a]\ninstances = [\"127.0.0.1:1\"]\nretrys = 1\nzzz = 1\n[[routes]]\npath = \"/\"\nupstream = \"a\"\nacess = 1\n",
+        &expect![[r#"
+            shardgate.toml:3: upstreams.a.retrys is not a key; did you mean one of retries_max, retry_budget_percent, retry_budget_min_per_s, retry_on, retry_backoff, retry_backoff_max?
+            shardgate.toml:4: upstreams.a.zzz is not a key; there are instances, connect_timeout, response_timeout, idle_timeout, idle_max, head_bytes_max, fields_max, interim_answers_max, requests_max, uploads_max, body_methods, retries_max, retry_budget_percent, retry_budget_min_per_s, retry_on, per_try_timeout, retry_backoff, retry_backoff_max, outlier_failures, outlier_share_percent, outlier_statuses, outlier_requests_min, outlier_window, outlier_ejection, outlier_percent_max, balance, hash_key, hash_secret, slow_start, panic_percent, discover, health, breaker
+            shardgate.toml:8: routes[0].acess is not a key; did you mean routes[0].access?"#]],
+    );
+}

@@ -382,7 +382,7 @@ fn files_that_cannot_be_read() {
     outcome += &(told(&path) + "\n");
     outcome += &told(dir.path());
     expect![[r#"
-        DIR/f.toml: the file cannot be read: No such file or directory (os error 2); name a readable file, or none
+        DIR/f.toml: the file cannot be read: there is no such file; make it, or name another one; without one the defaults hold
         DIR/f.toml: the file is no UTF-8 at byte 7; save it as UTF-8
         DIR/f.toml: the file is larger than 1MiB; name a configuration
         DIR: the file cannot be read: Is a directory (os error 21); name a readable file, or none"#]]

@@ -31,7 +31,7 @@ fn kid(gateway: &Gateway) -> String {
 #[track_caller]
 fn refusal(config: &str) -> String {
     let mut gateway = Gateway::launch(config, |_| {});
-    assert_eq!(gateway.wait_exit(SOON), Some(1), "{}", gateway.log());
+    assert_eq!(gateway.wait_exit(SOON), Some(2), "{}", gateway.log());
     gateway.log()
 }
 
@@ -101,7 +101,7 @@ fn a_key_may_stand_in_a_variable() {
     assert!(gateway.log().contains("auth.keys[0].secret is no PEM"), "{}", gateway.log());
     let rsa = fs::read_to_string(data("rsa.pem")).expect("a key");
     let mut gateway = launch(&rsa);
-    assert_eq!(gateway.wait_exit(SOON), Some(1));
+    assert_eq!(gateway.wait_exit(SOON), Some(2));
     assert!(gateway.log().contains("auth.keys[0].secret: it is no key for ES256"), "{}", gateway.log());
 }
 

@@ -123,7 +123,11 @@ fn a_port_that_is_taken_is_a_loud_failure() {
             assert_eq!(second.wait_exit(SOON), Some(1), "{address}");
             let log = second.log();
             let complaint = log.lines().find(|line| line.starts_with("shardgate: ")).unwrap_or_default();
-            assert!(complaint.contains(&format!("port {port}")) && complaint.contains("listener.port"), "{log}");
+            assert!(
+                complaint.contains(&format!("port {port}"))
+                    && complaint.contains("listener.port (SHARDGATE_LISTENER_PORT)"),
+                "{log}"
+            );
         }
     }
     assert_eq!(first.get("/health/live").status, 200);
