@@ -2,11 +2,12 @@
 //! which says what is wrong with them and what whoever runs this may not do there.
 
 use std::fmt::Display;
-use std::os::unix::fs::FileTypeExt as _;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Access, AtFlags, CWD, accessat};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
@@ -23,6 +24,9 @@ use crate::{
     shard::clock,
     sinks::clickhouse,
 };
+
+/// Locked by the gateway that keeps sessions in the data directory.
+const LOCK: &str = "gateway.lock";
 
 /// Loads the keys of a configuration.
 pub(super) fn load_keys(config: &Config) -> Result<Keychain, KeychainError> {
@@ -70,13 +74,43 @@ fn made_in(config: &Config) -> Option<&Path> {
     is_asked.then_some(&*config.data.dir)
 }
 
+/// Takes the data directory for this process where sessions are kept there: another gateway would know nothing of what this one
+/// ends, and answer its tokens. Commands on users stand beside it; their changes are seen. The lock goes with the process.
+pub(super) fn claim_data(config: &Config) -> anyhow::Result<Option<File>> {
+    if !config.accounts.enabled || config.session_store() != SessionStore::Embedded {
+        return Ok(None);
+    }
+    let directory = &config.data.dir;
+    let open = || {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(directory.join(LOCK))
+    };
+    // Whoever may write nothing there is told so by the store.
+    let Ok(lock) = open() else { return Ok(None) };
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(lock)),
+        Err(Errno::WOULDBLOCK) => {
+            let place = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
+            anyhow::bail!(
+                "data.dir: another gateway keeps its sessions in {}, and would not hear of what this one ends; stop it, set \
+                 another data.dir, or let both share Redis (redis.urls)",
+                place.display()
+            )
+        }
+        Err(error) => {
+            tracing::warn!(%error, "it cannot be told whether another gateway uses {}", directory.display());
+            Ok(None)
+        }
+    }
+}
+
 /// Reads the tokens of operators: who may ask the operator's listener for what.
 pub(super) fn admin_access(config: &Config) -> Result<OperatorAccess, String> {
     let admin = &config.admin;
     let mut tokens = Vec::with_capacity(admin.tokens.len());
     for (index, token) in admin.tokens.iter().enumerate() {
         let of_file =
-            |file: &PathBuf| admin_token(file).map_err(|wrong| format!("admin.tokens[{index}].file: {wrong}"));
+            |file: &PathBuf| admin_token(file).map_err(|wrong| format!("admin.tokens[{index}].file is {wrong}"));
         let of_secret =
             || Zeroizing::new(token.secret.as_ref().map_or("", |secret| secret.reveal()).as_bytes().to_vec());
         tokens.push((&*token.name, token.file.as_ref().map_or_else(|| Ok(of_secret()), of_file)?));
@@ -86,7 +120,7 @@ pub(super) fn admin_access(config: &Config) -> Result<OperatorAccess, String> {
 }
 
 fn admin_token(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
-    let told = |wrong: &dyn Display| format!("{}: {wrong}", path.display());
+    let told = |wrong: &dyn Display| format!("\"{}\": {wrong}", path.display());
     let file = SecretFile::read(path, config::ADMIN_TOKEN_BYTES_MAX + 2).map_err(|error| told(&error))?;
     let token = file.secret(path).map_err(|wrong| told(&wrong))?;
     // What editors leave at the end is nobody's token.

@@ -112,6 +112,7 @@ fn run_on(
     let access =
         files::admin_access(&config).map_err(anyhow::Error::msg).context("operators' tokens cannot be used")?;
     let admin = bind_admin(&config)?;
+    let data = files::claim_data(&config)?;
     let (node, secret) = hub_names();
     let (records, access_logs) = Records::open(&config, &node, shards)?;
 
@@ -182,7 +183,7 @@ fn run_on(
     }
     let _ = bridge.thread.join();
     records.close();
-    drop(claims);
+    drop((claims, data));
     match ended {
         ProcessEnd::Drained => tracing::info!("ended: every request under way was finished"),
         ProcessEnd::Cut => tracing::warn!("ended: connections that were still open were cut"),

@@ -12,6 +12,8 @@ use tempfile::TempDir;
 use super::has_tool;
 use crate::harness::{Gateway, shardgate};
 
+const SOON: Duration = Duration::from_secs(15);
+
 /// How a command ended, and what it said.
 #[derive(Debug)]
 struct Said {
@@ -101,7 +103,7 @@ fn check_accepts_what_is_right() {
     for (arguments, files) in [
         (&["check"][..], &[][..]),
         (&["check", "a.toml"], &[("a.toml", "[listener]\nport = 8080\n")]),
-        (&["check", "--no-files", "a.toml"], &[("a.toml", EXAMPLE)]),
+        (&["check", "a.toml"], &[("a.toml", EXAMPLE)]),
         (&["check"], &[("shardgate.toml", "")]),
     ] {
         let said = run(arguments, files);
@@ -261,4 +263,40 @@ fn the_demo_prints_its_hints_last_and_answers_every_line_of_them() {
     ] {
         assert!(everything.contains(part), "{part} in {everything}");
     }
+}
+
+#[test]
+fn a_second_gateway_does_not_take_the_data_directory_of_another() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let config = format!("[data]\ndir = \"{}\"\n", directory.path().display());
+    let first = Gateway::start(&config);
+    let mut second = Gateway::launch(&config, |_| {});
+    assert_eq!(second.wait_exit(SOON), Some(1), "{}", second.log());
+    assert!(second.log().contains("another gateway keeps its sessions in "), "{}", second.log());
+    // Commands stand beside it, and once it is gone there is another one, however it went.
+    let file = directory.path().join("shardgate.toml");
+    fs::write(&file, &config).expect("written");
+    let listed = run(&["user", "list", "--config", file.to_str().expect("a path")], &[]);
+    assert_eq!(listed.code, Some(0), "{listed:?}");
+    drop(first);
+    let _third = Gateway::start(&config);
+}
+
+#[test]
+fn what_is_wrong_with_files_ends_a_start_before_anything_is_made() {
+    let config = "[[tls.certificates]]\ncert = \"no.pem\"\nkey = \"no.key\"\n[listener]\nport = 0\nkind = \"tls\"\n";
+    let directory = TempDir::new().expect("a temporary directory");
+    fs::write(directory.path().join("a.toml"), config).expect("written");
+    let mut command = shardgate(directory.path());
+    let output = command.args(["run", "--config", "a.toml"]).stderr(Stdio::piped()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("no.pem") && !directory.path().join("data").exists(), "{said}");
+}
+
+#[test]
+fn a_file_without_its_option_is_told_of_it() {
+    let said = run(&["run", "gw.toml"], &[("gw.toml", "")]);
+    assert_eq!(said.code, Some(2));
+    assert!(said.stderr.contains("shardgate run --config gw.toml"), "{said:?}");
 }
