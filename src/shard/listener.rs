@@ -86,8 +86,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// A lock in the abstract namespace: it has no file to clean up, goes with the process however that ends, and reaches as
-/// far as the port does, one network namespace.
+/// A lock in the abstract namespace: no file to clean up; it goes with the process, and reaches as far as the port does.
 fn claim(section: &str, address: SocketAddr) -> io::Result<PortClaim> {
     let name = format!("shardgate/listener/{address}");
     let lock = std::os::unix::net::SocketAddr::from_abstract_name(name)?;
@@ -96,14 +95,10 @@ fn claim(section: &str, address: SocketAddr) -> io::Result<PortClaim> {
 }
 
 fn explain(section: &str, address: SocketAddr, error: &io::Error) -> io::Error {
-    // Where nobody has written a file, as in the demo, a variable stands for the key.
     let variable = if section == "listener" { " (SHARDGATE_LISTENER_PORT)" } else { "" };
     let advice = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            format!(
-                "another process (perhaps a second gateway) listens there; stop it or set another {section}.port{}",
-                variable(section)
-            )
+            format!("another process (a second gateway?) listens there; stop it or set {section}.port{variable}")
         }
         io::ErrorKind::AddrNotAvailable => {
             format!("this machine has no such address; set {section}.address to one that it has")

@@ -333,9 +333,12 @@ fn read_certificates(path: &Path) -> anyhow::Result<TlsCertificates> {
 
 /// Where it is, or its sentinels or nodes are: hosts and ports, without what one logs in with.
 pub fn servers(config: &config::Redis) -> Box<str> {
-    let server = |url: &config::RedisUrl| match url.host.contains(':') {
-        true => format!("[{}]:{}", url.host, url.port),
-        false => format!("{}:{}", url.host, url.port),
+    let server = |url: &config::RedisUrl| {
+        if url.host.contains(':') {
+            format!("[{}]:{}", url.host, url.port)
+        } else {
+            format!("{}:{}", url.host, url.port)
+        }
     };
     let servers: Vec<_> = config.urls.iter().map(server).collect();
     servers.join(" ").into()
