@@ -481,7 +481,13 @@ mod tests {
         let status = |circuit, probes| {
             let mut known = known(&[]);
             let reports = vec![Report { circuit, ..report(2, 2) }, report(2, 2)];
-            known.upstreams = vec![UpstreamHealth { name: "a".to_owned(), instances: 2, withheld: [false; 2].into(), reports, probes }];
+            known.upstreams = vec![UpstreamHealth {
+                name: "a".to_owned(),
+                instances: 2,
+                withheld: [false; 2].into(),
+                reports,
+                probes,
+            }];
             let document = outcome(&known).1;
             [document["status"].clone(), document["services"]["a"]["circuit"].clone()]
         };

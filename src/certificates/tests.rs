@@ -147,7 +147,11 @@ fn the_secret_of_tickets_is_one() {
     let load_pairs = load;
     let load = || Certificates::load(&wanted, 0);
     let wrong = || load().expect_err("it is wrong").join("\n");
-    assert!(wrong().contains("tls.ticket_secret_file is \"") && wrong().contains("No such file"), "{}", wrong());
+    assert!(
+        wrong().contains("tls.ticket_secret_file is \"") && wrong().contains("there is no such file"),
+        "{}",
+        wrong()
+    );
     write_secret(&path, "a secret of 31 bytes, too short\n\n");
     assert!(wrong().contains("it has 31 bytes; give it 32 or more"), "{}", wrong());
     write_secret(&path, "a secret of 32 bytes, known here\n");

@@ -286,7 +286,7 @@ mod tests {
             assert!(matches!(files.next().await, Read::Changed(Ok(_))), "both halves");
             // Another mistake is told, and that what was there before is back.
             fs::rename(&old.key, &new.key).expect("renamed");
-            assert!(matches!(files.next().await, Read::Changed(Err(wrong)) if wrong.contains("No such file")));
+            assert!(matches!(files.next().await, Read::Changed(Err(wrong)) if wrong.contains("there is no such file")));
             fs::rename(&new.key, &old.key).expect("renamed");
             assert!(matches!(files.next().await, Read::Changed(Ok(_))), "it is back");
         });
@@ -306,7 +306,9 @@ mod tests {
             files.follow(Some(&loaded));
             config.tls.certificates[0].key = place.path().join("none");
             assert!(files.begin(&config));
-            assert!(matches!(files.next().await, Read::Candidate(Err(wrong)) if wrong.contains("No such file")));
+            assert!(
+                matches!(files.next().await, Read::Candidate(Err(wrong)) if wrong.contains("there is no such file"))
+            );
             assert!(files.begin(&config));
             files.give_up();
             assert!(timeout(Duration::from_millis(100), files.next()).await.is_err(), "nobody wants it any more");
