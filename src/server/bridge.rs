@@ -86,7 +86,7 @@ pub(super) struct RunningBridge {
 pub(super) fn spawn(equipment: BridgeSetup) -> anyhow::Result<StartingBridge> {
     let (tell, begun) = oneshot::channel();
     let thread = thread::Builder::new().name("bridge".to_owned()).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        let runtime = match tokio::runtime::Builder::new_current_thread().thread_name("waits").enable_all().build() {
             Ok(runtime) => runtime,
             // Whoever waits is told by the channel's end.
             Err(error) => return drop(tell.send(Err(error.into()))),

@@ -72,8 +72,8 @@ pub type Ready = Box<dyn FnOnce(&[SocketAddr], Option<SocketAddr>)>;
 ///
 /// Everything that can be refused is refused before the first connection is accepted: the plan, the ports, the log.
 pub fn run(config: Config, watch: Option<Watch>, ready: Ready) -> anyhow::Result<ProcessEnd> {
-    // Its own thread is this one; the name is for those that may wait for files.
-    let runtime = tokio::runtime::Builder::new_current_thread().thread_name("file-reader").enable_all().build()?;
+    // Its own thread is this one; the name is for those that may wait.
+    let runtime = tokio::runtime::Builder::new_current_thread().thread_name("waits").enable_all().build()?;
     let ended = run_on(&runtime, config, watch, ready);
     // Whoever still looks up the name of an issuer, or reads a file on a file system that hangs, is not waited for.
     runtime.shutdown_background();

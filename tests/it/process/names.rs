@@ -162,7 +162,7 @@ fn an_end_waits_for_no_name_of_an_issuer_or_of_redis() {
     ];
     for other in others {
         let mut gateway = resolver.start(&format!("[accounts]\nenabled = false\n[drain]\nnotice = \"0s\"\n{other}"));
-        until(SOON, "a name is being looked up", || (threads(&gateway, "tokio-rt-worker") > 0).then_some(()));
+        until(SOON, "a name is being looked up", || (threads(&gateway, "waits") > 0).then_some(()));
         gateway.signal(Signal::TERM);
         assert_eq!(gateway.wait_exit(SOON), Some(0), "{other}");
     }
