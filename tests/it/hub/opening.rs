@@ -300,9 +300,12 @@ fn a_user_has_so_many_sockets_wherever_they_are() {
     open.pop();
     let mut again = until(super::SOON, "there is room again", || {
         let mut again = Socket::open(&gateway, &user("42"));
-        again.say(&json!({ "type": "join_room", "room": "public.a", "payload": {} }));
-        // It may come before it is known where they are counted that the other has gone.
-        matches!(again.hear_frame(), Heard::Text(_)).then_some(again)
+        // It may come before it is known where they are counted that the other has gone. Some of these rooms are at home there.
+        let stays = (0..40).all(|n| {
+            again.say(&json!({ "type": "join_room", "room": format!("public.{n}"), "payload": {} }));
+            matches!(again.hear_frame(), Heard::Text(_))
+        });
+        stays.then_some(again)
     });
     again.expect_nothing();
 }

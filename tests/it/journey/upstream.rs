@@ -446,6 +446,7 @@ fn a_backend_that_is_killed_takes_only_what_it_had_in_flight() {
         }
     };
     answered(400);
+    let kill = now();
     killed.signal(Signal::KILL);
     killed.wait_exit(PATIENCE);
     // On a busy machine the kernel may tell of the closed connections a little later than of the exit.
@@ -457,7 +458,9 @@ fn a_backend_that_is_killed_takes_only_what_it_had_in_flight() {
     // A POST that may have arrived fails; all others go to the instance that is left.
     assert!(failed.iter().all(|(began, _)| *began < gone), "failed after it was gone: {failed:?} {gone:?}");
     assert!(failed.iter().all(|(_, status)| matches!(status, 502 | 504)), "{failed:?}");
-    assert!(failed.len() <= 2 * CLIENTS, "more failed than were in flight: {failed:?}");
+    // Until its sockets are closed it takes connections that nobody serves; before that, no more than were in flight.
+    let in_flight = failed.iter().filter(|(began, _)| *began < kill).count();
+    assert!(in_flight <= CLIENTS, "more failed than were in flight: {failed:?} {kill:?}");
     let instance = killed.address().to_string();
     let served = gateway.access_lines(800).iter().filter(|line| line["instance"] == instance.as_str()).count();
     assert!(served > 100, "the killed instance had its share: {served}");
