@@ -152,8 +152,8 @@ fn answers_are_passed_on_or_refused_as_the_table_says() {
             }
         }
     });
-    // Each answer is judged by itself: none ejects the backend.
-    let upstream = "outlier_failures = 0\nretries_max = 0";
+    // Each answer is judged by itself: none ejects the backend, or opens the circuit.
+    let upstream = "outlier_failures = 0\nretries_max = 0\nbreaker.percent = 0";
     let start = |backend: &Backend| Setup { upstream, ..Setup::default() }.start(&[backend.address()]);
     let mut gateway = start(&backend);
     let mut burnt = Vec::new();
