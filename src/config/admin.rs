@@ -50,6 +50,14 @@ pub(super) fn read_admin(admin: &mut Admin, fields: &Fields<'_>, report: &mut Re
 /// Checks what is shown over TLS there, once it is known which certificates there are.
 pub(super) fn check_admin_tls(config: &Config, fields: &Fields<'_>, report: &mut Report) {
     let Admin { enabled, kind, cert, key, .. } = &config.admin;
+    if *kind == ListenerKind::Redirect {
+        return fields.wrong(
+            report,
+            "kind",
+            "is \"redirect\"",
+            "operators are led nowhere; write \"plain\" or \"tls\"",
+        );
+    }
     let of_one = match (cert, key) {
         (Some(_), None) => Some(["cert", "key"]),
         (None, Some(_)) => Some(["key", "cert"]),

@@ -59,6 +59,10 @@ fn a_certificate_for_operators_has_a_key_and_is_shown() {
         ]],
     );
     check(
+        "[admin]\nkind = \"redirect\"\n",
+        &expect![[r#"shardgate.toml:2: admin.kind is "redirect"; operators are led nowhere; write "plain" or "tls""#]],
+    );
+    check(
         "[admin]\ncert = \"c.pem\"\n",
         &expect!["shardgate.toml:2: admin.cert is given alone; give admin.key too, or neither"],
     );
