@@ -475,7 +475,7 @@ impl Ended {
 }
 
 impl Finish for Exchange {
-    fn finish(mut self, sent: Sent) -> Instant {
+    fn finish(&mut self, sent: Sent) -> Instant {
         if let Some(cut) = sent.cut {
             self.ended = Ended::Cut(cut);
             if cut == Cut::DeadlineMissed {
@@ -486,7 +486,7 @@ impl Finish for Exchange {
         self.record(sent.body_bytes)
     }
 
-    fn give_up(mut self, so_far: Sent) {
+    fn give_up(&mut self, so_far: Sent) {
         self.request_bytes = so_far.request_bytes;
         self.end_early(so_far.body_bytes);
     }

@@ -239,22 +239,25 @@ impl Service for Gateway {
     async fn serve<R: RequestBody>(&self, exchange: &mut Exchange, mut body: R) -> Option<Response<R, Body>> {
         let live = self.live();
         let mut additions = Additions::default();
-        let answered = {
+        let mut answered = {
             let mut answering = pin!(live.answer(self, exchange, &mut additions, &mut body));
-            poll_fn(|cx| match answering.as_mut().poll(cx) {
-                Poll::Pending if self.refuses_unanswered.get() => Poll::Ready(Err(Reject::new(Code::Draining))),
-                polled => polled,
+            poll_fn(|cx| {
+                let polled = answering.as_mut().poll(cx);
+                if polled.is_pending() && self.refuses_unanswered.get() {
+                    return Poll::Ready(Err(Reject::new(Code::Draining)));
+                }
+                polled
             })
             .await
         };
-        let answered = match answered {
-            Ok((_, body)) if !exchange.may_answer() => {
-                body.abandon();
-                Err(Reject::new(Code::TokenRevoked))
-            }
-            answered => answered,
-        };
-        let (head, answer) = live.complete(exchange, &additions, answered)?;
+        if answered.is_ok()
+            && !exchange.may_answer()
+            && let Ok((_, body)) = std::mem::replace(&mut answered, Err(Reject::new(Code::TokenRevoked)))
+        {
+            body.abandon();
+        }
+        live.complete(exchange, &additions, &mut answered);
+        let (head, answer) = answered.ok()?;
         Some(Response { head, body: answer, request: body })
     }
 
@@ -291,28 +294,25 @@ impl Service for Gateway {
 }
 
 impl Live {
-    /// The answer as it goes out: a refusal too is one. `None` where nobody is there to be answered.
+    /// Makes of it the answer as it goes out, where it stands: it is large. A refusal becomes one too, unless nobody is there to be
+    /// answered.
     fn complete(
         &self,
         exchange: &mut Exchange,
         additions: &Additions,
-        answered: Result<(ResponseHead, Body), Reject>,
-    ) -> Option<(ResponseHead, Body)> {
-        let (mut head, body) = match answered {
-            Ok(answer) => answer,
-            Err(reject) if reject.code == Code::ClientClosed => {
-                exchange.abandoned();
-                return None;
+        answered: &mut Result<(ResponseHead, Body), Reject>,
+    ) {
+        if let Err(reject) = answered {
+            if reject.code == Code::ClientClosed {
+                return exchange.abandoned();
             }
-            Err(reject) => {
-                let (head, bytes) = exchange.refuse(&reject);
-                (head, Body::Own(bytes.into()))
-            }
-        };
-        additions.write(&self.plan, &exchange.head, &mut head);
-        keep_to_https(&self.plan, &exchange.peer, &mut head);
-        exchange.answered(&mut head);
-        Some((head, body))
+            let (head, bytes) = exchange.refuse(reject);
+            *answered = Ok((head, Body::Own(bytes.into())));
+        }
+        let Ok((head, _)) = answered else { return };
+        additions.write(&self.plan, &exchange.head, head);
+        keep_to_https(&self.plan, &exchange.peer, head);
+        exchange.answered(head);
     }
 
     /// Every step of a request's journey, in order.

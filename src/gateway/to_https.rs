@@ -113,8 +113,9 @@ impl Service for ToHttps {
     async fn serve<R: RequestBody>(&self, exchange: &mut Exchange, body: R) -> Option<Response<R, Body>> {
         let live = self.gateway.live();
         let mut additions = Additions::default();
-        let answered = self.answer(&live, exchange, &mut additions).await;
-        let (head, answer) = live.complete(exchange, &additions, answered)?;
+        let mut answered = self.answer(&live, exchange, &mut additions).await;
+        live.complete(exchange, &additions, &mut answered);
+        let (head, answer) = answered.ok()?;
         Some(Response { head, body: answer, request: body })
     }
 

@@ -225,14 +225,16 @@ impl<'i, E: Finish> UnderWay<'i, E> {
         self.exchange.take().expect("it ends once")
     }
 
-    fn finish(self, sent: Sent) -> Instant {
-        self.take().finish(sent)
+    fn finish(&mut self, sent: Sent) -> Instant {
+        let finished_at = self.exchange().finish(sent);
+        self.exchange = None;
+        finished_at
     }
 }
 
 impl<E: Finish> Drop for UnderWay<'_, E> {
     fn drop(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
+        if let Some(exchange) = &mut self.exchange {
             let Io { received, sent, .. } = self.io;
             exchange.give_up(Sent { body_bytes: sent.get(), request_bytes: received.get(), cut: None });
         }
@@ -262,7 +264,7 @@ async fn refuse<S: Service>(
     limits: &HttpLimits,
 ) -> After {
     let (response, exchange) = service.refuse(peer, mistake, Http1Body::new(inbound), clock::now());
-    let under_way = UnderWay::begin(io, exchange);
+    let mut under_way = UnderWay::begin(io, exchange);
     let mut answer = outbound::Answer::new(response, false, Version::Http11, false, limits.write_timeout);
     let sent = answer.send(io).await;
     drop(answer);

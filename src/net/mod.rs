@@ -222,13 +222,14 @@ pub enum Mistake {
     TimedOut,
 }
 
-/// What an exchange does at its end: count and log, once. Dropping it instead means that it was abandoned.
+/// What an exchange does at its end: count and log, once; nothing is done with it afterwards. It stays where it is for that: it
+/// is large. Dropping it instead means that it was abandoned.
 pub trait Finish {
     /// The connection ends under it; so much was sent until then.
-    fn give_up(self, so_far: Sent);
+    fn give_up(&mut self, so_far: Sent);
 
     /// The answer was sent, or cut off. Returns the time that it takes down.
-    fn finish(self, sent: Sent) -> Instant;
+    fn finish(&mut self, sent: Sent) -> Instant;
 }
 
 /// What became of an answer.

@@ -27,9 +27,9 @@ struct Counting(Cell<u64>);
 struct Nothing;
 
 impl Finish for Nothing {
-    fn give_up(self, _: Sent) {}
+    fn give_up(&mut self, _: Sent) {}
 
-    fn finish(self, _: Sent) -> Instant {
+    fn finish(&mut self, _: Sent) -> Instant {
         clock::now()
     }
 }
