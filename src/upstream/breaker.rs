@@ -179,7 +179,7 @@ impl Breaker {
                 (*well, *failed) = (well.saturating_sub(1), *failed + 1);
                 let is_over = *failed > *well;
                 if is_over {
-                    self.enter(now, State::Open { until: now + policy.open_for });
+                    self.open(now, policy);
                 }
                 is_over
             }
