@@ -3,8 +3,7 @@
 use std::{
     collections::VecDeque,
     fmt,
-    io::{self, ErrorKind, Read as _, Write as _},
-    net::TcpStream,
+    io::{self, ErrorKind},
     time::{Duration, Instant},
 };
 
@@ -13,6 +12,7 @@ use crate::harness::now;
 use super::{
     board::Board,
     plan::{self, Act, Exchange, Plan, Step, When},
+    stream::Stream,
     wire::{Framing, Message, Tag, Then, framing_of_answer, framing_of_request},
 };
 
@@ -24,7 +24,7 @@ const WAITED_FOR: Duration = Duration::from_millis(90);
 /// A socket, what is to be done on it, and what has come.
 #[derive(Debug)]
 pub(super) struct End {
-    pub(super) stream: Option<TcpStream>,
+    pub(super) stream: Option<Stream>,
     pub(super) steps: VecDeque<Step>,
     unread: Vec<u8>,
     /// A write has failed. That was told once: the next read would speak of an end.
@@ -50,13 +50,13 @@ impl fmt::Display for Met {
 }
 
 impl End {
-    fn new(stream: Option<TcpStream>, steps: VecDeque<Step>) -> Self {
+    fn new(stream: Option<Stream>, steps: VecDeque<Step>) -> Self {
         Self { stream, steps, unread: Vec::new(), is_broken: false }
     }
 
     /// Reads what is there, up to a bound.
     fn read(&mut self, bytes_max: usize) -> Met {
-        let Some(mut stream) = self.stream.as_ref() else { return Met::Reset };
+        let Some(stream) = &mut self.stream else { return Met::Reset };
         let mut buffer = vec![0; bytes_max];
         match stream.read(&mut buffer) {
             Ok(0) => {
@@ -77,7 +77,7 @@ impl End {
 
     /// Writes what the kernel takes; none when the other end takes nothing any more.
     fn write(&mut self, bytes: &[u8]) -> Option<usize> {
-        match self.stream.as_ref()?.write(bytes) {
+        match self.stream.as_mut()?.write(bytes) {
             Ok(written) => Some(written),
             Err(error) if is_for_later(&error) => Some(0),
             Err(_) => {
@@ -93,12 +93,23 @@ impl End {
     }
 
     fn close(&mut self, resets: bool) {
-        if let Some(stream) = self.stream.take()
-            && resets
-        {
+        let Some(mut stream) = self.stream.take() else { return };
+        if resets {
             // It is reset where it is dropped, here.
-            let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            let _ = socket2::SockRef::from(stream.socket()).set_linger(Some(Duration::ZERO));
+        } else {
+            stream.say_goodbye();
         }
+    }
+
+    /// Writes some of what the socket does not have yet; says what it did.
+    pub(super) fn flush(&mut self) -> String {
+        if self.stream.as_mut().is_some_and(|stream| stream.flush().is_err()) {
+            // Reading finds out what has become of it.
+            self.is_broken = true;
+            self.steps.clear();
+        }
+        "writes more of its records".to_owned()
     }
 }
 
@@ -130,7 +141,7 @@ impl Client {
         Self { end: End::new(None, plan.steps.clone().into()), got, has_come: false, at: 0 }
     }
 
-    pub(super) fn come(&mut self, stream: TcpStream) {
+    pub(super) fn come(&mut self, stream: Stream) {
         self.end.stream = Some(stream);
         self.has_come = true;
     }
@@ -263,7 +274,7 @@ pub(super) struct Backend {
 }
 
 impl Backend {
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(super) fn new(stream: Stream) -> Self {
         let end = End::new(Some(stream), VecDeque::new());
         Self { end, heard: Heard::default(), current: None, is_deaf: false, is_told_last: false, wrote_at: None }
     }

@@ -4,14 +4,17 @@
 use std::{
     fmt,
     net::{SocketAddr, TcpListener, TcpStream},
+    sync::Arc,
 };
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustls::ClientConfig;
 
 use super::{
     board::Board,
     plan::{Act, Plan},
     players::{Backend, Client, End, Got, Heard},
+    stream::Stream,
 };
 
 /// How long nothing may happen while somebody waits.
@@ -33,6 +36,8 @@ pub(super) struct Stage<'p> {
     plan: &'p Plan,
     rng: fastrand::Rng,
     gateway: SocketAddr,
+    /// Clients speak TLS by this.
+    tls: Option<Arc<ClientConfig>>,
     listener: &'p TcpListener,
     clients: Vec<Client>,
     backends: Vec<Backend>,
@@ -47,6 +52,7 @@ enum Turn {
     Accept,
     Reads(Who),
     Acts(Who),
+    Flushes(Who),
 }
 
 /// One end of a connection, by its number.
@@ -58,7 +64,7 @@ enum Who {
 
 impl Turn {
     fn is_of(self, whom: Option<Who>) -> bool {
-        matches!(self, Self::Reads(who) | Self::Acts(who) if Some(who) == whom)
+        matches!(self, Self::Reads(who) | Self::Acts(who) | Self::Flushes(who) if Some(who) == whom)
     }
 }
 
@@ -72,12 +78,19 @@ impl fmt::Display for Who {
 }
 
 impl<'p> Stage<'p> {
-    pub(super) fn new(plan: &'p Plan, seed: u64, gateway: SocketAddr, listener: &'p TcpListener) -> Self {
+    pub(super) fn new(
+        plan: &'p Plan,
+        seed: u64,
+        gateway: SocketAddr,
+        tls: Option<Arc<ClientConfig>>,
+        listener: &'p TcpListener,
+    ) -> Self {
         listener.set_nonblocking(true).expect("a fresh socket");
         Self {
             plan,
             rng: fastrand::Rng::with_seed(!seed),
             gateway,
+            tls,
             listener,
             clients: plan.clients.iter().map(Client::new).collect(),
             backends: Vec::new(),
@@ -153,8 +166,15 @@ impl<'p> Stage<'p> {
         waiting: &mut Vec<(PollFd<'e>, Turn)>,
     ) {
         let Some(stream) = &end.stream else { return };
-        if reads {
+        if reads && stream.has_unread() {
+            turns.push(Turn::Reads(who));
+        } else if reads {
             waiting.push((PollFd::new(stream, PollFlags::IN), Turn::Reads(who)));
+        }
+        if !stream.is_flushed() {
+            // What was written goes before what is done next.
+            waiting.push((PollFd::new(stream, PollFlags::OUT), Turn::Flushes(who)));
+            return;
         }
         match end.steps.front() {
             Some(step) if !self.board.is_open(step.tag, step.when) => {}
@@ -172,18 +192,24 @@ impl<'p> Stage<'p> {
         let (who, said) = match turn {
             Turn::Accept => {
                 let (stream, _) = self.listener.accept().expect("a connection waits");
-                backends.push(Backend::new(prepared(stream)));
+                backends.push(Backend::new(Stream::Plain(prepared(stream))));
                 (Who::Backend(backends.len() - 1), "is connected to".to_owned())
             }
             Turn::Comes(number) => {
                 let stream = TcpStream::connect(self.gateway).expect("the gateway takes connections");
-                clients[number].come(prepared(stream));
+                let stream = prepared(stream);
+                clients[number].come(match &self.tls {
+                    Some(config) => Stream::client(stream, config, self.rng.u64(..)),
+                    None => Stream::Plain(stream),
+                });
                 (Who::Client(number), "comes".to_owned())
             }
             Turn::Reads(who @ Who::Client(number)) => {
                 let met = clients[number].read(bytes_max, &plan.clients[number], board);
                 (who, format!("{met}{}", clients[number].told()))
             }
+            Turn::Flushes(who @ Who::Client(number)) => (who, clients[number].end.flush()),
+            Turn::Flushes(who @ Who::Backend(number)) => (who, backends[number].end.flush()),
             Turn::Acts(who @ Who::Client(number)) => (who, clients[number].act(board)),
             Turn::Reads(who @ Who::Backend(number)) => {
                 let met = backends[number].read(bytes_max, plan, board);
