@@ -5,6 +5,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
+    num::NonZero,
     pin::pin,
     rc::{Rc, Weak},
     sync::Arc,
@@ -35,6 +36,7 @@ use super::{
     pieces::InPieces,
 };
 use crate::{
+    net::network,
     shard::complaints::complain,
     telemetry::{format::Format, metrics::AdminRefusal},
 };
@@ -100,6 +102,9 @@ pub(super) struct Client {
 
 /// A connection that is open.
 struct Open {
+    /// Whether it is from this machine.
+    is_own: bool,
+    network: NonZero<u64>,
     /// Whether a request on it is being answered.
     is_asked: Cell<bool>,
     /// Another one needs its place.
@@ -109,6 +114,16 @@ struct Open {
 }
 
 impl Open {
+    fn new(from: IpAddr, changed: &Rc<Notify>) -> Self {
+        Self {
+            is_own: from.to_canonical().is_loopback(),
+            network: network(from),
+            is_asked: Cell::new(false),
+            give_way: Notify::new(),
+            changed: Rc::clone(changed),
+        }
+    }
+
     fn set_asked(&self, is_asked: bool) {
         self.is_asked.set(is_asked);
         self.changed.notify_one();
@@ -130,8 +145,7 @@ pub async fn serve(listener: TcpListener, desk: Desk, handshakes: Option<Handsha
         match listener.accept().await {
             Ok((stream, address)) => {
                 make_room(&mut all, &changed).await;
-                let open =
-                    Rc::new(Open { is_asked: Cell::new(false), give_way: Notify::new(), changed: Rc::clone(&changed) });
+                let open = Rc::new(Open::new(address.ip(), &changed));
                 all.push_back(Rc::downgrade(&open));
                 let reached = stream.local_addr().ok().map(|address| address.ip());
                 let client = Client { desk: desk.clone(), reached, address };
@@ -158,17 +172,29 @@ async fn make_room(all: &mut VecDeque<Weak<Open>>, changed: &Notify) {
         if all.len() < CONNECTIONS_MAX {
             return;
         }
-        if let Some(idle) = all.iter().filter_map(Weak::upgrade).find(|open| !open.is_asked.get()) {
+        let open: Vec<_> = all.iter().filter_map(Weak::upgrade).collect();
+        if let Some(idle) = who_gives_way(&open) {
             idle.give_way.notify_one();
         }
+        drop(open);
         changed.notified().await;
     }
+}
+
+/// Of those that ask for nothing, the first of the network that has the most connections: whoever opens many shall not keep
+/// others out. This machine and all others have half of the places each, if they want them.
+fn who_gives_way(all: &[Rc<Open>]) -> Option<&Rc<Open>> {
+    let like = |is_like: &dyn Fn(&Open) -> bool| all.iter().filter(|other| is_like(other)).count();
+    let share =
+        |open: &Open| (like(&|other| other.is_own == open.is_own), like(&|other| other.network == open.network));
+    // Of several that have as many it is the last that is found.
+    all.iter().rev().filter(|open| !open.is_asked.get()).max_by_key(|open| share(open))
 }
 
 /// Serves a connection, after its handshake where there is one.
 async fn begin(stream: TcpStream, client: Client, handshakes: Option<Handshakes>, open: &Open) {
     let Some(handshakes) = handshakes else { return serve_connection(stream, client, open).await };
-    match handshakes.accept(stream).await {
+    match handshakes.accept(stream, client.address.ip()).await {
         Ok(stream) => serve_connection(stream, client, open).await,
         Err(error) => {
             client.desk.refusals.count(AdminRefusal::Handshake);
@@ -376,4 +402,50 @@ pub(super) fn page(status: StatusCode, content_type: &'static str, body: impl In
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(hyper::header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fills all places, one after the other, and then so many come, each for one that gives way: how many are left of each.
+    fn left(at_first: &[(&str, usize)], then: &[(&str, usize)]) -> Vec<usize> {
+        let changed = Rc::default();
+        let comers = |comers: &[(&str, usize)]| -> Vec<IpAddr> {
+            let all = comers.iter().flat_map(|(from, count)| std::iter::repeat_n(*from, *count));
+            all.map(|from| from.parse().expect("an address")).collect()
+        };
+        let mut all: Vec<_> = comers(at_first).into_iter().map(|from| Rc::new(Open::new(from, &changed))).collect();
+        assert_eq!(all.len(), CONNECTIONS_MAX);
+        for from in comers(then) {
+            let leaves = Rc::clone(who_gives_way(&all).expect("nobody asks"));
+            all.retain(|open| !Rc::ptr_eq(open, &leaves));
+            all.push(Rc::new(Open::new(from, &changed)));
+        }
+        let of = |from: &str| network(from.parse().expect("an address"));
+        let count = |from: &str| all.iter().filter(|open| open.network == of(from)).count();
+        at_first.iter().map(|(from, _)| count(from)).collect()
+    }
+
+    #[test]
+    fn whoever_opens_many_connections_keeps_nobody_out() {
+        let operator = ("192.0.2.1", 2);
+        assert_eq!(left(&[operator, ("192.0.2.2", 62)], &[("192.0.2.2", 500)]), [2, 62]);
+        assert_eq!(left(&[operator, ("2001:db8::1", 62)], &[("2001:db8::2", 500)]), [2, 62], "they are one network");
+        // From more addresses than there are places.
+        let many: Vec<String> = (0..200).map(|number| format!("198.51.100.{number}")).collect();
+        let many: Vec<_> = many.iter().map(|from| (from.as_str(), 1)).collect();
+        assert_eq!(left(&[("127.0.0.1", 5), ("192.0.2.2", 59)], &many), [5, 0]);
+        assert_eq!(left(&[operator, ("127.0.0.1", 62)], &[("127.0.0.1", 500)]), [2, 62]);
+    }
+
+    #[test]
+    fn who_asks_for_something_gives_no_way() {
+        let changed = Rc::default();
+        let all: Vec<_> = ["192.0.2.1"; 3].map(|from| Rc::new(Open::new(from.parse().expect("one"), &changed))).into();
+        all[0].set_asked(true);
+        assert!(who_gives_way(&all).is_some_and(|open| Rc::ptr_eq(open, &all[1])), "the first that does not");
+        all.iter().for_each(|open| open.set_asked(true));
+        assert!(who_gives_way(&all).is_none());
+    }
 }
