@@ -51,12 +51,17 @@ pub async fn serve_connection<S: Service>(service: Rc<S>, stream: Stream, peer: 
     loop {
         inbound.deadline().set(due);
         if poll_fn(|cx| poll_request(cx, slot, &mut inbound, served == 0)).await != First::Bytes {
+            io.say_goodbye();
             return None;
         }
         let busy = Box::pin(serve_while_busy(&*service, &peer, slot, &io, &mut inbound, &mut served));
         match busy.await {
             After::Idle(since) => due = since + service.limits().keep_alive_timeout,
             After::Close => return None,
+            After::Leave => {
+                io.say_goodbye();
+                return None;
+            }
             After::Switched(upgrade) => return Some(Switched { first: inbound.take_rest(), io, upgrade }),
         }
     }
@@ -85,8 +90,10 @@ fn poll_request(cx: &mut Context<'_>, slot: &Slot, inbound: &mut Inbound, is_fre
 enum After {
     /// It has been waiting for the next request since then.
     Idle(Instant),
-    /// It closes.
+    /// It closes, and has said all that it has to say.
     Close,
+    /// It closes between two requests.
+    Leave,
     /// It speaks another protocol from now on.
     Switched(Box<dyn Upgrade>),
 }
@@ -126,7 +133,7 @@ async fn serve_while_busy<S: Service>(
         inbound.deadline().set(idle_since + WARM);
         match poll_fn(|cx| poll_request(cx, slot, inbound, false)).await {
             First::Bytes => {}
-            First::Closed => return After::Close,
+            First::Closed => return After::Leave,
             First::TimedOut => return After::Idle(idle_since),
         }
     }

@@ -94,4 +94,9 @@ impl Io {
     pub fn poll_shutdown(&self, cx: &mut Context<'_>, how: Shutdown) -> Poll<()> {
         self.stream.with(|stream| stream.poll_shutdown(cx, how)).map(|_gone| ())
     }
+
+    /// Says goodbye over a connection that is closed then; see `Stream::say_goodbye`.
+    pub fn say_goodbye(&self) {
+        self.stream.with(Stream::say_goodbye);
+    }
 }

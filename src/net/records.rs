@@ -129,6 +129,14 @@ impl Records {
         Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
+    pub(super) fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.said_goodbye {
+            self.held.extend(record(GOODBYE, &[]));
+            self.said_goodbye = true;
+        }
+        self.poll_held(cx)
+    }
+
     pub(super) fn heard(&mut self) -> Heard {
         match self.poll_read(&mut Context::from_waker(Waker::noop()), &mut Vec::with_capacity(1)) {
             Poll::Pending => Heard::Nothing,

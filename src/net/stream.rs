@@ -6,7 +6,7 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use tokio::io::AsyncWrite as _;
@@ -103,6 +103,18 @@ impl Stream {
             #[cfg(test)]
             (Self::Records(records), how) => records.poll_shutdown(cx, how),
         }
+    }
+
+    /// Says goodbye, where the kind has one, over a connection that is dropped then: all was said before. As far as the socket
+    /// takes it at once; a peer that reads nothing is not waited for.
+    pub(super) fn say_goodbye(&mut self) {
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = match self {
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Tls(tls) => tls.poll_goodbye(&mut cx),
+            #[cfg(test)]
+            Self::Records(records) => records.poll_goodbye(&mut cx),
+        };
     }
 
     /// What came over a connection on which nobody has anything to say. Bytes are thrown away; what is the stream's own is

@@ -332,13 +332,21 @@ impl Tls {
     }
 
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>, how: Shutdown) -> Poll<io::Result<()>> {
-        if how == Shutdown::Whole && !self.has_said_goodbye && self.failure.is_none() {
+        match how {
+            Shutdown::Whole => ready!(self.poll_goodbye(cx))?,
+            Shutdown::Cut => ready!(self.poll_held(cx))?,
+        }
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    /// Ready when the socket has taken the goodbye, and all that is held before it.
+    pub(super) fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.has_said_goodbye && self.failure.is_none() {
             self.has_said_goodbye = true;
             // Where that fails, an alert stands there instead.
             let _ = self.advance(Say::Goodbye);
         }
-        ready!(self.poll_held(cx))?;
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        self.poll_held(cx)
     }
 
     pub(super) fn heard(&mut self) -> Heard {
