@@ -445,7 +445,9 @@ mod tests {
         let all: Vec<_> = ["192.0.2.1"; 3].map(|from| Rc::new(Open::new(from.parse().expect("one"), &changed))).into();
         all[0].set_asked(true);
         assert!(who_gives_way(&all).is_some_and(|open| Rc::ptr_eq(open, &all[1])), "the first that does not");
-        all.iter().for_each(|open| open.set_asked(true));
+        for open in &all {
+            open.set_asked(true);
+        }
         assert!(who_gives_way(&all).is_none());
     }
 }

@@ -149,7 +149,7 @@ mod tests {
         let [many, one, same] = networks(&["192.0.2.1", "2001:db8::1", "2001:db8::2"])[..] else { unreachable!() };
         let mut line = Line::default();
         let mut flood: Vec<_> = (0..100).map(|_| line.enter(many)).collect();
-        let mut next = |line: &mut Line| line.next().map(|go| go.send(())).is_some();
+        let next = |line: &mut Line| line.next().map(|go| go.send(())).is_some();
         assert_eq!((0..10).filter(|_| next(&mut line)).count(), SIGNATURES_MAX);
         let (mut first, mut second) = (line.enter(one), line.enter(same));
         assert!(!next(&mut line), "not before there is a place");

@@ -45,7 +45,7 @@ pub use proxied::read_proxy_header;
 pub use stream::{Shutdown, Stream};
 #[cfg(any(test, fuzzing))]
 pub use tls_fuzz::fuzz_handshake;
-pub use tls_handshake::{Agreed, CROWDED, HANDSHAKES_PER_TURN, PLAIN_HTTP, accept_tls};
+pub use tls_handshake::{Agreed, CROWDED, HANDSHAKES_PER_TURN, HandshakeFailed, PLAIN_HTTP, accept_tls};
 pub use tunnel::{Goodbye, Moved, Side, TunnelEnd, run as run_tunnel};
 pub use websocket::{
     Dialogue, Goodbye as SocketGoodbye, Message, Outbox, SocketEnd, Timing, run_websocket, with_inflated,

@@ -31,6 +31,9 @@ const RECORD_OVERHEAD: usize = 64;
 /// Records in a row that stand for nothing that anybody reads: empty ones, changed keys, warnings. Nobody needs so many.
 const BARREN_BYTES_MAX: usize = 128 * 1024;
 
+/// So much of what nobody wants to read any more is read over.
+const UNREAD_BUFFERS_MAX: usize = 4;
+
 /// A connection over TLS.
 pub struct Tls {
     socket: TcpStream,
@@ -103,6 +106,26 @@ impl Tls {
         &self.incoming
     }
 
+    /// Keeps what has come in no more memory than it takes, and gives the buffer back: many wait at once for their turn, each
+    /// with its first record.
+    pub(super) fn pack_incoming(&mut self) {
+        let packed = self.incoming.as_slice().into();
+        buffers::give_for_records(std::mem::replace(&mut self.incoming, packed));
+    }
+
+    /// Reads over what the peer has sent, as far as it is here and not for ever: left unread, it would have the kernel take
+    /// back what was said last.
+    pub(super) fn discard_unread(&mut self, cx: &mut Context<'_>) {
+        let mut unread = buffers::take_for_records();
+        for _ in 0..UNREAD_BUFFERS_MAX {
+            unread.clear();
+            if !matches!(self.socket.poll_read_to(cx, &mut unread), Poll::Ready(Ok(1..))) {
+                break;
+            }
+        }
+        buffers::give_for_records(unread);
+    }
+
     pub(super) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
         let is_here = !self.decoded.is_empty() || self.has_unseen || self.has_peer_ended || self.failure.is_some();
         if is_here { Poll::Ready(()) } else { self.socket.poll_readable(cx) }
@@ -153,8 +176,10 @@ impl Tls {
         if let Some(failure) = &self.failure {
             return Poll::Ready(Err(failed(failure.clone())));
         }
-        if self.incoming.capacity() == 0 {
-            self.incoming = buffers::take_for_records();
+        if self.incoming.capacity() < buffers::RECORD_BUFFER_BYTES {
+            // What was packed goes on in one that has room for more.
+            let packed = std::mem::replace(&mut self.incoming, buffers::take_for_records());
+            self.incoming.extend_from_slice(&packed);
         }
         // No record is so long: a message of the session's own goes on over several, and is longer than any should be.
         let is_full = self.incoming.len() == self.incoming.capacity();

@@ -2,6 +2,8 @@
 //! by class where it fails.
 
 use std::{
+    cell::Cell,
+    fmt,
     future::poll_fn,
     io,
     sync::Arc,
@@ -16,11 +18,15 @@ use super::{
 };
 use crate::{
     certificates::take_refused,
-    shard::{TcpStream, gate::Gate},
+    shard::{
+        TcpStream,
+        gate::{Gate, Passed},
+    },
     telemetry::metrics::{TlsAlpn, TlsFailure, TlsVersion},
 };
 
-/// Handshakes that a shard signs in one turn: 176 µs each, with all that belongs to it, while everybody else waits.
+/// Handshakes that a shard signs in one turn at most: 176 µs each with a key of P-256 and all that belongs to it, while
+/// everybody else waits. Of dearer ones the gate passes fewer.
 pub const HANDSHAKES_PER_TURN: usize = 4;
 
 /// A fatal alert in clear text, as it stands before keys are agreed on.
@@ -32,6 +38,8 @@ const fn alert(description: u8) -> [u8; 7] {
 pub const CROWDED: [u8; 7] = alert(80);
 /// What it is told whose name no certificate has (`unrecognized_name`).
 const UNRECOGNIZED_NAME: [u8; 7] = alert(112);
+/// What it is told that has said more than there is room for (`decode_error`).
+const TOO_LONG: [u8; 7] = alert(50);
 
 /// What whoever speaks HTTP in clear text is told.
 pub const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
@@ -48,23 +56,59 @@ pub struct Agreed {
     pub is_resumed: bool,
 }
 
-/// Does the handshake with a client. Dropping the future closes the connection: whoever waits has a bound.
+/// Why a handshake came to nothing.
+#[derive(Debug)]
+pub struct HandshakeFailed {
+    /// As it is counted.
+    pub class: TlsFailure,
+    /// What rustls says of it, where it was asked.
+    cause: Option<rustls::Error>,
+}
+
+impl From<TlsFailure> for HandshakeFailed {
+    fn from(class: TlsFailure) -> Self {
+        Self { class, cause: None }
+    }
+}
+
+impl fmt::Display for HandshakeFailed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(TlsFailure::VALUES[self.class.index()])?;
+        let Some(cause) = &self.cause else { return Ok(()) };
+        // Some of these texts have lists in them.
+        let mut cause = cause.to_string();
+        cause.truncate(cause.floor_char_boundary(CAUSE_BYTES_MAX));
+        write!(formatter, ": {cause}")
+    }
+}
+
+/// What is told of a cause.
+const CAUSE_BYTES_MAX: usize = 200;
+
+/// Does the handshake with a client; `has_spoken` is set when its first bytes are here. Dropping the future closes the
+/// connection: whoever waits has a bound.
 pub async fn accept_tls(
     socket: TcpStream,
     config: Arc<ServerConfig>,
     gate: &Gate,
     waiting_max: usize,
-) -> Result<(Stream, Agreed), TlsFailure> {
-    let mut tls = Box::new(Tls::new(socket, config).map_err(|_| TlsFailure::Incompatible)?);
+    has_spoken: &Cell<bool>,
+) -> Result<(Stream, Agreed), HandshakeFailed> {
+    let tls = Tls::new(socket, config);
+    let mut tls =
+        Box::new(tls.map_err(|error| HandshakeFailed { class: TlsFailure::Incompatible, cause: Some(error) })?);
     loop {
         match poll_fn(|cx| tls.poll_fill(cx)).await {
-            Ok(0) => return Err(TlsFailure::Left),
-            Ok(_) => {}
-            // Of a message without an end; the alert is on its way.
+            Ok(0) => return Err(TlsFailure::Left.into()),
+            Ok(_) => has_spoken.set(true),
+            // Of a message without an end.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return Err(end(tls, TlsFailure::Malformed).await);
+                if is_long(&tls) {
+                    tls.replace_held(&TOO_LONG);
+                }
+                return Err(end(tls, TlsFailure::Malformed, tls_error(error)).await);
             }
-            Err(_) => return Err(TlsFailure::Left),
+            Err(_) => return Err(TlsFailure::Left.into()),
         }
         if is_at_start(&tls)
             && let Some(first) = tls.incoming().first()
@@ -74,27 +118,33 @@ pub async fn accept_tls(
             if is_http {
                 tls.replace_held(PLAIN_HTTP);
             }
-            return Err(end(tls, if is_http { TlsFailure::PlainHttp } else { TlsFailure::Malformed }).await);
+            return Err(end(tls, if is_http { TlsFailure::PlainHttp } else { TlsFailure::Malformed }, None).await);
         }
         if !has_record(tls.incoming()) {
             continue;
         }
-        if is_long(&tls) && gate.pass(waiting_max).await.is_err() {
-            tls.replace_held(&CROWDED);
-            return Err(end(tls, TlsFailure::Crowded).await);
-        }
-        let advanced = tls.advance_handshake();
+        let advanced = if is_long(&tls) {
+            tls.pack_incoming();
+            let Ok(passed) = gate.pass(waiting_max).await else {
+                tls.replace_held(&CROWDED);
+                return Err(end(tls, TlsFailure::Crowded, None).await);
+            };
+            advance_behind(passed, &mut tls)
+        } else {
+            Some(tls.advance_handshake())
+        };
+        let Some(advanced) = advanced else { return Err(TlsFailure::Left.into()) };
         // In this step or in none.
         let has_no_certificate = take_refused();
-        if let Err(error) = &advanced {
-            let failure = if has_no_certificate { TlsFailure::NoCertificate } else { class(error) };
+        if let Err(error) = advanced {
+            let class = if has_no_certificate { TlsFailure::NoCertificate } else { class(&error) };
             if has_no_certificate {
                 tls.replace_held(&UNRECOGNIZED_NAME);
             }
-            return Err(end(tls, failure).await);
+            return Err(end(tls, class, Some(error)).await);
         }
         if poll_fn(|cx| tls.poll_held(cx)).await.is_err() {
-            return Err(TlsFailure::Left);
+            return Err(TlsFailure::Left.into());
         }
         if !tls.session().is_handshaking() {
             let version = match tls.session().protocol_version() {
@@ -132,16 +182,33 @@ fn is_long(tls: &Tls) -> bool {
     }
 }
 
+/// Takes the step with the signature; `None` for a client that has left meanwhile, and would not hear it.
+fn advance_behind(passed: Passed<'_>, tls: &mut Tls) -> Option<Result<(), rustls::Error>> {
+    // Where nobody can tell, it is there.
+    if tls.socket().has_peer_ended().unwrap_or(false) {
+        return None;
+    }
+    let advanced = tls.advance_handshake();
+    drop(passed);
+    Some(advanced)
+}
+
 /// Says what is held, as far as the socket takes it at once, and ends.
-async fn end(mut tls: Box<Tls>, failure: TlsFailure) -> TlsFailure {
+async fn end(mut tls: Box<Tls>, class: TlsFailure, cause: Option<rustls::Error>) -> HandshakeFailed {
     let said = |cx: &mut Context<'_>| {
         if let Poll::Ready(Ok(())) = tls.poll_held(cx) {
             let _ = tls.poll_shutdown(cx, Shutdown::Cut);
         }
+        tls.discard_unread(cx);
         Poll::Ready(())
     };
     poll_fn(said).await;
-    failure
+    HandshakeFailed { class, cause }
+}
+
+/// What rustls says, in an error of a stream.
+fn tls_error(error: io::Error) -> Option<rustls::Error> {
+    error.downcast().ok()
 }
 
 /// What is wrong, for the counters.

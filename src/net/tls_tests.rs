@@ -1,11 +1,13 @@
 //! TLS as a stream: what `Stream` promises, against rustls as a client, on both drivers.
 
 use std::{
-    future::poll_fn,
+    cell::Cell,
+    future::{Future, poll_fn},
     io::{self, IoSlice, Read as _, Write as _},
     net,
+    pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, mpsc},
     task::{Context, Poll},
     thread::{self, JoinHandle},
     time::Duration,
@@ -15,10 +17,12 @@ use rustix::net::sockopt;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion,
     pki_types::{CertificateDer, pem::PemObject as _},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 
-use super::{Io, Shutdown, accept_tls};
+use super::{HandshakeFailed, Io, Shutdown, accept_tls};
 use crate::{
     certificates::{self, provider},
     shard::{Heard, TcpStream, buffers, clock, gate::Gate, task, testing, timer},
@@ -92,7 +96,7 @@ async fn pair<T: Send + 'static>(
         let session = ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("a session");
         client(StreamOwned::new(session, Pieces(socket, at_a_time)))
     });
-    let (stream, agreed) = accept_tls(socket, server, &Gate::new(4), 10).await.expect("a handshake");
+    let (stream, agreed) = accept_tls(socket, server, &Gate::new(4), 10, &Cell::new(false)).await.expect("a handshake");
     let is_new = version.version == rustls::ProtocolVersion::TLSv1_3;
     assert_eq!(agreed.version, if is_new { TlsVersion::Tls13 } else { TlsVersion::Tls12 });
     (Rc::new(Io::new(stream)), client)
@@ -175,7 +179,7 @@ fn an_end_without_a_goodbye_is_told_apart() {
 fn a_write_counts_when_the_kernel_has_the_whole_record() {
     testing::on_both_drivers(|| async {
         for version in VERSIONS {
-            let (go, goes) = std::sync::mpsc::channel();
+            let (go, goes) = mpsc::channel();
             let (io, client) = pair(version, 1 << 20, move |mut client| {
                 client.flush().expect("the handshake is done");
                 goes.recv().expect("told");
@@ -210,7 +214,7 @@ fn a_write_counts_when_the_kernel_has_the_whole_record() {
 fn what_is_held_comes_before_the_goodbye() {
     testing::on_both_drivers(|| async {
         for (how, is_whole) in [(Shutdown::Whole, true), (Shutdown::Cut, false)] {
-            let (go, goes) = std::sync::mpsc::channel();
+            let (go, goes) = mpsc::channel();
             let (io, client) = pair(&TLS13, 1 << 20, move |mut client| {
                 client.flush().expect("the handshake is done");
                 goes.recv().expect("told");
@@ -284,24 +288,27 @@ fn a_resting_connection_holds_no_buffer_and_hears_what_counts() {
     });
 }
 
-/// What comes of a handshake with somebody who says this, and what they are told.
-async fn refused(says: &'static [u8]) -> (TlsFailure, Vec<u8>) {
+/// What comes of a handshake with somebody who says this, and then waits or leaves; and what they are told.
+async fn refused(says: &'static [u8], then_leaves: bool) -> (TlsFailure, Vec<u8>) {
     let (server, _) = configurations(&TLS13);
     let (socket, client) = connect(move |mut socket| {
         socket.write_all(says).expect("written");
-        let _ = socket.shutdown(net::Shutdown::Write);
+        if then_leaves {
+            socket.shutdown(net::Shutdown::Write).expect("ended");
+        }
         let mut heard = Vec::new();
         let _ = socket.read_to_end(&mut heard);
         heard
     });
-    let failure = accept_tls(socket, server, &Gate::new(4), 10).await.expect_err("it is no handshake");
-    (failure, told(client).await)
+    let accepted = accept_tls(socket, server, &Gate::new(4), 10, &Cell::new(false)).await;
+    let failed = accepted.expect_err("it is no handshake");
+    (failed.class, told(client).await)
 }
 
 #[test]
 fn who_speaks_something_else_is_told() {
     testing::on_both_drivers(|| async {
-        let (failure, heard) = refused(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let (failure, heard) = refused(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", true).await;
         assert_eq!(failure, TlsFailure::PlainHttp);
         let heard = String::from_utf8(heard).expect("text");
         let (head, body) = heard.split_once("\r\n\r\n").expect("a head");
@@ -309,35 +316,120 @@ fn who_speaks_something_else_is_told() {
             head.starts_with("HTTP/1.1 400 ") && head.contains(&format!("Content-Length: {}\r\n", body.len())),
             "{heard}"
         );
-        assert_eq!(refused(b"\x80\x2e\x01\x00\x02").await.0, TlsFailure::Malformed);
-        assert_eq!(refused(b"").await.0, TlsFailure::Left);
-        assert_eq!(refused(b"\x16\x03\x01\x02\x00\x01").await.0, TlsFailure::Left, "half a handshake");
-        let (failure, alert) = refused(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00").await;
+        assert_eq!(refused(b"\x80\x2e\x01\x00\x02", true).await.0, TlsFailure::Malformed);
+        assert_eq!(refused(b"", true).await.0, TlsFailure::Left);
+        assert_eq!(refused(b"\x16\x03\x01\x02\x00\x01", true).await.0, TlsFailure::Left, "half a handshake");
+        let (failure, alert) = refused(b"\x16\x03\x01\x00\x04\x02\x00\x00\x00", false).await;
         assert_eq!((failure, alert.first()), (TlsFailure::Malformed, Some(&21)), "{alert:?}");
     });
 }
 
 #[test]
-fn a_message_without_an_end_is_bounded() {
+fn a_message_without_an_end_is_bounded_and_told() {
     testing::on_both_drivers(|| async {
-        let mut hello = Vec::new();
-        // A ClientHello of 60,000 bytes, in records of 1,000.
-        let mut message = vec![1, 0, 0xea, 0x60];
-        message.resize(60_004, 0);
-        for part in message.chunks(1000) {
-            let length = u16::try_from(part.len()).expect("short").to_be_bytes();
-            hello.extend_from_slice(&[22, 3, 1, length[0], length[1]]);
-            hello.extend_from_slice(part);
+        // A ClientHello of so many bytes, in records of 1,000: one is a little too long, and one by far.
+        for length in [19_000, 60_000_u32] {
+            let mut hello = Vec::new();
+            let mut message = vec![1];
+            message.extend_from_slice(&length.to_be_bytes()[1..]);
+            message.resize(4 + length as usize, 0);
+            for part in message.chunks(1000) {
+                let length = u16::try_from(part.len()).expect("short").to_be_bytes();
+                hello.extend_from_slice(&[22, 3, 1, length[0], length[1]]);
+                hello.extend_from_slice(part);
+            }
+            let (failure, alert) = refused(hello.leak(), false).await;
+            let decode_error = [21, 3, 3, 0, 2, 2, 50];
+            assert_eq!((failure, alert.as_slice()), (TlsFailure::Malformed, &decode_error[..]), "{length}");
         }
-        assert_eq!(refused(hello.leak()).await.0, TlsFailure::Malformed);
     });
+}
+
+/// Says that somebody is to be signed for, and has nothing for it.
+#[derive(Debug)]
+struct Asked(mpsc::Sender<()>);
+
+impl ResolvesServerCert for Asked {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let _ = self.0.send(());
+        None
+    }
+}
+
+#[test]
+fn who_has_left_meanwhile_is_signed_for_no_more() {
+    testing::on_both_drivers(|| async {
+        for is_reset in [false, true] {
+            let (server, config) = configurations(&TLS13);
+            let (asks, asked) = mpsc::channel();
+            let mut server = rustls::ServerConfig::clone(&server);
+            server.cert_resolver = Arc::new(Asked(asks));
+            let gate = Rc::new(Gate::new(1));
+            let (go, goes) = mpsc::channel();
+            let (socket, client) = connect(move |socket| {
+                let session =
+                    ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("a session");
+                let mut client = StreamOwned::new(session, Pieces(socket, 1 << 20));
+                client.conn.write_tls(&mut client.sock).expect("its hello");
+                goes.recv().expect("told");
+                if is_reset {
+                    sockopt::set_socket_linger(&client.sock.0, Some(Duration::ZERO)).expect("set");
+                }
+            });
+            let mut accepting = waiting_for(&gate, socket, Arc::new(server)).await;
+            go.send(()).expect("it is there");
+            told(client).await;
+            let due = clock::now() + Duration::from_secs(30);
+            let accepted = timer::within(due, accepting.as_mut()).await.expect("in time");
+            assert_eq!(accepted.map(|failure| failure.class), Some(TlsFailure::Left), "{is_reset}");
+            assert!(asked.try_recv().is_err(), "{is_reset}");
+        }
+    });
+}
+
+#[test]
+fn who_waits_for_a_turn_holds_no_buffer() {
+    testing::on_both_drivers(|| async {
+        let (server, config) = configurations(&TLS13);
+        let gate = Rc::new(Gate::new(1));
+        let (socket, client) = connect(move |socket| {
+            let session = ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("a session");
+            let mut client = StreamOwned::new(session, Pieces(socket, 1 << 20));
+            client.flush().expect("the handshake is done");
+        });
+        let accepting = waiting_for(&gate, socket, server).await;
+        assert_eq!(buffers::kept_for_records(), 1, "the one that was lent");
+        assert!(accepting.await.is_none(), "it comes about");
+        told(client).await;
+    });
+}
+
+type Accepting = Pin<Box<dyn Future<Output = Option<HandshakeFailed>>>>;
+
+/// A handshake whose first record is here, and whose turn is another's; what fails it, if anything does.
+async fn waiting_for(gate: &Rc<Gate>, socket: TcpStream, server: Arc<rustls::ServerConfig>) -> Accepting {
+    let taken = Rc::clone(gate);
+    let mut accepting: Accepting =
+        Box::pin(async move { accept_tls(socket, server, &taken, 10, &Cell::new(false)).await.err() });
+    let gate = Rc::clone(gate);
+    let mut wait = |cx: &mut Context<'_>| {
+        // In each turn, so that it never has one.
+        let _ = Box::pin(gate.pass(0)).as_mut().poll(cx);
+        assert!(accepting.as_mut().poll(cx).is_pending());
+        gate.waiting() == 1
+    };
+    while !poll_fn(|cx| Poll::Ready(wait(cx))).await {
+        task::yield_now().await;
+    }
+    accepting
 }
 
 #[test]
 fn keys_that_change_without_end_are_bounded() {
     testing::on_both_drivers(|| async {
         let (io, client) = pair(&TLS13, 1 << 20, |mut client| {
-            client.flush().expect("the handshake is done");
+            // Both have done the handshake then: what comes in it counts as a part of it.
+            client.read_exact(&mut [0; 2]).expect("told to go on");
             let mut sent = 0;
             while sent < 100_000 && client.conn.refresh_traffic_keys().is_ok() {
                 if client.flush().is_err() {
@@ -349,6 +441,7 @@ fn keys_that_change_without_end_are_bounded() {
             (sent, client.read_to_end(&mut heard).is_err())
         })
         .await;
+        write_all(&io, b"go").await;
         let (heard, end) = read_all(&io).await;
         assert!(heard.is_empty() && end.is_err());
         // Its alert is behind what nobody has read: it goes by a reset then.
@@ -370,7 +463,8 @@ fn past_the_bound_a_handshake_is_refused_at_once() {
             let mut client = StreamOwned::new(session, Pieces(socket, 1 << 20));
             client.flush().expect_err("it is refused").to_string()
         });
-        let mut accepting = Box::pin(accept_tls(socket, server, &gate, 0));
+        let has_spoken = Cell::new(false);
+        let mut accepting = Box::pin(accept_tls(socket, server, &gate, 0, &has_spoken));
         let accepted = poll_fn(|cx: &mut Context<'_>| {
             let mut fills = Box::pin(filled.pass(0));
             let _ = fills.as_mut().poll(cx);
@@ -378,7 +472,7 @@ fn past_the_bound_a_handshake_is_refused_at_once() {
         });
         let due = clock::now() + Duration::from_secs(30);
         let accepted = timer::within(due, accepted).await.expect("in time");
-        assert_eq!(accepted.expect_err("there is no place"), TlsFailure::Crowded);
+        assert_eq!(accepted.expect_err("there is no place").class, TlsFailure::Crowded);
         let told = told(client).await;
         assert!(told.contains("InternalError"), "{told}");
         task::yield_now().await;

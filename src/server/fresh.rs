@@ -2,9 +2,13 @@
 //! whose it is; its handshake is done.
 
 use std::{
+    cell::Cell,
+    future::{Future, poll_fn},
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -16,13 +20,13 @@ use crate::{
     certificates::Certificates,
     exchange::{Code, Ledger, Reject},
     gateway::Plan,
-    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, Slot, Stream, accept_tls, read_proxy_header},
+    net::{Agreed, CROWDED, HANDSHAKES_PER_TURN, HandshakeFailed, Peer, Slot, Stream, accept_tls, read_proxy_header},
     proto::{
         head::Known,
         http1::{ConnectionToken, encode_response},
         proxy_protocol::Told,
     },
-    shard::{Local, TcpStream, clock, gate::Gate, timer},
+    shard::{Local, TcpStream, clock, complaints::complain, gate::Gate, timer},
     telemetry::{
         date::DATE_LENGTH,
         ids::RequestId,
@@ -75,11 +79,18 @@ impl Handshakes {
     }
 
     /// Does a client's handshake, within its time, and counts how it ended.
-    pub(super) async fn accept(&self, socket: TcpStream, plan: &Plan, ledger: &Local<Ledger>) -> Option<Stream> {
+    pub(super) async fn accept(
+        &self,
+        socket: TcpStream,
+        peer: &Peer,
+        slot: &Slot,
+        plan: &Plan,
+        ledger: &Local<Ledger>,
+    ) -> Option<Stream> {
         let config = self.config.with(|config| config.clone())?;
-        let due = clock::now() + plan.handshake_timeout;
-        let accepted = timer::within(due, accept_tls(socket, config, &self.gate, plan.handshakes_waiting_max));
-        match accepted.await.unwrap_or(Err(TlsFailure::TimedOut)) {
+        let has_spoken = Cell::new(false);
+        let accepting = accept_tls(socket, config, &self.gate, plan.handshakes_waiting_max, &has_spoken);
+        match in_time(accepting, plan.handshake_timeout, slot, &has_spoken).await {
             Ok((stream, Agreed { version, alpn, is_resumed })) => {
                 ledger.with(|ledger| {
                     ledger.counters.tls_handshakes[version.index()] += 1;
@@ -88,12 +99,44 @@ impl Handshakes {
                 });
                 Some(stream)
             }
-            Err(failure) => {
-                ledger.with(|ledger| ledger.counters.tls_failures[failure.index()] += 1);
+            Err(failed) => {
+                ledger.with(|ledger| ledger.counters.tls_failures[failed.class.index()] += 1);
+                complain!(debug: from = %peer.address, reason = %failed, "a handshake of a client failed");
                 None
             }
         }
     }
+}
+
+/// In a drain: how long a handshake that has begun may take from then on, and how long its first bytes from the accepted
+/// connection on, behind which they are on their way. Whoever has been silent for longer is not waited for.
+const DRAINING_MAX: Duration = Duration::from_secs(1);
+const SILENT_MAX: Duration = Duration::from_millis(100);
+
+/// Does a handshake within its time.
+async fn in_time<T>(
+    accepting: impl Future<Output = Result<T, HandshakeFailed>>,
+    timeout: Duration,
+    slot: &Slot,
+    has_spoken: &Cell<bool>,
+) -> Result<T, HandshakeFailed> {
+    let mut accepting = pin!(accepting);
+    let accepted_at = clock::now();
+    let mut drains_since = None;
+    let mut due = timer::Deadline::new();
+    due.set(accepted_at + timeout);
+    poll_fn(|cx| {
+        if let Poll::Ready(accepted) = accepting.as_mut().poll(cx) {
+            return Poll::Ready(accepted);
+        }
+        if slot.is_closing() {
+            let drains_since = *drains_since.get_or_insert_with(clock::now);
+            let in_drain = if has_spoken.get() { drains_since + DRAINING_MAX } else { accepted_at + SILENT_MAX };
+            due.set(in_drain.min(accepted_at + timeout));
+        }
+        due.poll(cx).map(|()| Err(TlsFailure::TimedOut.into()))
+    })
+    .await
 }
 
 /// How long a balancer may take for its PROXY header, from the accepted connection on: it knows it when it connects.

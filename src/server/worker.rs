@@ -521,19 +521,20 @@ impl Worker {
                             Box::pin(fresh::hear_client(&mut socket, address, &plan, &worker.ledger)).await?
                         }
                     };
-                    let (stream, scheme) = match kind {
-                        ListenerKind::Plain | ListenerKind::Redirect => (Stream::Plain(socket), Scheme::Http),
-                        // In a box of its own: it is over when the first request comes.
-                        ListenerKind::Tls => (
-                            Box::pin(worker.handshakes.accept(socket, &worker.gateway.plan(), &worker.ledger)).await?,
-                            Scheme::Https,
-                        ),
-                    };
-                    drop(worker);
+                    let scheme = if kind == ListenerKind::Tls { Scheme::Https } else { Scheme::Http };
                     let peer = match client {
                         Told::Client(client) => Peer::new(client, scheme),
                         Told::Nobody => Peer::unknown_behind(address, scheme),
                     };
+                    let stream = match kind {
+                        ListenerKind::Plain | ListenerKind::Redirect => Stream::Plain(socket),
+                        // In a box of its own: it is over when the first request comes.
+                        ListenerKind::Tls => {
+                            let (plan, ledger) = (worker.gateway.plan(), &worker.ledger);
+                            Box::pin(worker.handshakes.accept(socket, &peer, &place.slot, &plan, ledger)).await?
+                        }
+                    };
+                    drop(worker);
                     if kind == ListenerKind::Redirect {
                         let service = Rc::new(ToHttps::new(gateway, https_port.unwrap_or(HTTPS)));
                         return Box::pin(serve_connection(service, stream, peer, &place.slot)).await;

@@ -1,9 +1,18 @@
-//! A gate for work that is long for a turn: so many tasks pass it in one, and the others wait in the order in which they
-//! came. Those who are next for one turn pass it in any order.
+//! A gate for work that is long for a turn: so many tasks pass it in one, as long as what they do takes no more than its
+//! share, and the others wait in the order in which they came. Those who are next for one turn pass it in any order.
 
-use std::{collections::VecDeque, future::poll_fn, task::Poll, task::Waker};
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    task::{Poll, Waker},
+    time::Duration,
+};
 
-use super::{Local, Turn, task};
+use super::{Instant, Local, Turn, clock, task};
+
+/// When the work of a turn has taken this long, nobody else passes in it. Everybody else waits meanwhile; it is about what
+/// all other tasks of a turn take.
+const TIME_PER_TURN: Duration = Duration::from_millis(1);
 
 /// One per shard and kind of work.
 #[derive(Debug)]
@@ -15,9 +24,10 @@ pub struct Gate {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The turn in which somebody passed last, and how many did.
+    /// The turn in which somebody passed last, how many did, and how long their work took.
     turn: Option<Turn>,
     passed: usize,
+    spent: Duration,
     next: u64,
     /// In the order of their numbers.
     waiting: VecDeque<Waiting>,
@@ -34,8 +44,16 @@ struct Waiting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crowded;
 
+/// Whoever has passed: held while the work is done, and not over an await, for what others do meanwhile is no part of it.
+#[derive(Debug)]
+#[must_use = "the work takes until it is dropped"]
+pub struct Passed<'g> {
+    gate: &'g Gate,
+    began: Instant,
+}
+
 impl Gate {
-    /// A gate for so many in each turn.
+    /// A gate for at most so many in each turn, and for one whatever that takes.
     pub fn new(per_turn: usize) -> Self {
         Self { per_turn, state: Local::new(State::default()) }
     }
@@ -46,7 +64,7 @@ impl Gate {
     }
 
     /// Waits for its turn behind all who came before, unless so many wait already. Dropping the future gives the place up.
-    pub async fn pass(&self, waiting_max: usize) -> Result<(), Crowded> {
+    pub async fn pass(&self, waiting_max: usize) -> Result<Passed<'_>, Crowded> {
         let entered = self.state.with(|state| {
             if state.waiting.is_empty() && state.admit(self.per_turn) {
                 return Ok(None);
@@ -59,15 +77,26 @@ impl Gate {
             state.waiting.push_back(Waiting { number, waker: None });
             Ok(Some(number))
         });
-        let Some(number) = entered? else { return Ok(()) };
+        let Some(number) = entered? else { return Ok(self.passed()) };
         let _place = Place { gate: self, number };
         loop {
             poll_fn(|cx| self.state.with(|state| state.poll_front(number, self.per_turn, cx.waker()))).await;
             if self.state.with(|state| state.admit(self.per_turn)) {
-                return Ok(());
+                return Ok(self.passed());
             }
             task::yield_now().await;
         }
+    }
+
+    fn passed(&self) -> Passed<'_> {
+        Passed { gate: self, began: clock::now() }
+    }
+}
+
+impl Drop for Passed<'_> {
+    fn drop(&mut self) {
+        let took = clock::now() - self.began;
+        self.gate.state.with(|state| state.spent += took);
     }
 }
 
@@ -75,9 +104,9 @@ impl State {
     /// Lets one more pass in this turn, if it may.
     fn admit(&mut self, per_turn: usize) -> bool {
         if self.turn.is_none_or(Turn::is_over) {
-            (self.turn, self.passed) = (Some(Turn::current()), 0);
+            (self.turn, self.passed, self.spent) = (Some(Turn::current()), 0, Duration::ZERO);
         }
-        let passes = self.passed < per_turn;
+        let passes = self.passed == 0 || (self.passed < per_turn && self.spent < TIME_PER_TURN);
         self.passed += usize::from(passes);
         passes
     }
@@ -121,32 +150,64 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{rc::Rc, time::Duration};
+    use std::rc::Rc;
 
     use super::*;
-    use crate::shard::{clock, testing, timer};
+    use crate::shard::{testing, timer};
+
+    /// Twenty tasks come to a gate for three, and each does this behind it: their numbers in the order in which they passed,
+    /// by turn.
+    async fn turns_of_twenty(work: fn(Passed<'_>)) -> Vec<Vec<usize>> {
+        let gate = Rc::new(Gate::new(3));
+        let passed = Rc::new(Local::new(Vec::new()));
+        for number in 0..20 {
+            let (gate, passed) = (Rc::clone(&gate), Rc::clone(&passed));
+            task::spawn("one", async move {
+                work(gate.pass(100).await.expect("there is room"));
+                passed.with(|passed| passed.push((number, Turn::current())));
+            });
+        }
+        testing::until(|| passed.with(|passed| passed.len()) == 20).await;
+        assert_eq!(gate.waiting(), 0);
+        let passed = passed.with(std::mem::take);
+        let turns = passed.chunk_by(|one, two| one.1 == two.1);
+        turns.map(|turn| turn.iter().map(|(number, _)| *number).collect()).collect()
+    }
+
+    /// Works for that long or longer.
+    fn work_for(duration: Duration) {
+        let until = clock::now() + duration;
+        while clock::now() < until {
+            std::hint::spin_loop();
+        }
+    }
 
     #[test]
     fn so_many_pass_in_a_turn_in_the_order_in_which_they_came() {
         testing::on_both_drivers(|| async {
-            let gate = Rc::new(Gate::new(3));
-            let passed = Rc::new(Local::new(Vec::new()));
-            for number in 0..20 {
-                let (gate, passed) = (Rc::clone(&gate), Rc::clone(&passed));
-                task::spawn("one", async move {
-                    gate.pass(100).await.expect("there is room");
-                    passed.with(|passed| passed.push((number, Turn::current())));
-                });
+            let turns = turns_of_twenty(|passed| drop(passed)).await;
+            assert!(turns.iter().all(|turn| turn.len() <= 3), "{turns:?}");
+            for (place, number) in turns.iter().flatten().enumerate() {
+                assert!(place.abs_diff(*number) < 3, "only those at the front overtake one another: {turns:?}");
             }
-            testing::until(|| passed.with(|passed| passed.len()) == 20).await;
-            let passed = passed.with(std::mem::take);
-            for (place, (number, _)) in passed.iter().enumerate() {
-                assert!(place.abs_diff(*number) < 3, "only those at the front overtake one another: {passed:?}");
-            }
-            for turn in passed.chunk_by(|one, two| one.1 == two.1) {
-                assert!(turn.len() <= 3, "{passed:?}");
-            }
-            assert_eq!(gate.waiting(), 0);
+        });
+    }
+
+    #[test]
+    fn work_that_is_longer_than_its_share_of_a_turn_is_alone_in_it() {
+        testing::on_both_drivers(|| async {
+            let long = |passed: Passed<'_>| {
+                work_for(TIME_PER_TURN);
+                drop(passed);
+            };
+            let turns = turns_of_twenty(long).await;
+            assert_eq!(turns.len(), 20, "{turns:?}");
+            let half = |passed: Passed<'_>| {
+                work_for(TIME_PER_TURN / 2);
+                drop(passed);
+            };
+            let turns = turns_of_twenty(half).await;
+            assert!(turns.iter().all(|turn| turn.len() <= 2), "{turns:?}");
         });
     }
 
@@ -163,7 +224,7 @@ mod tests {
                 for one in &mut waiting {
                     assert!(one.as_mut().poll(cx).is_pending());
                 }
-                assert_eq!(Box::pin(full.pass(2)).as_mut().poll(cx), Poll::Ready(Err(Crowded)));
+                assert_eq!(Box::pin(full.pass(2)).as_mut().poll(cx).map(Result::err), Poll::Ready(Some(Crowded)));
                 drop(waiting.remove(0));
                 assert_eq!(full.waiting(), 1);
                 assert!(Box::pin(full.pass(2)).as_mut().poll(cx).is_pending());
@@ -171,7 +232,7 @@ mod tests {
             });
             assert_eq!(told.await, 1, "those futures are gone");
             let soon = clock::now() + Duration::from_secs(30);
-            assert_eq!(timer::within(soon, gate.pass(2)).await, Some(Ok(())));
+            assert!(timer::within(soon, gate.pass(2)).await.is_some_and(|passed| passed.is_ok()));
         });
     }
 }

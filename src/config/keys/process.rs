@@ -145,7 +145,7 @@ section! {
         /// How long a client may take for its handshake, from the accepted connection on.
         handshake_timeout: Duration as Duration(100, MINUTE) = "5s", e.g. "10s", per Each;
         /// Handshakes that may wait until their shard comes to them; past that, fresh connections are refused and counted.
-        handshakes_waiting_max: usize as Number(1, 65_536) = 512, e.g. 128, per Shard;
+        handshakes_waiting_max: usize as Number(1, 65_536) = 2048, e.g. 512, per Shard;
         /// Whether clients are refused that ask for a name which no certificate has, or for none. Otherwise they are shown the
         /// first certificate.
         strict_sni: bool = false, e.g. true;

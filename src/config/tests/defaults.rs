@@ -32,7 +32,7 @@ fn the_defaults_are_those_that_were_promised() {
 
         [tls]
         handshake_timeout = "5s"
-        handshakes_waiting_max = 512
+        handshakes_waiting_max = 2048
         strict_sni = false
         hsts_include_subdomains = false
         hsts_preload = false

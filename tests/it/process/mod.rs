@@ -29,6 +29,7 @@ mod secret_files;
 mod shards;
 mod systemd;
 mod tls;
+mod tls_bounds;
 mod to_https;
 mod top;
 
