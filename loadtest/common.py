@@ -1,5 +1,5 @@
 """What the scripts of this folder share."""
-import os, pathlib, shutil, socket, sys
+import os, pathlib, shutil, signal, socket, subprocess, sys, time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -42,3 +42,44 @@ def page(port, path="/metrics"):
             return b"".join(iter(lambda: stream.recv(1 << 20), b"")).decode()
     except OSError:
         return ""
+
+
+def until(is_so, otherwise, seconds=10):
+    """Waits until it is so; else ends the script with these words, or those that the function finds then."""
+    due = time.monotonic() + seconds
+    while not is_so():
+        if time.monotonic() > due:
+            sys.exit(f"{os.path.basename(sys.argv[0])}: {otherwise() if callable(otherwise) else otherwise}")
+        time.sleep(0.05)
+
+
+class Processes:
+    """Processes that end with the script, each with a log in the folder of the run."""
+
+    def __init__(self, run):
+        self.run, self.all = pathlib.Path(run), []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self.all):
+            self.stop(process)
+
+    def start(self, name, words, **more):
+        with open(self.run / f"{name}.log", "ab") as log:
+            self.all.append(subprocess.Popen([str(word) for word in words], stdout=log, stderr=log, **more))
+        return self.all[-1]
+
+    def log(self, name):
+        return (self.run / f"{name}.log").read_text(errors="replace")[-2000:]
+
+    def stop(self, process):
+        """At once; children that it leaves behind end too where it leads a group of its own."""
+        try:
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.kill()
+        process.wait()

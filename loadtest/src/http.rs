@@ -7,11 +7,12 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use rustix::fd::OwnedFd;
 use rustix::io::Errno;
+use rustls::HandshakeKind;
 
 use crate::answer::Answer;
 use crate::socket::{self, Poller, Ready};
+use crate::stream::{Stream, Tls};
 
 /// What a connection's buffer takes at once; more is read in the next round, so that no big answer starves the rest.
 const RECEIVE_BYTES: usize = 128 * 1024;
@@ -21,6 +22,10 @@ const PER_SOURCE: usize = 20_000;
 /// The requests to send, built once and shared by all threads.
 pub(crate) struct Requests {
     pub(crate) address: SocketAddr,
+    /// They go over TLS.
+    pub(crate) tls: Option<Tls>,
+    /// Each connection takes the session of the one before in its place up again.
+    pub(crate) resumes: bool,
     /// Heads, used in turn.
     pub(crate) heads: Vec<Vec<u8>>,
     /// The body, or the piece that is repeated until `body_bytes` are sent.
@@ -45,6 +50,8 @@ pub(crate) enum Failure {
     EofMidAnswer,
     /// The answer is not HTTP, or more came than was asked for.
     BadAnswer,
+    /// An alert came instead of a handshake, or what is no TLS.
+    Tls,
     /// This machine would not open another socket: the load test's own failure.
     NoSocket,
     /// Any other failure of the network.
@@ -52,13 +59,14 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::ConnectRefused,
         Self::Reset,
         Self::Timeout,
         Self::EofBeforeAnswer,
         Self::EofMidAnswer,
         Self::BadAnswer,
+        Self::Tls,
         Self::NoSocket,
         Self::Network,
     ];
@@ -71,6 +79,7 @@ impl Failure {
             Self::EofBeforeAnswer => "eof_before_answer",
             Self::EofMidAnswer => "eof_mid_answer",
             Self::BadAnswer => "bad_answer",
+            Self::Tls => "tls",
             Self::NoSocket => "no_socket",
             Self::Network => "network",
         }
@@ -83,6 +92,7 @@ impl From<Errno> for Failure {
             Errno::CONNREFUSED => Self::ConnectRefused,
             Errno::CONNRESET | Errno::PIPE | Errno::CONNABORTED => Self::Reset,
             Errno::TIMEDOUT => Self::Timeout,
+            Errno::PROTO => Self::Tls,
             Errno::MFILE | Errno::NFILE | Errno::ADDRNOTAVAIL | Errno::NOBUFS | Errno::NOMEM => Self::NoSocket,
             _ => Self::Network,
         }
@@ -102,7 +112,8 @@ pub(crate) enum Outcome {
 
 /// One connection's place; the connection in it may come and go.
 struct Slot {
-    socket: Option<OwnedFd>,
+    socket: Option<Stream>,
+    tls: Option<Tls>,
     /// Counts the connections of this place, so that an event for an earlier one is known as such.
     generation: u32,
     connecting: bool,
@@ -122,6 +133,9 @@ struct Slot {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Traffic {
     pub(crate) connects: u64,
+    /// Handshakes of TLS: whole ones, and those that took a session up again.
+    pub(crate) whole: u64,
+    pub(crate) resumed: u64,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
@@ -151,6 +165,7 @@ impl Client {
     pub(crate) fn new(requests: Arc<Requests>, connections: usize, first: usize) -> std::io::Result<Self> {
         let slot = || Slot {
             socket: None,
+            tls: requests.tls.as_ref().map(|tls| if requests.resumes { tls.resuming() } else { tls.clone() }),
             generation: 0,
             connecting: false,
             busy: false,
@@ -219,7 +234,7 @@ impl Client {
         let key = u64::from(place.generation) << 32 | slot as u64;
         let opened = socket::connect(self.requests.address, source).and_then(|socket| {
             self.poller.watch(&socket, key)?;
-            Ok(socket)
+            Stream::new(socket, place.tls.as_ref())
         });
         match opened {
             Ok(socket) => {
@@ -260,8 +275,8 @@ impl Client {
     /// Sends some bytes as they are, once the connection stands. Says whether they went out.
     pub(crate) fn trickle(&mut self, slot: usize, bytes: &[u8]) -> bool {
         let place = &mut self.slots[slot];
-        let Some(socket) = place.socket.as_ref().filter(|_| !place.connecting) else { return false };
-        match socket::send(socket, bytes) {
+        let Some(socket) = place.socket.as_mut().filter(|_| !place.connecting) else { return false };
+        match socket.send(bytes) {
             Ok(written) => {
                 self.traffic.bytes_out += written as u64;
                 written == bytes.len()
@@ -319,17 +334,31 @@ impl Client {
             if !ready.writable {
                 return None;
             }
-            if let Err(errno) = place.socket.as_ref().map_or(Ok(()), socket::connected) {
+            if let Err(errno) = place.socket.as_mut().map_or(Ok(()), Stream::connected) {
                 return Some(self.fail(slot, errno.into()));
             }
             place.connecting = false;
             if place.busy {
                 self.write(slot);
             }
-        } else if ready.writable && place.busy && place.written != u64::MAX {
+        } else if ready.writable {
+            if let Some(socket) = &mut place.socket {
+                socket.flush();
+            }
+            self.write_on(slot);
+        }
+        let outcome = if ready.readable { self.read(slot, ready.ended, content) } else { None };
+        if outcome.is_none() {
+            self.write_on(slot); // of what a handshake has held up
+        }
+        outcome
+    }
+
+    /// Writes what is left of a request, if anything is.
+    fn write_on(&mut self, slot: usize) {
+        if self.slots[slot].busy && self.slots[slot].written != u64::MAX {
             self.write(slot);
         }
-        if ready.readable { self.read(slot, ready.ended, content) } else { None }
     }
 
     /// Writes what is left of the request, as far as it goes.
@@ -339,17 +368,17 @@ impl Client {
         let body = &self.requests.body;
         let head_bytes = head.len() as u64;
         let total = head_bytes + self.requests.body_bytes;
-        let Some(socket) = &place.socket else { return };
+        let Some(socket) = &mut place.socket else { return };
         while place.written < total {
             let sent = if let Some(rest) = place.written.checked_sub(head_bytes) {
                 let left = total - place.written;
                 let from = index(rest % body.len() as u64);
                 let until = body.len().min(from.saturating_add(index(left)));
-                socket::send(socket, &body[from..until])
+                socket.send(&body[from..until])
             } else {
                 let head = &head[index(place.written)..];
                 let body = &body[..body.len().min(index(self.requests.body_bytes))];
-                if body.is_empty() { socket::send(socket, head) } else { socket::send_both(socket, head, body) }
+                if body.is_empty() { socket.send(head) } else { socket.send_both(head, body) }
             };
             match sent {
                 Ok(sent) => {
@@ -367,10 +396,13 @@ impl Client {
     fn read(&mut self, slot: usize, ended: bool, content: &mut impl FnMut(usize, &[u8])) -> Option<Outcome> {
         let place = &mut self.slots[slot];
         loop {
-            let received = match &place.socket {
-                Some(socket) => socket::receive(socket, &mut self.buffer),
-                None => return None,
-            };
+            let socket = place.socket.as_mut()?;
+            let received = socket.receive(&mut self.buffer);
+            match socket.handshake() {
+                Some(HandshakeKind::Resumed) => self.traffic.resumed += 1,
+                Some(_) => self.traffic.whole += 1,
+                None => {}
+            }
             match received {
                 Ok(0) => return self.ended(slot),
                 Ok(received) => {

@@ -1,13 +1,17 @@
 //! The load test of Shardgate: arguments → job → scenario → report → exit code.
 //!
-//! `scenario` says what to do, `pace` when, `http` does it over `socket`, `answer` and `body` read what comes,
+//! `scenario` says what to do, `pace` when, `http` does it over a `stream` on a `socket`, `answer` and `body` read what comes,
 //! `tally` counts, `process` weighs the server, `report` tells. `serve` is a sample backend to do it to, and `faults` makes one
-//! of several fail. `logout`, which watches two servers at once, goes its own way, and `hub` has the scenarios for WebSockets.
+//! of several fail. `logout`, which watches two servers at once, and `flood`, which ends no handshake, go their own ways, and
+//! `hub` has the scenarios for WebSockets.
 #![expect(clippy::cast_precision_loss, reason = "figures are shown with three digits")]
 
 mod answer;
 mod body;
 mod faults;
+mod flood;
+#[cfg(test)]
+mod front;
 mod http;
 mod hub;
 mod logout;
@@ -18,6 +22,7 @@ mod report;
 mod scenario;
 mod serve;
 mod socket;
+mod stream;
 mod tally;
 mod target;
 #[cfg(test)]
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
         Command::Faults(faults) => {
             faults::measure(&faults).and_then(|report| tell(&report, faults.common.json.as_deref()))
         }
+        Command::Flood(flood) => flood::measure(&flood).and_then(|report| tell(&report, flood.json.as_deref())),
         Command::Hub(command) => hub::measure(&command).and_then(|report| tell(&report, command.json())),
         command => job(command).and_then(|(common, job)| measure(&common, &job)),
     };
@@ -112,7 +118,9 @@ fn job(command: Command) -> anyhow::Result<(Common, Job)> {
             tokens_out = login.tokens_out;
             (common, Plan::Burst, login.connections.unwrap_or(login.count))
         }
-        Command::Serve(_) | Command::Logout(_) | Command::Faults(_) | Command::Hub(_) => anyhow::bail!("it is no job"),
+        Command::Serve(_) | Command::Logout(_) | Command::Faults(_) | Command::Flood(_) | Command::Hub(_) => {
+            anyhow::bail!("it is no job")
+        }
     };
     if matches!(plan, Plan::Idle { .. } | Plan::Burst) {
         common.threads = 1; // one moment for all connections

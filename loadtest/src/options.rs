@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::hub::options::HubCommand;
 use crate::pace::Arrival;
+use crate::stream::TlsVersion;
 
 /// The load test of Shardgate. Exits with 0 if all went well, 1 if any request failed, 2 for wrong usage.
 #[derive(Debug, Parser)]
@@ -40,6 +41,8 @@ pub(crate) enum Command {
     Faults(Faults),
     /// One big upload or download: MB/s, and the server's peak of memory meanwhile
     Stream(Stream),
+    /// Half handshakes at a set rate: clients leave as soon as the server has signed. How many it answers, refuses, and how fast
+    Flood(Flood),
     #[command(flatten)]
     Hub(HubCommand),
     /// A fast sample backend: 1 KiB answers, /big /sse /echo /delay /status
@@ -48,9 +51,16 @@ pub(crate) enum Command {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct Common {
-    /// Where to send requests; several are used in turn and must name the same host and port
+    /// Where to send requests; several are used in turn and must name the same scheme, host and port. With https:// they go over
+    /// TLS, and whose certificate it is does not matter
     #[arg(long = "url", default_value = "http://127.0.0.1:3000/api/events")]
     pub(crate) urls: Vec<String>,
+    /// The version of TLS [default: the best that both have]
+    #[arg(long, value_enum)]
+    pub(crate) tls: Option<TlsVersion>,
+    /// Where a connection follows another, it takes that one's session of TLS up again
+    #[arg(long)]
+    pub(crate) resume: bool,
     /// The request method [default: GET, or POST with a body]
     #[arg(long)]
     pub(crate) method: Option<String>,
@@ -97,6 +107,8 @@ impl Common {
     pub(crate) fn of_url(url: String, allow_remote: bool) -> Self {
         Self {
             urls: vec![url],
+            tls: None,
+            resume: false,
             method: None,
             body_bytes: 0,
             headers: Vec::new(),
@@ -303,6 +315,37 @@ pub(crate) struct Stream {
     /// How many at once
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) connections: u32,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Flood {
+    /// Where to shake hands: https://
+    #[arg(long)]
+    pub(crate) url: String,
+    /// The version of TLS that is offered [default: both]
+    #[arg(long, value_enum)]
+    pub(crate) tls: Option<TlsVersion>,
+    /// Handshakes a second
+    #[arg(long, value_parser = rate)]
+    pub(crate) rate: f64,
+    /// How many may be under way
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=500_000))]
+    pub(crate) connections: u32,
+    /// How long
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// One that hears nothing for this long has failed
+    #[arg(long, default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Process of the server: its CPU joins the report
+    #[arg(long, value_name = "PID")]
+    pub(crate) server_pid: Option<u32>,
+    /// Writes the report as JSON too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Lets it load another machine than this one
+    #[arg(long)]
+    pub(crate) allow_remote: bool,
 }
 
 #[derive(Args, Debug)]

@@ -113,6 +113,7 @@ impl Report {
             self.put_histogram("unexpected_us", &tally.unexpected_latency);
         }
         self.put_count("connects", tally.traffic.connects);
+        self.put_handshakes(tally);
         if tally.answers() == 0 {
             self.warnings.push("no answer came".to_owned());
             self.failed = true;
@@ -136,6 +137,15 @@ impl Report {
         }
     }
 
+    /// Of TLS, where it is spoken.
+    fn put_handshakes(&mut self, tally: &Tally) {
+        let (whole, resumed) = (tally.traffic.whole, tally.traffic.resumed);
+        if whole + resumed > 0 {
+            self.put_count("handshakes_whole", whole);
+            self.put_count("handshakes_resumed", resumed);
+        }
+    }
+
     fn put_events(&mut self, measured: &Measured) {
         let tally = &measured.tally;
         self.put_count("events", tally.events);
@@ -155,6 +165,7 @@ impl Report {
 
     fn put_idle(&mut self, tally: &Tally) {
         self.put_count("closed_by_server", tally.closed);
+        self.put_handshakes(tally);
         let Some(held) = tally.held else { return };
         self.put_count("connections_held", held.connections);
         if held.before.rss_kib > 0 {

@@ -15,6 +15,8 @@ use crate::tally::Held;
 fn job(plan: Plan) -> Job {
     let requests = Requests {
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
+        tls: None,
+        resumes: false,
         heads: Vec::new(),
         body: Vec::new(),
         body_bytes: 0,

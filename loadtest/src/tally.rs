@@ -143,6 +143,8 @@ impl Tally {
         self.events += other.events;
         self.stamped += other.stamped;
         self.traffic.connects += other.traffic.connects;
+        self.traffic.whole += other.traffic.whole;
+        self.traffic.resumed += other.traffic.resumed;
         self.traffic.bytes_in += other.traffic.bytes_in;
         self.traffic.bytes_out += other.traffic.bytes_out;
         self.thread_cpu_ns = self.thread_cpu_ns.max(other.thread_cpu_ns);

@@ -8,6 +8,7 @@ use anyhow::{Context, ensure};
 
 use crate::http::Requests;
 use crate::options::Common;
+use crate::stream::Tls;
 
 /// Heads built beforehand; past this, combinations of URLs and tokens repeat early.
 const HEADS_MAX: usize = 65_536;
@@ -23,12 +24,18 @@ pub(crate) fn requests(common: &Common) -> anyhow::Result<Requests> {
 
 /// Builds the requests that the options describe, with these tokens in turn.
 pub(crate) fn requests_with(common: &Common, tokens: &[String]) -> anyhow::Result<Requests> {
-    let urls = common.urls.iter().map(|url| split_url(url)).collect::<anyhow::Result<Vec<_>>>()?;
-    let authority = urls.first().context("no URL")?.0;
-    for (other, _) in &urls {
-        ensure!(*other == authority, "--url names {other} beside {authority}; all must name the same host and port");
+    let urls = common.urls.iter().map(|url| Url::split(url)).collect::<anyhow::Result<Vec<_>>>()?;
+    let &Url { is_secure, authority, .. } = urls.first().context("no URL")?;
+    for other in &urls {
+        ensure!(
+            (other.is_secure, other.authority) == (is_secure, authority),
+            "--url names {} beside {authority}; all must name the same scheme, host and port",
+            other.authority
+        );
     }
-    let address = resolve(authority, common.allow_remote)?;
+    let address = urls[0].resolve(common.allow_remote)?;
+    let tls = is_secure.then(|| Tls::new(authority, common.tls)).transpose()?;
+    ensure!(tls.is_some() || !common.resume, "--resume takes sessions of TLS up again; give a --url with https://");
     let method = common.method.as_deref().unwrap_or(if common.body_bytes > 0 { "POST" } else { "GET" });
     ensure!(
         !method.is_empty() && method.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'),
@@ -37,7 +44,7 @@ pub(crate) fn requests_with(common: &Common, tokens: &[String]) -> anyhow::Resul
     let fields = fields(common, method)?;
     let count = least_common_multiple(urls.len(), tokens.len()).min(HEADS_MAX);
     let heads = (0..count).map(|nth| {
-        let (_, path) = urls[nth % urls.len()];
+        let path = urls[nth % urls.len()].path;
         let bearer = match tokens[nth % tokens.len()].as_str() {
             "" => String::new(),
             token => format!("Authorization: Bearer {token}\r\n"),
@@ -46,6 +53,8 @@ pub(crate) fn requests_with(common: &Common, tokens: &[String]) -> anyhow::Resul
     });
     Ok(Requests {
         address,
+        tls,
+        resumes: common.resume,
         heads: heads.collect(),
         body: body(common.body_bytes),
         body_bytes: common.body_bytes,
@@ -99,22 +108,54 @@ pub(crate) fn login_body(email: &str, password: &str) -> String {
     serde_json::json!({"email": email, "password": password}).to_string()
 }
 
-/// `http://host:port/path?query` → (`host:port`, `/path?query`).
+/// `http://host:port/path?query` in its parts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Url<'url> {
+    /// It begins with `https://`.
+    pub(crate) is_secure: bool,
+    /// `host:port`
+    pub(crate) authority: &'url str,
+    /// `/path?query`
+    pub(crate) path: &'url str,
+}
+
+impl<'url> Url<'url> {
+    pub(crate) fn split(url: &'url str) -> anyhow::Result<Self> {
+        let secure = url.strip_prefix("https://");
+        let rest = secure.or_else(|| url.strip_prefix("http://"));
+        let rest = rest.with_context(|| format!("--url {url} does not begin with http:// or https://"))?;
+        ensure!(
+            rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'),
+            "--url {url:?} has characters that a URL has not"
+        );
+        let (authority, path) = rest.find(['/', '?']).map_or((rest, "/"), |at| rest.split_at(at));
+        ensure!(
+            !authority.is_empty() && !authority.contains('@'),
+            "--url {url} should be like http://127.0.0.1:3000/path"
+        );
+        ensure!(path.starts_with('/'), "--url {url} has a query without a path");
+        Ok(Self { is_secure: secure.is_some(), authority, path })
+    }
+
+    pub(crate) fn resolve(&self, allow_remote: bool) -> anyhow::Result<SocketAddr> {
+        resolve_with(self.authority, if self.is_secure { 443 } else { 80 }, allow_remote)
+    }
+}
+
+/// A URL without TLS → (`host:port`, `/path?query`).
 pub(crate) fn split_url(url: &str) -> anyhow::Result<(&str, &str)> {
-    let rest = url.strip_prefix("http://").with_context(|| format!("--url {url} does not begin with http://"))?;
-    ensure!(
-        rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#'),
-        "--url {url:?} has characters that a URL has not"
-    );
-    let (authority, path) = rest.find(['/', '?']).map_or((rest, "/"), |at| rest.split_at(at));
-    ensure!(!authority.is_empty() && !authority.contains('@'), "--url {url} should be like http://127.0.0.1:3000/path");
-    ensure!(path.starts_with('/'), "--url {url} has a query without a path");
+    let Url { is_secure, authority, path } = Url::split(url)?;
+    ensure!(!is_secure, "--url {url} does not begin with http://");
     Ok((authority, path))
 }
 
 pub(crate) fn resolve(authority: &str, allow_remote: bool) -> anyhow::Result<SocketAddr> {
+    resolve_with(authority, 80, allow_remote)
+}
+
+fn resolve_with(authority: &str, port: u16, allow_remote: bool) -> anyhow::Result<SocketAddr> {
     let port_is_named = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    let with_port = if port_is_named { authority.to_owned() } else { format!("{authority}:80") };
+    let with_port = if port_is_named { authority.to_owned() } else { format!("{authority}:{port}") };
     let addresses = with_port.to_socket_addrs().with_context(|| format!("{authority} has no address"))?;
     let addresses = addresses.collect::<Vec<_>>();
     if !allow_remote {
@@ -226,7 +267,7 @@ mod tests {
     #[test]
     fn what_would_break_a_request_is_refused() {
         for arguments in [
-            ["--url", "https://127.0.0.1/"],
+            ["--url", "ftp://127.0.0.1/"],
             ["--url", "http://127.0.0.1/a b"],
             ["--url", "http://user@127.0.0.1/"],
             ["--url", "http://127.0.0.1?query"],
@@ -238,7 +279,14 @@ mod tests {
         ] {
             assert_ne!(refusal(&arguments), "accepted", "{arguments:?}");
         }
-        assert!(refusal(&["--url", "http://127.0.0.1:1/", "--url", "http://127.0.0.1:2/"]).contains("same host"));
+        assert!(refusal(&["--resume"]).contains("https://"));
+        assert_eq!(refusal(&["--resume", "--url", "https://127.0.0.1:1/"]), "accepted");
+        for other in ["http://127.0.0.1:2/", "https://127.0.0.1:1/"] {
+            assert!(
+                refusal(&["--url", "http://127.0.0.1:1/", "--url", other]).contains("the same scheme, host"),
+                "{other}"
+            );
+        }
     }
 
     #[test]

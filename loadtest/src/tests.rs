@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use clap::Parser;
 
+use crate::front;
 use crate::options::{Cli, Command};
 use crate::report::Report;
 use crate::scenario::{self, Measured};
@@ -28,7 +29,11 @@ fn command(line: &str) -> Command {
 
 /// Runs a scenario against a path of the backend, for a moment; tells the result and whether it counts as failed.
 fn run(port: u16, line: &str, path: &str) -> (Measured, bool) {
-    let line = format!("{line} --url http://127.0.0.1:{port}{path} --warm-up 50ms");
+    run_at(&format!("http://127.0.0.1:{port}{path}"), line)
+}
+
+fn run_at(url: &str, line: &str) -> (Measured, bool) {
+    let line = format!("{line} --url {url} --warm-up 50ms");
     let (_, job) = crate::job(command(&line)).expect("a valid job");
     let measured = scenario::run(&job, &mut |_| {}).expect("it runs");
     let failed = Report::new(&job, &measured).failed();
@@ -179,6 +184,62 @@ fn big_bodies_go_both_ways_whole() {
     assert!(!failed && up.tally.traffic.bytes_out > 5 << 20);
     let (echo, failed) = run(port, "stream --up 3MiB", "/echo");
     assert!(!failed && echo.tally.traffic.bytes_in > 3 << 20);
+}
+
+#[test]
+fn requests_go_over_tls() {
+    let url = format!("https://127.0.0.1:{}", front::tls(backend()));
+    for line in ["closed", "closed --tls 1.2", "closed --body-bytes 200KiB", "open --rate 500"] {
+        let (measured, failed) = run_at(&format!("{url}/echo"), &format!("{line} --connections 4 --duration 200ms"));
+        assert!(!failed && measured.tally.answers() > 4, "{line}: {}", measured.tally.answers());
+        assert_eq!(measured.tally.traffic.connects, 0, "{line}: connections are kept");
+    }
+    let (up, failed) = run_at(&url, "stream --up 5MiB");
+    assert!(!failed && up.tally.traffic.bytes_out > 5 << 20);
+    let (down, failed) = run_at(&format!("{url}/big?bytes=5000000"), "stream --down --connections 2");
+    assert!(!failed && down.tally.traffic.bytes_in > 10_000_000);
+    let (plain, failed) = run(backend(), "closed --duration 50ms", "/");
+    assert!(!failed && plain.tally.traffic.whole + plain.tally.traffic.resumed == 0);
+}
+
+#[test]
+fn sessions_are_taken_up_again_where_that_is_asked_for() {
+    let url = format!("https://127.0.0.1:{}/", front::tls(backend()));
+    for line in ["closed", "closed --tls 1.2"] {
+        let line = format!("{line} --connections 3 --duration 200ms --header Connection:close");
+        let (whole, _) = run_at(&url, &line);
+        let traffic = whole.tally.traffic;
+        let failures = whole.tally.failures().collect::<Vec<_>>();
+        assert!(traffic.whole > 3 && traffic.resumed == 0, "{line}: {traffic:?} {failures:?}");
+        let (resumed, _) = run_at(&url, &format!("{line} --resume"));
+        let traffic = resumed.tally.traffic;
+        let failures = resumed.tally.failures().collect::<Vec<_>>();
+        assert!(traffic.resumed > 3 && traffic.whole <= 3, "{line}: {traffic:?} {failures:?}");
+    }
+}
+
+#[test]
+fn what_speaks_no_tls_is_a_failure_of_its_own() {
+    let (measured, failed) = run_at(&format!("https://127.0.0.1:{}/", backend()), "open --rate 100 --duration 100ms");
+    let failures = measured.tally.failures().collect::<Vec<_>>();
+    assert!(failed && matches!(failures[..], [("tls", 1..)]), "{failures:?}");
+}
+
+#[test]
+fn a_flood_leaves_as_soon_as_it_is_answered() {
+    let told = |port: u16| {
+        let line = format!("flood --rate 200 --duration 200ms --connections 8 --url https://127.0.0.1:{port}");
+        let Command::Flood(flood) = command(&line) else { unreachable!("a flood was asked for") };
+        let report = crate::flood::measure(&flood).expect("it runs");
+        let told = report.json(&crate::report::Conditions::now());
+        let number = |name: &str| told[name].as_u64().expect("a number");
+        (number("answered"), number("refused"), number("backlog"), told["failures"].clone(), report.failed())
+    };
+    let (answered, refused, backlog, failures, failed) = told(front::tls(backend()));
+    assert_eq!((answered + backlog, refused, failed), (40, 0, false), "{failures}");
+    let (answered, refused, backlog, failures, failed) = told(backend());
+    assert_eq!((answered, refused, failed), (0, 0, true));
+    assert_eq!(failures["bad_answer"].as_u64().map(|failed| failed + backlog), Some(40), "{failures}");
 }
 
 /// Sends bytes as they are and reads until the backend closes.

@@ -28,6 +28,10 @@ pub(crate) fn measure(options: &HubLogOut) -> anyhow::Result<Report> {
     // Who has logged out stays so: each run has users of its own.
     setup.first_user = usize::try_from(socket::now() / 1000)?;
     let token = |nth: usize| setup.tokens.of(setup.first_user + nth);
+    anyhow::ensure!(
+        setup.instances.iter().all(|one| one.tls.is_none()),
+        "log-outs go in clear text: give a --url with ws://"
+    );
     let instances = setup.instances.iter().map(|instance| format!("http://{}", instance.authority));
     let instances = instances.collect::<Vec<_>>();
 

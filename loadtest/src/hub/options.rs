@@ -71,7 +71,8 @@ pub(crate) struct TokenOptions {
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct HubCommon {
-    /// Where the hub is; of several instances the members of each room use all, in turn
+    /// Where the hub is; of several instances the members of each room use all, in turn. With wss:// sockets go over TLS, and whose
+    /// certificate it is does not matter
     #[arg(long = "url", default_value = "ws://127.0.0.1:3000/ws")]
     pub(crate) urls: Vec<String>,
     #[command(flatten)]

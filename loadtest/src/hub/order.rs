@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::hub::tally::Phases;
 use crate::hub::token::Tokens;
+use crate::stream::Tls;
 
 /// Sockets that share rooms.
 pub(crate) struct Group {
@@ -17,6 +18,8 @@ pub(crate) struct Group {
 /// Where a part of the hub is.
 pub(crate) struct Instance {
     pub(crate) address: std::net::SocketAddr,
+    /// Its sockets go over TLS.
+    pub(crate) tls: Option<Tls>,
     pub(crate) authority: String,
     pub(crate) path: String,
 }
@@ -126,6 +129,7 @@ pub(crate) mod tests {
     pub(crate) fn setup(groups: Vec<Group>, opening_max: usize) -> Setup {
         let instance = |port| Instance {
             address: std::net::SocketAddr::from(([127, 0, 0, 1], port)),
+            tls: None,
             authority: format!("a:{port}"),
             path: "/".to_owned(),
         };

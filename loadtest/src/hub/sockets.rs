@@ -6,12 +6,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 
 use crate::http::Failure;
 use crate::hub::frame::{self, Frames};
 use crate::socket::{self, Poller};
+use crate::stream::{Stream, Tls};
 
 /// What is read of one socket at once; more is read in the next round, so that a flood on one does not starve the rest.
 const RECEIVE_BYTES: usize = 256 * 1024;
@@ -75,7 +75,7 @@ pub(crate) trait Handler {
 
 /// One place for a socket; the socket in it may come and go.
 pub(crate) struct Socket {
-    stream: Option<OwnedFd>,
+    stream: Option<Stream>,
     /// Counts the sockets of this place, so that an event for an earlier one is known as such.
     generation: u32,
     pub(crate) stage: Stage,
@@ -110,10 +110,10 @@ impl Socket {
 
     /// Writes what waits, as far as it goes.
     fn flush(&mut self) {
-        let Some(stream) = &self.stream else { return };
+        let Some(stream) = &mut self.stream else { return };
         let mut sent = 0;
         while sent < self.unsent.len() {
-            match socket::send(stream, &self.unsent[sent..]) {
+            match stream.send(&self.unsent[sent..]) {
                 Ok(bytes) => sent += bytes,
                 Err(Errno::INTR) => {}
                 // Full: goes on when writable. Broken: shows when read, perhaps behind a frame that says why.
@@ -184,7 +184,7 @@ impl Sockets {
     }
 
     /// Begins to open a place's socket.
-    pub(crate) fn open(&mut self, slot: usize, address: SocketAddr, now: u64) {
+    pub(crate) fn open(&mut self, slot: usize, address: SocketAddr, tls: Option<&Tls>, now: u64) {
         let place = &mut self.slots[slot];
         place.clear();
         place.generation = place.generation.wrapping_add(1);
@@ -198,7 +198,7 @@ impl Sockets {
         });
         let opened = socket::connect(address, source).and_then(|stream| {
             self.poller.watch(&stream, key)?;
-            Ok(stream)
+            Stream::new(stream, tls)
         });
         match opened {
             Ok(stream) => place.stream = Some(stream),
@@ -235,12 +235,15 @@ impl Sockets {
             }
             if ready.writable {
                 if place.stage == Stage::Connecting {
-                    if let Err(errno) = place.stream.as_ref().map_or(Ok(()), socket::connected) {
+                    if let Err(errno) = place.stream.as_mut().map_or(Ok(()), Stream::connected) {
                         self.end(slot, Ending::Broken(errno.into()), handler, socket::now());
                         continue;
                     }
                     place.stage = Stage::Upgrading;
                     place.unsent = handler.request(slot);
+                }
+                if let Some(stream) = &mut place.stream {
+                    stream.flush();
                 }
                 if !place.unsent.is_empty() {
                     place.flush();
@@ -266,8 +269,8 @@ impl Sockets {
             if place.is_deaf {
                 return;
             }
-            let Some(stream) = &place.stream else { return };
-            match socket::receive(stream, &mut self.buffer) {
+            let Some(stream) = &mut place.stream else { return };
+            match stream.receive(&mut self.buffer) {
                 Ok(0) => {
                     let ending = place.close_code.map_or(Ending::Broken(Failure::EofBeforeAnswer), Ending::Closed);
                     return self.end(slot, ending, handler, socket::now());

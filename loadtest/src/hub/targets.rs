@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use crate::http::Requests;
 use crate::hub::options::{HubCommon, Targets};
+use crate::hub::order::Instance;
 use crate::hub::outcome::{Part, put_cost, put_deliveries, put_memory, put_own, put_sockets};
 use crate::hub::token::Tokens;
 use crate::hub::traffic::{rooms, send};
@@ -20,7 +21,7 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
     let common = &options.common;
     let (group, places) = rooms(common, &options.fan_out)?;
     let setup = setup(common, vec![group], 0..0)?;
-    let job = Arc::new(job(options, &setup.instances[0].authority)?);
+    let job = Arc::new(job(options, &setup.instances[0])?);
     let mut report = Report::empty();
     if options.baseline {
         let alone = scenario::run(&job, &mut |_| {})?;
@@ -56,12 +57,13 @@ pub(crate) fn measure(options: &Targets) -> anyhow::Result<Report> {
 }
 
 /// The requests, each with a user's token.
-fn job(options: &Targets, authority: &str) -> anyhow::Result<Job> {
+fn job(options: &Targets, Instance { tls, authority, .. }: &Instance) -> anyhow::Result<Job> {
     let hub = &options.common;
     let tokens = Tokens::new(&hub.token)?;
     // Users of their own, not those of the sockets.
     let users = (0..options.http_users).map(|nth| tokens.of(1_000_000 + usize::try_from(nth).unwrap_or(0)));
-    let common = Common::of_url(format!("http://{authority}{}", options.http_path), hub.allow_remote);
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let common = Common::of_url(format!("{scheme}://{authority}{}", options.http_path), hub.allow_remote);
     let requests = target::requests_with(&common, &users.collect::<Vec<_>>()).context("--http-path")?;
     Ok(open_job(hub, requests, options.http_rate, usize::try_from(options.http_connections)?))
 }

@@ -3,6 +3,7 @@
 use clap::Parser;
 use serde_json::Value;
 
+use crate::front;
 use crate::hub::mock::{self, Faults};
 use crate::options::{Cli, Command};
 use crate::report::Conditions;
@@ -14,11 +15,15 @@ fn run(port: u16, line: &str) -> Result<Value, String> {
 
 /// The same with several instances.
 fn run_on(ports: &[u16], line: &str) -> Result<Value, String> {
+    run_at(ports.iter().map(|port| format!("ws://127.0.0.1:{port}/ws")), line)
+}
+
+fn run_at(urls: impl Iterator<Item = String>, line: &str) -> Result<Value, String> {
     // Each test is a thread of its own.
     let (process, thread) = (std::process::id(), std::thread::current().id());
     let secret = std::env::temp_dir().join(format!("shardgate-loadtest-{process}-{thread:?}"));
     std::fs::write(&secret, mock::SECRET).expect("written");
-    let urls = ports.iter().fold(String::new(), |urls, port| format!("{urls} --url ws://127.0.0.1:{port}/ws"));
+    let urls = urls.fold(String::new(), |urls, url| format!("{urls} --url {url}"));
     let line =
         format!("shardgate-loadtest {line}{urls} --secret {} --warm-up 100ms --quiet --timeout 10s", secret.display());
     let Command::Hub(command) = Cli::try_parse_from(line.split(' ')).expect("a valid line").command else {
@@ -67,6 +72,19 @@ fn every_member_of_every_room_counts() {
     assert_eq!((number(&report, "sent"), number(&report, "deliveries"), number(&report, "missing")), (30, 240, 0));
     assert_eq!(report["latency_us"]["count"], 240);
     assert_eq!(report["to_the_last_us"]["count"], 30, "each message has one last member");
+}
+
+#[test]
+fn sockets_go_over_tls() {
+    let url = format!("wss://127.0.0.1:{}/ws", front::tls(mock::hub(0)));
+    for (line, deliveries) in [
+        ("hub-fan-out --rooms 3 --members 8 --rate 60 --duration 500ms --threads 2", 240),
+        ("hub-echo --connections 5 --rate 200 --duration 500ms", 100),
+    ] {
+        let report = run_at(std::iter::once(url.clone()), line).expect("it runs");
+        assert_eq!(report["failed"], false, "{report:#}");
+        assert_eq!((number(&report, "deliveries"), number(&report, "missing")), (deliveries, 0));
+    }
 }
 
 #[test]

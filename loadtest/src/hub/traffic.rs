@@ -15,10 +15,10 @@ pub(crate) const LEAD: u64 = SECOND / 10;
 
 pub(crate) fn echo(options: &HubEcho) -> anyhow::Result<Report> {
     let mut common = options.common.clone();
-    let scheme = "ws://".len();
     for url in &mut common.urls {
-        let authority = url.get(scheme..).unwrap_or_default().split('/').next().unwrap_or_default();
-        *url = format!("ws://{authority}{}", options.path);
+        let (scheme, rest) = url.split_once("://").unwrap_or_default();
+        let authority = rest.split('/').next().unwrap_or_default();
+        *url = format!("{scheme}://{authority}{}", options.path);
     }
     let places = usize::try_from(options.connections)?;
     let group = Group { slots: 0..places, rooms: Vec::new() };

@@ -149,7 +149,8 @@ impl Worker {
             if let Some(slot) = self.state.next_to_open(now) {
                 self.state.opening += 1;
                 self.state.tally.attempts += 1;
-                self.sockets.open(slot, self.state.instance(slot).address, now);
+                let instance = self.state.instance(slot);
+                self.sockets.open(slot, instance.address, instance.tls.as_ref(), now);
             } else {
                 return self.state.waiting.peek().map_or(u64::MAX, |Reverse((due, _))| *due);
             }

@@ -18,7 +18,9 @@ use crate::hub::tally::{Counts, Tally};
 use crate::hub::token::Tokens;
 use crate::hub::worker::Worker;
 use crate::process::{self, Memory};
-use crate::{nanoseconds, socket, target};
+use crate::stream::Tls;
+use crate::target::Url;
+use crate::{nanoseconds, socket};
 
 pub(crate) const SECOND: u64 = 1_000_000_000;
 /// Resident memory is looked at this often for its peak, and whether what is waited for has come.
@@ -108,11 +110,12 @@ pub(crate) fn setup(common: &HubCommon, groups: Vec<Group>, slow: Range<usize>) 
 }
 
 fn instance(url: &str, allow_remote: bool) -> anyhow::Result<Instance> {
-    let http = url.strip_prefix("ws://").map(|rest| format!("http://{rest}"));
-    let http = http.with_context(|| format!("--url {url} does not begin with ws://"))?;
-    let (authority, path) = target::split_url(&http)?;
-    let address = target::resolve(authority, allow_remote)?;
-    Ok(Instance { address, authority: authority.to_owned(), path: path.to_owned() })
+    let rest = url.strip_prefix("ws").filter(|rest| rest.starts_with("://") || rest.starts_with("s://"));
+    let http = format!("http{}", rest.with_context(|| format!("--url {url} does not begin with ws:// or wss://"))?);
+    let http = Url::split(&http)?;
+    let tls = http.is_secure.then(|| Tls::new(http.authority, None)).transpose()?;
+    let (authority, path) = (http.authority.to_owned(), http.path.to_owned());
+    Ok(Instance { address: http.resolve(allow_remote)?, tls, authority, path })
 }
 
 impl Workers {

@@ -203,6 +203,8 @@ impl<'share> Meter<'share> {
         if let (false, Some((before, cpu_before))) = (self.over, self.before) {
             self.tally.traffic = Traffic {
                 connects: traffic.connects - before.connects,
+                whole: traffic.whole - before.whole,
+                resumed: traffic.resumed - before.resumed,
                 bytes_in: traffic.bytes_in - before.bytes_in,
                 bytes_out: traffic.bytes_out - before.bytes_out,
             };
