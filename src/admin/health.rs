@@ -48,7 +48,7 @@ pub struct HealthInputs {
 }
 
 /// What is known of one upstream.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct UpstreamHealth {
     /// Its name.
     pub name: String,
@@ -60,6 +60,8 @@ pub struct UpstreamHealth {
     pub reports: Vec<Report>,
     /// What probes say of each instance; `None` where there are none.
     pub probes: Option<Vec<(Verdict, Option<LastProbe>)>>,
+    /// Whether nobody looks at the certificates of those that speak TLS (`verify = false`).
+    pub is_unverified: bool,
 }
 
 /// How the bus between instances is.
@@ -206,6 +208,9 @@ pub fn entry(upstream: &UpstreamHealth, known: &HealthInputs) -> (&'static str, 
     if upstream.reports.iter().any(|report| report.is_panicking) {
         entry["panic"] = Value::from(true);
     }
+    if upstream.is_unverified {
+        entry["tls"] = Value::from("unverified");
+    }
     let error = seen.error.or(is_unresolved.then_some("unresolved"));
     let error = error.or((is_all_withheld && withheld > 0).then_some("withheld"));
     if let Some(error) = error {
@@ -341,9 +346,8 @@ mod tests {
         let upstream = |(name, reports): &(&str, &[(usize, usize)])| UpstreamHealth {
             name: (*name).to_owned(),
             instances: reports[0].1,
-            withheld: Vec::new(),
             reports: reports.iter().map(|(healthy, total)| report(*healthy, *total)).collect(),
-            probes: None,
+            ..UpstreamHealth::default()
         };
         HealthInputs {
             upstreams: upstreams.iter().map(upstream).collect(),
@@ -391,7 +395,7 @@ mod tests {
 
     /// What `/health` says of an upstream of two instances, without the time.
     fn told(reports: Vec<Report>, probes: Option<Vec<(Verdict, Option<LastProbe>)>>) -> String {
-        told_of(UpstreamHealth { name: "a".to_owned(), instances: 2, withheld: Vec::new(), reports, probes })
+        told_of(UpstreamHealth { name: "a".to_owned(), instances: 2, reports, probes, ..UpstreamHealth::default() })
     }
 
     fn told_of(upstream: UpstreamHealth) -> String {
@@ -454,7 +458,14 @@ mod tests {
         let down = (Verdict::Down, up.1);
         let told = |withheld: [bool; 2], probes: Option<[(Verdict, Option<LastProbe>); 2]>, reports: Vec<Report>| {
             let (withheld, probes) = (withheld.into(), probes.map(Vec::from));
-            let told = told_of(UpstreamHealth { name: "a".to_owned(), instances: 2, withheld, reports, probes });
+            let told = told_of(UpstreamHealth {
+                name: "a".to_owned(),
+                instances: 2,
+                withheld,
+                reports,
+                probes,
+                ..UpstreamHealth::default()
+            });
             let entry: Value = serde_json::from_str(told.split_once(": ").expect("an entry").1).expect("JSON");
             format!("{} {} {} {}", &told[..3], entry["status"], entry["instances"], entry["error"])
         };
@@ -487,6 +498,7 @@ mod tests {
                 withheld: [false; 2].into(),
                 reports,
                 probes,
+                ..UpstreamHealth::default()
             }];
             let document = outcome(&known).1;
             [document["status"].clone(), document["services"]["a"]["circuit"].clone()]

@@ -2,7 +2,8 @@
 //! elsewhere. When that is done is for `schedule`.
 
 use super::jwk::{JwkSet, SET_BYTES_MAX, SetFault};
-use crate::config::{Algorithm, TokenIssuer, open_regular};
+use crate::certificates::read_authorities;
+use crate::config::{Algorithm, TokenIssuer};
 use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::{Request, StatusCode, Uri, header};
@@ -10,8 +11,6 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use std::error::Error;
 use std::fmt::Write as _;
@@ -79,7 +78,7 @@ impl Fetcher {
 pub fn https_connector(ca_file: Option<&Path>, is_https: bool) -> Result<HttpsConnector<HttpConnector>, String> {
     let mut roots = RootCertStore::empty();
     if let Some(file) = ca_file {
-        roots = read_certificates(file).map_err(|wrong| format!("ca_file is {wrong}"))?;
+        roots = read_authorities(file).map_err(|wrong| format!("ca_file is {wrong}"))?;
     } else if is_https {
         // What cannot be read of the system's is no reason not to trust the rest.
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -99,24 +98,6 @@ pub fn https_connector(ca_file: Option<&Path>, is_https: bool) -> Result<HttpsCo
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     Ok(HttpsConnectorBuilder::new().with_tls_config(config).https_or_http().enable_http1().wrap_connector(tcp))
-}
-
-/// The certificates of a PEM file, or what is wrong with it: `"ca.pem": there is no certificate in it`.
-pub fn read_certificates(file: &Path) -> Result<RootCertStore, String> {
-    let wrong = |why: &dyn std::fmt::Display| format!("\"{}\": {why}", file.display());
-    let mut roots = RootCertStore::empty();
-    let certificates = CertificateDer::pem_reader_iter(open_regular(file).map_err(|error| wrong(&error))?);
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| wrong(&error))?;
-        roots.add(certificate).map_err(|error| wrong(&error))?;
-    }
-    if roots.is_empty() {
-        Err(wrong(
-            &"there is no certificate in it; write the PEM file that has them, which begins with -----BEGIN CERTIFICATE-----",
-        ))
-    } else {
-        Ok(roots)
-    }
 }
 
 /// An error and what caused it, in one line.

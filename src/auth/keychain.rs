@@ -1,10 +1,11 @@
 //! The control thread's keys: our own, those of other issuers from files, and those that are fetched, kept fresh. Each
 //! change makes a new [`KeySet`]; sending it to the shards is for whoever holds the [`Keychain`].
 
-use super::fetch::{Fetcher, read_certificates};
+use super::fetch::Fetcher;
 use super::jwk::{JwkSet, SET_BYTES_MAX};
 use super::schedule::Schedule;
 use super::{Issuer, KeySet, OwnKeys};
+use crate::certificates::read_authorities;
 use crate::config::{Auth, TokenIssuer, open_regular};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -133,7 +134,7 @@ impl Keychain {
         for (index, issuer) in auth.issuers.iter().enumerate() {
             let set = issuer.jwks_file.as_ref().map(|file| read_set(index, issuer, file));
             wrong.extend(set.and_then(Result::err).map(|error| error.to_string()));
-            let certificates = issuer.ca_file.as_ref().map(|file| read_certificates(file));
+            let certificates = issuer.ca_file.as_ref().map(|file| read_authorities(file));
             let why = certificates.and_then(Result::err);
             wrong.extend(why.map(|why| format!("auth.issuers[{index}]: ca_file is {why}")));
         }

@@ -22,7 +22,7 @@ mod schedule;
 mod tests;
 
 pub use check::{CheckCounts, Checker};
-pub use fetch::{https_connector, read_certificates};
+pub use fetch::https_connector;
 pub use fuzz::fuzz_one;
 pub use issue::{Grant, IssueError, Issued, Issuer};
 pub use jwk::{JwkSet, SET_BYTES_MAX, SetFault};

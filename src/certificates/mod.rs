@@ -1,13 +1,15 @@
-//! Certificates that clients are shown: read from files, checked, and chosen by the name that a client asks for. Also the
-//! one place where it is decided what does the cryptography of TLS (decision 31).
+//! Certificates that clients are shown: read from files, checked, and chosen by the name that a client asks for; and those by
+//! which services are known (`services`). Also the one place where it is decided what does the cryptography of TLS (decision 31).
 
 mod chooser;
 mod facts;
 #[cfg(any(test, fuzzing))]
 mod fuzz;
+mod services;
 mod tickets;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,6 +29,7 @@ pub use self::fuzz::{fuzz_config, fuzz_files};
 use self::{chooser::Chooser, facts::Facts, tickets::Tickets};
 pub use self::{
     chooser::take_refused,
+    services::{InstanceTls, ServiceTls, Services, WantedOfService, read_authorities},
     tickets::{TICKET_KEY_TIME, TICKET_SECRET_BYTES_MIN},
 };
 use crate::config::{HostPattern, SecretFile, Tls, TlsCertificate};
@@ -54,6 +57,8 @@ pub struct Wanted {
     pub tls: Tls,
     /// What operators are shown; nothing where their listener speaks no TLS.
     pub operators: Option<OfOperators>,
+    /// What services have to be and are shown, by upstream.
+    pub services: BTreeMap<String, WantedOfService>,
 }
 
 /// What the operator's listener shows.
@@ -68,7 +73,7 @@ pub enum OfOperators {
 impl Wanted {
     /// Whether nothing is wanted.
     pub fn is_nothing(&self) -> bool {
-        self.tls.certificates.is_empty() && self.operators.is_none()
+        self.tls.certificates.is_empty() && self.operators.is_none() && self.services.is_empty()
     }
 
     /// All certificates, each with the name of its place in the configuration.
@@ -85,7 +90,8 @@ impl Wanted {
     /// All files that are read.
     pub fn files(&self) -> Vec<PathBuf> {
         let pairs = self.certificates().flat_map(|(_, pair)| [pair.cert.clone(), pair.key.clone()]);
-        pairs.chain(self.tls.ticket_secret_file.clone()).collect()
+        let of_services = self.services.values().flat_map(WantedOfService::files);
+        pairs.chain(self.tls.ticket_secret_file.clone()).chain(of_services).collect()
     }
 }
 
@@ -100,6 +106,7 @@ pub struct Certificates {
     /// What is wrong with files and does not keep them from being used.
     doubts: Vec<String>,
     tickets: Arc<Tickets>,
+    services: Arc<Services>,
 }
 
 /// What is told of one certificate.
@@ -143,6 +150,7 @@ impl Certificates {
                 Err(Wrong { key, what }) => wrong.push(format!("{place}.{key} is {what}")),
             }
         }
+        let services = Arc::new(services::load(&wanted.services, &mut doubts, &mut wrong));
         let secret = wanted.tls.ticket_secret_file.as_deref().map(read_ticket_secret).transpose();
         let secret = secret.map_err(|why| wrong.push(format!("tls.ticket_secret_file is {why}")));
         let (Ok(secret), true) = (secret, wrong.is_empty()) else { return Err(wrong) };
@@ -168,7 +176,7 @@ impl Certificates {
             Arc::new(config)
         });
         let config = config(of_clients, wanted.tls.strict_sni)?;
-        Ok(Self { config, of_operators, shown, doubts, tickets: Arc::clone(&tickets) }.with_tickets(tickets))
+        Ok(Self { config, of_operators, shown, doubts, tickets: Arc::clone(&tickets), services }.with_tickets(tickets))
     }
 
     /// The same, by which sessions are taken up again that clients have with `before`. Where the keys of tickets are derived
@@ -210,6 +218,11 @@ impl Certificates {
         self.of_operators.clone()
     }
 
+    /// TLS to services, by upstream.
+    pub fn services(&self) -> &Arc<Services> {
+        &self.services
+    }
+
     /// Whether clients that ask for such a host are shown a certificate with its name. Who asks for an address names none.
     pub fn cover_pattern(&self, host: &HostPattern) -> bool {
         let has = |name: &str| self.shown.iter().any(|shown| shown.names.iter().any(|of| of == name));
@@ -244,7 +257,8 @@ impl Certificates {
             };
             Some(format!("{}.cert is \"{}\", which {what}", shown.place, shown.file))
         };
-        self.doubts.iter().cloned().chain(self.shown.iter().filter_map(told)).collect()
+        let of_clients = self.doubts.iter().cloned().chain(self.shown.iter().filter_map(told));
+        of_clients.chain(services::warnings(&self.services, now)).collect()
     }
 
     /// What is told of each.

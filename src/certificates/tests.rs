@@ -31,7 +31,7 @@ fn write_secret(file: &Path, text: &str) {
 }
 
 pub(crate) fn load(certificates: Vec<TlsCertificate>) -> Result<Certificates, Vec<String>> {
-    Certificates::load(&Wanted { tls: Tls { certificates, ..Tls::default() }, operators: None }, 0)
+    Certificates::load(&Wanted { tls: Tls { certificates, ..Tls::default() }, ..Wanted::default() }, 0)
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn the_secret_of_tickets_is_one() {
     let certificates = vec![made(place.path(), "one", &["a"])];
     let path = place.path().join("secret");
     let tls = Tls { certificates, ticket_secret_file: Some(path.clone()), ..Tls::default() };
-    let wanted = Wanted { tls, operators: None };
+    let wanted = Wanted { tls, ..Wanted::default() };
     assert_eq!(wanted.files().len(), 3);
     let load_pairs = load;
     let load = || Certificates::load(&wanted, 0);
@@ -175,13 +175,13 @@ fn operators_are_shown_their_own_or_the_same() {
         (Some(OfOperators::Shared), &["tls.certificates[0]"]),
         (None, &["tls.certificates[0]"]),
     ] {
-        let wanted = Wanted { tls: tls.clone(), operators };
+        let wanted = Wanted { tls: tls.clone(), operators, ..Wanted::default() };
         let loaded = Certificates::load(&wanted, 0).expect("it is right");
         assert_eq!(loaded.for_operators().is_some(), wanted.operators.is_some());
         let shown: Vec<_> = loaded.shown().iter().map(|shown| shown.place.as_str()).collect();
         assert_eq!((shown.as_slice(), wanted.files().len()), (places, 2 * places.len()));
     }
     // It may be all that there is.
-    let alone = Wanted { tls: Tls::default(), operators: Some(OfOperators::Own(two)) };
+    let alone = Wanted { operators: Some(OfOperators::Own(two)), ..Wanted::default() };
     assert!(!alone.is_nothing() && Certificates::load(&alone, 0).is_ok());
 }

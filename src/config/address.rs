@@ -72,10 +72,6 @@ fn masked(address: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// What becomes of whoever expects TLS to a service.
-pub(super) const NO_TLS: &str =
-    "there is no TLS to services yet: requests and their tokens would go to it in clear text";
-
 /// Which hosts a route answers for. Ports are no part of it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum HostPattern {

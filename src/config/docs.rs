@@ -60,7 +60,8 @@ fn takes(kind: Kind) -> String {
         Kind::Secret(form) => format!("secret: {form}"),
         Kind::List(form) => format!("list: {form}"),
         Kind::Instances => {
-            "list: `host:port`, `unix:/path`, or a table of `address`, `weight`, `priority` and `zone`".to_owned()
+            "list: `host:port`, `https://host`, `unix:/path`, or a table of `address`, `weight`, `priority` and `zone`"
+                .to_owned()
         }
         Kind::Fields => "table of names and values".to_owned(),
     }

@@ -1,6 +1,6 @@
 //! The servers of an upstream as they are written: where each is, and how much it is to get beside the others.
 
-use super::address::{NO_TLS, host_name, plain_number};
+use super::address::{host_name, plain_number};
 use super::key::{Key, Kind};
 use super::names::is_plain;
 use super::raw::{Node, Value};
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use toml::Value as Toml;
 
-/// Where a server is: `127.0.0.1:4001`, `[::1]:4001`, `events.internal:80`, `unix:/run/shop.sock`.
+/// Where a server is: `127.0.0.1:4001`, `[::1]:4001`, `events.internal:80`, `https://events.internal`, `unix:/run/shop.sock`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ServerAddress {
     /// On a port.
@@ -22,6 +22,8 @@ pub enum ServerAddress {
         host: String,
         /// Its port, never 0.
         port: u16,
+        /// Whether it speaks TLS there.
+        is_https: bool,
     },
     /// On a socket with this path.
     Unix(PathBuf),
@@ -51,6 +53,9 @@ const WEIGHT: u16 = 1;
 const PATH_BYTES_MAX: usize = 107;
 
 const FORM: &str = "write an instance as \"host:port\", like \"127.0.0.1:4001\" or \"[::1]:4001\"";
+const HTTPS: &str = "https://";
+/// What need not be written behind that.
+const HTTPS_PORT: u16 = 443;
 
 impl FromStr for ServerAddress {
     type Err = String;
@@ -65,35 +70,51 @@ impl FromStr for ServerAddress {
                 )),
             };
         }
-        if text.starts_with("https://") {
-            return Err(format!("{NO_TLS}; {FORM}, where it speaks plain HTTP on a network that you trust"));
-        }
+        let (is_https, text) = text.strip_prefix(HTTPS).map_or((false, text), |rest| (true, rest));
         if text.contains("://") {
-            return Err(format!("{FORM}, without a scheme"));
+            return Err(format!("{FORM}, without a scheme, or as \"https://host\" where it speaks TLS"));
         }
-        let (host, port) = text.rsplit_once(':').ok_or_else(|| FORM.to_owned())?;
-        let port = plain_number(port)
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| *port != 0)
-            .ok_or_else(|| format!("{FORM}; ports go from 1 to 65535"))?;
+        let form = || {
+            let https = "write it as \"https://host\" or \"https://host:port\", without a path";
+            if is_https { https.to_owned() } else { FORM.to_owned() }
+        };
+        let (host, port) = match text.rsplit_once(':') {
+            // What stands behind the last colon of an address in brackets is no port.
+            Some((_, behind)) if is_https && behind.ends_with(']') => (text, HTTPS_PORT),
+            Some((host, port)) => {
+                let port = plain_number(port).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0);
+                (host, port.ok_or_else(|| format!("{}; ports go from 1 to 65535", form()))?)
+            }
+            None if is_https => (text, HTTPS_PORT),
+            None => return Err(form()),
+        };
         let host = match host.strip_prefix('[') {
             Some(rest) => rest
                 .strip_suffix(']')
                 .and_then(|address| address.parse::<Ipv6Addr>().ok())
                 // An IPv4 address is written as one, so that it is not two instances.
                 .map(|address| IpAddr::V6(address).to_canonical().to_string())
-                .ok_or_else(|| FORM.to_owned())?,
-            None => host_name(host).ok_or_else(|| FORM.to_owned())?,
+                .ok_or_else(form)?,
+            None => host_name(host).ok_or_else(form)?,
         };
-        Ok(Self::Port { host, port })
+        Ok(Self::Port { host, port, is_https })
     }
 }
 
 impl fmt::Display for ServerAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Port { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Port { host, port } => write!(f, "{host}:{port}"),
+            Self::Port { host, port, is_https } => {
+                if *is_https {
+                    f.write_str(HTTPS)?;
+                }
+                if host.contains(':') {
+                    write!(f, "[{host}]")?;
+                } else {
+                    f.write_str(host)?;
+                }
+                if *is_https && *port == HTTPS_PORT { Ok(()) } else { write!(f, ":{port}") }
+            }
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -267,6 +288,18 @@ mod tests {
                 "host:+80",
                 "http://host:80",
                 "https://host",
+                "https://Host:443",
+                "https://host:8443",
+                "https://[::1]",
+                "https://[::1]:8443",
+                "https://host/",
+                "https://host:8443/path",
+                "https://user@host",
+                "https://host:0",
+                "https://::1",
+                "https://",
+                "https://https://host",
+                "HTTPS://host",
                 "host:80/path",
                 "bad host:80",
                 "1.2.3:80",
@@ -288,8 +321,20 @@ mod tests {
                 "host:0" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
                 "host:65536" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
                 "host:+80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
-                "http://host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme
-                "https://host" -> ! there is no TLS to services yet: requests and their tokens would go to it in clear text; write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", where it speaks plain HTTP on a network that you trust
+                "http://host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme, or as "https://host" where it speaks TLS
+                "https://host" -> https://host
+                "https://Host:443" -> https://host
+                "https://host:8443" -> https://host:8443
+                "https://[::1]" -> https://[::1]
+                "https://[::1]:8443" -> https://[::1]:8443
+                "https://host/" -> ! write it as "https://host" or "https://host:port", without a path
+                "https://host:8443/path" -> ! write it as "https://host" or "https://host:port", without a path; ports go from 1 to 65535
+                "https://user@host" -> ! write it as "https://host" or "https://host:port", without a path
+                "https://host:0" -> ! write it as "https://host" or "https://host:port", without a path; ports go from 1 to 65535
+                "https://::1" -> ! write it as "https://host" or "https://host:port", without a path
+                "https://" -> ! write it as "https://host" or "https://host:port", without a path
+                "https://https://host" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme, or as "https://host" where it speaks TLS
+                "HTTPS://host" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001", without a scheme, or as "https://host" where it speaks TLS
                 "host:80/path" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"; ports go from 1 to 65535
                 "bad host:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"
                 "1.2.3:80" -> ! write an instance as "host:port", like "127.0.0.1:4001" or "[::1]:4001"

@@ -59,7 +59,7 @@ pub use keys::{
     FurtherListener, HeaderRules, Health, Http, Hub, HubEventType, HubRoom, HubService, HubShare, Limit, LimitApplies,
     LimitKey, LimitScope, Listener, ListenerKind, Log, LogFormat, Metrics, ProbeKind, ProxyProtocol, Redis, RedisMode,
     RetryOn, Revocation, RevocationFail, Role, Route, RouteCors, Runtime, SessionStore, Sessions, Shedding,
-    SlowConsumer, Tls, TlsCertificate, TokenIssuer, TokenKey, Trace, Trust, Upstream, WithoutRedis,
+    SlowConsumer, Tls, TlsCertificate, TokenIssuer, TokenKey, Trace, Trust, Upstream, UpstreamTls, WithoutRedis,
 };
 pub use limits::LIMITS_PER_ROUTE_MAX;
 pub use listeners::PublicListener;

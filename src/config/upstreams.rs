@@ -1,6 +1,6 @@
 //! Upstreams from what is written: their servers, and the methods with which these read bodies.
 
-use super::address::NO_TLS;
+use super::address::host_name;
 use super::keys::section::{FromFields as _, Part};
 use super::listing::ListingFormat;
 use super::names::is_token;
@@ -9,10 +9,12 @@ use super::read::Fields;
 use super::report::{Location, Report};
 use super::values::texts;
 use super::{
-    Balance, Breaker, Config, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, written_duration,
+    Balance, Breaker, Config, Discover, Health, Instance, ProbeKind, ServerAddress, Upstream, UpstreamTls,
+    written_duration,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// As many as one shard's snapshot of an upstream should ever hold.
@@ -231,7 +233,56 @@ fn read_breaker(upstream: &Fields<'_>, report: &mut Report) -> Breaker {
     breaker
 }
 
+/// Reads `[upstreams.<name>.tls]`.
+fn read_tls(written: &Upstream, upstream: &Fields<'_>, report: &mut Report) -> UpstreamTls {
+    let (tls, fields) = UpstreamTls::inside(upstream, "tls", report);
+    if let Some(name) = &tls.server_name
+        && name.parse::<IpAddr>().is_err()
+        && host_name(name).is_none()
+    {
+        let right = "it is a name or an address, like \"shop.internal\"";
+        fields.wrong(report, "server_name", format_args!("is {}", quoted(name)), right);
+    }
+    for (one, other) in [("cert", "key"), ("key", "cert")] {
+        if fields.node(one).is_some() && fields.node(other).is_none() {
+            let right = format!("give {}.{other} too", fields.path);
+            fields.wrong(report, one, format_args!("is given, and no {other}"), &right);
+        }
+    }
+    if tls == UpstreamTls::default() {
+        return tls;
+    }
+    if !written.may_speak_tls() && upstream.node("instances").is_some() {
+        let warning = format!("{} does nothing, as no instance begins with https://", fields.path);
+        report.warn(&fields.place(), &warning);
+    } else if !tls.verify {
+        let warning = format!(
+            "{}.verify is false: whoever takes the place of a service of the upstream reads what it is sent, tokens too",
+            fields.path
+        );
+        report.warn(&fields.place_of("verify"), &warning);
+        warn_of_idle(&tls, &["ca_file"], &format!("{}.verify is false", fields.path), &fields, report);
+    }
+    tls
+}
+
 impl Upstream {
+    /// Whether an instance may speak TLS: one that is written, or that may be found.
+    pub fn may_speak_tls(&self) -> bool {
+        self.names_https() || self.discover.is_given()
+    }
+
+    /// Whether nobody looks at the certificates of instances that speak TLS.
+    pub fn is_unverified(&self) -> bool {
+        !self.tls.verify && self.may_speak_tls()
+    }
+
+    /// Whether an instance that is written speaks TLS.
+    pub fn names_https(&self) -> bool {
+        let is_https = |instance: &Instance| matches!(instance.address, ServerAddress::Port { is_https: true, .. });
+        self.instances.iter().any(is_https)
+    }
+
     /// An upstream of these instances with everything else as by default.
     pub fn new(instances: Vec<Instance>) -> Self {
         Self { instances, ..Self::default() }
@@ -246,6 +297,7 @@ pub(super) fn read_upstreams(root: &Table, has_redis: bool, report: &mut Report)
         upstream.discover = read_discover(&fields, has_redis, report);
         upstream.health = read_health(&fields, report);
         upstream.breaker = read_breaker(&fields, report);
+        upstream.tls = read_tls(&upstream, &fields, report);
         check_body_methods(&upstream.body_methods, &fields, report);
         check_instances(&upstream, &fields, report);
         if upstream.hash_secret.as_ref().is_some_and(|secret| secret.reveal().len() < 16) {
@@ -323,9 +375,13 @@ fn check_instances(upstream: &Upstream, fields: &Fields<'_>, report: &mut Report
         if !seen.insert(&instance.address) {
             fields.wrong(report, "instances", format_args!("has {instance} twice"), "name each instance once");
         }
-        if matches!(instance.address, ServerAddress::Port { port: HTTPS_PORT, .. }) {
+        if let ServerAddress::Port { host, port: HTTPS_PORT, is_https: false } = &instance.address {
             let path = &fields.path;
-            report.warn(&node.place, &format!("{path}.instances has {instance}, the port of HTTPS, and {NO_TLS}"));
+            let warning = format!(
+                "{path}.instances has {instance}, the port of HTTPS, and requests and their tokens go to it in clear text; write \
+                 https://{host} where it speaks TLS"
+            );
+            report.warn(&node.place, &warning);
         }
     }
 }

@@ -125,7 +125,7 @@ fn probes() -> Health {
 }
 
 fn instance(address: SocketAddr) -> Instance {
-    ServerAddress::Port { host: address.ip().to_string(), port: address.port() }.into()
+    ServerAddress::Port { host: address.ip().to_string(), port: address.port(), is_https: false }.into()
 }
 
 /// Serves the page on a public route, unless the name or the path is taken.

@@ -217,7 +217,7 @@ impl Frame {
 }
 
 fn instance(backend: &Backend) -> &[u8] {
-    backend.authority().as_bytes()
+    backend.name().as_bytes()
 }
 
 /// What a span says of how a try ended; of an answer its status says all.

@@ -336,7 +336,7 @@ impl Exchange {
                 host: head.text(head.authority),
                 path: head.text(head.path),
                 place: labels.map_or(RouteNames::NONE, |labels| &labels.place),
-                instance: trail.backend.as_ref().map_or(&[], |backend| backend.authority().as_bytes()),
+                instance: trail.backend.as_ref().map_or(&[], |backend| backend.name().as_bytes()),
                 protocol: match head.version {
                     Version::Http10 => "HTTP/1.0",
                     Version::Http11 => "HTTP/1.1",

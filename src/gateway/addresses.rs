@@ -97,7 +97,7 @@ impl Addresses {
     /// Where an instance is: every address of its name.
     fn of(&self, Candidate { instance, whence }: Candidate<'_>) -> Result<Box<[Address]>, NoAddress> {
         let (host, port) = match &instance.address {
-            ServerAddress::Port { host, port } => (host.as_str(), *port),
+            ServerAddress::Port { host, port, .. } => (host.as_str(), *port),
             ServerAddress::Unix(path) => return Ok([Address::from(path.as_path())].into()),
         };
         let at = |address: IpAddr| Address::from(SocketAddr::new(address, port));
@@ -170,13 +170,13 @@ pub fn instances(config: &Config, addresses: &Addresses) -> Vec<Box<[Instance]>>
         let mut known = BTreeSet::new();
         for candidate in addresses.candidates(name, upstream) {
             let written = candidate.instance;
-            let authority: Box<str> = match written.address {
+            let name: Box<str> = match written.address {
                 ServerAddress::Port { .. } => written.to_string().into(),
                 // As others send it (nginx, curl): a path is no authority (RFC 3986 §3.2).
                 ServerAddress::Unix(_) => "localhost".into(),
             };
             for address in addresses.of(candidate).unwrap_or_default() {
-                let at = BackendAddress { authority: authority.clone(), address };
+                let at = BackendAddress { name: name.clone(), address };
                 // DNS may give an IPv4 address twice, once in the form of IPv6.
                 if instances.len() < INSTANCES_MAX && known.insert(at.clone()) {
                     let zone = written.zone.as_ref().map(|zone| Arc::from(&*zone.0));
@@ -324,7 +324,7 @@ mod tests {
             Addresses { names, ..Addresses::default() }
         };
         let text = |addresses: &Addresses| {
-            let text = |Instance { at, .. }: &Instance| format!("{} {}", at.authority, at.address);
+            let text = |Instance { at, .. }: &Instance| format!("{} {}", at.name, at.address);
             let all = instances(&config, addresses);
             all.iter().map(|instances| instances.iter().map(text).collect::<Vec<_>>()).collect::<Vec<_>>()
         };
@@ -419,7 +419,7 @@ mod tests {
         addresses
             .names
             .insert("a.test".into(), Ok(["192.0.2.1", "127.0.0.9"].map(|text| text.parse().expect("one")).into()));
-        let shown = |Instance { at, weight, .. }: &Instance| format!("{} {} {weight}", at.authority, at.address);
+        let shown = |Instance { at, weight, .. }: &Instance| format!("{} {} {weight}", at.name, at.address);
         let all: Vec<_> = instances(&config, &addresses)[0].iter().map(shown).collect();
         // What is written counts first, then the file; who is outside leads to this machine by no name.
         assert_eq!(

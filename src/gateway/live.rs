@@ -13,10 +13,11 @@ use super::{
     sockets,
 };
 use crate::{
+    certificates::Certificates,
     exchange::{Labels, Ledger},
     net::{HttpLimits, Peer},
     proto::head::{Known, RequestHead},
-    shard::{Instant, Local, clock, complaints::complain},
+    shard::{Instant, Local, clock, complaints::complain, gate::Gate},
     telemetry::{
         record::RouteNames,
         slots::{MetricSlot, OTHER},
@@ -49,6 +50,9 @@ impl Gateway {
         self.limits.adopt(&plan.limits);
         let live = Rc::new(Live::new(plan, &known, &self.ledger, self.limits.clone(), &self.outages.bell));
         live.operate(&self.orders.with(|orders| Arc::clone(orders)));
+        if let Some(certificates) = self.certificates.with(|certificates| certificates.clone()) {
+            live.trust(&certificates, &self.to_services);
+        }
         let replaced = self.live.with(|current| std::mem::replace(current, live));
         drop(replaced);
         // What the hub sends to services goes by the new plan from here on.
@@ -127,7 +131,7 @@ impl Gateway {
                     ledger.counters.upstream(plan.slot).connections_unasked += caught.connections;
                     ledger.shard
                 });
-                let (upstream, instance) = (plan.name.as_str(), backend.authority());
+                let (upstream, instance) = (plan.name.as_str(), backend.name());
                 if caught.newly_sends_bodies {
                     complain!(warn:
                         upstream,
@@ -191,6 +195,16 @@ impl Live {
             ledger.counters.config_generation = i64::try_from(plan.generation).unwrap_or(i64::MAX);
         });
         Self { http: Rc::new(plan.http.clone()), plan, limits, upstreams, labels, service_labels }
+    }
+
+    /// Has connections to backends that speak TLS be made by what these certificates say. An upstream of which they say nothing,
+    /// as it is going, keeps what it had.
+    pub(super) fn trust(&self, certificates: &Certificates, gate: &Rc<Gate>) {
+        for (plan, upstream) in self.plan.upstreams.iter().zip(&self.upstreams) {
+            if let Some(tls) = certificates.services().get(&plan.name) {
+                upstream.trust(tls, gate);
+            }
+        }
     }
 
     /// Does with backends what operators want, after a change of it or of the backends.

@@ -55,9 +55,12 @@ use crate::{
     config::LimitKey,
     exchange::{Code, Exchange, Ledger, Reject},
     hub::{bus::BusAnswer, letter::RoomLetter},
-    net::{AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, Service, Slot, Upgrade},
+    net::{
+        AnswerBody as _, HttpLimits, Mistake, Peer, RequestBody, Response, SERVICE_HANDSHAKES_PER_TURN, Service, Slot,
+        Upgrade,
+    },
     proto::head::{RequestHead, ResponseHead, Span},
-    shard::{Instant, Local, clock},
+    shard::{Instant, Local, clock, gate::Gate},
     telemetry::{format::Format, metrics::Counters, spans::SpanKind},
     upstream::Orders,
 };
@@ -74,6 +77,8 @@ pub struct Gateway {
     orders: Local<Arc<Orders>>,
     /// What clients are shown, where a listener speaks TLS.
     certificates: Local<Option<Arc<Certificates>>>,
+    /// What handshakes with services pass.
+    to_services: Rc<Gate>,
     /// What the control thread said last of the gateway's health.
     pages: Local<Pages>,
     identity: Identity,
@@ -123,6 +128,7 @@ impl Gateway {
             live,
             orders,
             certificates: Local::default(),
+            to_services: Rc::new(Gate::new(SERVICE_HANDSHAKES_PER_TURN)),
             pages,
             identity,
             refuses_unanswered,
@@ -173,8 +179,9 @@ impl Gateway {
         self.sockets.events_waiting()
     }
 
-    /// These are what clients are shown from now on.
+    /// These are what clients are shown, and services are known by, from now on.
     pub fn adopt_certificates(&self, certificates: Arc<Certificates>) {
+        self.live().trust(&certificates, &self.to_services);
         drop(self.certificates.with(|current| current.replace(certificates)));
     }
 

@@ -189,7 +189,7 @@ impl Gateway {
     fn say_once(&self, upstream: &str, notice: Notice, now: Instant) {
         let mut key = upstream.to_owned();
         if let Notice::Ejected { at, .. } | Notice::Returned { at } = &notice {
-            let _ = write!(key, " {} {}", at.authority, at.address);
+            let _ = write!(key, " {} {}", at.name, at.address);
         }
         if let Some(line) = self.outages.said.with(|said| said.note(&key, notice, now)) {
             self.say(upstream, &line);
@@ -211,7 +211,7 @@ impl Gateway {
         match &line.notice {
             Notice::Ejected { at, cause, error, lasts, .. } => tracing::warn!(
                 upstream,
-                instance = &*at.authority,
+                instance = &*at.name,
                 address = %at.address,
                 shard,
                 error,
@@ -223,7 +223,7 @@ impl Gateway {
             ),
             Notice::Returned { at } => tracing::info!(
                 upstream,
-                instance = &*at.authority,
+                instance = &*at.name,
                 address = %at.address,
                 shard,
                 left_out,
@@ -278,7 +278,7 @@ mod tests {
         let (mut said, most) = (Said::default(), u64::from(LINES_A_SECOND));
         let address = std::net::SocketAddr::from(([10, 0, 0, 1], 80));
         let back =
-            Notice::Returned { at: BackendAddress { authority: address.to_string().into(), address: address.into() } };
+            Notice::Returned { at: BackendAddress { name: address.to_string().into(), address: address.into() } };
         let change = |said: &mut Said, ms| -> Vec<Line> {
             (0..3000).filter_map(|n| said.note(&n.to_string(), back.clone(), at(ms))).collect()
         };

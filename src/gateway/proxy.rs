@@ -118,6 +118,7 @@ pub(super) async fn forward(
             inner,
             told: head.value_of(b"X-Forwarded-Prefix").unwrap_or_default(),
             scheme: head.value_of(b"X-Forwarded-Proto").unwrap_or_default(),
+            is_https: trail.backend.as_ref().is_some_and(|backend| backend.is_https()),
             fronts: &route.fronts,
         };
         redirects::lead_back(&mut answer, &way);

@@ -19,6 +19,8 @@ pub(super) struct Way<'a> {
     pub(super) told: &'a [u8],
     /// What the service was told as `X-Forwarded-Proto`: it may have minded that too.
     pub(super) scheme: &'a [u8],
+    /// Whether the service speaks TLS itself.
+    pub(super) is_https: bool,
     /// What paths behind `inner` begin with that routes lead to.
     pub(super) fronts: &'a [Box<[u8]>],
 }
@@ -52,7 +54,8 @@ fn reference(value: &[u8], way: &Way<'_>) -> Option<Vec<u8>> {
     if value.iter().any(|byte| matches!(byte, 0..=b' ' | 0x7f | b'\\')) {
         return None;
     }
-    let (is_own, rest) = match behind_authority(value, way.scheme) {
+    let is_https = way.is_https || way.scheme.eq_ignore_ascii_case(b"https");
+    let (is_own, rest) = match behind_authority(value, is_https) {
         Some((authority, port, rest)) if is_same(authority, way.host, port) => (true, rest),
         None if value.starts_with(b"/") => (false, value),
         _ => return None,
@@ -69,18 +72,17 @@ fn reference(value: &[u8], way: &Way<'_>) -> Option<Vec<u8>> {
     (!path.starts_with(b"//")).then(|| [&path, tail].concat())
 }
 
-/// The authority of a reference with one, how its default port is written, and what follows it. The scheme is `http`, as
-/// the service speaks it, or what the service was told that the client speaks, or left out.
-fn behind_authority<'v>(value: &'v [u8], told: &[u8]) -> Option<(&'v [u8], &'static [u8], &'v [u8])> {
-    let is_told_https = told.eq_ignore_ascii_case(b"https");
+/// The authority of a reference with one, how its default port is written, and what follows it. The scheme is `http`, or
+/// `https` where the service speaks it or was told that the client does, or left out.
+fn behind_authority(value: &[u8], may_be_https: bool) -> Option<(&[u8], &'static [u8], &[u8])> {
     let behind = |scheme: &[u8]| {
         let (written, rest) = value.split_at_checked(scheme.len())?;
         written.eq_ignore_ascii_case(scheme).then_some(rest)
     };
     let (is_https, rest) = match (behind(b"http:"), behind(b"https:")) {
         (Some(rest), _) => (false, rest),
-        (_, Some(rest)) if is_told_https => (true, rest),
-        _ => (is_told_https, value),
+        (_, Some(rest)) if may_be_https => (true, rest),
+        _ => (may_be_https, value),
     };
     let rest = rest.strip_prefix(b"//")?;
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?' | b'#')).unwrap_or(rest.len());
@@ -169,6 +171,7 @@ mod tests {
             inner: b"",
             told: b"/api",
             scheme: b"http",
+            is_https: false,
             fronts: &fronts,
         })
     }
@@ -258,6 +261,17 @@ mod tests {
                 with_way(|way| text(reference(value.as_bytes(), &Way { host: host.as_bytes(), scheme, ..way })));
             assert_eq!(found.as_deref(), wanted, "{told} {host} {value}");
         }
+        for (host, value, wanted) in [
+            ("shop", "https://shop/events", Some("/api/events")),
+            ("shop", "https://shop:443/events", Some("/api/events")),
+            ("shop:8443", "https://shop:8443/events", Some("/api/events")),
+            ("shop", "//shop/events", Some("/api/events")),
+            ("shop", "https://shop:8443/events", None),
+        ] {
+            let of_tls =
+                |way: Way<'_>| text(reference(value.as_bytes(), &Way { host: host.as_bytes(), is_https: true, ..way }));
+            assert_eq!(with_way(of_tls).as_deref(), wanted, "{host} {value}");
+        }
     }
 
     #[test]
@@ -318,6 +332,7 @@ mod tests {
             inner: b"/v2/orders/7",
             told: b"",
             scheme: b"http",
+            is_https: false,
             fronts: &any,
         };
         for (value, wanted) in [

@@ -107,7 +107,7 @@ pub(super) fn table_of(policy: Balance, instances: &[Instance], zone: Option<&st
         return None;
     }
     // Two names may be at one address, and one name at several.
-    let name = |Instance { at, .. }: &Instance| format!("{} {}", at.authority, at.address);
+    let name = |Instance { at, .. }: &Instance| format!("{} {}", at.name, at.address);
     let names: Vec<_> = instances.iter().map(name).zip(shares(instances, zone)).collect();
     Some(Arc::new(Table::new(&names)))
 }

@@ -10,6 +10,7 @@ use std::{
 use super::{
     Io, Stream,
     reader::{Reader, Step},
+    tls_connect::{TlsTo, connect_tls},
 };
 use crate::{
     proto::{
@@ -59,13 +60,18 @@ pub enum ClientError {
 }
 
 impl ClientConnection {
-    /// Connects before the deadline. Dropping the future closes the socket.
+    /// Connects before the deadline, over TLS where it is said by what. Dropping the future closes the socket.
     ///
     /// Boxed: with every request it goes from the pool to whoever uses it and back.
-    pub async fn connect(address: &Address, deadline: Instant) -> io::Result<Box<Self>> {
-        let stream = TcpStream::connect_to(address, deadline).await?;
+    pub async fn connect(address: &Address, tls: Option<Box<TlsTo>>, deadline: Instant) -> io::Result<Box<Self>> {
+        let socket = TcpStream::connect_to(address, deadline).await?;
+        let stream = match tls {
+            None => Stream::Plain(socket),
+            // Boxed, so that requests which have no such thing are not larger for it.
+            Some(to) => Box::pin(connect_tls(socket, *to, deadline)).await?,
+        };
         Ok(Box::new(Self {
-            io: Io::new(Stream::Plain(stream)),
+            io: Io::new(stream),
             reader: Reader::new(),
             scanner: ResponseScanner::new(),
             interim: 0,

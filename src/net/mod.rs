@@ -17,6 +17,9 @@ mod reader;
 mod records;
 mod stream;
 mod tls;
+mod tls_connect;
+#[cfg(test)]
+mod tls_connect_tests;
 #[cfg(any(test, fuzzing))]
 mod tls_fuzz;
 mod tls_handshake;
@@ -43,6 +46,7 @@ pub use inbound::HttpLimits;
 pub use io::Io;
 pub use proxied::read_proxy_header;
 pub use stream::{Shutdown, Stream};
+pub use tls_connect::{SERVICE_HANDSHAKES_PER_TURN, TlsConnectError, TlsTo, tls_fault};
 #[cfg(any(test, fuzzing))]
 pub use tls_fuzz::fuzz_handshake;
 pub use tls_handshake::{Agreed, CROWDED, HANDSHAKES_PER_TURN, HandshakeFailed, PLAIN_HTTP, accept_tls};

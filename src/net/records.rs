@@ -355,7 +355,7 @@ fn a_tunnel_passes_an_end_on_behind_all_that_is_held() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("its address");
         let due = clock::now() + Duration::from_secs(30);
-        let backend = ClientConnection::connect(&address.into(), due).await.expect("connected");
+        let backend = ClientConnection::connect(&address.into(), None, due).await.expect("connected");
         let mut service = TcpStream::from_fd(listener.accept().expect("accepted").0.into()).expect("registered");
         let bytes = many_bytes();
         let said = bytes.clone();

@@ -1,5 +1,6 @@
-//! TLS as a kind of stream: records of rustls over buffers that the shard lends, so that a connection on which nothing
-//! happens holds none. Which certificate is shown, and what may be agreed on, is in the configuration that is given.
+//! TLS as a kind of stream, with clients and to services: records of rustls over buffers that the shard lends, so that a
+//! connection on which nothing happens holds none. Which certificate is shown, who is trusted, and what may be agreed on, is
+//! in the configuration that is given.
 //!
 //! A write becomes one record, and counts when the kernel has all of it. What a peer sends becomes bytes one record after
 //! the other, no more of them at once than fit into one buffer of records.
@@ -13,7 +14,9 @@ use std::{
 };
 
 use rustls::{
-    ServerConfig,
+    ClientConfig, CommonState, ServerConfig,
+    client::UnbufferedClientConnection,
+    pki_types::ServerName,
     server::UnbufferedServerConnection,
     unbuffered::{ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus},
 };
@@ -37,7 +40,7 @@ const UNREAD_BUFFERS_MAX: usize = 4;
 /// A connection over TLS.
 pub struct Tls {
     socket: TcpStream,
-    session: UnbufferedServerConnection,
+    session: Session,
     /// Records that came and were not taken in, the last of them perhaps in part.
     incoming: Vec<u8>,
     /// Whether what came was not looked at to its end.
@@ -65,6 +68,26 @@ impl fmt::Debug for Tls {
     }
 }
 
+/// A session by what we are in it.
+enum Session {
+    /// Of a client's connection.
+    Server(UnbufferedServerConnection),
+    /// Of a connection to a service.
+    Client(UnbufferedClientConnection),
+}
+
+/// Where taking in what came has led to.
+enum Step {
+    /// There may be more to take in.
+    Again,
+    /// Something is decoded.
+    Decoded,
+    /// The peer says nothing any more.
+    PeerEnded,
+    /// Nothing is left to take in, and what was to be said stands behind what is held.
+    AtRest,
+}
+
 /// What is to be said once the session may say something.
 #[derive(Clone, Copy)]
 enum Say<'b> {
@@ -74,11 +97,24 @@ enum Say<'b> {
 }
 
 impl Tls {
-    /// A session that has not begun.
-    pub(super) fn new(socket: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
-        Ok(Self {
+    /// A session with a client that has not begun.
+    pub(super) fn accepted(socket: TcpStream, config: Arc<ServerConfig>) -> Result<Self, rustls::Error> {
+        Ok(Self::new(socket, Session::Server(UnbufferedServerConnection::new(config)?)))
+    }
+
+    /// A session with a service that goes by this name. What begins it has yet to be [said](Self::advance_handshake).
+    pub(super) fn to_service(
+        socket: TcpStream,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+    ) -> Result<Self, rustls::Error> {
+        Ok(Self::new(socket, Session::Client(UnbufferedClientConnection::new(config, name)?)))
+    }
+
+    fn new(socket: TcpStream, session: Session) -> Self {
+        Self {
             socket,
-            session: UnbufferedServerConnection::new(config)?,
+            session,
             incoming: Vec::new(),
             has_unseen: false,
             barren: 0,
@@ -90,15 +126,18 @@ impl Tls {
             has_peer_ended: false,
             has_said_goodbye: false,
             failure: None,
-        })
+        }
     }
 
     pub(super) fn socket(&self) -> &TcpStream {
         &self.socket
     }
 
-    pub(super) fn session(&self) -> &UnbufferedServerConnection {
-        &self.session
+    pub(super) fn session(&self) -> &CommonState {
+        match &self.session {
+            Session::Server(session) => session,
+            Session::Client(session) => session,
+        }
     }
 
     /// What has come and was not taken in.
@@ -211,75 +250,44 @@ impl Tls {
         if let Some(failure) = &self.failure {
             return Err(failed(failure.clone()));
         }
-        let mut goes_on = true;
-        while goes_on {
-            let UnbufferedStatus { mut discard, state } = self.session.process_tls_records(&mut self.incoming);
-            let done = match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    let mut read = Ok(());
-                    while let Some(record) = traffic.next_record() {
-                        match record {
-                            Ok(record) => {
-                                discard += record.discard;
-                                if self.decoded.capacity() == 0 {
-                                    self.decoded = buffers::take();
-                                }
-                                self.decoded.extend_from_slice(record.payload);
-                                if !record.payload.is_empty() {
-                                    self.barren = 0;
-                                }
-                            }
-                            Err(error) => read = Err(error),
-                        }
-                    }
-                    // An empty record is none to stop at.
-                    goes_on = self.decoded.is_empty() || !matches!(say, Say::Nothing);
-                    read
-                }
-                Ok(ConnectionState::PeerClosed) => {
-                    self.has_peer_ended = true;
-                    Ok(())
-                }
-                Ok(ConnectionState::EncodeTlsData(mut record)) => append(&mut self.held, 0, |room| record.encode(room)),
-                Ok(ConnectionState::TransmitTlsData(sent)) => {
-                    sent.done();
-                    Ok(())
-                }
-                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                    goes_on = false;
-                    self.has_unseen = false;
-                    match say {
-                        Say::Nothing => Ok(()),
-                        Say::Content(bytes) => {
-                            append(&mut self.held, bytes.len() + RECORD_OVERHEAD, |room| traffic.encrypt(bytes, room))
-                        }
-                        Say::Goodbye => {
-                            append(&mut self.held, RECORD_OVERHEAD, |room| traffic.queue_close_notify(room))
-                        }
-                    }
-                }
-                Ok(_) => {
-                    goes_on = false;
-                    self.has_unseen = false;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            };
+        loop {
+            let (discard, done) = self.step(say);
             self.incoming.drain(..discard);
-            if let Err(error) = done {
-                return Err(self.fail(error));
+            match done {
+                Ok(Step::Again) => {}
+                // An empty record is none to stop at.
+                Ok(Step::Decoded) if self.decoded.is_empty() || !matches!(say, Say::Nothing) => {}
+                Ok(Step::Decoded) => break,
+                Ok(Step::PeerEnded) => self.has_peer_ended = true,
+                Ok(Step::AtRest) => {
+                    self.has_unseen = false;
+                    break;
+                }
+                Err(error) => return Err(self.fail(error)),
             }
         }
         self.give_incoming();
         Ok(())
     }
 
+    /// Has the session take in what it does at once; how many bytes of what came are done with, and what came of it.
+    fn step(&mut self, say: Say<'_>) -> (usize, Result<Step, rustls::Error>) {
+        let Self { session, incoming, decoded, held, barren, .. } = self;
+        match session {
+            Session::Server(session) => {
+                take_in(session.process_tls_records(incoming), say, &mut Taken { decoded, held, barren })
+            }
+            Session::Client(session) => {
+                take_in(session.process_tls_records(incoming), say, &mut Taken { decoded, held, barren })
+            }
+        }
+    }
+
     /// Nothing is read or written from here on but the alert that tells the peer.
     fn fail(&mut self, error: rustls::Error) -> io::Error {
-        while self.session.wants_write() {
-            let UnbufferedStatus { state, .. } = self.session.process_tls_records(&mut self.incoming);
-            let Ok(ConnectionState::EncodeTlsData(mut record)) = state else { break };
-            if append(&mut self.held, 0, |room| record.encode(room)).is_err() {
+        while self.session().wants_write() {
+            // It stands first in what is left to do; whatever else there is comes to nothing.
+            if !matches!(self.step(Say::Nothing), (_, Ok(Step::Again))) {
                 break;
             }
         }
@@ -390,6 +398,64 @@ impl Tls {
             Poll::Ready(Err(_)) => Heard::End,
         }
     }
+}
+
+/// What taking in records adds to.
+struct Taken<'t> {
+    decoded: &'t mut Vec<u8>,
+    held: &'t mut Vec<u8>,
+    barren: &'t mut usize,
+}
+
+/// Does what a session's state asks for; the same on both sides.
+fn take_in<Side>(
+    status: UnbufferedStatus<'_, '_, Side>,
+    say: Say<'_>,
+    taken: &mut Taken<'_>,
+) -> (usize, Result<Step, rustls::Error>) {
+    let UnbufferedStatus { mut discard, state } = status;
+    let done = match state {
+        Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+            let mut read = Ok(Step::Decoded);
+            while let Some(record) = traffic.next_record() {
+                match record {
+                    Ok(record) => {
+                        discard += record.discard;
+                        if taken.decoded.capacity() == 0 {
+                            *taken.decoded = buffers::take();
+                        }
+                        taken.decoded.extend_from_slice(record.payload);
+                        if !record.payload.is_empty() {
+                            *taken.barren = 0;
+                        }
+                    }
+                    Err(error) => read = Err(error),
+                }
+            }
+            read
+        }
+        Ok(ConnectionState::PeerClosed) => Ok(Step::PeerEnded),
+        Ok(ConnectionState::EncodeTlsData(mut record)) => {
+            append(taken.held, 0, |room| record.encode(room)).map(|()| Step::Again)
+        }
+        Ok(ConnectionState::TransmitTlsData(sent)) => {
+            sent.done();
+            Ok(Step::Again)
+        }
+        Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+            let said = match say {
+                Say::Nothing => Ok(()),
+                Say::Content(bytes) => {
+                    append(taken.held, bytes.len() + RECORD_OVERHEAD, |room| traffic.encrypt(bytes, room))
+                }
+                Say::Goodbye => append(taken.held, RECORD_OVERHEAD, |room| traffic.queue_close_notify(room)),
+            };
+            said.map(|()| Step::AtRest)
+        }
+        Ok(_) => Ok(Step::AtRest),
+        Err(error) => Err(error),
+    };
+    (discard, done)
 }
 
 /// Why a record does not stand in the room that it was given.

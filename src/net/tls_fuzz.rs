@@ -10,29 +10,55 @@ use std::{
     time::Duration,
 };
 
-use rustls::ServerConfig;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use super::accept_tls;
+use super::{TlsTo, accept_tls, tls_connect::connect_tls};
 use crate::{
-    certificates,
-    shard::{Driver, TcpStream, clock, gate::Gate, spawn_shard, task},
+    certificates::{self, InstanceTls},
+    shard::{Driver, Instant, TcpStream, clock, gate::Gate, spawn_shard, task},
 };
 
 /// No handshake has so much to say.
 const ANSWER_MAX: usize = 32 * 1024;
 
-/// A client says these bytes, but for the first, which says how many come at once.
+/// A client says these bytes, but for the first, which says how many come at once; and so does a service.
 pub fn fuzz_handshake(bytes: &[u8]) {
     thread_local! {
         static CONFIG: Arc<ServerConfig> = certificates::fuzz_config();
     }
     let (config, bytes) = (CONFIG.with(Arc::clone), bytes.to_vec());
-    let shard = spawn_shard(0, None, Driver::Epoll, move || shake_hands(config, bytes)).expect("a thread");
-    shard.join().expect("it ends well");
+    let shard = spawn_shard(0, None, Driver::Epoll, async move || {
+        let Some((at_once, bytes)) = bytes.split_first() else { return };
+        // Without somebody at the other end who knows its keys none comes about.
+        let with_client = async move |socket| accept_tls(socket, config, &Gate::new(4), 16, &Cell::new(false)).await.is_err();
+        let answer = talk(usize::from(*at_once), bytes, with_client).await;
+        assert!(matches!(answer.first(), None | Some(21 | 22 | b'H')), "an alert, a record of the handshake, or HTTP");
+        let with_service = async move |socket| connect_tls(socket, to_service(), deadline()).await.is_err();
+        let said = talk(usize::from(*at_once), bytes, with_service).await;
+        assert_eq!(said.first(), Some(&22), "it begins");
+    });
+    shard.expect("a thread").join().expect("it ends well");
 }
 
-async fn shake_hands(config: Arc<ServerConfig>, bytes: Vec<u8>) {
-    let Some((at_once, bytes)) = bytes.split_first() else { return };
+fn deadline() -> Instant {
+    clock::now() + Duration::from_secs(10)
+}
+
+/// A service that nobody answers for.
+fn to_service() -> TlsTo {
+    let config = ClientConfig::builder_with_provider(certificates::provider());
+    let config = config.with_safe_default_protocol_versions().expect("ring has them");
+    let config = config.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
+    let name = "shop.example".try_into().expect("a name");
+    TlsTo { instance: InstanceTls { config: Arc::new(config), name }, gate: Rc::new(Gate::new(4)) }
+}
+
+/// What a handshake answers to these bytes, so many of which come at once. It is to fail.
+async fn talk<F: Future<Output = bool>>(
+    at_once: usize,
+    bytes: &[u8],
+    handshake: impl FnOnce(TcpStream) -> F + 'static,
+) -> Vec<u8> {
     let (ours, mut client) = UnixStream::pair().expect("sockets");
     for socket in [&ours, &client] {
         socket.set_nonblocking(true).expect("set");
@@ -41,11 +67,10 @@ async fn shake_hands(config: Arc<ServerConfig>, bytes: Vec<u8>) {
     let is_done = Rc::new(Cell::new(false));
     let done = Rc::clone(&is_done);
     task::spawn("a handshake", async move {
-        // Without a client that knows its keys none comes about.
-        assert!(accept_tls(socket, config, &Gate::new(4), 16, &Cell::new(false)).await.is_err());
+        assert!(handshake(socket).await);
         done.set(true);
     });
-    for piece in bytes.chunks(usize::from(*at_once).max(1)) {
+    for piece in bytes.chunks(at_once.max(1)) {
         // Whoever refuses reads no more.
         if client.write(piece).is_err() {
             break;
@@ -55,7 +80,7 @@ async fn shake_hands(config: Arc<ServerConfig>, bytes: Vec<u8>) {
         }
     }
     let _ = client.shutdown(Shutdown::Write);
-    let due = clock::now() + Duration::from_secs(10);
+    let due = deadline();
     while !is_done.get() {
         assert!(task::panics() == 0 && clock::now() < due, "it ends when its client does");
         task::yield_now().await;
@@ -63,8 +88,8 @@ async fn shake_hands(config: Arc<ServerConfig>, bytes: Vec<u8>) {
     let mut answer = Vec::new();
     // It may have been closed on with bytes of the client unread.
     let _ = client.read_to_end(&mut answer);
-    let is_right = matches!(answer.first(), None | Some(21 | 22 | b'H'));
-    assert!(is_right && answer.len() < ANSWER_MAX, "an alert, a record of the handshake, or HTTP");
+    assert!(answer.len() < ANSWER_MAX, "{}", answer.len());
+    answer
 }
 
 #[cfg(test)]

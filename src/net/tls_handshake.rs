@@ -94,7 +94,7 @@ pub async fn accept_tls(
     waiting_max: usize,
     has_spoken: &Cell<bool>,
 ) -> Result<(Stream, Agreed), HandshakeFailed> {
-    let tls = Tls::new(socket, config);
+    let tls = Tls::accepted(socket, config);
     let mut tls =
         Box::new(tls.map_err(|error| HandshakeFailed { class: TlsFailure::Incompatible, cause: Some(error) })?);
     loop {
@@ -162,7 +162,7 @@ pub async fn accept_tls(
 const HANDSHAKE: u8 = 22;
 
 /// Whether a whole record is here, so that looking at it is worth a place.
-fn has_record(incoming: &[u8]) -> bool {
+pub(super) fn has_record(incoming: &[u8]) -> bool {
     let [_, _, _, high, low, rest @ ..] = incoming else { return false };
     rest.len() >= usize::from(u16::from_be_bytes([*high, *low]))
 }

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     accounts,
     admin::Access as OperatorAccess,
-    auth::{Keychain, KeychainError, read_certificates},
-    certificates::Certificates,
+    auth::{Keychain, KeychainError},
+    certificates::{Certificates, read_authorities},
     config::{self, AccessLog, Config, ListenerKind, SecretFile, ServerAddress, SessionStore},
     shard::clock,
     sinks::clickhouse,
@@ -145,7 +145,7 @@ pub fn check_files(config: &Config) -> Vec<String> {
     let postgres_key = if is_in_url { "accounts.postgres_url: sslrootcert" } else { "accounts.postgres_ca_file" };
     let spans = config.trace.ca_file.clone().filter(|_| config.trace.endpoint.is_some());
     for (key, file) in [("redis.ca_file", redis), (postgres_key, postgres), ("trace.ca_file", spans)] {
-        let why = file.map(|file| read_certificates(&file)).and_then(Result::err);
+        let why = file.map(|file| read_authorities(&file)).and_then(Result::err);
         wrong.extend(why.map(|why| format!("{key} is {why}")));
     }
     if config.clickhouse.enabled {

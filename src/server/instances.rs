@@ -174,7 +174,7 @@ mod tests {
 
     fn at(port: u16) -> BackendAddress {
         let address = std::net::SocketAddr::from(([10, 0, 0, 1], port));
-        BackendAddress { authority: address.to_string().into(), address: address.into() }
+        BackendAddress { name: address.to_string().into(), address: address.into() }
     }
 
     fn report(port: u16, answered: u64) -> InstanceReport {

@@ -93,7 +93,7 @@ mod tests {
 
     fn instance(port: u16) -> BackendAddress {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        BackendAddress { authority: address.to_string().into(), address: address.into() }
+        BackendAddress { name: address.to_string().into(), address: address.into() }
     }
 
     fn hold(held: Option<Held>) -> impl Fn(&mut Order) {

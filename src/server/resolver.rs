@@ -179,16 +179,16 @@ impl View {
     }
 
     /// The instances that the SRV records of a name tell. The name is whole: no domains are tried.
-    async fn ask_srv(&self, name: &str) -> ListResult {
+    async fn ask_srv(&self, service: &str) -> ListResult {
         if self.servers.is_empty() {
             return Err("no server of DNS is known, in /etc/resolv.conf or by discovery.nameservers".to_owned());
         }
-        let mut name = Name::from_ascii(name).map_err(|error| error.to_string())?;
+        let mut name = Name::from_ascii(service).map_err(|error| error.to_string())?;
         name.set_fqdn(true);
         let mut failure = None;
         for server in &self.servers {
             match server.lookup(name.clone(), RecordType::SRV).await {
-                Ok(found) => return Ok(ListAnswer::Listed(instances_of(found.answers()))),
+                Ok(found) => return Ok(ListAnswer::Listed(instances_of(service, found.answers()))),
                 Err(NetError::Dns(DnsError::NoRecordsFound(none))) if !refers(&none) => {
                     return Err("it has no SRV records".to_owned());
                 }
@@ -287,13 +287,13 @@ fn shortest(records: &[Record]) -> Duration {
 }
 
 /// The instances that the SRV records among these tell.
-fn instances_of(records: &[Record]) -> Listed {
+fn instances_of(name: &str, records: &[Record]) -> Listed {
     let of_srv = |record: &Record| {
         let RData::SRV(SRV { priority, weight, port, target, .. }) = &record.data else { return None };
         let target = target.to_ascii().to_ascii_lowercase();
         Some(SrvRecord { priority: *priority, weight: *weight, port: *port, target })
     };
-    Listed { time_to_live: shortest(records), ..srv_instances(records.iter().filter_map(of_srv)) }
+    Listed { time_to_live: shortest(records), ..srv_instances(name, records.iter().filter_map(of_srv)) }
 }
 
 /// Any bytes as the answer of a server: what is taken of it leads nowhere that it may not.
@@ -319,7 +319,7 @@ pub fn fuzz_dns_answer(bytes: &[u8]) {
     assert!(known.addresses.iter().all(|address| settings.takes(*address)), "{known:?}");
     assert!(!known.addresses.is_empty() || known.error.is_some());
 
-    lists.answered(&source, Ok(ListAnswer::Listed(instances_of(&message.answers))), Instant::START);
+    lists.answered(&source, Ok(ListAnswer::Listed(instances_of("a", &message.answers))), Instant::START);
     let known = lists.known(&source).expect("it is followed");
     assert!(known.instances.iter().all(|instance| instance.weight > 0), "{known:?}");
     assert!(!known.instances.is_empty() || known.error.is_some());

@@ -82,6 +82,8 @@ label! {
         ServerError = "server_error",
         /// No connection came about.
         ConnectFailed = "connect_failed",
+        /// There was a connection, and no TLS over it.
+        TlsFailed = "tls_failed",
         /// It did not answer, or went silent, for longer than it may.
         TimedOut = "timed_out",
         /// The connection ended before the answer was complete.
@@ -90,6 +92,46 @@ label! {
         Malformed = "malformed",
         /// It was given up: the client left or did not send its request, its session ended, or the process did.
         Cancelled = "cancelled",
+    }
+}
+
+label! {
+    /// Why there is no TLS with a service.
+    TlsFault {
+        /// Its certificate is of no authority that is trusted.
+        UnknownAuthority = "tls_unknown_authority",
+        /// Its certificate is for other names.
+        WrongName = "tls_wrong_name",
+        /// Its certificate has expired, or is not good yet.
+        Expired = "tls_expired",
+        /// It does not speak TLS there.
+        NotTls = "tls_not_spoken",
+        /// It refused the handshake by an alert.
+        Alert = "tls_alert",
+        /// The handshake took longer than it may.
+        TimedOut = "tls_timeout",
+        /// The handshake failed otherwise.
+        Other = "tls_failed",
+    }
+}
+
+impl TlsFault {
+    /// As what a probe that meets it ends.
+    pub const fn of_probe(self) -> ProbeResult {
+        match self {
+            Self::UnknownAuthority => ProbeResult::UnknownAuthority,
+            Self::WrongName => ProbeResult::WrongName,
+            Self::Expired => ProbeResult::Expired,
+            Self::NotTls => ProbeResult::NotTls,
+            Self::Alert => ProbeResult::Alert,
+            Self::TimedOut => ProbeResult::TimedOut,
+            Self::Other => ProbeResult::TlsFailed,
+        }
+    }
+
+    /// In a word.
+    pub const fn name(self) -> &'static str {
+        Self::VALUES[self.index()]
     }
 }
 
@@ -141,6 +183,18 @@ label! {
         Closed = "closed",
         /// What came was no HTTP.
         Malformed = "malformed",
+        /// Its certificate is of no authority that is trusted.
+        UnknownAuthority = "tls_unknown_authority",
+        /// Its certificate is for other names.
+        WrongName = "tls_wrong_name",
+        /// Its certificate has expired, or is not good yet.
+        Expired = "tls_expired",
+        /// It does not speak TLS there.
+        NotTls = "tls_not_spoken",
+        /// It refused the handshake by an alert.
+        Alert = "tls_alert",
+        /// The handshake failed otherwise.
+        TlsFailed = "tls_failed",
         /// The gateway itself had no descriptor, port or memory left to ask with. It says nothing of the instance.
         NotAsked = "not_asked",
     }

@@ -10,8 +10,8 @@ pub use super::instance_metrics::InstanceCounters;
 pub use super::labels::{
     AdminChange, AdminRefusal, BusLoss, BusRefusal, Carried, CircuitState, ExportFailure, HubEvent, InstanceOut,
     KeyFetch, LimitOutcome, Outcome, ProbeResult, Probed, ProxyFailure, RETRY_REASONS, Refusal, Reload, RequestResult,
-    RowOutcome, Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TlsAlpn, TlsFailure, TlsVersion, TokenCheck,
-    TunnelEnded,
+    RowOutcome, Shed, SocketClosed, SpanLoss, Stale, Store, ThreadKind, TlsAlpn, TlsFailure, TlsFault, TlsVersion,
+    TokenCheck, TunnelEnded,
 };
 pub use super::name_metrics::{NAMES_MAX, NameCounters};
 use super::slots::{MetricSlot, MetricSlots, SLOTS_MAX};

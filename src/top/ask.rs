@@ -20,7 +20,10 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 
 use super::text;
-use crate::{admin::state::State, auth::read_certificates, certificates::provider};
+use crate::{
+    admin::state::State,
+    certificates::{provider, read_authorities},
+};
 
 /// No document of ours comes near.
 const BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -47,7 +50,7 @@ struct Tls {
 impl Tls {
     /// With the certificates of this file to check the listener's, or those of the system.
     fn new(host: &str, ca: Option<&Path>) -> anyhow::Result<Self> {
-        let given = ca.map(|file| read_certificates(file).map_err(anyhow::Error::msg)).transpose();
+        let given = ca.map(|file| read_authorities(file).map_err(anyhow::Error::msg)).transpose();
         let roots = given.context("--ca cannot be used")?.unwrap_or_else(|| {
             let mut roots = RootCertStore::empty();
             // Those that cannot be used check nothing.

@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use crate::{
-    net::{BodyFailure, ClientError},
+    net::{BodyFailure, ClientError, tls_fault},
     shard::is_ours,
     telemetry::metrics::{Outcome, Shed},
 };
@@ -87,6 +87,7 @@ impl Failure {
     /// How the attempt ended, as it is counted; `None` if there was no attempt.
     pub(super) fn outcome(&self) -> Option<Outcome> {
         match self {
+            Self::Connect(error) if tls_fault(error).is_some() => Some(Outcome::TlsFailed),
             Self::Connect(_) => Some(Outcome::ConnectFailed),
             Self::TimedOut | Self::DeadlineMissed => Some(Outcome::TimedOut),
             Self::Broken(_) => Some(Outcome::Closed),
@@ -98,6 +99,11 @@ impl Failure {
 
     /// What the backend did wrong, in a word; `None` if it was not the backend.
     pub(super) fn class(&self) -> Option<&'static str> {
+        if let Self::Connect(error) | Self::Broken(ClientError::Broken(Some(error))) = self
+            && let Some(fault) = tls_fault(error)
+        {
+            return Some(fault.name());
+        }
         match self {
             // Ours: no descriptor, port or memory left to connect with.
             Self::Connect(error) if is_ours(error) => None,

@@ -94,7 +94,7 @@ impl World {
     fn new(seed: u64, instances: usize) -> Self {
         let rng = fastrand::Rng::with_seed(seed);
         let at = |port: usize| BackendAddress {
-            authority: format!("a:{port}").into(),
+            name: format!("a:{port}").into(),
             address: SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).expect("few"))).into(),
         };
         let instances: Vec<_> = (1..=instances).map(at).collect();

@@ -48,7 +48,7 @@ impl Upstream {
             let policy = &state.settings.outlier;
             let cause = backend.state.with(|backend| {
                 backend.last_error = failure.class();
-                if backend.last_error == Some("timeout") && !backend.outlier.is_out(now) {
+                if matches!(backend.last_error, Some("timeout" | "tls_timeout")) && !backend.outlier.is_out(now) {
                     backend.latency.tell(now, waited);
                 }
                 backend.outlier.failed(now, policy, Fault::NoAnswer)

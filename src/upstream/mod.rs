@@ -23,6 +23,7 @@ mod send;
 mod streaming;
 mod trail;
 mod tries;
+mod trust;
 mod window;
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
@@ -55,6 +56,7 @@ pub use send::{Asker, Call};
 pub use streaming::{Streaming, SwitchedBackend};
 pub use trail::{Trail, Unusual};
 pub use tries::{FailedTry, Tries, UnderWay};
+use trust::{BackendTrust, Trust};
 pub use window::FailureShare;
 
 use crate::{
@@ -66,7 +68,7 @@ use crate::{
 /// How an upstream is used. From the configuration; limits of the process are this shard's share already.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// For the TCP handshake.
+    /// For the handshakes of TCP and TLS together.
     pub connect_timeout: Duration,
     /// How long a connection may be idle before it is closed.
     pub idle_timeout: Duration,
@@ -140,6 +142,8 @@ struct UpstreamState {
     /// Ejections that no request's trail tells of, since somebody asked.
     late_ejections: u32,
     bell: Option<Rc<NoticeBell>>,
+    /// What connections are made by to backends that speak TLS.
+    trust: Option<Trust>,
 }
 
 /// One server of an upstream, as this shard knows it. Kept across a reload that keeps its address.
@@ -155,6 +159,7 @@ pub struct Backend {
 #[derive(Debug, Default)]
 struct BackendState {
     pool: ConnectionPool,
+    trust: BackendTrust,
     outlier: Outlier,
     latency: Latency,
     probed: Probed,
@@ -250,6 +255,7 @@ impl Upstream {
             notices: Notices::default(),
             late_ejections: 0,
             bell: None,
+            trust: None,
         };
         Self { state: Local::new(state) }
     }
@@ -481,14 +487,24 @@ impl UpstreamState {
 }
 
 impl Backend {
-    /// `host:port`, as configured.
+    /// As configured: `host:port`, or `https://host`.
+    pub fn name(&self) -> &str {
+        &self.at.name
+    }
+
+    /// What its requests carry as `Host`.
     pub fn authority(&self) -> &str {
-        &self.at.authority
+        self.at.authority()
+    }
+
+    /// Whether it speaks TLS.
+    pub fn is_https(&self) -> bool {
+        self.at.is_https()
     }
 
     /// Whether both are addresses of one name. Sockets with paths have none.
     fn has_name_of(&self, other: &Self) -> bool {
-        self.at.address.ip().is_some() && other.at.address.ip().is_some() && self.at.authority == other.at.authority
+        self.at.address.ip().is_some() && other.at.address.ip().is_some() && self.at.name == other.at.name
     }
 
     fn standing(&self, is_probed: bool, now: Instant) -> Standing {
@@ -535,6 +551,8 @@ struct Lease {
     idle_max: usize,
     /// What it tries of a backend that was left out.
     trial: Option<Trial>,
+    /// By which trust its connection was made; see [`BackendTrust::changes`].
+    trusted_by: u32,
 }
 
 impl Lease {
@@ -549,7 +567,11 @@ impl Lease {
         let idle = keep_alive.map_or(self.idle_timeout, |hint| self.idle_timeout.min(hint.saturating_sub(margin)));
         if let Some(connection) = self.connection.take_if(|_| !idle.is_zero()) {
             let until = now + idle;
-            self.backend.state.with(|state| state.pool.give(connection, now, until, doubt, self.idle_max));
+            self.backend.state.with(|state| {
+                if state.trust.changes() == self.trusted_by {
+                    state.pool.give(connection, now, until, doubt, self.idle_max);
+                }
+            });
         }
     }
 }

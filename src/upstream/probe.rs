@@ -276,7 +276,7 @@ mod tests {
 
     fn instance(port: u16) -> Instance {
         let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        Instance::new(BackendAddress { authority: address.to_string().into(), address: address.into() })
+        Instance::new(BackendAddress { name: address.to_string().into(), address: address.into() })
     }
 
     fn instances(count: u16) -> Vec<Instance> {
@@ -462,7 +462,7 @@ mod tests {
                 let result = [ProbeResult::Good, ProbeResult::Refused, ProbeResult::Closed, ProbeResult::NotAsked][how];
                 let changed = prober.handle_result(now, &probe, result);
                 let (verdict, seen) =
-                    history.entry(probe.at.authority.clone()).or_insert((Verdict::Unknown, Vec::new()));
+                    history.entry(probe.at.name.clone()).or_insert((Verdict::Unknown, Vec::new()));
                 if result != ProbeResult::NotAsked {
                     seen.push(result == ProbeResult::Good);
                 }

@@ -1,6 +1,6 @@
 //! What a shard tells of each instance: whether it uses it, and what it counted. Adding up is for the control thread.
 
-use std::{hash::Hasher as _, rc::Rc};
+use std::{hash::Hasher as _, net::IpAddr, rc::Rc};
 
 use siphasher::sip::SipHasher13;
 
@@ -56,10 +56,13 @@ impl BackendAddress {
     pub fn label(&self) -> String {
         let address = self.address.to_string();
         // A socket with a path has no name of its own.
-        if self.address.ip().is_none() || address == *self.authority {
+        if self.address.ip().is_none() || address == *self.name {
             return address;
         }
-        format!("{} {address}", self.authority)
+        if self.is_https() && self.host().parse::<IpAddr>().is_ok() {
+            return self.name.to_string();
+        }
+        format!("{} {address}", self.name)
     }
 
     /// What names it to the control thread; the same on every shard.

@@ -378,17 +378,18 @@ impl Upstream {
         let (connect_timeout, idle_timeout, idle_max) = self
             .state
             .with(|state| (state.settings.connect_timeout, state.settings.idle_timeout, state.settings.idle_max));
-        let (warm, trial) = backend.state.with(|state| {
+        let (warm, trial, trusted_by) = backend.state.with(|state| {
             state.in_flight += 1;
             let warm = if is_retry { None } else { state.pool.take(now, idle_max) };
-            (warm, state.outlier.begin(now))
+            (warm, state.outlier.begin(now), state.trust.changes())
         });
         // From here on the lease counts the request off again, whatever happens.
-        let mut lease = Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max, trial };
+        let mut lease =
+            Lease { backend: Rc::clone(backend), connection: warm, idle_timeout, idle_max, trial, trusted_by };
         trail.reused = lease.connection.is_some();
         if lease.connection.is_none() {
             trail.opened += 1;
-            let connected = ClientConnection::connect(&backend.at.address, limit.min(now + connect_timeout)).await;
+            let connected = self.connect(backend, limit.min(now + connect_timeout)).await;
             trail.connect += clock::now().since(now);
             lease.connection = Some(connected.map_err(Failure::Connect)?);
         }

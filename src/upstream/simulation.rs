@@ -103,7 +103,7 @@ impl World {
 
     fn instance(&mut self, port: u16) -> Instance {
         let address = SocketAddr::from(([10, 0, 0, 1], port));
-        let at = BackendAddress { authority: address.to_string().into(), address: address.into() };
+        let at = BackendAddress { name: address.to_string().into(), address: address.into() };
         self.conditions.entry(at.clone()).or_insert(Condition::Well);
         let (weight, priority) = (self.rng.u16(..5), if self.has_tiers { self.rng.u16(..2) } else { 0 });
         let zone = ["a", "b"][self.rng.usize(..2)];
@@ -116,7 +116,7 @@ impl World {
             instances[0].weight = 1;
         }
         self.rng.shuffle(&mut instances);
-        let names: Vec<_> = (instances.iter().map(|instance| instance.at.authority.to_string()))
+        let names: Vec<_> = (instances.iter().map(|instance| instance.at.name.to_string()))
             .zip(shares(&instances, self.settings.zone.as_deref()))
             .collect();
         let table = Some(Arc::new(Table::new(&names)));

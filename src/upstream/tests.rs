@@ -105,7 +105,7 @@ fn bytes_that_are_here_are_a_body_like_any_other() {
         let address = listener.local_addr().expect("an address");
         let backend = std::thread::spawn(move || echo(&listener));
         let upstream = Rc::new(Upstream::new(settings(), 1));
-        let at = BackendAddress { authority: "a.example".into(), address: address.into() };
+        let at = BackendAddress { name: "a.example".into(), address: address.into() };
         upstream.update(settings(), &[Instance::new(at)], None);
         // The second one is larger than a buffer, and than what one write takes.
         for (n, bytes) in [0, 3_000_000, 5].into_iter().enumerate() {
@@ -166,7 +166,7 @@ fn chosen(upstream: &Upstream, now: Instant) -> std::collections::BTreeSet<u16> 
 fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
     let backends = [1, 2].map(|port| {
         let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
-        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
+        Instance::new(BackendAddress { name: format!("a.example:{port}").into(), address })
     });
     let settings = |is_probed| Settings { is_probed, ..settings() };
     let upstream = Upstream::new(settings(true), 1);
@@ -204,7 +204,7 @@ fn a_backend_is_used_when_neither_probes_nor_requests_speak_against_it() {
 fn who_was_in_use_before_probes_began_stays_so_until_they_speak_against_it() {
     let backends = [1, 2, 3].map(|port| {
         let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
-        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
+        Instance::new(BackendAddress { name: format!("a.example:{port}").into(), address })
     });
     let settings = |is_probed| Settings { is_probed, ..settings() };
     let upstream = Upstream::new(settings(false), 1);
@@ -225,7 +225,7 @@ fn who_was_in_use_before_probes_began_stays_so_until_they_speak_against_it() {
 fn when_too_few_are_well_those_are_used_that_answer_and_never_those_that_do_not() {
     let backends = [1, 2, 3, 4].map(|port| {
         let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
-        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
+        Instance::new(BackendAddress { name: format!("a.example:{port}").into(), address })
     });
     let outlier = OutlierPolicy { percent_max: 100, ..settings().outlier };
     let settings = Settings { is_probed: true, outlier, ..settings() };
@@ -262,7 +262,7 @@ fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_o
     testing::on_both_drivers(|| async {
         let at = |host: u8| {
             let address = SocketAddr::from(([127, 0, 0, host], 80)).into();
-            Instance::new(BackendAddress { authority: "a:80".into(), address })
+            Instance::new(BackendAddress { name: "a:80".into(), address })
         };
         let upstream = Upstream::new(settings(), 1);
         upstream.update(settings(), &[at(1), at(2), at(3)], None);
@@ -299,7 +299,7 @@ fn what_stays_is_the_same_and_what_goes_is_forgotten_when_nothing_is_under_way_o
 fn who_fails_at_once_is_not_chosen_for_it() {
     let backends = [1, 2].map(|port| {
         let address = SocketAddr::from(([127, 0, 0, 1], port)).into();
-        Instance::new(BackendAddress { authority: format!("a.example:{port}").into(), address })
+        Instance::new(BackendAddress { name: format!("a.example:{port}").into(), address })
     });
     let upstream = Upstream::new(settings(), 1);
     upstream.update(settings(), &backends, None);
@@ -351,7 +351,7 @@ fn a_shard_that_is_behind_refuses_at_once() {
 #[test]
 fn a_shard_tells_why_it_does_not_use_an_instance_and_what_became_of_requests() {
     let backends = [1, 2, 3].map(|port| BackendAddress {
-        authority: format!("a.example:{port}").into(),
+        name: format!("a.example:{port}").into(),
         address: SocketAddr::from(([127, 0, 0, 1], port)).into(),
     });
     let settings = Settings { is_probed: true, ..settings() };

@@ -22,7 +22,7 @@ pub struct Trail {
     pub reused: bool,
     /// Whether a byte of its answer has come.
     pub(super) has_answered: bool,
-    /// Time spent on TCP handshakes.
+    /// Time spent on handshakes, of TCP and TLS.
     pub connect: Duration,
     /// How the attempts ended that had no answer, each counted by its outcome. One more had an answer, or was given up.
     pub failed: [u8; Outcome::COUNT],

@@ -22,7 +22,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 use super::{NewUser, StoreFailure, StoreHealth, UserChange};
 use crate::accounts::password::StoredHash;
 use crate::accounts::user::User;
-use crate::auth::read_certificates;
+use crate::certificates::read_authorities;
 use crate::config::{Secret, postgres_url};
 use crate::shard::complaints::complain;
 use crate::shard::{Instant, Local, clock};
@@ -393,7 +393,7 @@ fn server_of(config: &tokio_postgres::Config) -> String {
 /// The server's certificate is always checked; `sslmode=prefer` goes on without TLS where the server has none.
 fn tls(ca_file: Option<&Path>) -> Result<rustls::ClientConfig, StartError> {
     let roots = if let Some(file) = ca_file {
-        read_certificates(file).map_err(StartError::CaFile)?
+        read_authorities(file).map_err(StartError::CaFile)?
     } else {
         // Those that cannot be read are left out; a server that needs one of them is then refused, and told so.
         let mut roots = rustls::RootCertStore::empty();

@@ -44,6 +44,7 @@ mod overload;
 mod process;
 mod requests;
 pub(super) mod section;
+mod services;
 mod tokens;
 
 pub use hub::{Hub, HubEventType, HubRoom, HubService, HubShare, SlowConsumer, WithoutRedis};
@@ -57,6 +58,7 @@ pub use requests::{
     Access, Balance, Breaker, ClientClose, Compression, Cors, Discover, HeaderRules, Health, Http, Limit, LimitApplies,
     LimitKey, LimitScope, ProbeKind, RetryOn, Route, RouteCors, Trace, Trust, Upstream,
 };
+pub use services::UpstreamTls;
 pub use tokens::{Algorithm, Auth, TokenIssuer, TokenKey};
 
 use super::key::{Kind, Section};
@@ -116,6 +118,7 @@ pub const SECTIONS: &[&Section] = &[
     Discover::SECTION,
     Health::SECTION,
     Breaker::SECTION,
+    UpstreamTls::SECTION,
     Route::SECTION,
     RouteCors::SECTION,
     &Section {

@@ -1,7 +1,7 @@
 //! The part of the table that is about requests: their bounds, where they come from and where they go.
 
 use super::section::{section, words};
-use super::{DAY, HOUR, KIB, MIB, MINUTE, TIB};
+use super::{DAY, HOUR, KIB, MIB, MINUTE, TIB, UpstreamTls};
 use crate::config::address::{HostPattern, IpNet, ServiceName};
 use crate::config::instance::Instance;
 use crate::config::key::Kind;
@@ -214,10 +214,11 @@ section! {
     /// with a letter.
     Upstream = Named "upstreams.<name>", per Each, by Reload {
         /// Its servers; at least one, unless `discover` finds some. Every address of a name is an instance: it is chosen, pooled, left out and
-        /// counted by itself, and sees the name as `Host`; one at `unix:/path` sees `localhost`. Plain HTTP: there is no
-        /// TLS to services yet. In a table, `weight` (1 where it is not written) is an instance's share beside the
-        /// others', 0 for none; those of a higher `priority` (0) are used when too few of the lower ones are well; and
-        /// those of a `zone` that is `runtime.zone` come first ([balancing.md](balancing.md)).
+        /// counted by itself, and sees the name as `Host`; one at `unix:/path` sees `localhost`. With `https://`
+        /// before it an instance speaks TLS ([tls.md](tls.md#to-services)), on port 443 where none is written; otherwise plain
+        /// HTTP. In a table, `weight` (1 where it is not written) is an instance's share beside the others', 0 for none;
+        /// those of a higher `priority` (0) are used when too few of the lower ones are well; and those of a `zone` that is
+        /// `runtime.zone` come first ([balancing.md](balancing.md)).
         instances: Vec<Instance> = [], e.g. ["127.0.0.1:4001"], per Process;
         /// To open a connection; then the next instance is tried, and first up to four other addresses of the same name
         /// (`502 upstream_unreachable` when none is left).
@@ -315,6 +316,8 @@ section! {
         health: Health,
         /// When it is asked for nothing at all.
         breaker: Breaker,
+        /// TLS to its instances.
+        tls: UpstreamTls,
     }
 }
 
@@ -343,7 +346,8 @@ section! {
         /// A file that lists them as `instances`, in TOML (`.toml`) or JSON (`.json`). It is looked at every second, and
         /// taken whole or not at all.
         file: Option<PathBuf> as Text("path ending in `.toml` or `.json`") = unset "none", e.g. "./shop.toml";
-        /// A name with SRV records, in full. Each is an instance, and its target's addresses are followed.
+        /// A name with SRV records, in full. Each is an instance, and its target's addresses are followed. Where the name
+        /// begins with `_https.` they speak TLS.
         srv: Option<ServiceName> = unset "none", e.g. "_http._tcp.shop.internal";
         /// Whether services register themselves in Redis, in the sorted set `shardgate:services:<name>`. `redis.urls`
         /// says which.
@@ -357,7 +361,7 @@ section! {
     /// probe, unless no instance has had one.
     Health = Inside "upstreams.<name>.health", per Process, by Reload {
         /// What a probe is: a GET whose status counts, or a connection that is opened, which a process that stands still
-        /// takes too.
+        /// takes too. A GET goes over TLS where the instance speaks it; of a connection no more is asked than that it opens.
         kind: Option<ProbeKind> = unset "`http` with a `path`, otherwise none", e.g. "tcp";
         /// The path of the GET, with a query if need be.
         path: Option<String> as Text("path") = unset "no GET", e.g. "/healthz";

@@ -64,7 +64,37 @@ fn a_key_of_several_words_is_told_by_its_first() {
         "[upstreams.a]\ninstances = [\"127.0.0.1:1\"]\nretrys = 1\nzzz = 1\n[[routes]]\npath = \"/\"\nupstream = \"a\"\nacess = 1\n",
         &expect![[r#"
             shardgate.toml:3: upstreams.a.retrys is not a key; did you mean one of retries_max, retry_budget_percent, retry_budget_min_per_s, retry_on, retry_backoff, retry_backoff_max?
-            shardgate.toml:4: upstreams.a.zzz is not a key; there are instances, connect_timeout, response_timeout, idle_timeout, idle_max, head_bytes_max, fields_max, interim_answers_max, requests_max, uploads_max, body_methods, retries_max, retry_budget_percent, retry_budget_min_per_s, retry_on, per_try_timeout, retry_backoff, retry_backoff_max, outlier_failures, outlier_share_percent, outlier_statuses, outlier_requests_min, outlier_window, outlier_ejection, outlier_percent_max, balance, hash_key, hash_secret, slow_start, panic_percent, discover, health, breaker
+            shardgate.toml:4: upstreams.a.zzz is not a key; there are instances, connect_timeout, response_timeout, idle_timeout, idle_max, head_bytes_max, fields_max, interim_answers_max, requests_max, uploads_max, body_methods, retries_max, retry_budget_percent, retry_budget_min_per_s, retry_on, per_try_timeout, retry_backoff, retry_backoff_max, outlier_failures, outlier_share_percent, outlier_statuses, outlier_requests_min, outlier_window, outlier_ejection, outlier_percent_max, balance, hash_key, hash_secret, slow_start, panic_percent, discover, health, breaker, tls
             shardgate.toml:8: routes[0].acess is not a key; did you mean routes[0].access?"#]],
     );
+}
+
+#[test]
+fn what_is_said_of_tls_to_services_is_checked() {
+    let with_tls = |instances: &str, tls: &str| format!("{}\n[upstreams.a.tls]\n{tls}\n", with(instances));
+    let of = |instances: &str, tls: &str| check(&with_tls(instances, tls), &expect![[""]]);
+    of(r#"["https://h", "h:1", "https://h:1"]"#, "ca_file = \"ca.pem\"\nserver_name = \"shop.internal\"");
+    of(r#"["https://h"]"#, "server_name = \"10.0.0.1\"\ncert = \"a.pem\"\nkey = \"a.key\"");
+    check(
+        &with_tls(r#"["https://h", "https://h:443"]"#, "cert = \"a.pem\"\nserver_name = \"a b\"\nca = 1"),
+        &expect![[r#"
+            shardgate.toml:2: upstreams.a.instances has https://h twice; name each instance once
+            shardgate.toml:8: upstreams.a.tls.cert is given, and no key; give upstreams.a.tls.key too
+            shardgate.toml:9: upstreams.a.tls.server_name is "a b"; it is a name or an address, like "shop.internal"
+            shardgate.toml:10: upstreams.a.tls.ca is not a key; did you mean upstreams.a.tls.ca_file?"#]],
+    );
+    check(
+        &with_tls(r#"["https://h"]"#, "key = \"a.key\"\nverify = 1"),
+        &expect![[r#"
+        shardgate.toml:8: upstreams.a.tls.key is given, and no cert; give upstreams.a.tls.cert too
+        shardgate.toml:9: upstreams.a.tls.verify is 1; write true or false"#]],
+    );
+    let warnings = |instances: &str, tls: &str| good(&with_tls(instances, tls)).warnings.join("\n");
+    expect![[r#"
+        shardgate.toml:8: upstreams.a.tls.verify is false: whoever takes the place of a service of the upstream reads what it is sent, tokens too
+        shardgate.toml:9: upstreams.a.tls.ca_file does nothing, as upstreams.a.tls.verify is false"#]].assert_eq(&warnings(r#"["https://h"]"#, "verify = false\nca_file = \"a.pem\""));
+    expect!["shardgate.toml:7: upstreams.a.tls does nothing, as no instance begins with https://"]
+        .assert_eq(&warnings(r#"["h:1"]"#, "verify = false"));
+    expect![[r#"
+        shardgate.toml:2: upstreams.a.instances has h:443, the port of HTTPS, and requests and their tokens go to it in clear text; write https://h where it speaks TLS"#]].assert_eq(&warnings(r#"["h:443"]"#, ""));
 }

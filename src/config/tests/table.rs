@@ -110,6 +110,15 @@ pub(super) fn file_with(section: &Section, key: &Key) -> String {
         Shape::Inside if section.name == "upstreams.<name>.breaker" => {
             format!("{ONE_ROUTE}[upstreams.a.breaker]\n{line}")
         }
+        Shape::Inside if section.name == "upstreams.<name>.tls" => {
+            // One half of a pair is none.
+            let other = match key.name {
+                "cert" => "key = \"a.key\"\n",
+                "key" => "cert = \"a.pem\"\n",
+                _ => "",
+            };
+            format!("{ONE_ROUTE}[upstreams.a.tls]\n{other}{line}")
+        }
         Shape::Inside if section.name.starts_with("upstreams.") => {
             let path = if matches!(key.name, "path" | "kind") { "" } else { "path = \"/\"\n" };
             format!("{ONE_ROUTE}[upstreams.a.health]\n{path}{line}")

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::config_file::LOOK_MAX;
 use crate::{
-    certificates::{Certificates, OfOperators, Wanted},
+    certificates::{Certificates, OfOperators, Wanted, WantedOfService},
     config::{
         Config,
         watch::{SetLook, WatchSet},
@@ -85,7 +85,11 @@ pub(super) enum Read {
 /// Which certificates a configuration wants, if any.
 pub(in crate::server) fn wanted(config: &Config) -> Option<Wanted> {
     let shared_or_own = || config.admin.certificate().map_or(OfOperators::Shared, OfOperators::Own);
-    let wanted = Wanted { tls: config.tls.clone(), operators: config.admin.speaks_tls().then(shared_or_own) };
+    let wanted = Wanted {
+        tls: config.tls.clone(),
+        operators: config.admin.speaks_tls().then(shared_or_own),
+        services: WantedOfService::all(&config.upstreams),
+    };
     (!wanted.is_nothing()).then_some(wanted)
 }
 
@@ -162,6 +166,8 @@ impl CertificateFiles {
             watch: watch.clone(),
             wrong: None,
         };
+        // Who has no files is looked at by a reload.
+        let loaded = loaded.filter(|loaded| !loaded.wanted.files().is_empty());
         (self.followed, self.look, self.at) = (loaded.map(followed), None, Instant::now() + LOOK_INTERVAL);
     }
 
@@ -272,7 +278,7 @@ mod tests {
         let place = tempfile::tempdir().expect("a directory");
         let [old, new] = ["old", "new"].map(|name| made(place.path(), name, &["shop.example"]));
         let tls = Tls { certificates: vec![old.clone()], ..Tls::default() };
-        let loaded = load(Wanted { tls, operators: None }).expect("it is right");
+        let loaded = load(Wanted { tls, ..Wanted::default() }).expect("it is right");
         let copy = |from: &Path, to: &Path| fs::copy(from, to).map(drop).expect("copied");
         run(async {
             let mut files = CertificateFiles::new(Some(&loaded));

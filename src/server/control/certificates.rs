@@ -92,6 +92,7 @@ impl Control {
     /// Shows these from now on.
     fn show_certificates(&mut self, certificates: Arc<Certificates>) {
         self.bus.broadcast(|| ToShard::Certificates(Arc::clone(&certificates)));
+        self.probes.trust(certificates.services());
         // Without any, those stay that are shown: the listener speaks TLS until a restart.
         if let Some(of_operators) = certificates.for_operators() {
             self.shown.of_operators.send_replace(Some(of_operators));

@@ -233,6 +233,9 @@ impl Control {
         mut questions: mpsc::Receiver<Question>,
         mut signals: Signals,
     ) -> anyhow::Result<(ProcessEnd, Records)> {
+        if let Some(certificates) = &self.shown.certificates {
+            self.probes.trust(certificates.services());
+        }
         self.set_instances();
         let mut look = Ticks::every(LOOK_INTERVAL);
         loop {

@@ -159,7 +159,7 @@ impl Control {
         self.bus.broadcast(|| ToShard::Operated(Arc::clone(&orders)));
     }
 
-    /// The instances of an upstream that somebody means: by their authority, or one by its address. Those that are held may
+    /// The instances of an upstream that somebody means: by their name, or one by its address. Those that are held may
     /// have gone.
     fn named(&self, upstream: &str, instance: &str) -> Result<Vec<BackendAddress>, Unchanged> {
         let place = self.place_of(upstream)?;
@@ -169,12 +169,12 @@ impl Control {
         let those = |is_meant: &dyn Fn(&BackendAddress) -> bool| -> Vec<BackendAddress> {
             all.iter().copied().filter(|at| is_meant(at)).cloned().collect()
         };
-        let mut found = those(&|at| &*at.authority == instance);
+        let mut found = those(&|at| &*at.name == instance);
         if found.is_empty() {
             found = those(&|at| at.address.to_string() == instance);
         }
         if found.is_empty() {
-            let names: BTreeSet<_> = all.iter().map(|at| &*at.authority).collect();
+            let names: BTreeSet<_> = all.iter().map(|at| &*at.name).collect();
             return Err(not_there(format!("{upstream} has no such instance"), names));
         }
         Ok(found)

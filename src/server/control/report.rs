@@ -14,6 +14,7 @@ use crate::{
         health::{self, BusHealth, UpstreamHealth},
     },
     bus::to,
+    config::Upstream,
     gateway::{Page, Pages},
     shard::clock,
     telemetry::{
@@ -197,6 +198,7 @@ impl Control {
                 withheld: instances.iter().map(|instance| !is_given(instance)).collect(),
                 reports,
                 probes,
+                is_unverified: self.config.upstreams.get(&upstream.name).is_some_and(Upstream::is_unverified),
             }
         });
         let now = jiff::Timestamp::now();

@@ -299,7 +299,7 @@ impl Control {
         let is_there = |at: &BackendAddress| there.iter().any(|there| there.at == *at);
         let gone = self.operators.orders.instances_of(&health.name).filter(|at| !is_there(at));
         instances.extend(gone.map(|at| InstanceState {
-            instance: at.authority.to_string(),
+            instance: at.name.to_string(),
             address: at.address.to_string(),
             status: "gone".to_owned(),
             held: self.held(&health.name, at),
@@ -376,7 +376,7 @@ fn instance(
     };
     let latency = reports.iter().map(|report| report.latency_us).max().filter(|us| *us > 0);
     InstanceState {
-        instance: at.authority.to_string(),
+        instance: at.name.to_string(),
         address: at.address.to_string(),
         status: status.to_owned(),
         why,
@@ -440,7 +440,7 @@ mod tests {
 
     #[test]
     fn an_instance_is_down_whatever_its_probes_fail_by() {
-        let at = BackendAddress { authority: "shop:80".into(), address: SocketAddr::from(([10, 0, 0, 1], 80)).into() };
+        let at = BackendAddress { name: "shop:80".into(), address: SocketAddr::from(([10, 0, 0, 1], 80)).into() };
         let now = clock::now();
         let told = |verdict, result| {
             let last = LastProbe { result, took: Duration::from_millis(1), at: now };

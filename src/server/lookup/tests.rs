@@ -161,7 +161,7 @@ fn run(work: impl Future<Output = ()>) {
 
 fn shown(scene: &Scene, config: &Config) -> String {
     let instances = gateway::instances(config, &scene.lookups.addresses(config));
-    let all = instances.iter().flatten().map(|Instance { at, .. }| format!("{} {}", at.authority, at.address));
+    let all = instances.iter().flatten().map(|Instance { at, .. }| format!("{} {}", at.name, at.address));
     all.collect::<Vec<_>>().join(", ")
 }
 

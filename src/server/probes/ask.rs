@@ -1,6 +1,6 @@
 //! One probe: asks an instance whether it is well, over a connection of its own.
 
-use std::{future::pending, io};
+use std::{error::Error as _, future::pending, io};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
@@ -15,9 +15,12 @@ use tokio::{
     net::{TcpStream, UnixStream},
     time::timeout,
 };
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    certificates::{InstanceTls, ServiceTls},
     config::{Health, ProbeKind},
+    net::{TlsConnectError, tls_fault},
     shard::{Address, explained, is_ours},
     telemetry::metrics::ProbeResult,
     upstream::BackendAddress,
@@ -29,32 +32,54 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 const BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Asks an instance, for as long as that may take.
-pub(super) async fn probe(health: &Health, at: &BackendAddress) -> ProbeResult {
-    timeout(health.timeout, ask(health, at)).await.unwrap_or(ProbeResult::TimedOut)
+pub(super) async fn probe(health: &Health, at: &BackendAddress, tls: Option<&ServiceTls>) -> ProbeResult {
+    timeout(health.timeout, ask(health, at, tls)).await.unwrap_or(ProbeResult::TimedOut)
 }
 
 /// Asks an instance whether it is well.
-async fn ask(health: &Health, at: &BackendAddress) -> ProbeResult {
+async fn ask(health: &Health, at: &BackendAddress, tls: Option<&ServiceTls>) -> ProbeResult {
     let asked = match &at.address {
         Address::Ip(address) => {
             let stream = TcpStream::connect(address).await;
-            ask_over(health, at, stream.map_err(|error| explained(*address, error))).await
+            ask_over(health, at, stream.map_err(|error| explained(*address, error)), tls).await
         }
         // Where too many wait the kernel does not say when there is room; what is asked for every so often need not know.
-        Address::Unix(path) => ask_over(health, at, UnixStream::connect(path).await).await,
+        Address::Unix(path) => ask_over(health, at, UnixStream::connect(path).await, None).await,
     };
     asked.unwrap_or_else(|result| result)
 }
 
-async fn ask_over<S>(health: &Health, at: &BackendAddress, stream: io::Result<S>) -> Result<ProbeResult, ProbeResult>
+async fn ask_over<S>(
+    health: &Health,
+    at: &BackendAddress,
+    stream: io::Result<S>,
+    tls: Option<&ServiceTls>,
+) -> Result<ProbeResult, ProbeResult>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let stream = stream.map_err(|error| not_connected(&error))?;
     match health.kind() {
+        Some(ProbeKind::Http) if at.is_https() => get(health, at, with_tls(at, stream, tls).await?).await,
         Some(ProbeKind::Http) => get(health, at, stream).await,
         Some(ProbeKind::Tcp) | None => Ok(ProbeResult::Good),
     }
+}
+
+/// Does the handshake with an instance that speaks TLS, as shards do: whole each time, so that its certificate is looked at.
+async fn with_tls<S>(at: &BackendAddress, stream: S, tls: Option<&ServiceTls>) -> Result<TlsStream<S>, ProbeResult>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    // It is known before an instance that speaks TLS is.
+    let tls = tls.ok_or(ProbeResult::NotAsked)?;
+    let failed = |error: TlsConnectError| {
+        tracing::debug!(instance = &*at.name, address = %at.address, %error, "a probe found no TLS");
+        error.fault().of_probe()
+    };
+    let InstanceTls { config, name } = tls.to_instance(at.host()).ok_or_else(|| failed(TlsConnectError::Nameless))?;
+    let connected = TlsConnector::from(config).connect(name, stream).await;
+    connected.map_err(|error| failed(TlsConnectError::of_io(error)))
 }
 
 fn not_connected(error: &io::Error) -> ProbeResult {
@@ -71,7 +96,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let request = Request::get(health.path.as_deref().unwrap_or("/"))
-        .header(header::HOST, health.host.as_deref().unwrap_or(&at.authority))
+        .header(header::HOST, health.host.as_deref().unwrap_or(at.authority()))
         .header(header::USER_AGENT, concat!("shardgate/", env!("CARGO_PKG_VERSION"), " (health)"))
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
@@ -123,6 +148,10 @@ async fn has_text(mut answer: Response<Incoming>, wanted: &[u8]) -> Result<Probe
 }
 
 fn class_of(error: &hyper::Error) -> ProbeResult {
+    let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>());
+    if let Some(fault) = cause.and_then(tls_fault) {
+        return fault.of_probe();
+    }
     if error.is_parse() { ProbeResult::Malformed } else { ProbeResult::Closed }
 }
 
@@ -156,8 +185,8 @@ mod tests {
                 }
                 String::from_utf8_lossy(&read[..bytes]).into_owned()
             });
-            let at = BackendAddress { authority: "shop.internal:80".into(), address: address.into() };
-            (probe(&health, &at).await, service.await.expect("it ends"))
+            let at = BackendAddress { name: "shop.internal:80".into(), address: address.into() };
+            (probe(&health, &at, None).await, service.await.expect("it ends"))
         })
     }
 
@@ -211,10 +240,10 @@ mod tests {
     fn a_socket_with_a_path_is_asked_like_any_other() {
         let place = tempfile::tempdir().expect("a directory");
         let path = place.path().join("shop.sock");
-        let at = BackendAddress { authority: "localhost".into(), address: Address::from(path.as_path()) };
+        let at = BackendAddress { name: "localhost".into(), address: Address::from(path.as_path()) };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         LocalSet::new().block_on(&runtime, async {
-            assert_eq!(probe(&health(), &at).await, ProbeResult::Refused, "nothing is there");
+            assert_eq!(probe(&health(), &at, None).await, ProbeResult::Refused, "nothing is there");
             let listener = tokio::net::UnixListener::bind(&path).expect("a socket");
             let service = spawn_local(async move {
                 let (mut stream, _) = listener.accept().await.expect("accepted");
@@ -223,7 +252,7 @@ mod tests {
                 stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.expect("written");
                 String::from_utf8_lossy(&read[..bytes]).to_ascii_lowercase()
             });
-            assert_eq!(probe(&health(), &at).await, ProbeResult::Good);
+            assert_eq!(probe(&health(), &at, None).await, ProbeResult::Good);
             let read = service.await.expect("it ends");
             assert!(read.contains("\r\nhost: localhost\r\n"), "{read}");
         });
@@ -250,7 +279,7 @@ mod tests {
         let result = runtime.block_on(async {
             let address = TcpListener::bind("127.0.0.1:0").await.and_then(|listener| listener.local_addr());
             let address = Address::from(address.expect("an address"));
-            probe(&health(), &BackendAddress { authority: "gone".into(), address }).await
+            probe(&health(), &BackendAddress { name: "gone".into(), address }, None).await
         });
         assert_eq!(result, ProbeResult::Refused);
     }

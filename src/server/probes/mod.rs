@@ -4,7 +4,7 @@
 mod ask;
 mod told;
 
-use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
@@ -14,6 +14,7 @@ use tokio::{
 use self::told::Changes;
 use super::letter;
 use crate::{
+    certificates::Services,
     config::Health,
     gateway::Plan,
     shard::{Instant, clock},
@@ -38,6 +39,8 @@ pub(super) struct Probes {
     numbers: Rc<Cell<u64>>,
     tell: UnboundedSender<Told>,
     told: UnboundedReceiver<Told>,
+    /// What connections to instances that speak TLS are made by.
+    services: Arc<Services>,
     /// Those that ended since somebody took them, each with its upstream's place in the metrics.
     ended: Vec<(MetricSlot, BackendAddress, metrics::Probed)>,
 }
@@ -65,9 +68,9 @@ struct Telling {
 }
 
 impl Telling {
-    async fn ask(mut self, health: Rc<Health>) {
+    async fn ask(mut self, health: Rc<Health>, services: Arc<Services>) {
         let Some(told) = &mut self.told else { return };
-        told.result = ask::probe(&health, &told.probe.at).await;
+        told.result = ask::probe(&health, &told.probe.at, services.get(&told.upstream)).await;
     }
 }
 
@@ -99,7 +102,23 @@ impl Changed {
 impl Probes {
     pub(super) fn new() -> Self {
         let (tell, told) = unbounded_channel();
-        Self { upstreams: BTreeMap::new(), under_way: 0, numbers: Rc::default(), tell, told, ended: Vec::new() }
+        let (upstreams, services, numbers) = (BTreeMap::new(), Arc::default(), Rc::default());
+        Self { upstreams, under_way: 0, numbers, tell, told, services, ended: Vec::new() }
+    }
+
+    /// Connections to instances that speak TLS are made by this from now on. Whoever is trusted by something else is asked at
+    /// once.
+    pub(super) fn trust(&mut self, services: &Arc<Services>) {
+        let known = std::mem::replace(&mut self.services, Arc::clone(services));
+        for (name, probed) in &mut self.upstreams {
+            let is_same = match (known.get(name), services.get(name)) {
+                (Some(one), Some(other)) => one.is_as(other),
+                (one, other) => one.is_none() && other.is_none(),
+            };
+            if !is_same {
+                probed.prober.ask_all(clock::now());
+            }
+        }
     }
 
     /// Takes other upstreams, or other instances of them, in the plan's order. What is known of those that stay is kept, new
@@ -170,7 +189,7 @@ impl Probes {
             self.under_way += 1;
             let told = Told { upstream: name.clone(), probe, result: ProbeResult::NotAsked };
             let telling = Telling { told: Some(told), tell: self.tell.clone() };
-            tokio::task::spawn_local(telling.ask(Rc::clone(&probed.health)));
+            tokio::task::spawn_local(telling.ask(Rc::clone(&probed.health), Arc::clone(&self.services)));
         }
     }
 
@@ -249,7 +268,7 @@ mod tests {
         for upstream in 0..upstreams {
             let instance = |host: u8| {
                 let address = SocketAddr::from(([127, 0, upstream, host], 9));
-                Instance::new(BackendAddress { authority: "a:9".into(), address: address.into() })
+                Instance::new(BackendAddress { name: "a:9".into(), address: address.into() })
             };
             let mut prober = Prober::new(RULES, 1, Rc::clone(&probes.numbers));
             prober.set(clock::now(), RULES, &(0..100).map(instance).collect::<Vec<_>>());

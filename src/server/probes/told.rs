@@ -45,7 +45,7 @@ impl Changes {
             self.untold.insert(at.clone(), verdict.is_up());
             return;
         }
-        let (instance, address) = (&*at.authority, &at.address);
+        let (instance, address) = (&*at.name, &at.address);
         if before == Verdict::Unknown && verdict.is_up() {
             // As it should be.
             tracing::debug!(upstream, instance, %address, "an instance is up: its first probe went well");
@@ -73,7 +73,7 @@ impl Changes {
         let (changes, untold) = (std::mem::take(&mut self.count), std::mem::take(&mut self.untold));
         self.quiet_until = now + QUIET;
         if let [(at, is_up)] = &*untold.iter().collect::<Vec<_>>() {
-            let (instance, address) = (&*at.authority, &at.address);
+            let (instance, address) = (&*at.name, &at.address);
             if **is_up {
                 tracing::info!(upstream, instance, %address, changes, "an instance is up: its probes go well");
             } else {
@@ -110,7 +110,7 @@ mod tests {
     fn the_first_change_is_told_at_once_and_the_rest_once_a_second() {
         let at = |port: u16| {
             let address = std::net::SocketAddr::from(([10, 0, 0, 1], port)).into();
-            BackendAddress { authority: "a".into(), address }
+            BackendAddress { name: "a".into(), address }
         };
         let (mut changes, mut now) = (Changes::default(), Instant::START + QUIET);
         let flap = |changes: &mut Changes, port, verdict, now| {

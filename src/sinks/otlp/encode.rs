@@ -139,7 +139,8 @@ fn describe_try(facts: &SpanFacts, texts: &SpanTexts<'_>, out: &mut Vec<KeyValue
     let method = describe_method(texts, out);
     let instance = lossy(texts.instance);
     if !instance.starts_with("unix:") {
-        out.push(text("url.full", format!("http://{instance}{}", lossy(texts.path))));
+        let scheme = if instance.starts_with(HTTPS) { "" } else { "http://" };
+        out.push(text("url.full", format!("{scheme}{instance}{}", lossy(texts.path))));
     }
     describe_status(facts, out);
     describe_server(texts.instance, out);
@@ -169,9 +170,11 @@ fn describe_status(facts: &SpanFacts, out: &mut Vec<KeyValue>) {
     }
 }
 
+const HTTPS: &str = "https://";
+
 /// Adds `host:port` as two attributes.
 fn describe_server(authority: &[u8], out: &mut Vec<KeyValue>) {
-    let authority = lossy(authority);
+    let authority = lossy(authority.strip_prefix(HTTPS.as_bytes()).unwrap_or(authority));
     let port = authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let (host, port) = port.map_or((&*authority, None), |(host, port)| (host, Some(port)));
     push(out, "server.address", host.trim_start_matches('[').trim_end_matches(']').as_bytes());

@@ -49,7 +49,7 @@ pub fn fuzz_registered(mut bytes: &[u8]) {
     let listed = registered(100.0, members.iter().copied());
     assert!(listed.instances.len() + listed.left_out.count <= members.len());
     for instance in &listed.instances {
-        let ServerAddress::Port { host, port } = &instance.address else { panic!("{instance} is no port") };
+        let ServerAddress::Port { host, port, .. } = &instance.address else { panic!("{instance} is no port") };
         assert!(host.parse::<IpAddr>().is_ok() && *port != 0, "{instance}");
     }
 }
@@ -202,7 +202,7 @@ mod tests {
             }
             for instance in &listed.instances {
                 let is_address = matches!(&instance.address,
-                    ServerAddress::Port { host, port } if host.parse::<IpAddr>().is_ok() && *port != 0);
+                    ServerAddress::Port { host, port, .. } if host.parse::<IpAddr>().is_ok() && *port != 0);
                 prop_assert!(is_address, "{}", instance);
             }
         }

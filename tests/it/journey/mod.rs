@@ -37,6 +37,7 @@ mod span_export;
 mod spans;
 mod spellings;
 mod tiers;
+mod to_services;
 mod token_query;
 pub(crate) mod tokens;
 mod traces;

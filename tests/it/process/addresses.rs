@@ -143,8 +143,8 @@ fn an_instance_that_is_the_gateway_itself_is_warned_of() {
 #[test]
 fn check_tells_what_an_instance_cannot_be_before_names_are_known() {
     for (instance, code, told) in [
-        ("https://shop.example", 2, "there is no TLS to services yet"),
-        ("https://shop.example:443/", 2, "in clear text"),
+        ("http://shop.example", 2, "or as \"https://host\" where it speaks TLS"),
+        ("https://shop.example:443/", 2, "without a path"),
         ("shop.example:443", 0, "warning: a.toml:2: upstreams.back.instances has shop.example:443, the port of HTTPS"),
         (
             "127.0.0.1:3000",

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal};
 use tempfile::TempDir;
 
 use crate::harness::until;
@@ -87,6 +88,12 @@ impl WebServer {
     /// the others.
     #[track_caller]
     pub(crate) fn nginx() -> Option<Self> {
+        Self::nginx_by(NGINX)
+    }
+
+    /// The same, by this configuration: where it says `PORT` stands its own.
+    #[track_caller]
+    pub(crate) fn nginx_by(config: &str) -> Option<Self> {
         // A user's path may not lead to programs of the system.
         let installed = ["/usr/sbin/nginx", "nginx"].into_iter().find(|program| runs(program, "-v"));
         let program = require(installed, "nginx")?;
@@ -96,10 +103,10 @@ impl WebServer {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
             let address = listener.local_addr().expect("it is bound");
             drop(listener);
-            let config = directory.path().join("nginx.conf");
-            fs::write(&config, NGINX.replace("PORT", &address.port().to_string())).expect("written");
+            let file = directory.path().join("nginx.conf");
+            fs::write(&file, config.replace("PORT", &address.port().to_string())).expect("written");
             let mut command = Command::new(program);
-            command.arg("-p").arg(directory.path()).arg("-c").arg(&config).args(["-e", "stderr"]);
+            command.arg("-p").arg(directory.path()).arg("-c").arg(&file).args(["-e", "stderr"]);
             let mut child = command.stdin(Stdio::null()).stderr(log(directory.path())).spawn().expect("nginx runs");
             let is_up = until(WAIT_MAX, "nginx listens", || {
                 if TcpStream::connect(address).is_ok() {
@@ -125,8 +132,49 @@ impl WebServer {
     /// Starts Python's server.
     #[track_caller]
     pub(crate) fn python() -> Option<Self> {
+        Self::python_by(PYTHON, &[])
+    }
+
+    /// The same, by this script with its arguments, which tells the port that it got.
+    #[track_caller]
+    pub(crate) fn python_by(script: &str, arguments: &[&str]) -> Option<Self> {
         let program = require(Some("python3").filter(|program| runs(program, "--version")), "python3")?;
-        Some(Self::script(program, &["-c", PYTHON]))
+        Some(Self::script(program, &[&["-c", script], arguments].concat()))
+    }
+
+    /// Starts `openssl s_server` with these arguments.
+    #[track_caller]
+    pub(crate) fn openssl(arguments: &[&str]) -> Option<Self> {
+        let program = require(Some("openssl").filter(|program| runs(program, "version")), "openssl")?;
+        for _ in 0..5 {
+            let directory = TempDir::new().expect("a temporary directory");
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+            let address = listener.local_addr().expect("it is bound");
+            drop(listener);
+            let mut command = Command::new(program);
+            command.args(["s_server", "-accept", &address.to_string()]).args(arguments).stdin(Stdio::null());
+            command.stdout(log(directory.path())).stderr(Stdio::null());
+            let mut child = command.spawn().expect("openssl runs");
+            // It takes one connection after the other: one that says nothing would be the one that it waits for.
+            let said = directory.path().join("log");
+            let is_up = until(WAIT_MAX, "openssl listens", || {
+                if fs::read_to_string(&said).is_ok_and(|said| said.contains("ACCEPT")) {
+                    return Some(true);
+                }
+                child.try_wait().expect("it is ours").map(|_| false)
+            });
+            let server = Self { child, address, _directory: directory };
+            if is_up {
+                return Some(server);
+            }
+        }
+        panic!("openssl does not start");
+    }
+
+    /// Has it stand still, as a process does that hangs.
+    pub(crate) fn stand_still(&self) {
+        let process = Pid::from_child(&self.child);
+        rustix::process::kill_process(process, Signal::STOP).expect("it is ours");
     }
 
     /// Starts a program that tells the port that it got.
