@@ -492,6 +492,42 @@ fn without_verification_anybody_is_taken_and_an_address_is_a_name() {
 }
 
 #[test]
+fn a_chain_of_certificates_has_a_bound() {
+    testing::on_both_drivers(|| async {
+        let place = TempDir::new().expect("a directory");
+        let made = made(&place);
+        let certificate = CertificateDer::from_pem_file(&made.cert).expect("a certificate");
+        for (bytes, is_taken) in [(14_000, true), (40_000, false)] {
+            for version in VERSIONS {
+                let chain = vec![certificate.clone(); bytes / certificate.len()];
+                let key = PrivateKeyDer::from_pem_file(&made.key).expect("its key");
+                let config = ServerConfig::builder_with_provider(provider());
+                let config = config.with_protocol_versions(&[version]).expect("a version").with_no_client_auth();
+                let config = Arc::new(config.with_single_cert(chain, key).expect("they belong together"));
+                let (socket, service) = connect(move |socket| {
+                    let mut service = Service::new(socket, config);
+                    while service.session.is_handshaking() {
+                        service.send(1 << 20);
+                        match service.session.read_tls(&mut service.socket) {
+                            Ok(1..) if service.session.process_new_packets().is_ok() => {}
+                            _ => return false,
+                        }
+                    }
+                    service.send(1 << 20);
+                    true
+                })
+                .await;
+                let secured = secured(socket, to(&trusting(&made, true), "shop.internal")).await;
+                let text = secured.as_ref().err().map(ToString::to_string);
+                assert_eq!(secured.is_ok(), is_taken, "{version:?}: {text:?}");
+                assert!(is_taken || text.is_some_and(|text| text.contains("MessageTooLarge")));
+                assert_eq!(told(service).await, is_taken);
+            }
+        }
+    });
+}
+
+#[test]
 fn a_whole_handshake_waits_at_the_gate() {
     testing::on_both_drivers(|| async {
         let place = TempDir::new().expect("a directory");

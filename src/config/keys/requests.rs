@@ -220,7 +220,7 @@ section! {
         /// those of a higher `priority` (0) are used when too few of the lower ones are well; and those of a `zone` that is
         /// `runtime.zone` come first ([balancing.md](balancing.md)).
         instances: Vec<Instance> = [], e.g. ["127.0.0.1:4001"], per Process;
-        /// To open a connection; then the next instance is tried, and first up to four other addresses of the same name
+        /// To open a connection, TLS included; then the next instance is tried, and first up to four other addresses of the same name
         /// (`502 upstream_unreachable` when none is left).
         connect_timeout: Duration = "1s", e.g. "250ms";
         /// From the request's last byte to the head of the answer (`504 upstream_timeout`). A route may say otherwise.

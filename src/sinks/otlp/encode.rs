@@ -206,3 +206,29 @@ fn number(key: &str, value: i64) -> KeyValue {
 fn attribute(key: &str, value: Value) -> KeyValue {
     KeyValue { key: key.to_owned(), value: Some(AnyValue { value: Some(value) }), ..KeyValue::default() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_told_by_what_it_is_asked_for_and_where_it_is() {
+        for (instance, told) in [
+            ("shop:80", ["http://shop:80/a", "shop", "80"]),
+            ("[::1]:80", ["http://[::1]:80/a", "::1", "80"]),
+            ("https://shop", ["https://shop/a", "shop", ""]),
+            ("https://shop:8443", ["https://shop:8443/a", "shop", "8443"]),
+            ("unix:/run/shop.sock", ["", "unix:/run/shop.sock", ""]),
+        ] {
+            let texts = SpanTexts { instance: instance.as_bytes(), path: b"/a", ..SpanTexts::default() };
+            let mut out = Vec::new();
+            describe_try(&SpanFacts::BLANK, &texts, &mut out);
+            let of = |key: &str| match out.iter().find(|found| found.key == key)?.value.as_ref()?.value.as_ref()? {
+                Value::StringValue(text) => Some(text.clone()),
+                Value::IntValue(number) => Some(number.to_string()),
+                _ => None,
+            };
+            assert_eq!(["url.full", "server.address", "server.port"].map(|key| of(key).unwrap_or_default()), told);
+        }
+    }
+}

@@ -114,10 +114,12 @@ mod tests {
         expect![[r"
             10.0.0.7:8080 1 0 
             10.0.0.8:80 3 1 eu-1a
+            https://10.0.0.9:8443 2 0 
             [2001:db8::1]:80 1 0 
             left out: 0 
         "]]
         .assert_eq(&shown(&[
+            (b"https://10.0.0.9:8443 weight=2", NOW + 1.0),
             (b"10.0.0.8:80 weight=3 priority=1 zone=eu-1a", NOW + 10.0),
             (b"10.0.0.7:8080", NOW + 0.001),
             (b"10.0.0.8:80 weight=2", NOW + 9.0),
