@@ -116,7 +116,11 @@ fn a_connection_is_used_again_behind_tickets_of_either_version() {
         let mut client = gateway.connect();
         let mut connections = Vec::new();
         for number in 1..=6 {
-            let text = if number % 2 == 0 { client.post("/tls", b"hello").text() } else { client.get("/tls").text() };
+            // In one piece: nginx answers without waiting for the body, and what comes behind an answer costs the connection.
+            let body = if number % 2 == 0 { "hello" } else { "" };
+            let length = body.len();
+            client.send(format!("POST /tls HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"));
+            let text = client.read_response().text();
             let mut words = text.split(' ');
             connections.push(words.next().expect("a number").to_owned());
             assert_eq!(words.next(), Some(&*number.to_string()), "{text}");
