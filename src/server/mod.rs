@@ -14,6 +14,7 @@ mod operations;
 mod orders;
 mod outages;
 mod probes;
+mod readers;
 mod records;
 mod resolver;
 mod revoking;

@@ -1,21 +1,16 @@
 //! The files of certificates, looked at and read on threads that may wait: a file system that hangs holds up neither operators
 //! nor signals. What they hold is taken whole or not at all, when they change and with each configuration.
 
-use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    sync::Semaphore,
-    task::spawn_blocking,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until};
 
-use super::config_file::LOOK_MAX;
+use super::super::readers::{NotRead, Readers, Reading, outcome};
 use crate::{
     certificates::{Certificates, OfOperators, Wanted, WantedOfService},
     config::{
         Config,
         watch::{SetLook, WatchSet},
-        written_duration,
     },
     shard::clock,
 };
@@ -38,25 +33,18 @@ pub(in crate::server) struct Loaded {
     watch: WatchSet,
 }
 
-/// Work of which the outcome comes later; what has begun goes on when it is dropped, and nobody hears of it.
-type Pending<T> = Option<Pin<Box<dyn Future<Output = T>>>>;
-
-/// What a look has found, and how the files were in it.
-type Looked = Result<(WatchSet, Sight), String>;
-
 /// One per process, on the control thread.
 pub(super) struct CertificateFiles {
     /// Of the configuration in force; nothing while it has no certificates.
     followed: Option<Followed>,
-    /// A look at those.
-    look: Pending<Looked>,
+    /// A look at those: how the files were in it, and what it has found.
+    look: Option<Reading<(WatchSet, Sight)>>,
     /// When that began, or the next is to begin.
     at: Instant,
-    /// One at a time, also while it hangs.
-    looker: Arc<Semaphore>,
+    looker: Readers,
     /// Those of a configuration that is to be taken.
-    candidate: Pending<Result<Loaded, String>>,
-    readers: Arc<Semaphore>,
+    candidate: Option<Reading<Result<Loaded, String>>>,
+    readers: Readers,
 }
 
 struct Followed {
@@ -113,35 +101,8 @@ fn look_at(watch: &mut WatchSet, wanted: &Wanted) -> Sight {
     }
 }
 
-/// Does work on a thread that may wait, when one of these has a place; an error, if that takes too long. Within a tokio runtime.
-async fn within<T: Send + 'static>(
-    time: Duration,
-    places: Arc<Semaphore>,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, String> {
-    let done = async {
-        let place = places.acquire_owned().await;
-        spawn_blocking(move || {
-            let done = work();
-            drop(place);
-            done
-        })
-        .await
-    };
-    match timeout(time, done).await {
-        Ok(done) => done.map_err(|_| "whoever read the files of certificates panicked".to_owned()),
-        Err(_) => {
-            Err(format!("the files of certificates cannot be read: that takes longer than {}", written_duration(time)))
-        }
-    }
-}
-
-/// The outcome, once it is there. Dropping the future loses nothing.
-async fn outcome<T>(work: &mut Pending<T>) -> T {
-    let Some(future) = work else { return pending().await };
-    let done = future.as_mut().await;
-    *work = None;
-    done
+fn not_read(why: NotRead) -> String {
+    format!("the files of certificates cannot be read: {why}")
 }
 
 impl CertificateFiles {
@@ -151,9 +112,9 @@ impl CertificateFiles {
             followed: None,
             look: None,
             at: Instant::now(),
-            looker: Arc::new(Semaphore::new(1)),
+            looker: Readers::new(1),
             candidate: None,
-            readers: Arc::new(Semaphore::new(READERS_MAX)),
+            readers: Readers::new(READERS_MAX),
         };
         files.follow(loaded);
         files
@@ -174,10 +135,7 @@ impl CertificateFiles {
     /// Begins to read what a configuration wants that is to be taken; says whether that is anything. What was read for one before
     /// is left.
     pub(super) fn begin(&mut self, config: &Config) -> bool {
-        self.candidate = wanted(config).map(|wanted| -> Pin<Box<dyn Future<Output = _>>> {
-            let readers = Arc::clone(&self.readers);
-            Box::pin(async move { within(LOOK_MAX, readers, move || load(wanted)).await? })
-        });
+        self.candidate = wanted(config).map(|wanted| self.readers.read(move || load(wanted)));
         self.candidate.is_some()
     }
 
@@ -192,7 +150,7 @@ impl CertificateFiles {
             let is_due = self.look.is_none() && self.followed.is_some();
             let Self { look, candidate, at, .. } = self;
             tokio::select! {
-                read = outcome(candidate) => return Read::Candidate(read),
+                read = outcome(candidate) => return Read::Candidate(read.map_err(not_read).flatten()),
                 looked = outcome(look) => if let Some(read) = self.take(looked) {
                     return Read::Changed(read);
                 },
@@ -203,16 +161,16 @@ impl CertificateFiles {
 
     fn begin_look(&mut self) {
         let Some(Followed { wanted, watch, .. }) = &self.followed else { return };
-        let (wanted, mut watch, looker) = (Arc::clone(wanted), watch.clone(), Arc::clone(&self.looker));
+        let (wanted, mut watch) = (Arc::clone(wanted), watch.clone());
         self.at = Instant::now();
-        self.look = Some(Box::pin(within(LOOK_MAX, looker, move || {
+        self.look = Some(self.looker.read(move || {
             let sight = look_at(&mut watch, &wanted);
             (watch, sight)
-        })));
+        }));
     }
 
     /// Takes what came of a look; what is wrong is told when it is something else than before.
-    fn take(&mut self, looked: Looked) -> Option<Result<Arc<Certificates>, String>> {
+    fn take(&mut self, looked: Result<(WatchSet, Sight), NotRead>) -> Option<Result<Arc<Certificates>, String>> {
         let followed = self.followed.as_mut()?;
         let now = Instant::now();
         let rest = (now.duration_since(self.at) * LOOK_SHARE).min(LOOK_INTERVAL_MAX);
@@ -230,7 +188,7 @@ impl CertificateFiles {
                     Sight::Read(Err(wrong)) => wrong,
                 }
             }
-            Err(wrong) => wrong,
+            Err(why) => not_read(why),
         };
         // It is tried again, whatever the files hold: who may read them is no part of that.
         followed.watch.forget();
@@ -242,7 +200,9 @@ impl CertificateFiles {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path, sync::mpsc};
+    use std::{fs, path::Path};
+
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{certificates::tests::made, config::Tls};
@@ -251,26 +211,6 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(work);
         runtime.shutdown_background();
-    }
-
-    #[test]
-    fn what_hangs_is_told_after_a_while_and_no_more_than_a_few_do() {
-        let places = Arc::new(Semaphore::new(2));
-        let time = Duration::from_millis(20);
-        let late = Err("the files of certificates cannot be read: that takes longer than 20ms".to_owned());
-        run(async {
-            let mut hanging = Vec::new();
-            for _ in 0..4 {
-                let (release, hangs) = mpsc::channel::<()>();
-                // This thread goes on, however long that takes.
-                assert_eq!(within(time, Arc::clone(&places), move || hangs.recv().is_ok()).await, late);
-                hanging.push(release);
-            }
-            // Two hang; the others have not begun, and never do.
-            let taken: Vec<bool> = hanging.iter().map(|release| release.send(()).is_ok()).collect();
-            assert_eq!(taken, [true, true, false, false]);
-            assert_eq!(within(LOOK_MAX, Arc::clone(&places), || 7).await, Ok(7), "there are places again");
-        });
     }
 
     #[test]

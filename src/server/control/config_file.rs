@@ -1,22 +1,16 @@
 //! The configuration file, looked at and read on a thread that may wait: a file system that hangs holds up neither operators
 //! nor signals.
 
-use std::{future::pending, io, path::Path, time::Duration};
+use std::{future::pending, io, path::Path};
 
-use tokio::{
-    task::{JoinHandle, spawn_blocking},
-    time::{Instant, timeout_at},
-};
-
+use super::super::readers::{NotRead, Readers, Reading};
 use crate::config::{self, Config, watch::Watch};
-
-/// How long a look may take before that is told.
-pub(super) const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// One per process, on the control thread.
 pub(super) struct ConfigFile {
     /// As it was before the look under way, if there is one.
     watch: Watch,
+    readers: Readers,
     under_way: Option<LookUnderWay>,
     /// Why the file is to be read once that look has ended.
     wanted: Option<&'static str>,
@@ -26,11 +20,9 @@ pub(super) struct ConfigFile {
 
 /// There is one at a time, also while it hangs.
 struct LookUnderWay {
-    task: JoinHandle<(Watch, Found)>,
+    reading: Reading<(Watch, Found)>,
     /// Why the file is read whatever it holds, if it is.
     why: Option<&'static str>,
-    /// When it is told that it takes too long; nothing once it was.
-    due: Option<Instant>,
 }
 
 /// What has come of a look.
@@ -40,21 +32,21 @@ pub(super) enum Found {
     /// It cannot be looked at.
     Away(io::Error),
     /// The look takes too long and goes on; whether the file was to be read.
-    Late { is_reload: bool },
+    Late { why: NotRead, is_reload: bool },
     /// The file was read for this reason.
     Read(&'static str, Result<Box<Config>, String>),
 }
 
 impl ConfigFile {
-    pub(super) const fn new(watch: Watch) -> Self {
-        Self { watch, under_way: None, wanted: None, away: None }
+    pub(super) fn new(watch: Watch) -> Self {
+        Self { watch, readers: Readers::new(1), under_way: None, wanted: None, away: None }
     }
 
     pub(super) fn path(&self) -> &Path {
         self.watch.path()
     }
 
-    /// Looks whether the file has changed, unless a look is under way, and if so reads it. Within a tokio runtime, as `read`.
+    /// Looks whether the file has changed, unless a look is under way, and if so reads it.
     pub(super) fn look(&mut self) {
         if self.under_way.is_none() {
             self.begin(None);
@@ -68,7 +60,7 @@ impl ConfigFile {
             // Whoever asks while it hangs is told so at once.
             Some(look) => {
                 self.wanted = Some(why);
-                look.due.get_or_insert_with(Instant::now);
+                look.reading.remind();
             }
         }
     }
@@ -82,28 +74,23 @@ impl ConfigFile {
 
     fn begin(&mut self, why: Option<&'static str>) {
         let watch = self.watch.clone();
-        let (task, due) = (spawn_blocking(move || look_at(watch, why)), Some(Instant::now() + LOOK_MAX));
-        self.under_way = Some(LookUnderWay { task, why, due });
+        self.under_way = Some(LookUnderWay { reading: self.readers.read(move || look_at(watch, why)), why });
     }
 
     /// What comes of the look under way. Dropping the future loses nothing.
     pub(super) async fn found(&mut self) -> Found {
         let Some(look) = &mut self.under_way else { return pending().await };
-        let ended = match look.due {
-            Some(due) => timeout_at(due, &mut look.task).await,
-            None => Ok((&mut look.task).await),
-        };
-        let Ok(ended) = ended else {
-            look.due = None;
-            return Found::Late { is_reload: self.wanted.or(look.why).is_some() };
-        };
+        let ended = look.reading.outcome().await;
+        if let Err(why @ NotRead::Late(_)) = ended {
+            return Found::Late { why, is_reload: self.wanted.or(look.why).is_some() };
+        }
         self.under_way = None;
         let found = match ended {
             Ok((watch, found)) => {
                 self.watch = watch;
                 found
             }
-            Err(_) => Found::Away(io::Error::other("whoever read it panicked")),
+            Err(why) => Found::Away(io::Error::other(why)),
         };
         if let Some(why) = self.wanted.take() {
             self.begin(Some(why));

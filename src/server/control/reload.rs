@@ -9,13 +9,13 @@ use super::{
     },
     Control,
     certificate_files::Loaded,
-    config_file::{Found, LOOK_MAX},
+    config_file::Found,
     operators::now,
 };
 use crate::{
     admin::state::{RefusalState, bounded},
     bus::to,
-    config::{Config, written_duration},
+    config::Config,
     gateway::Plan,
     shard::clock,
     telemetry::{metrics::Reload, usage},
@@ -48,7 +48,6 @@ impl Control {
     /// Takes what came of a look at the configuration file.
     pub(super) fn take_found(&mut self, found: Found) {
         let Some(path) = self.file.as_ref().map(|file| file.path().to_owned()) else { return };
-        let late = || format!("that takes longer than {}", written_duration(LOOK_MAX));
         let tell = |error: &dyn Display| {
             let path = path.display();
             tracing::warn!(%path, %error, "the configuration file cannot be read; the configuration stays as it is");
@@ -64,9 +63,9 @@ impl Control {
                     tell(&error);
                 }
             }
-            Found::Late { is_reload: false } => tell(&late()),
-            Found::Late { is_reload: true } => {
-                self.refuse_reload(&format_args!("{}: the file cannot be read: {}", path.display(), late()));
+            Found::Late { why, is_reload: false } => tell(&why),
+            Found::Late { why, is_reload: true } => {
+                self.refuse_reload(&format_args!("{}: the file cannot be read: {why}", path.display()));
             }
             Found::Read(why, Ok(config)) => self.begin(*config, why, path),
             Found::Read(_, Err(mistakes)) => self.refuse_reload(&mistakes),

@@ -6,27 +6,16 @@ use std::{
     fs,
     io::Read as _,
     path::Path,
-    sync::Arc,
-    time::Duration,
 };
 
-use tokio::{
-    sync::{
-        Semaphore,
-        oneshot::{self, error::TryRecvError},
-    },
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use crate::{
-    config::{LISTING_BYTES_MAX, ListingFormat, open_regular, parse_listing, watch::Watch, written_duration},
-    server::resolver::AskedList,
+    config::{LISTING_BYTES_MAX, ListingFormat, open_regular, parse_listing, watch::Watch},
+    server::{readers::Readers, resolver::AskedList},
     upstream::{LeftOut, ListAnswer, ListResult, Listed},
 };
 
-/// How long a look at a file may take. A disk that has to wake up takes no longer.
-const LOOK_MAX: Duration = Duration::from_secs(5);
 /// So many files are looked at at once, those that hang among them. It leaves most of the runtime's threads (512) to others: they
 /// look up the names of issuers, too.
 const READERS_MAX: usize = 64;
@@ -36,9 +25,8 @@ const READERS_MAX: usize = 64;
 pub(super) struct Files {
     followed: BTreeMap<Box<Path>, FollowedFile>,
     /// Shared by all configurations.
-    readers: Arc<Semaphore>,
+    readers: Readers,
     look: Look,
-    look_max: Duration,
 }
 
 /// Looks at a file; what it holds is read anew when that has changed.
@@ -51,7 +39,7 @@ struct FollowedFile {
     /// As it is known after that look. Nothing comes when nobody has heard what came of it.
     after: Option<oneshot::Receiver<ListFile>>,
     /// One at a time, whichever configuration asks: while a look hangs there is no other.
-    reader: Arc<Semaphore>,
+    readers: Readers,
 }
 
 /// What is known of a file.
@@ -66,8 +54,7 @@ struct ListFile {
 impl Files {
     /// None yet.
     pub(super) fn new() -> Self {
-        let readers = Arc::new(Semaphore::new(READERS_MAX));
-        Self { followed: BTreeMap::new(), readers, look: look_at, look_max: LOOK_MAX }
+        Self { followed: BTreeMap::new(), readers: Readers::new(READERS_MAX), look: look_at }
     }
 
     /// Those of another configuration, which names these, looked at as before: one that is being written while a reload comes
@@ -75,7 +62,7 @@ impl Files {
     pub(super) fn fork(&mut self, named: &BTreeSet<&Path>) -> Self {
         let followed = self.followed.iter_mut().filter(|(path, _)| named.contains(&***path));
         let followed = followed.map(|(path, followed)| (path.clone(), followed.fork())).collect();
-        Self { followed, readers: Arc::clone(&self.readers), ..*self }
+        Self { followed, readers: self.readers.clone(), look: self.look }
     }
 
     /// Looks at a file. Within a tokio runtime.
@@ -83,27 +70,20 @@ impl Files {
         let followed = self.followed.entry(path.into()).or_insert_with(|| FollowedFile {
             file: ListFile::default(),
             after: None,
-            reader: Arc::new(Semaphore::new(1)),
+            readers: self.readers.of_one(),
         });
         let (mut file, tell) = followed.begin();
-        let (reader, readers) = (Arc::clone(&followed.reader), Arc::clone(&self.readers));
-        let (look, look_max, path) = (self.look, self.look_max, Box::<Path>::from(path));
-        let looked = async move {
-            // Who waits for a file that hangs does not take the place of one who could read.
-            let permits = (reader.acquire_owned().await, readers.acquire_owned().await);
-            let looked = spawn_blocking(move || {
-                let told = look(&path, &mut file);
-                drop(permits);
-                (file, told)
-            });
-            let (file, told) = looked.await.map_err(|_| "whoever read it panicked".to_owned())?;
+        let (look, path) = (self.look, Box::<Path>::from(path));
+        let mut reading = followed.readers.read(move || {
+            let told = look(&path, &mut file);
+            (file, told)
+        });
+        Box::pin(async move {
+            let read = reading.outcome().await;
+            let (file, told) = read.map_err(|why| format!("it cannot be read: {why}"))?;
             // Whoever asked is gone when the configuration was given up.
             let _ = tell.send(file);
             told
-        };
-        Box::pin(async move {
-            let late = || Err(format!("it cannot be read: that takes longer than {}", written_duration(look_max)));
-            timeout(look_max, looked).await.unwrap_or_else(|_| late())
         })
     }
 }
@@ -125,7 +105,7 @@ impl FollowedFile {
         let mut file = self.file.clone();
         // What was read just now may not be known there yet.
         file.forget();
-        Self { file, after: None, reader: Arc::clone(&self.reader) }
+        Self { file, after: None, readers: self.readers.clone() }
     }
 
     /// Takes what is known after a look that has ended.
@@ -205,6 +185,8 @@ fn parse(path: &Path, bytes: &[u8]) -> ListResult {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use tempfile::TempDir;
 
     use super::*;
@@ -290,7 +272,9 @@ mod tests {
             Ok(ListAnswer::Unchanged)
         };
         run(async {
-            let mut files = Files { look, look_max: Duration::from_millis(20), ..Files::new() };
+            let readers = Readers::new(READERS_MAX);
+            let (patient, readers) = (readers.clone(), readers.within(Duration::from_millis(20)));
+            let mut files = Files { look, readers, ..Files::new() };
             let mut fork = files.fork(&BTreeSet::new());
             let late = Err("it cannot be read: that takes longer than 20ms".to_owned());
             // Each returns though nobody writes: nothing else on this thread is held up.
@@ -298,17 +282,20 @@ mod tests {
                 assert_eq!(files.ask(&path).await, late);
                 assert_eq!(files.fork(&BTreeSet::from([&*path])).ask(&path).await, late, "nor by reloads");
             }
-            assert_eq!(fork.readers.available_permits(), READERS_MAX - 1, "one hangs");
+            assert_eq!(patient.free(), READERS_MAX - 1, "one hangs");
             // Other files are read meanwhile.
             fork.look = look_at;
             let other = directory.path().join("other.toml");
             fs::write(&other, "instances = [\"10.0.0.1:80\"]\n").expect("written");
-            fork.look_max = LOOK_MAX;
+            fork.readers = patient;
             assert!(matches!(fork.ask(&other).await, Ok(ListAnswer::Listed(_))));
             fs::write(&path, "x").expect("whoever hangs reads it");
             // Once that has ended there is another look, of which there is an answer.
             files.look = |_, _| Ok(ListAnswer::Unchanged);
-            files.look_max = LOOK_MAX;
+            let patient = |followed: &mut FollowedFile| {
+                followed.readers = followed.readers.clone().within(Duration::from_secs(5));
+            };
+            files.followed.values_mut().for_each(patient);
             assert_eq!(files.ask(&path).await, Ok(ListAnswer::Unchanged));
         });
     }
