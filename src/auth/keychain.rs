@@ -56,6 +56,15 @@ struct Fetched {
     set: Result<JwkSet, String>,
 }
 
+/// The keys of a configuration, read and not in force yet. Moves between threads.
+#[derive(Debug)]
+pub struct NewKeys {
+    auth: Auth,
+    own: OwnKeys,
+    sets: BTreeMap<String, Arc<JwkSet>>,
+    remotes: Vec<Remote>,
+}
+
 /// Why the keys of a configuration cannot be used; one line.
 #[derive(Debug)]
 pub struct KeychainError(String);
@@ -68,46 +77,59 @@ impl fmt::Display for KeychainError {
 
 impl std::error::Error for KeychainError {}
 
-impl Keychain {
-    /// Reads the keys of a configuration. Those that are fetched come later; until then their issuers' tokens are answered
-    /// with 503.
+impl NewKeys {
+    /// Reads the keys of a configuration: all of them, or nothing.
     ///
-    /// Where no key of our own is configured, one is made in the directory `made_in`, if that is given.
-    pub fn load(auth: &Auth, made_in: Option<&Path>) -> Result<Self, KeychainError> {
-        let own = load_own(auth, made_in)?;
-        tell_of(&own);
-        let sets = read_files(auth)?;
-        let (fetched, arrivals) = mpsc::unbounded_channel();
-        let keys = Arc::new(KeySet::new(auth, &own, &sets));
-        let counts = FetchCounts::default();
-        let mut keychain = Self {
-            auth: auth.clone(),
-            own,
-            sets,
-            remotes: Vec::new(),
-            keys,
-            began: Instant::now(),
-            fetched,
-            arrivals,
-            counts,
-        };
-        keychain.remotes = Self::remotes_of(auth)?;
-        Ok(keychain)
-    }
-
-    /// Reads the keys of a new configuration: all of it, or nothing and the old ones stay. Sets that were fetched from where
-    /// they still are to be fetched stay as well.
-    pub fn reload(&mut self, auth: &Auth, made_in: Option<&Path>) -> Result<(), KeychainError> {
-        if let Some(made) = self.own.made.as_ref().filter(|made| auth.keys.is_empty() && !made.file.exists()) {
+    /// Where no key of our own is configured, one is made in the directory `made_in`, if that is given; not in place of one that
+    /// this process has made or found before, which is `made`.
+    pub fn read(auth: &Auth, made_in: Option<&Path>, made: Option<&Path>) -> Result<Self, KeychainError> {
+        if let Some(file) = made.filter(|file| auth.keys.is_empty() && !file.exists()) {
             // Another one in its place would log everybody out, and nobody would know why.
             return Err(KeychainError(format!(
                 "{}: the key that tokens are signed with is gone; put it back, or restart to make another, which logs everybody out",
-                made.file.display()
+                file.display()
             )));
         }
         let own = load_own(auth, made_in)?;
-        let mut sets = read_files(auth)?;
-        let mut remotes = Self::remotes_of(auth)?;
+        let sets = read_files(auth)?;
+        Ok(Self { auth: auth.clone(), own, sets, remotes: Self::remotes_of(auth)? })
+    }
+
+    /// Those that a configuration fetches.
+    fn remotes_of(auth: &Auth) -> Result<Vec<Remote>, KeychainError> {
+        let mut remotes = Vec::new();
+        for (index, config) in auth.issuers.iter().enumerate() {
+            let Some(url) = &config.jwks_url else { continue };
+            let fetcher = Fetcher::new(config, url);
+            let fetcher = fetcher.map_err(|why| KeychainError(format!("auth.issuers[{index}]: {why}")))?;
+            let seed = fastrand::u64(..);
+            let schedule = Schedule::new(config.refresh_interval, config.unknown_key_cooldown, seed);
+            remotes.push(Remote { config: config.clone(), fetcher, schedule, id: seed, has_failed: false });
+        }
+        Ok(remotes)
+    }
+}
+
+impl Keychain {
+    /// Reads the keys of a configuration, as [`NewKeys::read`] does. Those that are fetched come later; until then their issuers'
+    /// tokens are answered with 503.
+    pub fn load(auth: &Auth, made_in: Option<&Path>) -> Result<Self, KeychainError> {
+        let NewKeys { auth, own, sets, remotes } = NewKeys::read(auth, made_in, None)?;
+        tell_of(&own);
+        let (fetched, arrivals) = mpsc::unbounded_channel();
+        let keys = Arc::new(KeySet::new(&auth, &own, &sets));
+        let (began, counts) = (Instant::now(), FetchCounts::default());
+        Ok(Self { auth, own, sets, remotes, keys, began, fetched, arrivals, counts })
+    }
+
+    /// The file with the key of the process's own making, if it goes by one.
+    pub fn made(&self) -> Option<&Path> {
+        self.own.made.as_ref().map(|made| &*made.file)
+    }
+
+    /// Takes the keys of a new configuration. Sets that were fetched from where they still are to be fetched stay.
+    pub fn adopt(&mut self, new: NewKeys) {
+        let NewKeys { auth, own, mut sets, mut remotes } = new;
         for remote in &mut remotes {
             let name = &remote.config.issuer;
             let stays = self
@@ -123,9 +145,8 @@ impl Keychain {
                 *remote = Remote { fetcher: remote.fetcher.clone(), ..old };
             }
         }
-        (self.auth, self.own, self.sets, self.remotes) = (auth.clone(), own, sets, remotes);
+        (self.auth, self.own, self.sets, self.remotes) = (auth, own, sets, remotes);
         self.rebuild();
-        Ok(())
     }
 
     /// Everything that is wrong with the files that [`Keychain::load`] would read. Makes no key, and fetches nothing.
@@ -233,20 +254,6 @@ impl Keychain {
 
     fn rebuild(&mut self) {
         self.keys = Arc::new(KeySet::new(&self.auth, &self.own, &self.sets));
-    }
-
-    /// Those that a configuration fetches.
-    fn remotes_of(auth: &Auth) -> Result<Vec<Remote>, KeychainError> {
-        let mut remotes = Vec::new();
-        for (index, config) in auth.issuers.iter().enumerate() {
-            let Some(url) = &config.jwks_url else { continue };
-            let fetcher = Fetcher::new(config, url);
-            let fetcher = fetcher.map_err(|why| KeychainError(format!("auth.issuers[{index}]: {why}")))?;
-            let seed = fastrand::u64(..);
-            let schedule = Schedule::new(config.refresh_interval, config.unknown_key_cooldown, seed);
-            remotes.push(Remote { config: config.clone(), fetcher, schedule, id: seed, has_failed: false });
-        }
-        Ok(remotes)
     }
 }
 

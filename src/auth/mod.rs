@@ -26,7 +26,7 @@ pub use fetch::https_connector;
 pub use fuzz::fuzz_one;
 pub use issue::{Grant, IssueError, Issued, Issuer};
 pub use jwk::{JwkSet, SET_BYTES_MAX, SetFault};
-pub use keychain::{FetchCounts, Keychain, KeychainError};
+pub use keychain::{FetchCounts, Keychain, KeychainError, NewKeys};
 pub use keys::KeySet;
 pub use own::{KeyError, Made, OwnKeys};
 pub use provider::install;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     accounts,
     admin::Access as OperatorAccess,
-    auth::{Keychain, KeychainError},
+    auth::{Keychain, KeychainError, NewKeys},
     certificates::{Certificates, read_authorities},
     config::{self, AccessLog, Config, ListenerKind, SecretFile, ServerAddress, SessionStore},
     shard::clock,
@@ -33,9 +33,9 @@ pub(super) fn load_keys(config: &Config) -> Result<Keychain, KeychainError> {
     Keychain::load(&config.auth, made_in(config))
 }
 
-/// Loads the keys of a new configuration: all of them, or the old ones stay.
-pub(super) fn reload_keys(keychain: &mut Keychain, config: &Config) -> Result<(), KeychainError> {
-    keychain.reload(&config.auth, made_in(config))
+/// Reads the keys of a new configuration; `made` is the file with the key of the process's own making, if it goes by one.
+pub(super) fn read_keys(config: &Config, made: Option<&Path>) -> Result<NewKeys, KeychainError> {
+    NewKeys::read(&config.auth, made_in(config), made)
 }
 
 /// Loads the certificates of a configuration; `None` where it has none.

@@ -2,7 +2,7 @@
 //! is told so after a while. Of each thing only so many read at once, those that hang among them: other things are read meanwhile,
 //! and there are never more threads than that.
 
-use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::pending, pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::Semaphore,
@@ -40,6 +40,12 @@ pub(super) struct Reading<T> {
     began: Option<Instant>,
     time_max: Duration,
     is_late_told: bool,
+}
+
+impl<T> fmt::Debug for Reading<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reading").field("is_late_told", &self.is_late_told).finish_non_exhaustive()
+    }
 }
 
 impl Readers {

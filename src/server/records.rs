@@ -41,9 +41,9 @@ impl Records {
         self.writer.reopen();
     }
 
-    /// Reads what the sink needs for another configuration, and says what is wrong with it.
-    pub(super) fn prepare(&self, config: &Config) -> Result<Option<Prepared>, String> {
-        self.clickhouse.as_ref().map(|_| Prepared::new(&config.clickhouse)).transpose()
+    /// Whether there is a sink, which another configuration is prepared for.
+    pub(super) const fn has_sink(&self) -> bool {
+        self.clickhouse.is_some()
     }
 
     /// Goes on by the configuration that is in force now.

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::pending,
     io::{self, Read as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
@@ -22,8 +23,9 @@ use hickory_resolver::{
     },
     system_conf::parse_resolv_conf,
 };
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
+use super::readers::{NotRead, Readers, Reading};
 use crate::{
     config::{Nameserver, open_regular, watch::Watch},
     upstream::{Family, ListAnswer, ListResult, Listed, NameAnswer, NoAddress, SrvRecord, srv_instances},
@@ -46,19 +48,37 @@ pub(super) type Asked = Pin<Box<dyn Future<Output = Result<NameAnswer, NoAddress
 /// A question for a list of instances under way.
 pub(super) type AskedList = Pin<Box<dyn Future<Output = ListResult> + Send>>;
 
-/// The system's files and the servers of DNS. One per process, on the control thread.
+/// The system's files and the servers of DNS. One per configuration, on the control thread.
 #[derive(Debug)]
 pub(super) struct Resolver {
     nameservers: Vec<Nameserver>,
+    /// Shared by all configurations: the files are read by one at a time.
+    readers: Readers,
+    /// As they were before the look under way, if there is one; nothing until they were read.
+    files: Option<SystemFiles>,
+    look: Option<Reading<Looked>>,
+    /// The look takes too long.
+    is_late: bool,
+    /// Nothing until the files were read, or that has taken too long.
+    view: watch::Sender<Option<Arc<View>>>,
+}
+
+/// What the system's files hold, and since when they are watched for something else.
+#[derive(Clone, Debug)]
+struct SystemFiles {
     hosts: Watch,
     resolv_conf: Watch,
-    view: Arc<View>,
+    addresses: Arc<BTreeMap<Box<str>, Vec<IpAddr>>>,
+    rules: Arc<str>,
 }
+
+/// The files as they are now, and whether they hold something else than before.
+type Looked = (SystemFiles, bool);
 
 /// What the system's files say. Questions under way keep the one that they began with.
 #[derive(Debug, Default)]
 struct View {
-    hosts: BTreeMap<Box<str>, Vec<IpAddr>>,
+    hosts: Arc<BTreeMap<Box<str>, Vec<IpAddr>>>,
     search: Vec<Name>,
     /// A name with so many dots is looked up as it is before it is with a domain.
     dots: usize,
@@ -66,49 +86,136 @@ struct View {
     servers: Vec<TokioResolver>,
 }
 
-impl Resolver {
-    /// By the system's files.
-    pub(super) fn new(nameservers: &[Nameserver]) -> Self {
+impl SystemFiles {
+    /// Reads them; `before` is what is known of them.
+    fn read(before: Option<&Self>) -> Looked {
         // Before they are read, so that no change is missed.
         let (hosts, resolv_conf) = (Watch::new(HOSTS), Watch::new(RESOLV_CONF));
-        Self { nameservers: nameservers.to_vec(), hosts, resolv_conf, view: Arc::new(View::new(nameservers)) }
+        let mut files = Self { hosts, resolv_conf, addresses: Arc::default(), rules: Arc::default() };
+        files.fill();
+        let is_same = |before: &Self| before.addresses == files.addresses && before.rules == files.rules;
+        let has_changed = !before.is_some_and(is_same);
+        (files, has_changed)
     }
 
-    /// Looks whether the system's files have changed; says whether they have.
-    pub(super) fn look(&mut self) -> bool {
+    /// Reads them if they have changed.
+    fn look(mut self) -> Looked {
         // One that is not there says nothing, as before.
         let has_changed = |watch: &mut Watch| watch.changed().unwrap_or(false);
         let have_changed = has_changed(&mut self.hosts) | has_changed(&mut self.resolv_conf);
         if have_changed {
-            tracing::info!("{HOSTS} or {RESOLV_CONF} has changed; the names of instances are looked up anew");
-            self.view = Arc::new(View::new(&self.nameservers));
+            self.fill();
         }
-        have_changed
+        (self, have_changed)
+    }
+
+    fn fill(&mut self) {
+        self.addresses = Arc::new(read(self.hosts.path()).map(|text| parse_hosts(&text)).unwrap_or_default());
+        self.rules = read(self.resolv_conf.path()).unwrap_or_default().into();
+    }
+}
+
+impl Resolver {
+    /// By the system's files, which are read first; whoever asks meanwhile waits for that.
+    pub(super) fn new(nameservers: &[Nameserver]) -> Self {
+        Self::reading(nameservers, Readers::new(1), None)
+    }
+
+    /// That of another configuration. The system's files are read anew for it.
+    pub(super) fn fork(&self, nameservers: &[Nameserver]) -> Self {
+        Self::reading(nameservers, self.readers.clone(), self.files.clone())
+    }
+
+    fn reading(nameservers: &[Nameserver], readers: Readers, files: Option<SystemFiles>) -> Self {
+        let before = files.clone();
+        let look = Some(readers.read(move || SystemFiles::read(before.as_ref())));
+        let view = watch::Sender::new(None);
+        Self { nameservers: nameservers.to_vec(), readers, files, look, is_late: false, view }
+    }
+
+    /// Looks whether the system's files have changed, unless a look is under way.
+    pub(super) fn look(&mut self) {
+        let files = self.files.clone();
+        self.look.get_or_insert_with(|| {
+            self.readers.read(move || files.map_or_else(|| SystemFiles::read(None), SystemFiles::look))
+        });
+    }
+
+    /// Returns when the names are to be asked for anew, as the system's files hold something else. Dropping the future loses
+    /// nothing.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            let Some(look) = &mut self.look else { return pending().await };
+            let looked = look.outcome().await;
+            if !matches!(looked, Err(NotRead::Late(_))) {
+                self.look = None;
+            }
+            if self.take(looked) {
+                return;
+            }
+        }
+    }
+
+    /// Takes what came of a look; says whether that is something else than names were asked for by.
+    fn take(&mut self, looked: Result<Looked, NotRead>) -> bool {
+        let is_first = self.view.borrow().is_none();
+        let was_late = std::mem::replace(&mut self.is_late, false);
+        let has_changed = match looked {
+            Ok((files, has_changed)) => {
+                self.files = Some(files);
+                if was_late {
+                    tracing::info!("{HOSTS} and {RESOLV_CONF} can be read again");
+                }
+                has_changed
+            }
+            Err(why) => {
+                self.is_late = matches!(why, NotRead::Late(_));
+                tracing::warn!(
+                    "{HOSTS} and {RESOLV_CONF} cannot be read: {why}; names are looked up by what was read before"
+                );
+                false
+            }
+        };
+        if is_first || has_changed {
+            self.view.send_replace(Some(Arc::new(View::new(self.files.as_ref(), &self.nameservers))));
+        }
+        let is_other = has_changed && !is_first;
+        if is_other {
+            tracing::info!("{HOSTS} or {RESOLV_CONF} has changed; the names of instances are looked up anew");
+        }
+        is_other
     }
 }
 
 impl Resolver {
     /// Looks a name up; `found_as` is the whole name that it was found as before.
     pub(super) fn ask(&self, name: &str, found_as: Option<&str>) -> Asked {
-        let (view, name, found_as) = (Arc::clone(&self.view), name.to_owned(), found_as.map(str::to_owned));
-        Box::pin(async move { view.ask(&name, found_as.as_deref()).await })
+        let (views, name, found_as) = (self.view.subscribe(), name.to_owned(), found_as.map(str::to_owned));
+        Box::pin(async move { first(views).await.ask(&name, found_as.as_deref()).await })
     }
 
     /// Asks for the SRV records of a name.
     pub(super) fn ask_srv(&self, name: &str) -> AskedList {
-        let (view, name) = (Arc::clone(&self.view), name.to_owned());
+        let (views, name) = (self.view.subscribe(), name.to_owned());
         Box::pin(async move {
+            let view = first(views).await;
             let answered = timeout(QUESTION_TIMEOUT, view.ask_srv(&name)).await;
             answered.unwrap_or_else(|_| Err("no server of DNS answers".to_owned()))
         })
     }
 }
 
+/// The view, once there is one.
+async fn first(mut views: watch::Receiver<Option<Arc<View>>>) -> Arc<View> {
+    // Whose resolver is gone is not heard any more.
+    let view = views.wait_for(Option::is_some).await.ok().and_then(|view| view.clone());
+    view.unwrap_or_default()
+}
+
 impl View {
-    fn new(nameservers: &[Nameserver]) -> Self {
-        let hosts = read(Path::new(HOSTS)).map(|text| parse_hosts(&text)).unwrap_or_default();
-        let text = read(Path::new(RESOLV_CONF)).unwrap_or_default();
-        Self { hosts, ..Self::of_resolv_conf(&text, nameservers) }
+    fn new(files: Option<&SystemFiles>, nameservers: &[Nameserver]) -> Self {
+        let view = Self::of_resolv_conf(files.map_or("", |files| &files.rules), nameservers);
+        Self { hosts: files.map(|files| Arc::clone(&files.addresses)).unwrap_or_default(), ..view }
     }
 
     fn of_resolv_conf(text: &str, nameservers: &[Nameserver]) -> Self {
@@ -134,7 +241,7 @@ impl View {
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
         let servers = servers.into_iter().filter_map(|server| resolver(server, options.clone())).collect();
-        Self { hosts: BTreeMap::new(), search, dots, servers }
+        Self { hosts: Arc::default(), search, dots, servers }
     }
 
     async fn ask(&self, name: &str, found_as: Option<&str>) -> Result<NameAnswer, NoAddress> {
@@ -422,10 +529,44 @@ mod tests {
         assert_eq!(View::of_resolv_conf(plain, &named).search.len(), 1, "domains count in any case");
     }
 
+    /// Where this machine is.
+    async fn answer(resolver: &mut Resolver) -> Result<NameAnswer, NoAddress> {
+        let asked = resolver.ask("localhost", None);
+        tokio::select! {
+            answer = asked => answer,
+            () = resolver.changed() => panic!("nothing was known before"),
+        }
+    }
+
+    #[test]
+    fn files_that_hang_hold_up_nobody_for_long_and_are_taken_in_the_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let readers = Readers::new(1).within(Duration::from_millis(20));
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        runtime.block_on(async {
+            let mut hanging = readers.read(move || hangs.recv().is_ok());
+            assert!(hanging.outcome().await.is_err());
+            let mut resolver = Resolver::reading(&[], readers.clone(), None);
+            assert!(answer(&mut resolver).await.is_ok(), "it is known all the same");
+            assert!(resolver.is_late && resolver.files.is_none());
+            // Nor is there another who reads it.
+            let mut fork = resolver.fork(&[]);
+            assert!(answer(&mut fork).await.is_ok());
+            resolver.look();
+            assert_eq!(readers.free(), 0);
+            release.send(()).expect("it hangs");
+            for mut resolver in [resolver, fork] {
+                resolver.changed().await;
+                assert!(!resolver.is_late && resolver.files.is_some());
+            }
+        });
+        runtime.shutdown_background();
+    }
+
     #[test]
     fn this_machine_is_known_without_asking() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        let answer = runtime.block_on(Resolver::new(&[]).ask("localhost", None)).expect("it is known");
+        let answer = runtime.block_on(answer(&mut Resolver::new(&[]))).expect("it is known");
         assert!(answer.is_own && answer.addresses.iter().all(IpAddr::is_loopback), "{answer:?}");
         let view = View::default();
         let answer = runtime.block_on(view.ask("a.localhost", None)).expect("it is known");

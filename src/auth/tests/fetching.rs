@@ -218,18 +218,18 @@ fn a_reload_keeps_what_was_fetched_from_the_same_place() {
         let mut keychain = load(&auth(&url, "refresh_interval = \"1d\""));
         server.will_answer_with("one");
         keychain.changed().await;
-        keychain.reload(&auth(&url, "refresh_interval = \"1d\"\naudiences = [\"api\"]"), None).expect("right");
+        reload(&mut keychain, &auth(&url, "refresh_interval = \"1d\"\naudiences = [\"api\"]"), None).expect("right");
         assert_eq!(kids(&keychain.keys()), ["one"]);
         let mut wrong = auth(&url, "");
         wrong.keys[0].secret = Some("short".to_owned().into());
-        assert!(keychain.reload(&wrong, None).is_err());
+        assert!(reload(&mut keychain, &wrong, None).is_err());
         wrong = auth(&url, "");
         wrong.issuers[0].jwks_url = None;
         wrong.issuers[0].jwks_file = Some("/nowhere/keys.json".into());
-        let error = keychain.reload(&wrong, None).expect_err("there is no such file").to_string();
+        let error = reload(&mut keychain, &wrong, None).expect_err("there is no such file").to_string();
         assert!(error.starts_with("auth.issuers[0].jwks_file is \"/nowhere/keys.json\": "), "{error}");
         assert_eq!(kids(&keychain.keys()), ["one"], "a bad configuration changes nothing");
-        keychain.reload(&auth(&format!("{url}elsewhere"), ""), None).expect("right");
+        reload(&mut keychain, &auth(&format!("{url}elsewhere"), ""), None).expect("right");
         assert_eq!(keychain.keys().away().collect::<Vec<_>>(), ["id"], "keys from elsewhere are to come from there");
     });
 }

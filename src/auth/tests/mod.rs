@@ -32,6 +32,13 @@ fn file(name: &str) -> PathBuf {
     path
 }
 
+/// As the control thread does it.
+fn reload(keychain: &mut Keychain, auth: &Auth, made_in: Option<&Path>) -> Result<(), KeychainError> {
+    let new = NewKeys::read(auth, made_in, keychain.made())?;
+    keychain.adopt(new);
+    Ok(())
+}
+
 fn b64(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }

@@ -40,12 +40,12 @@ fn a_reload_makes_no_other_key_in_place_of_one_that_went() {
     let before = keychain.keys().jwks_json().to_owned();
     let (file, aside) = (folder.path().join("token-key.pem"), folder.path().join("aside"));
     fs::rename(&file, &aside).expect("moved");
-    let error = keychain.reload(&auth, Some(folder.path())).expect_err("it is gone").to_string();
+    let error = reload(&mut keychain, &auth, Some(folder.path())).expect_err("it is gone").to_string();
     assert!(error.contains("token-key.pem") && error.contains("put it back"), "{error}");
     assert!(!file.exists());
     assert_eq!(keychain.keys().jwks_json(), before, "all goes on");
     fs::rename(&aside, &file).expect("moved");
-    keychain.reload(&auth, Some(folder.path())).expect("it is back");
+    reload(&mut keychain, &auth, Some(folder.path())).expect("it is back");
     assert_eq!(keychain.keys().jwks_json(), before);
 }
 

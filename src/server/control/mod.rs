@@ -1,6 +1,7 @@
 //! The control thread: what it is told, and what is due. It builds plans and pages and sends them to the shards; nothing here
 //! is on a request's path.
 
+mod candidate_files;
 mod certificate_files;
 mod certificates;
 mod config_file;
@@ -19,6 +20,7 @@ use tokio::{
 
 pub(super) use self::certificate_files::{Loaded, load as load_certificates, wanted as wanted_certificates};
 use self::{
+    candidate_files::CandidateFiles,
     certificates::Shown,
     config_file::{ConfigFile, Found},
     operators::{Operators, now},
@@ -107,8 +109,9 @@ struct Control {
     names: Names,
     lookups: Lookups,
     listeners: Vec<SocketAddr>,
-    /// What is to be taken once its names are looked up.
+    /// What is to be taken once its names are looked up and its files are read.
     candidate: Option<NewConfig>,
+    candidate_files: CandidateFiles,
     shards: Vec<Shard>,
     descriptors: u64,
     bus: Bus<AllLetters>,
@@ -189,6 +192,7 @@ pub(super) async fn run(equipment: ControlSetup) -> anyhow::Result<(ProcessEnd, 
         lookups,
         listeners,
         candidate: None,
+        candidate_files: CandidateFiles::new(),
         shards: std::iter::repeat_with(Shard::default).take(shards).collect(),
         descriptors,
         bus,
@@ -259,6 +263,7 @@ impl Control {
                 },
                 found = found(self.file.as_mut()) => self.take_found(found),
                 read = self.shown.files.next() => self.take_read(read),
+                read = self.candidate_files.read() => self.take_candidates_files(read),
                 keys = self.keychain.changed() => self.bus.broadcast(|| ToShard::Keys(Arc::clone(&keys))),
                 () = self.exporter.turn() => {}
                 () = look.tick() => self.look(),

@@ -8,6 +8,7 @@ use super::{
         letter::{ToBridge, ToShard},
     },
     Control,
+    candidate_files::NewFiles,
     certificate_files::Loaded,
     config_file::Found,
     operators::now,
@@ -42,6 +43,8 @@ pub(super) struct NewConfig {
     /// Whether the files of its certificates are still being read.
     reads_certificates: bool,
     certificates: Option<Loaded>,
+    /// What its other files hold, once they are read.
+    files: Option<NewFiles>,
 }
 
 impl Control {
@@ -72,8 +75,8 @@ impl Control {
         }
     }
 
-    /// A configuration that is right is taken once its names are looked up and the files of its certificates are read; a newer
-    /// one takes its place meanwhile.
+    /// A configuration that is right is taken once its names are looked up and its files are read; a newer one takes its place
+    /// meanwhile.
     fn begin(&mut self, config: Config, why: &'static str, path: PathBuf) {
         if self.candidate.is_some() {
             tracing::info!("the configuration whose names are being looked up is left for a newer one");
@@ -82,8 +85,9 @@ impl Control {
         if names > 0 {
             tracing::info!(names, why, "looking up the names of instances for a new configuration");
         }
-        self.candidate =
-            Some(NewConfig { config, why, path, has_names: false, reads_certificates: false, certificates: None });
+        self.candidate_files.begin(&config, &self.keychain, &self.records, &self.exporter);
+        let (has_names, reads_certificates, certificates, files) = (false, false, None, None);
+        self.candidate = Some(NewConfig { config, why, path, has_names, reads_certificates, certificates, files });
         self.read_candidates_certificates();
     }
 
@@ -111,46 +115,51 @@ impl Control {
                 (candidate.certificates, candidate.reads_certificates) = (Some(loaded), false);
                 self.take_candidate();
             }
-            Err(wrong) => {
-                self.candidate = None;
-                self.refuse_reload(&wrong);
-            }
+            Err(wrong) => self.refuse_candidate(&wrong),
         }
+    }
+
+    /// The candidate's other files are read.
+    pub(super) fn take_candidates_files(&mut self, read: Result<NewFiles, String>) {
+        let Some(candidate) = &mut self.candidate else { return };
+        match read {
+            Ok(files) => {
+                candidate.files = Some(files);
+                self.take_candidate();
+            }
+            Err(wrong) => self.refuse_candidate(&wrong),
+        }
+    }
+
+    fn refuse_candidate(&mut self, wrong: &str) {
+        self.candidate = None;
+        self.refuse_reload(&wrong);
     }
 
     /// Puts a new configuration in force, if nothing of it is waited for any more: whole, or not at all.
     fn take_candidate(&mut self) {
-        let is_here = |new: &mut NewConfig| new.has_names && !new.reads_certificates;
-        let Some(NewConfig { mut config, why, path, certificates, .. }) = self.candidate.take_if(is_here) else {
+        let is_here = |new: &mut NewConfig| new.has_names && !new.reads_certificates && new.files.is_some();
+        let Some(NewConfig { mut config, why, path, certificates, files: Some(files), .. }) =
+            self.candidate.take_if(is_here)
+        else {
             return;
-        };
-        let prepared = match self.records.prepare(&config) {
-            Ok(prepared) => prepared,
-            Err(wrong) => return self.refuse_reload(&wrong),
         };
         let addresses = self.lookups.addresses(&config);
         let generation = self.plan.generation + 1;
         let (shards, descriptors) = (self.shards.len(), self.descriptors);
         let stood = self.known().upstreams.into_iter().map(|upstream| (upstream.name, upstream.reports)).collect();
         match Plan::compile(&config, &addresses, generation, shards, descriptors, &mut self.names) {
-            // Once the keys are taken nothing can fail any more.
-            Ok(plan) => {
-                let access = match files::admin_access(&config) {
-                    Ok(access) => access,
-                    Err(error) => return self.refuse_reload(&error),
-                };
-                match files::reload_keys(&mut self.keychain, &config) {
-                    Ok(()) => (self.plan, self.stood) = (Arc::new(plan), stood),
-                    Err(error) => return self.refuse_reload(&error),
-                }
-                self.operators.access.send_replace(Arc::new(access));
-            }
+            // Nothing can fail any more.
+            Ok(plan) => (self.plan, self.stood) = (Arc::new(plan), stood),
             Err(error) => {
                 let error = error.to_string();
                 let lines: Vec<_> = error.lines().map(|line| format!("{}: {line}", path.display())).collect();
                 return self.refuse_reload(&lines.join("\n"));
             }
         }
+        let NewFiles { keys, access, clickhouse, spans } = files;
+        self.keychain.adopt(keys);
+        self.operators.access.send_replace(Arc::new(access));
         super::super::warn(&config);
         files::warn_of_certificates(&config, certificates.as_ref().map(|loaded| &*loaded.certificates));
         super::super::warn_of_names(&config, &addresses, &self.listeners);
@@ -166,10 +175,10 @@ impl Control {
         if is_level_another {
             self.set_level(None);
         }
-        if let Err(wrong) = self.exporter.set(&self.config.trace) {
-            tracing::error!("spans go on as before: {wrong}");
+        if let Some(spans) = spans {
+            self.exporter.adopt(spans);
         }
-        self.records.adopt(prepared, &self.config);
+        self.records.adopt(clickhouse, &self.config);
         self.lookups.adopt();
         self.lookups.told(&self.config, &self.listeners);
         self.process.config_reloads[Reload::Applied.index()] += 1;
@@ -219,6 +228,7 @@ impl Control {
         if self.candidate.is_none() {
             self.lookups.give_up();
             self.shown.files.give_up();
+            self.candidate_files.give_up();
         }
     }
 }

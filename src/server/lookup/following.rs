@@ -225,13 +225,21 @@ impl<A: Ask> Following<A> {
         waiting.fold(self.discovery.asks_at().min(self.lists.asks_at()), Instant::min)
     }
 
-    /// The next answer. Dropping the future loses nothing.
-    pub(super) async fn answer(&mut self) -> Told {
-        self.told.recv().await.expect("this holds a sender")
+    /// The next answer; nothing if all is to be asked for anew instead. Dropping the future loses nothing.
+    pub(super) async fn answer(&mut self) -> Option<Told> {
+        tokio::select! {
+            told = self.told.recv() => Some(told.expect("this holds a sender")),
+            () = self.sources.changed() => None,
+        }
     }
 
     /// Takes an answer and all others that have come, and tells the log unless another following tells of the same.
-    pub(super) fn take(&mut self, told: Told, another: Option<&Self>) {
+    pub(super) fn take(&mut self, told: Option<Told>, another: Option<&Self>) {
+        let Some(told) = told else {
+            let now = clock::now();
+            self.discovery.ask_all(now);
+            return self.lists.ask_all(now);
+        };
         self.take_one(told, another);
         while let Ok(told) = self.told.try_recv() {
             self.take_one(told, another);

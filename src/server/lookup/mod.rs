@@ -73,13 +73,12 @@ impl Lookups {
         self.begin_by(sources, config)
     }
 
-    /// What is done every second: other files of the system have the names asked for anew.
+    /// What is done every second: the system's files are looked at, by which names are looked up.
     pub(super) fn look(&mut self) {
         let candidate = self.candidate.as_mut().map(|candidate| &mut candidate.following);
         for following in [Some(&mut self.in_force), candidate].into_iter().flatten() {
-            if following.asks_dns() && following.sources.resolver.look() {
-                following.discovery.ask_all(clock::now());
-                following.lists.ask_all(clock::now());
+            if following.asks_dns() {
+                following.sources.resolver.look();
             }
         }
     }

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     bus::redis::{Address, Link, RedisFailure, Script, servers},
     config,
-    server::resolver::AskedList,
+    server::{readers::Readers, resolver::AskedList},
     shard::{Instant, clock},
     upstream::{ListAnswer, ListResult, registered},
 };
@@ -71,12 +71,12 @@ type Connected = Option<(Link, Instant)>;
 /// Answers questions, one after the other: each is one round trip.
 async fn serve(redis: Arc<config::Redis>, mut questions: mpsc::UnboundedReceiver<Question>) {
     let script = Script::new(include_str!("registered.lua"));
-    let mut connected = None;
+    let (readers, mut connected) = (Readers::new(1), None);
     while let Some(Question { upstream, answer }) = questions.recv().await {
         if answer.is_closed() {
             continue;
         }
-        let told = ask(&redis, &mut connected, &script, &key(&upstream)).await;
+        let told = ask(&redis, &readers, &mut connected, &script, &key(&upstream)).await;
         let is_away = matches!(told, Err(Failure::Setup(_) | Failure::Redis(RedisFailure::Away(_))));
         let told = told.map_err(|failure| words(&redis, &failure));
         // It would be the same for all who wait, one timeout later each.
@@ -92,7 +92,8 @@ async fn serve(redis: Arc<config::Redis>, mut questions: mpsc::UnboundedReceiver
 }
 
 async fn ask(
-    redis: &config::Redis,
+    redis: &Arc<config::Redis>,
+    readers: &Readers,
     connected: &mut Connected,
     script: &Script,
     key: &str,
@@ -100,7 +101,7 @@ async fn ask(
     let (link, since) = if let Some(connected) = connected {
         connected
     } else {
-        let address = Address::new(redis).map_err(Failure::Setup)?;
+        let address = address(redis, readers).await.map_err(Failure::Setup)?;
         let link = address.connect(Duration::ZERO).await.map_err(Failure::Redis)?;
         connected.insert((link, clock::now()))
     };
@@ -121,6 +122,13 @@ async fn ask(
     }
     let listed = registered(now, pairs.map(|pair| (&pair[0][..], number(&pair[1]).unwrap_or(f64::NAN))));
     Ok(ListAnswer::Listed(listed))
+}
+
+/// Where it is, with the certificates that its server is known by.
+async fn address(redis: &Arc<config::Redis>, readers: &Readers) -> anyhow::Result<Address> {
+    let redis = Arc::clone(redis);
+    let read = readers.read(move || Address::new(&redis)).outcome().await;
+    read.unwrap_or_else(|why| Err(anyhow::anyhow!("redis.ca_file cannot be read: {why}")))
 }
 
 /// Why nobody knows who has registered.

@@ -15,6 +15,8 @@ pub(in crate::server) trait Ask {
     fn name(&mut self, name: &str, found_as: Option<&str>) -> Asked;
     /// Asks for a list of instances.
     fn list(&mut self, source: &Source) -> AskedList;
+    /// Returns when all is to be asked for anew. Dropping the future loses nothing.
+    fn changed(&mut self) -> impl Future<Output = ()>;
 }
 
 /// One per configuration, on the control thread.
@@ -35,7 +37,7 @@ impl Sources {
     pub(super) fn fork(&mut self, config: &config::Config) -> Self {
         let named: BTreeSet<&Path> =
             config.upstreams.values().filter_map(|upstream| upstream.discover.file.as_deref()).collect();
-        let (resolver, registry) = (Resolver::new(&config.discovery.nameservers), self.registry.clone());
+        let (resolver, registry) = (self.resolver.fork(&config.discovery.nameservers), self.registry.clone());
         Self { resolver, files: self.files.fork(&named), registry }
     }
 }
@@ -51,5 +53,9 @@ impl Ask for Sources {
             Source::Registry(upstream) => self.registry.ask(upstream),
             Source::Srv(name) => self.resolver.ask_srv(name),
         }
+    }
+
+    async fn changed(&mut self) {
+        self.resolver.changed().await;
     }
 }

@@ -1,7 +1,7 @@
 //! What is followed for a configuration in force and for one that is to be taken, by resolvers that answer when the test
 //! does.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{future::pending, net::Ipv4Addr, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -65,6 +65,10 @@ struct Scripted {
 }
 
 impl Ask for Scripted {
+    async fn changed(&mut self) {
+        pending().await
+    }
+
     fn list(&mut self, source: &Source) -> AskedList {
         let (answer, answered) = oneshot::channel();
         self.ask_list.send(ListQuestion { source: source.clone(), answer }).expect("the test runs");

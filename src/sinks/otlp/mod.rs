@@ -74,6 +74,22 @@ pub struct ExportCounts {
     pub failures: [u64; ExportFailure::COUNT],
 }
 
+/// Settings of which the certificates are read, so that nothing of them can fail any more. Moves between threads.
+#[derive(Debug)]
+pub struct Prepared {
+    settings: Trace,
+    /// Nothing where spans are not exported.
+    endpoint: Option<Endpoint>,
+}
+
+impl Prepared {
+    /// Reads the certificates, the system's where none are named, and says what is wrong with them.
+    pub fn new(settings: &Trace) -> Result<Self, String> {
+        let endpoint = settings.url().map(|url| Endpoint::new(&url, settings)).transpose()?;
+        Ok(Self { settings: settings.clone(), endpoint })
+    }
+}
+
 impl Exporter {
     /// One that sends spans as configured. `node` is what the hub calls this process. Says what is wrong with the
     /// certificates.
@@ -88,33 +104,31 @@ impl Exporter {
             counts: ExportCounts::default(),
             is_closing: false,
         };
-        exporter.set(settings)?;
+        exporter.adopt(Prepared::new(settings)?);
         Ok(exporter)
     }
 
-    /// From now on spans go there; those that wait do too. Says what is wrong with the certificates, and then nothing
-    /// changes.
-    pub fn set(&mut self, settings: &Trace) -> Result<(), String> {
+    /// Whether spans are sent by these settings already.
+    pub fn goes_by(&self, settings: &Trace) -> bool {
         // Of the same name, a file of certificates may have others now.
-        let is_same = self.target.as_ref().is_some_and(|target| target.settings == *settings);
-        if is_same && settings.ca_file.is_none() {
-            return Ok(());
-        }
-        let Some(url) = settings.url() else {
+        settings.ca_file.is_none() && self.target.as_ref().is_some_and(|target| target.settings == *settings)
+    }
+
+    /// From now on spans go there; those that wait do too.
+    pub fn adopt(&mut self, Prepared { settings, endpoint }: Prepared) {
+        let Some(endpoint) = endpoint else {
             self.target = None;
             self.trouble = None;
             if let Some(under_way) = self.under_way.take() {
                 under_way.abort();
             }
             self.counts.dropped[SpanLoss::GaveUp.index()] += self.queue.clear();
-            return Ok(());
+            return;
         };
-        let endpoint = Rc::new(Endpoint::new(&url, settings)?);
-        let resource = Resource::new(settings, &self.node);
+        let resource = Resource::new(&settings, &self.node);
         self.queue.set(settings.queue_spans);
-        tracing::info!(endpoint = url, "spans are exported");
-        self.target = Some(Target { settings: settings.clone(), endpoint, resource });
-        Ok(())
+        tracing::info!(endpoint = settings.url(), "spans are exported");
+        self.target = Some(Target { settings, endpoint: Rc::new(endpoint), resource });
     }
 
     /// Spans of a shard.

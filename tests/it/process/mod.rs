@@ -14,6 +14,7 @@ mod discovered;
 mod drain;
 mod endings;
 mod followed;
+mod hanging;
 mod health;
 mod hostile;
 mod listeners;
