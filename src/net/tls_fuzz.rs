@@ -30,7 +30,8 @@ pub fn fuzz_handshake(bytes: &[u8]) {
     let shard = spawn_shard(0, None, Driver::Epoll, async move || {
         let Some((at_once, bytes)) = bytes.split_first() else { return };
         // Without somebody at the other end who knows its keys none comes about.
-        let with_client = async move |socket| accept_tls(socket, config, &Gate::new(4), 16, &Cell::new(false)).await.is_err();
+        let with_client =
+            async move |socket| accept_tls(socket, config, &Gate::new(4), 16, &Cell::new(false)).await.is_err();
         let answer = talk(usize::from(*at_once), bytes, with_client).await;
         assert!(matches!(answer.first(), None | Some(21 | 22 | b'H')), "an alert, a record of the handshake, or HTTP");
         let with_service = async move |socket| connect_tls(socket, to_service(), deadline()).await.is_err();
