@@ -32,13 +32,16 @@ pub(super) struct NewFiles {
     pub(super) spans: Option<otlp::Prepared>,
 }
 
+/// What comes of reading them.
+type UnderWay = Pin<Box<dyn Future<Output = Result<NewFiles, String>>>>;
+
 /// One per process, on the control thread.
 pub(super) struct CandidateFiles {
     of_keys: Readers,
     of_tokens: Readers,
     of_clickhouse: Readers,
     of_spans: Readers,
-    under_way: Option<Pin<Box<dyn Future<Output = Result<NewFiles, String>>>>>,
+    under_way: Option<UnderWay>,
 }
 
 impl CandidateFiles {

@@ -274,7 +274,7 @@ mod tests {
         run(async {
             let readers = Readers::new(READERS_MAX);
             let (patient, readers) = (readers.clone(), readers.within(Duration::from_millis(20)));
-            let mut files = Files { look, readers, ..Files::new() };
+            let mut files = Files { readers, look, ..Files::new() };
             let mut fork = files.fork(&BTreeSet::new());
             let late = Err("it cannot be read: that takes longer than 20ms".to_owned());
             // Each returns though nobody writes: nothing else on this thread is held up.

@@ -66,7 +66,7 @@ struct Scripted {
 
 impl Ask for Scripted {
     async fn changed(&mut self) {
-        pending().await
+        pending::<()>().await;
     }
 
     fn list(&mut self, source: &Source) -> AskedList {
