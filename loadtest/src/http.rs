@@ -26,6 +26,8 @@ pub(crate) struct Requests {
     pub(crate) tls: Option<Tls>,
     /// Each connection takes the session of the one before in its place up again.
     pub(crate) resumes: bool,
+    /// They ask for their connection to be closed: it is, whatever their answers say of that (RFC 9112 §9.6).
+    pub(crate) closes: bool,
     /// Heads, used in turn.
     pub(crate) heads: Vec<Vec<u8>>,
     /// The body, or the piece that is repeated until `body_bytes` are sent.
@@ -441,7 +443,7 @@ impl Client {
         let status = place.answer.status;
         place.was_told_when = place.answer.says_when;
         // An answer before the whole request was sent leaves the connection unfit for another.
-        let reusable = place.answer.keeps_alive && place.written == u64::MAX;
+        let reusable = place.answer.keeps_alive && !self.requests.closes && place.written == u64::MAX;
         place.answer.reset();
         place.busy = false;
         self.busy -= 1;

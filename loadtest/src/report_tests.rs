@@ -17,6 +17,7 @@ fn job(plan: Plan) -> Job {
         address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)),
         tls: None,
         resumes: false,
+        closes: false,
         heads: Vec::new(),
         body: Vec::new(),
         body_bytes: 0,

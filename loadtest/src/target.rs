@@ -55,6 +55,7 @@ pub(crate) fn requests_with(common: &Common, tokens: &[String]) -> anyhow::Resul
         address,
         tls,
         resumes: common.resume,
+        closes: common.headers.iter().any(|header| asks_to_close(header)),
         heads: heads.collect(),
         body: body(common.body_bytes),
         body_bytes: common.body_bytes,
@@ -166,6 +167,11 @@ fn resolve_with(authority: &str, port: u16, allow_remote: bool) -> anyhow::Resul
         );
     }
     addresses.first().copied().with_context(|| format!("{authority} has no address"))
+}
+
+fn asks_to_close(header: &str) -> bool {
+    let Some((name, value)) = header.split_once(':') else { return false };
+    name.eq_ignore_ascii_case("connection") && value.trim().eq_ignore_ascii_case("close")
 }
 
 fn fields(common: &Common, method: &str) -> anyhow::Result<String> {
