@@ -495,6 +495,10 @@ impl Finish for Exchange {
 impl Exchange {
     /// The connection's task ends under it: its session ended, it panicked, or the shard stops.
     fn end_early(&mut self, response_bytes: u64) {
+        // It may have been counted, and panicked over that.
+        if self.is_finished {
+            return;
+        }
         let has_session_ended = self.tether.as_ref().is_some_and(Tether::has_ended);
         self.ended = if has_session_ended { Ended::Revoked } else { Ended::Aborted };
         self.record(response_bytes);
@@ -503,9 +507,7 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        if !self.is_finished {
-            self.end_early(0);
-        }
+        self.end_early(0);
     }
 }
 
